@@ -1,0 +1,191 @@
+"""Every knob there is, with its unit, its default and where its value may come from.
+
+Precedence: defaults < file (YAML) < environment (``STREAM_HBAF_SECTION__KEY``) < command line
+(``--set section.key=value``). Passwords come from the file or the environment only, because a
+command line is visible to every process of the machine.
+"""
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+
+from stream_hbaf.errors import ConfigError
+
+SAMPLE_RATE_HZ = 16_000
+ENVIRONMENT_PREFIX = "STREAM_HBAF_"
+SECRETS = ("mqtt.password",)
+
+Positive = Annotated[int, Field(gt=0)]
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+TopicLevel = Annotated[str, Field(pattern=r"^[^/+#\s]+$")]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SourceConfig(Section):
+    name: TopicLevel = "microphone"  # the topic level under which this source publishes
+    speaker: str = ""  # who speaks; empty when unknown
+    chunk_ms: Positive = 32  # what a source gives at a time; never changes the answer
+    queue_s: Positive = 60  # sound held back while the models are busy; then the oldest is dropped
+
+
+class VadConfig(Section):
+    engine: Literal["silero", "webrtc"] = "silero"
+    threshold: Probability = 0.5  # a frame that scores this or more starts speech
+    release: Probability = 0.35  # speech lasts until a frame scores less than this
+
+
+class SegmenterConfig(Section):
+    min_speech_ms: Positive = 160  # shorter sounds are not an utterance
+    pause_ms: Positive = 160  # silence after which the words so far are decoded, at a venture
+    min_silence_ms: Positive = 600  # silence that ends an utterance
+    pre_roll_ms: Positive = 256  # sound kept from before the first speech frame
+    post_roll_ms: Positive = 160  # sound kept from after the last speech frame; at most pause_ms
+    max_utterance_s: Positive = 20  # the longest utterance
+    soft_limit_s: Positive = 15  # from this length on any pause ends the utterance
+
+
+class TranscriptConfig(Section):
+    model: str = "tiny.en"  # a Whisper size, a CTranslate2 folder, or a hub name
+    language: str = "en"
+    partial_every_ms: Positive = 700  # of new speech between two running transcripts
+    max_no_speech_prob: Probability = 0.6  # above it, and below min_avg_logprob: no words
+    min_avg_logprob: float = -1.0
+    min_speech_score: Probability = 0.5  # mean VAD score under which nothing is transcribed
+
+
+class DialogueConfig(Section):
+    gap_s: Positive = 300  # a silence that ends a dialogue: the next utterance starts a new one
+
+
+class MqttConfig(Section):
+    url: str = "embedded"  # mqtt://host:port, mqtts://host:port, embedded, or none
+    username: str | None = None
+    password: SecretStr | None = None
+    ca_file: Path | None = None  # certificate authority for mqtts://, else the system's
+    prefix: str = Field("stream_hbaf", pattern=r"^[^+#\s]+$")
+    node: TopicLevel | None = None  # this recogniser among others; the host name if not given
+    port: Positive = 1883  # of the embedded broker
+    outbox: Positive = 10_000  # finished messages held while the broker is away
+
+
+class Config(Section):
+    """All settings of one recogniser. Immutable."""
+
+    model: str = "live-en-0"  # a bundle's name or folder
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    source: SourceConfig = SourceConfig()
+    vad: VadConfig = VadConfig()
+    segmenter: SegmenterConfig = SegmenterConfig()
+    transcript: TranscriptConfig = TranscriptConfig()
+    dialogue: DialogueConfig = DialogueConfig()
+    mqtt: MqttConfig = MqttConfig()
+
+
+def load_config(
+    *,
+    file: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Config:
+    """Merge all sources of settings, or raise ConfigError naming the key and where it stood.
+
+    ``environ`` is an environment such as ``os.environ``; ``overrides`` maps dotted keys
+    (``mqtt.url``) to values, as ``--set`` and the other options of the command line give them.
+    """
+    merged: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+
+    def put(key: str, value: Any, origin: str) -> None:
+        *sections, leaf = key.split(".")
+        node = merged
+        for section in sections:
+            node = node.setdefault(section, {})
+            if not isinstance(node, dict):
+                raise ConfigError(f"{origin}: '{key}' is not a section")
+        node[leaf] = value
+        origins[key] = origin
+
+    if file is not None:
+        for key, value in _flatten(_read_yaml(file)).items():
+            put(key, value, str(file))
+    for name, text in (environ or {}).items():
+        if name.startswith(ENVIRONMENT_PREFIX):
+            key = name.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", ".")
+            put(key, text, f"environment variable {name}")
+    for key, value in (overrides or {}).items():
+        if key in SECRETS:
+            raise ConfigError(
+                f"--set {key}: a password on the command line is visible to everybody on this "
+                f"machine; set {_environment_name(key)} or put it in a --config file"
+            )
+        put(key, value, f"--set {key}")
+    try:
+        return Config.model_validate(merged)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, origins)) from None
+
+
+def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
+    """All dotted keys, in their order of definition."""
+    keys: list[str] = []
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            keys += known_keys(field.annotation, f"{prefix}{name}.")
+        else:
+            keys.append(prefix + name)
+    return keys
+
+
+def _environment_name(key: str) -> str:
+    return ENVIRONMENT_PREFIX + key.upper().replace(".", "__")
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{file}: can't be read ({error.strerror}); check --config") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{file}:{mark.line + 1}" if mark else str(file)
+        raise ConfigError(f"{where}: not valid YAML; correct that line") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file}: holds no settings; write lines such as 'model: live-en-0'")
+    return content
+
+
+def _flatten(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _explain(error: ValidationError, origins: Mapping[str, str]) -> str:
+    """The first complaint, as one line."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    origin = next((o for k, o in origins.items() if k == key or k.startswith(key + ".")), "default")
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.5)
+        meant = f"; did you mean '{near[0]}'?" if near else "; README lists the settings"
+        return f"{origin}: unknown setting '{key}'{meant}"
+    value = "" if key in SECRETS else f", not {first['input']!r}"
+    return f"{origin}: '{key}' {_expectation(first)}{value}"
+
+
+def _expectation(first: Any) -> str:
+    message = str(first["msg"])
+    return "must be " + message.split("should be ", 1)[-1] if "should be" in message else message

@@ -1,0 +1,36 @@
+"""What can go wrong, in the user's words: each message says what, where, and what to do.
+
+The command line prints such an error as one line and exits with status 2; a traceback is a bug.
+"""
+
+
+class StreamHbafError(Exception):
+    """The root of all errors that a user can cause and mend."""
+
+
+class ConfigError(StreamHbafError):
+    """A setting is unknown, of the wrong type, or contradicts another."""
+
+
+class AudioError(StreamHbafError):
+    """A recording can't be opened or decoded."""
+
+
+class DeviceError(StreamHbafError):
+    """An audio device is missing, busy or gone."""
+
+
+class ModelError(StreamHbafError):
+    """The weights of a pretrained model can't be found or loaded."""
+
+
+class BundleError(StreamHbafError):
+    """A trained bundle is missing, damaged, or doesn't fit this version."""
+
+
+class CorpusError(StreamHbafError):
+    """A corpus is missing, or a line of it can't be read."""
+
+
+class BrokerError(StreamHbafError):
+    """The MQTT broker refuses, or can't be reached."""
