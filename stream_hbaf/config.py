@@ -29,7 +29,7 @@ class Section(BaseModel):
 
 
 class SourceConfig(Section):
-    name: TopicLevel = "microphone"  # the topic level under which this source publishes
+    name: TopicLevel | None = None  # its topic level; "microphone" or "file" if not given
     speaker: str = ""  # who speaks; empty when unknown
     chunk_ms: Positive = 32  # what a source gives at a time; never changes the answer
     queue_s: Positive = 60  # sound held back while the models are busy; then the oldest is dropped
@@ -69,7 +69,7 @@ class MqttConfig(Section):
     username: str | None = None
     password: SecretStr | None = None
     ca_file: Path | None = None  # certificate authority for mqtts://, else the system's
-    prefix: str = Field("stream_hbaf", pattern=r"^[^+#\s]+$")
+    prefix: Annotated[str, Field(pattern=r"^[^+#\s]+$")] = "stream_hbaf"
     node: TopicLevel | None = None  # this recogniser among others; the host name if not given
     port: Positive = 1883  # of the embedded broker
     outbox: Positive = 10_000  # finished messages held while the broker is away

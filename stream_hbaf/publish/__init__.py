@@ -1,0 +1,1 @@
+"""Where emotions go: MQTT, and a broker of our own when there is none."""

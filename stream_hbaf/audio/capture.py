@@ -1,0 +1,332 @@
+"""Sound comes from a device: the child process that listens, and the list of devices.
+
+A process of its own, because PortAudio sees a device that was plugged in only when it starts
+again. ``python -m stream_hbaf.audio.capture`` writes to stdout, for each chunk, a ``HEADER`` and
+then its int16 samples; to stderr one JSON object a line, ``{"state": ..., "detail": ...}``.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from struct import Struct
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_hbaf.audio.pcm import RATE_HZ, Resampler
+from stream_hbaf.errors import DeviceError
+
+HEADER = Struct("<d?")  # captured_at (seconds, CLOCK_MONOTONIC: the same in every process), after_gap
+REFUSED, GONE = 3, 4  # exit statuses: the device can't be opened; it stopped giving sound
+
+QUEUE_S = 10  # sound held while the parent doesn't read; then the oldest is dropped
+FIRST_SOUND_S = 4.0  # an idle sound server may take two seconds to wake its device
+SILENT_DEVICE_S = 1.5  # a device that calls back this late is gone
+SETTLED_S = 10.0  # without loss, after which a degraded device counts as online again
+LOOK_S = 0.25  # how often to look for a gone device or parent
+BLOCK_MS = 16
+MOST_CHANNELS = 2  # virtual devices offer 32, of which a microphone fills two
+DEVICE_BUSY = (-9985, -16)  # PortAudio's "Device unavailable", ALSA's EBUSY
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device one can record from."""
+
+    index: int
+    name: str
+    channels: int
+    rate_hz: int
+    is_default: bool
+
+
+def list_devices() -> list[Device]:
+    """The devices that are there now. Raises DeviceError if PortAudio is missing.
+
+    Asks a fresh process, because PortAudio's list is as old as its first use.
+    """
+    arguments = [sys.executable, "-m", __spec__.name if __spec__ else __name__, "--list"]
+    listing = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    if listing.returncode:
+        raise DeviceError(last_detail(listing.stderr) or "the list of devices can't be read")
+    return [Device(**fields) for fields in json.loads(listing.stdout)]
+
+
+def last_detail(stderr: str) -> str:
+    """The last status line's detail, among whatever else a child wrote to stderr."""
+    for line in reversed(stderr.splitlines()):
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            return str(json.loads(line)["detail"])
+    return stderr.strip().rpartition("\n")[2]
+
+
+def find_device(name: str | None, devices: Sequence[Device]) -> Device:
+    """By index, exact name, or part of a name in any case; None is the default device."""
+    if not devices:
+        raise DeviceError("no microphone found; connect one, or listen to a recording with --file")
+    if name is None:
+        return next((device for device in devices if device.is_default), devices[0])
+    if name.strip().lstrip("-").isdigit():
+        found = [device for device in devices if device.index == int(name)]
+    else:
+        found = [device for device in devices if device.name == name]
+        found = found or [device for device in devices if name.lower() in device.name.lower()]
+    if len(found) == 1:
+        return found[0]
+    listed = ", ".join(f"{device.index} {device.name!r}" for device in found or devices)
+    if found:
+        raise DeviceError(f"microphone {name!r} could be any of {listed}; give its number")
+    raise DeviceError(
+        f"no microphone {name!r}; there are {listed} (run 'stream-hbaf devices' to see them)"
+    )
+
+
+def _portaudio() -> Any:
+    try:
+        import sounddevice  # here: its import starts PortAudio, and fails without the library
+    except OSError:
+        raise DeviceError(
+            "the PortAudio library is missing; install it: apt-get install libportaudio2"
+        ) from None
+    return sounddevice
+
+
+def _present_devices(sounddevice: Any) -> list[Device]:
+    default = sounddevice.default.device[0]
+    return [
+        Device(
+            index=entry["index"],
+            name=entry["name"],
+            channels=entry["max_input_channels"],
+            rate_hz=round(entry["default_samplerate"]),
+            is_default=entry["index"] == default,
+        )
+        for entry in sounddevice.query_devices()
+        if entry["max_input_channels"] > 0
+    ]
+
+
+class _Block(NamedTuple):
+    samples: NDArray[np.float32]  # [n, channels]
+    captured_at: float  # of its last frame
+    after_gap: bool
+
+
+class _Intake:
+    """What PortAudio's thread hands to ours: bounded, the oldest dropped when it is full."""
+
+    def __init__(self, limit_frames: int) -> None:
+        self._limit = limit_frames
+        self._blocks: deque[_Block] = deque()
+        self._frames = 0
+        self._gap = False  # frames before the next block to be taken were lost
+        self._arrived = threading.Condition()
+        self.dropped = 0  # frames, for want of room
+        self.overruns = 0  # times the device itself lost sound
+        self.last_call = 0.0
+        self.ended = False
+
+    def put(self, samples: NDArray[np.float32], _count: int, _clock: Any, flags: Any) -> None:
+        now = time.monotonic()
+        # A device that starts often flags an overrun: nothing of ours is lost by it.
+        overrun = bool(flags.input_overflow) and self.last_call > 0
+        with self._arrived:
+            self.overruns += overrun
+            self.last_call = now
+            self._blocks.append(_Block(samples.copy(), now, overrun))
+            self._frames += len(samples)
+            while self._frames > self._limit:
+                lost = self._blocks.popleft()
+                self._frames -= len(lost.samples)
+                self.dropped += len(lost.samples)
+                self._gap = True
+            self._arrived.notify()
+
+    def end(self) -> None:
+        with self._arrived:
+            self.ended = True
+            self._arrived.notify()
+
+    def take(self, timeout_s: float) -> _Block | None:
+        with self._arrived:
+            self._arrived.wait_for(lambda: self._blocks or self.ended, timeout_s)
+            if not self._blocks:
+                return None
+            block = self._blocks.popleft()
+            self._frames -= len(block.samples)
+            if self._gap:
+                block = block._replace(after_gap=True)
+            self._gap = False
+            return block
+
+
+class _Chunker:
+    """Blocks of the device's rate -> headed chunks of equal size, stamped to the sample."""
+
+    def __init__(self, rate_hz: int, channels: int, chunk_samples: int) -> None:
+        self._form = (rate_hz, channels)
+        self._chunk_samples = chunk_samples
+        self._restart(after_gap=False)
+
+    def _restart(self, *, after_gap: bool) -> None:
+        """What the filter and the unfinished chunk hold is lost with the gap it borders on."""
+        self._resampler = Resampler(*self._form)
+        self._held = np.zeros(0, np.int16)
+        self._frames_in = self._samples_out = 0
+        self._after_gap = after_gap
+
+    def feed(self, block: _Block) -> bytes:
+        if block.after_gap:
+            self._restart(after_gap=True)
+        self._frames_in += len(block.samples)
+        self._held = np.concatenate([self._held, self._resampler.feed(block.samples)])
+        written = bytearray()
+        while len(self._held) >= self._chunk_samples:
+            self._samples_out += self._chunk_samples
+            behind_s = self._frames_in / self._form[0] - self._samples_out / RATE_HZ
+            written += HEADER.pack(block.captured_at - behind_s, self._after_gap)
+            written += self._held[: self._chunk_samples].astype("<i2").tobytes()
+            self._held = self._held[self._chunk_samples :]
+            self._after_gap = False
+        return bytes(written)
+
+
+def _open_stream(sounddevice: Any, device: Device) -> tuple[Any, _Intake]:
+    """The device at its own rate, else at one it is likely to know."""
+    channels = min(device.channels, MOST_CHANNELS)
+    rates = dict.fromkeys([device.rate_hz, RATE_HZ, 48_000, 44_100])
+    reason = ""
+    for rate_hz, count in [(rate_hz, count) for rate_hz in rates for count in {channels, 1}]:
+        intake = _Intake(QUEUE_S * rate_hz)
+        try:
+            stream = sounddevice.InputStream(
+                device=device.index,
+                samplerate=rate_hz,
+                channels=count,
+                blocksize=rate_hz * BLOCK_MS // 1000,
+                dtype="float32",
+                callback=intake.put,
+                finished_callback=intake.end,
+            )
+            stream.start()
+        except sounddevice.PortAudioError as error:
+            reason = reason or str(error.args[0]).rpartition(": ")[2]
+            codes = {error.args[1] if len(error.args) > 1 else 0}
+            codes |= {error.args[2][1]} if len(error.args) > 2 else set()
+            if codes & set(DEVICE_BUSY):
+                raise DeviceError(
+                    f"microphone {device.name!r} is busy; close the program that records from it"
+                ) from None
+        else:
+            return stream, intake
+    raise DeviceError(
+        f"microphone {device.name!r} can't be opened ({reason}); "
+        "check that it is connected, or choose another ('stream-hbaf devices')"
+    )
+
+
+def _listen(
+    device: Device,
+    stream: Any,
+    intake: _Intake,
+    *,
+    chunk_samples: int,
+    write: Callable[[bytes], None],
+    report: Callable[[str, str], None],
+) -> str:
+    """Write chunks for as long as there are any; returns why they ended."""
+    chunker = _Chunker(round(stream.samplerate), stream.channels, chunk_samples)
+    parent, started = os.getppid(), time.monotonic()
+    lost_at: float | None = None
+    while os.getppid() == parent:
+        block = intake.take(LOOK_S)
+        now = time.monotonic()
+        if block is None:
+            patience_s = SILENT_DEVICE_S if intake.last_call else FIRST_SOUND_S
+            if intake.ended or now - max(intake.last_call, started) > patience_s:
+                return f"microphone {device.name!r} stopped giving sound; is it still connected?"
+            continue
+        if block.after_gap:
+            if lost_at is None:
+                report("degraded", _loss(device, stream, intake))
+            lost_at = now
+        elif lost_at is not None and now - lost_at > SETTLED_S:
+            lost_at = None
+            report("online", f"microphone {device.name!r}: sound complete again")
+        if headed := chunker.feed(block):
+            write(headed)
+    return "nobody listens any more"
+
+
+def _loss(device: Device, stream: Any, intake: _Intake) -> str:
+    if intake.dropped:
+        seconds = intake.dropped / stream.samplerate
+        return f"microphone {device.name!r}: {seconds:.1f} s lost, this machine is too slow"
+    return f"microphone {device.name!r}: sound lost by the device ({intake.overruns} overruns)"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m stream_hbaf.audio.capture")
+    parser.add_argument("--device", help="name, part of a name, or number")
+    parser.add_argument("--chunk-ms", type=int, default=32)
+    parser.add_argument("--list", action="store_true", help="the devices, as JSON")
+    options = parser.parse_args(arguments)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, who ends us in order
+    out, status = _take_over_output()
+
+    def report(state: str, detail: str) -> None:
+        os.write(status, json.dumps({"state": state, "detail": detail}).encode() + b"\n")
+
+    def write(headed: bytes) -> None:
+        rest = memoryview(headed)
+        while rest:
+            rest = rest[os.write(out, rest) :]
+
+    try:
+        sounddevice = _portaudio()
+        devices = _present_devices(sounddevice)
+        if options.list:
+            write(json.dumps([asdict(device) for device in devices]).encode())
+            return 0
+        device = find_device(options.device, devices)
+        stream, intake = _open_stream(sounddevice, device)
+        report("online", f"microphone {device.name!r} at {stream.samplerate:.0f} Hz")
+        chunk_samples = options.chunk_ms * RATE_HZ // 1000
+        why = _listen(
+            device, stream, intake, chunk_samples=chunk_samples, write=write, report=report
+        )
+        report("offline", why)
+        return GONE
+    except DeviceError as error:
+        with contextlib.suppress(BrokenPipeError):
+            report("offline", str(error))
+        return REFUSED
+    except BrokenPipeError:  # the parent is gone
+        return GONE
+
+
+def _take_over_output() -> tuple[int, int]:
+    """Private copies of stdout and stderr; ALSA and PortAudio, which print there, get neither."""
+    out, status = os.dup(1), os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    sys.stderr = os.fdopen(os.dup(status), "w", buffering=1)  # tracebacks still reach the parent
+    return out, status
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stderr.flush()
+    os._exit(code)  # a stream whose device is gone can hang PortAudio's own ending

@@ -1,0 +1,171 @@
+"""Sound comes from a microphone: opened through a child process that is restarted at need."""
+
+import asyncio
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from typing import Self
+
+import numpy as np
+
+from stream_hbaf.audio.capture import FIRST_SOUND_S, HEADER
+from stream_hbaf.audio.pcm import RATE_HZ
+from stream_hbaf.audio.source import Chunk, OnStatus
+from stream_hbaf.errors import DeviceError
+
+START_S = 10.0  # for the child to start, on a busy machine
+FIRST_RETRY_S, LAST_RETRY_S = 0.5, 5.0
+END_S = 0.5  # for the child to end by itself, before it is killed
+UNREAD_BYTES = 1 << 16  # asyncio holds twice this, about 4 s; then the child holds sound back
+
+
+class Microphone:
+    """The microphone as a source; when its device goes, it waits for it to come back.
+
+    ``device`` is a name, part of a name, a number, or None for the default. Opening waits for the
+    first sound, or raises DeviceError. Afterwards a loss is told to ``on_status``, and the first
+    chunk after it has ``after_gap``; samples are counted as if nothing had been between.
+    """
+
+    def __init__(self, device: str | int | None, *, chunk_ms: int, on_status: OnStatus) -> None:
+        self.name = "default" if device is None else str(device)
+        self._device = device
+        self._chunk_ms = chunk_ms
+        self._on_status = on_status
+        self._child: _Child | None = None
+        self._first: tuple[float, bool, bytes] | None = None
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._start()
+        except BaseException:
+            await self.__aexit__()
+            raise
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        child, self._child = self._child, None
+        if child is not None:
+            await child.end()
+
+    async def chunks(self) -> AsyncIterator[Chunk]:
+        position = 0
+        returned = False
+        while self._child is not None:
+            piece, self._first = self._first or await self._child.read(), None
+            if piece is None:
+                if self._child is None:  # closed while we waited
+                    return
+                await self._restart()
+                returned = True
+                continue
+            captured_at, after_gap, content = piece
+            samples = np.frombuffer(content, "<i2").astype(np.int16, copy=False)
+            yield Chunk(
+                start=position,
+                samples=samples,
+                captured_at=captured_at,
+                after_gap=after_gap or returned,
+            )
+            position += len(samples)
+            returned = False
+
+    async def _start(self) -> None:
+        """Spawn the child and wait for its first chunk, or raise DeviceError saying why not."""
+        self._child = child = _Child(self._device, chunk_ms=self._chunk_ms)
+        await child.connect(self._on_status)
+        try:
+            async with asyncio.timeout(START_S + FIRST_SOUND_S):
+                self._first = await child.read()
+        except TimeoutError:
+            raise DeviceError(
+                f"microphone {self.name!r} gives no sound; try another ('stream-hbaf devices')"
+            ) from None
+        if self._first is None:
+            raise DeviceError(await child.reason())
+        child.opened = True
+
+    async def _restart(self) -> None:
+        """End the dead child and try new ones until one gives sound."""
+        assert self._child is not None
+        self._on_status("offline", f"{await self._child.reason()} (trying again)")
+        wait_s = FIRST_RETRY_S
+        while True:
+            await self._child.end()
+            await asyncio.sleep(wait_s)
+            wait_s = min(2 * wait_s, LAST_RETRY_S)
+            try:
+                await self._start()
+            except DeviceError:
+                continue  # said once; the device is still away
+            self._on_status("online", f"microphone {self.name!r} is back")
+            return
+
+
+class _Child:
+    """One capture process, its sound and its status lines."""
+
+    def __init__(self, device: str | int | None, *, chunk_ms: int) -> None:
+        self._size = chunk_ms * RATE_HZ // 1000 * 2
+        self._detail = "the capture process ended"
+        self.opened = False  # its first sound was heard; before that, its statuses are answers
+        command = [sys.executable, "-m", "stream_hbaf.audio.capture", f"--chunk-ms={chunk_ms}"]
+        if device is not None:
+            command.append(f"--device={device}")
+        self._popen = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+
+    async def connect(self, on_status: OnStatus) -> None:
+        loop = asyncio.get_running_loop()
+        self._sound, self._lines = asyncio.StreamReader(UNREAD_BYTES), asyncio.StreamReader()
+        self._pipes = [
+            (await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(end), pipe))[0]
+            for end, pipe in (
+                (self._sound, self._popen.stdout),
+                (self._lines, self._popen.stderr),
+            )
+        ]
+        self._follower = asyncio.create_task(self._follow(on_status), name="capture status")
+
+    async def read(self) -> tuple[float, bool, bytes] | None:
+        """captured_at, after_gap and the samples' bytes; None once the child has ended."""
+        try:
+            piece = await self._sound.readexactly(HEADER.size + self._size)
+        except asyncio.IncompleteReadError:
+            return None
+        captured_at, after_gap = HEADER.unpack_from(piece)
+        return captured_at, after_gap, piece[HEADER.size :]
+
+    async def reason(self) -> str:
+        """Why the child ended, in a line."""
+        await asyncio.wait([self._follower], timeout=END_S)
+        return self._detail
+
+    async def end(self) -> None:
+        """Within a second, and leaving no zombie."""
+        self._popen.terminate()
+        try:
+            await asyncio.to_thread(self._popen.wait, END_S)
+        except subprocess.TimeoutExpired:
+            self._popen.kill()
+            await asyncio.to_thread(self._popen.wait)
+        finally:
+            for pipe in self._pipes:
+                pipe.close()
+            self._follower.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._follower
+
+    async def _follow(self, on_status: OnStatus) -> None:
+        async for line in self._lines:
+            try:
+                status = json.loads(line)
+                state, self._detail = status["state"], status["detail"]
+            except (ValueError, TypeError, KeyError):
+                self._detail = line.decode(errors="replace").strip() or self._detail
+                continue
+            if self.opened and state in ("online", "degraded"):
+                on_status(state, self._detail)

@@ -1,0 +1,213 @@
+"""The commands. What they need is imported when they run, so that ``--help`` answers at once."""
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stream_hbaf.errors import ConfigError, StreamHbafError
+
+if TYPE_CHECKING:
+    from stream_hbaf.config import Config
+
+EXAMPLE = Path(__file__).parent / "audio" / "example.flac"
+FAILURE = 2  # the exit status of every error that the user can mend
+
+EPILOG = """\
+examples:
+  stream-hbaf                            the microphone if there is one, else a recording
+  stream-hbaf --mic "USB Audio"          this microphone
+  stream-hbaf --file talk.mp3 --speed max --json
+  stream-hbaf --mic --mqtt mqtt://broker.local --speaker Ann
+  stream-hbaf watch                      show what is published
+Each command has a --help of its own."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; the exit status is 0, or 2 after one line that says what is wrong."""
+    options = _parser().parse_args(arguments)
+    try:
+        status: int = options.run(options)
+    except StreamHbafError as error:
+        status = _complain(str(error))
+    except BaseExceptionGroup as group:
+        known, others = group.split(StreamHbafError)
+        if others is not None or known is None:
+            raise
+        status = _complain(str(_first(known)))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    except KeyboardInterrupt:
+        status = 130
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="stream-hbaf",
+        description="Recognise the emotion of each utterance, live, and publish it over MQTT.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--mic", nargs="?", const="", metavar="NAME|INDEX", help="listen to a microphone"
+    )
+    where.add_argument("--file", type=Path, metavar="PATH", help="listen to a recording")
+    parser.add_argument(
+        "--speed", default="1", metavar="1|max", help="of a recording; 1 is real time (default)"
+    )
+    _add_settings(parser)
+    parser.set_defaults(run=_listen)
+    commands = parser.add_subparsers(title="other commands", metavar="")
+
+    devices = commands.add_parser("devices", help="list the microphones there are")
+    devices.set_defaults(run=_devices)
+
+    watch = commands.add_parser("watch", help="subscribe and show what is published")
+    _add_settings(watch, listening=False)
+    watch.set_defaults(run=_watch)
+
+    train = commands.add_parser("train", help="train a bundle from corpora")
+    train.add_argument("recipe", type=Path, help="such as configs/live-en-0.yaml")
+    train.add_argument("--corpora", type=Path, required=True, help="folder of the corpora")
+    train.add_argument("--out", type=Path, required=True, help="folder of the new bundle")
+    train.set_defaults(run=_train)
+    return parser
+
+
+def _add_settings(parser: argparse.ArgumentParser, *, listening: bool = True) -> None:
+    parser.add_argument(
+        "--mqtt", metavar="URL|embedded|none", help="the broker (default: embedded)"
+    )
+    if listening:
+        parser.add_argument("--model", metavar="BUNDLE", help="a bundle's name or folder")
+        parser.add_argument("--asr", metavar="MODEL", help="a Whisper model (default: tiny.en)")
+        parser.add_argument("--language", metavar="CODE", help="what is spoken (default: en)")
+        parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help="for the models")
+        parser.add_argument("--speaker", metavar="NAME", help="who is speaking")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line, no more")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="settings in YAML")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="settings",
+        metavar="KEY=VALUE",
+        help="any setting, such as vad.engine=webrtc",
+    )
+
+
+def _config(options: argparse.Namespace) -> "Config":
+    from stream_hbaf.config import load_config
+
+    overrides: dict[str, Any] = {}
+    for setting in options.settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {setting}: write it as KEY=VALUE")
+        overrides[key.strip()] = value.strip()
+    named = {
+        "mqtt": "mqtt.url",
+        "model": "model",
+        "asr": "transcript.model",
+        "language": "transcript.language",
+        "device": "device",
+        "speaker": "source.speaker",
+    }
+    for option, key in named.items():
+        value = getattr(options, option, None)
+        if value is not None:
+            overrides[key] = value
+    return load_config(file=options.config, environ=os.environ, overrides=overrides)
+
+
+def _listen(options: argparse.Namespace) -> int:
+    if options.version:
+        from stream_hbaf import __version__
+
+        sys.stdout.write(f"stream-hbaf {__version__}\n")
+        return 0
+    speed = _speed(options.speed)
+    config = _config(options)
+    from stream_hbaf.listening import Input, listen
+
+    chosen = Input(file=options.file, device=options.mic, speed=speed, example=EXAMPLE)
+    return asyncio.run(_interruptibly(listen, chosen, config=config, json=options.json))
+
+
+async def _interruptibly(command: Any, *arguments: Any, **named: Any) -> int:
+    """Run a command that stops in good order when asked to by Ctrl-C or SIGTERM."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    await command(*arguments, **named, stop=stop)
+    return 0
+
+
+def _devices(options: argparse.Namespace) -> int:
+    from stream_hbaf.audio.capture import list_devices
+
+    devices = list_devices()
+    if not devices:
+        sys.stdout.write("no microphone found; plug one in, or give a recording with --file\n")
+    for device in devices:
+        mark = "*" if device.is_default else " "
+        sys.stdout.write(
+            f"{mark} {device.index:>3}  {device.name}  "
+            f"({device.channels} channels, {device.rate_hz} Hz)\n"
+        )
+    return 0
+
+
+def _watch(options: argparse.Namespace) -> int:
+    config = _config(options)
+    from stream_hbaf.publish.watch import watch
+
+    try:
+        asyncio.run(watch(config.mqtt, out=sys.stdout, json=options.json))
+    except KeyboardInterrupt:
+        return 0
+    return 0
+
+
+def _train(options: argparse.Namespace) -> int:
+    from stream_hbaf.training import train
+
+    train(options.recipe, options.corpora, options.out)
+    return 0
+
+
+def _speed(text: str) -> float | None:
+    """A factor of real time; None is as fast as it goes."""
+    if text == "max":
+        return None
+    try:
+        speed = float(text)
+    except ValueError:
+        speed = 0.0
+    if not speed > 0:
+        raise ConfigError(f"--speed {text}: must be 'max' or a number above 0, such as 1")
+    return speed
+
+
+def _first(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _complain(message: str) -> int:
+    sys.stderr.write(f"stream-hbaf: {' '.join(message.split())}\n")
+    return FAILURE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

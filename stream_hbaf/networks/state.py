@@ -1,0 +1,94 @@
+"""What goes into the network and what it remembers: "features and the dialogue's state".
+
+Shape letters: B dialogues, U utterances, S streams, W window, H hidden, A, L and K the widths of
+the audio, text and commonsense features.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What was measured of utterances: one for ``step``, whole dialogues for ``forward``.
+
+    The leading shape ``..`` is nothing (one utterance), [S] (one utterance of each of S streams)
+    or [B, U]. A modality is absent where its mask is False, or everywhere if it is None; what its
+    tensor holds there is never read, NaN included. A mask of None means "wherever there is a
+    tensor". ``utterance_mask`` is for [B, U] only: a dialogue's utterances stand first, padding
+    after them.
+    """
+
+    audio: Tensor | None = None  # [.., A], scaled and selected
+    text: Tensor | None = None  # [.., L]
+    commonsense: Tensor | None = None  # [.., 3, K]: external, internal, purpose
+    audio_mask: Tensor | None = None  # [..]
+    text_mask: Tensor | None = None  # [..]; also says whether there is commonsense
+    utterance_mask: Tensor | None = None  # [B, U]
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Features":
+        """The same features with every tensor changed, for example moved to a device."""
+        changed = {}
+        for field in fields(self):
+            tensor = getattr(self, field.name)
+            changed[field.name] = None if tensor is None else change(tensor)
+        return Features(**changed)
+
+    def present(self) -> Tensor:
+        """utterance_mask, or all True if there is none: [..]."""
+        if self.utterance_mask is not None:
+            return self.utterance_mask
+        for mask in (self.audio_mask, self.text_mask):
+            if mask is not None:
+                return torch.ones_like(mask)
+        for tensor in (self.audio, self.text):
+            if tensor is not None:
+                return torch.ones(tensor.shape[:-1], dtype=torch.bool, device=tensor.device)
+        raise ValueError("features without any tensor have no shape: give audio, text or a mask")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DialogueState:
+    """All that the network remembers of a dialogue, as an immutable value of fixed size.
+
+    Its size depends on the window W, never on how many utterances were heard. A provisional
+    prediction steps from it and drops the state it gets. The leading shape ``..`` is nothing
+    (one dialogue) or [S]. Windows end with the newest utterance; slots not yet used come first.
+    What a configuration has no use for has width 0.
+    """
+
+    audio_window: Tensor  # [.., W-1, A] audio features, absent ones replaced
+    text_window: Tensor  # [.., W-1, H] text representations H_l
+    window_mask: Tensor  # [.., W-1]
+    score_max: Tensor  # [.., E] soft attention: largest score so far; E = 1, or H if literal
+    score_sum: Tensor  # [.., E] sum of exp(score - score_max)
+    weighted_sum: Tensor  # [.., H] sum of exp(score - score_max) * l
+    past_window: Tensor  # [.., W-1, H] "query" attention only: the past utterances l themselves
+    past_mask: Tensor  # [.., W-1] False where an utterance had no text
+    external: Tensor  # [.., H] GRU states
+    internal: Tensor  # [.., H]
+    purpose: Tensor  # [.., H]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every part by name, contiguous, to be saved; ``DialogueState(**tensors)`` restores it."""
+        return {field.name: getattr(self, field.name).contiguous() for field in fields(self)}
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "DialogueState":
+        """The same state with every tensor changed, for example moved to a device."""
+        return DialogueState(**{name: change(part) for name, part in self.tensors().items()})
+
+    @property
+    def has_streams(self) -> bool:
+        """Whether this is the state of S dialogues rather than of one."""
+        return self.window_mask.dim() == 2
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, DialogueState):
+            return NotImplemented
+        theirs = other.tensors()
+        return all(torch.equal(part, theirs[name]) for name, part in self.tensors().items())
+
+    __hash__ = None  # type: ignore[assignment]  # compared by value, so not a key

@@ -1,0 +1,280 @@
+"""The way to the broker: its address, the connection, and what to say when there is none."""
+
+import asyncio
+import contextlib
+import logging
+import random
+import re
+import socket
+import ssl
+import threading
+from collections.abc import AsyncGenerator, Callable, Iterator
+from dataclasses import dataclass
+from urllib.parse import SplitResult, urlsplit
+
+from aiomqtt import Client, MqttCodeError, MqttError, Will
+
+from stream_hbaf.config import MqttConfig
+from stream_hbaf.errors import BrokerError, ConfigError, StreamHbafError
+from stream_hbaf.publish.messages import Message
+
+__all__ = ["Client", "MqttError"]  # for this room: no other file imports aiomqtt
+
+OnStatus = Callable[[bool, str], None]  # True when the broker is there; one line for people
+
+CONNECT_TIMEOUT_S = 5.0
+KEEPALIVE_S = 15  # also how long an abandoned connection attempt keeps its socket
+FIRST_DELAY_S = 0.5
+LONGEST_DELAY_S = 30.0
+INCOMING = 10_000  # messages held for a subscriber that is slow
+
+DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883}
+SUBSCRIPTION_REFUSED = 0x80
+WRONG_PASSWORD, NOT_AUTHORIZED = 134, 135  # reason codes, as paho maps CONNACK 4 and 5
+NAME_MISMATCH, IP_MISMATCH = 62, 64  # OpenSSL's X509_V_ERR_HOSTNAME_MISMATCH, ..._IP_...
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    host: str
+    port: int
+    tls: bool = False
+    username: str | None = None
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'mqtts' if self.tls else 'mqtt'}://{host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    topic: str
+    payload: bytes
+    retained: bool  # published before the subscription
+
+
+def read_address(config: MqttConfig) -> Address:
+    """Where ``mqtt.url`` points; ``embedded`` is this machine. Raises ConfigError."""
+    if config.url == "embedded":
+        return Address("127.0.0.1", config.port)
+    if config.url == "none":
+        raise ConfigError("mqtt.url is 'none': there is no broker; use --mqtt mqtt://HOST")
+    try:
+        parts = urlsplit(config.url)
+        port = parts.port
+    except ValueError:
+        raise ConfigError("mqtt.url: the host or port is malformed; use mqtt://HOST:PORT") from None
+    _check_url(parts, config.url)
+    return Address(
+        host=parts.hostname or "",
+        port=DEFAULT_PORTS[parts.scheme] if port is None else port,
+        tls=parts.scheme == "mqtts",
+        username=parts.username,
+    )
+
+
+def _check_url(parts: SplitResult, url: str) -> None:
+    """Never repeats what stands before an @: with a scheme missing, a password hides there."""
+    url = url.rpartition("@")[2]
+    if parts.password is not None:
+        raise ConfigError(
+            "mqtt.url: a password in a url is visible to everybody on this machine; "
+            "set STREAM_HBAF_MQTT__PASSWORD, or mqtt.password in a --config file"
+        )
+    if parts.scheme in ("ws", "wss"):
+        raise ConfigError(f"mqtt.url: no MQTT over WebSocket yet ({url}); use mqtt:// or mqtts://")
+    if parts.scheme not in DEFAULT_PORTS or not parts.hostname:
+        raise ConfigError(f"mqtt.url: '{url}' is no broker; use mqtt://HOST:PORT or mqtts://HOST")
+    if parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise ConfigError(f"mqtt.url: '{url}' goes on after the port; use mqtt://HOST:PORT")
+
+
+def node_name(config: MqttConfig) -> str:
+    """The configured node, else this machine's name in letters that any topic may hold."""
+    return config.node or re.sub(r"[^A-Za-z0-9_-]+", "_", socket.gethostname()).strip("_") or "node"
+
+
+def backoff() -> Iterator[float]:
+    """Seconds to wait before each further attempt: doubling, with jitter, without end."""
+    delay_s = FIRST_DELAY_S
+    while True:
+        yield delay_s * random.uniform(0.5, 1.0)
+        delay_s = min(2 * delay_s, LONGEST_DELAY_S)
+
+
+async def open_client(config: MqttConfig, *, will: Message | None = None) -> Client:
+    """A connected client. Raises BrokerError (what, where, what to do) or ConfigError."""
+    address = read_address(config)
+    context = await asyncio.to_thread(_trust, config) if address.tls else None
+    try:
+        await _reach(address, context)
+    except (OSError, UnicodeError) as error:
+        raise BrokerError(f"{address}: {_explain(error, address)}") from None
+    username = config.username or address.username
+    client = Client(
+        hostname=address.host,
+        port=address.port,
+        username=username,
+        password=config.password.get_secret_value() if config.password else None,
+        logger=_silent_logger(),
+        will=Will(will.topic, will.payload, will.qos, will.retain) if will else None,
+        timeout=CONNECT_TIMEOUT_S,
+        keepalive=KEEPALIVE_S,
+        max_queued_incoming_messages=INCOMING,
+        tls_context=context,
+    )
+    try:
+        await client.__aenter__()
+    except MqttError as error:
+        raise BrokerError(f"{address}: {_explain_refusal(error, username)}") from None
+    return client
+
+
+async def close_client(client: Client) -> None:
+    """Say goodbye; to a broker that doesn't listen any more, just hang up."""
+    with contextlib.suppress(MqttError):
+        await client.__aexit__(None, None, None)
+
+
+async def until_lost(client: Client) -> None:
+    """Returns never; raises MqttError once the connection breaks (publish doesn't notice)."""
+    async for _ in client.messages:
+        pass
+
+
+async def speaks_mqtt(address: Address) -> bool:
+    """Whether a broker answers there, be it with a refusal."""
+    client = Client(
+        address.host, address.port, logger=_silent_logger(), timeout=2.0, keepalive=KEEPALIVE_S
+    )
+    try:
+        await client.__aenter__()
+    except MqttError as error:
+        return isinstance(error, MqttCodeError)
+    await close_client(client)
+    return True
+
+
+async def subscribe(
+    config: MqttConfig, *, topic: str, on_status: OnStatus
+) -> AsyncGenerator[Received, None]:
+    """Messages as they come, over any number of connections; BrokerError only at the first."""
+    client = await open_client(config)
+    try:
+        while True:
+            try:
+                codes = await client.subscribe(topic, qos=1)
+                if any(_code(granted) >= SUBSCRIPTION_REFUSED for granted in codes):
+                    raise BrokerError(
+                        f"{read_address(config)}: may not subscribe to {topic}; "
+                        "check the broker's access rules"
+                    )
+                async for message in client.messages:
+                    payload = message.payload if isinstance(message.payload, bytes) else b""
+                    yield Received(str(message.topic), payload, retained=message.retain)
+            except MqttError as error:
+                on_status(False, f"{read_address(config)}: connection lost ({error}); trying again")
+                await close_client(client)
+            client = await _reopen(config)
+            on_status(True, f"{read_address(config)}: connected again")
+    finally:
+        await close_client(client)
+
+
+def _code(granted: object) -> int:
+    """MQTT 3.1.1 grants a number, paho may wrap it."""
+    value = getattr(granted, "value", granted)
+    return value if isinstance(value, int) else 0
+
+
+async def _reopen(config: MqttConfig) -> Client:
+    for delay_s in backoff():
+        await asyncio.sleep(delay_s)
+        with contextlib.suppress(StreamHbafError):
+            return await open_client(config)
+    raise AssertionError("backoff has no end")
+
+
+async def _reach(address: Address, context: ssl.SSLContext | None) -> None:
+    """Find out whether the broker can be reached and trusted; raises what stands in the way.
+
+    The client connects on one of asyncio's threads, and leaving the program waits for those: a
+    broker that doesn't answer would hold up Ctrl-C. So a thread nobody waits for goes first.
+    """
+    loop = asyncio.get_running_loop()
+    outcome: asyncio.Future[None] = loop.create_future()
+
+    def settle(error: OSError | UnicodeError | None) -> None:
+        if outcome.done():
+            return
+        if error is None:
+            outcome.set_result(None)
+        else:
+            outcome.set_exception(error)
+
+    def attempt() -> None:
+        error: OSError | UnicodeError | None = None
+        try:
+            where = (address.host, address.port)
+            with socket.create_connection(where, timeout=CONNECT_TIMEOUT_S) as plain:
+                if context:
+                    context.wrap_socket(plain, server_hostname=address.host).close()
+        except (OSError, UnicodeError) as caught:
+            error = caught
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody asks any more
+            loop.call_soon_threadsafe(settle, error)
+
+    threading.Thread(target=attempt, name="mqtt-reach", daemon=True).start()
+    async with asyncio.timeout(CONNECT_TIMEOUT_S):
+        await outcome
+
+
+def _trust(config: MqttConfig) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=config.ca_file)
+    except OSError as error:  # ssl.SSLError is one
+        reason = "is not a PEM certificate" if isinstance(error, ssl.SSLError) else error.strerror
+        raise ConfigError(f"mqtt.ca_file: {config.ca_file}: {reason}; check the path") from None
+
+
+def _explain(error: OSError | UnicodeError, address: Address) -> str:
+    match error:
+        case ssl.SSLCertVerificationError(verify_code=code) if code in (NAME_MISMATCH, IP_MISMATCH):
+            return f"its certificate is not for '{address.host}'; use the name it was made for"
+        case ssl.SSLCertVerificationError():
+            return (
+                f"its certificate is not trusted ({error.verify_message}); "
+                "set mqtt.ca_file to the certificate of its authority"
+            )
+        case ssl.SSLError():
+            return "does not speak TLS at this port; use mqtt:// or the broker's TLS port"
+        case socket.gaierror() | UnicodeError():
+            return f"no host '{address.host}' is known; check mqtt.url (--mqtt)"
+        case ConnectionRefusedError():
+            return "nothing listens there; start the broker, or check mqtt.url (--mqtt)"
+        case TimeoutError():
+            return f"no answer within {CONNECT_TIMEOUT_S:g} s; check mqtt.url and the firewall"
+        case _:
+            return f"{error.strerror or error}; check mqtt.url (--mqtt) and the network"
+
+
+def _explain_refusal(error: MqttError, username: str | None) -> str:
+    code = getattr(getattr(error, "rc", None), "value", None)
+    if code in (WRONG_PASSWORD, NOT_AUTHORIZED):
+        if username is None:
+            return "asks who you are; set mqtt.username and STREAM_HBAF_MQTT__PASSWORD"
+        return (
+            f"refuses user '{username}' or the password; "
+            "check mqtt.username and STREAM_HBAF_MQTT__PASSWORD"
+        )
+    if code is not None:
+        return f"the broker refuses ({error}); check its settings"
+    return "listens, but does not answer as an MQTT broker; check the port, and mqtt:// or mqtts://"
+
+
+def _silent_logger() -> logging.Logger:
+    """The client logs tracebacks for what is reported here in one line."""
+    logger = logging.getLogger("stream_hbaf.publish.client")
+    logger.propagate = False
+    logger.disabled = True
+    return logger

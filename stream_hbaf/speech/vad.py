@@ -1,0 +1,171 @@
+"""Sound becomes utterances, first half: how much each frame of sound is like speech.
+
+Two engines give the same thing, one score in [0, 1] a frame, so that the segmenter has one
+threshold scheme. Both keep what they need from one frame to the next and nothing else: any split
+of the same samples gives the same scores, bit for bit.
+"""
+
+from collections import deque
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import onnxruntime
+import webrtcvad
+from numpy.typing import NDArray
+
+from stream_hbaf.config import SAMPLE_RATE_HZ
+from stream_hbaf.errors import ModelError
+
+Engine = Literal["silero", "webrtc"]
+
+SILERO_FRAME = 512  # samples; the only length the network was trained for at 16 kHz
+SILERO_CONTEXT = 64  # samples of the frame before, put in front of each frame
+SILERO_STATE = (1, 1, 128)  # of each of the LSTM's two states
+SILERO_INPUTS = ("input", "h", "c")
+OTHER_ENGINE = "or choose --set vad.engine=webrtc"
+
+
+class SpeechDetector(Protocol):
+    """Scores sound frame by frame; the scores don't depend on how the sound is split."""
+
+    @property
+    def frame_samples(self) -> int:
+        """Samples that one score covers."""
+
+    def feed(self, samples: NDArray[np.int16]) -> NDArray[np.float32]:
+        """One score for each frame that ``samples`` complete, in order: [k]."""
+
+    def reset(self) -> None:
+        """Forget all sound so far, a frame not yet complete included."""
+
+
+class SileroDetector:
+    """Silero's network, the one that faster-whisper carries, run without torch.
+
+    Frames go through one at a time even when many are given: batches of other sizes may round
+    differently on another processor, and would save a third of very little.
+
+    Raises ModelError when the network is missing or is not the one expected.
+    """
+
+    frame_samples = SILERO_FRAME
+    _pending: NDArray[np.int16]
+    _window: NDArray[np.float32]  # [1, context + frame]
+    _hidden: NDArray[np.float32]
+    _cell: NDArray[np.float32]
+
+    def __init__(self, network: Path | None = None) -> None:
+        self._session = _open_session(network or _find_silero())
+        self.reset()
+
+    def feed(self, samples: NDArray[np.int16]) -> NDArray[np.float32]:
+        frames, self._pending = _cut_frames(self._pending, samples, frame_samples=SILERO_FRAME)
+        scores = np.empty(len(frames), np.float32)
+        for index, frame in enumerate(frames.astype(np.float32) / 32768):
+            self._window[0, SILERO_CONTEXT:] = frame
+            score, self._hidden, self._cell = self._session.run(
+                None, {"input": self._window, "h": self._hidden, "c": self._cell}
+            )
+            scores[index] = score.item()
+            self._window[0, :SILERO_CONTEXT] = frame[-SILERO_CONTEXT:]
+        return scores
+
+    def reset(self) -> None:
+        self._pending = np.empty(0, np.int16)
+        self._window = np.zeros((1, SILERO_CONTEXT + SILERO_FRAME), np.float32)
+        self._hidden = np.zeros(SILERO_STATE, np.float32)
+        self._cell = np.zeros(SILERO_STATE, np.float32)
+
+
+class WebRtcDetector:
+    """WebRTC's detector; its yes or no becomes a score: the share of yes in ``smoothing_ms``.
+
+    ``aggressiveness`` runs from 0 (most is speech) to 3. ``frame_ms`` is 10, 20 or 30.
+    """
+
+    _pending: NDArray[np.int16]
+    _recent: deque[bool]
+
+    def __init__(
+        self, *, aggressiveness: int = 3, frame_ms: int = 20, smoothing_ms: int = 160
+    ) -> None:
+        self._aggressiveness = aggressiveness
+        self._smoothing = max(1, smoothing_ms // frame_ms)
+        self.frame_samples = frame_ms * SAMPLE_RATE_HZ // 1000
+        self.reset()
+
+    def feed(self, samples: NDArray[np.int16]) -> NDArray[np.float32]:
+        frames, self._pending = _cut_frames(
+            self._pending, samples, frame_samples=self.frame_samples
+        )
+        scores = np.empty(len(frames), np.float32)
+        for index, frame in enumerate(frames):
+            self._recent.append(self._vad.is_speech(frame.tobytes(), SAMPLE_RATE_HZ))
+            scores[index] = sum(self._recent) / self._smoothing
+        return scores
+
+    def reset(self) -> None:
+        self._vad = webrtcvad.Vad(self._aggressiveness)
+        self._pending = np.empty(0, np.int16)
+        self._recent = deque(maxlen=self._smoothing)
+
+
+def open_detector(engine: Engine) -> SpeechDetector:
+    """The engine that ``vad.engine`` names, or ModelError when its weights are missing."""
+    return SileroDetector() if engine == "silero" else WebRtcDetector()
+
+
+def _cut_frames(
+    pending: NDArray[np.int16], samples: NDArray[np.int16], *, frame_samples: int
+) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
+    """Whole frames [k, frame_samples], and the samples that wait for the rest of theirs."""
+    if samples.dtype != np.int16 or samples.ndim != 1:
+        raise TypeError(f"sound must be int16 [n], not {samples.dtype} {list(samples.shape)}")
+    joined = np.concatenate((pending, samples))
+    whole = len(joined) - len(joined) % frame_samples
+    return joined[:whole].reshape(-1, frame_samples), joined[whole:].copy()
+
+
+def _find_silero() -> Path:
+    # find_spec looks without importing: faster-whisper takes a second to import.
+    spec = find_spec("faster_whisper")
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(
+            "voice activity: faster-whisper, which carries Silero's network, is not installed; "
+            f"pip install faster-whisper, {OTHER_ENGINE}"
+        )
+    assets = Path(spec.submodule_search_locations[0]) / "assets"
+    return assets / "silero_vad_v6.onnx"
+
+
+def _open_session(network: Path) -> onnxruntime.InferenceSession:
+    if not network.is_file():
+        raise ModelError(
+            f"voice activity: {network} is missing; reinstall faster-whisper, {OTHER_ENGINE}"
+        )
+    options = onnxruntime.SessionOptions()
+    # The network is far too small to share out, and a spinning thread would eat a core.
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.enable_cpu_mem_arena = False
+    options.log_severity_level = 4
+    try:
+        session = onnxruntime.InferenceSession(
+            str(network), sess_options=options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # noqa: BLE001  onnxruntime's errors share no narrower class
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"voice activity: {network} can't be loaded ({reason}); "
+            f"reinstall faster-whisper, {OTHER_ENGINE}"
+        ) from None
+    inputs = tuple(value.name for value in session.get_inputs())
+    if inputs != SILERO_INPUTS:
+        raise ModelError(
+            f"voice activity: {network} takes {', '.join(inputs)}, not {', '.join(SILERO_INPUTS)}; "
+            f"install faster-whisper 1.2.1, {OTHER_ENGINE}"
+        )
+    return session
