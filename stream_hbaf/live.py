@@ -136,17 +136,19 @@ class LivePipeline:
     async def _listen(self) -> None:
         """Follow the sound, and with it at most one utterance that is being spoken."""
         spoken: SpokenUtterance | None = None
-        chunk = Chunk(start=0, samples=np.zeros(0, np.int16), captured_at=time.monotonic())
-        async for chunk in _drain(self._chunks):
+        chunk: Chunk | None = None
+        async for following in _drain(self._chunks):
             heard: list[object] = []
-            if chunk.after_gap:
-                heard += self._listener.flush(resume_at=chunk.start)
+            if chunk is None or following.after_gap:
+                heard += self._listener.flush(resume_at=following.start)
+            chunk = following
             heard += await self._in("vad", self._listener.feed, chunk.samples)
             for action in heard:
                 spoken = await self._follow(action, spoken, chunk)
             await self._tell_level(chunk, speech=spoken is not None)
-        for action in self._listener.flush(resume_at=0):
-            spoken = await self._follow(action, spoken, chunk)
+        if chunk is not None:
+            for action in self._listener.flush(resume_at=0):
+                spoken = await self._follow(action, spoken, chunk)
         await self._finished.put(None)
 
     async def _follow(

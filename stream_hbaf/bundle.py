@@ -1,0 +1,239 @@
+"""A trained bundle: everything that turns features and a state into an emotion, in one folder.
+
+``config.yaml`` (sizes, labels, encoder, temperature), ``model.safetensors`` (network and tuned
+layers in float16, scaling in float32), ``metrics.json`` (what was measured), ``README.md`` (the
+model card) and ``SHA256SUMS`` over the first three. Scaling, selection, labels and calibration
+are done here and nowhere else, in training as in live use.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import yaml
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
+from torch import Tensor
+
+from stream_hbaf.config import Section
+from stream_hbaf.errors import BundleError, ModelError
+from stream_hbaf.evaluation import softmax
+from stream_hbaf.features.commonsense import Commonsense, Event2MindHeads, NoCommonsense
+from stream_hbaf.features.text import TextEncoder
+from stream_hbaf.networks.hbaf import HBAF, HbafConfig
+
+Float32 = NDArray[np.float32]
+
+FORMAT = 1
+FARTHEST = 5.0  # standard deviations: another microphone must not drown what is known
+CONFIG, WEIGHTS, METRICS, CARD, SUMS = (
+    "config.yaml",
+    "model.safetensors",
+    "metrics.json",
+    "README.md",
+    "SHA256SUMS",
+)
+SUMMED = (CONFIG, WEIGHTS, METRICS)  # the card is for people, who may add to it
+REPAIR = "get it again, or train it with 'stream-hbaf train'"
+PACKAGE = Path(__file__).parent
+PLACES = (PACKAGE.parent / "models", PACKAGE / "models")  # a checkout's, an installed package's
+
+
+class BundleConfig(Section):
+    """What ``config.yaml`` holds."""
+
+    format: int = FORMAT
+    id: str
+    labels: tuple[str, ...]
+    encoder: str  # name of the text encoder whose top layers the bundle replaces
+    acoustic: Literal["ComParE_2016"] = "ComParE_2016"
+    commonsense: Literal["event2mind", "none"] = "event2mind"
+    temperature: float = 1.0  # logits are divided by it; fitted on dev
+    network: HbafConfig
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Which functionals the network hears, and how they are standardised."""
+
+    selected: NDArray[np.int64]  # [A], columns of the 6373
+    mean: Float32  # [A], of training
+    deviation: Float32  # [A], of training, positive
+
+    def __call__(self, functionals: Float32) -> Float32:
+        """Functionals [N, 6373] → [N, A] in standard deviations, at most 5 from the mean.
+
+        What isn't a number becomes the training mean: one undefined pitch must not cost the rest.
+        """
+        with np.errstate(all="ignore"):
+            scaled = (functionals[:, self.selected] - self.mean) / self.deviation
+        return np.clip(np.nan_to_num(scaled, nan=0.0), -FARTHEST, FARTHEST).astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """A trained recogniser of emotions, loaded. Immutable."""
+
+    config: BundleConfig
+    scaling: Scaling
+    encoder: TextEncoder
+    commonsense: Commonsense
+    network: HBAF
+    tuned: Mapping[str, Tensor] = field(default_factory=dict)  # the encoder's replaced layers
+    sha256: str = ""  # of SHA256SUMS, so of all that was loaded; empty until saved
+
+    @property
+    def id(self) -> str:
+        return self.config.id
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.config.labels
+
+    def scale(self, functionals: Float32) -> Float32:
+        """Functionals [N, 6373] → the network's audio features [N, A]."""
+        return self.scaling(functionals)
+
+    def probabilities(self, logits: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Logits [.., C] → calibrated probabilities [.., C] in the order of ``labels``."""
+        return softmax(np.asarray(logits, dtype=np.float64) / self.config.temperature)
+
+    def save(self, folder: Path, *, metrics: Mapping[str, Any], card: str) -> None:
+        """Write the folder, sums last; what stood there under these names is replaced."""
+        folder.mkdir(parents=True, exist_ok=True)
+        settings = self.config.model_dump(mode="json")
+        (folder / CONFIG).write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+        save_file(_narrow(self._tensors()), folder / WEIGHTS)
+        text = json.dumps(metrics, indent=1, ensure_ascii=False)
+        (folder / METRICS).write_text(text + "\n", encoding="utf-8")
+        (folder / CARD).write_text(card, encoding="utf-8")
+        sums = [f"{_digest((folder / name).read_bytes())}  {name}\n" for name in SUMMED]
+        (folder / SUMS).write_text("".join(sums), encoding="utf-8")
+
+    @classmethod
+    def load(cls, name: str, *, device: str = "cpu") -> "Bundle":
+        """Load a bundle by its folder or its name, every byte checked.
+
+        Raises BundleError naming the file that is missing, damaged or of another format, or the
+        encoder that can't be found.
+        """
+        folder = resolve_bundle(name)
+        contents, sha256 = _read_checked(folder)
+        config = _read_config(folder, contents[CONFIG])
+        try:
+            tensors = load(contents[WEIGHTS])
+            tuned = _under(tensors, "encoder.")
+            encoder = TextEncoder(config.encoder, device=device, tuned=_widen(tuned))
+            network = HBAF(config.network)
+            network.load_state_dict(_widen(_under(tensors, "network.")))
+            scaling = Scaling(
+                selected=tensors["acoustic.selected"].numpy().astype(np.int64),
+                mean=tensors["acoustic.mean"].numpy(),
+                deviation=tensors["acoustic.deviation"].numpy(),
+            )
+            commonsense: Commonsense = NoCommonsense(config.network.commonsense_width)
+            if config.commonsense == "event2mind":
+                heads = Event2MindHeads.from_tensors(_under(tensors, "commonsense."))
+                commonsense = heads.to(device)
+        except ModelError as error:
+            raise BundleError(f"bundle {config.id}: {error}") from None
+        except (SafetensorError, KeyError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise BundleError(
+                f"bundle {folder}: {WEIGHTS} doesn't fit {CONFIG} ({reason}); {REPAIR}"
+            ) from None
+        return cls(config, scaling, encoder, commonsense, network.to(device).eval(), tuned, sha256)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        parts: dict[str, Mapping[str, Tensor]] = {
+            "network.": self.network.state_dict(),
+            "encoder.": self.tuned,
+            "acoustic.": {
+                "selected": torch.from_numpy(self.scaling.selected.astype(np.int32)),
+                "mean": torch.from_numpy(self.scaling.mean),
+                "deviation": torch.from_numpy(self.scaling.deviation),
+            },
+        }
+        if isinstance(self.commonsense, Event2MindHeads):
+            parts["commonsense."] = self.commonsense.state_dict()
+        return {start + name: tensor for start, part in parts.items() for name, tensor in part.items()}
+
+
+def resolve_bundle(name: str) -> Path:
+    """The folder of a bundle given by folder or name, or BundleError listing the names."""
+    folder = Path(name)
+    if folder.is_dir():
+        return folder
+    for place in PLACES:
+        if (place / name / CONFIG).is_file():
+            return place / name
+    known = sorted({path.parent.name for place in PLACES for path in place.glob(f"*/{CONFIG}")})
+    raise BundleError(
+        f"bundle '{name}': no such folder and no such name; "
+        f"there is {', '.join(known) or 'none'}; check --model"
+    )
+
+
+def _read_checked(folder: Path) -> tuple[dict[str, bytes], str]:
+    contents = {}
+    for name in (SUMS, *SUMMED):
+        try:
+            contents[name] = (folder / name).read_bytes()
+        except OSError as error:
+            raise BundleError(
+                f"bundle {folder}: {name} can't be read ({error.strerror}); {REPAIR}"
+            ) from None
+    lines = contents[SUMS].decode("utf-8", errors="replace").splitlines()
+    sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    for name in SUMMED:
+        if sums.get(name) != _digest(contents[name]):
+            raise BundleError(
+                f"bundle {folder}: {name} is damaged, its SHA-256 isn't the one in {SUMS}; {REPAIR}"
+            )
+    return contents, _digest(contents[SUMS])
+
+
+def _read_config(folder: Path, content: bytes) -> BundleConfig:
+    try:
+        settings = yaml.safe_load(content)
+        found = settings.get("format") if isinstance(settings, dict) else None
+        if found != FORMAT:
+            raise BundleError(
+                f"bundle {folder}: format {found}, but this version reads format {FORMAT}; "
+                "install the version of stream-hbaf that the bundle was made with"
+            )
+        return BundleConfig.model_validate(settings)
+    except (yaml.YAMLError, ValidationError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BundleError(f"bundle {folder}: {CONFIG} isn't valid ({reason}); {REPAIR}") from None
+
+
+def _narrow(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Float16 for all weights: half the size; scaling keeps its width, its sums span decades."""
+    return {
+        name: (tensor.half() if _is_weight(name, tensor) else tensor).cpu().contiguous()
+        for name, tensor in tensors.items()
+    }
+
+
+def _is_weight(name: str, tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and not name.startswith("acoustic.")
+
+
+def _widen(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
+
+
+def _under(tensors: Mapping[str, Tensor], start: str) -> dict[str, Tensor]:
+    return {name.removeprefix(start): t for name, t in tensors.items() if name.startswith(start)}
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,32 @@
+"""What many tests share: the recordings, and one recogniser for all of them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from stream_hbaf.audio.file import read_audio
+from stream_hbaf.config import SAMPLE_RATE_HZ, load_config
+from stream_hbaf.recognizer import Recognizer
+
+RECORDINGS = Path(__file__).parent / "recordings"
+
+
+@pytest.fixture(scope="session")
+def recognizer() -> Iterator[Recognizer]:
+    """The recogniser as it ships, with real Whisper and the trained bundle."""
+    config = load_config(overrides={"source.name": "test", "source.speaker": "reader"})
+    with Recognizer(config) as loaded:
+        yield loaded
+
+
+@pytest.fixture(scope="session")
+def sentences() -> list[NDArray[np.int16]]:
+    """Five sentences read for LibriVox, each with silence after it that ends the utterance."""
+    silence = np.zeros(SAMPLE_RATE_HZ, np.int16)
+    return [
+        np.concatenate([read_audio(path), silence])
+        for path in sorted(RECORDINGS.glob("sense_and_sensibility_*.flac"))
+    ]

@@ -1,0 +1,451 @@
+"""The paper's equations 1-17 and 22, written a second time: float64, plain loops, no torch.
+
+Each test gives the module random weights and compares it with the loops to 1e-6; the last ones
+compare the whole network, so that the wiring between the equations is checked as well.
+"""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from stream_hbaf.networks.hbaf import (
+    HBAF,
+    AudioContextNetwork,
+    BimodalAttention,
+    DynamicFilterGate,
+    Features,
+    HbafConfig,
+    Residual,
+)
+
+Vector = list[float]
+Sequence = list[Vector]
+
+TINY = HbafConfig(
+    audio_width=3,
+    text_width=5,
+    commonsense_width=2,
+    hidden=4,
+    filters=3,
+    heads=2,
+    layers=2,
+    classes=3,
+    window=3,
+    dropout=0.0,
+)
+
+
+def plain(tensor: Tensor) -> list:
+    return tensor.detach().double().tolist()
+
+
+def randomised(module: nn.Module) -> nn.Module:
+    torch.manual_seed(3)
+    module.double().eval()
+    for weight in module.parameters():
+        nn.init.normal_(weight, std=0.6)
+    return module
+
+
+def assert_same(ours: Tensor, oracle: list) -> None:
+    torch.testing.assert_close(
+        ours.detach(), torch.tensor(oracle, dtype=torch.float64), atol=1e-6, rtol=0
+    )
+
+
+# --- arithmetic ---------------------------------------------------------------------------------
+
+
+def dot(x: Vector, y: Vector) -> float:
+    return sum(p * q for p, q in zip(x, y, strict=True))
+
+
+def add(*vectors: Vector) -> Vector:
+    return [sum(column) for column in zip(*vectors, strict=True)]
+
+
+def times(x: Vector, y: Vector) -> Vector:
+    return [p * q for p, q in zip(x, y, strict=True)]
+
+
+def apply(weight: Sequence, x: Vector, bias: Vector | None = None) -> Vector:
+    return [dot(row, x) + (bias[i] if bias else 0.0) for i, row in enumerate(weight)]
+
+
+def linear(layer: nn.Module, x: Vector) -> Vector:
+    return apply(plain(layer.weight), x, None if layer.bias is None else plain(layer.bias))
+
+
+def sigmoid(x: Vector) -> Vector:
+    return [1 / (1 + math.exp(-v)) for v in x]
+
+
+def tanh(x: Vector) -> Vector:
+    return [math.tanh(v) for v in x]
+
+
+def relu(x: Vector) -> Vector:
+    return [max(v, 0.0) for v in x]
+
+
+def softmax(x: Vector) -> Vector:
+    total = sum(math.exp(v) for v in x)
+    return [math.exp(v) / total for v in x]
+
+
+def layer_norm(layer: nn.LayerNorm, x: Vector) -> Vector:
+    mean = sum(x) / len(x)
+    variance = sum((v - mean) ** 2 for v in x) / len(x)
+    unit = [(v - mean) / math.sqrt(variance + 1e-5) for v in x]
+    return add(times(unit, plain(layer.weight)), plain(layer.bias))
+
+
+# --- section 3.1 --------------------------------------------------------------------------------
+
+
+def lstm_direction(lstm: nn.LSTM, inputs: Sequence, suffix: str) -> Sequence:
+    w, r = plain(getattr(lstm, f"weight_ih_{suffix}")), plain(getattr(lstm, f"weight_hh_{suffix}"))
+    bias = add(plain(getattr(lstm, f"bias_ih_{suffix}")), plain(getattr(lstm, f"bias_hh_{suffix}")))
+    size = lstm.hidden_size
+    hidden, cell, outputs = [0.0] * size, [0.0] * size, []
+    for x in inputs:
+        gates = add(apply(w, x), apply(r, hidden), bias)
+        i, f, g, o = (gates[k * size : (k + 1) * size] for k in range(4))
+        cell = add(times(sigmoid(f), cell), times(sigmoid(i), tanh(g)))
+        hidden = times(sigmoid(o), tanh(cell))
+        outputs.append(hidden)
+    return outputs
+
+
+def transformer_layer(layer: nn.TransformerEncoderLayer, inputs: Sequence) -> Sequence:
+    heads = layer.self_attn.num_heads
+    width = len(inputs[0])
+    size = width // heads
+    weight, bias = plain(layer.self_attn.in_proj_weight), plain(layer.self_attn.in_proj_bias)
+    q, k, v = (
+        [apply(weight[s : s + width], x, bias[s : s + width]) for x in inputs]
+        for s in (0, width, 2 * width)
+    )
+    outputs = []
+    for position, x in enumerate(inputs):
+        joined: Vector = []
+        for head in range(heads):
+            part = slice(head * size, (head + 1) * size)
+            shares = softmax([dot(q[position][part], key[part]) / math.sqrt(size) for key in k])
+            joined += add(*[[s * e for e in val[part]] for s, val in zip(shares, v, strict=True)])
+        x = layer_norm(layer.norm1, add(x, linear(layer.self_attn.out_proj, joined)))
+        fed = linear(layer.linear2, relu(linear(layer.linear1, x)))
+        outputs.append(layer_norm(layer.norm2, add(x, fed)))
+    return outputs
+
+
+def audio_context(network: nn.Module, inputs: Sequence) -> Sequence:
+    if isinstance(network, nn.Linear):
+        return [linear(network, x) for x in inputs]
+    kernel, bias = plain(network.convolution.weight), plain(network.convolution.bias)
+    edge = [[0.0] * len(inputs[0])]
+    padded = edge + inputs + edge
+    sequence = [
+        relu(
+            [
+                b + sum(dot([column[k] for column in kernel[f]], padded[t + k]) for k in range(3))
+                for f, b in enumerate(bias)
+            ]
+        )
+        for t in range(len(inputs))
+    ]
+    for level in range(2):
+        forward = lstm_direction(network.lstm, sequence, f"l{level}")
+        backward = lstm_direction(network.lstm, sequence[::-1], f"l{level}_reverse")[::-1]
+        sequence = [f + b for f, b in zip(forward, backward, strict=True)]
+    for layer in network.transformer.layers:
+        sequence = transformer_layer(layer, sequence)
+    if network.skip is not None:
+        sequence = [add(s, linear(network.skip, x)) for s, x in zip(sequence, inputs, strict=True)]
+    return sequence
+
+
+def equations_1_to_3(
+    attention: nn.Module, utterances: Sequence, heard: list[bool], t: int, kind: str, reach: int
+) -> Vector:
+    """l_t^c; ``reach`` bounds the past of "query" only."""
+    first = max(0, t - reach) if kind == "query" else 0
+    past = [i for i in range(first, t) if heard[i]]
+    width = len(utterances[0])
+    if not past:
+        return [0.0] * width
+    u = {i: tanh(linear(attention.project, utterances[i])) for i in past}  # (1)
+    if kind == "literal":  # (2) with exp of a vector: every dimension has its own softmax
+        context = []
+        for d in range(width):
+            total = sum(math.exp(u[i][d]) for i in past)
+            context.append(sum(math.exp(u[i][d]) / total * utterances[i][d] for i in past))
+        return context
+    if kind == "scalar":
+        w = plain(attention.score.weight)[0]
+    else:
+        w = linear(attention.query, utterances[t])
+    total = sum(math.exp(dot(w, u[i])) for i in past)  # (2)
+    context = [0.0] * width
+    for i in past:  # (3)
+        alpha = math.exp(dot(w, u[i])) / total
+        context = add(context, [alpha * v for v in utterances[i]])
+    return context
+
+
+def gru_step(gru: nn.GRU, x: Vector, hidden: Vector) -> Vector:
+    size = len(hidden)
+    a = apply(plain(gru.weight_ih_l0), x, plain(gru.bias_ih_l0))
+    b = apply(plain(gru.weight_hh_l0), hidden, plain(gru.bias_hh_l0))
+    reset = sigmoid(add(a[:size], b[:size]))
+    update = sigmoid(add(a[size : 2 * size], b[size : 2 * size]))
+    new = tanh(add(a[2 * size :], times(reset, b[2 * size :])))
+    return [(1 - z) * n + z * h for z, n, h in zip(update, new, hidden, strict=True)]
+
+
+def text_context(
+    network: nn.Module, texts: Sequence, relations: list, heard: list[bool], config: HbafConfig
+) -> Sequence:
+    absent = plain(network.absent)
+    utterances = [
+        linear(network.project, x) if there else absent
+        for x, there in zip(texts, heard, strict=True)
+    ]
+    states = {name: [0.0] * config.hidden for name in ("external", "internal", "purpose")}
+    outputs = []
+    for t, current in enumerate(utterances):
+        reach = config.window - 1 if config.mode == "live" else len(utterances)
+        context = equations_1_to_3(network.attention, utterances, heard, t, config.attention, reach)
+        for k, name in enumerate(states):  # (4), (5), (6)
+            relation = relations[t][k] if heard[t] else [0.0] * config.commonsense_width
+            x = current + context + (relation if config.use_commonsense else [])
+            x = linear(network.combine[name], x)
+            states[name] = gru_step(getattr(network, name), x, states[name])
+        outputs.append(linear(network.reduce, [v for state in states.values() for v in state]))
+    return outputs
+
+
+# --- section 3.2 --------------------------------------------------------------------------------
+
+
+def attend(query: Vector, keys: Sequence, values: Sequence) -> Vector:
+    shares = softmax([dot(query, key) / math.sqrt(len(query)) for key in keys])
+    return add(*[[s * v for v in value] for s, value in zip(shares, values, strict=True)])
+
+
+def equations_7_to_9(
+    attention: nn.Module, target: dict[str, Vector], window: dict[str, Sequence]
+) -> dict[str, Vector]:
+    """The keys are the printed names: "a" and "l" (7), "a-l" (8), "l-a" (9)."""
+    q = {m: linear(attention.query[m], target[m]) for m in target}
+    k = {m: [linear(attention.key[m], x) for x in window[m]] for m in target}
+    v = {m: [linear(attention.value[m], x) for x in window[m]] for m in target}
+    spread = {m: attend(q[m], k[m], v[m]) for m in target}
+    if len(target) == 2:
+        spread["a-l"] = attend(q["a"], k["l"], v["l"])
+        spread["l-a"] = attend(q["l"], k["a"], v["a"])
+    return spread
+
+
+def equations_10_to_13(gate: nn.Module, own: Vector, cross: Vector) -> Vector:
+    opened = sigmoid(
+        add(
+            apply(plain(gate.own.weight), own),
+            apply(plain(gate.cross.weight), cross),
+            plain(gate.own.bias),
+        )
+    )
+    return [g * o + (1 - g) * c for g, o, c in zip(opened, own, cross, strict=True)]
+
+
+def equations_14_to_17(residual: nn.Module, before: Vector, refined: Vector) -> Vector:
+    normed = layer_norm(residual.norm, add(before, refined))
+    first, *_, second = residual.feed_forward
+    fed = linear(second, relu(linear(first, normed)))
+    return layer_norm(residual.add_norm, add(normed, fed))
+
+
+def fuse(network: HBAF, target: dict[str, Vector], window: dict[str, Sequence]) -> Vector:
+    fusion, config = network.fusion, network.config
+    refined = dict(target)
+    if config.use_bimodal_attention:
+        spread = equations_7_to_9(fusion.attention, target, window)
+        # Decision 10: the printed equations give audio (l-a), text (a-l).
+        cross = {"a": "l-a", "l": "a-l"} if config.literal_cross else {"a": "a-l", "l": "l-a"}
+        for m in target:
+            if len(target) == 1:
+                refined[m] = spread[m]
+            elif config.use_gate:
+                refined[m] = equations_10_to_13(fusion.gate[m], spread[m], spread[cross[m]])
+            else:
+                refined[m] = [v / 2 for v in add(spread[m], spread[cross[m]])]
+    h_m: Vector = []
+    for m in target:
+        kept = config.use_residual
+        h_m += equations_14_to_17(fusion.residual[m], target[m], refined[m]) if kept else refined[m]
+    return h_m
+
+
+def whole(network: HBAF, features: Features) -> Sequence:
+    """Logits of one dialogue, [U][C]: every utterance's window is built anew."""
+    config = network.config
+    audio = plain(features.audio[0])
+    seen = features.audio_mask[0].tolist()
+    heard = features.text_mask[0].tolist()
+    turns = range(len(audio))
+    streams: dict[str, Sequence] = {}
+    if config.use_audio:
+        absent = plain(network.absent_audio)
+        audio = [x if there else absent for x, there in zip(audio, seen, strict=True)]
+    if config.use_text:
+        streams["l"] = text_context(
+            network.text_context,
+            plain(features.text[0]),
+            plain(features.commonsense[0]),
+            heard,
+            config,
+        )
+    logits = []
+    for t in turns:
+        live = config.mode == "live"
+        first, end = (max(0, t - config.window + 1), t + 1) if live else (0, len(audio))
+        window = {}
+        if config.use_audio:
+            window["a"] = audio_context(network.audio_context, audio[first:end])
+        if config.use_text:
+            window["l"] = streams["l"][first:end]
+        target = {m: sequence[t - first] for m, sequence in window.items()}
+        logits.append(linear(network.classifier, fuse(network, target, window)))
+    return logits
+
+
+# --- tests --------------------------------------------------------------------------------------
+
+
+def dialogue(turns: int = 6) -> Features:
+    torch.manual_seed(11)
+    audio_mask = torch.ones(1, turns, dtype=torch.bool)
+    text_mask = audio_mask.clone()
+    audio_mask[0, 1::4] = False
+    text_mask[0, 0::3] = False
+    return Features(
+        audio=torch.randn(1, turns, 3).double(),
+        text=torch.randn(1, turns, 5).double(),
+        commonsense=torch.randn(1, turns, 3, 2).double(),
+        audio_mask=audio_mask,
+        text_mask=text_mask,
+    )
+
+
+@pytest.mark.parametrize("kind", ["scalar", "literal", "query"])
+@pytest.mark.parametrize("mode", ["live", "offline"])
+def test_soft_attention_is_equations_1_to_3(kind: str, mode: str) -> None:
+    """The carried sums are the paper's softmax over the past, for each reading of eq 2."""
+    network = randomised(HBAF(replace(TINY, attention=kind, mode=mode)))
+    utterances = torch.randn(1, 7, 4).double() * 3
+    heard = [True, False, True, True, False, True, True]
+    attention = network.text_context.attention
+    contexts, _ = attention(utterances, torch.tensor([heard]), network._blank(1))
+    reach = TINY.window - 1 if mode == "live" else 7
+    oracle = [
+        equations_1_to_3(attention, plain(utterances[0]), heard, t, kind, reach) for t in range(7)
+    ]
+    assert_same(contexts[0], oracle)
+
+
+def test_soft_attention_keeps_scores_that_would_overflow() -> None:
+    """Scores of many hundreds, whose exp is no float64 and no float32, still weigh the past."""
+    network = randomised(HBAF(TINY))
+    attention = network.text_context.attention
+    with torch.no_grad():
+        attention.score.weight.fill_(1e4)
+    utterances = torch.randn(1, 5, 4).double()
+    contexts, _ = attention(utterances, torch.ones(1, 5, dtype=torch.bool), network._blank(1))
+    scores = [sum(tanh(linear(attention.project, x))) for x in plain(utterances[0])]
+    loudest = max(range(4), key=lambda i: scores[i])
+    assert_same(contexts[0, 4], plain(utterances[0, loudest]))
+
+
+@pytest.mark.parametrize("use_commonsense", [True, False])
+def test_text_context_network_is_equations_4_to_6(use_commonsense: bool) -> None:
+    """Three GRUs of [utterance; context; relation], reduced to H, as decided (1, 4, 7)."""
+    config = replace(TINY, use_commonsense=use_commonsense)
+    network = randomised(HBAF(config))
+    features = dialogue()
+    ours, state = network.text_context(features, features.present(), network._blank(1))
+    oracle = text_context(
+        network.text_context,
+        plain(features.text[0]),
+        plain(features.commonsense[0]),
+        features.text_mask[0].tolist(),
+        config,
+    )
+    assert_same(ours[0], oracle)
+    assert state.external.shape == (1, 4)
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_audio_context_network_is_section_3_1_1(skip: bool) -> None:
+    """Convolution, two BiLSTM layers and the Transformer layers, by hand."""
+    network = randomised(AudioContextNetwork(replace(TINY, audio_skip=skip)))
+    audio = torch.randn(1, 4, 3).double()
+    assert_same(network(audio)[0], audio_context(network, plain(audio[0])))
+
+
+@pytest.mark.parametrize("literal_cross", [False, True])
+def test_bimodal_attention_is_equations_7_to_9(literal_cross: bool) -> None:
+    """Self- and cross-attention as printed; the switch says which stream receives which."""
+    attention = randomised(BimodalAttention(replace(TINY, literal_cross=literal_cross)))
+    window = {m: torch.randn(1, 3, 4).double() for m in "al"}
+    own, cross = attention({m: H[:, -1:] for m, H in window.items()}, window)
+    sequences = {m: plain(H[0]) for m, H in window.items()}
+    spread = equations_7_to_9(attention, {m: s[-1] for m, s in sequences.items()}, sequences)
+    assert_same(own["a"][0, 0], spread["a"])
+    assert_same(own["l"][0, 0], spread["l"])
+    assert_same(cross["a"][0, 0], spread["l-a" if literal_cross else "a-l"])
+    assert_same(cross["l"][0, 0], spread["a-l" if literal_cross else "l-a"])
+
+
+def test_dynamic_filter_gate_is_equations_10_to_13() -> None:
+    """The sigmoid gate mixes own and cross-modal information."""
+    gate = randomised(DynamicFilterGate(4))
+    own, cross = torch.randn(4).double(), torch.randn(4).double()
+    assert_same(gate(own, cross), equations_10_to_13(gate, plain(own), plain(cross)))
+
+
+def test_residual_is_equations_14_to_17() -> None:
+    """Addition and one norm, feed-forward, addition and one norm."""
+    residual = randomised(Residual(4, 0.0))
+    before, refined = torch.randn(4).double(), torch.randn(4).double()
+    ours = residual(before, refined)
+    assert_same(ours, equations_14_to_17(residual, plain(before), plain(refined)))
+
+
+@pytest.mark.parametrize("mode", ["live", "offline"])
+@pytest.mark.parametrize(
+    "switches",
+    [
+        {},
+        {"use_audio": False},
+        {"use_text": False},
+        {"use_commonsense": False},
+        {"use_audio_context": False},
+        {"audio_skip": True},
+        {"use_bimodal_attention": False},
+        {"use_gate": False},
+        {"use_residual": False},
+        {"use_bimodal_attention": False, "use_gate": False, "use_residual": False},
+        {"literal_cross": True},
+        {"attention": "literal"},
+        {"attention": "query"},
+    ],
+    ids=lambda switches: "-".join(switches) or "paper",
+)
+def test_whole_network_is_the_equations_in_order(mode: str, switches: dict) -> None:
+    """From features to logits (the fully connected layer of eq 22) for every switch and mode."""
+    network = randomised(HBAF(replace(TINY, mode=mode, **switches)))
+    features = dialogue()
+    assert_same(network(features).logits[0], whole(network, features))

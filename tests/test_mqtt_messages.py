@@ -1,0 +1,228 @@
+"""Each event becomes exactly these bytes on exactly these topics."""
+
+import json
+
+import pytest
+
+from stream_hbaf.config import MqttConfig
+from stream_hbaf.errors import ConfigError
+from stream_hbaf.events import (
+    Asr,
+    Emotion,
+    Info,
+    Latency,
+    Level,
+    Model,
+    Partial,
+    Speech,
+    Status,
+    Utterance,
+)
+from stream_hbaf.publish.connection import Address, backoff, node_name, read_address
+from stream_hbaf.publish.messages import Message, available, encode, messages
+
+JOY = Emotion(label="joy", score=0.81999, probabilities={"joy": 0.81999, "neutral": 0.18001})
+END = Utterance(
+    id="u1",
+    rev=3,
+    type="end",
+    source="microphone",
+    dialogue_id="d1",
+    turn=2,
+    speaker="Zoë",
+    start_time="2026-01-02T03:04:05.600Z",
+    end_time="2026-01-02T03:04:07.100Z",
+    audio_start_ms=1000.04,
+    audio_end_ms=2500.06,
+    trigger="silence",
+    text="I got the “job” 🎉",
+    language="en",
+    asr=Asr(avg_logprob=-0.123456, no_speech_prob=0.01),
+    modalities=["audio", "text"],
+    emotion=JOY,
+    latency_ms=Latency(
+        vad=600.0, transcript=1.26, acoustic=2.04, text=5.0, classify=3.0, publish=0.1, total=611.4
+    ),
+    model=Model(id="live-en-0", sha256="ab" * 32),
+)
+
+
+def test_utterance_end_is_these_bytes() -> None:
+    """An `end` is compact JSON, UTF-8 unescaped, `schema` first, numbers rounded; QoS 1."""
+    payload = (
+        '{"schema":"stream_hbaf/utterance/1","id":"u1","rev":3,"type":"end",'
+        '"source":"microphone","dialogue_id":"d1","turn":2,"speaker":"Zoë",'
+        '"start_time":"2026-01-02T03:04:05.600Z","end_time":"2026-01-02T03:04:07.100Z",'
+        '"audio_start_ms":1000.0,"audio_end_ms":2500.1,"trigger":"silence",'
+        '"text":"I got the “job” 🎉","language":"en",'
+        '"asr":{"avg_logprob":-0.1235,"no_speech_prob":0.01},"modalities":["audio","text"],'
+        '"emotion":{"label":"joy","score":0.82,"probabilities":{"joy":0.82,"neutral":0.18}},'
+        '"degraded":"","latency_ms":{"vad":600.0,"transcript":1.3,"acoustic":2.0,"text":5.0,'
+        '"classify":3.0,"publish":0.1,"total":611.4},'
+        f'"model":{{"id":"live-en-0","sha256":"{"ab" * 32}"}}}}'
+    )
+    assert messages(END, prefix="p", node="n") == [
+        Message("p/n/microphone/utterance", payload.encode(), qos=1),
+        Message("p/n/microphone/emotion", b"joy", qos=1, retain=True),
+    ]
+
+
+def test_utterance_new_leaves_out_what_is_not_known_yet() -> None:
+    """A `new` has no field that is null."""
+    new = Utterance(
+        id="u1",
+        rev=1,
+        type="new",
+        source="m",
+        dialogue_id="d1",
+        turn=1,
+        speaker="",
+        start_time="t",
+        audio_start_ms=0.0,
+    )
+    (message,) = messages(new, prefix="p", node="n")
+    assert message.payload == (
+        b'{"schema":"stream_hbaf/utterance/1","id":"u1","rev":1,"type":"new","source":"m",'
+        b'"dialogue_id":"d1","turn":1,"speaker":"","start_time":"t","audio_start_ms":0.0,'
+        b'"text":"","language":"","modalities":[],"degraded":""}'
+    )
+
+
+@pytest.mark.parametrize(
+    ("event", "last_label", "count"),
+    [
+        (END, "anger", 2),
+        (END, "joy", 1),
+        (END.model_copy(update={"type": "update"}), "anger", 1),
+        (END.model_copy(update={"emotion": None}), "anger", 1),
+    ],
+)
+def test_emotion_is_sent_on_change(event: Utterance, last_label: str, count: int) -> None:
+    """The emotion topic carries final labels, and only those that differ from the last."""
+    assert len(messages(event, prefix="p", node="n", last_label=last_label)) == count
+
+
+def test_partial_is_droppable() -> None:
+    """A running transcript has QoS 0 and may be dropped."""
+    partial = Partial(
+        id="u1",
+        source="m",
+        dialogue_id="d1",
+        speaker="",
+        text="I got",
+        modalities=["text"],
+        emotion=JOY,
+    )
+    assert messages(partial, prefix="p", node="n") == [
+        Message(
+            "p/n/m/partial",
+            b'{"schema":"stream_hbaf/partial/1","id":"u1","source":"m","dialogue_id":"d1",'
+            b'"speaker":"","text":"I got","modalities":["text"],"emotion":{"label":"joy",'
+            b'"score":0.82,"probabilities":{"joy":0.82,"neutral":0.18}}}',
+            qos=0,
+            retain=False,
+            droppable=True,
+        )
+    ]
+
+
+def test_states_are_retained() -> None:
+    """`info`, `status` and `available` are there for whoever subscribes later."""
+    info = Info(
+        version="0.1.0",
+        model=Model(id="b", sha256="c"),
+        labels=["anger", "joy"],
+        licence="MIT",
+        sources=["m"],
+    )
+    status = Status(source="m", stage="capture", state="degraded", detail="not published")
+    assert messages(info, prefix="p", node="n") == [
+        Message(
+            "p/n/info",
+            b'{"schema":"stream_hbaf/info/1","version":"0.1.0","model":{"id":"b","sha256":"c"},'
+            b'"labels":["anger","joy"],"licence":"MIT","sources":["m"]}',
+            retain=True,
+        )
+    ]
+    assert messages(status, prefix="p", node="n") == [
+        Message("p/n/m/status/capture", b"degraded", qos=1, retain=True)
+    ]
+    assert available("offline", prefix="p", node="n") == Message(
+        "p/n/available", b"offline", qos=1, retain=True
+    )
+
+
+def test_speech_is_on_or_off() -> None:
+    """Speech is a bare word, not retained; the level is for the screen only."""
+    on, off = Speech(source="m", on=True), Speech(source="m", on=False)
+    assert messages(on, prefix="p", node="n")[0].payload == b"ON"
+    assert messages(off, prefix="p", node="n") == [
+        Message("p/n/m/speech", b"OFF", qos=0, droppable=True)
+    ]
+    assert messages(Level(source="m", dbfs=-30.0, speech=True), prefix="p", node="n") == []
+
+
+def test_payload_round_trip() -> None:
+    """A payload reads back as the event it was, at the rounding's precision."""
+    back = Utterance.model_validate(json.loads(encode(END)))
+    assert encode(back) == encode(END)
+    assert back.text == END.text
+
+
+def test_not_a_number_is_refused() -> None:
+    """NaN is no JSON: it must not go out as something no receiver can read."""
+    with pytest.raises(ValueError, match="JSON"):
+        encode(JOY.model_copy(update={"score": float("nan")}))
+
+
+@pytest.mark.parametrize(
+    ("url", "address", "shown"),
+    [
+        ("mqtt://broker", Address("broker", 1883), "mqtt://broker:1883"),
+        ("mqtts://broker", Address("broker", 8883, tls=True), "mqtts://broker:8883"),
+        ("mqtt://[::1]:1999", Address("::1", 1999), "mqtt://[::1]:1999"),
+        ("mqtt://eve@broker/", Address("broker", 1883, username="eve"), "mqtt://broker:1883"),
+        ("embedded", Address("127.0.0.1", 1883), "mqtt://127.0.0.1:1883"),
+    ],
+)
+def test_url_forms(url: str, address: Address, shown: str) -> None:
+    """Each form of mqtt.url leads to one address, shown without the user."""
+    assert read_address(MqttConfig(url=url)) == address
+    assert str(read_address(MqttConfig(url=url))) == shown
+
+
+@pytest.mark.parametrize(
+    ("url", "complaint"),
+    [
+        ("mqtt://eve:s3cret@broker", "STREAM_HBAF_MQTT__PASSWORD"),
+        ("eve:s3cret@broker", "mqtt://HOST:PORT"),
+        ("ws://broker", "WebSocket"),
+        ("broker:1883", "mqtt://HOST:PORT"),
+        ("broker", "mqtt://HOST:PORT"),
+        ("mqtt://broker:port", "malformed"),
+        ("mqtt://broker:99999", "malformed"),
+        ("mqtt://", "mqtt://HOST:PORT"),
+        ("mqtt://broker/topic", "after the port"),
+        ("none", "there is no broker"),
+    ],
+)
+def test_url_refused(url: str, complaint: str) -> None:
+    """A url that can't be used ends in one line that says what to write, without the password."""
+    with pytest.raises(ConfigError, match=complaint) as caught:
+        read_address(MqttConfig(url=url))
+    assert "s3cret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_node_name_is_topic_safe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a configured node, the host's name in letters that any topic may hold."""
+    monkeypatch.setattr("socket.gethostname", lambda: "Zoë's laptop.local/#+")
+    assert node_name(MqttConfig()) == "Zo_s_laptop_local"
+    assert node_name(MqttConfig(node="kitchen")) == "kitchen"
+
+
+def test_backoff_doubles_to_half_a_minute() -> None:
+    """Attempts are 0.5 s apart at first, 30 s in the end, and never in step with others'."""
+    longest = [0.5, 1, 2, 4, 8, 16, 30, 30]
+    delays = [delay for delay, _ in zip(backoff(), longest, strict=False)]
+    assert all(top / 2 <= delay <= top for delay, top in zip(delays, longest, strict=True))
