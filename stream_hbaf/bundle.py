@@ -23,8 +23,7 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from stream_hbaf.config import Section
-from stream_hbaf.errors import BundleError, ModelError
-from stream_hbaf.evaluation import softmax
+from stream_hbaf.errors import BundleError, ConfigError, ModelError
 from stream_hbaf.features.commonsense import Commonsense, Event2MindHeads, NoCommonsense
 from stream_hbaf.features.text import TextEncoder
 from stream_hbaf.networks.hbaf import HBAF, HbafConfig
@@ -74,7 +73,8 @@ class Scaling:
         """
         with np.errstate(all="ignore"):
             scaled = (functionals[:, self.selected] - self.mean) / self.deviation
-        return np.clip(np.nan_to_num(scaled, nan=0.0), -FARTHEST, FARTHEST).astype(np.float32)
+        near: Float32 = np.clip(np.nan_to_num(scaled, nan=0.0), -FARTHEST, FARTHEST)
+        return near.astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,7 +163,17 @@ class Bundle:
         }
         if isinstance(self.commonsense, Event2MindHeads):
             parts["commonsense."] = self.commonsense.state_dict()
-        return {start + name: tensor for start, part in parts.items() for name, tensor in part.items()}
+        return {
+            start + name: tensor for start, part in parts.items() for name, tensor in part.items()
+        }
+
+
+def softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Probabilities along the last axis, in float64 so that they sum to 1."""
+    wide = np.asarray(logits, dtype=np.float64)
+    exponents = np.exp(wide - wide.max(-1, keepdims=True))
+    probabilities: NDArray[np.float64] = exponents / exponents.sum(-1, keepdims=True)
+    return probabilities
 
 
 def resolve_bundle(name: str) -> Path:
@@ -210,7 +220,7 @@ def _read_config(folder: Path, content: bytes) -> BundleConfig:
                 "install the version of stream-hbaf that the bundle was made with"
             )
         return BundleConfig.model_validate(settings)
-    except (yaml.YAMLError, ValidationError) as error:
+    except (yaml.YAMLError, ValidationError, ConfigError) as error:
         reason = str(error).strip().splitlines()[0]
         raise BundleError(f"bundle {folder}: {CONFIG} isn't valid ({reason}); {REPAIR}") from None
 

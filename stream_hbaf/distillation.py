@@ -202,5 +202,3 @@ def _summary(ranks: NDArray[np.float64], *, candidates: int) -> Retrieval:
 def _unit(vectors: Float32) -> Float32:
     scaled: Float32 = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-9)
     return scaled
-
-

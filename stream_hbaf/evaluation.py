@@ -25,7 +25,8 @@ def class_f1(table: NDArray[np.int64]) -> NDArray[np.float64]:
     """F1 of each class [C]; 0 where it was neither said nor there."""
     hits = np.diag(table).astype(np.float64)
     total = table.sum(0) + table.sum(1)
-    return np.divide(2 * hits, total, out=np.zeros_like(hits), where=total > 0)
+    scores: NDArray[np.float64] = 2 * hits / np.maximum(total, 1)
+    return scores
 
 
 def weighted_f1(gold: Labels, predicted: Labels, *, classes: int) -> float:
@@ -64,14 +65,6 @@ def calibration_error(gold: Labels, probabilities: Probabilities) -> float:
         inside = bins == index
         error += inside.mean() * abs((said == gold)[inside].mean() - sure[inside].mean())
     return float(error)
-
-
-def softmax(logits: NDArray[np.floating]) -> Probabilities:
-    """Probabilities along the last axis, in float64 so that they sum to 1."""
-    wide = np.asarray(logits, dtype=np.float64)
-    exponents = np.exp(wide - wide.max(-1, keepdims=True))
-    probabilities: Probabilities = exponents / exponents.sum(-1, keepdims=True)
-    return probabilities
 
 
 @dataclass(frozen=True, slots=True)

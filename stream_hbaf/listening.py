@@ -11,7 +11,7 @@ from stream_hbaf import __version__
 from stream_hbaf.audio.capture import list_devices
 from stream_hbaf.audio.file import FileSource
 from stream_hbaf.audio.microphone import Microphone
-from stream_hbaf.audio.source import AudioSource
+from stream_hbaf.audio.source import AudioSource, OnStatus
 from stream_hbaf.config import Config
 from stream_hbaf.events import Info, Model, State
 from stream_hbaf.live import LivePipeline, Publisher
@@ -67,7 +67,7 @@ async def listen(chosen: Input, *, config: Config, json: bool, stop: asyncio.Eve
             )
             await publisher.connect()
             publishers.append(publisher)
-            _say(f"publishing to {publisher.address} under {publisher.topic}/")
+            _say(f"publishing to {publisher.address}")
         pipeline = LivePipeline(recognizer, publishers)
         reports.append(pipeline)
         _say(f"listening to {source.name}; Ctrl-C ends")
@@ -86,14 +86,13 @@ def _fall_back(chosen: Input) -> Input:
 
 def _named(config: Config, chosen: Input) -> Config:
     """The source's topic level, unless the user chose one."""
-    if config.source.name is not None:
+    if chosen.file is None or "name" in config.source.model_fields_set:
         return config
-    name = "microphone" if chosen.file is None else "file"
-    source = config.source.model_copy(update={"name": name})
+    source = config.source.model_copy(update={"name": "file"})
     return config.model_copy(update={"source": source})
 
 
-def _open(chosen: Input, config: Config, on_status: "OnStatus") -> AudioSource:
+def _open(chosen: Input, config: Config, on_status: OnStatus) -> AudioSource:
     if chosen.file is None:
         device = chosen.device or None
         return Microphone(device, chunk_ms=config.source.chunk_ms, on_status=on_status)
@@ -108,7 +107,7 @@ def _info(recognizer: Recognizer) -> Info:
         model=Model(id=bundle.id, sha256=bundle.sha256),
         labels=list(bundle.labels),
         licence=LICENCE,
-        sources=[recognizer.config.source.name or ""],
+        sources=[recognizer.config.source.name],
     )
 
 

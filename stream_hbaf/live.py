@@ -49,7 +49,7 @@ class Publisher(Protocol):
     async def run(self) -> None:
         """Carry events away until cancelled."""
 
-    async def close(self, timeout_s: float) -> None:
+    async def close(self, timeout_s: float) -> object:
         """Deliver what is finished and say goodbye."""
 
 

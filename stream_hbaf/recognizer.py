@@ -18,8 +18,7 @@ from stream_hbaf.bundle import Bundle
 from stream_hbaf.config import Config
 from stream_hbaf.features.acoustic import Acoustic, AcousticExtractor
 from stream_hbaf.features.transcript import Transcriber, Transcript
-from stream_hbaf.networks.hbaf import Features
-from stream_hbaf.networks.state import DialogueState
+from stream_hbaf.networks.state import DialogueState, Features
 from stream_hbaf.speech.segmenter import Action, Feed, Segmenter
 from stream_hbaf.speech.vad import SpeechDetector, open_detector
 
@@ -73,6 +72,8 @@ class Listener:
         self.detector = detector or open_detector(config.vad.engine)
         self.score = 0.0  # of the newest frame
         self._config = config
+        self._held_start = 0
+        self._held: Int16 = np.zeros(0, np.int16)
         self._start_over(0)
 
     def feed(self, samples: Int16) -> list[Action | Sound]:

@@ -109,9 +109,7 @@ def _ramp(step: int, *, steps: int) -> float:
     return min(1.0, (step + 1) / warm) * max(0.0, (steps - step) / max(1, steps - warm // 2))
 
 
-def _batches(
-    texts: Labelled, *, size: int, draw: np.random.Generator
-) -> list[NDArray[np.intp]]:
+def _batches(texts: Labelled, *, size: int, draw: np.random.Generator) -> list[NDArray[np.intp]]:
     """Shuffled batches of texts of about one length: padding would double the work."""
     order = draw.permutation(len(texts))
     pools = [order[start : start + 16 * size] for start in range(0, len(order), 16 * size)]

@@ -26,7 +26,9 @@ from numpy.typing import NDArray
 from stream_hbaf.audio.pcm import RATE_HZ, Resampler
 from stream_hbaf.errors import DeviceError
 
-HEADER = Struct("<d?")  # captured_at (seconds, CLOCK_MONOTONIC: the same in every process), after_gap
+HEADER = Struct(
+    "<d?"
+)  # captured_at (seconds, CLOCK_MONOTONIC: the same in every process), after_gap
 REFUSED, GONE = 3, 4  # exit statuses: the device can't be opened; it stopped giving sound
 
 QUEUE_S = 10  # sound held while the parent doesn't read; then the oldest is dropped

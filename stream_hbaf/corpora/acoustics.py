@@ -17,7 +17,14 @@ from numpy.typing import NDArray
 
 from stream_hbaf.audio.file import read_audio
 from stream_hbaf.config import Config, Positive, Section
-from stream_hbaf.corpora.augment import CLEAN, Condition, Samples, Surroundings, change, draw_condition
+from stream_hbaf.corpora.augment import (
+    CLEAN,
+    Condition,
+    Samples,
+    Surroundings,
+    change,
+    draw_condition,
+)
 from stream_hbaf.features.acoustic import FUNCTIONALS_WIDTH, AcousticExtractor
 from stream_hbaf.speech.segmenter import Finish, Segmenter
 from stream_hbaf.speech.vad import SpeechDetector, open_detector
@@ -49,7 +56,7 @@ class AcousticsConfig(Section):
     """How training clips are made various."""
 
     copies: int = 4  # changed versions of each training clip, beside the recording itself
-    quietest_dbfs: float = -45.0  # RMS of a changed version is drawn between these two
+    quietest_dbfs: float = -62.0  # RMS of a changed version is drawn between these two
     loudest_dbfs: float = -12.0
     workers: Positive = 2
     seed: int = 0
