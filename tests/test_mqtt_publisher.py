@@ -3,7 +3,6 @@
 import asyncio
 import json
 import signal
-import subprocess
 import sys
 import textwrap
 import time
@@ -67,9 +66,9 @@ def config(url: str, **settings: object) -> MqttConfig:
     return MqttConfig.model_validate({"url": url, "prefix": "p", "node": "n", **settings})
 
 
-async def wait_until_lost(said: list[tuple[bool, str]]) -> None:
+async def until_said(said: list[tuple[bool, str]], *, connected: bool) -> None:
     async with asyncio.timeout(10):
-        while not any(not connected for connected, _ in said):
+        while [last for last, _ in said[-1:]] != [connected]:  # noqa: ASYNC110  no event to await
             await asyncio.sleep(0.01)
 
 
@@ -130,13 +129,16 @@ def test_last_will_after_kill(tmp_path: Path) -> None:
 
     async def main(broker: Mosquitto) -> str:
         async with Subscriber(broker.port, topic="p/n/available") as subscriber:
-            child = subprocess.Popen(
-                [sys.executable, "-c", textwrap.dedent(script), broker.url],
+            child = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-c",
+                textwrap.dedent(script),
+                broker.url,
                 cwd=Path(__file__).parent,
             )
             assert await subscriber.next(timeout_s=30) == "0 1 p/n/available online"
             child.send_signal(signal.SIGKILL)
-            child.wait()
+            await child.wait()
             assert await subscriber.next() == "0 1 p/n/available offline"
         async with Subscriber(broker.port, topic="p/n/available") as late:
             return await late.next()
@@ -260,7 +262,7 @@ def test_partials_while_disconnected(tmp_path: Path) -> None:
         await publisher.send(Speech(source="m", on=True))
         await asyncio.sleep(0.2)
         await asyncio.to_thread(broker.stop)
-        await wait_until_lost(said)
+        await until_said(said, connected=False)
         for number in range(mqtt.DROPPABLE + 5):
             await publisher.send(partial(number))
         await send_all(publisher, Speech(source="m", on=False), utterance(1))
@@ -284,8 +286,8 @@ def test_full_outbox_holds_the_sender_back(tmp_path: Path) -> None:
     """With the outbox full `send` waits; who is cancelled while waiting loses nothing."""
 
     async def main(broker: Mosquitto) -> Path | None:
-        publisher = MqttPublisher(config(broker.url, outbox=2), info=INFO)
-        await send_all(publisher, utterance(1), utterance(2))  # the second brings no emotion
+        publisher = MqttPublisher(config(broker.url, outbox=3), info=INFO)
+        await send_all(publisher, utterance(1), utterance(2))  # and one emotion
         waiting = asyncio.create_task(publisher.send(utterance(3)))
         await asyncio.sleep(0.1)
         assert not waiting.done()
@@ -377,12 +379,10 @@ def test_state_is_back_after_a_restart(tmp_path: Path) -> None:
         await publisher.send(utterance(1, label="fear"))
         await asyncio.sleep(0.2)
         await asyncio.to_thread(broker.stop)
-        await wait_until_lost(said)
+        await until_said(said, connected=False)
         await asyncio.to_thread(broker.start)
-        async with asyncio.timeout(10):
-            while not said[-1][0]:
-                await asyncio.sleep(0.01)
-            await asyncio.sleep(0.2)
+        await until_said(said, connected=True)
+        await asyncio.sleep(0.2)
         async with Subscriber(broker.port) as late:
             retained = {await late.next() for _ in range(4)}
         await publisher.close(3)

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 from faster_whisper.vad import get_vad_model
@@ -10,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from stream_hbaf.audio.file import read_audio
 from stream_hbaf.errors import ModelError
 from stream_hbaf.speech import vad
 from stream_hbaf.speech.vad import SileroDetector, SpeechDetector, WebRtcDetector, open_detector
@@ -18,16 +18,9 @@ RECORDINGS = Path(__file__).parent / "recordings"
 ENGINES: tuple[vad.Engine, ...] = ("silero", "webrtc")
 
 
-def read_flac(name: str) -> NDArray[np.int16]:
-    """A 16 kHz mono recording of the tests, whole."""
-    with av.open(str(RECORDINGS / name)) as container:
-        blocks = [frame.to_ndarray().ravel() for frame in container.decode(audio=0)]
-    return np.concatenate(blocks).astype(np.int16)
-
-
 @pytest.fixture(scope="module")
 def meeting() -> NDArray[np.int16]:
-    return read_flac("sample.flac")
+    return read_audio(RECORDINGS / "sample.flac")
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +91,9 @@ def test_scores_read_speech(detectors: dict[str, SpeechDetector], engine: str) -
     """Most of a read sentence is speech, and none of digital silence is."""
     detector = detectors[engine]
     detector.reset()
-    sentence = detector.feed(read_flac("sense_and_sensibility_01_austen_64kb-0870.flac"))
+    sentence = detector.feed(
+        read_audio(RECORDINGS / "sense_and_sensibility_01_austen_64kb-0870.flac")
+    )
     detector.reset()
     silence = detector.feed(np.zeros(32_000, np.int16))
     assert (sentence >= 0.5).mean() > 0.7
@@ -128,7 +123,7 @@ def test_webrtc_smoothing(meeting: NDArray[np.int16], frame_ms: int, share: floa
 def test_feed_floats(detectors: dict[str, SpeechDetector], engine: str) -> None:
     """Sound that is not int16 mono is refused: as floats it would score as near silence."""
     with pytest.raises(TypeError, match="int16"):
-        detectors[engine].feed(np.zeros(512, np.float32))  # type: ignore[arg-type]
+        detectors[engine].feed(np.zeros(512, np.float32))
     with pytest.raises(TypeError, match="int16"):
         detectors[engine].feed(np.zeros((512, 2), np.int16))
 
@@ -149,6 +144,14 @@ def test_silero_damaged(tmp_path: Path) -> None:
         with pytest.raises(ModelError, match=rf"{name}\.onnx can't be loaded") as error:
             SileroDetector(network)
         assert "\n" not in str(error.value)
+
+
+def test_silero_other_inputs(tmp_path: Path) -> None:
+    """Another release's network, which would have to be called otherwise, is refused."""
+    network = tmp_path / "other.onnx"
+    network.write_bytes(vad._find_silero().read_bytes().replace(b"input", b"sound"))
+    with pytest.raises(ModelError, match=r"other\.onnx takes sound, h, c, not input, h, c"):
+        SileroDetector(network)
 
 
 def test_package_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,7 +57,7 @@ def list_devices() -> list[Device]:
 
     Asks a fresh process, because PortAudio's list is as old as its first use.
     """
-    arguments = [sys.executable, "-m", __spec__.name if __spec__ else __name__, "--list"]
+    arguments = [sys.executable, "-m", "stream_hbaf.audio.capture", "--list"]
     listing = subprocess.run(arguments, capture_output=True, text=True, check=False)
     if listing.returncode:
         raise DeviceError(last_detail(listing.stderr) or "the list of devices can't be read")
@@ -206,9 +206,10 @@ class _Chunker:
 def _open_stream(sounddevice: Any, device: Device) -> tuple[Any, _Intake]:
     """The device at its own rate, else at one it is likely to know."""
     channels = min(device.channels, MOST_CHANNELS)
+    counts = dict.fromkeys([channels, 1])
     rates = dict.fromkeys([device.rate_hz, RATE_HZ, 48_000, 44_100])
     reason = ""
-    for rate_hz, count in [(rate_hz, count) for rate_hz in rates for count in {channels, 1}]:
+    for rate_hz, count in [(rate_hz, count) for rate_hz in rates for count in counts]:
         intake = _Intake(QUEUE_S * rate_hz)
         try:
             stream = sounddevice.InputStream(

@@ -1,7 +1,6 @@
 """Sound comes from a microphone: opened through a child process that is restarted at need."""
 
 import asyncio
-import contextlib
 import json
 import subprocess
 import sys
@@ -35,6 +34,7 @@ class Microphone:
         self._chunk_ms = chunk_ms
         self._on_status = on_status
         self._child: _Child | None = None
+        self._closed = False
         self._first: tuple[float, bool, bytes] | None = None
 
     async def __aenter__(self) -> Self:
@@ -46,20 +46,19 @@ class Microphone:
         return self
 
     async def __aexit__(self, *exception: object) -> None:
-        child, self._child = self._child, None
-        if child is not None:
-            await child.end()
+        self._closed = True
+        if self._child is not None:
+            await self._child.end()
 
     async def chunks(self) -> AsyncIterator[Chunk]:
+        assert self._child is not None, "open the microphone first"
         position = 0
         returned = False
-        while self._child is not None:
+        while not self._closed:
             piece, self._first = self._first or await self._child.read(), None
             if piece is None:
-                if self._child is None:  # closed while we waited
-                    return
-                await self._restart()
                 returned = True
+                await self._restart(self._child)
                 continue
             captured_at, after_gap, content = piece
             samples = np.frombuffer(content, "<i2").astype(np.int16, copy=False)
@@ -80,26 +79,33 @@ class Microphone:
             async with asyncio.timeout(START_S + FIRST_SOUND_S):
                 self._first = await child.read()
         except TimeoutError:
+            await child.end()
             raise DeviceError(
                 f"microphone {self.name!r} gives no sound; try another ('stream-hbaf devices')"
             ) from None
         if self._first is None:
-            raise DeviceError(await child.reason())
+            reason = await child.reason()
+            await child.end()
+            raise DeviceError(reason)
         child.opened = True
 
-    async def _restart(self) -> None:
-        """End the dead child and try new ones until one gives sound."""
-        assert self._child is not None
-        self._on_status("offline", f"{await self._child.reason()} (trying again)")
+    async def _restart(self, dead: "_Child") -> None:
+        """Try new children until one gives sound, or until we are closed."""
+        reason = await dead.reason()
+        if self._closed:
+            return
+        self._on_status("offline", f"{reason} (trying again)")
+        await dead.end()
         wait_s = FIRST_RETRY_S
         while True:
-            await self._child.end()
             await asyncio.sleep(wait_s)
+            if self._closed:
+                return
             wait_s = min(2 * wait_s, LAST_RETRY_S)
             try:
                 await self._start()
-            except DeviceError:
-                continue  # said once; the device is still away
+            except DeviceError:  # said once already: the device is still away
+                continue
             self._on_status("online", f"microphone {self.name!r} is back")
             return
 
@@ -108,6 +114,8 @@ class _Child:
     """One capture process, its sound and its status lines."""
 
     def __init__(self, device: str | int | None, *, chunk_ms: int) -> None:
+        self._pipes: list[asyncio.ReadTransport] = []
+        self._follower: asyncio.Task[None] | None = None
         self._size = chunk_ms * RATE_HZ // 1000 * 2
         self._detail = "the capture process ended"
         self.opened = False  # its first sound was heard; before that, its statuses are answers
@@ -121,13 +129,10 @@ class _Child:
     async def connect(self, on_status: OnStatus) -> None:
         loop = asyncio.get_running_loop()
         self._sound, self._lines = asyncio.StreamReader(UNREAD_BYTES), asyncio.StreamReader()
-        self._pipes = [
-            (await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(end), pipe))[0]
-            for end, pipe in (
-                (self._sound, self._popen.stdout),
-                (self._lines, self._popen.stderr),
-            )
-        ]
+        ends = ((self._sound, self._popen.stdout), (self._lines, self._popen.stderr))
+        for reader, pipe in ends:
+            protocol = asyncio.StreamReaderProtocol(reader)
+            self._pipes.append((await loop.connect_read_pipe(lambda p=protocol: p, pipe))[0])
         self._follower = asyncio.create_task(self._follow(on_status), name="capture status")
 
     async def read(self) -> tuple[float, bool, bytes] | None:
@@ -141,7 +146,8 @@ class _Child:
 
     async def reason(self) -> str:
         """Why the child ended, in a line."""
-        await asyncio.wait([self._follower], timeout=END_S)
+        if self._follower is not None:
+            await asyncio.wait([self._follower], timeout=END_S)
         return self._detail
 
     async def end(self) -> None:
@@ -153,11 +159,12 @@ class _Child:
             self._popen.kill()
             await asyncio.to_thread(self._popen.wait)
         finally:
+            self._popen.kill()  # does nothing if it has ended; if we were cancelled, it may not have
+            self._popen.wait()
             for pipe in self._pipes:
                 pipe.close()
-            self._follower.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._follower
+            if self._follower is not None:
+                self._follower.cancel()
 
     async def _follow(self, on_status: OnStatus) -> None:
         async for line in self._lines:

@@ -16,6 +16,7 @@ from stream_hbaf.publish.connection import Address, speaks_mqtt
 
 LOOPBACK = "127.0.0.1"  # anybody may connect, so nobody from outside may
 GRACE_S = 30  # amqtt cuts a client off after exactly its keepalive, before most have pinged
+FORWARD_S = 0.2  # amqtt acknowledges before it forwards, and forgets what it hasn't forwarded
 SHUTDOWN_S = 1.0
 
 
@@ -50,6 +51,7 @@ async def embedded_broker(port: int) -> AsyncIterator[LocalBroker]:
     finally:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(SHUTDOWN_S):
+                await asyncio.sleep(FORWARD_S)
                 await broker.shutdown()
 
 

@@ -215,10 +215,7 @@ async def _reach(address: Address, context: ssl.SSLContext | None) -> None:
     def attempt() -> None:
         error: OSError | UnicodeError | None = None
         try:
-            where = (address.host, address.port)
-            with socket.create_connection(where, timeout=CONNECT_TIMEOUT_S) as plain:
-                if context:
-                    context.wrap_socket(plain, server_hostname=address.host).close()
+            _attempt(address, context)
         except (OSError, UnicodeError) as caught:
             error = caught
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody asks any more
@@ -227,6 +224,15 @@ async def _reach(address: Address, context: ssl.SSLContext | None) -> None:
     threading.Thread(target=attempt, name="mqtt-reach", daemon=True).start()
     async with asyncio.timeout(CONNECT_TIMEOUT_S):
         await outcome
+
+
+def _attempt(address: Address, context: ssl.SSLContext | None) -> None:
+    with socket.create_connection((address.host, address.port), CONNECT_TIMEOUT_S) as plain:
+        if context:
+            try:
+                context.wrap_socket(plain, server_hostname=address.host).close()
+            except ConnectionError as error:  # a greeting it didn't understand
+                raise ssl.SSLError(str(error)) from None
 
 
 def _trust(config: MqttConfig) -> ssl.SSLContext:

@@ -69,7 +69,8 @@ class MqttPublisher:
 
     async def run(self) -> None:
         """Deliver what is sent, until ``close``. A task of its own."""
-        self._delivery = asyncio.create_task(self._deliver(), name="mqtt-delivery")
+        if self._delivery is None:  # else `close` was quicker
+            self._delivery = asyncio.create_task(self._deliver(), name="mqtt-delivery")
         try:
             await self._delivery
         except asyncio.CancelledError:

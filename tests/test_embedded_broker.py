@@ -1,0 +1,288 @@
+"""The broker inside the recogniser, and `watch`, against mosquitto's own clients."""
+
+import asyncio
+import io
+import json
+import os
+import socket
+import sys
+import textwrap
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from mosquitto import Subscriber, find_program, free_port, mosquitto, require_mosquitto
+from test_mqtt_publisher import INFO, config, partial, utterance
+
+from stream_hbaf.errors import BrokerError
+from stream_hbaf.events import Status
+from stream_hbaf.publish.broker import LocalBroker, embedded_broker
+from stream_hbaf.publish.connection import Received
+from stream_hbaf.publish.mqtt import MqttPublisher, messages
+from stream_hbaf.publish.watch import human_line, json_line, watch
+
+
+async def publish(port: int, topic: str, payload: str, *options: str) -> None:
+    """With QoS 1: amqtt may lose a QoS 0 message whose sender hangs up at once."""
+    words = ["-p", str(port), "-t", topic, "-m", payload, "-q", "1", *options]
+    child = await asyncio.create_subprocess_exec(find_program("mosquitto_pub"), *words)
+    assert await child.wait() == 0
+
+
+def test_embedded_round_trip() -> None:
+    """mosquitto_sub sees the publisher's whole life through our own broker, last state kept."""
+    require_mosquitto()
+    port = free_port()
+
+    async def main() -> tuple[LocalBroker, list[str], set[str]]:
+        async with embedded_broker(port) as broker:
+            publisher = MqttPublisher(config(broker.url), info=INFO)
+            async with Subscriber(port) as subscriber:
+                await publisher.connect()
+                running = asyncio.create_task(publisher.run())
+                await publisher.send(Status(source="m", stage="vad", state="online"))
+                await publisher.send(utterance(1))
+                await publisher.close(3)
+                await running
+                lines = await subscriber.until("stopped")
+            async with Subscriber(port) as late:
+                return broker, lines, {await late.next() for _ in range(4)}
+
+    broker, lines, retained = asyncio.run(main())
+    info = messages(INFO, prefix="p", node="n")[0].payload.decode()
+    payload = messages(utterance(1), prefix="p", node="n")[0].payload.decode()
+    assert broker == LocalBroker(f"mqtt://127.0.0.1:{port}", started=True)
+    assert lines == [
+        "0 1 p/n/available online",
+        f"0 1 p/n/info {info}",
+        "0 1 p/n/m/status/vad online",
+        f"0 1 p/n/m/utterance {payload}",
+        "0 1 p/n/m/emotion joy",
+        "0 1 p/n/available stopped",
+    ]
+    assert retained == {
+        "1 1 p/n/available stopped",
+        f"1 1 p/n/info {info}",
+        "1 1 p/n/m/status/vad online",
+        "1 1 p/n/m/emotion joy",
+    }
+
+
+def test_embedded_forwards_everything_before_it_ends() -> None:
+    """Hundreds of utterances and `stopped` reach a subscriber though the broker ends at once."""
+    require_mosquitto()
+    port = free_port()
+
+    async def main() -> list[str]:
+        async with embedded_broker(port) as broker:
+            subscriber = await Subscriber(port).__aenter__()
+            publisher = MqttPublisher(config(broker.url), info=INFO)
+            for turn in range(300):
+                await publisher.send(utterance(turn))
+            assert await publisher.close(3) is None
+        try:
+            return await subscriber.until("stopped")
+        finally:
+            await subscriber.__aexit__()
+
+    lines = asyncio.run(main())
+    received = [json.loads(line.split(" ", 3)[3])["turn"] for line in lines if "/utter" in line]
+    assert received == list(range(300))
+
+
+def test_embedded_last_will() -> None:
+    """Our own broker delivers the last will of a client that is killed."""
+    require_mosquitto()
+    port = free_port()
+    script = """
+        import asyncio, sys
+        from test_mqtt_publisher import INFO, MqttPublisher, config
+        async def main():
+            publisher = MqttPublisher(config(sys.argv[1]), info=INFO)
+            await publisher.connect()
+            await publisher.run()
+        asyncio.run(main())
+    """
+
+    async def main() -> list[str]:
+        async with (
+            embedded_broker(port) as broker,
+            Subscriber(port, topic="p/n/available") as subscriber,
+        ):
+            child = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-c",
+                textwrap.dedent(script),
+                broker.url,
+                cwd=Path(__file__).parent,
+            )
+            lines = [await subscriber.next(timeout_s=30)]
+            child.kill()
+            await child.wait()
+            return [*lines, await subscriber.next()]
+
+    assert asyncio.run(main()) == ["0 1 p/n/available online", "0 1 p/n/available offline"]
+
+
+def test_embedded_is_for_this_machine_only() -> None:
+    """Anybody may connect, so the broker listens on the loopback address alone."""
+    port = free_port()
+
+    async def main() -> None:
+        async with embedded_broker(port):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.close()
+            with pytest.raises(OSError, match="Connect call failed"):
+                await asyncio.open_connection("127.0.0.2", port)
+            assert reader is not None
+
+    asyncio.run(main())
+
+
+def test_second_instance_uses_the_broker_already_there(tmp_path: Path) -> None:
+    """A port where MQTT is spoken is used: our own broker's, mosquitto's, even a locked one."""
+
+    async def main(port: int) -> LocalBroker:
+        async with embedded_broker(port) as broker:
+            return broker
+
+    async def twice(port: int) -> list[LocalBroker]:
+        async with embedded_broker(port) as first, embedded_broker(port) as second:
+            return [first, second]
+
+    port = free_port()
+    assert [broker.started for broker in asyncio.run(twice(port))] == [True, False]
+    assert asyncio.run(main(port)).started  # the port is free again at once
+    with mosquitto(tmp_path) as other:
+        assert asyncio.run(main(other.port)) == LocalBroker(other.url, started=False)
+    (tmp_path / "none").touch()
+    with mosquitto(tmp_path, f"password_file {tmp_path / 'none'}", "user root") as locked:
+        assert asyncio.run(main(locked.port)) == LocalBroker(locked.url, started=False)
+
+
+def test_port_taken() -> None:
+    """A port with something else at it ends in one line that says how to go on."""
+
+    async def main(port: int) -> None:
+        async with embedded_broker(port):
+            pass
+
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(BrokerError, match=rf"port {port} is taken.*--set mqtt\.port=PORT"):
+            asyncio.run(main(port))
+
+
+def test_watch_shows_json_lines() -> None:
+    """With `json` each message is one line: its topic, and the object or word it carries."""
+    require_mosquitto()
+    port = free_port()
+    out = io.StringIO()
+
+    async def main() -> None:
+        async with embedded_broker(port) as broker:
+            await publish(port, "p/n/m/emotion", "joy", "-r")
+            watching = asyncio.create_task(watch(config(broker.url), out=out, json=True))
+            while not out.getvalue():  # noqa: ASYNC110  a text file has no event
+                await asyncio.sleep(0.01)
+            await publish(port, "p/n/m/utterance", '{"id":"u1","text":"“oh”"}')
+            await publish(port, "elsewhere/n/m", "not ours")
+            await publish(port, "p/n/m/speech", "ON")
+            while out.getvalue().count("\n") < 3:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            watching.cancel()
+            await asyncio.wait({watching})
+
+    asyncio.run(main())
+    assert out.getvalue().splitlines() == [
+        '{"topic": "p/n/m/emotion", "payload": "joy"}',
+        '{"topic": "p/n/m/utterance", "payload": {"id": "u1", "text": "“oh”"}}',
+        '{"topic": "p/n/m/speech", "payload": "ON"}',
+    ]
+
+
+def test_watch_into_a_closed_pipe() -> None:
+    """When nobody reads any more, `watch` ends without complaint."""
+    require_mosquitto()
+    port = free_port()
+    reading, writing = os.pipe()
+    os.close(reading)
+
+    async def main() -> None:
+        async with embedded_broker(port) as broker, asyncio.timeout(10):
+            await publish(port, "p/n/available", "online", "-r")
+            await watch(config(broker.url), out=out, json=False)
+
+    with os.fdopen(writing, "w", encoding="utf-8") as out:
+        asyncio.run(main())
+
+
+def test_watch_without_broker() -> None:
+    """A broker that isn't there is one line with its address."""
+    port = free_port()
+    with pytest.raises(BrokerError, match=f"mqtt://127.0.0.1:{port}: nothing listens there"):
+        asyncio.run(watch(config(f"mqtt://127.0.0.1:{port}"), out=io.StringIO(), json=True))
+
+
+def test_watch_reconnects(tmp_path: Path) -> None:
+    """`watch` outlives its broker and says so."""
+    out, said = io.StringIO(), list[bool]()
+
+    async def main() -> None:
+        watching = asyncio.create_task(
+            watch(config(broker.url), out=out, json=True, on_status=lambda c, _: said.append(c))
+        )
+        await asyncio.sleep(0.3)
+        await asyncio.to_thread(broker.stop)
+        await asyncio.to_thread(broker.start)
+        async with asyncio.timeout(10):
+            while said != [False, True]:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        await publish(broker.port, "p/n/available", "online", "-r")
+        async with asyncio.timeout(10):
+            while not out.getvalue():  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        watching.cancel()
+        await asyncio.wait({watching})
+
+    with mosquitto(tmp_path) as broker:
+        asyncio.run(main())
+    assert out.getvalue() == '{"topic": "p/n/available", "payload": "online"}\n'
+
+
+AT = datetime(2026, 1, 2, 3, 4, 5)
+
+
+def received(topic: str, payload: bytes) -> Received:
+    return Received(topic, payload, retained=False)
+
+
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [
+        (received("p/n/available", b"online"), "03:04:05  n  available online"),
+        (received("p/n/m/status/vad", b"degraded"), "03:04:05  n/m  status/vad degraded"),
+        (
+            received("p/n/m/utterance", messages(utterance(1), prefix="p", node="n")[0].payload),
+            "03:04:05  n/m  Zoë  joy 0.90  '“1”'",
+        ),
+        (
+            received("p/n/m/partial", messages(partial(7), prefix="p", node="n")[0].payload),
+            "03:04:05  n/m  joy 0.90  '7'  (partial)",
+        ),
+        (received("p/n/m/emotion", b"\x1b[2J\xff"), "03:04:05  n/m  emotion �[2J�"),
+        (received("p/n/m/utterance", b'{"emotion": 3, "text": '), "03:04:05  n/m  {"),
+    ],
+)
+def test_watch_human_line(message: Received, line: str) -> None:
+    """People read when, where, who, which emotion and the words; nothing reaches the terminal
+    but text, whatever somebody publishes."""
+    shown = human_line(message, prefix="p", at=AT)
+    assert shown == line or (line.endswith("{") and shown.startswith(line))
+
+
+def test_watch_json_line_of_damage() -> None:
+    """What is not JSON, NaN included, is shown as the text it is."""
+    assert json.loads(json_line(received("t", b'{"a":NaN}')))["payload"] == '{"a":NaN}'
