@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from stream_hbaf.config import Positive, Section
 from stream_hbaf.corpora.event2mind import CommonsenseEvent
 from stream_hbaf.features.commonsense import RELATIONS, Event2MindHeads
-from stream_hbaf.features.text import TextEncoder
 
 Float32 = NDArray[np.float32]
+Encode = Callable[[Sequence[str]], Float32]  # texts → [N, D]
 Ranking = Callable[[Float32, int], Float32]  # events [N, D], relation → directions [N, K]
 
 
@@ -60,7 +60,7 @@ class Retrieval:
 
 
 def gather(
-    events: Sequence[CommonsenseEvent], *, encoder: TextEncoder, phrase_encoder: TextEncoder
+    events: Sequence[CommonsenseEvent], *, encode: Encode, encode_phrases: Encode
 ) -> Inferences:
     """Encode a split: events by the tuned encoder, phrases by the untuned one."""
     texts = sorted({event.text for event in events})
@@ -78,12 +78,12 @@ def gather(
         relations.append(
             Relation(
                 phrases=tuple(phrases),
-                embeddings=_unit(phrase_encoder.encode(phrases)),
+                embeddings=_unit(encode_phrases(phrases)),
                 frequency=frequency,
                 true={row: tuple(sorted(columns)) for row, columns in sorted(true.items())},
             )
         )
-    return Inferences(encoder.encode(texts), tuple(relations))
+    return Inferences(encode(texts), tuple(relations))
 
 
 def train_heads(
@@ -141,6 +141,41 @@ def retrieve_by_frequency(inferences: Inferences, train: Inferences) -> list[Ret
         ranks = _best_ranks(every, list(relation.true.values()))
         found.append(_summary(ranks, candidates=len(relation.phrases)))
     return found
+
+
+def retrieve_with_frequency(
+    inferences: Inferences, train: Inferences, ranking: Ranking, *, temperature: float
+) -> list[Retrieval]:
+    """Directions and frequency together, as InfoNCE means them.
+
+    Negatives were drawn as often as annotators wrote them, so cos/τ is log p(phrase | event) minus
+    log p(phrase): the prior has to be added again.
+    """
+    found = []
+    for index, (relation, known) in enumerate(zip(inferences.relations, train.relations, strict=True)):
+        rows = list(relation.true)
+        often = dict(zip(known.phrases, known.frequency.tolist(), strict=True))
+        prior = np.log([often.get(phrase, 0.0) + 0.5 for phrase in relation.phrases])
+        scores = ranking(inferences.events[rows], index) @ relation.embeddings.T / temperature
+        ranks = _best_ranks(scores + prior, [relation.true[row] for row in rows])
+        found.append(_summary(ranks, candidates=len(relation.phrases)))
+    return found
+
+
+def measure_heads(
+    inferences: Inferences, train: Inferences, heads: Event2MindHeads, *, temperature: float
+) -> dict[str, dict[str, Retrieval]]:
+    """The heads beside their baselines: way of ranking → relation → figures."""
+    ways = {
+        "heads": retrieve(inferences, by_heads(heads)),
+        "heads_and_frequency": retrieve_with_frequency(
+            inferences, train, by_heads(heads), temperature=temperature
+        ),
+        "frequency": retrieve_by_frequency(inferences, train),
+        "event_feature": retrieve(inferences, by_itself),
+        "chance": retrieve(inferences, by_chance),
+    }
+    return {way: dict(zip(RELATIONS, found, strict=True)) for way, found in ways.items()}
 
 
 def by_heads(heads: Event2MindHeads) -> Ranking:

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -221,9 +222,8 @@ class LivePipeline:
         self, spoken: SpokenUtterance, samples: Int16, *, speech_score: float
     ) -> Words | None:
         """The words of ``samples`` and what they mean; None when the transcript failed."""
-        transcript = await self._attempt(
-            spoken, "transcript", self._recognizer.transcriber.final, samples, speech_score
-        )
+        final = partial(self._recognizer.transcriber.final, speech_score=speech_score)
+        transcript = await self._attempt(spoken, "transcript", final, samples)
         if transcript is None:
             return None
         spoken.timing.transcript = time.monotonic()
@@ -285,13 +285,8 @@ class LivePipeline:
         return await self._attempt(spoken, "classifier", step, spoken.dialogue)
 
     async def _tell_partial(self, spoken: SpokenUtterance) -> None:
-        transcript = await self._attempt(
-            spoken,
-            "transcript",
-            self._recognizer.transcriber.partial,
-            spoken.samples,
-            lambda: self._decoding > 0,
-        )
+        running = partial(self._recognizer.transcriber.partial, abandon=lambda: self._decoding > 0)
+        transcript = await self._attempt(spoken, "transcript", running, spoken.samples)
         if transcript is None:  # a final decode came first
             return
         words = await self._attempt(spoken, "classifier", self._recognizer.understand, transcript)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -9,14 +10,18 @@ from numpy.typing import NDArray
 
 from stream_hbaf.audio.file import read_audio
 from stream_hbaf.config import SAMPLE_RATE_HZ, load_config
-from stream_hbaf.recognizer import Recognizer
+
+if TYPE_CHECKING:
+    from stream_hbaf.recognizer import Recognizer
 
 RECORDINGS = Path(__file__).parent / "recordings"
 
 
 @pytest.fixture(scope="session")
-def recognizer() -> Iterator[Recognizer]:
+def recognizer() -> Iterator["Recognizer"]:
     """The recogniser as it ships, with real Whisper and the trained bundle."""
+    from stream_hbaf.recognizer import Recognizer  # seconds, which most tests need not pay
+
     config = load_config(overrides={"source.name": "test", "source.speaker": "reader"})
     with Recognizer(config) as loaded:
         yield loaded

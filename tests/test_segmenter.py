@@ -27,7 +27,7 @@ CONFIG = SegmenterConfig(
     soft_limit_s=1,
     max_utterance_s=2,
 )
-SCORES = {"s": 0.9, "l": 0.4, ".": 0.1}  # speech, low (between release and threshold), silence
+SCORES = {"s": 0.75, "l": 0.4, ".": 0.1}  # speech, low (between release and threshold), silence
 
 
 def scores_of(pattern: str) -> list[float]:
@@ -46,7 +46,7 @@ def in_frames(actions: Iterable[Action]) -> list[tuple[object, ...]]:
         match action:
             case Begin(start):
                 short.append(("begin", start / F))
-            case Feed(start, end) if short and short[-1] == ("feed", short[-1][1], start / F):
+            case Feed(start, end) if short[-1][0] == "feed" and short[-1][-1] == start / F:
                 short[-1] = ("feed", short[-1][1], end / F)
             case Feed(start, end):
                 short.append(("feed", start / F, end / F))
@@ -129,7 +129,7 @@ def test_silence_held_back() -> None:
     assert actions[3:] == [
         [Feed(3 * F, 4 * F)],
         [Feed(4 * F, 5 * F)],
-        [Pause(5 * F)],
+        [Pause(5 * F, mean_score=0.75)],
         [],
         [],
         [Resume(), Feed(5 * F, 9 * F)],
@@ -269,6 +269,13 @@ def test_mean_score_speech_only() -> None:
     assert finish.mean_score == pytest.approx((0.6 + 0.8 + 1.0 + 0.2 + 0.8) / 5)
 
 
+def test_speech_end_without_post_roll() -> None:
+    """Where the speech itself ended is told apart from where the utterance does."""
+    finish = segment(scores_of("..... sssss ........"))[-1]
+    assert isinstance(finish, Finish)
+    assert (finish.speech_end, finish.end) == (10 * F, 12 * F)
+
+
 def test_durations_whole_frames() -> None:
     """Durations that are no whole number of frames are rounded up, the longest length down."""
     config = SegmenterConfig(
@@ -366,6 +373,7 @@ def test_actions_any_scores(scores: list[float], config: SegmenterConfig, flush_
     begin: int | None = None
     fed = 0
     paused_at: int | None = None
+    paused_score = 0.0
     for index, score in enumerate([*scores, None]):
         heard = min(index + 1, len(scores)) * F
         kept_from = segmenter.keep_from
@@ -382,20 +390,22 @@ def test_actions_any_scores(scores: list[float], config: SegmenterConfig, flush_
                     assert paused_at is None
                     assert kept_from <= start == fed < end <= heard
                     fed = end
-                case Pause(end):
+                case Pause(end, mean_score):
                     assert begin is not None
                     assert paused_at is None
                     assert end == fed
-                    paused_at = end
+                    paused_at, paused_score = end, mean_score
                 case Resume():
                     assert paused_at is not None
                     paused_at = None
                 case Finish():
                     assert action.start == begin
                     assert action.end == fed <= action.confirmed_at <= heard
-                    assert paused_at in (None, action.end)
+                    assert (paused_at or action.end) == action.end
+                    assert paused_at is None or paused_score == action.mean_score
+                    assert action.start < action.speech_end <= action.confirmed_at
                     assert 0 < action.end - action.start <= config.max_utterance_s * 16_000
-                    assert VAD.release * 0 <= action.mean_score <= 1
+                    assert 0 <= action.mean_score <= 1
                     last_end, begin, paused_at = action.end, None, None
         assert kept_from <= segmenter.keep_from <= heard
     assert begin is None

@@ -10,11 +10,15 @@ import shutil
 import subprocess
 import tempfile
 import time
+import wave
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
 import pytest
+
+from stream_hbaf.audio.file import read_audio
+from stream_hbaf.config import SAMPLE_RATE_HZ
 
 DEVICE = "pulse"
 SINK = "nullsink"
@@ -97,8 +101,17 @@ class VirtualMicrophone:
         self._pactl("unload-module", self._module)
 
     def play(self, path: Path) -> "subprocess.Popen[bytes]":
-        """Start saying what ``path`` (flac or wav) holds; wait on the result for its end."""
-        return subprocess.Popen(["paplay", f"--device={SINK}", str(path)])
+        """Start saying what ``path`` holds; wait on the result for its end.
+
+        Decoded here, because PulseAudio's player takes a FLAC file for raw samples.
+        """
+        wav = Path(self._folder.name) / f"{path.stem}.wav"
+        with wave.open(str(wav), "wb") as recording:
+            recording.setnchannels(1)
+            recording.setsampwidth(2)
+            recording.setframerate(SAMPLE_RATE_HZ)
+            recording.writeframes(read_audio(path).tobytes())
+        return subprocess.Popen(["paplay", f"--device={SINK}", str(wav)])
 
     def _wait_for_server(self, log: Path) -> None:
         deadline = time.monotonic() + 15

@@ -1,154 +1,308 @@
-"""Acoustic features: openSMILE's ComParE 2016, computed while the utterance is still spoken.
+"""An utterance becomes features, the acoustic part: openSMILE ComParE 2016, exact and streamed.
 
-65 low-level descriptors (LLDs) a frame of 10 ms and, at the end, 6373 functionals of them; both
-bit-identical to ``opensmile.Smile``'s on the same samples, however they are cut into chunks.
+openSMILE's Python package only works on whole recordings, but its library can be fed while it
+runs: each session runs the package's own ComParE configuration in a thread, takes sound as it
+comes, and gives 65 low-level descriptors every 10 ms and 6373 functionals at the end, all bit
+for bit what ``opensmile.Smile`` gives for the same samples, however they are split.
 
-openSMILE's licence allows research and private use only: it is a dependency and never part of
-this project. Its C library keeps no more of an utterance than its functionals need, but its input
-buffer grows with what is fed, so there is one session an utterance.
+openSMILE is free for research and private use only, whatever the package's classifier says: it
+is a dependency, never bundled. A free extractor can stand in behind ``AcousticFrontEnd``.
 """
 
 import threading
+import weakref
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Self
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 import opensmile
 from numpy.typing import NDArray
 from opensmile.core.config import config as names
-from opensmile.core.lib import OpenSMILE, OpenSmileException
+from opensmile.core.lib import SMILE_INVALID_STATE, OpenSMILE, OpenSmileException
 
 from stream_hbaf.config import SAMPLE_RATE_HZ
 from stream_hbaf.errors import ModelError
 
 LLD_WIDTH = 65
 FUNCTIONALS_WIDTH = 6373
-CONFIGS = Path(opensmile.__file__).parent / "core" / "config"
-OPTIONS = {
-    "source": CONFIGS / names.EXTERNAL_INPUT_CONFIG,
-    "sink": CONFIGS / names.EXTERNAL_OUTPUT_MULTI_CONFIG,
-    "bufferModeRbConf": CONFIGS / "shared" / "BufferModeRb.conf.inc",
-    "frameModeFunctionalsConf": CONFIGS / "shared" / "FrameModeFunctionals.conf.inc",
-    "sampleRate": SAMPLE_RATE_HZ,
-    "nBits": 16,
-}
-SOURCE, LLD_SINK, FUNCTIONALS_SINK = "extsource", "extsinklld", "extsinkfunc"
+
+LLD_NAMES: tuple[str, ...]  # openSMILE's, in the columns' order; asked for at first use
+FUNCTIONAL_NAMES: tuple[str, ...]
+
+# The component names of standard_external_data_output_multi.conf.inc, which the package lacks.
+_LLD_SINK = "extsinklld"
+_FUNCTIONALS_SINK = "extsinkfunc"
+_STUCK_AFTER_S = 30.0  # beyond the utterance's own length; a session needs 0.02 s a second
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Acoustic:
-    """What was measured of one utterance's sound."""
+    """What an utterance sounds like."""
 
-    lld: NDArray[np.float32]  # [T, 65], one row every 10 ms
+    lld: NDArray[np.float32]  # [T, 65], a row every 10 ms
     functionals: NDArray[np.float32]  # [6373]
 
 
-class AcousticSession:
-    """One utterance inside openSMILE. Fed and finished from one thread at a time.
+class AcousticStream(Protocol):
+    """One utterance on its way through an extractor."""
 
-    Raises ModelError when openSMILE fails.
+    @property
+    def lld(self) -> NDArray[np.float32]: ...
+    def feed(self, samples: NDArray[np.int16]) -> None: ...
+    def finish(self) -> Acoustic | None: ...
+    def close(self) -> None: ...
+
+
+class AcousticFrontEnd(Protocol):
+    """Whatever turns the sound of utterances into LLDs and functionals."""
+
+    def open(self) -> AcousticStream: ...
+    def extract(self, samples: NDArray[np.int16]) -> Acoustic | None: ...
+    def close(self) -> None: ...
+
+
+class _Engine:
+    """One openSMILE instance, its thread, and what came out so far.
+
+    The thread starts with the first sound, so that a spare costs nothing but memory. It frees
+    the instance itself, after everybody was told that the results are there: freeing takes
+    milliseconds which nobody should wait for. Nothing in here refers to the session, which is
+    why a forgotten session can be collected while its engine runs.
     """
 
     def __init__(self) -> None:
+        self.rows: list[NDArray[np.float32]] = []  # each [1, 65]
+        self.functionals: list[NDArray[np.float32]] = []  # at most one, [1, 6373]
+        self.failure: ModelError | None = None
+        self.done = threading.Event()
+        self._started = False
+        self._lock = threading.Lock()  # no call into an instance that its thread has freed
         self._smile = OpenSMILE()
-        self._rows: list[NDArray[np.float32]] = []
-        self._functionals: NDArray[np.float32] | None = None
-        self._failure = ""
-        self._thread: threading.Thread | None = None
         try:
-            # Log level 0: openSMILE would write to the terminal and to ./smile.log.
-            self._smile.initialize(
-                str(CONFIGS / "compare" / "ComParE_2016.conf"), OPTIONS, loglevel=0
-            )
-            self._smile.external_sink_set_callback_ex(LLD_SINK, self._take_row)
-            self._smile.external_sink_set_callback_ex(FUNCTIONALS_SINK, self._take_functionals)
-        except OpenSmileException as error:
-            raise ModelError(f"openSMILE can't start ({error}); reinstall opensmile") from None
+            self._smile.initialize(str(_folder() / "compare/ComParE_2016.conf"), _options(), 0)
+            self._smile.external_sink_set_callback_ex(_LLD_SINK, _into(self.rows))
+            self._smile.external_sink_set_callback_ex(_FUNCTIONALS_SINK, _into(self.functionals))
+        except (OpenSmileException, UnicodeEncodeError) as error:
+            self._smile.free()
+            raise _broken("can't be started", error) from None
 
-    @property
-    def lld(self) -> NDArray[np.float32]:
-        """The frames that are ready: [T, 65]."""
-        return np.stack(self._rows) if self._rows else np.zeros((0, LLD_WIDTH), np.float32)
+    def write(self, samples: bytes) -> None:
+        """Queue sound; raises ModelError if openSMILE has failed."""
+        with self._lock:
+            if self.done.is_set():
+                raise self.failure or _broken("stopped before the end of an utterance")
+            if not self._smile.external_audio_source_write_data(
+                names.EXTERNAL_SOURCE_COMPONENT, samples
+            ):
+                raise _broken("takes no more sound")
+            if not self._started:
+                self._started = True
+                threading.Thread(target=self._run, name="acoustic", daemon=True).start()
 
-    def feed(self, samples: NDArray[np.int16]) -> None:
-        """More of the utterance's sound, of any length; returns before it is worked on."""
-        if len(samples) == 0:
-            return
-        self._start()
-        try:
-            self._smile.external_audio_source_write_data(SOURCE, samples.tobytes())
-        except OpenSmileException as error:
-            raise ModelError(f"openSMILE took no sound ({error}); this is a bug") from None
+    def end(self) -> None:
+        """No more sound comes; ``done`` is set when the last result is there."""
+        with self._lock:
+            if not self._started:
+                self._release()
+            elif not self.done.is_set():
+                self._smile.external_audio_source_set_eoi(names.EXTERNAL_SOURCE_COMPONENT)
 
-    def finish(self) -> Acoustic | None:
-        """The features of all that was fed; None if it was too short for a single frame."""
-        self._start()
-        self._smile.external_audio_source_set_eoi(SOURCE)
-        self._join()
-        if self._failure:
-            raise ModelError(f"openSMILE failed ({self._failure}); the utterance has no features")
-        if self._functionals is None or not self._rows:
-            return None
-        return Acoustic(lld=self.lld, functionals=self._functionals)
+    def abandon(self) -> None:
+        """Stop as soon as possible and free everything; the results don't matter."""
+        self.end()
+        with self._lock:
+            if self.done.is_set():
+                return
+            try:
+                self._smile.abort()
+            except OpenSmileException as error:
+                # Not running yet: the end of input, signalled above, will stop it.
+                if error.code != SMILE_INVALID_STATE:
+                    raise
 
-    def close(self) -> None:
-        """Abandon the utterance, or release what a finished one held. May be called twice."""
-        if self._thread is not None:
-            self._smile.abort()
-        self._join()
-
-    def _start(self) -> None:
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="opensmile", daemon=True)
-            self._thread.start()
+    def names_of(self, sink: str) -> tuple[str, ...]:
+        width = self._smile.external_sink_get_num_elements(sink)
+        return tuple(self._smile.external_sink_get_element_name(sink, i) for i in range(width))
 
     def _run(self) -> None:
         try:
             self._smile.run()
         except OpenSmileException as error:
-            self._failure = str(error)
+            self.failure = _broken("failed during an utterance", error)
+        self.done.set()
+        with self._lock:
+            self._release()
 
-    def _join(self) -> None:
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+    def _release(self) -> None:
+        self.done.set()
         self._smile.free()
 
-    def _take_row(self, values: NDArray[np.float32], _: object) -> None:
-        self._rows.append(values.reshape(-1).copy())
 
-    def _take_functionals(self, values: NDArray[np.float32], _: object) -> None:
-        self._functionals = values.reshape(-1).copy()
+class AcousticSession:
+    """One utterance: fed while it lasts, finished once. One thread at a time may call it.
 
+    Feeding returns at once; openSMILE works in its own thread. A session that is dropped without
+    ``finish`` or ``close`` is freed when it is collected.
+    """
 
-class AcousticExtractor:
-    """Opens sessions, each ahead of its need because opening takes openSMILE some 10 ms."""
+    def __init__(self, engine: _Engine) -> None:
+        self._engine = engine
+        self._samples = 0
+        self._open = True
+        self._abandon = weakref.finalize(self, engine.abandon)
 
-    def __init__(self) -> None:
-        self._opener = ThreadPoolExecutor(1, thread_name_prefix="acoustic-opener")
-        self._spare: Future[AcousticSession] = self._opener.submit(AcousticSession)
+    @property
+    def lld(self) -> NDArray[np.float32]:
+        """The rows so far, [T, 65]; some frames behind what was fed, complete after ``finish``."""
+        return _stack(self._engine.rows)
+
+    def feed(self, samples: NDArray[np.int16]) -> None:
+        """Take the utterance's next samples (int16, mono, 16 kHz), any number of them.
+
+        Raises ModelError if openSMILE has failed.
+        """
+        self._must_be_open()
+        if samples.dtype != np.int16 or samples.ndim != 1:
+            raise TypeError(f"int16 [n] wanted, not {samples.dtype} of shape {samples.shape}")
+        if samples.size:
+            self._engine.write(samples.tobytes())
+            self._samples += samples.size
+
+    def finish(self) -> Acoustic | None:
+        """The whole utterance's features; None if it is too short for openSMILE to say anything.
+
+        Raises ModelError if openSMILE has failed.
+        """
+        self._must_be_open()
+        self._open = False
+        self._engine.end()
+        if not self._engine.done.wait(_STUCK_AFTER_S + self._samples / SAMPLE_RATE_HZ):
+            self._abandon()
+            raise _broken("gave no result in time")
+        self._abandon.detach()
+        if self._engine.failure:
+            raise self._engine.failure
+        if not self._engine.functionals:
+            return None
+        return Acoustic(lld=self.lld, functionals=self._engine.functionals[-1][0])
+
+    def close(self) -> None:
+        """Abandon the utterance, if it wasn't finished."""
+        self._open = False
+        self._abandon()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
+    def _must_be_open(self) -> None:
+        if not self._open:
+            raise ValueError("this utterance is finished; open another session")
+
+
+class AcousticExtractor:
+    """Opens a session for each utterance, at once: the next one is always made ahead.
+
+    Raises ModelError if openSMILE can't be started. Any thread may call it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._maker = ThreadPoolExecutor(1, thread_name_prefix="acoustic-spare")
+        self._spare: Future[_Engine] = Future()
+        self._spare.set_result(_Engine())  # here and now: what can't start must fail early
+
     def open(self) -> AcousticSession:
-        """A session for the next utterance. Raises ModelError."""
-        spare = self._spare
-        self._spare = self._opener.submit(AcousticSession)
-        return spare.result()
+        """A session for one utterance. Raises ModelError if openSMILE can't be started."""
+        with self._lock:
+            spare, self._spare = self._spare, self._maker.submit(_Engine)
+        return AcousticSession(spare.result())
 
     def extract(self, samples: NDArray[np.int16]) -> Acoustic | None:
-        """The features of a whole utterance, through the same code as the live ones."""
-        session = self.open()
-        session.feed(samples)
-        return session.finish()
+        """A whole utterance at once, through the same code; see ``AcousticSession.finish``."""
+        with self.open() as session:
+            session.feed(samples)
+            return session.finish()
 
     def close(self) -> None:
-        """Let the spare session go. No session can be opened afterwards."""
-        self._spare.result().close()
-        self._opener.shutdown()
+        """Free the spare; sessions that are still open stay so."""
+        self._maker.shutdown()
+        if self._spare.exception() is None:
+            self._spare.result().abandon()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+if not TYPE_CHECKING:  # so that a misspelt name is still an error to the type checker
+
+    def __getattr__(name: str) -> tuple[str, ...]:
+        if name == "LLD_NAMES":
+            return _column_names()[0]
+        if name == "FUNCTIONAL_NAMES":
+            return _column_names()[1]
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+@cache
+def _column_names() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    engine = _Engine()
+    found = engine.names_of(_LLD_SINK), engine.names_of(_FUNCTIONALS_SINK)
+    engine.abandon()
+    return found
+
+
+def _folder() -> Path:
+    return Path(opensmile.__file__).parent / "core" / str(names.CONFIG_ROOT)
+
+
+def _options() -> dict[str, object]:
+    """The settings ``opensmile.Smile`` uses, but with a sink for each of two levels."""
+    return {
+        "source": _folder() / names.EXTERNAL_INPUT_CONFIG,
+        "sink": _folder() / names.EXTERNAL_OUTPUT_MULTI_CONFIG,
+        "bufferModeRbConf": _folder() / "shared/BufferModeRb.conf.inc",
+        "frameModeFunctionalsConf": _folder() / "shared/FrameModeFunctionals.conf.inc",
+        "sampleRate": SAMPLE_RATE_HZ,
+        "nBits": 16,
+    }
+
+
+def _into(rows: list[NDArray[np.float32]]) -> Any:
+    """A sink's callback; openSMILE reuses the memory it shows, hence the copy."""
+
+    def append(shown: NDArray[np.float32], _: object) -> None:
+        rows.append(shown.copy())
+
+    return append
+
+
+def _stack(rows: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+    return np.concatenate([np.empty((0, LLD_WIDTH), np.float32), *rows])
+
+
+def _broken(what: str, error: Exception | None = None) -> ModelError:
+    reason = " ".join(str(error).split()) if error else ""
+    return ModelError(
+        f"openSMILE {what}{f' ({reason})' if reason else ''}; "
+        "reinstall it with: pip install --force-reinstall 'opensmile>=2.6,<3'"
+    )

@@ -142,10 +142,9 @@ class MqttPublisher:
             assert self._client
             try:
                 await self._converse(self._client)
-            except* MqttError as errors:
-                reason = _first(errors)
+            except* MqttError:  # its text speaks of the client's inside
                 lost, self._client = self._client, None
-                self._on_status(False, f"{self.address}: broker lost ({reason}); trying again")
+                self._on_status(False, f"{self.address}: connection lost; trying again")
                 await close_client(lost)
             else:
                 return
@@ -163,7 +162,7 @@ class MqttPublisher:
                 if str(error) != reported:
                     self._on_status(False, reported := str(error))
             else:
-                self._on_status(True, f"{self.address}: broker back")
+                self._on_status(True, f"{self.address}: connected again")
                 return True
         raise AssertionError("backoff has no end")
 
@@ -270,13 +269,6 @@ async def _publish(client: Client, message: Message) -> None:
         retain=message.retain,
         timeout=ACKNOWLEDGE_TIMEOUT_S,
     )
-
-
-def _first(errors: BaseException) -> BaseException:
-    """The innermost of grouped errors: what broke before everything else was cancelled."""
-    while isinstance(errors, BaseExceptionGroup):
-        errors = errors.exceptions[0]
-    return errors
 
 
 def _state_folder() -> Path:

