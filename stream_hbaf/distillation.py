@@ -152,7 +152,9 @@ def retrieve_with_frequency(
     log p(phrase): the prior has to be added again.
     """
     found = []
-    for index, (relation, known) in enumerate(zip(inferences.relations, train.relations, strict=True)):
+    for index, (relation, known) in enumerate(
+        zip(inferences.relations, train.relations, strict=True)
+    ):
         rows = list(relation.true)
         often = dict(zip(known.phrases, known.frequency.tolist(), strict=True))
         prior = np.log([often.get(phrase, 0.0) + 0.5 for phrase in relation.phrases])

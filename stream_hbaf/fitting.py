@@ -40,6 +40,7 @@ class FittingConfig(Section):
     decay: float = 1e-2
     mu: float = 0.2  # share of the inter-modal loss, eq 23
     acted: float = 1.0  # weight of the RAVDESS loss beside MELD's
+    acted_rounds: Positive = 4  # times that an epoch hears every clip, each time in some version
     pair: Probability = 0.4  # of MELD's dialogues get voices of the same labels
     heard: Probability = 0.8  # of the utterances of such a dialogue
     text_dropout: Probability = 0.2  # of the words where there is a voice
@@ -93,7 +94,7 @@ def fit_network(
     history: list[float] = []
     for epoch in range(1, plan.epochs + 1):
         network.train()
-        for talk, clips in _steps(spoken, acted, size=plan.batch, draw=draw):
+        for talk, clips in _steps(spoken, acted, plan=plan, draw=draw):
             words = _with_voices(spoken, talk, voices=acted, plan=plan, draw=draw)
             voices = _with_statements(acted, clips, plan=plan, draw=draw)
             with torch.autocast("cpu", torch.bfloat16, enabled=plan.bfloat16):
@@ -101,7 +102,7 @@ def fit_network(
                 acted_loss = _loss(network, between, voices, mu=plan.mu, weights=weights)
                 loss = loss + plan.acted * acted_loss
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             schedule.step()
@@ -190,15 +191,16 @@ def _loss(
 
 
 def _steps(
-    spoken: Material, acted: Material, *, size: int, draw: Draw
+    spoken: Material, acted: Material, *, plan: FittingConfig, draw: Draw
 ) -> list[tuple[list[Rows], list[Rows]]]:
     """One epoch: batches of dialogues, each beside its share of pseudo-dialogues."""
     order = draw.permutation(len(spoken.dialogues))
     talks = [
-        [spoken.dialogues[n] for n in order[start : start + size]]
-        for start in range(0, len(order), size)
+        [spoken.dialogues[n] for n in order[start : start + plan.batch]]
+        for start in range(0, len(order), plan.batch)
     ]
-    clips = _pseudo_dialogues(acted, draw=draw)
+    rounds = [_pseudo_dialogues(acted, draw=draw) for _ in range(plan.acted_rounds)]
+    clips = [dialogue for heard in rounds for dialogue in heard]
     shares = np.array_split(np.arange(len(clips)), len(talks))
     return [
         (talk, [clips[n] for n in share])

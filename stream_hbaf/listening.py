@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from stream_hbaf.audio.file import FileSource
 from stream_hbaf.audio.microphone import Microphone
 from stream_hbaf.audio.source import AudioSource, OnStatus
 from stream_hbaf.config import Config
+from stream_hbaf.errors import DeviceError
 from stream_hbaf.events import Info, Model, State
 from stream_hbaf.live import LivePipeline, Publisher
 from stream_hbaf.publish.broker import embedded_broker
@@ -59,7 +60,7 @@ async def listen(chosen: Input, *, config: Config, json: bool, stop: asyncio.Eve
         recognizer = opened.enter_context(
             await loop.run_in_executor(None, partial(Recognizer, config))
         )
-        publishers: list[Publisher] = [JsonLines(closed=stop) if json else Terminal()]
+        publishers: list[Publisher] = [JsonLines(stop=stop) if json else Terminal()]
         if url != "none":
             mqtt = config.mqtt.model_copy(update={"url": url})
             publisher = MqttPublisher(
@@ -78,10 +79,14 @@ def _fall_back(chosen: Input) -> Input:
     """Without a wish and without a microphone: the bundled recording, in real time."""
     if chosen.file is not None or chosen.device is not None:
         return chosen
-    if list_devices():
-        return Input(file=None, device="", speed=chosen.speed, example=chosen.example)
-    _say("no microphone found: listening to the bundled recording in real time")
-    return Input(file=chosen.example, device=None, speed=1.0, example=chosen.example)
+    try:
+        if list_devices():
+            return replace(chosen, device="")
+        why = "no microphone found"
+    except DeviceError as error:
+        why = str(error)
+    _say(f"{why}: listening to the bundled recording in real time")
+    return replace(chosen, file=chosen.example, speed=1.0)
 
 
 def _named(config: Config, chosen: Input) -> Config:

@@ -193,6 +193,8 @@ class LivePipeline:
         spoken.add(samples)
         if spoken.session is not None:
             await self._attempt(spoken, "acoustic", spoken.session.feed, samples)
+            if "acoustic" in spoken.failures:  # features of a part would pass for the whole's
+                spoken.session = None
         idle = not self._decoding and (self._partial is None or self._partial.done())
         if spoken.length >= spoken.partial_due and idle:
             spoken.partial_due = spoken.length + self._partial_every
@@ -319,9 +321,11 @@ class LivePipeline:
             result = await self._in(stage, function, *arguments)
         except UTTERANCE_ERRORS as error:
             reason = " ".join(str(error).split()) or type(error).__name__
-            spoken.failures.append(f"{stage}: {reason}")
+            spoken.failures[stage] = reason
             await self._report(stage, "degraded", reason)
             return None
+        if stage != "acoustic":  # a later attempt makes up for an earlier one
+            spoken.failures.pop(stage, None)
         await self._report(stage, "online")
         return result
 

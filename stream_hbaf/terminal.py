@@ -133,12 +133,13 @@ class JsonLines:
     """Writes every event but the level as one JSON object a line.
 
     Writing happens in a thread, since the reader of a pipe may be slow. While it is behind,
-    partials are dropped; the rest waits. A reader who went away sets ``closed``.
+    partials are dropped; the rest waits. When the reader has gone ``stop`` is set.
     """
 
-    def __init__(self, *, closed: asyncio.Event, out: TextIO | None = None) -> None:
+    def __init__(self, *, stop: asyncio.Event, out: TextIO | None = None) -> None:
         self._out = out or sys.stdout
-        self._closed = closed
+        self._stop = stop
+        self._gone = False
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="stdout")
         self._writing = 0
 
@@ -151,7 +152,8 @@ class JsonLines:
         try:
             await asyncio.get_running_loop().run_in_executor(self._writer, self._write, line)
         except (BrokenPipeError, ValueError):
-            self._closed.set()
+            self._gone = True
+            self._stop.set()
         finally:
             self._writing -= 1
 
@@ -163,6 +165,6 @@ class JsonLines:
         self._writer.shutdown(wait=False)
 
     def _write(self, line: str) -> None:
-        if not self._closed.is_set():
+        if not self._gone:
             self._out.write(line + "\n")
             self._out.flush()

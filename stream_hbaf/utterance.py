@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from stream_hbaf.config import SAMPLE_RATE_HZ, SourceConfig
-from stream_hbaf.events import Asr, Emotion, Latency, Model, Partial, Utterance
+from stream_hbaf.events import Asr, Emotion, Latency, Model, Partial, Stage, Utterance
 from stream_hbaf.features.acoustic import AcousticSession
 from stream_hbaf.recognizer import Dialogue, Int16, Prediction, Words
 from stream_hbaf.speech.segmenter import Finish
@@ -59,7 +59,7 @@ class SpokenUtterance:
     words: "asyncio.Task[Words | None] | None" = None  # of all that was said, if that is all
     finish: Finish | None = None
     ended_at: float = 0.0
-    failures: list[str] = field(default_factory=list)
+    failures: dict[Stage, str] = field(default_factory=dict)
     timing: Timing = field(default_factory=Timing)
 
     @property
@@ -108,7 +108,7 @@ class SpokenUtterance:
             else None,
             modalities=list(prediction.modalities) if prediction else [],
             emotion=_emotion(prediction) if prediction else None,
-            degraded="; ".join(self.failures),
+            degraded="; ".join(f"{stage}: {why}" for stage, why in self.failures.items()),
             latency_ms=self.timing.latency(now) if finish else None,
             model=model if finish else None,
         )

@@ -1,5 +1,6 @@
 """What many tests share: the recordings, and one recogniser for all of them."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +23,9 @@ def recognizer() -> Iterator["Recognizer"]:
     """The recogniser as it ships, with real Whisper and the trained bundle."""
     from stream_hbaf.recognizer import Recognizer  # seconds, which most tests need not pay
 
-    config = load_config(overrides={"source.name": "test", "source.speaker": "reader"})
+    config = load_config(
+        environ=os.environ, overrides={"source.name": "test", "source.speaker": "reader"}
+    )
     with Recognizer(config) as loaded:
         yield loaded
 

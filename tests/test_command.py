@@ -1,0 +1,156 @@
+"""The command as a process: how it ends, what it leaves on the broker, what it prints."""
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+import time
+import wave
+from collections.abc import Iterator
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from stream_hbaf.audio.capture import list_devices
+from stream_hbaf.config import SAMPLE_RATE_HZ
+
+COMMAND = [sys.executable, "-m", "stream_hbaf.cli"]
+RECORDINGS = Path(__file__).parent / "recordings"
+SPEECH = RECORDINGS / "sense_and_sensibility_01_austen_64kb-0880.flac"
+
+
+def write(path: Path, samples: NDArray[np.int16]) -> Path:
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, SAMPLE_RATE_HZ, 0, "NONE", ""))
+        file.writeframes(samples.tobytes())
+    return path
+
+
+def ended(output: str) -> list[dict[str, object]]:
+    events = [json.loads(line) for line in output.splitlines()]
+    return [e for e in events if e["event"] == "utterance" and e["type"] == "end"]
+
+
+@pytest.fixture
+def long_speech(tmp_path: Path, sentences: list[NDArray[np.int16]]) -> Iterator[Path]:
+    """Half a minute of sentences with hardly a pause between them."""
+    sound = np.concatenate([sentence[:-SAMPLE_RATE_HZ] for sentence in sentences] * 2)
+    yield write(tmp_path / "long.wav", sound)
+
+
+def test_interrupt_finishes_what_was_heard_and_exits_0(long_speech: Path) -> None:
+    """Ctrl-C in the middle of a sentence: its words come as an end event, within 3 s."""
+    with subprocess.Popen(
+        [*COMMAND, "--file", str(long_speech), "--mqtt", "none", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if json.loads(line)["event"] == "partial":
+                break
+        process.send_signal(signal.SIGINT)
+        asked = time.monotonic()
+        rest, complaints = process.communicate(timeout=30)
+    assert process.returncode == 0, complaints
+    assert time.monotonic() - asked < 3
+    (end,) = ended("".join(lines) + rest)
+    assert end["trigger"] == "end_of_input"
+    assert end["text"]
+    assert "Traceback" not in complaints
+
+
+def test_json_output_is_nothing_but_json() -> None:
+    """With --json each line of stdout is one object; what is said to people is on stderr."""
+    done = subprocess.run(
+        [*COMMAND, "--file", str(SPEECH), "--speed", "max", "--mqtt", "none", "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    (end,) = ended(done.stdout)
+    assert end["speaker"] == ""
+    assert end["source"] == "file"
+    assert "loading the models" in done.stderr
+
+
+def test_reader_that_goes_away_ends_the_command_quietly(long_speech: Path) -> None:
+    """A closed pipe stops the command without a traceback."""
+    done = subprocess.run(
+        [
+            "bash",
+            "-c",
+            f"'{sys.executable}' -m stream_hbaf.cli --file '{long_speech}' "
+            "--mqtt none --json | head -n 3",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert len(done.stdout.splitlines()) == 3
+    assert "Traceback" not in done.stderr
+    assert "Exception" not in done.stderr
+
+
+def test_without_a_microphone_the_bundled_recording_is_heard() -> None:
+    """No microphone: one line says so, and the recording is listened to in real time."""
+    if list_devices():
+        pytest.skip("this machine has a microphone")
+    with subprocess.Popen(
+        [*COMMAND, "--mqtt", "none", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        first = next(line for line in process.stdout if '"partial"' in line)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert json.loads(first)["source"] == "file"
+    assert said.splitlines()[0] == (
+        "stream-hbaf: no microphone found: listening to the bundled recording in real time"
+    )
+
+
+def test_narrow_terminal_shows_words_bars_and_latency() -> None:
+    """Forty columns are enough: nothing is wider, and every emotion has its bar."""
+    from rich.console import Console
+
+    from stream_hbaf.events import Emotion, Latency, Utterance
+    from stream_hbaf.terminal import Terminal
+
+    labels = ["anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise"]
+    probabilities = dict.fromkeys(labels, 0.05) | {"joy": 0.7}
+    event = Utterance(
+        id="d-1",
+        rev=2,
+        type="end",
+        source="test",
+        dialogue_id="d",
+        turn=1,
+        speaker="Ann",
+        start_time="2026-01-01T12:00:00.000+00:00",
+        audio_start_ms=0,
+        text="I have got the job, can you believe it, after all these years",
+        emotion=Emotion(label="joy", score=0.7, probabilities=probabilities),
+        latency_ms=Latency(
+            vad=612, transcript=0, acoustic=3, text=0, classify=6, publish=0.1, total=621
+        ),
+    )
+    console = Console(width=40, force_terminal=True, record=True, highlight=False, file=StringIO())
+    asyncio.run(Terminal(console=console).send(event))
+    shown = console.export_text()
+    assert max(map(len, shown.splitlines())) <= 40
+    assert all(label in shown for label in labels)
+    assert "joy 70%" in shown
+    assert "███████░░░" in shown
+    assert "612 ms to be sure of the end, then 9 ms" in " ".join(shown.split())

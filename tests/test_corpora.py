@@ -1,0 +1,235 @@
+"""Promises of the corpus readers: what was annotated, in order, or an error with its place."""
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stream_hbaf.audio.file import read_audio
+from stream_hbaf.corpora.acoustics import (
+    CONDITIONS,
+    AcousticsConfig,
+    cut_speech,
+    measure,
+    reported_takes,
+    training_takes,
+)
+from stream_hbaf.corpora.augment import CLEAN, Condition, Surroundings, add_noise, change
+from stream_hbaf.corpora.dialogue import Split
+from stream_hbaf.corpora.event2mind import in_first_person, read_event2mind
+from stream_hbaf.corpora.meld import read_meld, repair
+from stream_hbaf.corpora.ravdess import ACTORS, read_ravdess
+from stream_hbaf.errors import CorpusError
+from stream_hbaf.features.acoustic import AcousticExtractor
+from stream_hbaf.speech.vad import open_detector
+
+SPOKEN = Path(__file__).parent / "recordings" / "sense_and_sensibility_01_austen_64kb-0870.flac"
+HEADER = ["Sr No.", "Utterance", "Speaker", "Emotion", "Sentiment", "Dialogue_ID", "Utterance_ID"]
+QUIET = Surroundings(noises=(), rooms=())
+
+
+def write_meld(folder: Path, *rows: list[str], encoding: str = "utf-8") -> Path:
+    folder.mkdir(exist_ok=True)
+    with (folder / "train_sent_emo.csv").open("w", encoding=encoding, newline="") as out:
+        csv.writer(out).writerows([HEADER, *rows])
+    return folder
+
+
+def test_meld_reads_dialogues_in_spoken_order(tmp_path):
+    """Utterances come in the order in which they were spoken, whatever the file's order."""
+    folder = write_meld(
+        tmp_path / "meld",
+        ["2", "Second.", "Joey", "joy", "positive", "0", "1"],
+        ["1", "First, she said.", "Monica", "neutral", "neutral", "0", "0"],
+        ["3", "Alone.", "Ross", "Sadness", "negative", "7", "0"],
+    )
+    first, second = read_meld(folder, "train")
+    assert [(u.speaker, u.text, u.label) for u in first.utterances] == [
+        ("Monica", "First, she said.", "neutral"),
+        ("Joey", "Second.", "joy"),
+    ]
+    assert (second.id, second.utterances[0].label) == ("train/dia7", "sadness")
+
+
+@pytest.mark.parametrize("written", ["You\x92re here\x85", "You’re here…", "You're here..."])
+def test_meld_repairs_punctuation(written):
+    """However an apostrophe was encoded it becomes the one that Whisper writes."""
+    assert repair(written) == "You're here..."
+
+
+def test_meld_reads_a_file_in_windows_encoding(tmp_path):
+    """A file that isn't UTF-8 is read all the same."""
+    row = ["1", "You’re here", "Joey", "joy", "positive", "0", "0"]
+    folder = write_meld(tmp_path / "meld", row, encoding="cp1252")
+    assert read_meld(folder, "train")[0].utterances[0].text == "You're here"
+
+
+@pytest.mark.parametrize(
+    ("row", "complaint"),
+    [
+        (["2", "Oh.", "Joey", "bored", "neutral", "0", "1"], "unknown emotion 'bored'"),
+        (["2", "Oh.", "Joey", "joy", "neutral", "zero", "1"], "must be numbers"),
+        (["2", "Oh.", "Joey", "joy", "neutral", "0", "0"], "stands here twice"),
+        (["2", "Oh.", "Joey"], "3 cells instead of 7"),
+    ],
+)
+def test_meld_names_the_line_it_cannot_read(tmp_path, row, complaint):
+    """A broken line ends in one error with its file and line."""
+    good = ["1", "Hi.", "Joey", "joy", "positive", "0", "0"]
+    folder = write_meld(tmp_path / "meld", good, row)
+    with pytest.raises(CorpusError, match=rf"train_sent_emo\.csv:3: .*{complaint}"):
+        read_meld(folder, "train")
+
+
+def test_meld_missing_says_what_was_expected_where(tmp_path):
+    """The message holds the path that was looked for."""
+    with pytest.raises(CorpusError, match=rf"{tmp_path}/dev_sent_emo\.csv is missing"):
+        read_meld(tmp_path, "dev")
+
+
+def make_actors(folder: Path, split: Split, *names: str) -> Path:
+    for actor in ACTORS[split]:
+        place = folder / f"Actor_{actor:02d}"
+        place.mkdir(parents=True)
+        for name in names:
+            (place / f"{name}-{actor:02d}.flac").touch()
+    return folder
+
+
+def test_ravdess_reads_the_file_name(tmp_path):
+    """Emotion, statement and actor come from the name; calm counts as neutral."""
+    folder = make_actors(tmp_path, "dev", "03-01-02-01-01-01", "03-01-05-02-02-01")
+    calm, angry, *others = [d.utterances[0] for d in read_ravdess(folder, "dev")]
+    assert (calm.label, calm.text) == ("neutral", "Kids are talking by the door.")
+    assert (angry.label, angry.text) == ("anger", "Dogs are sitting by the door.")
+    assert (angry.speaker, others[0].speaker) == ("Actor_19", "Actor_20")
+    assert angry.audio == folder / "Actor_19" / "03-01-05-02-02-01-19.flac"
+
+
+def test_ravdess_splits_share_no_actor():
+    """24 actors, each in one split: a voice that was trained on is never tested."""
+    actors = [actor for split in ACTORS.values() for actor in split]
+    assert sorted(actors) == list(range(1, 25))
+
+
+def test_ravdess_refuses_a_foreign_file(tmp_path):
+    """A file whose name isn't RAVDESS's is named."""
+    folder = make_actors(tmp_path, "dev", "03-01-09-01-01-01")
+    with pytest.raises(CorpusError, match=r"03-01-09-01-01-01-19\.flac"):
+        read_ravdess(folder, "dev")
+
+
+def test_ravdess_missing_says_what_was_expected_where(tmp_path):
+    """The message holds the folder that was looked for, and what belongs there."""
+    with pytest.raises(CorpusError, match=r"Actor_21 is missing; it should hold"):
+        read_ravdess(tmp_path, "test")
+
+
+def write_events(folder: Path, *rows: list[str]) -> Path:
+    with (folder / "train.csv").open("w", encoding="utf-8", newline="") as out:
+        header = ["Source", "Event", "Xintent", "Xemotion", "Otheremotion", "Xsent", "Osent"]
+        csv.writer(out).writerows([header, *rows])
+    return folder
+
+
+def test_event2mind_reads_phrases_by_relation(tmp_path):
+    """Each column's phrases stand under our relation; 'none' is no phrase."""
+    row = ["x", "PersonX hugs PersonY", '["to be nice."]', '["Happy", "loved"]', '["none"]', "", ""]
+    (event,) = read_event2mind(write_events(tmp_path, row), "train")
+    assert event.text == "I hugs them"
+    assert (event.purpose, event.internal, event.external) == (
+        ("to be nice",),
+        ("happy", "loved"),
+        (),
+    )
+
+
+def test_event2mind_speaks_in_the_first_person():
+    """The event reads as if its person told it, since that is what utterances are."""
+    assert in_first_person("PersonX finds PersonX's ___ in PersonY's car") == (
+        "I finds my something in their car"
+    )
+
+
+def test_event2mind_names_the_line_it_cannot_read(tmp_path):
+    """A cell that isn't a list ends in one error with its file and line."""
+    folder = write_events(tmp_path, ["x", "It rains", "happy", "[]", "[]", "", ""])
+    with pytest.raises(CorpusError, match=r"train\.csv:2: 'happy' isn't a list"):
+        read_event2mind(folder, "train")
+
+
+def test_noise_has_the_asked_ratio():
+    """Sound and noise differ by the SNR, measured on what was added."""
+    draw = np.random.default_rng(1)
+    sound, noise = draw.standard_normal(16_000), 5 * draw.standard_normal(16_000)
+    added = add_noise(sound, noise, snr_db=12.0) - sound
+    ratio = 10 * np.log10(np.mean(sound**2) / np.mean(added**2))
+    assert ratio == pytest.approx(12.0, abs=1e-6)
+
+
+def test_gain_clips_instead_of_wrapping():
+    """20 dB more of a loud clip stops at the ends of int16."""
+    samples = np.array([100, -100, 20_000, -20_000], np.int16)
+    louder = change(samples, Condition(gain_db=20.0), QUIET)
+    assert louder.tolist() == [1000, -1000, 32767, -32768]
+
+
+def test_level_is_reached_whatever_the_recording():
+    """A quiet and a loud recording come out equally loud: level must tell nothing."""
+    tone = np.sin(np.arange(16_000) / 20)
+    for peak in (300, 20_000):
+        samples = (peak * tone).astype(np.int16)
+        changed = change(samples, Condition(level_dbfs=-30.0), QUIET).astype(np.float64)
+        assert 20 * np.log10(np.sqrt(np.mean(changed**2)) / 32768) == pytest.approx(-30, abs=0.05)
+
+
+def test_same_condition_gives_the_same_sound():
+    """A condition and its seed fix every sample; another seed gives another sound."""
+    samples = read_audio(SPOKEN)[:32_000]
+    around = Surroundings(noises=(samples[::-1].copy(),), rooms=(samples[:800],))
+    condition = Condition(snr_db=5.0, room=True, seed=3)
+    first = change(samples, condition, around)
+    assert np.array_equal(first, change(samples, condition, around))
+    assert not np.array_equal(first, change(samples, replace(condition, seed=4), around))
+    assert len(first) == len(samples)
+
+
+def test_silence_around_a_clip_is_cut_as_live():
+    """Of a second of silence at either end at most pre-roll and post-roll remain."""
+    spoken = read_audio(SPOKEN)
+    silence = np.zeros(16_000, np.int16)
+    detector = open_detector("silero")
+    cut = cut_speech(np.concatenate([silence, spoken, silence]), detector)
+    assert len(cut) <= len(spoken) + (256 + 160 + 64) * 16
+
+
+def test_measured_takes_are_the_live_features(tmp_path):
+    """A cached row is bit for bit what the extractor gives for the cut and changed clip."""
+    plan = AcousticsConfig(copies=1, workers=1)
+    takes = training_takes([SPOKEN], plan)
+    around = Surroundings(noises=(read_audio(SPOKEN)[::-1].copy(),), rooms=())
+    rows = measure(
+        takes, surroundings=around, cache=tmp_path, workers=1, progress=lambda line: None
+    )
+    speech = cut_speech(read_audio(SPOKEN), open_detector("silero"))
+    extractor = AcousticExtractor()
+    try:
+        expected = [extractor.extract(change(speech, take.condition, around)) for take in takes]
+    finally:
+        extractor.close()
+    assert [np.array_equal(row, e.functionals) for row, e in zip(rows, expected, strict=True)] == [
+        True,
+        True,
+    ]
+    assert len(list(tmp_path.rglob("*.npy"))) == 2
+
+
+def test_reported_conditions_are_the_same_every_time():
+    """Dev and test are heard under fixed conditions, with another noise for each clip."""
+    clips = [Path("a.flac"), Path("b.flac")]
+    takes = reported_takes(clips, condition="noise_10db")
+    assert takes == reported_takes(clips, condition="noise_10db")
+    assert [take.condition.seed for take in takes] == [0, 1]
+    assert CONDITIONS["clean"] == CLEAN
