@@ -6,7 +6,7 @@ code; they differ only in where sound comes from and where emotions go.
 
 import uuid
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Literal, Self
 
@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from stream_hbaf.bundle import Bundle
-from stream_hbaf.config import Config
+from stream_hbaf.config import SAMPLE_RATE_HZ, Config
 from stream_hbaf.features.acoustic import Acoustic, AcousticExtractor
 from stream_hbaf.features.transcript import Transcriber, Transcript
 from stream_hbaf.networks.state import DialogueState, Features
@@ -119,6 +119,7 @@ class Recognizer:
         """Load everything, side by side; raises ModelError, BundleError or ConfigError."""
         self.config = config
         device = resolve_device(config.device)
+        torch.set_num_threads(1)  # the network is small; Whisper has more use for the cores
         with ThreadPoolExecutor() as pool:
             transcriber = pool.submit(Transcriber, config.transcript, device=device)
             bundle = pool.submit(Bundle.load, config.model, device=device)
@@ -126,6 +127,7 @@ class Recognizer:
             try:
                 self.transcriber = transcriber.result()
                 self.bundle = bundle.result()
+                self._warm_up()
             except BaseException:
                 self.acoustic.close()
                 raise
@@ -140,6 +142,14 @@ class Recognizer:
         trace: TracebackType | None,
     ) -> None:
         self.acoustic.close()
+
+    def _warm_up(self) -> None:
+        """The first call of each model takes up to a second longer: not at the first utterance."""
+        samples = np.zeros(SAMPLE_RATE_HZ, np.int16)
+        transcript = self.transcriber.final(samples, speech_score=1.0)
+        words = self.understand(replace(transcript, text="hello"))
+        acoustic = self.acoustic.extract(samples)
+        self.classify(acoustic=acoustic, words=words, state=self.dialogue().state)
 
     def listener(self) -> Listener:
         return Listener(self.config)

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 import wave
-from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
 
@@ -36,10 +35,10 @@ def ended(output: str) -> list[dict[str, object]]:
 
 
 @pytest.fixture
-def long_speech(tmp_path: Path, sentences: list[NDArray[np.int16]]) -> Iterator[Path]:
+def long_speech(tmp_path: Path, sentences: list[NDArray[np.int16]]) -> Path:
     """Half a minute of sentences with hardly a pause between them."""
     sound = np.concatenate([sentence[:-SAMPLE_RATE_HZ] for sentence in sentences] * 2)
-    yield write(tmp_path / "long.wav", sound)
+    return write(tmp_path / "long.wav", sound)
 
 
 def test_interrupt_finishes_what_was_heard_and_exits_0(long_speech: Path) -> None:

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """End of speech to published emotion, live, beside a naive pipeline, in one run.
 
     tools/bench_latency.py --corpora DIR [--utterances 50]

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """What the whole program costs: start, silence, minutes of speech, hours of recording.
 
     tools/bench_resources.py start  [--runs 5]

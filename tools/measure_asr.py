@@ -53,7 +53,10 @@ def main() -> None:
     corpora = sorted({corpus for corpus, *_ in clips})
     print("| window |", " | ".join(f"WER {corpus}" for corpus in corpora), "| p50 ms | p95 ms |")
     for name in readers:
-        rates = [jiwer.wer(*map(list, zip(*words[name, c], strict=True))) for c in corpora]
+        rates = [
+            jiwer.wer([r for r, _ in words[name, c]], [h for _, h in words[name, c]])
+            for c in corpora
+        ]
         p95 = statistics.quantiles(times[name], n=20)[-1]
         cells = [f"{rate:.3f}" for rate in rates]
         print(

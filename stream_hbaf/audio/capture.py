@@ -26,9 +26,8 @@ from numpy.typing import NDArray
 from stream_hbaf.audio.pcm import RATE_HZ, Resampler
 from stream_hbaf.errors import DeviceError
 
-HEADER = Struct(
-    "<d?"
-)  # captured_at (seconds, CLOCK_MONOTONIC: the same in every process), after_gap
+# captured_at (seconds of CLOCK_MONOTONIC, which all processes share), after_gap
+HEADER = Struct("<d?")
 REFUSED, GONE = 3, 4  # exit statuses: the device can't be opened; it stopped giving sound
 
 QUEUE_S = 10  # sound held while the parent doesn't read; then the oldest is dropped
@@ -37,6 +36,8 @@ SILENT_DEVICE_S = 1.5  # a device that calls back this late is gone
 SETTLED_S = 10.0  # without loss, after which a degraded device counts as online again
 LOOK_S = 0.25  # how often to look for a gone device or parent
 BLOCK_MS = 16
+LATENCY_S = 0.1  # of the device's buffer: at PortAudio's own 35 ms a busy machine loses sound
+LATEST_S = 0.5  # a buffer that claims to be older than this has a broken clock
 MOST_CHANNELS = 2  # virtual devices offer 32, of which a microphone fills two
 DEVICE_BUSY = (-9985, -16)  # PortAudio's "Device unavailable", ALSA's EBUSY
 
@@ -127,8 +128,9 @@ class _Block(NamedTuple):
 class _Intake:
     """What PortAudio's thread hands to ours: bounded, the oldest dropped when it is full."""
 
-    def __init__(self, limit_frames: int) -> None:
-        self._limit = limit_frames
+    def __init__(self, rate_hz: int) -> None:
+        self._rate_hz = rate_hz
+        self._limit = QUEUE_S * rate_hz
         self._blocks: deque[_Block] = deque()
         self._frames = 0
         self._gap = False  # frames before the next block to be taken were lost
@@ -138,14 +140,17 @@ class _Intake:
         self.last_call = 0.0
         self.ended = False
 
-    def put(self, samples: NDArray[np.float32], _count: int, _clock: Any, flags: Any) -> None:
+    def put(self, samples: NDArray[np.float32], _count: int, clock: Any, flags: Any) -> None:
         now = time.monotonic()
+        # Blocks come in bursts: the device's clock knows how long ago this one was captured.
+        age_s = clock.currentTime - clock.inputBufferAdcTime - len(samples) / self._rate_hz
+        captured_at = now - (age_s if 0 < age_s < LATEST_S else 0.0)
         # A device that starts often flags an overrun: nothing of ours is lost by it.
         overrun = bool(flags.input_overflow) and self.last_call > 0
         with self._arrived:
             self.overruns += overrun
             self.last_call = now
-            self._blocks.append(_Block(samples.copy(), now, overrun))
+            self._blocks.append(_Block(samples.copy(), captured_at, overrun))
             self._frames += len(samples)
             while self._frames > self._limit:
                 lost = self._blocks.popleft()
@@ -210,13 +215,14 @@ def _open_stream(sounddevice: Any, device: Device) -> tuple[Any, _Intake]:
     rates = dict.fromkeys([device.rate_hz, RATE_HZ, 48_000, 44_100])
     reason = ""
     for rate_hz, count in [(rate_hz, count) for rate_hz in rates for count in counts]:
-        intake = _Intake(QUEUE_S * rate_hz)
+        intake = _Intake(rate_hz)
         try:
             stream = sounddevice.InputStream(
                 device=device.index,
                 samplerate=rate_hz,
                 channels=count,
                 blocksize=rate_hz * BLOCK_MS // 1000,
+                latency=LATENCY_S,
                 dtype="float32",
                 callback=intake.put,
                 finished_callback=intake.end,

@@ -24,7 +24,7 @@ BATCH_S = 4  # sound decoded in one visit to the thread
 MISSING_S = 0.5  # a recording may fall this far short of the length it declares
 # Containers whose header declares a length; others (mp3, ogg) have theirs estimated.
 DECLARING = {"wav", "flac", "mov", "matroska", "aiff", "caf", "w64"}
-FULL_SCALE = {"s16": 2.0**15, "s32": 2.0**31, "s64": 2.0**63, "flt": 1.0, "dbl": 1.0}
+FULL_SCALE = {"s8": 2.0**7, "s16": 2.0**15, "s32": 2.0**31, "s64": 2.0**63, "flt": 1.0, "dbl": 1.0}
 
 
 def read_audio(path: str | os.PathLike[str], *, on_status: OnStatus | None = None) -> Samples:
@@ -68,8 +68,8 @@ class FileSource:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="decode")
         self._next = self._decode()
         try:
-            await asyncio.wait([asyncio.wrap_future(self._next)])
-            self._next.result()  # errors belong to the opening, not to the first chunk
+            # Errors belong to the opening, not to the first chunk.
+            await asyncio.wrap_future(self._next)
         except BaseException:
             await self.__aexit__()
             raise
@@ -183,7 +183,7 @@ class _Decoder:
                 except av.error.InvalidDataError:
                     self._complain("damaged")  # the next packet may be whole again
                 except av.error.FFmpegError as error:
-                    self._complain(error.strerror)
+                    self._complain(str(error.strerror))
                     break
             self._compare(_declared_s(container, stream))
 
@@ -223,11 +223,10 @@ def _declared_s(container: Any, stream: Any) -> float:
 
 def _to_float(frame: Any) -> NDArray[np.float32]:
     """Any of FFmpeg's sample formats, planar or packed -> [n, channels] in [-1, 1]."""
-    samples = frame.to_ndarray()
+    samples: NDArray[Any] = frame.to_ndarray()
     channels = len(frame.layout.channels)
     samples = samples.T if frame.format.is_planar else samples.reshape(-1, channels)
     name = frame.format.name.removesuffix("p")
     if name == "u8":
-        return (samples.astype(np.float32) - 128) / 128
-    scaled: NDArray[np.float32] = (samples / FULL_SCALE[name]).astype(np.float32)
-    return scaled
+        samples, name = samples.astype(np.int16) - 128, "s8"
+    return (samples / FULL_SCALE[name]).astype(np.float32)

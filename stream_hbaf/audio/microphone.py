@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Self
 
 import numpy as np
@@ -131,8 +132,8 @@ class _Child:
         self._sound, self._lines = asyncio.StreamReader(UNREAD_BYTES), asyncio.StreamReader()
         ends = ((self._sound, self._popen.stdout), (self._lines, self._popen.stderr))
         for reader, pipe in ends:
-            protocol = asyncio.StreamReaderProtocol(reader)
-            self._pipes.append((await loop.connect_read_pipe(lambda p=protocol: p, pipe))[0])
+            protocol = partial(asyncio.StreamReaderProtocol, reader)
+            self._pipes.append((await loop.connect_read_pipe(protocol, pipe))[0])
         self._follower = asyncio.create_task(self._follow(on_status), name="capture status")
 
     async def read(self) -> tuple[float, bool, bytes] | None:
@@ -159,7 +160,7 @@ class _Child:
             self._popen.kill()
             await asyncio.to_thread(self._popen.wait)
         finally:
-            self._popen.kill()  # does nothing if it has ended; if we were cancelled, it may not have
+            self._popen.kill()  # for when we were cancelled; does nothing if it has ended
             self._popen.wait()
             for pipe in self._pipes:
                 pipe.close()

@@ -17,8 +17,9 @@ def to_int16(samples: NDArray[np.float32]) -> NDArray[np.int16]:
 
     Clipping guards the utterance's loudest sample: +1.0 is 32768, which wraps to -32768.
     """
-    scaled = np.rint(samples * np.float32(32768))
-    return np.clip(np.nan_to_num(scaled), -32768, 32767).astype(np.int16)
+    scaled = np.nan_to_num(np.rint(samples * np.float32(32768)))
+    clipped: NDArray[np.float32] = np.clip(scaled, -32768, 32767)
+    return clipped.astype(np.int16)
 
 
 class Resampler:

@@ -80,7 +80,9 @@ class _Engine:
         self.failure: ModelError | None = None
         self.done = threading.Event()
         self._started = False
-        self._lock = threading.Lock()  # no call into an instance that its thread has freed
+        # No call into an instance that its thread has freed; re-entrant because a collection of
+        # garbage, and so ``abandon``, may happen in that thread too.
+        self._lock = threading.RLock()
         self._smile = OpenSMILE()
         try:
             self._smile.initialize(str(_folder() / "compare/ComParE_2016.conf"), _options(), 0)

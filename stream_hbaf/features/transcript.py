@@ -33,10 +33,9 @@ STEP_S = 0.2  # windows are whole steps
 HOP = 160  # samples a frame
 FFT = 400
 DYNAMIC_RANGE = 8.0  # powers of ten below the loudest: the floor of Whisper's spectrogram
-BLOCK = 100  # frames multiplied at once: larger products go to BLAS's threads and wait for them
+BLOCK = 16  # frames multiplied at once: larger products wake BLAS's threads, at 16 ms a time
 
 MAX_THREADS = 4  # more don't make so small a model faster
-SLICE_TOKENS = 16  # of a partial transcript between two looks at who is waiting
 MAX_TOKENS = 400  # Whisper's positions, less the prompt
 TOKENS_PER_S = 12  # nobody speaks faster; a decoder in a loop does
 TOKENS_FREE = 8
@@ -113,8 +112,8 @@ class Transcriber:
     def partial(self, samples: NDArray[np.int16], abandon: Callable[[], bool]) -> Transcript | None:
         """The running words of an utterance that isn't over, or None once ``abandon()`` is true.
 
-        ``abandon`` is asked before encoding, before generating and after every few words, so
-        that somebody who waits for this thread gets it soon.
+        ``abandon`` is asked before encoding and before generating, so that somebody who waits for
+        this thread gets it soon.
         """
         _check_length(samples)
         if abandon():
@@ -122,11 +121,9 @@ class Transcriber:
         if not samples.any():
             return self._silence()
         encoded = self._encode(samples, window_s=_window_s(samples))
-        reading = self._generate(
-            encoded, limit=_token_limit(samples), slice_tokens=SLICE_TOKENS, abandon=abandon
-        )
-        if reading is None:
+        if abandon():
             return None
+        reading = self._generate(encoded, limit=_token_limit(samples))
         # Said twice: cut rather than read again, for the next partial is near.
         loop = find_loop(reading.text)
         text = "" if self._is_uncertain(reading) else " ".join(reading.text.split()[:loop])
@@ -136,12 +133,8 @@ class Transcriber:
         return Transcript("", self._config.language, avg_logprob=0.0, no_speech_prob=1.0)
 
     def _read(self, samples: NDArray[np.int16], *, window_s: float) -> _Reading:
-        limit = _token_limit(samples)
-        reading = self._generate(
-            self._encode(samples, window_s=window_s), limit=limit, slice_tokens=limit
-        )
-        assert reading is not None  # nobody abandons a final reading
-        return reading
+        encoded = self._encode(samples, window_s=window_s)
+        return self._generate(encoded, limit=_token_limit(samples))
 
     def _encode(self, samples: NDArray[np.int16], *, window_s: float) -> Any:
         mel = log_mel(samples, filters=self._whisper.feature_extractor.mel_filters)
@@ -152,40 +145,25 @@ class Transcriber:
         window[0, :, : mel.shape[1]] = mel[:, :frames]
         return self._whisper.encode(window)
 
-    def _generate(
-        self,
-        encoded: Any,
-        *,
-        limit: int,
-        slice_tokens: int,
-        abandon: Callable[[], bool] | None = None,
-    ) -> _Reading | None:
-        """Greedy, without timestamps; in slices, each begun where the last one ended."""
-        tokens: list[int] = []
-        log_prob, no_speech_prob, complete = 0.0, 0.0, False
-        while len(tokens) < limit and not complete:
-            if abandon is not None and abandon():
-                return None
-            length = min(slice_tokens, limit - len(tokens))
-            prompt = self._prompt + tokens
-            result = self._model.generate(
-                encoded,
-                [prompt],
-                beam_size=1,
-                max_length=len(prompt) + length,
-                return_scores=True,
-                return_no_speech_prob=True,
-                suppress_blank=not tokens,  # later on it would forbid the end
-            )[0]
-            if not tokens:
-                no_speech_prob = float(result.no_speech_prob)
-            new = result.sequences_ids[0]
-            if new:  # the score is a mean over them
-                log_prob += result.scores[0] * len(new)
-            tokens += new
-            complete = len(new) < length
-        text = self._tokenizer.decode(tokens).strip()
-        return _Reading(text, log_prob / (len(tokens) + 1), no_speech_prob, complete)
+    def _generate(self, encoded: Any, *, limit: int) -> _Reading:
+        """Greedy, without timestamps, at most ``limit`` tokens."""
+        result = self._model.generate(
+            encoded,
+            [self._prompt],
+            beam_size=1,
+            max_length=len(self._prompt) + limit,
+            return_scores=True,
+            return_no_speech_prob=True,
+        )[0]
+        tokens = result.sequences_ids[0]
+        # The score is a mean that leaves out the end of text, though its probability counts.
+        log_prob = result.scores[0] * len(tokens) if tokens else 0.0
+        return _Reading(
+            text=self._tokenizer.decode(tokens).strip(),
+            avg_logprob=log_prob / (len(tokens) + 1),
+            no_speech_prob=float(result.no_speech_prob),
+            complete=len(tokens) < limit,
+        )
 
     def _is_uncertain(self, reading: _Reading) -> bool:
         config = self._config

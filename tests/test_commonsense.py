@@ -1,0 +1,95 @@
+"""Promises of commonsense: three inferences an utterance, and heads that retrieve what is true."""
+
+import numpy as np
+import pytest
+
+from stream_hbaf.corpora.event2mind import CommonsenseEvent
+from stream_hbaf.distillation import (
+    HeadsConfig,
+    by_chance,
+    by_heads,
+    by_itself,
+    gather,
+    measure_heads,
+    retrieve,
+    train_heads,
+)
+from stream_hbaf.features.commonsense import Event2MindHeads, NoCommonsense
+from stream_hbaf.features.text import TextEncoder
+
+EVENTS = [
+    CommonsenseEvent("I win the lottery", ("envious",), ("happy",), ("to be rich",)),
+    CommonsenseEvent("I lose my dog", ("sorry for them",), ("sad",), ()),
+    CommonsenseEvent("I shout at my boss", ("offended",), ("angry",), ("to be heard",)),
+    CommonsenseEvent("I see a huge spider", (), ("scared",), ("to get away",)),
+    CommonsenseEvent("I smell rotten food", (), ("disgusted",), ("to throw it out",)),
+    CommonsenseEvent("I give them a gift", ("grateful",), ("generous",), ("to be kind",)),
+]
+
+
+@pytest.fixture(scope="module")
+def inferences():
+    encode = TextEncoder().encode
+    return gather(EVENTS, encode=encode, encode_phrases=encode)
+
+
+@pytest.fixture(scope="module")
+def heads(inferences):
+    plan = HeadsConfig(epochs=60, hidden=32, dropout=0.0)
+    return train_heads(inferences, inferences, plan=plan, progress=lambda line: None)
+
+
+def test_heads_learn_the_true_phrases(inferences, heads):
+    """Trained on six events the heads put each one's phrase first."""
+    for found in retrieve(inferences, by_heads(heads)):
+        assert (found.mrr, found.median_rank, found.recall_at_10) == (1.0, 1.0, 1.0)
+
+
+def test_figures_beside_their_baselines(inferences, heads):
+    """Every way of ranking is reported for every relation, over the same phrases."""
+    figures = measure_heads(inferences, inferences, heads, temperature=0.07)
+    assert set(figures) == {
+        "heads",
+        "heads_and_frequency",
+        "frequency",
+        "event_feature",
+        "chance",
+    }
+    for relations in figures.values():
+        assert [found.candidates for found in relations.values()] == [4, 6, 5]
+
+
+def test_a_constant_ranking_gains_nothing(inferences):
+    """Ties count half: saying the same of all six phrases ranks the true one in the middle."""
+    constant = retrieve(inferences, lambda events, relation: np.zeros_like(events))
+    assert constant[1].median_rank == 3.5
+
+
+def test_baselines_know_less_than_heads(inferences, heads):
+    """The event's own feature and chance stay behind what was trained."""
+    trained = np.mean([found.mrr for found in retrieve(inferences, by_heads(heads))])
+    for baseline in (by_itself, by_chance):
+        assert np.mean([found.mrr for found in retrieve(inferences, baseline)]) < trained
+
+
+def test_inferences_have_length_one_in_each_relation():
+    """[N, 3, K] of unit vectors: only directions mean something."""
+    heads = Event2MindHeads(text_width=12, width=7).eval()
+    inferred = heads.infer(np.random.default_rng(0).standard_normal((5, 12)).astype(np.float32))
+    assert inferred.shape == (5, 3, 7)
+    np.testing.assert_allclose(np.linalg.norm(inferred, axis=-1), 1.0, atol=1e-5)
+
+
+def test_heads_survive_their_tensors():
+    """Rebuilt from a state_dict, sizes included, they infer the same."""
+    text = np.random.default_rng(0).standard_normal((4, 12)).astype(np.float32)
+    heads = Event2MindHeads(text_width=12, width=7, hidden=5).eval()
+    again = Event2MindHeads.from_tensors(heads.state_dict())
+    assert np.array_equal(heads.infer(text), again.infer(text))
+
+
+def test_no_commonsense_is_zero():
+    """Without commonsense each relation is a zero vector of the asked width."""
+    inferred = NoCommonsense(5).infer(np.ones((2, 9), np.float32))
+    assert inferred.shape == (2, 3, 5)
+    assert not inferred.any()

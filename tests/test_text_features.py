@@ -1,0 +1,147 @@
+"""Promises of the text encoder: one vector a text, the same however it is asked for."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, BertTokenizerFast
+
+from stream_hbaf.errors import ModelError
+from stream_hbaf.features.text import TextEncoder, resolve_encoder
+
+TEXTS = [
+    "I can't believe it!",
+    "No.",
+    "",
+    "Well, you know, the children were in the garden, and nobody had told them to come inside.",
+]
+WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] i you can believe it no well the garden ' t ! , . a b"
+
+
+@pytest.fixture(scope="module")
+def minilm() -> TextEncoder:
+    return TextEncoder()
+
+
+@pytest.fixture(scope="module")
+def tiny_folder(tmp_path_factory) -> Path:
+    """A model of MiniLM's class, saved as people save theirs."""
+    folder = tmp_path_factory.mktemp("tiny")
+    (folder / "vocab.txt").write_text("\n".join(WORDS.split()), encoding="utf-8")
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(WORDS.split()),
+        hidden_size=16,
+        num_hidden_layers=5,
+        num_attention_heads=2,
+        intermediate_size=32,
+    )
+    BertModel(config).save_pretrained(folder)
+    BertTokenizerFast(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
+    return folder
+
+
+def test_features_are_the_mean_of_the_last_four_layers(tiny_folder):
+    """The mean over tokens of the last four layers' average, in plain loops."""
+    text = "I can believe it, you!"
+    model = AutoModel.from_pretrained(tiny_folder).eval()
+    tokens = AutoTokenizer.from_pretrained(tiny_folder)(text, return_tensors="pt")
+    with torch.no_grad():
+        layers = [h[0].double().numpy() for h in model(**tokens, output_hidden_states=True)[2]]
+    count, width = layers[0].shape
+    expected = np.zeros(width)
+    for layer in layers[-4:]:
+        for token in range(count):
+            expected += layer[token] / count / 4
+    np.testing.assert_allclose(TextEncoder(str(tiny_folder)).encode([text])[0], expected, atol=1e-5)
+
+
+def test_batch_equals_single(minilm):
+    """What else is in the batch, and so how much padding, never changes a text's vector."""
+    together = minilm.encode(TEXTS)
+    alone = np.concatenate([minilm.encode([text]) for text in TEXTS])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+def test_encoding_twice_gives_the_same_bits(minilm):
+    """No dropout and no chance: the same text is the same vector."""
+    assert np.array_equal(minilm.encode(TEXTS), minilm.encode(TEXTS))
+
+
+def test_minilm_knows_what_is_alike(minilm):
+    """384 wide, and a paraphrase lies nearer than another topic."""
+    happy, glad, bus = minilm.encode(
+        ["I am so happy today!", "I'm really glad today.", "The bus stops at the station."]
+    )
+
+    def cosine(a, b):
+        return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+
+    assert minilm.width == 384
+    assert cosine(happy, glad) > cosine(happy, bus) + 0.2
+
+
+def test_many_texts_keep_their_order(minilm):
+    """More texts than one batch holds come back in the order in which they were given."""
+    texts = [f"number {n} " + "and on " * (n % 7) for n in range(70)]
+    np.testing.assert_allclose(
+        minilm.encode(texts)[[3, 69]], minilm.encode([texts[3], texts[69]]), atol=1e-5
+    )
+
+
+def test_no_texts_give_no_rows(minilm):
+    """Nothing in, nothing out, of the right width."""
+    assert minilm.encode([]).shape == (0, 384)
+
+
+def test_a_very_long_text_is_cut_not_refused(minilm):
+    """A text beyond the encoder's length still gives finite numbers."""
+    assert np.isfinite(minilm.encode(["word " * 5000])).all()
+
+
+def test_tuned_layers_replace_the_packages(tiny_folder):
+    """A tuned tensor changes the features, and only through the parameter that it names."""
+    plain = TextEncoder(str(tiny_folder))
+    name = "encoder.layer.4.output.dense.weight"
+    own = dict(plain.model.named_parameters())[name].detach()
+    changed = TextEncoder(str(tiny_folder), tuned={name: own * -3.0})
+    same = TextEncoder(str(tiny_folder), tuned={name: own})
+    assert np.array_equal(plain.encode(TEXTS), same.encode(TEXTS))
+    assert np.abs(plain.encode(TEXTS) - changed.encode(TEXTS)).max() > 0.01
+
+
+def test_a_tuned_layer_of_another_encoder_is_refused(tiny_folder):
+    """A tensor that doesn't fit ends in an error that names it."""
+    with pytest.raises(ModelError, match=r"'encoder\.layer\.9\.x' doesn't fit"):
+        TextEncoder(str(tiny_folder), tuned={"encoder.layer.9.x": torch.zeros(1)})
+
+
+def test_the_packaged_encoder_needs_no_hub():
+    """all-MiniLM-L6-v2 is found in the package that carries it."""
+    folder = Path(resolve_encoder("all-MiniLM-L6-v2"))
+    assert (folder / "model.safetensors").is_file()
+
+
+def test_a_folder_that_is_no_encoder_says_what_it_needs(tmp_path):
+    """An empty folder ends in one line that says what ought to be there."""
+    with pytest.raises(ModelError, match=r"it needs config\.json") as raised:
+        TextEncoder(str(tmp_path))
+    assert "\n" not in str(raised.value)
+
+
+def test_an_encoder_that_cannot_be_had_says_what_to_do(monkeypatch):
+    """Neither here nor downloadable: one line, no traceback and no noise."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError, match="not on this machine and can't be downloaded") as raised:
+        TextEncoder("nobody/no-such-encoder")
+    assert "\n" not in str(raised.value)
+
+
+def test_loading_is_silent(tiny_folder, capfd):
+    """Nothing is printed while loading: standard output belongs to the results."""
+    before = logging.getLogger("transformers").level
+    TextEncoder(str(tiny_folder))
+    assert capfd.readouterr() == ("", "")
+    assert logging.getLogger("transformers").level == before

@@ -1,0 +1,104 @@
+"""How long after the end of speech are the acoustic features ready? Streamed against batch.
+
+Real speech of 2, 8 and 20 s is fed in chunks of 32 ms, each when openSMILE has worked through
+the one before, as it has in a live utterance (--realtime: at the pace of speech). Both ways give
+the same functionals, or this fails. Usage: python tools/bench_acoustic.py [--audio PATH]
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import opensmile
+from numpy.typing import NDArray
+
+from stream_hbaf.audio.file import read_audio
+from stream_hbaf.config import SAMPLE_RATE_HZ
+from stream_hbaf.features.acoustic import Acoustic, AcousticExtractor, AcousticSession
+
+CHUNK = 32 * SAMPLE_RATE_HZ // 1000
+LENGTHS_S = (2, 8, 20)
+TARGET = 0.2  # of the batch call's time
+FRAMES_LATE = 3  # rows that openSMILE holds back for smoothing until the end
+RECORDINGS = Path(__file__).parents[1] / "tests" / "recordings"
+
+Sound = NDArray[np.int16]
+
+
+def speech(path: Path | None) -> Sound:
+    """At least 20 s of speech: the given recording, or the tests' sentences one after another."""
+    paths = [path] if path else [RECORDINGS / "jfk.flac", *sorted(RECORDINGS.glob("sense_*.flac"))]
+    samples = np.concatenate([read_audio(each) for each in paths])
+    longest = max(LENGTHS_S) * SAMPLE_RATE_HZ
+    return np.tile(samples, -(-longest // len(samples)))
+
+
+def let_work(session: AcousticSession, fed: int) -> None:
+    """Wait for the rows of all frames (60 ms, every 10 ms) that have been fed."""
+    due = (fed * 1000 // SAMPLE_RATE_HZ - 60) // 10 + 1 - FRAMES_LATE
+    deadline = time.monotonic() + 0.1  # pitch tracking may hold back more; then that is real
+    while len(session._engine.rows) < due and time.monotonic() < deadline:
+        time.sleep(0.0005)
+
+
+def streamed(
+    extractor: AcousticExtractor, samples: Sound, *, realtime: bool
+) -> tuple[float, Acoustic | None]:
+    """Seconds that ``finish`` takes, and what it gives."""
+    with extractor.open() as session:
+        began = time.monotonic()
+        for start in range(0, len(samples), CHUNK):
+            session.feed(samples[start : start + CHUNK])
+            fed = min(start + CHUNK, len(samples))
+            if realtime:
+                time.sleep(max(0.0, began + fed / SAMPLE_RATE_HZ - time.monotonic()))
+            else:
+                let_work(session, fed)
+        began = time.perf_counter()
+        result = session.finish()
+        return time.perf_counter() - began, result
+
+
+def batch(smile: opensmile.Smile, samples: Sound) -> tuple[float, NDArray[np.float32]]:
+    """Seconds that the package's call takes on the whole utterance, and what it gives."""
+    signal = samples.astype(np.float32) / 32768
+    began = time.perf_counter()
+    table = smile.process_signal(signal, SAMPLE_RATE_HZ)
+    return time.perf_counter() - began, table.to_numpy()[0]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--audio", type=Path, help="a recording of speech")
+    parser.add_argument("--runs", type=int, default=15)
+    parser.add_argument("--realtime", action="store_true", help="feed at the pace of speech")
+    options = parser.parse_args()
+
+    sound = speech(options.audio)
+    smile = opensmile.Smile(opensmile.FeatureSet.ComParE_2016, opensmile.FeatureLevel.Functionals)
+    missed = False
+    print("| utterance | streamed, after the end | batch | ratio |")
+    print("| --- | --- | --- | --- |")
+    with AcousticExtractor() as extractor:
+        for length_s in LENGTHS_S:
+            samples = sound[: length_s * SAMPLE_RATE_HZ]
+            ours, theirs = [], []
+            for _ in range(options.runs):
+                seconds, result = streamed(extractor, samples, realtime=options.realtime)
+                ours.append(seconds)
+                seconds, functionals = batch(smile, samples)
+                theirs.append(seconds)
+                if result is None or not np.array_equal(result.functionals, functionals):
+                    sys.exit(f"{length_s} s: streamed and batch differ")
+            mine, other = statistics.median(ours) * 1e3, statistics.median(theirs) * 1e3
+            missed |= mine > TARGET * other
+            print(f"| {length_s} s | {mine:.1f} ms | {other:.1f} ms | {mine / other:.2f} |")
+    print(f"\nmedians of {options.runs} runs; at most {TARGET} was wanted")
+    return int(missed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
