@@ -32,7 +32,6 @@ class SourceConfig(Section):
     name: TopicLevel = "microphone"  # its topic level; "file" for a recording
     speaker: str = ""  # who speaks; empty when unknown
     chunk_ms: Positive = 32  # what a source gives at a time; never changes the answer
-    queue_s: Positive = 60  # sound held back while the models are busy; then the oldest is dropped
 
 
 class VadConfig(Section):

@@ -36,7 +36,7 @@ class FittingConfig(Section):
     patience: Positive = 4  # epochs without a better dev score
     batch: Positive = 16  # dialogues of MELD in a step
     rate: float = 6e-4  # falls linearly to nothing over the epochs
-    bfloat16: bool = True  # half-width arithmetic in training, where the processor has it
+    spoken_share: Probability = 0.5  # of MELD's dialogues, drawn anew for each epoch
     decay: float = 1e-2
     mu: float = 0.2  # share of the inter-modal loss, eq 23
     acted: float = 1.0  # weight of the RAVDESS loss beside MELD's
@@ -46,6 +46,7 @@ class FittingConfig(Section):
     text_dropout: Probability = 0.2  # of the words where there is a voice
     statement: Probability = 0.5  # of RAVDESS's pseudo-dialogues keep their text
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    workers: Positive = 2  # processes of one thread each, a seed at a time
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,6 @@ def fit_network(
     acted: Material,
     dev_score: Callable[[HBAF], float],
     seed: int,
-    progress: Callable[[str], None],
 ) -> Fitted:
     """Train one network; stops and picks on ``dev_score``. The same seed gives the same network."""
     torch.manual_seed(seed)
@@ -97,10 +97,8 @@ def fit_network(
         for talk, clips in _steps(spoken, acted, plan=plan, draw=draw):
             words = _with_voices(spoken, talk, voices=acted, plan=plan, draw=draw)
             voices = _with_statements(acted, clips, plan=plan, draw=draw)
-            with torch.autocast("cpu", torch.bfloat16, enabled=plan.bfloat16):
-                loss = _loss(network, between, words, mu=plan.mu)
-                acted_loss = _loss(network, between, voices, mu=plan.mu, weights=weights)
-                loss = loss + plan.acted * acted_loss
+            loss = _loss(network, between, words, mu=plan.mu)
+            loss = loss + plan.acted * _loss(network, between, voices, mu=plan.mu, weights=weights)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -108,7 +106,6 @@ def fit_network(
             schedule.step()
         network.eval()
         history.append(dev_score(network))
-        progress(f"network, seed {seed}: epoch {epoch}, dev score {history[-1]:.4f}")
         if history[-1] > best_score:
             best, best_score, best_epoch = (
                 copy.deepcopy(network.state_dict()),
@@ -194,7 +191,7 @@ def _steps(
     spoken: Material, acted: Material, *, plan: FittingConfig, draw: Draw
 ) -> list[tuple[list[Rows], list[Rows]]]:
     """One epoch: batches of dialogues, each beside its share of pseudo-dialogues."""
-    order = draw.permutation(len(spoken.dialogues))
+    order = draw.permutation(len(spoken.dialogues))[: _dialogue_count(spoken, plan)]
     talks = [
         [spoken.dialogues[n] for n in order[start : start + plan.batch]]
         for start in range(0, len(order), plan.batch)
@@ -210,7 +207,11 @@ def _steps(
 
 
 def _step_count(spoken: Material, plan: FittingConfig) -> int:
-    return -(-len(spoken.dialogues) // plan.batch)
+    return -(-_dialogue_count(spoken, plan) // plan.batch)
+
+
+def _dialogue_count(spoken: Material, plan: FittingConfig) -> int:
+    return max(1, round(plan.spoken_share * len(spoken.dialogues)))
 
 
 def _pseudo_dialogues(acted: Material, *, draw: Draw) -> list[Rows]:
