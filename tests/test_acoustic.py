@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from opensmile import FeatureLevel as Level
 
 from stream_hbaf.audio.file import read_audio
 from stream_hbaf.errors import ModelError
@@ -27,7 +28,6 @@ from stream_hbaf.features.acoustic import (
 )
 
 Sound = NDArray[np.int16]
-Level = opensmile.FeatureLevel
 RATE = 16_000
 SPEECH: Sound = read_audio(Path(__file__).parent / "recordings" / "jfk.flac")
 PIECE = SPEECH[RATE : RATE + RATE // 2]

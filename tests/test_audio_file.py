@@ -193,7 +193,7 @@ def test_file_bad(bad_file: Path, line: str, capfd: pytest.CaptureFixture[str]) 
 
 
 @needs_ffmpeg
-@pytest.mark.parametrize("name", ["cut.wav", "cut.flac", "cut.mp3"])
+@pytest.mark.parametrize("name", ["cut.wav", "cut.flac", "cut.mp3", "cut.mkv"])
 def test_file_truncated(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """What is left of a cut recording is delivered, and its status says where it ends."""
     path = convert(tmp_path / name)

@@ -22,7 +22,7 @@ Samples = NDArray[np.int16]
 
 BATCH_S = 4  # sound decoded in one visit to the thread
 MISSING_S = 0.5  # a recording may fall this far short of the length it declares
-# Containers whose header declares a length; others (mp3, ogg) have theirs estimated.
+# Containers whose header declares a length. Ogg has none: a cut one is like a shorter one.
 DECLARING = {"wav", "flac", "mov", "matroska", "aiff", "caf", "w64"}
 FULL_SCALE = {"s8": 2.0**7, "s16": 2.0**15, "s32": 2.0**31, "s64": 2.0**63, "flt": 1.0, "dbl": 1.0}
 
@@ -216,9 +216,14 @@ def _open(path: Path) -> Any:
 
 
 def _declared_s(container: Any, stream: Any) -> float:
-    if not DECLARING & set(container.format.name.split(",")) or not stream.duration:
+    """The length a header declares; 0.0 where FFmpeg only estimates one."""
+    names = set(container.format.name.split(","))
+    # An mp3 with a LAME header declares its length, and starts late by the encoder's delay.
+    if not (names & DECLARING or ("mp3" in names and stream.start_time)):
         return 0.0
-    return float(stream.duration * stream.time_base)
+    if stream.duration:
+        return float(stream.duration * stream.time_base)
+    return (container.duration or 0) / av.time_base
 
 
 def _to_float(frame: Any) -> NDArray[np.float32]:

@@ -1,0 +1,207 @@
+"""Promises of the bundle: what was saved is what is loaded, every byte of it, or a clear error."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from stream_hbaf.bundle import Bundle, BundleConfig, Scaling, resolve_bundle, softmax
+from stream_hbaf.corpora.dialogue import LABELS
+from stream_hbaf.errors import BundleError
+from stream_hbaf.features.acoustic import FUNCTIONALS_WIDTH
+from stream_hbaf.features.commonsense import Event2MindHeads
+from stream_hbaf.features.text import TextEncoder
+from stream_hbaf.networks.hbaf import HBAF, HbafConfig
+from stream_hbaf.networks.state import Features
+
+AUDIO = 12
+LAYER = "encoder.layer.5.output.dense.bias"
+
+
+def make_bundle() -> Bundle:
+    torch.manual_seed(0)
+    network = HbafConfig(audio_width=AUDIO, hidden=16, heads=2, layers=1, filters=4, window=3)
+    scaling = Scaling(
+        selected=np.arange(0, 10 * AUDIO, 10),
+        mean=np.linspace(-1, 1, AUDIO, dtype=np.float32),
+        deviation=np.linspace(0.5, 2, AUDIO, dtype=np.float32),
+    )
+    tuned = {LAYER: torch.linspace(-1, 1, 384).half()}
+    return Bundle(
+        config=BundleConfig(
+            id="tiny", labels=LABELS, encoder="all-MiniLM-L6-v2", temperature=1.7, network=network
+        ),
+        scaling=scaling,
+        encoder=TextEncoder(tuned=tuned),
+        commonsense=Event2MindHeads(text_width=384, width=384, hidden=8).half().float().eval(),
+        network=HBAF(network).half().float().eval(),
+        tuned=tuned,
+    )
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    return make_bundle()
+
+
+@pytest.fixture(scope="module")
+def saved(bundle, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("bundles") / "tiny"
+    bundle.save(folder, metrics={"dev": 0.5}, card="# tiny\n")
+    return folder
+
+
+@pytest.fixture
+def copied(saved, tmp_path) -> Path:
+    return shutil.copytree(saved, tmp_path / "copied")
+
+
+def predict(bundle: Bundle, text: str) -> np.ndarray:
+    words = bundle.encoder.encode([text])
+    sound = np.linspace(-3, 3, FUNCTIONALS_WIDTH, dtype=np.float32)[None]
+    features = Features(
+        audio=torch.from_numpy(bundle.scale(sound)[0]),
+        text=torch.from_numpy(words[0]),
+        commonsense=torch.from_numpy(bundle.commonsense.infer(words)[0]),
+    )
+    logits, _ = bundle.network.step(features, bundle.network.initial_state())
+    return bundle.probabilities(logits.numpy())
+
+
+def test_a_loaded_bundle_predicts_what_the_saved_one_did(bundle, saved):
+    """Encoder layers, heads, scaling, network and temperature all survive, bit for bit."""
+    loaded = Bundle.load(str(saved))
+    text = "Are you serious?"
+    assert np.array_equal(predict(loaded, text), predict(bundle, text))
+    assert (loaded.id, loaded.labels, loaded.config.temperature) == ("tiny", LABELS, 1.7)
+    assert json.loads((saved / "metrics.json").read_text()) == {"dev": 0.5}
+
+
+def test_saving_twice_gives_the_same_sum(bundle, saved, tmp_path):
+    """The published SHA-256 names the content: the same bundle has the same one."""
+    bundle.save(tmp_path, metrics={"dev": 0.5}, card="another card")
+    assert Bundle.load(str(tmp_path)).sha256 == Bundle.load(str(saved)).sha256
+
+
+def test_probabilities_are_softened_by_the_temperature(bundle):
+    """Logits are divided by the temperature; float64 probabilities sum to 1."""
+    logits = np.array([2.0, 0.0, -1.0, 0.5, 0.0, 0.0, 0.0], np.float32)
+    probabilities = bundle.probabilities(logits)
+    expected = np.exp(logits.astype(np.float64) / 1.7)
+    np.testing.assert_allclose(probabilities, expected / expected.sum(), rtol=1e-12)
+    assert probabilities.dtype == np.float64
+
+
+def test_softmax_of_large_logits_stays_finite():
+    """Logits of a thousand don't overflow."""
+    assert softmax(np.array([1000.0, 0.0])).tolist() == [1.0, 0.0]
+
+
+def test_scaling_selects_and_standardises(bundle):
+    """Each kept functional in standard deviations from training's mean."""
+    functionals = np.arange(FUNCTIONALS_WIDTH, dtype=np.float32)[None] / 100
+    expected = [
+        (10 * n / 100 - bundle.scaling.mean[n]) / bundle.scaling.deviation[n] for n in range(AUDIO)
+    ]
+    np.testing.assert_allclose(bundle.scale(functionals)[0], np.clip(expected, -5, 5), rtol=1e-5)
+
+
+def test_scaling_bears_another_microphone(bundle):
+    """Numbers out of all bounds stop at 5 deviations; what isn't a number becomes the mean."""
+    functionals = np.zeros((1, FUNCTIONALS_WIDTH), np.float32)
+    functionals[0, [0, 10, 20, 30]] = [np.nan, np.inf, -np.inf, 1e30]
+    assert bundle.scale(functionals)[0, :4].tolist() == [0.0, 5.0, -5.0, 5.0]
+
+
+def test_scaling_one_equals_scaling_many(bundle):
+    """An utterance's features don't depend on what else is scaled."""
+    many = np.random.default_rng(0).standard_normal((5, FUNCTIONALS_WIDTH)).astype(np.float32)
+    assert np.array_equal(bundle.scale(many)[2], bundle.scale(many[2:3])[0])
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "model.safetensors", "metrics.json"])
+def test_a_damaged_file_is_named(copied, name):
+    """One changed byte is found, and the file is named."""
+    content = bytearray((copied / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (copied / name).write_bytes(content)
+    with pytest.raises(BundleError, match=rf"{name} is damaged"):
+        Bundle.load(str(copied))
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "model.safetensors", "SHA256SUMS"])
+def test_a_missing_file_is_named(copied, name):
+    """A file that isn't there is named."""
+    (copied / name).unlink()
+    with pytest.raises(BundleError, match=rf"{name} can't be read"):
+        Bundle.load(str(copied))
+
+
+def rewrite_config(bundle: Bundle, folder: Path, **changes: object) -> None:
+    """A bundle whose sums are right and whose settings are not."""
+    changed = bundle.config.model_copy(update=changes)
+    broken = Bundle(
+        changed, bundle.scaling, bundle.encoder, bundle.commonsense, bundle.network, bundle.tuned
+    )
+    broken.save(folder, metrics={}, card="")
+
+
+def test_another_format_is_refused(bundle, tmp_path):
+    """A bundle of a later version says so instead of failing somewhere inside."""
+    rewrite_config(bundle, tmp_path, format=2)
+    with pytest.raises(BundleError, match="format 2, but this version reads format 1"):
+        Bundle.load(str(tmp_path))
+
+
+def test_a_missing_encoder_is_named(bundle, tmp_path):
+    """A bundle whose encoder isn't there says which."""
+    rewrite_config(bundle, tmp_path, encoder="/no/such/encoder")
+    with pytest.raises(BundleError, match="bundle tiny: text encoder /no/such/encoder"):
+        Bundle.load(str(tmp_path))
+
+
+def test_a_network_of_other_sizes_is_refused(bundle, tmp_path):
+    """Weights that don't fit the settings end in one line."""
+    wider = HbafConfig(audio_width=AUDIO, hidden=32, heads=2, layers=1, filters=4, window=3)
+    rewrite_config(bundle, tmp_path, network=wider)
+    with pytest.raises(BundleError, match=r"model\.safetensors doesn't fit config\.yaml") as raised:
+        Bundle.load(str(tmp_path))
+    assert "\n" not in str(raised.value)
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    """Somebody who mistypes a name is told which there are."""
+    with pytest.raises(BundleError, match=r"bundle 'live-en-9': .*live-en-0"):
+        resolve_bundle("live-en-9")
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Bundle:
+    return Bundle.load("live-en-0")
+
+
+def test_the_shipped_bundle_reads_words(shipped):
+    """Plain cases by words alone, with gold labels nobody would dispute."""
+    said = {}
+    for text in ("I am so happy for you! This is wonderful!", "How dare you! Get out! I hate you!"):
+        words = shipped.encoder.encode([text])
+        features = Features(
+            text=torch.from_numpy(words[0]),
+            commonsense=torch.from_numpy(shipped.commonsense.infer(words)[0]),
+        )
+        logits, _ = shipped.network.step(features, shipped.network.initial_state())
+        said[text] = shipped.labels[int(shipped.probabilities(logits.numpy()).argmax())]
+    assert list(said.values()) == ["joy", "anger"]
+
+
+def test_the_shipped_bundle_is_small_and_beats_the_majority():
+    """At most 30 MB, and its card's test figures lie above the baselines beside them."""
+    folder = resolve_bundle("live-en-0")
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 30_000_000
+    test = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["test"]
+    words, clips = test["meld/text"]["shipped"], test["ravdess/audio/clean"]["shipped"]
+    assert words["weighted_f1"] > test["majority"]["meld"]["weighted_f1"] + 0.2
+    assert clips["uar"] > test["majority"]["ravdess"]["uar"] + 0.3

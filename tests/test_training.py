@@ -1,0 +1,199 @@
+"""Promises of training: from corpora to a bundle that loads, the same each time."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import yaml
+
+from stream_hbaf.audio.file import read_audio
+from stream_hbaf.bundle import Bundle
+from stream_hbaf.corpora.dialogue import LABELS
+from stream_hbaf.errors import ConfigError, CorpusError
+from stream_hbaf.fitting import FittingConfig, Material, fit_network, predict
+from stream_hbaf.networks.hbaf import HbafConfig
+from stream_hbaf.preparation import SelectionConfig, fit_scaling
+from stream_hbaf.training import read_recipe, train
+
+RECORDINGS = Path(__file__).parent / "recordings"
+RECIPE = {
+    "id": "tiny",
+    "network": {"hidden": 16, "heads": 2, "layers": 1, "filters": 4, "window": 3},
+    "tuning": {"layers": 1, "epochs": 1},
+    "heads": {"hidden": 8, "epochs": 2},
+    "acoustics": {"copies": 1, "workers": 1},
+    "selection": {"width": 20},
+    "fitting": {"epochs": 2, "seeds": [0, 1], "batch": 2, "workers": 1},
+}
+
+
+def write_rows(file: Path, header: str, rows: list[list[str]]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w", encoding="utf-8", newline="") as out:
+        csv.writer(out).writerows([header.split(","), *rows])
+
+
+def make_corpora(root: Path) -> Path:
+    """The least that has the corpora's layout: real words, pieces of real speech."""
+    speech = read_audio(RECORDINGS / "jfk.flac")
+    for split in ("train", "dev", "test"):
+        write_rows(
+            root / "meld" / f"{split}_sent_emo.csv",
+            "Utterance,Speaker,Emotion,Dialogue_ID,Utterance_ID",
+            [[f"I feel {label} now", "Ann", label, str(n % 3), str(n)] for n, label in enumerate(LABELS)],
+        )
+        write_rows(
+            root / "event2mind" / f"{split}.csv",
+            "Source,Event,Xintent,Xemotion,Otheremotion,Xsent,Osent",
+            [
+                ["x", "PersonX wins", '["to win"]', '["happy"]', '["envious"]', "", ""],
+                ["x", "PersonX loses", '["to try"]', '["sad"]', '["sorry"]', "", ""],
+            ],
+        )
+    for actor in range(1, 25):
+        folder = root / "ravdess" / f"Actor_{actor:02d}"
+        folder.mkdir(parents=True)
+        for emotion in (3, 5) if actor < 21 else (5,):
+            start = 4000 * actor + (1000 * emotion)
+            piece = speech[start : start + 12_000] // (1 if emotion == 5 else 4)
+            name = f"03-01-{emotion:02d}-01-01-01-{actor:02d}.wav"
+            soundfile.write(folder / name, piece, 16_000)
+    for kind in ("noise", "rir"):
+        (root / "speech" / kind).mkdir(parents=True)
+        soundfile.write(root / "speech" / kind / "a.flac", speech[::-1][:1600], 16_000)
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> tuple[Path, list[str]]:
+    place = tmp_path_factory.mktemp("training")
+    make_corpora(place / "corpora")
+    (place / "tiny.yaml").write_text(yaml.safe_dump(RECIPE), encoding="utf-8")
+    lines: list[str] = []
+    train(
+        place / "tiny.yaml",
+        place / "corpora",
+        place / "first",
+        cache=place / "cache",
+        progress=lines.append,
+    )
+    return place, lines
+
+
+def test_training_gives_a_bundle_that_loads(trained):
+    """Corpora in, a bundle out: its network has the recipe's sizes, its scaling the asked width."""
+    place, lines = trained
+    bundle = Bundle.load(str(place / "first"))
+    assert bundle.labels == LABELS
+    assert (bundle.config.network.hidden, bundle.config.network.audio_width) == (16, 20)
+    assert bundle.scale(np.zeros((1, 6373), np.float32)).shape == (1, 20)
+    assert lines[-1] == f"{place / 'first'}: bundle tiny, seed {shipped_seed(place)}, is ready"
+
+
+def test_training_again_gives_the_same_bundle(trained):
+    """The same recipe and corpora, features from the cache: the same bytes."""
+    place, _ = trained
+    train(
+        place / "tiny.yaml",
+        place / "corpora",
+        place / "second",
+        cache=place / "cache",
+        progress=lambda line: None,
+    )
+    sums = [(place / name / "SHA256SUMS").read_text() for name in ("first", "second")]
+    assert sums[0] == sums[1]
+
+
+def test_metrics_hold_every_condition_and_seed(trained):
+    """Dev and test, words and sound, all conditions, mean and deviation over seeds, baseline."""
+    place, _ = trained
+    metrics = json.loads((place / "first" / "metrics.json").read_text())
+    assert set(metrics["seeds"]) == {"0", "1"}
+    for split in ("dev", "test"):
+        assert len(metrics[split]) == 1 + 2 * 5 + 1
+        assert set(metrics[split]["meld/text"]["seeds"]["weighted_f1"]) == {"mean", "sd"}
+    assert metrics["test"]["majority"]["ravdess"]["uar"] in (0.0, 1.0)
+
+
+def test_the_card_says_what_was_measured(trained):
+    """The card's figures are the metrics', and its warnings are there."""
+    place, _ = trained
+    card = (place / "first" / "README.md").read_text()
+    metrics = json.loads((place / "first" / "metrics.json").read_text())
+    own = 100 * metrics["test"]["meld/text"]["shipped"]["weighted_f1"]
+    assert f"| test | {own:.1f} (" in card
+    for words in ("Art. 5(1)(f)", "CC BY-NC-SA 4.0", "openSMILE", "English only"):
+        assert words in card
+
+
+def shipped_seed(place: Path) -> int:
+    seed: int = json.loads((place / "first" / "metrics.json").read_text())["shipped_seed"]
+    return seed
+
+
+def test_training_without_a_corpus_says_which(tmp_path):
+    """A corpus that isn't there is named before anything is computed."""
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(RECIPE), encoding="utf-8")
+    with pytest.raises(CorpusError, match=r"MELD: .*train_sent_emo\.csv is missing"):
+        train(tmp_path / "tiny.yaml", tmp_path, tmp_path / "out", cache=tmp_path / "cache")
+
+
+def test_an_unknown_setting_of_a_recipe_is_named(tmp_path):
+    """A mistyped setting ends in one line with the file and the setting."""
+    recipe = tmp_path / "wrong.yaml"
+    recipe.write_text("id: x\nfitting: {epoch: 3}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"wrong\.yaml: 'fitting\.epoch'") as raised:
+        read_recipe(recipe)
+    assert "\n" not in str(raised.value)
+
+
+def test_the_shipped_recipe_can_be_read():
+    """configs/live-en-0.yaml is a recipe of this version."""
+    recipe = read_recipe(Path(__file__).parent.parent / "configs" / "live-en-0.yaml")
+    assert (recipe.id, recipe.network["hidden"]) == ("live-en-0", 256)
+
+
+def test_the_network_overfits_eight_utterances():
+    """Words tell half of the labels and voices the other half: all eight are learnt."""
+    draw = np.random.default_rng(0)
+    labels = np.arange(8) % 7
+    text, audio = draw.standard_normal((2, 8, 6)).astype(np.float32)
+    blank = np.zeros((8, 3, 6), np.float32)
+    spoken = Material(labels, text, blank, {}, (np.arange(4), np.arange(4, 8)))
+    voices = {"0": audio}
+    acted = Material(labels, np.zeros_like(text), blank, voices, tuple(np.arange(8)[:, None]))
+    config = HbafConfig(
+        audio_width=6,
+        text_width=6,
+        commonsense_width=6,
+        hidden=32,
+        heads=2,
+        layers=1,
+        dropout=0.0,
+        audio_skip=True,
+    )
+    plan = FittingConfig(epochs=120, patience=120, rate=3e-3, batch=2, spoken_share=1.0)
+
+    def right(network) -> float:
+        words = predict(network, spoken, version=None, reads=True).argmax(1)
+        heard = predict(network, acted, version="0", reads=False).argmax(1)
+        return float(((words == labels).mean() + (heard == labels).mean()) / 2)
+
+    fitted = fit_network(config, plan, spoken=spoken, acted=acted, dev_score=right, seed=0)
+    assert fitted.dev_score == 1.0
+
+
+def test_selection_finds_the_functionals_that_tell(tmp_path):
+    """Of 50 columns, one of them constant, the two that depend on the label are kept."""
+    draw = np.random.default_rng(0)
+    labels = draw.integers(0, 2, 200)
+    functionals = draw.standard_normal((200, 50)).astype(np.float32)
+    functionals[:, 7] += 3 * labels
+    functionals[:, 31] -= 3 * labels
+    functionals[:, 12] = 4.0
+    scaling = fit_scaling(functionals, labels, SelectionConfig(width=2))
+    assert scaling.selected.tolist() == [7, 31]
+    np.testing.assert_allclose(scaling(functionals).mean(0), 0.0, atol=1e-5)
