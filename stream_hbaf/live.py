@@ -204,7 +204,6 @@ class LivePipeline:
         spoken.finish = finish
         spoken.timing.spoken = _captured_at(chunk, finish.speech_end)
         spoken.timing.confirmed = time.monotonic()
-        spoken.ended_at = _unix_time(_captured_at(chunk, finish.end))
         self._last_end = finish.end
         if spoken.words is None:
             self._decode_soon(spoken, speech_score=finish.mean_score)

@@ -58,7 +58,6 @@ class SpokenUtterance:
     partial_due: int = 0  # length at which the next running transcript is due
     words: "asyncio.Task[Words | None] | None" = None  # of all that was said, if that is all
     finish: Finish | None = None
-    ended_at: float = 0.0
     failures: dict[Stage, str] = field(default_factory=dict)
     timing: Timing = field(default_factory=Timing)
 
@@ -97,7 +96,9 @@ class SpokenUtterance:
             turn=self.turn,
             speaker=source.speaker,
             start_time=_iso(self.started_at),
-            end_time=_iso(self.ended_at) if finish else None,
+            end_time=_iso(self.started_at + _ms(finish.end - self.start) / 1000)
+            if finish
+            else None,
             audio_start_ms=_ms(self.start),
             audio_end_ms=_ms(finish.end) if finish else None,
             trigger=finish.trigger if finish else None,

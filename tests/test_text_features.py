@@ -106,7 +106,7 @@ def test_tuned_layers_replace_the_packages(tiny_folder):
     plain = TextEncoder(str(tiny_folder))
     name = "encoder.layer.4.output.dense.weight"
     own = dict(plain.model.named_parameters())[name].detach()
-    changed = TextEncoder(str(tiny_folder), tuned={name: own * -3.0})
+    changed = TextEncoder(str(tiny_folder), tuned={name: own * -30.0})
     same = TextEncoder(str(tiny_folder), tuned={name: own})
     assert np.array_equal(plain.encode(TEXTS), same.encode(TEXTS))
     assert np.abs(plain.encode(TEXTS) - changed.encode(TEXTS)).max() > 0.01

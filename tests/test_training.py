@@ -2,12 +2,13 @@
 
 import csv
 import json
+import wave
 from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 import yaml
+from numpy.typing import NDArray
 
 from stream_hbaf.audio.file import read_audio
 from stream_hbaf.bundle import Bundle
@@ -36,6 +37,12 @@ def write_rows(file: Path, header: str, rows: list[list[str]]) -> None:
         csv.writer(out).writerows([header.split(","), *rows])
 
 
+def write_wav(file: Path, samples: NDArray[np.int16]) -> None:
+    with wave.open(str(file), "wb") as out:
+        out.setparams((1, 2, 16_000, 0, "NONE", ""))
+        out.writeframes(samples.tobytes())
+
+
 def make_corpora(root: Path) -> Path:
     """The least that has the corpora's layout: real words, pieces of real speech."""
     speech = read_audio(RECORDINGS / "jfk.flac")
@@ -43,7 +50,10 @@ def make_corpora(root: Path) -> Path:
         write_rows(
             root / "meld" / f"{split}_sent_emo.csv",
             "Utterance,Speaker,Emotion,Dialogue_ID,Utterance_ID",
-            [[f"I feel {label} now", "Ann", label, str(n % 3), str(n)] for n, label in enumerate(LABELS)],
+            [
+                [f"I feel {label} now", "Ann", label, str(n % 3), str(n)]
+                for n, label in enumerate(LABELS)
+            ],
         )
         write_rows(
             root / "event2mind" / f"{split}.csv",
@@ -60,10 +70,10 @@ def make_corpora(root: Path) -> Path:
             start = 4000 * actor + (1000 * emotion)
             piece = speech[start : start + 12_000] // (1 if emotion == 5 else 4)
             name = f"03-01-{emotion:02d}-01-01-01-{actor:02d}.wav"
-            soundfile.write(folder / name, piece, 16_000)
+            write_wav(folder / name, piece)
     for kind in ("noise", "rir"):
         (root / "speech" / kind).mkdir(parents=True)
-        soundfile.write(root / "speech" / kind / "a.flac", speech[::-1][:1600], 16_000)
+        write_wav(root / "speech" / kind / "a.wav", speech[::-1][:1600])
     return root
 
 

@@ -6,10 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import av
 import jiwer
 import numpy as np
 import pytest
+from faster_whisper.audio import decode_audio
 from faster_whisper.feature_extractor import FeatureExtractor
 from numpy.typing import NDArray
 
@@ -28,11 +28,8 @@ def transcriber() -> Transcriber:
 
 
 def read(file: Path) -> Sound:
-    with av.open(str(file)) as container:
-        frames = [frame.to_ndarray()[0] for frame in container.decode(audio=0)]
-    sound = np.concatenate(frames)
-    assert sound.dtype == np.int16
-    return sound
+    sound: NDArray[np.float32] = decode_audio(str(file))
+    return (sound * 32768).round().clip(-32768, 32767).astype(np.int16)
 
 
 def plain(text: str) -> str:
@@ -160,7 +157,7 @@ def test_log_mel_beside_whispers_own(samples: int) -> None:
     ("text", "words"),
     [
         ("Say the word way. Say the word way.", 4),
-        ("So, I went there and I went there", 5),
+        ("So I went there, I went there", 4),
         ("No. No. No, no!", None),
         ("ask what you can do for your country", None),
         ("", None),

@@ -41,8 +41,12 @@ def read_surroundings(folder: Path) -> Surroundings:
     """Read ``noise/`` and ``rir/`` under ``folder``; CorpusError if they are missing."""
     read = {}
     for kind, what in (("noise", "noises"), ("rir", "room impulse responses")):
-        place = require_folder(folder / kind, corpus="surroundings", holds=f"{what} as .flac")
-        read[kind] = tuple(read_audio(path) for path in sorted(place.glob("*.flac")))
+        place = require_folder(
+            folder / kind, corpus="surroundings", holds=f"{what} as .flac or .wav"
+        )
+        read[kind] = tuple(
+            read_audio(path) for path in sorted(place.iterdir()) if path.suffix in (".flac", ".wav")
+        )
     return Surroundings(read["noise"], read["rir"])
 
 
