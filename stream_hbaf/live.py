@@ -92,6 +92,7 @@ class LivePipeline:
         self._partial: asyncio.Task[None] | None = None
         self._states: dict[Stage, State] = {}
         self._level_due = 0.0
+        self._tasks: asyncio.TaskGroup | None = None  # while it runs
 
     async def run(self, source: AudioSource, *, stop: asyncio.Event) -> None:
         """Recognise until the source ends or ``stop`` is set, then finish what was heard.
@@ -105,7 +106,8 @@ class LivePipeline:
                 stage: executors.enter_context(ThreadPoolExecutor(1, thread_name_prefix=stage))
                 for stage in STAGES[1:]
             }
-            async with asyncio.TaskGroup() as self._tasks:
+            async with asyncio.TaskGroup() as tasks:
+                self._tasks = tasks
                 lasting = [
                     self._task(publisher.run(), f"publish {type(publisher).__name__}")
                     for publisher in self._publishers
@@ -121,10 +123,12 @@ class LivePipeline:
                     await publisher.close(GOODBYE_S)
                 for task in lasting:
                     task.cancel()
+                self._tasks = None
 
     def report_capture(self, state: State, detail: str) -> None:
         """How the source is; meant to be the source's ``on_status``."""
-        self._task(self._report("capture", state, detail), "report capture")
+        if self._tasks is not None:
+            self._task(self._report("capture", state, detail), "report capture")
 
     async def _capture(self, source: AudioSource, *, since: float) -> None:
         try:
@@ -345,6 +349,7 @@ class LivePipeline:
             await publisher.send(event)
 
     def _task(self, coroutine: Coroutine[object, object, T], name: str) -> "asyncio.Task[T]":
+        assert self._tasks is not None  # everything happens in ``run``
         return self._tasks.create_task(coroutine, name=name)
 
 

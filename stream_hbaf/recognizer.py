@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from stream_hbaf.bundle import Bundle
 from stream_hbaf.config import SAMPLE_RATE_HZ, Config
+from stream_hbaf.errors import ConfigError
 from stream_hbaf.features.acoustic import Acoustic, AcousticExtractor
 from stream_hbaf.features.transcript import Transcriber, Transcript
 from stream_hbaf.networks.state import DialogueState, Features
@@ -118,7 +119,7 @@ class Recognizer:
     def __init__(self, config: Config) -> None:
         """Load everything, side by side; raises ModelError, BundleError or ConfigError."""
         self.config = config
-        device = resolve_device(config.device)
+        device = self._device = resolve_device(config.device)
         torch.set_num_threads(1)  # the network is small; Whisper has more use for the cores
         with ThreadPoolExecutor() as pool:
             transcriber = pool.submit(Transcriber, config.transcript, device=device)
@@ -178,6 +179,7 @@ class Recognizer:
         features = Features(
             audio=_tensor(audio), text=_tensor(text), commonsense=_tensor(commonsense)
         )
+        features = features.map(lambda tensor: tensor.to(self._device))
         logits, state = self.bundle.network.step(features, state)
         probabilities = self.bundle.probabilities(logits.numpy(force=True))
         modalities: list[Modality] = []
@@ -190,10 +192,11 @@ class Recognizer:
 
 
 def resolve_device(device: str) -> str:
-    """``cuda`` or ``cpu``; ``auto`` takes the GPU where there is one."""
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return device
+    """``cuda`` or ``cpu``; ``auto`` takes the GPU where there is one. Raises ConfigError."""
+    has_gpu = torch.cuda.is_available()
+    if device == "cuda" and not has_gpu:
+        raise ConfigError("device 'cuda': torch finds no GPU here; use --device auto or cpu")
+    return "cuda" if device != "cpu" and has_gpu else "cpu"
 
 
 def _tensor(array: Float32 | None) -> torch.Tensor | None:

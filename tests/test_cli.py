@@ -58,3 +58,13 @@ def test_wrong_argument_ends_in_one_line(
 ) -> None:
     """Each wrong argument is answered by one clear line and status 2."""
     assert said in complaint(capsys, *arguments)
+
+
+def test_gpu_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """--device cuda never falls back in silence."""
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    arguments = ["--file", str(SPEECH), "--mqtt", "none", "--device", "cuda"]
+    assert "torch finds no GPU here; use --device auto or cpu" in complaint(capsys, *arguments)

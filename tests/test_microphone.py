@@ -1,7 +1,7 @@
 """A real child process listens to a real, if virtual, microphone."""
 
 import asyncio
-import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 # The fixture is used by its name.
-from virtual_microphone import VirtualMicrophone, virtual_microphone  # noqa: F401
+from virtual_microphone import VirtualMicrophone, require, virtual_microphone  # noqa: F401
 
 from stream_hbaf.audio.capture import (
     GONE,
@@ -54,13 +54,13 @@ def aligned_likeness(heard: Samples, said: Samples) -> float:
     return float(np.corrcoef(heard[lag : lag + len(said)], said)[0, 1])
 
 
-async def hear(microphone: Microphone, *, seconds: float) -> list[Chunk]:
-    chunks: list[Chunk] = []
+async def hear(microphone: Microphone, chunks: list[Chunk], *, seconds: float) -> None:
+    taken = 0
     async for chunk in microphone.chunks():
         chunks.append(chunk)
-        if len(chunks) * CHUNK_SAMPLES >= seconds * 16_000:
-            break
-    return chunks
+        taken += len(chunk.samples)
+        if taken >= seconds * 16_000:
+            return
 
 
 def test_microphone_speech(virtual_microphone: VirtualMicrophone) -> None:  # noqa: F811
@@ -94,39 +94,224 @@ def test_microphone_speech(virtual_microphone: VirtualMicrophone) -> None:  # no
 
 def test_microphone_unplugged(virtual_microphone: VirtualMicrophone) -> None:  # noqa: F811
     """When the device goes and comes back, both are told, and sound goes on after a gap."""
+    said = read_audio(SPEECH)
     statuses = Statuses()
+    chunks: list[Chunk] = []
 
-    async def run() -> tuple[list[Chunk], Samples]:
+    async def until(state: str) -> None:
+        async with asyncio.timeout(30):
+            while state not in [told for told, _ in statuses]:
+                await asyncio.sleep(0.02)
+
+    async def run() -> None:
         async with Microphone("pulse", chunk_ms=32, on_status=statuses) as microphone:
-            chunks = await hear(microphone, seconds=0.5)
-            virtual_microphone.unload()
-            stream = microphone.chunks()
-            async with asyncio.timeout(20):
-                waiting = asyncio.ensure_future(skip_to_gap(stream))  # type: ignore[arg-type]
-                while not statuses:
-                    await asyncio.sleep(0.05)
-                await asyncio.sleep(1.5)  # at least one new child fails meanwhile
-                virtual_microphone.load()
-                chunks.append(await waiting)
-            player = virtual_microphone.play(SPEECH)
-            said = []
-            async for chunk in stream:
-                said.append(chunk.samples)
-                assert not chunk.after_gap
-                if len(said) * 512 > 9 * 16_000:
-                    break
-            player.wait()
-            return chunks, np.concatenate(said)
+            listening = asyncio.create_task(hear(microphone, chunks, seconds=60))
+            await asyncio.sleep(0.5)
+            await asyncio.to_thread(virtual_microphone.unload)
+            await until("offline")
+            await asyncio.sleep(1.5)  # at least one new child fails meanwhile
+            await asyncio.to_thread(virtual_microphone.load)
+            await until("online")
+            player = await asyncio.to_thread(virtual_microphone.play, SPEECH)
+            await asyncio.to_thread(player.wait)
+            await asyncio.sleep(1.0)
+            listening.cancel()
 
-    async def skip_to_gap(stream: "asyncio.Queue[Chunk]") -> Chunk:
-        async for chunk in stream:  # type: ignore[attr-defined]
-            if chunk.after_gap:
-                return chunk
-        raise AssertionError("the source ended")
-
-    chunks, heard = asyncio.run(run())
+    asyncio.run(run())
     assert [state for state, _ in statuses] == ["offline", "online"]
     assert "stopped giving sound" in statuses[0][1]
-    assert chunks[-1].after_gap
-    assert aligned_likeness(heard, read_audio(SPEECH)) > 0.9
+    assert [chunk.start for chunk in chunks] == [512 * i for i in range(len(chunks))]
+    gaps = [i for i, chunk in enumerate(chunks) if chunk.after_gap]
+    assert len(gaps) == 1
+    assert chunks[gaps[0]].captured_at - chunks[gaps[0] - 1].captured_at > 1.5
+    heard = np.concatenate([chunk.samples for chunk in chunks[gaps[0] :]])
+    assert aligned_likeness(heard, said) > 0.9
     assert children() == []
+
+
+def test_microphone_child_killed(virtual_microphone: VirtualMicrophone) -> None:  # noqa: F811
+    """A capture process that dies is replaced by another."""
+    statuses = Statuses()
+    chunks: list[Chunk] = []
+
+    async def run() -> None:
+        async with Microphone("pulse", chunk_ms=32, on_status=statuses) as microphone:
+            await hear(microphone, chunks, seconds=0.3)
+            [child] = children()
+            os.kill(child, signal.SIGKILL)
+            async with asyncio.timeout(20):
+                while not chunks[-1].after_gap:
+                    await hear(microphone, chunks, seconds=0.032)
+
+    asyncio.run(run())
+    assert [state for state, _ in statuses] == ["offline", "online"]
+    assert [chunk.start for chunk in chunks] == [512 * i for i in range(len(chunks))]
+    assert children() == []
+
+
+def test_microphone_slow_consumer(virtual_microphone: VirtualMicrophone) -> None:  # noqa: F811
+    """Sound that nobody takes is dropped oldest first, and the chunk after it says so."""
+    statuses = Statuses()
+    chunks: list[Chunk] = []
+
+    async def run() -> None:
+        async with Microphone("pulse", chunk_ms=1000, on_status=statuses) as microphone:
+            await asyncio.sleep(22)  # more than the child, the pipe and asyncio hold together
+            await hear(microphone, chunks, seconds=20)
+
+    asyncio.run(run())
+    assert [chunk.after_gap for chunk in chunks].count(True) == 1
+    assert statuses[0][0] == "degraded"
+    assert "too slow" in statuses[0][1]
+
+
+def test_microphone_closed_while_offline(
+    virtual_microphone: VirtualMicrophone,  # noqa: F811
+) -> None:
+    """Closing takes less than a second and leaves no process, even while the device is away."""
+
+    async def run() -> float:
+        statuses = Statuses()
+        async with Microphone("pulse", chunk_ms=32, on_status=statuses) as microphone:
+            listening = asyncio.create_task(hear(microphone, [], seconds=60))
+            await asyncio.to_thread(virtual_microphone.unload)
+            async with asyncio.timeout(20):
+                while not statuses:
+                    await asyncio.sleep(0.02)
+            await asyncio.sleep(0.7)  # a new child is just being tried
+            closing = time.monotonic()
+        closed_s = time.monotonic() - closing
+        async with asyncio.timeout(10):
+            await listening  # ends by itself
+        return closed_s
+
+    try:
+        assert asyncio.run(run()) < 1.0
+    finally:
+        virtual_microphone.load()
+    assert children() == []
+
+
+@pytest.mark.parametrize(
+    ("device", "line"),
+    [
+        (
+            "headset",
+            "no microphone 'headset'; there are 0 'pulse', 1 'default' "
+            "(run 'stream-hbaf devices' to see them)",
+        ),
+        (
+            7,
+            "no microphone '7'; there are 0 'pulse', 1 'default' "
+            "(run 'stream-hbaf devices' to see them)",
+        ),
+    ],
+)
+def test_microphone_unknown(
+    virtual_microphone: VirtualMicrophone,  # noqa: F811
+    device: str | int,
+    line: str,
+) -> None:
+    """A device that doesn't exist is one line that names those that do."""
+    assert opening_error(device) == line
+
+
+def test_microphone_away(virtual_microphone: VirtualMicrophone) -> None:  # noqa: F811
+    """A device that can't be opened is one line."""
+    virtual_microphone.unload()
+    try:
+        line = opening_error("pulse")
+    finally:
+        virtual_microphone.load()
+    assert line.startswith("microphone 'pulse' can't be opened (")
+    assert line.endswith("or choose another ('stream-hbaf devices')")
+
+
+def test_microphone_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A machine without any microphone is one line that says what to do instead."""
+    require()
+    (tmp_path / "asound.conf").write_text("")
+    monkeypatch.setenv("ALSA_CONFIG_PATH", str(tmp_path / "asound.conf"))
+    if list_devices():
+        pytest.skip("this machine has a microphone")
+    expected = "no microphone found; connect one, or listen to a recording with --file"
+    assert opening_error(None) == expected
+
+
+def test_list_devices_present(virtual_microphone: VirtualMicrophone) -> None:  # noqa: F811
+    """The list holds what is there now."""
+    found = {device.name: device for device in list_devices()}
+    assert found.keys() == {"pulse", "default"}
+    assert found["default"].is_default
+    assert found["pulse"].index == 0
+
+
+def test_capture_interrupted(virtual_microphone: VirtualMicrophone) -> None:  # noqa: F811
+    """Ctrl-C is left to the parent; the child ends when nobody reads its sound any more."""
+    child = subprocess.Popen(
+        [*CAPTURE, "--device=pulse"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert child.stdout is not None
+    assert child.stderr is not None
+    chunk_bytes = HEADER.size + 2 * CHUNK_SAMPLES
+    assert len(child.stdout.read(chunk_bytes)) == chunk_bytes
+    child.send_signal(signal.SIGINT)
+    assert len(child.stdout.read(10 * chunk_bytes)) == 10 * chunk_bytes
+    child.stdout.close()
+    assert child.wait(5) == GONE
+    lines = child.stderr.read().decode().splitlines()  # PortAudio's own chatter isn't among them
+    assert [json.loads(line)["state"] for line in lines] == ["online"]
+    child.stderr.close()
+
+
+def test_capture_refused(virtual_microphone: VirtualMicrophone) -> None:  # noqa: F811
+    """A refusal has its own exit status and is one JSON line."""
+    ended = subprocess.run([*CAPTURE, "--device=headset"], capture_output=True, check=False)
+    assert ended.returncode == REFUSED
+    assert ended.stdout == b""
+    assert json.loads(ended.stderr)["state"] == "offline"
+
+
+DEVICES = [
+    Device(index=2, name="USB Microphone", channels=1, rate_hz=48_000, is_default=False),
+    Device(index=3, name="USB Microphone Pro", channels=1, rate_hz=48_000, is_default=True),
+    Device(index=5, name="Built-in", channels=2, rate_hz=44_100, is_default=False),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "index"),
+    [(None, 3), ("USB Microphone", 2), ("pro", 3), ("built", 5), ("5", 5)],
+)
+def test_find_device_by(name: str | None, index: int) -> None:
+    """The default, an exact name, a part of one in any case, and a number are found."""
+    assert find_device(name, DEVICES).index == index
+
+
+def test_find_device_ambiguous() -> None:
+    """A name that several devices bear names them."""
+    with pytest.raises(DeviceError) as error:
+        find_device("usb", DEVICES)
+    assert str(error.value) == (
+        "microphone 'usb' could be any of 2 'USB Microphone', 3 'USB Microphone Pro'; "
+        "give its number"
+    )
+
+
+def test_last_detail_among_chatter() -> None:
+    """A status is found among what libraries print."""
+    lines = 'ALSA lib x\n{"state": "offline", "detail": "no microphone"}\n{broken\n'
+    assert last_detail(lines) == "no microphone"
+
+
+def opening_error(device: str | int | None) -> str:
+    """What the opening of ``device`` raises; it leaves no process."""
+
+    async def run() -> None:
+        async with Microphone(device, chunk_ms=32, on_status=Statuses()):
+            pass
+
+    with pytest.raises(DeviceError) as error:
+        asyncio.run(run())
+    assert children() == []
+    return str(error.value)

@@ -185,7 +185,7 @@ def test_the_network_overfits_eight_utterances():
         dropout=0.0,
         audio_skip=True,
     )
-    plan = FittingConfig(epochs=120, patience=120, rate=3e-3, batch=2, spoken_share=1.0)
+    plan = FittingConfig(epochs=50, patience=50, rate=3e-3, batch=2, spoken_share=1.0)
 
     def right(network) -> float:
         words = predict(network, spoken, version=None, reads=True).argmax(1)

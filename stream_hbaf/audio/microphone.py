@@ -36,6 +36,7 @@ class Microphone:
         self._on_status = on_status
         self._child: _Child | None = None
         self._closed = False
+        self._position = 0  # samples given so far
         self._first: tuple[float, bool, bytes] | None = None
 
     async def __aenter__(self) -> Self:
@@ -53,7 +54,6 @@ class Microphone:
 
     async def chunks(self) -> AsyncIterator[Chunk]:
         assert self._child is not None, "open the microphone first"
-        position = 0
         returned = False
         while not self._closed:
             piece, self._first = self._first or await self._child.read(), None
@@ -63,14 +63,9 @@ class Microphone:
                 continue
             captured_at, after_gap, content = piece
             samples = np.frombuffer(content, "<i2").astype(np.int16, copy=False)
-            yield Chunk(
-                start=position,
-                samples=samples,
-                captured_at=captured_at,
-                after_gap=after_gap or returned,
-            )
-            position += len(samples)
-            returned = False
+            start, self._position = self._position, self._position + len(samples)
+            gap, returned = after_gap or returned, False
+            yield Chunk(start=start, samples=samples, captured_at=captured_at, after_gap=gap)
 
     async def _start(self) -> None:
         """Spawn the child and wait for its first chunk, or raise DeviceError saying why not."""

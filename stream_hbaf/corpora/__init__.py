@@ -1,0 +1,1 @@
+"""A recorded corpus: each reader gives labelled dialogues, in one shape."""
