@@ -19,7 +19,7 @@ import yaml
 from numpy.typing import NDArray
 from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
 from stream_hbaf.config import Section
@@ -110,7 +110,7 @@ class Bundle:
         folder.mkdir(parents=True, exist_ok=True)
         settings = self.config.model_dump(mode="json")
         (folder / CONFIG).write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
-        save_file(_narrow(self._tensors()), folder / WEIGHTS)
+        (folder / WEIGHTS).write_bytes(save(_narrow(self._tensors())))
         text = json.dumps(metrics, indent=1, ensure_ascii=False)
         (folder / METRICS).write_text(text + "\n", encoding="utf-8")
         (folder / CARD).write_text(card, encoding="utf-8")

@@ -136,6 +136,9 @@ def _listen(options: argparse.Namespace) -> int:
         return 0
     speed = _speed(options.speed)
     config = _config(options)
+    # Read when numpy is first imported: its products here are small, and waking threads for them
+    # costs more than they do.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from stream_hbaf.listening import Input, listen
 
     chosen = Input(file=options.file, device=options.mic, speed=speed, example=EXAMPLE)

@@ -29,7 +29,8 @@ def transcriber() -> Transcriber:
 
 def read(file: Path) -> Sound:
     sound: NDArray[np.float32] = decode_audio(str(file))
-    return (sound * 32768).round().clip(-32768, 32767).astype(np.int16)
+    samples: Sound = (sound * 32768).round().clip(-32768, 32767).astype(np.int16)
+    return samples
 
 
 def plain(text: str) -> str:
@@ -39,13 +40,13 @@ def plain(text: str) -> str:
 
 def white_noise(*, seconds: float, level: float) -> Sound:
     noise = np.random.default_rng(0).standard_normal(int(seconds * 16000))
-    return (noise * level * 32768).clip(-32768, 32767).astype(np.int16)
+    return np.asarray(noise * level * 32768).clip(-32768, 32767).astype(np.int16)
 
 
 def chords(*, seconds: float) -> Sound:
     t = np.arange(int(seconds * 16000)) / 16000
     tones = [np.sin(2 * np.pi * 220 * ratio * t) for ratio in (1, 1.26, 1.5, 2)]
-    return (np.sum(tones, axis=0) * np.exp(-3 * (t % 0.5)) * 5000).astype(np.int16)
+    return np.asarray(np.sum(tones, axis=0) * np.exp(-3 * (t % 0.5)) * 5000).astype(np.int16)
 
 
 def test_final_of_read_sentences(transcriber: Transcriber) -> None:
@@ -147,9 +148,7 @@ def test_log_mel_beside_whispers_own(samples: int) -> None:
     ours = log_mel(sound, filters=extractor.mel_filters)
     silence = np.zeros(16_000, np.float32)
     theirs = extractor(np.concatenate([sound.astype(np.float32) / 32768, silence]), padding=0)
-    # Sound shorter than half a window can't be mirrored at its start: frame 0 may differ.
-    first = 0 if samples > 200 else 1
-    assert np.abs(ours - theirs[:, : ours.shape[1]])[:, first:].max() < 1e-5
+    assert np.abs(ours - theirs[:, : ours.shape[1]]).max() < 1e-5
     assert np.abs(theirs[:, ours.shape[1] :] - (ours.max() - 2)).max() < 1e-5
 
 

@@ -2,7 +2,7 @@
 
 The only file that imports faster_whisper. Whisper was made for windows of 30 s and spends the
 same time on a word as on half a minute. Here the window is the utterance and eight seconds of
-silence after it, which takes a third of the time and reads as well (tools/measure_asr.py). With
+silence after it, which takes a quarter of the time and reads as well (tools/measure_asr.py). With
 less silence it starts to say things twice; what looks like that is read again in a whole window.
 """
 
@@ -27,6 +27,7 @@ from stream_hbaf.features.weights import resolve_whisper as resolve_whisper  # o
 
 LOG = logging.getLogger(__name__)
 
+SHORTEST_MS = 100  # no word is shorter; Whisper finds some all the same
 LONGEST_S = 30  # what Whisper's positions reach to
 MARGIN_S = 8  # of silence after the utterance
 STEP_S = 0.2  # windows are whole steps
@@ -96,7 +97,7 @@ class Transcriber:
         speech isn't decoded at all.
         """
         _check_length(samples)
-        if speech_score < self._config.min_speech_score or not samples.any():
+        if speech_score < self._config.min_speech_score or not _can_hold_words(samples):
             return self._silence()
         reading = self._read(samples, window_s=_window_s(samples))
         if not reading.complete or find_loop(reading.text) is not None:
@@ -118,7 +119,7 @@ class Transcriber:
         _check_length(samples)
         if abandon():
             return None
-        if not samples.any():
+        if not _can_hold_words(samples):
             return self._silence()
         encoded = self._encode(samples, window_s=_window_s(samples))
         if abandon():
@@ -184,10 +185,8 @@ def log_mel(samples: NDArray[np.int16], *, filters: NDArray[np.float32]) -> NDAr
 
     The same figures as Whisper's own; ``filters`` is [mels, 201].
     """
-    sound = samples.astype(np.float32) / 32768
-    # Centred frames: mirrored at the start, silent after the end.
-    padded = np.concatenate((sound[FFT // 2 : 0 : -1], sound, np.zeros(FFT, np.float32)))
-    padded = np.concatenate((np.zeros(max(0, 2 * FFT - len(padded)), np.float32), padded))
+    sound = np.concatenate((samples.astype(np.float32) / 32768, np.zeros(FFT, np.float32)))
+    padded = np.concatenate((sound[FFT // 2 : 0 : -1], sound))  # frames are centred
     frames = np.lib.stride_tricks.sliding_window_view(padded, FFT)[::HOP]
     hann = np.hanning(FFT + 1)[:-1].astype(np.float32)
     blocks = []
@@ -271,6 +270,10 @@ def _check_length(samples: NDArray[np.int16]) -> None:
         raise TypeError(f"sound must be int16 [n], not {samples.dtype} {list(samples.shape)}")
     if len(samples) > LONGEST_S * SAMPLE_RATE_HZ:
         raise ValueError(f"an utterance of {len(samples) / SAMPLE_RATE_HZ:.1f} s is over 30 s")
+
+
+def _can_hold_words(samples: NDArray[np.int16]) -> bool:
+    return len(samples) * 1000 >= SHORTEST_MS * SAMPLE_RATE_HZ and bool(samples.any())
 
 
 def _window_s(samples: NDArray[np.int16]) -> float:
