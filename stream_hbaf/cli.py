@@ -182,7 +182,7 @@ def _watch(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from stream_hbaf.training import train
+    from stream_hbaf.training.train import train
 
     train(options.recipe, options.corpora, options.out)
     return 0

@@ -54,7 +54,7 @@ class TranscriptConfig(Section):
     model: str = "tiny.en"  # a Whisper size, a CTranslate2 folder, or a hub name
     language: str = "en"
     partial_every_ms: Positive = 700  # of new speech between two running transcripts
-    max_no_speech_prob: Probability = 0.6  # above it, and below min_avg_logprob or looping: no words
+    max_no_speech_prob: Probability = 0.6  # above it and unsure or looping: no words
     min_avg_logprob: float = -1.0
     min_speech_score: Probability = 0.4  # mean VAD score under which nothing is transcribed
 

@@ -16,7 +16,7 @@ ROOMS = (
     ("recognizer",),
     ("utterance", "terminal", "live", "publish"),
     ("corpora",),
-    ("evaluation", "augmentation", "preparation", "tuning", "distillation", "fitting", "training"),
+    ("evaluation", "training"),
     ("listening",),
     ("cli",),
 )
@@ -30,12 +30,12 @@ LIBRARIES = {
     "onnxruntime": {"speech/vad.py"},
     "opensmile": {"features/acoustic.py"},
     "rich": {"terminal.py"},
-    "safetensors": {"bundle.py"},
+    "safetensors": {"bundle.py", "training/preparation.py"},
     "sounddevice": {"audio/capture.py"},
     "soxr": {"audio/pcm.py"},
     "transformers": {"features/text.py"},
     "webrtcvad": {"speech/vad.py"},
-    "sklearn": {"preparation.py"},
+    "sklearn": {"training/preparation.py"},
 }
 LOOPS = ("audio/", "live.py", "utterance.py", "terminal.py", "listening.py", "publish/", "cli.py")
 

@@ -1,11 +1,11 @@
 """Any recording becomes chunks; a bad one becomes one clear line."""
 
 import asyncio
-import resource
 import shutil
 import subprocess
 import sys
 import time
+import wave
 from pathlib import Path
 
 import numpy as np
@@ -202,7 +202,7 @@ def test_file_truncated(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[
     statuses = Statuses()
     chunks = take(path, statuses=statuses)
     heard = np.concatenate([chunk.samples for chunk in chunks])
-    assert 1.0 < len(heard) / 16_000 < 2.2
+    assert 0.9 < len(heard) / 16_000 < 2.2
     assert likeness(heard, read_audio(SPEECH)) > 0.97
     assert capfd.readouterr() == ("", "")
     [(state, line)] = statuses
@@ -261,11 +261,17 @@ asyncio.run(run())
 """
 
 
-@needs_ffmpeg
 def test_file_four_hours(tmp_path: Path) -> None:
     """Four hours, 460 MB of samples, pass through less than 40 MB of memory."""
-    assert resource.getpagesize()  # Linux: ru_maxrss is in KiB
-    path = convert(tmp_path / "long.flac", "-af", f"aloop=-1:size={2**15}", "-t", "14400")
+    path, frames = tmp_path / "long.wav", 14_400 * 8_000
+    with wave.open(str(path), "wb") as recording:
+        recording.setparams((1, 1, 8_000, frames, "NONE", ""))
+        recording.writeframes(b"\x80")
+    with path.open("r+b") as content:  # sparse: takes no space on the disk
+        content.truncate(44 + frames)
+        for at, size in ((4, 36 + frames), (40, frames)):
+            content.seek(at)
+            content.write(size.to_bytes(4, "little"))
     command = [sys.executable, "-c", FOUR_HOURS, str(path)]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     samples, grown_kib = map(int, printed.split())

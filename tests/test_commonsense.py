@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from stream_hbaf.corpora.event2mind import CommonsenseEvent
-from stream_hbaf.distillation import (
+from stream_hbaf.features.commonsense import Event2MindHeads, NoCommonsense
+from stream_hbaf.features.text import TextEncoder
+from stream_hbaf.training.distillation import (
     HeadsConfig,
     by_chance,
     by_heads,
@@ -14,8 +16,6 @@ from stream_hbaf.distillation import (
     retrieve,
     train_heads,
 )
-from stream_hbaf.features.commonsense import Event2MindHeads, NoCommonsense
-from stream_hbaf.features.text import TextEncoder
 
 EVENTS = [
     CommonsenseEvent("I win the lottery", ("envious",), ("happy",), ("to be rich",)),

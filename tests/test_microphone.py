@@ -37,13 +37,19 @@ Samples = NDArray[np.int16]
 
 
 class Statuses(list[tuple[str, str]]):
+    def __init__(self) -> None:
+        self.told = {state: asyncio.Event() for state in ("online", "offline", "degraded")}
+
     def __call__(self, state: str, line: str) -> None:
         self.append((state, line))
+        self.told[state].set()
 
 
 def children() -> list[int]:
-    """This process's children, zombies included."""
-    return [int(n) for n in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
+    """Capture processes of ours, and zombies: all children but the sound server and its players."""
+    pids = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    commands = {int(pid): Path(f"/proc/{pid}/cmdline").read_text() for pid in pids}
+    return [pid for pid, command in commands.items() if not command.startswith("pulseaudio")]
 
 
 def aligned_likeness(heard: Samples, said: Samples) -> float:
@@ -85,8 +91,9 @@ def test_microphone_speech(virtual_microphone: VirtualMicrophone) -> None:  # no
     assert {len(chunk.samples) for chunk in chunks} == {512}
     heard = np.concatenate([chunk.samples for chunk in chunks])
     assert aligned_likeness(heard, said) > 0.9
-    captured = np.array([chunk.captured_at for chunk in chunks])
-    assert captured[-1] - captured[0] == pytest.approx(0.032 * (len(chunks) - 1), abs=0.15)
+    # An idle sound server gives its first second or two in a burst.
+    captured = np.array([chunk.captured_at for chunk in chunks[70:]])
+    assert captured[-1] - captured[0] == pytest.approx(0.032 * (len(captured) - 1), abs=0.15)
     assert 0 <= np.median(late_s) < 0.2
     assert statuses == []
     assert children() == []
@@ -98,20 +105,15 @@ def test_microphone_unplugged(virtual_microphone: VirtualMicrophone) -> None:  #
     statuses = Statuses()
     chunks: list[Chunk] = []
 
-    async def until(state: str) -> None:
-        async with asyncio.timeout(30):
-            while state not in [told for told, _ in statuses]:
-                await asyncio.sleep(0.02)
-
     async def run() -> None:
         async with Microphone("pulse", chunk_ms=32, on_status=statuses) as microphone:
             listening = asyncio.create_task(hear(microphone, chunks, seconds=60))
             await asyncio.sleep(0.5)
             await asyncio.to_thread(virtual_microphone.unload)
-            await until("offline")
+            await asyncio.wait_for(statuses.told["offline"].wait(), 30)
             await asyncio.sleep(1.5)  # at least one new child fails meanwhile
             await asyncio.to_thread(virtual_microphone.load)
-            await until("online")
+            await asyncio.wait_for(statuses.told["online"].wait(), 30)
             player = await asyncio.to_thread(virtual_microphone.play, SPEECH)
             await asyncio.to_thread(player.wait)
             await asyncio.sleep(1.0)
@@ -156,8 +158,8 @@ def test_microphone_slow_consumer(virtual_microphone: VirtualMicrophone) -> None
 
     async def run() -> None:
         async with Microphone("pulse", chunk_ms=1000, on_status=statuses) as microphone:
-            await asyncio.sleep(22)  # more than the child, the pipe and asyncio hold together
-            await hear(microphone, chunks, seconds=20)
+            await asyncio.sleep(10.5)  # more than the child, the pipe and asyncio hold together
+            await hear(microphone, chunks, seconds=10)
 
     asyncio.run(run())
     assert [chunk.after_gap for chunk in chunks].count(True) == 1
@@ -175,9 +177,7 @@ def test_microphone_closed_while_offline(
         async with Microphone("pulse", chunk_ms=32, on_status=statuses) as microphone:
             listening = asyncio.create_task(hear(microphone, [], seconds=60))
             await asyncio.to_thread(virtual_microphone.unload)
-            async with asyncio.timeout(20):
-                while not statuses:
-                    await asyncio.sleep(0.02)
+            await asyncio.wait_for(statuses.told["offline"].wait(), 20)
             await asyncio.sleep(0.7)  # a new child is just being tried
             closing = time.monotonic()
         closed_s = time.monotonic() - closing
@@ -230,7 +230,7 @@ def test_microphone_away(virtual_microphone: VirtualMicrophone) -> None:  # noqa
 def test_microphone_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A machine without any microphone is one line that says what to do instead."""
     require()
-    (tmp_path / "asound.conf").write_text("")
+    (tmp_path / "asound.conf").write_text("pcm.away { type hw card 99 }")
     monkeypatch.setenv("ALSA_CONFIG_PATH", str(tmp_path / "asound.conf"))
     if list_devices():
         pytest.skip("this machine has a microphone")

@@ -14,10 +14,10 @@ from stream_hbaf.audio.file import read_audio
 from stream_hbaf.bundle import Bundle
 from stream_hbaf.corpora.dialogue import LABELS
 from stream_hbaf.errors import ConfigError, CorpusError
-from stream_hbaf.fitting import FittingConfig, Material, fit_network, predict
 from stream_hbaf.networks.hbaf import HbafConfig
-from stream_hbaf.preparation import SelectionConfig, fit_scaling
-from stream_hbaf.training import read_recipe, train
+from stream_hbaf.training.fitting import FittingConfig, Material, fit_network, predict
+from stream_hbaf.training.preparation import SelectionConfig, fit_scaling
+from stream_hbaf.training.train import read_recipe, train
 
 RECORDINGS = Path(__file__).parent / "recordings"
 RECIPE = {

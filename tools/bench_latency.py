@@ -25,12 +25,12 @@ import numpy as np
 import opensmile
 import soundfile
 from faster_whisper import WhisperModel
-from stream_hbaf.features.acoustic import Acoustic
-from stream_hbaf.features.transcript import Transcript, resolve_whisper
 
 from stream_hbaf.audio.file import FileSource, read_audio
 from stream_hbaf.config import SAMPLE_RATE_HZ, load_config
 from stream_hbaf.events import AnyEvent, Info, Model, Utterance
+from stream_hbaf.features.acoustic import Acoustic
+from stream_hbaf.features.transcript import Transcript, resolve_whisper
 from stream_hbaf.live import LivePipeline, Recognition
 from stream_hbaf.publish.broker import embedded_broker
 from stream_hbaf.publish.mqtt import MqttPublisher

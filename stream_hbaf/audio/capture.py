@@ -30,7 +30,7 @@ from stream_hbaf.errors import DeviceError
 HEADER = Struct("<d?")
 REFUSED, GONE = 3, 4  # exit statuses: the device can't be opened; it stopped giving sound
 
-QUEUE_S = 10  # sound held while the parent doesn't read; then the oldest is dropped
+QUEUE_S = 5  # sound held while the parent doesn't read; then the oldest is dropped
 FIRST_SOUND_S = 4.0  # an idle sound server may take two seconds to wake its device
 SILENT_DEVICE_S = 1.5  # a device that calls back this late is gone
 SETTLED_S = 10.0  # without loss, after which a degraded device counts as online again
@@ -39,6 +39,7 @@ BLOCK_MS = 16
 LATENCY_S = 0.1  # of the device's buffer: at PortAudio's own 35 ms a busy machine loses sound
 LATEST_S = 0.5  # a buffer that claims to be older than this has a broken clock
 MOST_CHANNELS = 2  # virtual devices offer 32, of which a microphone fills two
+CRASHED = "PortAudio crashed; check the sound settings of this machine (ALSA, PulseAudio)"
 DEVICE_BUSY = (-9985, -16)  # PortAudio's "Device unavailable", ALSA's EBUSY
 
 
@@ -61,7 +62,7 @@ def list_devices() -> list[Device]:
     arguments = [sys.executable, "-m", "stream_hbaf.audio.capture", "--list"]
     listing = subprocess.run(arguments, capture_output=True, text=True, check=False)
     if listing.returncode:
-        raise DeviceError(last_detail(listing.stderr) or "the list of devices can't be read")
+        raise DeviceError(last_detail(listing.stderr) or CRASHED)
     return [Device(**fields) for fields in json.loads(listing.stdout)]
 
 

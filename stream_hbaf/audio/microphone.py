@@ -10,7 +10,7 @@ from typing import Self
 
 import numpy as np
 
-from stream_hbaf.audio.capture import FIRST_SOUND_S, HEADER
+from stream_hbaf.audio.capture import CRASHED, FIRST_SOUND_S, HEADER
 from stream_hbaf.audio.pcm import RATE_HZ
 from stream_hbaf.audio.source import Chunk, OnStatus
 from stream_hbaf.errors import DeviceError
@@ -18,7 +18,7 @@ from stream_hbaf.errors import DeviceError
 START_S = 10.0  # for the child to start, on a busy machine
 FIRST_RETRY_S, LAST_RETRY_S = 0.5, 5.0
 END_S = 0.5  # for the child to end by itself, before it is killed
-UNREAD_BYTES = 1 << 16  # asyncio holds twice this, about 4 s; then the child holds sound back
+UNREAD_BYTES = 1 << 14  # asyncio holds twice this, a second; then the child holds sound back
 
 
 class Microphone:
@@ -113,7 +113,7 @@ class _Child:
         self._pipes: list[asyncio.ReadTransport] = []
         self._follower: asyncio.Task[None] | None = None
         self._size = chunk_ms * RATE_HZ // 1000 * 2
-        self._detail = "the capture process ended"
+        self._detail = CRASHED
         self.opened = False  # its first sound was heard; before that, its statuses are answers
         command = [sys.executable, "-m", "stream_hbaf.audio.capture", f"--chunk-ms={chunk_ms}"]
         if device is not None:
@@ -166,9 +166,11 @@ class _Child:
         async for line in self._lines:
             try:
                 status = json.loads(line)
-                state, self._detail = status["state"], status["detail"]
+                state, detail = status["state"], status["detail"]
             except (ValueError, TypeError, KeyError):
                 self._detail = line.decode(errors="replace").strip() or self._detail
                 continue
-            if self.opened and state in ("online", "degraded"):
-                on_status(state, self._detail)
+            if state == "offline":
+                self._detail = detail
+            elif self.opened:
+                on_status(state, detail)

@@ -1,7 +1,7 @@
 """Training: the network itself, on dialogues with words and on clips with voices at once.
 
 No corpus at hand holds both in conversation, so the two are mixed: MELD's dialogues have text
-and, in part, the voice of a RAVDESS clip with the same label (``pair``, in training only);
+and, in part, the voice of a RAVDESS clip (``pair``, ``mismatch``, in training only);
 RAVDESS's clips have audio and, in part, their statement's text.
 """
 
@@ -43,6 +43,7 @@ class FittingConfig(Section):
     acted_rounds: Positive = 4  # times that an epoch hears every clip, each time in some version
     pair: Probability = 0.4  # of MELD's dialogues get voices of the same labels
     heard: Probability = 0.8  # of the utterances of such a dialogue
+    mismatch: Probability = 0.5  # of those voices are anybody's: words must be able to win
     text_dropout: Probability = 0.2  # of the words where there is a voice
     statement: Probability = 0.5  # of RAVDESS's pseudo-dialogues keep their text
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
@@ -229,7 +230,11 @@ def _pseudo_dialogues(acted: Material, *, draw: Draw) -> list[Rows]:
 def _with_voices(
     spoken: Material, dialogues: list[Rows], *, voices: Material, plan: FittingConfig, draw: Draw
 ) -> _Batch:
-    """Dialogues with their words; in some, most utterances sound like a clip of their label."""
+    """Dialogues with their words; in some, most utterances have a voice, of their label or not.
+
+    A voice of another label teaches that words can be right where the voice is not; the
+    inter-modal loss, which draws voice and words together, leaves such pairs out.
+    """
     index = lay_out(dialogues)
     there = index >= 0
     labels = np.where(there, spoken.labels[index], 0)
@@ -242,10 +247,12 @@ def _with_voices(
             partners[same] = draw.choice(known, size=int(same.sum()))
         else:
             hears &= labels != label
+    strange = hears & (draw.random(index.shape) < plan.mismatch)
+    partners[strange] = draw.integers(len(voices.labels), size=int(strange.sum()))
     audio = _any_version(voices, partners, draw=draw)
     reads = there & ~(hears & (draw.random(index.shape) < plan.text_dropout))
     features = _features(spoken, index, audio=audio, hears=hears, reads=reads)
-    return _batch(spoken, index, features, both=hears & reads)
+    return _batch(spoken, index, features, both=hears & reads & ~strange)
 
 
 def _with_statements(

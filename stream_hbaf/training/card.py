@@ -16,8 +16,8 @@ TEMPLATE = """\
 
 Says which of seven emotions an English utterance expresses
 ({labels}),
-from its sound, its words, and the utterances before it. Causal: it sees nothing of the future. A first bundle, meant to be
-honest rather than good.
+from its sound, its words, and the utterances before it. Causal: it sees nothing of the future. A
+first bundle, meant to be honest rather than good.
 
 ## What it was trained on
 
@@ -26,9 +26,10 @@ honest rather than good.
 - **Voices**: RAVDESS, actors 01-18, cut by the live segmenter, each clip as recorded and in
   {copies} versions with the level drawn between {quietest} and {loudest} dBFS, noise at 0 to 30 dB
   SNR or none, and at times a room response.
-- **Both at once**: nobody's. In training only, {pair} % of MELD's dialogues sounded like RAVDESS
-  clips *of the same labels*, and {statement} % of RAVDESS's clips came with their statement's
-  text. No test figure rests on such pairs.
+- **Both at once**: nobody's. In training only, {pair} % of MELD's dialogues had the voices of
+  RAVDESS clips, {same} % of them *of the same labels* and the others of any, so that words can
+  win; {statement} % of RAVDESS's clips came with their statement's text. No test figure rests on
+  such pairs.
 - **Commonsense**: three heads trained on Event2Mind, in place of COMET.
 
 The paper is HBAF (Luo et al.), in the `live` mode of this project.
@@ -67,10 +68,11 @@ says what annotators would write. The network gets the head's vector.
 
 - The voices are {actors} actors speaking two sentences in a studio: expect much less on a
   stranger's voice, on spontaneous speech, on another microphone. No corpus other than RAVDESS was
-  tried.
+  measured.
 - No conversation with both its sound and its words was available for training or for testing.
 - Context is MELD's: a scripted comedy. Half of it is labelled neutral, and so leans the bundle
-  where words decide. Disgust and fear are rare there. {unheard}
+  where words decide. Disgust and fear are rare there.
+  {unheard}
 - English only. Figures by sex, age, accent or language were not measured.
 - Acted emotion is not felt emotion: the output is how an utterance comes across, at best.
 
@@ -99,6 +101,7 @@ def model_card(metrics: Mapping[str, Any]) -> str:
         quietest=round(recipe["acoustics"]["quietest_dbfs"]),
         loudest=round(recipe["acoustics"]["loudest_dbfs"]),
         pair=round(100 * recipe["fitting"]["pair"]),
+        same=round(100 - 100 * recipe["fitting"]["mismatch"]),
         statement=round(100 * recipe["fitting"]["statement"]),
         shipped=shipped,
         seeds=len(metrics["seeds"]),

@@ -29,12 +29,18 @@ from stream_hbaf.corpora.augment import read_surroundings
 from stream_hbaf.corpora.dialogue import LABELS, SPLITS, Dialogue, LabelledUtterance, Split
 from stream_hbaf.corpora.event2mind import read_event2mind
 from stream_hbaf.corpora.ravdess import read_ravdess
-from stream_hbaf.distillation import Encode, HeadsConfig, gather, measure_heads, train_heads
 from stream_hbaf.errors import CorpusError
 from stream_hbaf.features.commonsense import Event2MindHeads
 from stream_hbaf.features.text import TextEncoder
-from stream_hbaf.fitting import Material
-from stream_hbaf.tuning import Labelled, TuningConfig, tune_encoder
+from stream_hbaf.training.distillation import (
+    Encode,
+    HeadsConfig,
+    gather,
+    measure_heads,
+    train_heads,
+)
+from stream_hbaf.training.fitting import Material
+from stream_hbaf.training.tuning import Labelled, TuningConfig, tune_encoder
 
 Float32 = NDArray[np.float32]
 Progress = Callable[[str], None]

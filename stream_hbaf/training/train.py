@@ -19,16 +19,17 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
 from stream_hbaf.bundle import Bundle, BundleConfig, softmax
-from stream_hbaf.card import model_card
 from stream_hbaf.config import Section
 from stream_hbaf.corpora.acoustics import CONDITIONS, AcousticsConfig
 from stream_hbaf.corpora.dialogue import LABELS, SPLITS, Split
 from stream_hbaf.corpora.meld import read_meld
-from stream_hbaf.distillation import HeadsConfig
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.evaluation import Labels, Score, score
 from stream_hbaf.features.text import DEFAULT_ENCODER, TextEncoder
-from stream_hbaf.fitting import (
+from stream_hbaf.networks.hbaf import HBAF, HbafConfig
+from stream_hbaf.training.card import model_card
+from stream_hbaf.training.distillation import HeadsConfig
+from stream_hbaf.training.fitting import (
     Fitted,
     FittingConfig,
     Material,
@@ -37,8 +38,7 @@ from stream_hbaf.fitting import (
     predict,
     text_score,
 )
-from stream_hbaf.networks.hbaf import HBAF, HbafConfig
-from stream_hbaf.preparation import (
+from stream_hbaf.training.preparation import (
     SelectionConfig,
     acted_material,
     prepare_acted,
@@ -47,7 +47,7 @@ from stream_hbaf.preparation import (
     remember,
     spoken_material,
 )
-from stream_hbaf.tuning import TuningConfig
+from stream_hbaf.training.tuning import TuningConfig
 
 Progress = Callable[[str], None]
 TEMPERATURES = np.geomspace(0.4, 5.0, 60)

@@ -1,0 +1,1 @@
+"""Corpora in, a bundle out: encoder layers, commonsense heads, acoustic selection, network."""
