@@ -184,7 +184,11 @@ def _watch(options: argparse.Namespace) -> int:
 def _train(options: argparse.Namespace) -> int:
     from stream_hbaf.training.train import train
 
-    train(options.recipe, options.corpora, options.out)
+    def say(line: str) -> None:
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()  # a log of hours should not wait for a full buffer
+
+    train(options.recipe, options.corpora, options.out, progress=say)
     return 0
 
 
