@@ -45,11 +45,26 @@ class Statuses(list[tuple[str, str]]):
         self.told[state].set()
 
 
-def children() -> list[int]:
-    """Capture processes of ours, and zombies: all children but the sound server and its players."""
+others: set[int] = set()  # children that were there before the test
+
+
+def all_children() -> set[int]:
     pids = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    commands = {int(pid): Path(f"/proc/{pid}/cmdline").read_text() for pid in pids}
-    return [pid for pid, command in commands.items() if not command.startswith("pulseaudio")]
+    return {int(pid) for pid in pids}
+
+
+@pytest.fixture(autouse=True)
+def know_other_children(virtual_microphone: VirtualMicrophone) -> None:  # noqa: F811
+    """The sound server, and what earlier tests left to be collected."""
+    others.clear()
+    others.update(all_children())
+
+
+def children() -> list[int]:
+    """Capture processes of ours, and zombies; not the players of sound."""
+    new = all_children() - others
+    commands = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in new}
+    return [pid for pid, command in commands.items() if not command.startswith("paplay")]
 
 
 def aligned_likeness(heard: Samples, said: Samples) -> float:
