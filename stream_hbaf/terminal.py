@@ -52,7 +52,9 @@ class Terminal:
                 self._provisional = emotion.label if emotion else ""
             case Utterance(type="end"):
                 self._running = self._provisional = ""
-                self._console.print(self._utterance(event))
+                # A file is not as narrow as a terminal: there, lines stay whole.
+                whole = not self._console.is_terminal
+                self._console.print(self._utterance(event), soft_wrap=whole)
             case Speech(on=True):
                 self._running = self._provisional = ""
             case Status(state="online", detail=""):
@@ -101,8 +103,6 @@ class Terminal:
             head.append(f"{event.speaker}: ")
         head.append(words)
         if not self._console.is_terminal:
-            head.no_wrap = True
-            head.overflow = "ignore"
             return head
         below = self._bars(emotion.probabilities) if emotion else Text()
         return Group(head, below, self._footer(event))
