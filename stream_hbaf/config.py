@@ -31,7 +31,7 @@ class Section(BaseModel):
 class SourceConfig(Section):
     name: TopicLevel = "microphone"  # its topic level; "file" for a recording
     speaker: str = ""  # who speaks; empty when unknown
-    chunk_ms: Positive = 32  # what a source gives at a time; never changes the answer
+    chunk_ms: Positive = 64  # what a source gives at a time; never changes the answer
 
 
 class VadConfig(Section):

@@ -101,7 +101,8 @@ async def run_live(
         pipeline = LivePipeline(
             recognizer, [stopwatch, publisher], on_recognition=recognitions.append
         )
-        source = FileSource(sound, speed=1.0, chunk_ms=32, on_status=lambda *_: None)
+        chunk_ms = recognizer.config.source.chunk_ms
+        source = FileSource(sound, speed=1.0, chunk_ms=chunk_ms, on_status=lambda *_: None)
         async with source:
             await pipeline.run(source, stop=asyncio.Event())
         await asyncio.sleep(0.5)
