@@ -81,8 +81,9 @@ class Terminal:
         """Level meter, whether somebody speaks, and the end of the running transcript."""
         share = (self._level.dbfs - QUIETEST_DBFS) / (LOUDEST_DBFS - QUIETEST_DBFS)
         lit = round(min(1.0, max(0.0, share)) * METER_WIDTH)
-        line = Text("● " if self._level.speech else "○ ", "red" if self._level.speech else "dim")
-        line.append("▮" * lit, "green").append("▯" * (METER_WIDTH - lit), "dim").append(" ")
+        mark, style = ("● ", "red") if self._level.speech else ("○ ", "dim")
+        line = Text().append(mark, style)
+        line.append("▮" * lit, "green").append("·" * (METER_WIDTH - lit), "dim").append(" ")
         if not self._level.speech:
             return line.append("listening", "dim")
         label = f"{self._provisional}? " if self._provisional else ""
@@ -98,7 +99,7 @@ class Terminal:
         clock = datetime.fromisoformat(event.start_time).astimezone().strftime("%H:%M:%S")
         words = event.text or "(no words)"
         style = f"bold {COLOURS.get(label, 'white')}"
-        head = Text(f"{clock} ", "dim").append(f"{label}{score} ", style)
+        head = Text().append(f"{clock} ", "dim").append(f"{label}{score} ", style)
         if event.speaker:
             head.append(f"{event.speaker}: ")
         head.append(words)
