@@ -138,7 +138,7 @@ def measure_speech(sound: np.ndarray, *arguments: str, every_s: float) -> None:
                 time.sleep(0.2)
         spent = time.monotonic() - began
     hours = len(sound) / SAMPLE_RATE_HZ / 3600
-    later = [megabytes for at, megabytes, _ in samples if at > spent / 4]
+    later = [m for at, m, _ in samples if at > spent / 4] or [samples[-1][1]]
     print(
         f"{hours:.2f} h of sound in {spent / 60:.1f} min, {run.ends} utterances, exit "
         f"{run.process.returncode}; memory at most {max(m for _, m, _ in samples):.0f} MB; "
@@ -170,7 +170,7 @@ def main() -> None:
             measure_speech(sound, every_s=30)
         case "long":
             sound = speech(options.corpora, seconds=options.hours * 3600, pause_s=6, seed=0)
-            measure_speech(sound, "--speed", "max", every_s=60)
+            measure_speech(sound, "--speed", "max", every_s=10)
 
 
 if __name__ == "__main__":
