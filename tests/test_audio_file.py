@@ -4,6 +4,7 @@ import asyncio
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import wave
 from pathlib import Path
@@ -143,7 +144,12 @@ def test_file_left_early() -> None:
             async for _ in source.chunks():
                 break
 
+    before = set(threading.enumerate())
     asyncio.run(run())
+    left = set(threading.enumerate()) - before
+    for thread in left:
+        thread.join(timeout=10)
+    assert [thread.name for thread in left if thread.is_alive()] == []
 
 
 @pytest.fixture

@@ -210,13 +210,14 @@ def test_watch_into_a_closed_pipe() -> None:
     reading, writing = os.pipe()
     os.close(reading)
 
-    async def main() -> None:
+    async def main() -> bool:
         async with embedded_broker(port) as broker, asyncio.timeout(10):
             await publish(port, "p/n/available", "online", "-r")
             await watch(config(broker.url), out=out, json=False)
+            return True
 
     with os.fdopen(writing, "w", encoding="utf-8") as out:
-        asyncio.run(main())
+        assert asyncio.run(main())
 
 
 def test_watch_without_broker() -> None:
