@@ -55,6 +55,9 @@ class BundleConfig(Section):
     acoustic: Literal["ComParE_2016"] = "ComParE_2016"
     commonsense: Literal["event2mind", "none"] = "event2mind"
     temperature: float = 1.0  # logits are divided by it; fitted on dev
+    licence: str = (  # one line for whoever receives the emotions
+        "non-commercial: openSMILE's licence, and RAVDESS (CC BY-NC-SA 4.0) in the trained weights"
+    )
     network: HbafConfig
 
 

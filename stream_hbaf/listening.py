@@ -21,9 +21,6 @@ from stream_hbaf.publish.mqtt import MqttPublisher
 from stream_hbaf.recognizer import Recognizer
 from stream_hbaf.terminal import JsonLines, Terminal
 
-LICENCE = (
-    "non-commercial: openSMILE's licence, and RAVDESS (CC BY-NC-SA 4.0) in the trained weights"
-)
 # At full speed a larger chunk costs fewer hops between threads; it never changes the answer.
 FULL_SPEED_CHUNK_MS = 320
 
@@ -111,7 +108,7 @@ def _info(recognizer: Recognizer) -> Info:
         version=__version__,
         model=Model(id=bundle.id, sha256=bundle.sha256),
         labels=list(bundle.labels),
-        licence=LICENCE,
+        licence=bundle.config.licence,
         sources=[recognizer.config.source.name],
     )
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol, TypeVar
 
@@ -87,6 +87,7 @@ class LivePipeline:
         self._dialogue = recognizer.dialogue()
         self._last_end = 0
         self._chunks: asyncio.Queue[Chunk | None] = asyncio.Queue(CHUNKS_WAITING)
+        self._newest: Chunk | None = None  # that was captured
         self._finished: asyncio.Queue[SpokenUtterance | None] = asyncio.Queue(FINISHED_WAITING)
         self._decoding = 0  # finals queued or running, for which partials step aside
         self._partial: asyncio.Task[None] | None = None
@@ -129,11 +130,23 @@ class LivePipeline:
         """How the source is; meant to be the source's ``on_status``."""
         if self._tasks is not None:
             self._task(self._report("capture", state, detail), "report capture")
+            if state == "offline":
+                self._task(self._break_off(), "break off")
+
+    async def _break_off(self) -> None:
+        """A lost device may never come back: what was said until then ends here and now."""
+        if self._newest is not None:
+            end = self._newest.start + len(self._newest.samples)
+            nothing = np.zeros(0, np.int16)
+            await self._chunks.put(
+                replace(self._newest, start=end, samples=nothing, after_gap=True)
+            )
 
     async def _capture(self, source: AudioSource, *, since: float) -> None:
         try:
             async for chunk in source.chunks():
                 if chunk.captured_at >= since:
+                    self._newest = chunk
                     await self._chunks.put(chunk)
         finally:
             await self._chunks.put(None)

@@ -6,8 +6,7 @@ code; they differ only in where sound comes from and where emotions go.
 
 import uuid
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from types import TracebackType
+from dataclasses import dataclass, field
 from typing import Literal, Self
 
 import numpy as np
@@ -136,20 +135,16 @@ class Recognizer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.acoustic.close()
 
     def _warm_up(self) -> None:
-        """The first call of each model takes up to a second longer: not at the first utterance."""
-        samples = np.zeros(SAMPLE_RATE_HZ, np.int16)
-        transcript = self.transcriber.final(samples, speech_score=1.0)
-        words = self.understand(replace(transcript, text="hello"))
-        acoustic = self.acoustic.extract(samples)
+        """The first call of each model takes longer: let that not be at the first utterance.
+
+        The transcriber sees to that itself.
+        """
+        words = self.understand(Transcript("hello", "en", avg_logprob=0.0, no_speech_prob=0.0))
+        acoustic = self.acoustic.extract(np.zeros(SAMPLE_RATE_HZ, np.int16))
         self.classify(acoustic=acoustic, words=words, state=self.dialogue().state)
 
     def listener(self) -> Listener:

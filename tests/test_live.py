@@ -232,6 +232,44 @@ def test_slow_publisher_holds_the_source_back_and_loses_nothing(
     assert [end.turn for end in ends] == list(range(1, 21))
 
 
+def test_utterance_ends_when_the_device_is_lost(
+    recognizer: Recognizer, sentences: list[Sound]
+) -> None:
+    """What was said before a microphone went is told at once, not when it comes back."""
+
+    class EndTold(Notebook):
+        def __init__(self) -> None:
+            super().__init__()
+            self.told = asyncio.Event()
+
+        async def send(self, event: AnyEvent) -> None:
+            await super().send(event)
+            if self.ends():
+                self.told.set()
+
+    notebook = EndTold()
+    pipelines: list[LivePipeline] = []
+
+    class Unplugged(Pieces):
+        async def chunks(self) -> AsyncIterator[Chunk]:
+            async for chunk in super().chunks():
+                yield chunk
+            pipelines[0].report_capture("offline", "unplugged")
+            async with asyncio.timeout(20):
+                await notebook.told.wait()
+
+    async def know(pipeline: LivePipeline) -> None:
+        pipelines.append(pipeline)
+
+    half = sentences[1][: 3 * SAMPLE_RATE_HZ // 2]
+    recognise(recognizer, Unplugged(half, seed=9), [notebook], meanwhile=know)
+    (end,) = notebook.ends()
+    assert end.text
+    assert end.trigger == "end_of_input"
+    states = [e.state for e in notebook.events if isinstance(e, Status) and e.stage == "capture"]
+    assert states == ["online", "offline"]
+
+
 def test_long_silence_begins_a_new_dialogue(
     recognizer: Recognizer, sentences: list[Sound], monkeypatch: pytest.MonkeyPatch
 ) -> None:
