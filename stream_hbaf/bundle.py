@@ -11,26 +11,29 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 import yaml
 from numpy.typing import NDArray
-from pydantic import ValidationError
+from pydantic import ValidationError, field_validator
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
 from stream_hbaf.config import Section
 from stream_hbaf.errors import BundleError, ConfigError, ModelError
+from stream_hbaf.features.comet import is_comet, open_comet
 from stream_hbaf.features.commonsense import Commonsense, Event2MindHeads, NoCommonsense
+from stream_hbaf.features.context import ContextConfig
 from stream_hbaf.features.text import TextEncoder
 from stream_hbaf.networks.hbaf import HBAF, HbafConfig
 
 Float32 = NDArray[np.float32]
 
 FORMAT = 1
+EVENT2MIND, NONE = "event2mind", "none"
 FARTHEST = 5.0  # standard deviations: another microphone must not drown what is known
 CONFIG, WEIGHTS, METRICS, CARD, SUMS = (
     "config.yaml",
@@ -52,30 +55,47 @@ class BundleConfig(Section):
     id: str
     labels: tuple[str, ...]
     encoder: str  # name of the text encoder whose top layers the bundle replaces
-    acoustic: Literal["ComParE_2016"] = "ComParE_2016"
-    commonsense: Literal["event2mind", "none"] = "event2mind"
+    context: ContextConfig = ContextConfig()  # how much of the dialogue the encoder reads
+    # ComParE_2016, prosody, egemaps, mfcc, none, or a speech encoder's name
+    acoustic: str = "ComParE_2016"
+    commonsense: str = "event2mind"  # event2mind, none, or comet:<name>
     temperature: float = 1.0  # logits are divided by it; fitted on dev
     licence: str = (  # one line for whoever receives the emotions
         "non-commercial: openSMILE's licence, and RAVDESS (CC BY-NC-SA 4.0) in the trained weights"
     )
     network: HbafConfig
 
+    @field_validator("commonsense")
+    @classmethod
+    def _known(cls, commonsense: str) -> str:
+        if commonsense not in (EVENT2MIND, NONE) and not is_comet(commonsense):
+            raise ValueError(f"'{commonsense}' is not event2mind, none or comet:<name>")
+        return commonsense
+
+    @property
+    def hears(self) -> str:
+        """The acoustic features that the network is given; none if it is given none."""
+        return self.acoustic if self.network.use_audio else NONE
+
 
 @dataclass(frozen=True)
 class Scaling:
-    """Which functionals the network hears, and how they are standardised."""
+    """Which acoustic features the network hears, and how they are standardised.
 
-    selected: NDArray[np.int64]  # [A], columns of the 6373
+    Of ComParE's functionals a selection; of narrow features, prosody among them, every column.
+    """
+
+    selected: NDArray[np.int64]  # [A], columns of the F measured: 6373 for ComParE
     mean: Float32  # [A], of training
     deviation: Float32  # [A], of training, positive
 
-    def __call__(self, functionals: Float32) -> Float32:
-        """Functionals [N, 6373] → [N, A] in standard deviations, at most 5 from the mean.
+    def __call__(self, measured: Float32) -> Float32:
+        """Measured [N, F] → [N, A] in standard deviations, at most 5 from the mean.
 
         What isn't a number becomes the training mean: one undefined pitch must not cost the rest.
         """
         with np.errstate(all="ignore"):
-            scaled = (functionals[:, self.selected] - self.mean) / self.deviation
+            scaled = (measured[:, self.selected] - self.mean) / self.deviation
         near: Float32 = np.clip(np.nan_to_num(scaled, nan=0.0), -FARTHEST, FARTHEST)
         return near.astype(np.float32)
 
@@ -85,11 +105,11 @@ class Bundle:
     """A trained recogniser of emotions, loaded. Immutable."""
 
     config: BundleConfig
-    scaling: Scaling
+    scaling: Scaling | None  # None for a network without audio
     encoder: TextEncoder
     commonsense: Commonsense
     network: HBAF
-    tuned: Mapping[str, Tensor] = field(default_factory=dict)  # the encoder's replaced layers
+    tuned: Mapping[str, Tensor] = field(default_factory=dict)  # the encoder's layers or adapters
     sha256: str = ""  # of SHA256SUMS, so of all that was loaded; empty until saved
 
     @property
@@ -100,9 +120,14 @@ class Bundle:
     def labels(self) -> tuple[str, ...]:
         return self.config.labels
 
-    def scale(self, functionals: Float32) -> Float32:
-        """Functionals [N, 6373] → the network's audio features [N, A]."""
-        return self.scaling(functionals)
+    def scale(self, measured: Float32) -> Float32:
+        """Acoustic features [N, F] → the network's audio features [N, A].
+
+        Raises BundleError if its network hears nothing.
+        """
+        if self.scaling is None:
+            raise BundleError(f"bundle {self.id}: reads words only; don't give it sound")
+        return self.scaling(measured)
 
     def probabilities(self, logits: NDArray[np.floating]) -> NDArray[np.float64]:
         """Logits [.., C] → calibrated probabilities [.., C] in the order of ``labels``."""
@@ -133,18 +158,13 @@ class Bundle:
         try:
             tensors = load(contents[WEIGHTS])
             tuned = _under(tensors, "encoder.")
-            encoder = TextEncoder(config.encoder, device=device, tuned=_widen(tuned))
+            encoder = TextEncoder(
+                config.encoder, device=device, tuned=_widen(tuned), context=config.context
+            )
             network = HBAF(config.network)
             network.load_state_dict(_widen(_under(tensors, "network.")))
-            scaling = Scaling(
-                selected=tensors["acoustic.selected"].numpy().astype(np.int64),
-                mean=tensors["acoustic.mean"].numpy(),
-                deviation=tensors["acoustic.deviation"].numpy(),
-            )
-            commonsense: Commonsense = NoCommonsense(config.network.commonsense_width)
-            if config.commonsense == "event2mind":
-                heads = Event2MindHeads.from_tensors(_under(tensors, "commonsense."))
-                commonsense = heads.to(device)
+            scaling = _scaling(tensors) if config.network.use_audio else None
+            commonsense = _commonsense(config, tensors, device=device)
         except ModelError as error:
             raise BundleError(f"bundle {config.id}: {error}") from None
         except (SafetensorError, KeyError, RuntimeError) as error:
@@ -158,12 +178,13 @@ class Bundle:
         parts: dict[str, Mapping[str, Tensor]] = {
             "network.": self.network.state_dict(),
             "encoder.": self.tuned,
-            "acoustic.": {
+        }
+        if self.scaling is not None:
+            parts["acoustic."] = {
                 "selected": torch.from_numpy(self.scaling.selected.astype(np.int32)),
                 "mean": torch.from_numpy(self.scaling.mean),
                 "deviation": torch.from_numpy(self.scaling.deviation),
-            },
-        }
+            }
         if isinstance(self.commonsense, Event2MindHeads):
             parts["commonsense."] = self.commonsense.state_dict()
         return {
@@ -194,15 +215,26 @@ def resolve_bundle(name: str) -> Path:
     )
 
 
+def read_bundle_config(name: str) -> BundleConfig:
+    """A bundle's settings alone, at once; whether they are damaged is for ``Bundle.load`` to see.
+
+    Raises BundleError if there are none or they can't be read.
+    """
+    folder = resolve_bundle(name)
+    return _read_config(folder, _read(folder, CONFIG))
+
+
+def _read(folder: Path, name: str) -> bytes:
+    try:
+        return (folder / name).read_bytes()
+    except OSError as error:
+        raise BundleError(
+            f"bundle {folder}: {name} can't be read ({error.strerror}); {REPAIR}"
+        ) from None
+
+
 def _read_checked(folder: Path) -> tuple[dict[str, bytes], str]:
-    contents = {}
-    for name in (SUMS, *SUMMED):
-        try:
-            contents[name] = (folder / name).read_bytes()
-        except OSError as error:
-            raise BundleError(
-                f"bundle {folder}: {name} can't be read ({error.strerror}); {REPAIR}"
-            ) from None
+    contents = {name: _read(folder, name) for name in (SUMS, *SUMMED)}
     lines = contents[SUMS].decode("utf-8", errors="replace").splitlines()
     sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     for name in SUMMED:
@@ -226,6 +258,24 @@ def _read_config(folder: Path, content: bytes) -> BundleConfig:
     except (yaml.YAMLError, ValidationError, ConfigError) as error:
         reason = str(error).strip().splitlines()[0]
         raise BundleError(f"bundle {folder}: {CONFIG} isn't valid ({reason}); {REPAIR}") from None
+
+
+def _scaling(tensors: Mapping[str, Tensor]) -> Scaling:
+    return Scaling(
+        selected=tensors["acoustic.selected"].numpy().astype(np.int64),
+        mean=tensors["acoustic.mean"].numpy(),
+        deviation=tensors["acoustic.deviation"].numpy(),
+    )
+
+
+def _commonsense(
+    config: BundleConfig, tensors: Mapping[str, Tensor], *, device: str
+) -> Commonsense:
+    if config.commonsense == NONE:
+        return NoCommonsense(config.network.commonsense_width)
+    if is_comet(config.commonsense):
+        return open_comet(config.commonsense, device=device)
+    return Event2MindHeads.from_tensors(_under(tensors, "commonsense.")).to(device)
 
 
 def _narrow(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -74,12 +74,58 @@ def _parser() -> argparse.ArgumentParser:
     _add_settings(watch, listening=False)
     watch.set_defaults(run=_watch)
 
-    train = commands.add_parser("train", help="train a bundle from corpora")
-    train.add_argument("recipe", type=Path, help="such as configs/live-en-0.yaml")
-    train.add_argument("--corpora", type=Path, required=True, help="folder of the corpora")
-    train.add_argument("--out", type=Path, required=True, help="folder of the new bundle")
-    train.set_defaults(run=_train)
+    _add_research(commands)
     return parser
+
+
+def _add_research(commands: Any) -> None:
+    """What needs corpora: extract, train, evaluate, experiment."""
+    extract = commands.add_parser("extract", help="measure a corpus's clips, into the cache")
+    extract.add_argument("corpus", help="meld, iemocap, ravdess, or a manifest .csv")
+    extract.add_argument(
+        "--features",
+        default="compare",
+        metavar="NAME[,NAME]",
+        help="compare, egemaps, mfcc, prosody, or a speech encoder's name (default: compare)",
+    )
+    _add_corpora(extract)
+    extract.set_defaults(run=_extract)
+
+    train = commands.add_parser("train", help="train bundles from corpora, one a seed")
+    train.add_argument("recipe", type=Path, help="such as configs/iemocap.yaml")
+    train.add_argument("--out", type=Path, required=True, help="folder of the new bundle")
+    _add_corpora(train)
+    train.set_defaults(run=_train)
+
+    evaluate = commands.add_parser("evaluate", help="judge bundles on a corpus, with a report")
+    evaluate.add_argument("bundle", nargs="+", help="a system: its bundles, one a seed")
+    evaluate.add_argument(
+        "--corpus", required=True, help="meld, iemocap, ravdess, or a manifest .csv"
+    )
+    evaluate.add_argument("--split", choices=("train", "dev", "test"), default="test")
+    evaluate.add_argument(
+        "--against", nargs="+", default=(), metavar="BUNDLE", help="another system's bundles"
+    )
+    evaluate.add_argument("--out", type=Path, default=Path("report"), help="folder of the report")
+    _add_corpora(evaluate)
+    evaluate.set_defaults(run=_evaluate)
+
+    experiment = commands.add_parser("experiment", help="a grid of trainings, over seeds")
+    experiment.add_argument("file", type=Path, help="such as configs/experiments/iemocap.yaml")
+    experiment.add_argument(
+        "--results", type=Path, default=Path("models/results"), help="folder of the figures"
+    )
+    _add_corpora(experiment)
+    experiment.set_defaults(run=_experiment)
+
+
+def _add_corpora(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--corpora", type=Path, required=True, help="folder of the corpora")
+    parser.add_argument(
+        "--cache", type=Path, default=Path("cache"), help="what can be made again (default: cache)"
+    )
+    parser.add_argument("--workers", type=int, default=2, help="processes at a time (default: 2)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
 
 
 def _add_settings(parser: argparse.ArgumentParser, *, listening: bool = True) -> None:
@@ -181,15 +227,80 @@ def _watch(options: argparse.Namespace) -> int:
     return 0
 
 
+def _extract(options: argparse.Namespace) -> int:
+    from stream_hbaf.corpora.extraction import extract
+    from stream_hbaf.corpora.reading import open_corpus
+    from stream_hbaf.terminal import show_progress
+
+    corpus = open_corpus(options.corpus, options.corpora)
+    for representation in options.features.split(","):
+        with show_progress(f"{corpus.name}, {representation}") as progress:
+            extracted = extract(
+                corpus,
+                representation=representation,
+                cache=options.cache / "sound",
+                workers=options.workers,
+                device=_device(options),
+                progress=progress,
+            )
+        if extracted.leftovers:
+            _say(extracted.leftovers)
+        for skipped in extracted.skipped:
+            _say(f"skipped: {skipped}")
+        measured = sum(len(rows) for rows in extracted.features.values()) - len(extracted.skipped)
+        _say(f"{representation}: {measured} utterances measured, {len(extracted.skipped)} skipped")
+    return 0
+
+
 def _train(options: argparse.Namespace) -> int:
     from stream_hbaf.training.train import train
 
-    def say(line: str) -> None:
-        sys.stdout.write(f"{line}\n")
-        sys.stdout.flush()  # a log of hours should not wait for a full buffer
-
-    train(options.recipe, options.corpora, options.out, progress=say)
+    train(options.recipe, options.corpora, options.out, cache=options.cache, progress=_say)
     return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from stream_hbaf.training.report import evaluate
+
+    evaluate(
+        options.bundle,
+        corpus=options.corpus,
+        corpora=options.corpora,
+        split=options.split,
+        against=options.against,
+        out=options.out,
+        cache=options.cache,
+        device=_device(options),
+        workers=options.workers,
+        progress=_say,
+    )
+    return 0
+
+
+def _experiment(options: argparse.Namespace) -> int:
+    from stream_hbaf.training.experiment import run_experiment
+
+    run_experiment(
+        options.file,
+        options.corpora,
+        results=options.results,
+        cache=options.cache,
+        workers=options.workers,
+        device=_device(options),
+        progress=_say,
+    )
+    return 0
+
+
+def _device(options: argparse.Namespace) -> str:
+    from stream_hbaf.recognizer import resolve_device
+
+    return resolve_device(options.device)
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()  # a log of hours should not wait for a full buffer
 
 
 def _speed(text: str) -> float | None:

@@ -25,6 +25,7 @@ from stream_hbaf.config import SAMPLE_RATE_HZ
 from stream_hbaf.errors import StreamHbafError
 from stream_hbaf.events import AnyEvent, Level, Model, Speech, Stage, State, Status
 from stream_hbaf.features.acoustic import Acoustic
+from stream_hbaf.features.transcript import Transcript
 from stream_hbaf.recognizer import Dialogue, Int16, Prediction, Recognizer, Sound, Words
 from stream_hbaf.speech.segmenter import Begin, Finish, Pause, Resume
 from stream_hbaf.utterance import SpokenUtterance
@@ -201,7 +202,8 @@ class LivePipeline:
             started_at=_unix_time(_captured_at(chunk, begin.start)),
             partial_due=self._partial_every,
         )
-        spoken.session = await self._attempt(spoken, "acoustic", self._recognizer.acoustic.open)
+        if self._recognizer.acoustic is not None:
+            spoken.session = await self._attempt(spoken, "acoustic", self._recognizer.acoustic.open)
         await self._emit(Speech(source=self._source.name, on=True))
         await self._emit(spoken.event("new", self._source, model=self._model))
         return spoken
@@ -245,11 +247,20 @@ class LivePipeline:
         if transcript is None:
             return None
         spoken.timing.transcript = time.monotonic()
-        words = await self._attempt(spoken, "classifier", self._recognizer.understand, transcript)
+        words = await self._understand(spoken, transcript)
         spoken.timing.text = time.monotonic()
         if words is not None and words.text is not None and spoken.finish is None:
             await self._tell_update(spoken, words)
         return words
+
+    async def _understand(self, spoken: SpokenUtterance, transcript: Transcript) -> Words | None:
+        """The words read with what the dialogue is known to have said before them."""
+        read = partial(
+            self._recognizer.understand,
+            speaker=self._source.speaker,
+            window=spoken.dialogue.window,
+        )
+        return await self._attempt(spoken, "classifier", read, transcript)
 
     async def _classify(self) -> None:
         """Finished utterances in their order: gather features, predict, publish."""
@@ -293,11 +304,11 @@ class LivePipeline:
         """The emotion as far as it can be told; only a final one moves the dialogue's state."""
 
         def step(dialogue: Dialogue) -> Prediction:
-            prediction, state = self._recognizer.classify(
+            if commit:
+                return self._recognizer.conclude(acoustic=acoustic, words=words, dialogue=dialogue)
+            prediction, _ = self._recognizer.classify(
                 acoustic=acoustic, words=words, state=dialogue.state
             )
-            if commit:
-                dialogue.state = state
             return prediction
 
         return await self._attempt(spoken, "classifier", step, spoken.dialogue)
@@ -307,7 +318,7 @@ class LivePipeline:
         transcript = await self._attempt(spoken, "transcript", running, spoken.samples)
         if transcript is None:  # a final decode came first
             return
-        words = await self._attempt(spoken, "classifier", self._recognizer.understand, transcript)
+        words = await self._understand(spoken, transcript)
         prediction = await self._predict(spoken, None, words)
         if words is not None and prediction is not None and spoken.finish is None:
             await self._emit(spoken.partial(self._source, words=words, prediction=prediction))

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stream_hbaf.bundle import Bundle
+from stream_hbaf.bundle import NONE, Bundle, BundleConfig, read_bundle_config
 from stream_hbaf.config import SAMPLE_RATE_HZ, Config
-from stream_hbaf.errors import ConfigError
+from stream_hbaf.errors import BundleError, ConfigError
 from stream_hbaf.features.acoustic import Acoustic, AcousticExtractor
+from stream_hbaf.features.context import EMPTY_WINDOW, Turn, TurnWindow
 from stream_hbaf.features.transcript import Transcriber, Transcript
 from stream_hbaf.networks.state import DialogueState, Features
 from stream_hbaf.speech.segmenter import Action, Feed, Segmenter
@@ -25,6 +26,8 @@ from stream_hbaf.speech.vad import SpeechDetector, open_detector
 Int16 = NDArray[np.int16]
 Float32 = NDArray[np.float32]
 Modality = Literal["audio", "text"]
+
+HEARD_LIVE = "ComParE_2016"  # the acoustic features that can be computed while sound comes in
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,9 @@ class Words:
     transcript: Transcript
     text: Float32 | None  # [D]; None when nothing was said in words
     commonsense: Float32 | None  # [3, K]: external, internal, purpose
+    speaker: str = ""
+    before: TurnWindow = EMPTY_WINDOW  # the dialogue's words that they were read with
+    after: TurnWindow = EMPTY_WINDOW  # and those that the next ones are read with
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +67,7 @@ class Dialogue:
     """What is remembered between utterances, and what counts them."""
 
     state: DialogueState
+    window: TurnWindow = EMPTY_WINDOW  # the words that the next ones are read with
     id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     turns: int = 0
 
@@ -115,28 +122,36 @@ class Listener:
 class Recognizer:
     """All models of one recogniser, loaded once. A context manager: openSMILE holds threads."""
 
+    acoustic: AcousticExtractor | None  # None: the bundle reads words only
+
     def __init__(self, config: Config) -> None:
         """Load everything, side by side; raises ModelError, BundleError or ConfigError."""
         self.config = config
         device = self._device = resolve_device(config.device)
         torch.set_num_threads(1)  # the network is small; Whisper has more use for the cores
+        settings = read_bundle_config(config.model)
+        require_live(settings)
         with ThreadPoolExecutor() as pool:
             transcriber = pool.submit(Transcriber, config.transcript, device=device)
             bundle = pool.submit(Bundle.load, config.model, device=device)
-            self.acoustic = AcousticExtractor()
+            self.acoustic = None if settings.hears == NONE else AcousticExtractor()
             try:
                 self.transcriber = transcriber.result()
                 self.bundle = bundle.result()
                 self._warm_up()
             except BaseException:
-                self.acoustic.close()
+                self._close()
                 raise
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.acoustic.close()
+        self._close()
+
+    def _close(self) -> None:
+        if self.acoustic is not None:
+            self.acoustic.close()
 
     def _warm_up(self) -> None:
         """The first call of each model takes longer: let that not be at the first utterance.
@@ -144,7 +159,9 @@ class Recognizer:
         The transcriber sees to that itself.
         """
         words = self.understand(Transcript("hello", "en", avg_logprob=0.0, no_speech_prob=0.0))
-        acoustic = self.acoustic.extract(np.zeros(SAMPLE_RATE_HZ, np.int16))
+        acoustic = None
+        if self.acoustic is not None:
+            acoustic = self.acoustic.extract(np.zeros(SAMPLE_RATE_HZ, np.int16))
         self.classify(acoustic=acoustic, words=words, state=self.dialogue().state)
 
     def listener(self) -> Listener:
@@ -153,12 +170,34 @@ class Recognizer:
     def dialogue(self) -> Dialogue:
         return Dialogue(self.bundle.network.initial_state())
 
-    def understand(self, transcript: Transcript) -> Words:
-        """Text features of the words, if there are any."""
-        if not transcript.text:
-            return Words(transcript, None, None)
-        text = self.bundle.encoder.encode([transcript.text])
-        return Words(transcript, text[0], self.bundle.commonsense.infer(text)[0])
+    def understand(
+        self, transcript: Transcript, *, speaker: str = "", window: TurnWindow = EMPTY_WINDOW
+    ) -> Words:
+        """Text features of the words, if there are any, read with the dialogue's ``window``.
+
+        Whoever takes the words for final goes on with the window in ``after``.
+        """
+        if not transcript.text or not self.bundle.config.network.use_text:
+            return Words(transcript, None, None, speaker, window, window)
+        turn = Turn(speaker, transcript.text)
+        text, after = self.bundle.encoder.encode_next(turn, window)
+        inferred = self.bundle.commonsense.infer_texts([transcript.text], features=text[None])[0]
+        return Words(transcript, text, inferred, speaker, window, after)
+
+    def conclude(
+        self, *, acoustic: Acoustic | None, words: Words | None, dialogue: Dialogue
+    ) -> Prediction:
+        """The final emotion of the dialogue's next utterance, which the dialogue remembers.
+
+        Words may have been read before those of an earlier utterance were final: then they are
+        read again. When one of the models fails, the dialogue stays as it was.
+        """
+        if words is not None and words.before != dialogue.window:
+            words = self.understand(words.transcript, speaker=words.speaker, window=dialogue.window)
+        prediction, state = self.classify(acoustic=acoustic, words=words, state=dialogue.state)
+        dialogue.state = state
+        dialogue.window = dialogue.window if words is None else words.after
+        return prediction
 
     @torch.inference_mode()
     def classify(
@@ -168,7 +207,9 @@ class Recognizer:
 
         A provisional emotion is the same call with the new state thrown away.
         """
-        audio = None if acoustic is None else self.bundle.scale(acoustic.functionals[None])[0]
+        audio = None
+        if acoustic is not None and self.bundle.scaling is not None:
+            audio = self.bundle.scale(acoustic.functionals[None])[0]
         text = None if words is None else words.text
         commonsense = None if words is None else words.commonsense
         features = Features(
@@ -184,6 +225,21 @@ class Recognizer:
             modalities.append("text")
         by_label = dict(zip(self.bundle.labels, map(float, probabilities), strict=True))
         return Prediction(by_label, tuple(modalities)), state
+
+
+def require_live(config: BundleConfig) -> None:
+    """Raise BundleError if what the bundle's network needs can't be had while sound comes in."""
+    if config.hears not in (HEARD_LIVE, NONE):
+        raise BundleError(
+            f"bundle {config.id}: hears '{config.hears}', which can't be computed live, only "
+            f"evaluated; listen with one that hears {HEARD_LIVE} or reads words only, "
+            "like live-en-0"
+        )
+    if config.network.mode != "live":
+        raise BundleError(
+            f"bundle {config.id}: was trained offline and sees the future, so it can't be used "
+            "live, only evaluated; listen with one of mode live, like live-en-0"
+        )
 
 
 def resolve_device(device: str) -> str:

@@ -3,12 +3,16 @@
 import asyncio
 import json
 import sys
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import datetime
+from pathlib import Path
 from typing import TextIO
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -169,3 +173,22 @@ class JsonLines:
         if not self._gone:
             self._out.write(line + "\n")
             self._out.flush()
+
+
+@contextmanager
+def show_progress(what: str) -> Iterator[Callable[[int, int, Path], None]]:
+    """A bar on stderr for work on many files: called with how many are done, of all, and which."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[file]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None, file="")
+
+        def tell(done: int, every: int, file: Path) -> None:
+            bar.update(task, completed=done, total=every, file=file.name)
+
+        yield tell

@@ -7,12 +7,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
+from tiny_encoder import save_tiny_mpnet
 
-from stream_hbaf.bundle import Bundle, BundleConfig, Scaling, resolve_bundle, softmax
+from stream_hbaf.bundle import (
+    Bundle,
+    BundleConfig,
+    Scaling,
+    read_bundle_config,
+    resolve_bundle,
+    softmax,
+)
 from stream_hbaf.corpora.dialogue import LABELS
 from stream_hbaf.errors import BundleError
 from stream_hbaf.features.acoustic import FUNCTIONALS_WIDTH
-from stream_hbaf.features.commonsense import Event2MindHeads
+from stream_hbaf.features.commonsense import Event2MindHeads, NoCommonsense
+from stream_hbaf.features.context import ContextConfig, Turn
 from stream_hbaf.features.text import TextEncoder
 from stream_hbaf.networks.hbaf import HBAF, HbafConfig
 from stream_hbaf.networks.state import Features
@@ -176,6 +186,101 @@ def test_an_unknown_name_lists_the_known_ones():
     """Somebody who mistypes a name is told which there are."""
     with pytest.raises(BundleError, match=r"bundle 'live-en-9': .*live-en-0"):
         resolve_bundle("live-en-9")
+
+
+def make_tiny(place: Path, **settings: object) -> Bundle:
+    """A bundle of a tiny encoder with adapters, which reads dialogues; four labels of its own."""
+    torch.manual_seed(0)
+    context = ContextConfig(tokens=32, speakers=True)
+    adapters = {
+        "encoder.layer.3.attention.attn.v.weight.lora_a": torch.randn(2, 16).half(),
+        "encoder.layer.3.attention.attn.v.weight.lora_b": torch.randn(16, 2).half(),
+    }
+    sizes = {"hidden": 16, "heads": 2, "layers": 1, "filters": 4, "window": 3, "classes": 4}
+    network = HbafConfig(text_width=16, commonsense_width=4, **{**sizes, **settings})
+    place.mkdir()
+    folder = str(save_tiny_mpnet(place))
+    every = np.arange(network.audio_width)
+    return Bundle(
+        config=BundleConfig(
+            id="read",
+            labels=("ang", "hap", "neu", "sad"),
+            encoder=folder,
+            context=context,
+            acoustic="prosody" if network.use_audio else "none",
+            commonsense="none",
+            network=network,
+        ),
+        scaling=Scaling(every, every.astype(np.float32), np.ones(len(every), np.float32))
+        if network.use_audio
+        else None,
+        encoder=TextEncoder(folder, tuned=adapters, context=context),
+        commonsense=NoCommonsense(4),
+        network=HBAF(network).half().float().eval(),
+        tuned=adapters,
+    )
+
+
+def test_a_bundle_that_reads_dialogues_survives(tmp_path):
+    """Context, adapters and labels come back, and so does every feature and logit."""
+    bundle = make_tiny(tmp_path / "encoder", use_audio=False)
+    bundle.save(tmp_path / "read", metrics={}, card="")
+    loaded = Bundle.load(str(tmp_path / "read"))
+    turns = [Turn("ross", "i am happy"), Turn("joey", "no !"), Turn("ross", "never . what ?")]
+    text = bundle.encoder.encode_dialogue(turns)
+    assert np.array_equal(loaded.encoder.encode_dialogue(turns), text)
+    features = Features(text=torch.from_numpy(text)[None])
+    with torch.no_grad():
+        assert torch.equal(loaded.network(features).logits, bundle.network(features).logits)
+    assert loaded.config == bundle.config
+    assert loaded.labels == ("ang", "hap", "neu", "sad")
+    plain = TextEncoder(bundle.encoder.id, context=bundle.config.context)
+    assert np.abs(plain.encode_dialogue(turns) - text).max() > 1e-3
+
+
+def test_a_bundle_without_audio_has_no_scaling(tmp_path):
+    """It hears nothing, its weights say nothing of sound, and sound is refused."""
+    bundle = make_tiny(tmp_path / "encoder", use_audio=False)
+    bundle.save(tmp_path / "read", metrics={}, card="")
+    loaded = Bundle.load(str(tmp_path / "read"))
+    assert (loaded.scaling, loaded.config.hears) == (None, "none")
+    with pytest.raises(BundleError, match="bundle read: reads words only"):
+        loaded.scale(np.zeros((1, 6373), np.float32))
+
+
+def test_a_bundle_of_prosody_scales_every_column(tmp_path):
+    """Prosody's few features are all kept, standardised as functionals are."""
+    bundle = make_tiny(tmp_path / "encoder", audio_width=5)
+    bundle.save(tmp_path / "read", metrics={}, card="")
+    loaded = Bundle.load(str(tmp_path / "read"))
+    measured = np.array([[1, 1, 1, np.nan, 99]], np.float32)
+    assert loaded.scale(measured).tolist() == [[1.0, 0.0, -1.0, 0.0, 5.0]]
+    assert loaded.config.hears == "prosody"
+
+
+def test_settings_are_read_without_the_weights(copied):
+    """What a bundle hears and reads is known before its weights are, or its absence is named."""
+    (copied / "model.safetensors").unlink()
+    assert read_bundle_config(str(copied)).id == "tiny"
+    (copied / "config.yaml").unlink()
+    with pytest.raises(BundleError, match=r"config\.yaml can't be read"):
+        read_bundle_config(str(copied))
+
+
+def test_an_unknown_commonsense_is_refused():
+    """event2mind, none or a COMET: what isn't one of them is named."""
+    with pytest.raises(ValidationError, match="'comet' is not event2mind, none or comet:<name>"):
+        BundleConfig(id="x", labels=LABELS, encoder="x", commonsense="comet", network=HbafConfig())
+
+
+def test_an_older_bundle_reads_utterances_by_themselves(shipped):
+    """live-en-0 says nothing of context: it reads and hears as it did."""
+    assert shipped.config.context == shipped.encoder.context == ContextConfig(tokens=0)
+    assert (shipped.config.hears, shipped.config.commonsense) == ("ComParE_2016", "event2mind")
+    turns = [Turn("ross", "No."), Turn("joey", "Are you serious?")]
+    assert np.array_equal(
+        shipped.encoder.encode_dialogue(turns), shipped.encoder.encode([t.text for t in turns])
+    )
 
 
 @pytest.fixture(scope="module")

@@ -93,3 +93,14 @@ def test_no_commonsense_is_zero():
     inferred = NoCommonsense(5).infer(np.ones((2, 9), np.float32))
     assert inferred.shape == (2, 3, 5)
     assert not inferred.any()
+
+
+@pytest.mark.parametrize("commonsense", [NoCommonsense(5), Event2MindHeads(text_width=9, width=5)])
+def test_words_change_nothing_for_who_reads_features(commonsense):
+    """Asked with texts and features, as COMET is asked, both answer from the features alone."""
+    features = np.random.default_rng(0).standard_normal((2, 9)).astype(np.float32)
+    if isinstance(commonsense, Event2MindHeads):
+        commonsense.eval()
+    inferred = commonsense.infer_texts(["yes", "no"], features=features)
+    assert np.array_equal(inferred, commonsense.infer(features))
+    assert np.array_equal(inferred, commonsense.infer_texts(["a", "b"], features=features))

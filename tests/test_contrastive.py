@@ -13,7 +13,7 @@ from stream_hbaf.networks.contrastive import (
     relative_inter_modal_loss,
     total_loss,
 )
-from stream_hbaf.networks.hbaf import HBAF, Features, HbafConfig
+from stream_hbaf.networks.hbaf import HBAF, Features, HbafConfig, Output
 
 
 def representations(n: int = 5, *, count: int = 3) -> list[Tensor]:
@@ -113,6 +113,42 @@ def test_gradient_of_the_whole_loss_is_right() -> None:
         return total_loss(logits, labels, inter_modal_loss(h_a, h_l, h_m, temperature=0.5))
 
     assert torch.autograd.gradcheck(loss, representations(count=4))
+
+
+@pytest.mark.parametrize(
+    ("weights", "parts"),
+    [((0, 0, 1), "al"), ((0.5, 0.5, 0), "am lm"), ((0.5, 0, 0), "am"), ((0, 0, 0), "")],
+    ids=["relative", "absolute", "audio", "none"],
+)
+def test_inter_modal_loss_of_an_ablation_is_its_parts_alone(weights: tuple, parts: str) -> None:
+    """A weight of zero leaves its equation out, value and gradient."""
+    h = dict(zip("alm", representations(), strict=True))
+    loss = inter_modal_loss(h["a"], h["l"], h["m"], weights=weights, temperature=0.5)
+    loss.backward()
+    expected = sum(oracle(h[x], h[y], 0.5) for x, y in parts.split()) * max(weights)
+    assert loss.item() == pytest.approx(expected, abs=1e-6)
+    for name, tensor in h.items():
+        assert bool(tensor.grad.abs().max() > 0) == (name in parts)
+
+
+def test_gradient_of_the_projected_loss_is_right() -> None:
+    """Equation 21 with h_m mapped from 2H to H (decision 12) agrees with finite differences."""
+    h_a, h_l = representations(count=2)
+    h_m = torch.randn(5, 8, dtype=torch.float64, requires_grad=True)
+    criterion = InterModalLoss(4, temperature=0.5).double()
+    mask = torch.tensor([[True, True, False, True, True]])
+
+    def loss(h_a: Tensor, h_l: Tensor, h_m: Tensor) -> Tensor:
+        return criterion(Output(h_m[None], h_a[None], h_l[None], h_m[None]), mask)
+
+    assert torch.autograd.gradcheck(loss, (h_a, h_l, h_m))
+
+
+def test_loss_of_a_sharp_temperature_does_not_overflow() -> None:
+    """At τ = 0.001 the shares are far beyond float32, the loss of opposite pairs is not."""
+    h = torch.eye(2)
+    loss = relative_inter_modal_loss(h, h.flip(0), temperature=1e-3)
+    assert loss.item() == pytest.approx(1000.0, rel=1e-5)
 
 
 def test_loss_of_pairs_that_agree_is_less() -> None:

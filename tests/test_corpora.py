@@ -16,9 +16,15 @@ from stream_hbaf.corpora.acoustics import (
     reported_takes,
     training_takes,
 )
+from stream_hbaf.corpora.atomic import read_atomic
 from stream_hbaf.corpora.augment import CLEAN, Condition, Surroundings, add_noise, change
 from stream_hbaf.corpora.dialogue import Split
-from stream_hbaf.corpora.event2mind import in_first_person, read_event2mind
+from stream_hbaf.corpora.event2mind import (
+    CommonsenseEvent,
+    hold_out,
+    in_first_person,
+    read_event2mind,
+)
 from stream_hbaf.corpora.meld import read_meld, repair
 from stream_hbaf.corpora.ravdess import ACTORS, read_ravdess
 from stream_hbaf.errors import CorpusError
@@ -158,6 +164,57 @@ def test_event2mind_names_the_line_it_cannot_read(tmp_path):
     folder = write_events(tmp_path, ["x", "It rains", "happy", "[]", "[]", "", ""])
     with pytest.raises(CorpusError, match=r"train\.csv:2: 'happy' isn't a list"):
         read_event2mind(folder, "train")
+
+
+def test_event2mind_in_another_encoding_names_line_and_byte(tmp_path):
+    """A file that isn't UTF-8 is refused where that shows."""
+    folder = write_events(tmp_path, ["x", "It rains", "[]", "[]", "[]", "", ""])
+    with (folder / "train.csv").open("ab") as out:
+        out.write(b"x,caf\xe9,[],[],[],,\r\n")
+    with pytest.raises(CorpusError, match=r"train\.csv:3: byte 6 of the line, 0xe9, isn't UTF-8"):
+        read_event2mind(folder, "train")
+
+
+def write_atomic(folder: Path, name: str, *rows: list[str]) -> Path:
+    with (folder / name).open("w", encoding="utf-8", newline="") as out:
+        csv.writer(out).writerows([["event", "oReact", "xIntent", "xReact", "split"], *rows])
+    return folder
+
+
+def test_atomic_gathers_an_events_rows(tmp_path):
+    """An event comes once, in the first person, with all that annotators inferred, in order."""
+    folder = write_atomic(
+        tmp_path,
+        "v4_atomic_tst.csv",
+        ["PersonX hugs PersonY", '["Loved."]', "[]", '["happy"]', "tst"],
+        ["PersonX waits", "[]", "[]", '["none"]', "tst"],
+        ["PersonX hugs PersonY", '["none"]', '["to comfort"]', '["happy", "warm"]', "tst"],
+    )
+    assert read_atomic(folder, "test") == [
+        CommonsenseEvent(
+            "I hugs them",
+            external=("loved",),
+            internal=("happy", "happy", "warm"),
+            purpose=("to comfort",),
+        )
+    ]
+
+
+def test_atomic_without_its_train_file_trains_on_dev(tmp_path):
+    """What can be had is used: dev trains, unless the train file is there too."""
+    write_atomic(tmp_path, "v4_atomic_dev.csv", ["PersonX runs", "[]", "[]", '["free"]', "dev"])
+    assert [event.text for event in read_atomic(tmp_path, "train")] == ["I runs"]
+    assert read_atomic(tmp_path, "dev") == []
+    write_atomic(tmp_path, "v4_atomic_trn.csv", ["PersonX eats", "[]", "[]", '["full"]', "trn"])
+    assert [event.text for event in read_atomic(tmp_path, "train")] == ["I eats"]
+    assert [event.text for event in read_atomic(tmp_path, "dev")] == ["I runs"]
+
+
+def test_held_out_events_are_not_trained_on():
+    """An event that is tested is left out, however it is capitalised."""
+    first, second = (CommonsenseEvent(text, ("glad",), (), ()) for text in ("I run", "I eat"))
+    tested = CommonsenseEvent("i Eat", (), ("full",), ())
+    assert hold_out([first, second], [tested]) == [first]
 
 
 def test_noise_has_the_asked_ratio():

@@ -4,11 +4,19 @@ import numpy as np
 import pytest
 
 from stream_hbaf.evaluation import (
+    Bin,
+    ClassScore,
+    Spread,
+    Stretch,
     accuracy,
+    by_class,
     calibration_error,
     confusion,
+    f1_by,
     macro_f1,
+    reliability,
     score,
+    spread,
     unweighted_recall,
     weighted_f1,
 )
@@ -64,3 +72,59 @@ def test_score_holds_every_figure():
     assert found.uar == unweighted_recall(GOLD, SAID, classes=3)
     assert found.class_f1 == pytest.approx((0.75, 0.4, 0.0))
     assert found.confusion == ((3, 1, 0), (1, 1, 0), (0, 1, 0))
+
+
+def test_classes_by_hand():
+    """Precision by what was said, recall by what was there, nothing is divided by nothing."""
+    assert by_class(confusion(GOLD, SAID, classes=4)) == (
+        ClassScore(precision=3 / 4, recall=3 / 4, f1=0.75, support=4),
+        ClassScore(precision=1 / 3, recall=1 / 2, f1=0.4, support=2),
+        ClassScore(precision=0.0, recall=0.0, f1=0.0, support=1),
+        ClassScore(precision=0.0, recall=0.0, f1=0.0, support=0),
+    )
+
+
+def test_reliability_by_hand():
+    """0.6 lies in (8/15, 9/15] and 0.9 in (13/15, 14/15]; bins without predictions aren't there."""
+    gold = np.array([0, 1, 0, 0])
+    sure = np.array([[0.6, 0.4], [0.6, 0.4], [0.9, 0.1], [0.9, 0.1]])
+    assert reliability(gold, sure) == (
+        Bin(8 / 15, 9 / 15, pytest.approx(0.6), 0.5, 2),
+        Bin(13 / 15, 14 / 15, pytest.approx(0.9), 1.0, 2),
+    )
+
+
+def test_reliability_counts_every_prediction_once():
+    """Certainty itself, and chance, have their bin too."""
+    sure = np.array([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]])
+    bins = reliability(np.array([0, 0, 0]), sure)
+    assert [(b.confidence, b.accuracy, b.count) for b in bins] == [(0.5, 1.0, 1), (1.0, 0.5, 2)]
+    assert calibration_error(np.array([0, 0, 0]), sure) == pytest.approx((0.5 + 2 * 0.5) / 3)
+
+
+def test_calibration_error_of_nothing_is_nothing():
+    """No predictions, no error."""
+    assert calibration_error(np.zeros(0, np.int64), np.zeros((0, 3))) == 0.0
+
+
+def test_f1_by_turn_by_hand():
+    """Each stretch's F1 is that of its utterances alone; a stretch without any is left out."""
+    turns = np.array([1, 2, 3, 4, 1, 2, 3])
+    found = f1_by(GOLD, SAID, keys=turns, starts=(1, 2, 3, 10), classes=3)
+    assert found == (
+        Stretch(1, 1, 2, 1.0),
+        Stretch(2, 2, 2, pytest.approx((1 * 2 / 3 + 1 * 0) / 2)),  # meant 0 1, said 0 0
+        Stretch(3, 9, 3, pytest.approx((2 * 2 / 3 + 1 * 0) / 3)),  # meant 0 0 2, said 1 0 1
+    )
+
+
+def test_f1_by_turn_has_an_open_end():
+    """The last stretch holds all that comes after its start."""
+    found = f1_by(GOLD, SAID, keys=np.arange(1, 8), starts=(1, 3), classes=3)
+    assert [(s.first, s.last, s.count) for s in found] == [(1, 2, 2), (3, None, 5)]
+
+
+def test_spread_over_seeds():
+    """The deviation is the sample's; one seed has none."""
+    assert spread([0.60, 0.62, 0.64]) == Spread(pytest.approx(0.62), pytest.approx(0.02))
+    assert spread([0.6]) == Spread(0.6, 0.0)

@@ -20,6 +20,7 @@ from stream_hbaf.networks.hbaf import (
     HbafConfig,
     Residual,
 )
+from stream_hbaf.networks.unimodal import TransformerEncoder, run_side_by_side
 
 Vector = list[float]
 Sequence = list[Vector]
@@ -369,6 +370,105 @@ def test_soft_attention_keeps_scores_that_would_overflow() -> None:
     assert_same(contexts[0, 4], plain(utterances[0, loudest]))
 
 
+@pytest.mark.parametrize("kind", ["scalar", "literal", "query"])
+@pytest.mark.parametrize("silent", [0, 34], ids=["heard", "silent-at-first"])
+def test_soft_attention_of_a_long_dialogue_is_equations_1_to_3(kind: str, silent: int) -> None:
+    """Blocks of 32 utterances at once give what the loops give, also after a block of silence."""
+    network = randomised(HBAF(replace(TINY, attention=kind)))
+    utterances = torch.randn(1, 70, 4).double() * 3
+    heard = [t >= silent and t % 5 != 2 for t in range(70)]
+    attention = network.text_context.attention
+    contexts, _ = attention(utterances, torch.tensor([heard]), network._blank(1))
+    for t in (0, 1, 31, 32, 33, 35, 36, 63, 64, 65, 69):
+        reach = TINY.window - 1
+        oracle = equations_1_to_3(attention, plain(utterances[0]), heard, t, kind, reach)
+        assert_same(contexts[0, t], oracle)
+
+
+@pytest.mark.parametrize("kind", ["scalar", "literal", "query"])
+def test_soft_attention_cut_anywhere_goes_on_alike(kind: str) -> None:
+    """Contexts and state don't depend on how many utterances are given at a time."""
+    network = randomised(HBAF(replace(TINY, attention=kind)))
+    attention = network.text_context.attention
+    utterances = torch.randn(2, 40, 4).double()
+    heard = torch.rand(2, 40) < 0.7
+    whole_at_once, end = attention(utterances, heard, network._blank(2))
+    state, parts = network._blank(2), []
+    for piece in (slice(0, 1), slice(1, 34), slice(34, 36), slice(36, 40)):
+        contexts, state = attention(utterances[:, piece], heard[:, piece], state)
+        parts.append(contexts)
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole_at_once, atol=1e-12, rtol=0)
+    for name, part in state.tensors().items():
+        torch.testing.assert_close(part, end.tensors()[name], atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["scalar", "literal", "query"])
+def test_gradient_of_soft_attention_is_right(kind: str) -> None:
+    """Through blocks, masks and the carried sums: autograd agrees with finite differences."""
+    network = randomised(HBAF(replace(TINY, attention=kind, hidden=2)))
+    attention = network.text_context.attention
+    utterances = torch.randn(1, 36, 2).double().requires_grad_()
+    heard = torch.ones(1, 36, dtype=torch.bool)
+    heard[0, [0, 3, 33]] = False
+    start = network._blank(1)
+    assert torch.autograd.gradcheck(lambda x: attention(x, heard, start)[0], utterances)
+
+
+@pytest.mark.parametrize("kind", ["scalar", "literal", "query"])
+def test_gradient_of_soft_attention_without_any_text_is_zero(kind: str) -> None:
+    """Two blocks with nothing in the sums give zeros, and gradients of zero, never NaN."""
+    network = HBAF(replace(TINY, attention=kind))
+    attention = network.text_context.attention
+    utterances = torch.randn(1, 36, 4, requires_grad=True)
+    silence = torch.zeros(1, 36, dtype=torch.bool)
+    contexts, _ = attention(utterances, silence, network._blank(1))
+    contexts.sum().backward()
+    assert torch.equal(contexts, torch.zeros(1, 36, 4))
+    assert torch.equal(utterances.grad, torch.zeros(1, 36, 4))
+
+
+def test_soft_attention_forgets_nothing_when_a_louder_score_comes() -> None:
+    """In float32, scores that rise by hundreds: each context is still the loudest so far."""
+    attention = HBAF(TINY).text_context.attention
+    with torch.no_grad():
+        attention.project.weight.copy_(torch.eye(4))
+        attention.project.bias.zero_()
+        attention.score.weight.copy_(torch.tensor([[1e4, 0.0, 0.0, 0.0]]))
+        utterances = torch.zeros(1, 40, 4)
+        utterances[0, :, 0] = torch.linspace(-1, 1, 40)  # about 200 to 500 apart, once scored
+        contexts, _ = attention(
+            utterances, torch.ones(1, 40, dtype=torch.bool), HBAF(TINY)._blank(1)
+        )
+    torch.testing.assert_close(contexts[0, 1:], utterances[0, :-1], atol=1e-6, rtol=0)
+
+
+def test_grus_side_by_side_are_torchs_own() -> None:
+    """One loop for all three gives the states, and the gradients, of three ``nn.GRU``."""
+    torch.manual_seed(2)
+    grus = [nn.GRU(4, 4, batch_first=True).double() for _ in range(3)]
+    inputs = [torch.randn(2, 6, 4).double() for _ in range(3)]
+    before = [torch.randn(2, 4).double() for _ in range(3)]
+    states, last = run_side_by_side(grus, inputs, before)
+    for gru, x, start, ours, end in zip(grus, inputs, before, states, last, strict=True):
+        theirs, _ = gru(x, start[None])
+        torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=0)
+        torch.testing.assert_close(end, theirs[:, -1], atol=1e-12, rtol=0)
+        wanted = torch.autograd.grad(theirs.square().sum(), list(gru.parameters()))
+        got = torch.autograd.grad(ours.square().sum(), list(gru.parameters()), retain_graph=True)
+        for mine, yours in zip(got, wanted, strict=True):
+            torch.testing.assert_close(mine, yours, atol=1e-10, rtol=0)
+
+
+def test_transformer_encoder_is_torchs_own() -> None:
+    """Names of weights and results are those of ``nn.TransformerEncoder``: old bundles load."""
+    ours = randomised(TransformerEncoder(TINY))
+    layer = nn.TransformerEncoderLayer(4, 2, 4, dropout=0.0, batch_first=True)
+    theirs = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).double()
+    theirs.load_state_dict(ours.state_dict())
+    sequence = torch.randn(3, 5, 4).double()
+    torch.testing.assert_close(ours(sequence), theirs(sequence), atol=1e-12, rtol=0)
+
+
 @pytest.mark.parametrize("use_commonsense", [True, False])
 def test_text_context_network_is_equations_4_to_6(use_commonsense: bool) -> None:
     """Three GRUs of [utterance; context; relation], reduced to H, as decided (1, 4, 7)."""
@@ -441,6 +541,8 @@ def test_residual_is_equations_14_to_17() -> None:
         {"literal_cross": True},
         {"attention": "literal"},
         {"attention": "query"},
+        {"window": 1},
+        {"window": 6, "layers": 1},
     ],
     ids=lambda switches: "-".join(switches) or "paper",
 )

@@ -1,4 +1,4 @@
-"""Promises of training: from corpora to a bundle that loads, the same each time."""
+"""Promises of training a mixture: from corpora to a bundle that loads, the same each time."""
 
 import csv
 import json
@@ -15,9 +15,11 @@ from stream_hbaf.bundle import Bundle
 from stream_hbaf.corpora.dialogue import LABELS
 from stream_hbaf.errors import ConfigError, CorpusError
 from stream_hbaf.networks.hbaf import HbafConfig
-from stream_hbaf.training.fitting import FittingConfig, Material, fit_network, predict
-from stream_hbaf.training.preparation import SelectionConfig, fit_scaling
-from stream_hbaf.training.train import read_recipe, train
+from stream_hbaf.training.material import Material, predict
+from stream_hbaf.training.mixing import MixtureConfig, fit_mixture
+from stream_hbaf.training.preparation import fit_scaling
+from stream_hbaf.training.recipe import SelectionConfig, read_recipe
+from stream_hbaf.training.train import train
 
 RECORDINGS = Path(__file__).parent / "recordings"
 RECIPE = {
@@ -185,15 +187,15 @@ def test_the_network_overfits_eight_utterances():
         dropout=0.0,
         audio_skip=True,
     )
-    plan = FittingConfig(epochs=50, patience=50, rate=3e-3, batch=2, spoken_share=1.0)
+    plan = MixtureConfig(epochs=50, patience=50, rate=3e-3, batch=2, spoken_share=1.0)
 
     def right(network) -> float:
         words = predict(network, spoken, version=None, reads=True).argmax(1)
         heard = predict(network, acted, version="0", reads=False).argmax(1)
         return float(((words == labels).mean() + (heard == labels).mean()) / 2)
 
-    fitted = fit_network(config, plan, spoken=spoken, acted=acted, dev_score=right, seed=0)
-    assert fitted.dev_score == 1.0
+    fitted = fit_mixture(config, plan, spoken=spoken, acted=acted, dev_score=right, seed=0)
+    assert fitted.history.best_score == 1.0
 
 
 def test_selection_finds_the_functionals_that_tell(tmp_path):

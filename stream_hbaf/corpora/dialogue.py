@@ -1,16 +1,23 @@
 """A recorded corpus: labelled dialogues, the one shape that every reader gives."""
 
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from stream_hbaf.errors import CorpusError
+from stream_hbaf.features.prosody import PROSODY
 
-# Alphabetical; the order of every probability vector in this project.
+# MELD's and RAVDESS's seven, alphabetical as every corpus's labels are: the order of every
+# probability vector in this project.
 LABELS = ("anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise")
 
 Split = Literal["train", "dev", "test"]
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
+Row = dict[str, str]  # a table's row: column: cell
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +27,11 @@ class LabelledUtterance:
     id: str
     speaker: str
     text: str
-    label: str  # one of LABELS
-    audio: Path | None = None
+    label: str | None  # None: context only, annotators agreed on no label of this corpus
+    audio: Path | None = None  # a clip of its own, or a recording from which start_s..end_s is cut
+    prosody: tuple[float, ...] | None = None  # 8 published measurements, nan: not measurable
+    start_s: float | None = None  # in `audio`; None: from its beginning
+    end_s: float | None = None  # in `audio`; None: to its end
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +40,15 @@ class Dialogue:
 
     id: str
     utterances: tuple[LabelledUtterance, ...]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """All of a corpus: its labels in alphabetical order, and every split's dialogues."""
+
+    name: str
+    labels: tuple[str, ...]
+    splits: Mapping[Split, tuple[Dialogue, ...]]
 
 
 def require_file(path: Path, *, corpus: str) -> Path:
@@ -46,3 +65,66 @@ def require_folder(path: Path, *, corpus: str, holds: str) -> Path:
             f"{corpus}: folder {path} is missing; it should hold {holds}; correct --corpora"
         )
     return path
+
+
+def read_utf8(path: Path) -> str:
+    """The file's text; CorpusError names line and byte where it isn't UTF-8."""
+    raw = path.read_bytes()
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        column = error.start - raw.rfind(b"\n", 0, error.start)
+        raise CorpusError(
+            f"{path}:{line}: byte {column} of the line, 0x{raw[error.start]:02x}, isn't UTF-8; "
+            "save the table in UTF-8"
+        ) from None
+
+
+def read_rows(content: str, *, path: Path, columns: Sequence[str]) -> list[tuple[str, Row]]:
+    """All rows of a comma-separated table, each with its ``file:line``.
+
+    Raises CorpusError for a missing column, a row of another length than the header, or quotes
+    that don't close.
+    """
+    # Lines end at \n and \r alone: splitlines() would also split at \x85, a broken ellipsis.
+    reader = csv.reader(io.StringIO(content, newline=""), strict=True)
+    rows = []
+    where = f"{path}:1"
+    try:
+        header = [cell.strip() for cell in next(reader, [])]
+        for column in columns:
+            if column not in header:
+                raise CorpusError(
+                    f"{where}: column '{column}' is missing; the first line must name the columns,"
+                    f" with commas between: {', '.join(columns)}"
+                )
+        where = f"{path}:{reader.line_num + 1}"
+        for cells in reader:
+            if cells and len(cells) != len(header):
+                raise CorpusError(
+                    f"{where}: {len(cells)} cells instead of {len(header)}; mend that line's quotes"
+                )
+            if cells:
+                rows.append((where, dict(zip(header, cells, strict=True))))
+            where = f"{path}:{reader.line_num + 1}"  # where the next row begins
+    except csv.Error as error:
+        raise CorpusError(
+            f"{where}: not a comma-separated line ({error}); mend its quotes"
+        ) from None
+    return rows
+
+
+def read_measurements(row: Row, *, where: str) -> tuple[float, ...]:
+    """The eight prosody measurements of a table's row, nan where a cell is empty."""
+    values = []
+    for name in PROSODY:
+        cell = row[name].strip()
+        try:
+            value = float(cell) if cell else math.nan
+        except ValueError:
+            raise CorpusError(
+                f"{where}: {name} is '{cell}', not a number; mend or empty that cell"
+            ) from None
+        values.append(value if math.isfinite(value) else math.nan)
+    return tuple(values)

@@ -1,15 +1,33 @@
-"""A recorded corpus: MELD, dialogues of a television series (Poria et al. 2019), text only.
+"""A recorded corpus: MELD, dialogues of a television series (Poria et al. 2019).
 
-Read from the authors' own ``{train,dev,test}_sent_emo.csv``.
+Read as people download it: the authors' ``{train,dev,test}_sent_emo.csv``; beside them, if they are
+there, the release's folders of clips and the published tables of prosody. All may also stand in
+``MELD.Raw/``, and there in a folder of their split, as the release's archives unpack.
 """
 
-import csv
+import math
 from pathlib import Path
 
-from stream_hbaf.corpora.dialogue import LABELS, Dialogue, LabelledUtterance, Split, require_file
+from stream_hbaf.corpora.dialogue import (
+    LABELS,
+    Dialogue,
+    LabelledUtterance,
+    Row,
+    Split,
+    read_measurements,
+    read_rows,
+    require_file,
+)
 from stream_hbaf.errors import CorpusError
+from stream_hbaf.features.prosody import PROSODY
 
 COLUMNS = ("Utterance", "Speaker", "Emotion", "Dialogue_ID", "Utterance_ID")
+CLIPS: dict[Split, str] = {
+    "train": "train_splits",
+    "dev": "dev_splits_complete",
+    "test": "output_repeated_splits_test",
+}
+UNMEASURED = (math.nan,) * len(PROSODY)
 
 # Some copies of MELD went through Windows-1252 and back: punctuation stands there as C1 controls.
 C1_PUNCTUATION = {
@@ -23,27 +41,29 @@ PLAIN = str.maketrans({"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"
 def read_meld(folder: Path, split: Split) -> list[Dialogue]:
     """Read one split; utterances stand in the order in which they were spoken.
 
-    Raises CorpusError with file and line for a missing column, an unknown emotion, a number that
-    is none, or an utterance that stands there twice.
+    Where the split's clip folder exists every utterance names its clip, also one that is missing
+    there: extraction then says so. Where its prosody table exists every utterance has eight
+    measurements. Raises CorpusError with file and line for a missing column, an unknown emotion, a
+    number that is none, or an utterance that stands there twice.
     """
-    path = require_file(folder / f"{split}_sent_emo.csv", corpus="MELD")
+    path = _find(folder, f"{split}_sent_emo.csv", split=split)
+    path = require_file(path or folder / f"{split}_sent_emo.csv", corpus="MELD")
+    clips = _find(folder, CLIPS[split], split=split)
+    prosody = _read_prosody(_find(folder, f"prosody_{split}.csv", split=split))
     utterances: dict[int, dict[int, LabelledUtterance]] = {}
-    for where, row in _rows(path):
-        label = row["Emotion"].strip().lower()
-        if label not in LABELS:
-            raise CorpusError(f"{where}: unknown emotion '{label}'; MELD has {', '.join(LABELS)}")
-        try:
-            dialogue, turn = int(row["Dialogue_ID"]), int(row["Utterance_ID"])
-        except ValueError:
-            raise CorpusError(f"{where}: Dialogue_ID and Utterance_ID must be numbers") from None
+    for where, row in read_rows(_decode(path.read_bytes()), path=path, columns=COLUMNS):
+        dialogue, turn = _place(row, where=where)
         turns = utterances.setdefault(dialogue, {})
         if turn in turns:
             raise CorpusError(f"{where}: utterance {turn} of dialogue {dialogue} stands here twice")
+        name = f"dia{dialogue}_utt{turn}"
         turns[turn] = LabelledUtterance(
-            id=f"dia{dialogue}_utt{turn}",
+            id=name,
             speaker=repair(row["Speaker"]),
             text=repair(row["Utterance"]),
-            label=label,
+            label=_label(row, where=where),
+            audio=clips / f"{name}.mp4" if clips else None,
+            prosody=None if prosody is None else prosody.get(name, UNMEASURED),
         )
     return [
         Dialogue(f"{split}/dia{dialogue}", tuple(turns[turn] for turn in sorted(turns)))
@@ -56,27 +76,36 @@ def repair(text: str) -> str:
     return " ".join(text.translate(C1_PUNCTUATION).translate(PLAIN).split())
 
 
-def _rows(path: Path) -> list[tuple[str, dict[str, str]]]:
-    """All rows with ``file:line``; bytes that aren't UTF-8 are read as Windows-1252."""
-    raw = path.read_bytes()
+def _find(folder: Path, name: str, *, split: Split) -> Path | None:
+    places = (folder, folder / split, folder / "MELD.Raw", folder / "MELD.Raw" / split)
+    return next((place / name for place in places if (place / name).exists()), None)
+
+
+def _decode(raw: bytes) -> str:
+    """Bytes that aren't UTF-8 are read as Windows-1252."""
     try:
-        content = raw.decode("utf-8-sig")
+        return raw.decode("utf-8-sig")
     except UnicodeDecodeError:
-        content = raw.decode("cp1252", errors="replace")
-    # Not splitlines(): it would also split at \x85, a mis-encoded ellipsis.
-    reader = csv.reader(content.replace("\r\n", "\n").split("\n"))
-    header = next(reader, [])
-    missing = [column for column in COLUMNS if column not in header]
-    if missing:
-        raise CorpusError(f"{path}:1: column '{missing[0]}' is missing; is this MELD's own file?")
-    rows = []
-    for cells in reader:
-        where = f"{path}:{reader.line_num}"
-        if not cells:
-            continue
-        if len(cells) != len(header):
-            raise CorpusError(
-                f"{where}: {len(cells)} cells instead of {len(header)}; mend that line's quotes"
-            )
-        rows.append((where, dict(zip(header, cells, strict=True))))
-    return rows
+        return raw.decode("cp1252", errors="replace")
+
+
+def _label(row: Row, *, where: str) -> str:
+    label = row["Emotion"].strip().lower()
+    if label not in LABELS:
+        raise CorpusError(f"{where}: unknown emotion '{label}'; MELD has {', '.join(LABELS)}")
+    return label
+
+
+def _place(row: Row, *, where: str) -> tuple[int, int]:
+    try:
+        return int(row["Dialogue_ID"]), int(row["Utterance_ID"])
+    except ValueError:
+        raise CorpusError(f"{where}: Dialogue_ID and Utterance_ID must be numbers") from None
+
+
+def _read_prosody(path: Path | None) -> dict[str, tuple[float, ...]] | None:
+    """Measurements by utterance; the table names them by clip, such as ``dia12_utt3.wav``."""
+    if path is None:
+        return None
+    rows = read_rows(_decode(path.read_bytes()), path=path, columns=("filename", *PROSODY))
+    return {Path(row["filename"]).stem: read_measurements(row, where=where) for where, row in rows}

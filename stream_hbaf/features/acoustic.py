@@ -3,7 +3,8 @@
 openSMILE's Python package only works on whole recordings, but its library can be fed while it
 runs: each session runs the package's own ComParE configuration in a thread, takes sound as it
 comes, and gives 65 low-level descriptors every 10 ms and 6373 functionals at the end, all bit
-for bit what ``opensmile.Smile`` gives for the same samples, however they are split.
+for bit what ``opensmile.Smile`` gives for the same samples, however they are split. eGeMAPS goes
+the same way.
 
 openSMILE is free for research and private use only, whatever the package's classifier says: it
 is a dependency, never bundled. A free extractor can stand in behind ``AcousticFrontEnd``.
@@ -29,6 +30,7 @@ from stream_hbaf.errors import ModelError
 
 LLD_WIDTH = 65
 FUNCTIONALS_WIDTH = 6373
+OPENSMILE_VERSION = str(opensmile.__version__)
 
 LLD_NAMES: tuple[str, ...]  # openSMILE's, in the columns' order; asked for at first use
 FUNCTIONAL_NAMES: tuple[str, ...]
@@ -39,9 +41,22 @@ _FUNCTIONALS_SINK = "extsinkfunc"
 _STUCK_AFTER_S = 30.0  # beyond the utterance's own length; a session needs 0.02 s a second
 
 
+@dataclass(frozen=True, slots=True)
+class FeatureSet:
+    """One of openSMILE's feature sets: where its configuration is, and how wide its levels are."""
+
+    configuration: str  # inside the package's folder of configurations
+    lld_width: int
+    functionals_width: int
+
+
+COMPARE = FeatureSet("compare/ComParE_2016.conf", LLD_WIDTH, FUNCTIONALS_WIDTH)
+EGEMAPS = FeatureSet("egemaps/v02/eGeMAPSv02.conf", 25, 88)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Acoustic:
-    """What an utterance sounds like."""
+    """What an utterance sounds like; the widths are ComParE's, or the other set's."""
 
     lld: NDArray[np.float32]  # [T, 65], a row every 10 ms
     functionals: NDArray[np.float32]  # [6373]
@@ -74,9 +89,10 @@ class _Engine:
     why a forgotten session can be collected while its engine runs.
     """
 
-    def __init__(self) -> None:
-        self.rows: list[NDArray[np.float32]] = []  # each [1, 65]
-        self.functionals: list[NDArray[np.float32]] = []  # at most one, [1, 6373]
+    def __init__(self, feature_set: FeatureSet) -> None:
+        self.feature_set = feature_set
+        self.rows: list[NDArray[np.float32]] = []  # each [1, 65] (ComParE)
+        self.functionals: list[NDArray[np.float32]] = []  # at most one, [1, 6373] (ComParE)
         self.failure: ModelError | None = None
         self.done = threading.Event()
         self._started = False
@@ -85,7 +101,7 @@ class _Engine:
         self._lock = threading.RLock()
         self._smile = OpenSMILE()
         try:
-            self._smile.initialize(str(_folder() / "compare/ComParE_2016.conf"), _options(), 0)
+            self._smile.initialize(str(_folder() / feature_set.configuration), _options(), 0)
             self._smile.external_sink_set_callback_ex(_LLD_SINK, _into(self.rows))
             self._smile.external_sink_set_callback_ex(_FUNCTIONALS_SINK, _into(self.functionals))
         except (OpenSmileException, UnicodeEncodeError) as error:
@@ -160,7 +176,7 @@ class AcousticSession:
     @property
     def lld(self) -> NDArray[np.float32]:
         """The rows so far, [T, 65]; some frames behind what was fed, complete after ``finish``."""
-        return _stack(self._engine.rows)
+        return _stack(self._engine.rows, width=self._engine.feature_set.lld_width)
 
     def feed(self, samples: NDArray[np.int16]) -> None:
         """Take the utterance's next samples (int16, mono, 16 kHz), any number of them.
@@ -219,16 +235,19 @@ class AcousticExtractor:
     Raises ModelError if openSMILE can't be started. Any thread may call it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, feature_set: FeatureSet = COMPARE) -> None:
+        self.feature_set = feature_set
         self._lock = threading.Lock()
         self._maker = ThreadPoolExecutor(1, thread_name_prefix="acoustic-spare")
         self._spare: Future[_Engine] = Future()
-        self._spare.set_result(_Engine())  # here and now: what can't start must fail early
+        self._spare.set_result(
+            _Engine(feature_set)
+        )  # here and now: what can't start must fail early
 
     def open(self) -> AcousticSession:
         """A session for one utterance. Raises ModelError if openSMILE can't be started."""
         with self._lock:
-            spare, self._spare = self._spare, self._maker.submit(_Engine)
+            spare, self._spare = self._spare, self._maker.submit(_Engine, self.feature_set)
         return AcousticSession(spare.result())
 
     def extract(self, samples: NDArray[np.int16]) -> Acoustic | None:
@@ -267,7 +286,7 @@ if not TYPE_CHECKING:  # so that a misspelt name is still an error to the type c
 
 @cache
 def _column_names() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    engine = _Engine()
+    engine = _Engine(COMPARE)
     found = engine.names_of(_LLD_SINK), engine.names_of(_FUNCTIONALS_SINK)
     engine.abandon()
     return found
@@ -298,8 +317,8 @@ def _into(rows: list[NDArray[np.float32]]) -> Any:
     return append
 
 
-def _stack(rows: list[NDArray[np.float32]]) -> NDArray[np.float32]:
-    return np.concatenate([np.empty((0, LLD_WIDTH), np.float32), *rows])
+def _stack(rows: list[NDArray[np.float32]], *, width: int) -> NDArray[np.float32]:
+    return np.concatenate([np.empty((0, width), np.float32), *rows])
 
 
 def _broken(what: str, error: Exception | None = None) -> ModelError:

@@ -3,7 +3,7 @@
 Three vectors per utterance, in this order everywhere: external, internal, purpose.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -16,14 +16,20 @@ RELATIONS = ("external", "internal", "purpose")
 
 
 class Commonsense(Protocol):
-    """Infers what isn't said from text features."""
+    """Infers what isn't said, from words or from the features of them."""
 
     @property
     def width(self) -> int:
         """K, the width of one relation's vector."""
 
-    def infer(self, text: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Text features [N, D] → inferences [N, 3, K]."""
+    def infer_texts(
+        self, texts: Sequence[str], *, features: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """N texts and their text features [N, D] → inferences float32 [N, 3, K].
+
+        Each implementation reads what it was trained on: COMET the words, heads the features.
+        Neither looks at the other texts of the call.
+        """
 
 
 class NoCommonsense:
@@ -34,6 +40,11 @@ class NoCommonsense:
 
     def infer(self, text: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.zeros((len(text), len(RELATIONS), self.width), dtype=np.float32)
+
+    def infer_texts(
+        self, texts: Sequence[str], *, features: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        return self.infer(features)
 
 
 class Head(nn.Module):
@@ -57,8 +68,9 @@ class Head(nn.Module):
 
 
 class Event2MindHeads(nn.Module):
-    """Commonsense distilled from Event2Mind's annotations into three small heads.
+    """Commonsense distilled from Event2Mind's and ATOMIC's annotations into three small heads.
 
+    Their relations are decision 5's: external = oReact, internal = xReact, purpose = xIntent.
     Stands in for COMET in the paper's section 3.1.2: instead of generating an inference it says
     where, among sentence embeddings (the untuned encoder's features), the annotators' phrases are.
     """
@@ -88,7 +100,14 @@ class Event2MindHeads(nn.Module):
         """[N, D] → [N, 3, K], through which gradients flow."""
         return torch.stack([self.heads[relation](text) for relation in RELATIONS], dim=1)
 
+    def infer_texts(
+        self, texts: Sequence[str], *, features: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """Of the texts only their ``features`` [N, D] are read."""
+        return self.infer(features)
+
     def infer(self, text: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Text features [N, D] → unit vectors float32 [N, 3, K]."""
         device = next(self.parameters()).device
         with torch.inference_mode():
             inferred: NDArray[np.float32] = self(torch.from_numpy(text).to(device)).cpu().numpy()

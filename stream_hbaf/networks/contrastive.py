@@ -5,7 +5,6 @@ N is the number of utterances compared with one another: all valid ones of a bat
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -22,9 +21,9 @@ def contrast(anchor: Tensor, other: Tensor, *, temperature: float) -> Tensor:
     """
     if len(anchor) == 0:
         return (anchor.sum() + other.sum()) * 0.0
-    similarity = F.normalize(anchor, dim=-1) @ F.normalize(other, dim=-1).T / temperature
-    same = torch.arange(len(anchor), device=anchor.device)
-    return (F.cross_entropy(similarity, same) + F.cross_entropy(similarity.T, same)) / 2
+    similarity = (F.normalize(anchor, dim=-1) / temperature) @ F.normalize(other, dim=-1).T
+    among_others, among_anchors = similarity.logsumexp(dim=1), similarity.logsumexp(dim=0)
+    return ((among_others + among_anchors) / 2 - similarity.diagonal()).mean()
 
 
 def absolute_inter_modal_loss(

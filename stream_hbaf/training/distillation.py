@@ -1,8 +1,16 @@
-"""Training: the commonsense heads, from Event2Mind's annotations, and how well they retrieve."""
+"""Training: the commonsense heads, from people's annotations, and how well they retrieve.
+
+ATOMIC took over Event2Mind's events with their annotations and split them anew: four fifths of
+its test part stand in Event2Mind's train part. So what is tested is left out by event.
+"""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,17 +19,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stream_hbaf.config import Positive, Section
-from stream_hbaf.corpora.event2mind import CommonsenseEvent
+from stream_hbaf.corpora.atomic import read_atomic
+from stream_hbaf.corpora.event2mind import CommonsenseEvent, read_event2mind
 from stream_hbaf.features.commonsense import RELATIONS, Event2MindHeads
 
 Float32 = NDArray[np.float32]
 Encode = Callable[[Sequence[str]], Float32]  # texts → [N, D]
 Ranking = Callable[[Float32, int], Float32]  # events [N, D], relation → directions [N, K]
+Events = Sequence[CommonsenseEvent]
 
 
 class HeadsConfig(Section):
     """How the commonsense heads are trained."""
 
+    atomic: bool = False  # ATOMIC beside Event2Mind, in training and in the test
     hidden: Positive = 256
     dropout: float = 0.2
     epochs: Positive = 12
@@ -29,6 +40,16 @@ class HeadsConfig(Section):
     rate: float = 1e-3
     temperature: float = 0.07
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """What people inferred, parted so that no event is in two parts."""
+
+    train: Mapping[str, Events]  # by corpus
+    dev: Events
+    tests: Mapping[str, Events]  # by corpus
+    left_out: Mapping[str, int]  # part: how many of its events stand in dev or a test part
 
 
 @dataclass(frozen=True)
@@ -59,31 +80,90 @@ class Retrieval:
     recall_at_10: float
 
 
-def gather(
-    events: Sequence[CommonsenseEvent], *, encode: Encode, encode_phrases: Encode
-) -> Inferences:
-    """Encode a split: events by the tuned encoder, phrases by the untuned one."""
-    texts = sorted({event.text for event in events})
-    row_of = {text: row for row, text in enumerate(texts)}
-    relations = []
-    for name in RELATIONS:
-        phrases = sorted({phrase for event in events for phrase in event.phrases(name)})
-        column_of = {phrase: column for column, phrase in enumerate(phrases)}
-        frequency = np.zeros(len(phrases), np.float32)
-        true: dict[int, set[int]] = {}
-        for event in events:
-            for phrase in event.phrases(name):
-                frequency[column_of[phrase]] += 1
-                true.setdefault(row_of[event.text], set()).add(column_of[phrase])
-        relations.append(
-            Relation(
-                phrases=tuple(phrases),
-                embeddings=_unit(encode_phrases(phrases)),
-                frequency=frequency,
-                true={row: tuple(sorted(columns)) for row, columns in sorted(true.items())},
-            )
+def read_annotations(corpora: Path, *, atomic: bool) -> Annotations:
+    """Read ``corpora``/event2mind and, if asked, ``corpora``/atomic; dev is Event2Mind's.
+
+    An event of a test part is left out of dev, one of dev or a test part is left out of train,
+    whichever corpus it comes from. Raises CorpusError.
+    """
+    folder = corpora / "event2mind"
+    train: dict[str, Events] = {"event2mind": read_event2mind(folder, "train")}
+    tests: dict[str, Events] = {"event2mind": read_event2mind(folder, "test")}
+    if atomic:
+        train["atomic"] = read_atomic(corpora / "atomic", "train")
+        tests["atomic"] = read_atomic(corpora / "atomic", "test")
+    read_dev = read_event2mind(folder, "dev")
+    tested = {same_event(event.text) for events in tests.values() for event in events}
+    dev = _without(read_dev, tested)
+    known = tested | {same_event(event.text) for event in dev}
+    kept = {corpus: _without(events, known) for corpus, events in train.items()}
+    left_out = {f"{corpus} train": _fewer(train[corpus], kept[corpus]) for corpus in train}
+    left_out["event2mind dev"] = _fewer(read_dev, dev)
+    return Annotations(kept, dev, tests, left_out)
+
+
+def same_event(text: str) -> str:
+    """What two wordings of an event have in common: its words, without case and punctuation."""
+    return " ".join(re.findall(r"\w+", text.casefold()))
+
+
+def gather(*sources: Events, encode: Encode, encode_phrases: Encode) -> Inferences:
+    """Encode a part: events by the tuned encoder, phrases by the untuned one.
+
+    An event that several ``sources`` hold is one event with the phrases of all of them. A phrase
+    counts as often as the source that holds it most: two copies of one annotation are one.
+    """
+    texts: dict[str, str] = {}
+    written: Counter[tuple[str, str, str]] = Counter()  # (relation, event, phrase)
+    for source in sources:
+        for event in source:
+            texts.setdefault(same_event(event.text), event.text)
+        written |= Counter(
+            (relation, same_event(event.text), phrase)
+            for event in source
+            for relation in RELATIONS
+            for phrase in event.phrases(relation)
         )
-    return Inferences(encode(texts), tuple(relations))
+    row_of = {event: row for row, event in enumerate(sorted(texts, key=texts.__getitem__))}
+    relations = [
+        _relation(name, written=written, row_of=row_of, encode_phrases=encode_phrases)
+        for name in RELATIONS
+    ]
+    return Inferences(encode([texts[event] for event in row_of]), tuple(relations))
+
+
+def distil(
+    annotations: Annotations,
+    *,
+    plan: HeadsConfig,
+    encode: Encode,
+    encode_phrases: Encode,
+    progress: Callable[[str], None],
+) -> tuple[Event2MindHeads, dict[str, Any]]:
+    """Heads in the precision of a bundle, and their figures.
+
+    The figures: "dev", "test" (Event2Mind's), "atomic_test" → way of ranking → relation, and
+    "left_out", how many events were kept out of a part because they are tested.
+    """
+
+    def part(*sources: Events) -> Inferences:
+        return gather(*sources, encode=encode, encode_phrases=encode_phrases)
+
+    train, dev = part(*annotations.train.values()), part(annotations.dev)
+    heads = train_heads(train, dev, plan=plan, progress=progress).half().float()
+    measured = {"dev": dev}
+    for corpus, events in annotations.tests.items():
+        measured["test" if corpus == "event2mind" else f"{corpus}_test"] = part(events)
+    figures: dict[str, Any] = {
+        name: {
+            way: {relation: asdict(found) for relation, found in relations.items()}
+            for way, relations in measure_heads(
+                inferences, train, heads, temperature=plan.temperature
+            ).items()
+        }
+        for name, inferences in measured.items()
+    }
+    return heads, figures | {"left_out": dict(annotations.left_out)}
 
 
 def train_heads(
@@ -193,6 +273,36 @@ def by_chance(events: Float32, relation: int) -> Float32:
     """The baseline that knows nothing; the same directions each time."""
     drawn = np.random.default_rng(relation).standard_normal(events.shape)
     return _unit(drawn.astype(np.float32))
+
+
+def _without(events: Events, known: Iterable[str]) -> list[CommonsenseEvent]:
+    known = frozenset(known)
+    return [event for event in events if same_event(event.text) not in known]
+
+
+def _fewer(before: Events, after: Events) -> int:
+    """How many distinct events are gone."""
+    return len({same_event(e.text) for e in before}) - len({same_event(e.text) for e in after})
+
+
+def _relation(
+    name: str,
+    *,
+    written: Mapping[tuple[str, str, str], int],
+    row_of: Mapping[str, int],
+    encode_phrases: Encode,
+) -> Relation:
+    counts = {key[1:]: count for key, count in written.items() if key[0] == name}
+    phrases = sorted({phrase for _, phrase in counts})
+    column_of = {phrase: column for column, phrase in enumerate(phrases)}
+    frequency = np.zeros(len(phrases), np.float32)
+    true: dict[int, list[int]] = {}
+    for (event, phrase), count in counts.items():
+        frequency[column_of[phrase]] += count
+        true.setdefault(row_of[event], []).append(column_of[phrase])
+    embeddings = _unit(encode_phrases(phrases))
+    rows = {row: tuple(sorted(columns)) for row, columns in sorted(true.items())}
+    return Relation(tuple(phrases), embeddings, frequency, rows)
 
 
 def _contrast(said: Tensor, meant: Tensor, columns: NDArray[np.intp], temperature: float) -> Tensor:

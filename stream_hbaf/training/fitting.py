@@ -1,304 +1,274 @@
-"""Training: the network itself, on dialogues with words and on clips with voices at once.
+"""Training: HBAF on one corpus's features, with the paper's losses (sections 3.3 to 3.5)."""
 
-No corpus at hand holds both in conversation, so the two are mixed: MELD's dialogues have text
-and, in part, the voice of a RAVDESS clip (``pair``, ``mismatch``, in training only);
-RAVDESS's clips have audio and, in part, their statement's text.
-"""
-
-import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor, nn
+from torch.optim import Adam, AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from stream_hbaf.config import Positive, Probability, Section
-from stream_hbaf.evaluation import unweighted_recall, weighted_f1
-from stream_hbaf.networks.contrastive import InterModalLoss
+from stream_hbaf.bundle import softmax
+from stream_hbaf.config import Positive, Section
+from stream_hbaf.corpora.dialogue import Split
+from stream_hbaf.errors import ModelError
+from stream_hbaf.evaluation import Score, score, weighted_f1
+from stream_hbaf.networks.contrastive import InterModalLoss, total_loss
 from stream_hbaf.networks.hbaf import HBAF, HbafConfig
-from stream_hbaf.networks.state import Features
+from stream_hbaf.training.material import (
+    Material,
+    Rows,
+    balance,
+    labels_of,
+    lay_out,
+    on_device_of,
+    predict,
+    whole_features,
+)
+from stream_hbaf.training.trainer import History, TrainerConfig, fit
 
 Float32 = NDArray[np.float32]
-Rows = NDArray[np.intp]
-Flags = NDArray[np.bool_]
-Draw = np.random.Generator
-NO_LABEL = -1  # of padding
-ACTED_TURNS = (1, 1, 1, 2, 3, 4)  # lengths of a pseudo-dialogue, drawn evenly
+Share = Annotated[float, Field(ge=0.0)]
+
+POOLED = 4  # batches whose dialogues are sorted by length together: padding, but no fixed company
+SLOWEST = 0.05  # the rate falls linearly to this share of itself
+TEMPERATURES = np.geomspace(0.4, 5.0, 60)
+
+
+class LossConfig(Section):
+    """Equation 23: cross entropy and, μ times, what draws the two modalities together."""
+
+    mu: Share = 0.2
+    absolute: bool = True  # eqs 18 and 19
+    relative: bool = True  # eq 20
+    temperature: Annotated[float, Field(gt=0.0)] = 0.1
+    balanced: bool = False  # rare classes weigh as much as frequent ones (decision 16)
+
+    @property
+    def weights(self) -> tuple[float, float, float] | None:
+        """λ1, λ2, λ3 of equation 21; None without it."""
+        absolute, relative = self.absolute, self.relative
+        if not self.mu or not (absolute or relative):
+            return None
+        if absolute and relative:
+            return 1 / 3, 1 / 3, 1 / 3
+        return (1 / 2, 1 / 2, 0.0) if absolute else (0.0, 0.0, 1.0)
 
 
 class FittingConfig(Section):
-    """How the network is trained."""
+    """How the network is trained on one corpus."""
 
-    epochs: Positive = 8
-    patience: Positive = 4  # epochs without a better dev score
-    batch: Positive = 16  # dialogues of MELD in a step
-    rate: float = 6e-4  # falls linearly to nothing over the epochs
-    spoken_share: Probability = 0.5  # of MELD's dialogues, drawn anew for each epoch
-    decay: float = 1e-2
-    mu: float = 0.2  # share of the inter-modal loss, eq 23
-    acted: float = 1.0  # weight of the RAVDESS loss beside MELD's
-    acted_rounds: Positive = 4  # times that an epoch hears every clip, each time in some version
-    pair: Probability = 0.4  # of MELD's dialogues get voices of the same labels
-    heard: Probability = 0.8  # of the utterances of such a dialogue
-    mismatch: Probability = 0.5  # of those voices are anybody's: words must be able to win
-    text_dropout: Probability = 0.2  # of the words where there is a voice
-    statement: Probability = 0.5  # of RAVDESS's pseudo-dialogues keep their text
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    workers: Positive = 2  # processes of one thread each, a seed at a time
+    epochs: Positive = 60
+    patience: Positive = 15  # epochs without a better dev weighted F1
+    batch: Positive = 8  # dialogues in a step
+    optimizer: Literal["adamw", "adam"] = "adamw"  # adam: the paper's, L2 and a constant rate
+    rate: float = 5e-4  # falls linearly with adamw
+    decay: Share = 1e-2
+    clip: Share = 1.0  # largest norm of all gradients; 0 for no limit
+    average: Share = 0.0  # epochs over which weights are averaged, exponentially; 0 for none
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2, 3, 4)
+    workers: Positive = 2  # processes of one thread each, a seed at a time; on the processor only
+    precision: Literal["32", "bf16"] = "32"
+    accelerator: Literal["auto", "cpu", "gpu"] = "cpu"
+    devices: int | Literal["auto"] = 1
+    nodes: Positive = 1
 
-
-@dataclass(frozen=True)
-class Material:
-    """Utterances of one split as features, one a row, and the dialogues that they stand in."""
-
-    labels: NDArray[np.int64]  # [N]
-    text: Float32  # [N, L]
-    commonsense: Float32  # [N, 3, K]
-    audio: Mapping[str, Float32]  # by version of the sound: [N, A]; empty without sound
-    dialogues: tuple[Rows, ...]
+    def trainer(self) -> TrainerConfig:
+        """What of this is the trainer's."""
+        return TrainerConfig(**{name: getattr(self, name) for name in TrainerConfig.model_fields})
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """The network of the best epoch and how it got there."""
+    """A network in the precision that ships, how it got there, and how good it is."""
 
     network: HBAF
-    dev_score: float
-    epoch: int
-    history: tuple[float, ...]  # dev score after each epoch
+    history: History
+    temperature: float  # fitted on dev
+    dev_by_loss: float  # dev weighted F1 of the epoch of the lowest dev loss (decision 15)
+    scores: Mapping[Split, Score]  # dev and test, the labelled utterances
+    probabilities: Mapping[Split, NDArray[np.float64]]  # dev and test, all utterances [N, C]
+
+    @property
+    def dev(self) -> Score:
+        return self.scores["dev"]
+
+    @property
+    def test(self) -> Score:
+        return self.scores["test"]
+
+    @property
+    def epoch(self) -> int:
+        return self.history.best_epoch
 
 
 def fit_network(
     config: HbafConfig,
-    plan: FittingConfig,
     *,
-    spoken: Material,
-    acted: Material,
-    dev_score: Callable[[HBAF], float],
+    losses: LossConfig,
+    plan: FittingConfig,
+    material: Mapping[Split, Material],
     seed: int,
+    folder: Path | None = None,
+    progress: Callable[[str], None] = lambda line: None,
 ) -> Fitted:
-    """Train one network; stops and picks on ``dev_score``. The same seed gives the same network."""
+    """Train on train, stop and pick by dev's weighted F1, then score dev and test, once.
+
+    The same seed gives the same network; ``folder`` keeps the training's checkpoint, from which
+    it goes on. Raises ModelError for a loss that isn't a number.
+    """
     torch.manual_seed(seed)
-    draw = np.random.default_rng(seed)
     network = HBAF(config)
-    between = InterModalLoss(config.hidden)
-    parameters = [*network.parameters(), *between.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=plan.rate, weight_decay=plan.decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: max(0.05, 1.0 - step / (plan.epochs * _step_count(spoken, plan)))
+    between = _inter_modal_loss(config, losses)
+    both = nn.ModuleDict({"network": network} | ({"between": between} if between else {}))
+    train, dev = material["train"], material["dev"]
+    weights = balance(train.labels, classes=config.classes) if losses.balanced else None
+    version = "" if config.use_audio else None
+    history = fit(
+        both,
+        loss=partial(
+            _loss, network, between, train, version=version, mu=losses.mu, weights=weights
+        ),
+        batches=partial(draw_batches, train.dialogues, size=plan.batch, seed=seed),
+        optimizer=partial(
+            make_optimizer, both, rate=plan.rate, decay=plan.decay, kind=plan.optimizer
+        ),
+        score=partial(_measure, network, dev, version=version, weights=weights),
+        plan=plan.trainer(),
+        seed=seed,
+        folder=folder,
+        progress=progress,
     )
-    weights = _balance(acted.labels, classes=config.classes)
-    best, best_score, best_epoch = copy.deepcopy(network.state_dict()), -1.0, 0
-    history: list[float] = []
-    for epoch in range(1, plan.epochs + 1):
-        network.train()
-        for talk, clips in _steps(spoken, acted, plan=plan, draw=draw):
-            words = _with_voices(spoken, talk, voices=acted, plan=plan, draw=draw)
-            voices = _with_statements(acted, clips, plan=plan, draw=draw)
-            loss = _loss(network, between, words, mu=plan.mu)
-            loss = loss + plan.acted * _loss(network, between, voices, mu=plan.mu, weights=weights)
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            schedule.step()
-        network.eval()
-        history.append(dev_score(network))
-        if history[-1] > best_score:
-            best, best_score, best_epoch = (
-                copy.deepcopy(network.state_dict()),
-                history[-1],
-                epoch,
-            )
-        elif epoch - best_epoch >= plan.patience:
-            break
-    network.load_state_dict(best)
-    return Fitted(network.eval(), best_score, best_epoch, tuple(history))
+    network = network.half().float().eval()
+    return _judge(network, history, material, version=version)
 
 
-def predict(
-    network: HBAF, material: Material, *, version: str | None, reads: bool, batch: int = 64
-) -> Float32:
-    """Logits [N, C] of all utterances, given their sound in ``version`` (None: not) and text."""
-    logits = np.zeros((len(material.labels), network.config.classes), np.float32)
-    for start in range(0, len(material.dialogues), batch):
-        index = lay_out(material.dialogues[start : start + batch])
-        there = index >= 0
-        audio = None if version is None else material.audio[version][index]
-        features = _features(
-            material,
-            index,
-            audio=audio,
-            hears=there if audio is not None else np.zeros_like(there),
-            reads=there if reads else np.zeros_like(there),
-        )
-        with torch.inference_mode():
-            said = network(features.map(lambda t: t.to(_device(network)))).logits.cpu().numpy()
-        logits[index[there]] = said[there]
-    return logits
+def draw_batches(
+    dialogues: Sequence[Rows], epoch: int, *, size: int, seed: int
+) -> list[list[Rows]]:
+    """One epoch's batches of dialogues of about one length, drawn from (seed, epoch)."""
+    draw = np.random.default_rng([seed, epoch])
+    order = draw.permutation(len(dialogues))
+    batches = []
+    for start in range(0, len(order), POOLED * size):
+        pool = sorted(order[start : start + POOLED * size], key=lambda n: len(dialogues[n]))
+        batches += [pool[first : first + size] for first in range(0, len(pool), size)]
+    return [[dialogues[n] for n in batches[k]] for k in draw.permutation(len(batches))]
 
 
-def lay_out(dialogues: Sequence[Rows]) -> Rows:
-    """Rows of dialogues of any length as one table [B, U]; -1 is padding."""
-    table = np.full((len(dialogues), max(map(len, dialogues))), -1, dtype=np.intp)
-    for row, dialogue in enumerate(dialogues):
-        table[row, : len(dialogue)] = dialogue
-    return table
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """torch on one thread: sums of several come in another order each time, seeds don't repeat."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
-def text_score(network: HBAF, material: Material) -> float:
-    """Weighted F1 from words alone."""
-    said = predict(network, material, version=None, reads=True).argmax(1)
-    return weighted_f1(material.labels, said, classes=network.config.classes)
+def make_optimizer(
+    module: nn.Module,
+    steps: int,
+    *,
+    rate: float,
+    decay: float,
+    kind: Literal["adamw", "adam"] = "adamw",
+) -> tuple[Optimizer, LRScheduler | None]:
+    """AdamW whose rate falls linearly over all ``steps``, or section 4.3's Adam with L2."""
+    if kind == "adam":
+        return Adam(module.parameters(), lr=rate, weight_decay=decay), None
+    optimizer = AdamW(module.parameters(), lr=rate, weight_decay=decay)
+    return optimizer, LambdaLR(optimizer, lambda step: max(SLOWEST, 1.0 - step / steps))
 
 
-def audio_score(network: HBAF, material: Material, *, version: str, reads: bool) -> float:
-    """Unweighted average recall from voices, with or without the words."""
-    said = predict(network, material, version=version, reads=reads).argmax(1)
-    return unweighted_recall(material.labels, said, classes=network.config.classes)
+def fit_temperature(sets: Sequence[tuple[Float32, NDArray[np.int64]]]) -> float:
+    """The temperature under which labels are likeliest, each (logits, labels) weighing the same.
+
+    Guo et al. 2017.
+    """
+    return float(min(TEMPERATURES, key=lambda t: sum(_surprise(x / t, gold) for x, gold in sets)))
 
 
-@dataclass(frozen=True)
-class _Batch:
-    features: Features
-    labels: Tensor  # [B, U]
-    both: Tensor  # [B, U] where there is sound as well as text
+def judge(material: Material, probabilities: NDArray[np.float64]) -> Score:
+    """Every figure of the labelled utterances, from probabilities [N, C] of all."""
+    counted = material.labelled
+    return score(material.labels[counted], probabilities[counted])
+
+
+def _inter_modal_loss(config: HbafConfig, losses: LossConfig) -> InterModalLoss | None:
+    if losses.weights is None or len(config.modalities) < 2:
+        return None
+    return InterModalLoss(config.hidden, weights=losses.weights, temperature=losses.temperature)
 
 
 def _loss(
     network: HBAF,
-    between: InterModalLoss,
-    batch: _Batch,
+    between: InterModalLoss | None,
+    material: Material,
+    batch: Sequence[Rows],
     *,
+    version: str | None,
     mu: float,
-    weights: Tensor | None = None,
+    weights: Tensor | None,
 ) -> Tensor:
-    output = network(batch.features)
-    loss = F.cross_entropy(
-        output.logits.flatten(0, 1),
-        batch.labels.flatten(),
-        weight=weights,
-        ignore_index=NO_LABEL,
-    )
-    if mu and batch.both.sum() > 1:
-        loss = loss + mu * between(output, batch.both)
-    return loss
+    index = lay_out(batch)
+    features = on_device_of(network, whole_features(material, index, version=version))
+    output = network(features)
+    labels = labels_of(material, index).to(output.logits.device)
+    inter: Tensor | float = 0.0
+    if between is not None and features.audio_mask is not None and features.text_mask is not None:
+        inter = between(output, features.audio_mask & features.text_mask)
+    counted = labels >= 0
+    if not counted.any():  # a batch of context only: a mean over nothing would be NaN
+        nothing: Tensor = output.logits.sum() * 0.0 + mu * inter
+        return nothing
+    weights = None if weights is None else weights.to(labels.device)
+    return total_loss(output.logits[counted], labels[counted], inter, mu=mu, class_weights=weights)
 
 
-def _steps(
-    spoken: Material, acted: Material, *, plan: FittingConfig, draw: Draw
-) -> list[tuple[list[Rows], list[Rows]]]:
-    """One epoch: batches of dialogues, each beside its share of pseudo-dialogues."""
-    order = draw.permutation(len(spoken.dialogues))[: _dialogue_count(spoken, plan)]
-    talks = [
-        [spoken.dialogues[n] for n in order[start : start + plan.batch]]
-        for start in range(0, len(order), plan.batch)
-    ]
-    rounds = [_pseudo_dialogues(acted, draw=draw) for _ in range(plan.acted_rounds)]
-    clips = [dialogue for heard in rounds for dialogue in heard]
-    shares = np.array_split(np.arange(len(clips)), len(talks))
-    return [
-        (talk, [clips[n] for n in share])
-        for talk, share in zip(talks, shares, strict=True)
-        if len(share)
-    ]
+def _measure(
+    network: HBAF, material: Material, *, version: str | None, weights: Tensor | None
+) -> dict[str, float]:
+    """Weighted F1 and cross entropy of the labelled utterances."""
+    counted = material.labelled
+    gold = material.labels[counted]
+    logits = predict(network, material, version=version)[counted]
+    loss = F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(gold), weight=weights)
+    reached = weighted_f1(gold, logits.argmax(1), classes=network.config.classes)
+    return {"score": reached, "loss": float(loss)}
 
 
-def _step_count(spoken: Material, plan: FittingConfig) -> int:
-    return -(-_dialogue_count(spoken, plan) // plan.batch)
-
-
-def _dialogue_count(spoken: Material, plan: FittingConfig) -> int:
-    return max(1, round(plan.spoken_share * len(spoken.dialogues)))
-
-
-def _pseudo_dialogues(acted: Material, *, draw: Draw) -> list[Rows]:
-    """Each speaker's clips, shuffled, as dialogues of one to four turns; all of them, shuffled."""
-    cut: list[Rows] = []
-    for clips in acted.dialogues:
-        left = draw.permutation(clips)
-        while len(left):
-            turns = int(draw.choice(ACTED_TURNS))
-            cut.append(left[:turns])
-            left = left[turns:]
-    return [cut[n] for n in draw.permutation(len(cut))]
-
-
-def _with_voices(
-    spoken: Material, dialogues: list[Rows], *, voices: Material, plan: FittingConfig, draw: Draw
-) -> _Batch:
-    """Dialogues with their words; in some, most utterances have a voice, of their label or not.
-
-    A voice of another label teaches that words can be right where the voice is not; the
-    inter-modal loss, which draws voice and words together, leaves such pairs out.
-    """
-    index = lay_out(dialogues)
-    there = index >= 0
-    labels = np.where(there, spoken.labels[index], 0)
-    hears = there & (draw.random((len(index), 1)) < plan.pair)
-    hears &= draw.random(index.shape) < plan.heard
-    partners = np.zeros(index.shape, dtype=np.intp)
-    for label in np.unique(labels[hears]):
-        same, known = hears & (labels == label), np.flatnonzero(voices.labels == label)
-        if len(known):
-            partners[same] = draw.choice(known, size=int(same.sum()))
-        else:
-            hears &= labels != label
-    strange = hears & (draw.random(index.shape) < plan.mismatch)
-    partners[strange] = draw.integers(len(voices.labels), size=int(strange.sum()))
-    audio = _any_version(voices, partners, draw=draw)
-    reads = there & ~(hears & (draw.random(index.shape) < plan.text_dropout))
-    features = _features(spoken, index, audio=audio, hears=hears, reads=reads)
-    return _batch(spoken, index, features, both=hears & reads & ~strange)
-
-
-def _with_statements(
-    acted: Material, dialogues: list[Rows], *, plan: FittingConfig, draw: Draw
-) -> _Batch:
-    """Clips with their voices; some dialogues also with the words, which tell nothing."""
-    index = lay_out(dialogues)
-    there = index >= 0
-    reads = there & (draw.random((len(index), 1)) < plan.statement)
-    audio = _any_version(acted, np.maximum(index, 0), draw=draw)
-    features = _features(acted, index, audio=audio, hears=there, reads=reads)
-    return _batch(acted, index, features, both=there & reads)
-
-
-def _any_version(voices: Material, rows: Rows, *, draw: Draw) -> Float32:
-    """[B, U, A], each utterance in a version of its own."""
-    versions = np.stack([features[rows] for features in voices.audio.values()])
-    chosen = draw.integers(len(versions), size=rows.shape)
-    picked: Float32 = np.take_along_axis(versions, chosen[None, ..., None], axis=0)[0]
-    return picked
-
-
-def _features(
-    material: Material, index: Rows, *, audio: Float32 | None, hears: Flags, reads: Flags
-) -> Features:
-    return Features(
-        audio=None if audio is None else torch.from_numpy(audio),
-        text=torch.from_numpy(material.text[index]),
-        commonsense=torch.from_numpy(material.commonsense[index]),
-        audio_mask=torch.from_numpy(hears),
-        text_mask=torch.from_numpy(reads),
-        utterance_mask=torch.from_numpy(index >= 0),
+def _judge(
+    network: HBAF, history: History, material: Mapping[Split, Material], *, version: str | None
+) -> Fitted:
+    splits: tuple[Split, ...] = ("dev", "test")
+    logits = {split: predict(network, material[split], version=version) for split in splits}
+    for split, found in logits.items():
+        if not np.isfinite(found).all():
+            raise ModelError(f"training: the network says NaN on {split}; lower fitting.rate")
+    counted = material["dev"].labelled
+    temperature = fit_temperature([(logits["dev"][counted], material["dev"].labels[counted])])
+    probabilities = {split: softmax(found / temperature) for split, found in logits.items()}
+    by_loss = min(history.measured, key=lambda figures: figures["loss"])
+    return Fitted(
+        network=network,
+        history=history,
+        temperature=temperature,
+        dev_by_loss=by_loss["score"],
+        scores={split: judge(material[split], probabilities[split]) for split in splits},
+        probabilities=probabilities,
     )
 
 
-def _batch(material: Material, index: Rows, features: Features, *, both: Flags) -> _Batch:
-    labels = np.where(index >= 0, material.labels[index], NO_LABEL)
-    return _Batch(features, torch.from_numpy(labels), torch.from_numpy(both))
-
-
-def _balance(labels: NDArray[np.int64], *, classes: int) -> Tensor:
-    """Weights [C] under which all classes that are there count the same, 1 on average."""
-    counts = np.bincount(labels, minlength=classes)
-    weights = np.where(counts > 0, len(labels) / np.maximum(counts, 1) / (counts > 0).sum(), 0.0)
-    return torch.from_numpy(weights.astype(np.float32))
-
-
-def _device(network: HBAF) -> torch.device:
-    return network.classifier.weight.device
+def _surprise(logits: NDArray[np.floating], gold: NDArray[np.int64]) -> float:
+    probabilities = softmax(logits)[np.arange(len(gold)), gold]
+    return float(-np.log(np.maximum(probabilities, 1e-12)).mean())

@@ -1,11 +1,10 @@
-"""Training, first half: corpora become features, by the very code that live use has.
+"""Training, first half: a corpus becomes features, by the very code that live use has.
 
-What takes minutes is cached under names made of all it depends on: encodings, tuned layers.
+Everything is fitted on the train split.
 """
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,231 +15,305 @@ from sklearn.svm import LinearSVC
 from torch import Tensor
 
 from stream_hbaf.bundle import Scaling
-from stream_hbaf.config import Positive, Section
-from stream_hbaf.corpora.acoustics import (
-    CONDITIONS,
-    AcousticsConfig,
-    Take,
-    measure,
-    reported_takes,
-    training_takes,
-)
-from stream_hbaf.corpora.augment import read_surroundings
-from stream_hbaf.corpora.dialogue import LABELS, SPLITS, Dialogue, LabelledUtterance, Split
-from stream_hbaf.corpora.event2mind import read_event2mind
-from stream_hbaf.corpora.ravdess import read_ravdess
-from stream_hbaf.errors import CorpusError
-from stream_hbaf.features.commonsense import Event2MindHeads
+from stream_hbaf.corpora.dialogue import SPLITS, Corpus, Dialogue, LabelledUtterance, Split
+from stream_hbaf.corpora.extraction import extract
+from stream_hbaf.corpora.reading import read_corpus
+from stream_hbaf.errors import CorpusError, ModelError
+from stream_hbaf.features.comet import Comet, open_comet
+from stream_hbaf.features.commonsense import Commonsense, Event2MindHeads, NoCommonsense
+from stream_hbaf.features.context import Turn
 from stream_hbaf.features.text import TextEncoder
-from stream_hbaf.training.distillation import (
-    Encode,
-    HeadsConfig,
-    gather,
-    measure_heads,
-    train_heads,
+from stream_hbaf.training.distillation import Encode, HeadsConfig, distil, read_annotations
+from stream_hbaf.training.material import NO_LABEL, Flags, Material
+from stream_hbaf.training.recipe import Recipe, SelectionConfig
+from stream_hbaf.training.remembering import (
+    cached,
+    digest_of,
+    key_of,
+    remember_dialogues,
+    write_whole,
 )
-from stream_hbaf.training.fitting import Material
-from stream_hbaf.training.tuning import Labelled, TuningConfig, tune_encoder
+from stream_hbaf.training.tuning import LabelledTurns, TuningConfig, tune_encoder
 
 Float32 = NDArray[np.float32]
 Progress = Callable[[str], None]
 
-
-class SelectionConfig(Section):
-    """Which functionals are kept, by a linear SVM's weights (decision 9)."""
-
-    width: Positive = 512
-    penalty: float = 1e-4  # the SVM's C
-    iterations: Positive = 200
+SELECTED = ("compare",)  # representations of thousands of columns, most of which tell nothing
 
 
 @dataclass(frozen=True)
-class Acted:
-    """RAVDESS, measured: how to scale it, and each split's clips by condition or version."""
+class Prepared:
+    """A corpus as a recipe wants it, and all of a bundle but the network.
 
-    scaling: Scaling
-    utterances: Mapping[Split, tuple[LabelledUtterance, ...]]
-    audio: Mapping[Split, Mapping[str, Float32]]  # scaled, [N, A] each
+    In another process it arrives without its models, which are large and not needed to fit.
+    """
+
+    labels: tuple[str, ...]
+    scaling: Scaling | None  # None without sound
+    material: Mapping[Split, Material]
+    ids: Mapping[Split, tuple[str, ...]]  # of the material's rows
+    encoder: TextEncoder | None
+    tuned: Mapping[str, Tensor]
+    commonsense: Commonsense | None
+    figures: Mapping[str, Any]  # how well the commonsense heads retrieve
+    skipped: tuple[str, ...] = ()  # utterances without sound, and why
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "encoder": None, "commonsense": None, "tuned": {}}
 
 
-def remember(encoder: TextEncoder, cache: Path) -> Encode:
-    """The encoder's ``encode``, its results kept on disk."""
-    digest = hashlib.sha256()
-    for tensor in encoder.model.state_dict().values():
-        digest.update(tensor.cpu().numpy().tobytes())
-    weights = digest.hexdigest()
+def prepare(
+    recipe: Recipe,
+    corpora: Path,
+    *,
+    cache: Path = Path("cache"),
+    device: str = "cpu",
+    progress: Progress = print,
+) -> Prepared:
+    """Read the recipe's corpus under ``corpora`` and give each utterance its features.
 
-    def encode(texts: Sequence[str]) -> Float32:
-        file = cache / f"{_key(weights, *texts)}.npy"
-        if not file.exists():
-            _write_whole(file, lambda part: _save_array(part, encoder.encode(texts)))
-        features: Float32 = np.load(file)
-        return features
-
-    return encode
+    Everything is fitted on the train split. Raises CorpusError for a corpus that can't be used,
+    ModelError for an encoder or for text features that aren't numbers.
+    """
+    corpus = read_corpus(recipe.corpus, recipe.place(corpora))
+    tuned = prepare_layers(
+        recipe.encoder,
+        corpus,
+        recipe.tuning,
+        device=device,
+        cache=cache / "tuned",
+        progress=progress,
+    )
+    context = recipe.tuning.context
+    encoder = TextEncoder(recipe.encoder, tuned=tuned, context=context, device=device)
+    encode = remember_dialogues(encoder, cache / "text")
+    commonsense, figures = _prepare_commonsense(
+        recipe, corpora, encoder, device=device, cache=cache, progress=progress
+    )
+    scaling, audio, skipped = _prepare_audio(
+        recipe, corpus, device=device, cache=cache, progress=progress
+    )
+    text = {split: encode(_turns(corpus.splits[split])) for split in SPLITS}
+    inferred = {
+        split: _infer(
+            commonsense, corpus.splits[split], features=text[split], cache=cache / "commonsense"
+        )
+        for split in SPLITS
+    }
+    return Prepared(
+        labels=corpus.labels,
+        scaling=scaling,
+        material={
+            split: _material(corpus, split, text[split], inferred[split], audio.get(split))
+            for split in SPLITS
+        },
+        ids={s: tuple(u.id for u in utterances_of(corpus.splits[s])) for s in SPLITS},
+        encoder=encoder,
+        tuned=tuned,
+        commonsense=commonsense,
+        figures=figures,
+        skipped=skipped,
+    )
 
 
 def prepare_layers(
     name: str,
-    spoken: Mapping[Split, Sequence[Dialogue]],
+    corpus: Corpus,
     plan: TuningConfig,
     *,
+    device: str = "cpu",
     cache: Path,
     progress: Progress,
 ) -> dict[str, Tensor]:
-    """The encoder's top layers, fine-tuned on the dialogues' words; float16, by name."""
-    if not plan.layers:
+    """What of the encoder is fine-tuned on the corpus's words; float16, by name."""
+    if not plan.changes:
         return {}
-    train, dev = _labelled(spoken["train"]), _labelled(spoken["dev"])
-    file = cache / f"{_key(name, repr(plan), repr(train), repr(dev))}.safetensors"
+    dialogues = {
+        split: [
+            LabelledTurns(turns, tuple(label_indices(dialogue.utterances, corpus.labels)))
+            for dialogue, turns in zip(
+                corpus.splits[split], _turns(corpus.splits[split]), strict=True
+            )
+        ]
+        for split in SPLITS[:2]
+    }
+    key = key_of(name, repr(plan), repr(corpus.labels), repr(dialogues))
+    file = cache / f"{key}.safetensors"
     if not file.exists():
-        tuned = tune_encoder(TextEncoder(name), train=train, dev=dev, plan=plan, progress=progress)
-        _write_whole(file, lambda part: save_file(tuned.tensors, part))
+        tuned = tune_encoder(
+            TextEncoder(name, context=plan.context, device=device),
+            dialogues=dialogues,
+            classes=len(corpus.labels),
+            plan=plan,
+            folder=cache / key,
+            progress=progress,
+        )
+        write_whole(file, lambda part: save_file(tuned.tensors, part))
     return load_file(file)
 
 
 def prepare_heads(
-    folder: Path, plan: HeadsConfig, *, encode: Encode, encode_phrases: Encode, progress: Progress
+    corpora: Path, plan: HeadsConfig, *, encode: Encode, encode_phrases: Encode, progress: Progress
 ) -> tuple[Event2MindHeads, dict[str, Any]]:
-    """Commonsense heads in the precision of a bundle, and their figures on dev and test."""
-    splits = {
-        split: gather(read_event2mind(folder, split), encode=encode, encode_phrases=encode_phrases)
-        for split in SPLITS
-    }
-    heads = train_heads(splits["train"], splits["dev"], plan=plan, progress=progress)
-    heads = heads.half().float()
-    figures: dict[str, Any] = {
-        split: {
-            way: {relation: asdict(found) for relation, found in relations.items()}
-            for way, relations in measure_heads(
-                splits[split], splits["train"], heads, temperature=plan.temperature
-            ).items()
-        }
-        for split in SPLITS[1:]
-    }
-    return heads, figures
-
-
-def prepare_acted(
-    corpora: Path,
-    acoustics: AcousticsConfig,
-    selection: SelectionConfig,
-    *,
-    cache: Path,
-    progress: Progress,
-) -> Acted:
-    """Measure all clips, choose functionals on train, scale everything by train."""
-    surroundings = read_surroundings(corpora / "speech")
-    utterances = {
-        split: tuple(d.utterances[0] for d in read_ravdess(corpora / "ravdess", split))
-        for split in SPLITS
-    }
-    takes: dict[tuple[Split, str], list[Take]] = {}
-    for split in SPLITS:
-        clips = [u.audio for u in utterances[split] if u.audio is not None]
-        if split == "train":
-            takes[split, ""] = training_takes(clips, acoustics)
-            continue
-        for condition in CONDITIONS:
-            takes[split, condition] = reported_takes(clips, condition=condition)
-    every = measure(
-        [take for listed in takes.values() for take in listed],
-        surroundings=surroundings,
-        cache=cache,
-        workers=acoustics.workers,
-        progress=progress,
+    """Commonsense heads in the precision of a bundle, and their figures."""
+    annotations = read_annotations(corpora, atomic=plan.atomic)
+    return distil(
+        annotations, plan=plan, encode=encode, encode_phrases=encode_phrases, progress=progress
     )
-    ends = np.cumsum([len(listed) for listed in takes.values()])[:-1]
-    measured = dict(zip(takes, np.split(every, ends), strict=True))
-    versions = 1 + acoustics.copies
-    labels = np.repeat(label_indices(utterances["train"]), versions)
-    scaling = fit_scaling(measured["train", ""], labels, plan=selection)
-    audio: dict[Split, dict[str, Float32]] = {split: {} for split in SPLITS}
-    for (split, condition), rows in measured.items():
-        if split == "train":
-            scaled = scaling(rows)
-            audio[split] = {str(n): scaled[n::versions] for n in range(versions)}
-        else:
-            audio[split][condition] = scaling(rows)
-    return Acted(scaling, utterances, audio)
 
 
-def fit_scaling(functionals: Float32, labels: NDArray[np.int64], plan: SelectionConfig) -> Scaling:
-    """Standardise, then keep the functionals of the largest mean absolute SVM weight."""
-    known = functionals[np.isfinite(functionals).all(axis=1)].astype(np.float64)
-    mean, deviation = known.mean(0), known.std(0)
+def fit_scaling(
+    functionals: Float32, labels: NDArray[np.int64], plan: SelectionConfig | None
+) -> Scaling:
+    """Standardise, then keep the functionals of the largest mean absolute SVM weight.
+
+    Columns that are constant are left out; ``plan`` None keeps all others. Rows of a ``labels``
+    of NO_LABEL count for the scale alone.
+    """
+    heard = functionals[np.isfinite(functionals).any(axis=1)]
+    mean: NDArray[np.float64] = np.asarray(np.nanmean(heard, axis=0, dtype=np.float64))
+    deviation: NDArray[np.float64] = np.asarray(np.nanstd(heard, axis=0, dtype=np.float64))
     usable = np.flatnonzero(deviation > 1e-9 * np.maximum(np.abs(mean), 1.0))
     everything = Scaling(
         selected=usable,
         mean=mean[usable].astype(np.float32),
         deviation=deviation[usable].astype(np.float32),
     )
+    if plan is None or len(usable) <= plan.width:
+        return everything
     machine = LinearSVC(
         C=plan.penalty, class_weight="balanced", max_iter=plan.iterations, random_state=0
     )
-    machine.fit(everything(functionals), labels)
+    known = labels != NO_LABEL
+    machine.fit(everything(functionals[known]), labels[known])
     weights = np.abs(machine.coef_).mean(0)
     best = np.sort(np.argsort(-weights, kind="stable")[: plan.width])
     return Scaling(usable[best], everything.mean[best], everything.deviation[best])
 
 
-def spoken_material(
-    dialogues: Sequence[Dialogue], *, encode: Encode, heads: Event2MindHeads
-) -> Material:
-    """Dialogues with words and without sound."""
-    utterances = [utterance for dialogue in dialogues for utterance in dialogue.utterances]
-    ends = np.cumsum([len(dialogue.utterances) for dialogue in dialogues])[:-1]
-    text = encode([utterance.text for utterance in utterances])
-    return Material(
-        labels=label_indices(utterances),
-        text=text,
-        commonsense=heads.infer(text),
-        audio={},
-        dialogues=tuple(np.split(np.arange(len(utterances)), ends)),
+def utterances_of(dialogues: Sequence[Dialogue]) -> list[LabelledUtterance]:
+    return [utterance for dialogue in dialogues for utterance in dialogue.utterances]
+
+
+def rows_of(dialogues: Sequence[Dialogue]) -> tuple[NDArray[np.intp], ...]:
+    """Each dialogue's rows among all utterances."""
+    ends = np.cumsum([len(dialogue.utterances) for dialogue in dialogues])
+    return tuple(np.split(np.arange(ends[-1]), ends[:-1]))
+
+
+def label_indices(
+    utterances: Sequence[LabelledUtterance], labels: tuple[str, ...]
+) -> NDArray[np.int64]:
+    indices = [NO_LABEL if u.label is None else labels.index(u.label) for u in utterances]
+    return np.array(indices, dtype=np.int64)
+
+
+def _prepare_commonsense(
+    recipe: Recipe,
+    corpora: Path,
+    encoder: TextEncoder,
+    *,
+    device: str,
+    cache: Path,
+    progress: Progress,
+) -> tuple[Commonsense, dict[str, Any]]:
+    """What infers, and its figures. Heads read events as dialogues of one turn by nobody.
+
+    Events and phrases only teach the heads, so they are read in half precision where the encoder
+    was tuned in it: there are ten times as many as utterances.
+    """
+    if recipe.commonsense == "none":
+        return NoCommonsense(1), {}
+    if recipe.commonsense != "event2mind":
+        return open_comet(recipe.commonsense, device=device), {}
+    half = recipe.tuning.changes and recipe.tuning.bfloat16
+    encode = remember_dialogues(encoder, cache / "text", half=half)
+    untuned = TextEncoder(recipe.encoder, device=device)
+    encode_phrases = remember_dialogues(untuned, cache / "text", half=half)
+    return prepare_heads(
+        corpora,
+        recipe.heads,
+        encode=lambda events: encode([(Turn("", event),) for event in events]),
+        encode_phrases=lambda phrases: encode_phrases([(Turn("", said),) for said in phrases]),
+        progress=progress,
     )
 
 
-def acted_material(
-    acted: Acted, split: Split, *, encode: Encode, heads: Event2MindHeads
+def _infer(
+    commonsense: Commonsense, dialogues: Sequence[Dialogue], *, features: Float32, cache: Path
+) -> Float32:
+    """Inferences [N, 3, K] of a split; COMET's are kept on disk, as it is the slowest of all."""
+    texts = [utterance.text for utterance in utterances_of(dialogues)]
+    if not isinstance(commonsense, Comet):
+        return commonsense.infer_texts(texts, features=features)
+    weights = digest_of(commonsense.model.state_dict())
+    key = key_of(weights, repr(commonsense.relations), *texts)
+    return cached(cache / f"{key}.npy", lambda: commonsense.infer_texts(texts, features=features))
+
+
+def _prepare_audio(
+    recipe: Recipe, corpus: Corpus, *, device: str, cache: Path, progress: Progress
+) -> tuple[Scaling | None, dict[Split, tuple[Float32, Flags]], tuple[str, ...]]:
+    """How to scale the sound; each split's features [N, A] and where there are any; who has none.
+
+    Nothing of all that for a recipe without sound.
+    """
+    if recipe.audio == "none":
+        return None, {}, ()
+
+    def tell(done: int, every: int, clip: Path) -> None:
+        if done % 500 == 0 or done == every:
+            progress(f"{recipe.audio}: {done} of {every} clips")
+
+    extracted = extract(
+        corpus,
+        representation=recipe.audio,
+        cache=cache / "sound",
+        workers=recipe.fitting.workers,
+        device=device,
+        progress=tell,
+    )
+    if extracted.skipped:
+        progress(f"{recipe.audio}: {len(extracted.skipped)} without; {extracted.skipped[0]}")
+    train = extracted.features["train"]
+    if not np.isfinite(train).any():
+        raise CorpusError(f"{corpus.name}: no utterance of train has any sound to measure")
+    gold = label_indices(utterances_of(corpus.splits["train"]), corpus.labels)
+    plan = recipe.selection if recipe.audio in SELECTED else None
+    scaling = fit_scaling(train, gold, plan)
+    audio: dict[Split, tuple[Float32, Flags]] = {}
+    for split, rows in extracted.features.items():
+        heard: Flags = np.asarray(np.isfinite(rows).any(axis=1))
+        audio[split] = scaling(rows), heard
+    return scaling, audio, tuple(str(skipped) for skipped in extracted.skipped)
+
+
+def _material(
+    corpus: Corpus,
+    split: Split,
+    text: Float32,
+    commonsense: Float32,
+    audio: tuple[Float32, Flags] | None,
 ) -> Material:
-    """Clips with sound and their statements; train's dialogues are speakers, others' are clips."""
-    utterances = acted.utterances[split]
-    text = encode([utterance.text for utterance in utterances])
-    speakers = np.array([utterance.speaker for utterance in utterances])
-    rows = np.arange(len(utterances))
-    by_speaker = tuple(np.flatnonzero(speakers == speaker) for speaker in np.unique(speakers))
+    utterances = utterances_of(corpus.splits[split])
+    for name, features in (("text", text), ("commonsense", commonsense)):
+        broken = ~np.isfinite(features).all(axis=tuple(range(1, features.ndim)))
+        if broken.any():
+            raise ModelError(
+                f"{corpus.name}: the {name} features of utterance "
+                f"{utterances[int(broken.argmax())].id} in {split} aren't numbers; "
+                "look at its words, or tune the encoder again at a lower rate"
+            )
     return Material(
-        labels=label_indices(utterances),
+        labels=label_indices(utterances, corpus.labels),
         text=text,
-        commonsense=heads.infer(text),
-        audio=acted.audio[split],
-        dialogues=by_speaker if split == "train" else tuple(rows[:, None]),
+        commonsense=commonsense,
+        audio={} if audio is None else {"": audio[0]},
+        dialogues=rows_of(corpus.splits[split]),
+        audio_mask=None if audio is None else audio[1],
+        text_mask=np.array([bool(u.text.strip()) for u in utterances]),
     )
 
 
-def label_indices(utterances: Sequence[LabelledUtterance]) -> NDArray[np.int64]:
-    return np.array([LABELS.index(utterance.label) for utterance in utterances], dtype=np.int64)
-
-
-def _labelled(dialogues: Sequence[Dialogue]) -> Labelled:
-    pairs = [(u.text, LABELS.index(u.label)) for d in dialogues for u in d.utterances]
-    if not pairs:
-        raise CorpusError("MELD: a split has no utterances; its file holds only a header")
-    return pairs
-
-
-def _key(*parts: str) -> str:
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
-
-
-def _save_array(file: Path, array: Float32) -> None:
-    with file.open("wb") as out:
-        np.save(out, array)
-
-
-def _write_whole(file: Path, write: Callable[[Path], None]) -> None:
-    """All or nothing: a file that was cut short would look like a finished one."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_suffix(".part")
-    write(unfinished)
-    unfinished.replace(file)
+def _turns(dialogues: Sequence[Dialogue]) -> list[tuple[Turn, ...]]:
+    return [tuple(Turn(u.speaker, u.text) for u in d.utterances) for d in dialogues]

@@ -1,79 +1,36 @@
-"""Training: corpora in, a bundle out, with every figure of its card measured on the way.
+"""Training: corpora in, bundles out, with every figure of their cards measured on the way.
 
 Everything is fitted on train and picked on dev; test is read once, at the end, by networks in
 the precision that ships.
 """
 
 import multiprocessing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-import yaml
-from numpy.typing import NDArray
-from pydantic import Field, ValidationError
 
-from stream_hbaf.bundle import Bundle, BundleConfig, softmax
-from stream_hbaf.config import Section
-from stream_hbaf.corpora.acoustics import CONDITIONS, AcousticsConfig
-from stream_hbaf.corpora.dialogue import LABELS, SPLITS, Split
-from stream_hbaf.corpora.meld import read_meld
-from stream_hbaf.errors import ConfigError
-from stream_hbaf.evaluation import Labels, Score, score
-from stream_hbaf.features.text import DEFAULT_ENCODER, TextEncoder
-from stream_hbaf.networks.hbaf import HBAF, HbafConfig
-from stream_hbaf.training.card import model_card
-from stream_hbaf.training.distillation import HeadsConfig
-from stream_hbaf.training.fitting import (
-    Fitted,
-    FittingConfig,
-    Material,
-    audio_score,
-    fit_network,
-    predict,
-    text_score,
-)
-from stream_hbaf.training.preparation import (
-    SelectionConfig,
-    acted_material,
-    prepare_acted,
-    prepare_heads,
-    prepare_layers,
-    remember,
-    spoken_material,
-)
-from stream_hbaf.training.tuning import TuningConfig
+from stream_hbaf.bundle import Bundle, BundleConfig
+from stream_hbaf.corpora.dialogue import Split
+from stream_hbaf.evaluation import Score, score, spread
+from stream_hbaf.networks.hbaf import HbafConfig
+from stream_hbaf.training.card import corpus_card, licence_of
+from stream_hbaf.training.fitting import Fitted, fit_network, one_thread
+from stream_hbaf.training.material import Material, digest_of_material
+from stream_hbaf.training.mixture import train_mixture
+from stream_hbaf.training.preparation import Prepared, prepare
+from stream_hbaf.training.recipe import MixtureRecipe, Recipe, read_recipe
+from stream_hbaf.training.remembering import key_of
+from stream_hbaf.training.trainer import leads
 
 Progress = Callable[[str], None]
-TEMPERATURES = np.geomspace(0.4, 5.0, 60)
-
-
-class Recipe(Section):
-    """Everything that decides what a training gives, beside the corpora."""
-
-    id: str
-    encoder: str = DEFAULT_ENCODER
-    network: dict[str, Any] = Field(
-        {}
-    )  # of HbafConfig; the features' widths are set by the features
-    tuning: TuningConfig = TuningConfig()
-    heads: HeadsConfig = HeadsConfig()
-    acoustics: AcousticsConfig = AcousticsConfig()
-    selection: SelectionConfig = SelectionConfig()
-    fitting: FittingConfig = FittingConfig()
-
-
-@dataclass(frozen=True)
-class Corpora:
-    """Each split's material."""
-
-    spoken: Mapping[Split, Material]
-    acted: Mapping[Split, Material]
+FIGURES = ("weighted_f1", "macro_f1", "accuracy", "uar", "ece")
+REPORTED: tuple[Split, ...] = ("dev", "test")
+ACOUSTIC = {"compare": "ComParE_2016"}  # a recipe's word for sound: a bundle's, where they differ
 
 
 def train(
@@ -82,218 +39,210 @@ def train(
     out: Path,
     *,
     cache: Path = Path("cache"),
+    devices: int | Literal["auto"] | None = None,
+    nodes: int | None = None,
     progress: Progress = print,
 ) -> Bundle:
-    """Train the bundle of a recipe on ``corpora``/{meld,ravdess,event2mind,speech} into ``out``.
+    """Train a recipe's bundle on the corpora under ``corpora``, into ``out``.
 
-    Raises ConfigError for a recipe that can't be read, CorpusError for a corpus, ModelError for
-    the encoder. Interrupted, it takes up its cached features and tuned layers again.
+    A recipe of one corpus also leaves every seed's bundle in ``out``/seed-N. ``devices`` and
+    ``nodes`` train on GPUs instead of the recipe's devices, a seed at a time. Raises ConfigError
+    for a recipe that can't be read, CorpusError for a corpus, ModelError for the encoder.
+    Interrupted, it goes on from what is in ``cache``, to the same result.
     """
     recipe = read_recipe(recipe_file)
-    dialogues = {split: read_meld(corpora / "meld", split) for split in SPLITS}
-    acted = prepare_acted(
-        corpora, recipe.acoustics, recipe.selection, cache=cache / "acoustics", progress=progress
-    )
-    tuned = prepare_layers(
-        recipe.encoder, dialogues, recipe.tuning, cache=cache / "tuned", progress=progress
-    )
-    encoder = TextEncoder(recipe.encoder, tuned=tuned)
-    encode = remember(encoder, cache / "text")
-    heads, inferred = prepare_heads(
-        corpora / "event2mind",
-        recipe.heads,
-        encode=encode,
-        encode_phrases=remember(TextEncoder(recipe.encoder), cache / "text"),
+    if isinstance(recipe, MixtureRecipe):
+        return train_mixture(recipe, corpora, out, cache=cache, progress=progress)
+    changes: dict[str, Any] = {"accelerator": "auto"} if devices or nodes else {}
+    changes |= {} if devices is None else {"devices": devices}
+    changes |= {} if nodes is None else {"nodes": nodes}
+    fitting = recipe.fitting.model_copy(update=changes)
+    return train_corpus(
+        recipe.model_copy(update={"fitting": fitting}),
+        corpora,
+        out,
+        cache=cache,
         progress=progress,
     )
-    material = Corpora(
-        {s: spoken_material(dialogues[s], encode=encode, heads=heads) for s in SPLITS},
-        {s: acted_material(acted, s, encode=encode, heads=heads) for s in SPLITS},
-    )
-    network = _network_config(recipe, audio_width=len(acted.scaling.mean), encoder=encoder)
-    fitted = _fit_seeds(network, recipe.fitting, material, progress=progress)
-    temperatures = {seed: fit_temperature(f.network, material) for seed, f in fitted.items()}
-    shipped = max(fitted, key=lambda seed: fitted[seed].dev_score)
-    config = BundleConfig(
-        id=recipe.id,
-        labels=LABELS,
-        encoder=recipe.encoder,
-        temperature=temperatures[shipped],
-        network=network,
-    )
-    bundle = Bundle(config, acted.scaling, encoder, heads, fitted[shipped].network, tuned)
-    metrics = _report(recipe, fitted, temperatures, material, shipped=shipped)
-    metrics["commonsense"] = inferred
-    bundle.save(out, metrics=metrics, card=model_card(metrics))
-    progress(f"{out}: bundle {recipe.id}, seed {shipped}, is ready")
-    return Bundle.load(str(out))
 
 
-def read_recipe(file: Path) -> Recipe:
-    """The recipe in a YAML file, or ConfigError naming the file and the setting."""
-    try:
-        return Recipe.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise ConfigError(f"{file}: can't be read ({error.strerror}); check its name") from None
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{file}: not valid YAML ({reason}); correct it") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "recipe"
-        raise ConfigError(f"{file}: '{key}': {first['msg']}; correct that setting") from None
-
-
-def fit_temperature(network: HBAF, material: Corpora) -> float:
-    """The temperature under which dev's labels are likeliest, words and voices weighing the same.
-
-    Guo et al. 2017; voices are heard under all conditions.
-    """
-    spoken, acted = material.spoken["dev"], material.acted["dev"]
-    words = predict(network, spoken, version=None, reads=True)
-    voices = np.concatenate(
-        [predict(network, acted, version=condition, reads=True) for condition in acted.audio]
-    )
-    heard = np.tile(acted.labels, len(acted.audio))
-
-    def surprise(temperature: float) -> float:
-        return _surprise(words / temperature, spoken.labels) + _surprise(
-            voices / temperature, heard
+def train_corpus(
+    recipe: Recipe, corpora: Path, out: Path, *, cache: Path, progress: Progress
+) -> Bundle:
+    """Train all seeds of a recipe of one corpus; the best on dev is the bundle in ``out``."""
+    on_gpu = recipe.fitting.accelerator != "cpu" and torch.cuda.is_available()
+    device = "cuda" if on_gpu else "cpu"
+    prepared = prepare(recipe, corpora, cache=cache, device=device, progress=progress)
+    folder = cache / "runs" / f"{recipe.id}-{_key(recipe, prepared)[:16]}"
+    progress(f"{folder}: checkpoints, and logs for tensorboard --logdir")
+    fitted: dict[int, Fitted] = {}
+    for seed, found in _fit_seeds(recipe, prepared, folder):
+        fitted[seed] = found
+        progress(
+            f"seed {seed}: dev weighted F1 {found.dev.weighted_f1:.4f} in epoch {found.epoch} "
+            f"of {len(found.history.scores)}, {found.history.seconds:.0f} s"
         )
-
-    return float(min(TEMPERATURES, key=surprise))
-
-
-def evaluate(
-    network: HBAF, material: Corpora, split: Split, *, temperature: float
-) -> dict[str, Score]:
-    """Every reported figure of one split, by corpus, what was given, and condition."""
-
-    def judge(corpus: Material, version: str | None, reads: bool) -> Score:
-        logits = predict(network, corpus, version=version, reads=reads)
-        return score(corpus.labels, softmax(logits / temperature))
-
-    scores = {"meld/text": judge(material.spoken[split], None, True)}
-    for condition in CONDITIONS:
-        clips = material.acted[split]
-        scores[f"ravdess/audio/{condition}"] = judge(clips, condition, False)
-        scores[f"ravdess/audio+text/{condition}"] = judge(clips, condition, True)
-    return scores
+    shipped = max(fitted, key=lambda seed: fitted[seed].dev.weighted_f1)
+    metrics = _report(recipe, prepared, fitted, shipped=shipped)
+    if leads():
+        for seed in fitted:
+            own = {**metrics, "id": f"{recipe.id}-seed-{seed}", "seed": seed}
+            _save(_bundle(recipe, prepared, fitted[seed], id_=own["id"]), own, out / f"seed-{seed}")
+        own = {**metrics, "seed": shipped}
+        _save(_bundle(recipe, prepared, fitted[shipped], id_=recipe.id), own, out)
+        progress(f"{out}: bundle {recipe.id}, seed {shipped}, is ready")
+    return _bundle(recipe, prepared, fitted[shipped], id_=recipe.id)
 
 
-def _fit_seeds(
-    config: HbafConfig, plan: FittingConfig, material: Corpora, *, progress: Progress
-) -> dict[int, Fitted]:
-    """All seeds' networks, in the precision that ships; the same for any number of workers."""
-    fit = partial(_fit_one, config, plan, material)
+def fit_seed(
+    recipe: Recipe,
+    prepared: Prepared,
+    seed: int,
+    folder: Path | None,
+    progress: Progress = lambda line: None,
+) -> Fitted:
+    """One network of a recipe on what was prepared for it; ``folder`` keeps its checkpoint.
+
+    The folder must be of this recipe, preparation and seed alone. The same seed gives the same
+    network on one torch thread.
+    """
+    return fit_network(
+        network_config(recipe, prepared),
+        losses=recipe.losses,
+        plan=recipe.fitting,
+        material=prepared.material,
+        seed=seed,
+        folder=folder,
+        progress=progress,
+    )
+
+
+def network_config(recipe: Recipe, prepared: Prepared) -> HbafConfig:
+    """The recipe's network for the features that were prepared."""
+    train = prepared.material["train"]
+    return recipe.network_config(
+        audio_width=train.audio[""].shape[1] if train.audio else 0,
+        text_width=train.text.shape[1],
+        commonsense_width=train.commonsense.shape[2],
+        classes=len(prepared.labels),
+    )
+
+
+def _fit_seeds(recipe: Recipe, prepared: Prepared, folder: Path) -> Iterator[tuple[int, Fitted]]:
+    """Every seed's network; on the processor several at a time, the same for any number."""
+    plan = recipe.fitting
+    workers = min(plan.workers, len(plan.seeds))
+    on_processor = plan.accelerator == "cpu" and plan.devices == 1 and plan.nodes == 1
+    if workers == 1 or not on_processor:
+        for seed in plan.seeds:
+            with one_thread():
+                found = fit_seed(recipe, prepared, seed, folder / f"seed-{seed}")
+            yield seed, found
+        return
     # Spawned, not forked: torch's threads don't survive a fork.
     context = multiprocessing.get_context("spawn")
-    fitted = {}
-    with ProcessPoolExecutor(plan.workers, mp_context=context) as pool:
-        for seed, found in zip(plan.seeds, pool.map(fit, plan.seeds), strict=True):
-            reached = " ".join(f"{value:.3f}" for value in found.history)
-            progress(f"network, seed {seed}: dev score by epoch {reached}")
-            fitted[seed] = replace(found, network=found.network.half().float())
-    return fitted
+    with ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_begin, initargs=(recipe, prepared, folder)
+    ) as pool:
+        yield from zip(plan.seeds, pool.map(_fit_here, plan.seeds), strict=True)
 
 
-def _fit_one(config: HbafConfig, plan: FittingConfig, material: Corpora, seed: int) -> Fitted:
-    # One thread: sums of several would come in another order each time, and seeds not repeat.
-    torch.set_num_threads(1)
-    return fit_network(
-        config,
-        plan,
-        spoken=material.spoken["train"],
-        acted=material.acted["train"],
-        dev_score=partial(_dev_score, material),
-        seed=seed,
+_received: list[tuple[Recipe, Prepared, Path]] = []  # in a training process: what seeds share
+
+
+def _begin(recipe: Recipe, prepared: Prepared, folder: Path) -> None:
+    _received[:] = [(recipe, prepared, folder)]
+
+
+def _fit_here(seed: int) -> Fitted:
+    recipe, prepared, folder = _received[0]
+    with one_thread():
+        return fit_seed(recipe, prepared, seed, folder / f"seed-{seed}")
+
+
+def _key(recipe: Recipe, prepared: Prepared) -> str:
+    """Names all that decides the networks, so that no other training's checkpoint is taken up."""
+    settings = recipe.model_dump_json(
+        include={"losses": True, "fitting": True}, exclude={"fitting": {"seeds", "workers"}}
     )
+    material = (digest_of_material(prepared.material[split]) for split in ("train", "dev"))
+    return key_of(repr(network_config(recipe, prepared)), settings, *material)
 
 
-def _dev_score(material: Corpora, network: HBAF) -> float:
-    """Mean of MELD's weighted F1 from words and RAVDESS's UAR from sound, and from both.
-
-    RAVDESS counts as the mean over all conditions: 120 clips alone would pick by luck.
-    """
-    acted = material.acted["dev"]
-    voices = [
-        [audio_score(network, acted, version=c, reads=reads) for c in acted.audio]
-        for reads in (False, True)
-    ]
-    words = text_score(network, material.spoken["dev"])
-    return float(np.mean([words, *np.mean(voices, axis=1)]))
+def _save(bundle: Bundle, metrics: Mapping[str, Any], out: Path) -> None:
+    bundle.save(out, metrics=metrics, card=corpus_card(metrics))
 
 
-def _network_config(recipe: Recipe, *, audio_width: int, encoder: TextEncoder) -> HbafConfig:
-    widths = {
-        "audio_width": audio_width,
-        "text_width": encoder.width,
-        "commonsense_width": encoder.width,
-        "classes": len(LABELS),
-    }
-    unknown = set(recipe.network) - set(HbafConfig.__dataclass_fields__)
-    if unknown:
-        raise ConfigError(f"recipe {recipe.id}: network has no setting '{sorted(unknown)[0]}'")
-    return HbafConfig(**{**recipe.network, **widths})
+def _bundle(recipe: Recipe, prepared: Prepared, fitted: Fitted, *, id_: str) -> Bundle:
+    if prepared.encoder is None or prepared.commonsense is None:
+        raise RuntimeError("a bundle is made where it was prepared")
+    config = BundleConfig(
+        id=id_,
+        labels=prepared.labels,
+        encoder=recipe.encoder,
+        context=recipe.tuning.context,
+        acoustic=ACOUSTIC.get(recipe.audio, recipe.audio),
+        commonsense=recipe.commonsense,
+        temperature=fitted.temperature,
+        licence=licence_of(recipe.corpus, audio=recipe.audio),
+        network=fitted.network.config,
+    )
+    return Bundle(
+        config,
+        prepared.scaling if fitted.network.config.use_audio else None,
+        prepared.encoder,
+        prepared.commonsense,
+        fitted.network,
+        prepared.tuned,
+    )
 
 
 def _report(
-    recipe: Recipe,
-    fitted: Mapping[int, Fitted],
-    temperatures: Mapping[int, float],
-    material: Corpora,
-    *,
-    shipped: int,
+    recipe: Recipe, prepared: Prepared, fitted: Mapping[int, Fitted], *, shipped: int
 ) -> dict[str, Any]:
-    report: dict[str, Any] = {
+    """What metrics.json holds: every seed's scores, their spread, and a baseline's."""
+    material = prepared.material
+    return {
         "id": recipe.id,
-        "labels": list(LABELS),
+        "corpus": recipe.corpus,
+        "labels": list(prepared.labels),
+        "mode": network_config(recipe, prepared).mode,
+        "transcripts": "gold",
         "recipe": recipe.model_dump(mode="json"),
         "shipped_seed": shipped,
-        "seeds": {
-            str(seed): {
-                "dev_score": f.dev_score,
-                "epoch": f.epoch,
-                "temperature": temperatures[seed],
+        "seeds": {str(seed): _of_seed(found) for seed, found in fitted.items()},
+        "spread": {
+            split: {
+                figure: asdict(spread([getattr(f.scores[split], figure) for f in fitted.values()]))
+                for figure in FIGURES
             }
-            for seed, f in fitted.items()
+            for split in REPORTED
         },
+        "majority": {
+            split: asdict(_majority(material["train"], material[split], len(prepared.labels)))
+            for split in REPORTED
+        },
+        "utterances": {split: int(m.labelled.sum()) for split, m in material.items()},
+        "dialogues": {split: len(m.dialogues) for split, m in material.items()},
+        "commonsense": dict(prepared.figures),
+        "skipped": list(prepared.skipped),
     }
-    for split in SPLITS[1:]:
-        by_seed = {
-            seed: evaluate(f.network, material, split, temperature=temperatures[seed])
-            for seed, f in fitted.items()
-        }
-        report[split] = {
-            key: {
-                "shipped": asdict(of_shipped),
-                "seeds": _spread([s[key] for s in by_seed.values()]),
-            }
-            for key, of_shipped in by_seed[shipped].items()
-        }
-        report[split]["majority"] = {
-            name: asdict(_majority(corpus["train"].labels, corpus[split].labels))
-            for name, corpus in (("meld", material.spoken), ("ravdess", material.acted))
-        }
-    return report
 
 
-def _spread(scores: Sequence[Score]) -> dict[str, dict[str, float]]:
-    """Mean and standard deviation over seeds of each figure."""
-    spread = {}
-    for figure in ("weighted_f1", "macro_f1", "accuracy", "uar", "ece"):
-        values = [getattr(s, figure) for s in scores]
-        deviation = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-        spread[figure] = {"mean": float(np.mean(values)), "sd": deviation}
-    return spread
+def _of_seed(fitted: Fitted) -> dict[str, Any]:
+    return {
+        "dev": asdict(fitted.dev),
+        "test": asdict(fitted.test),
+        "dev_by_loss": {"weighted_f1": fitted.dev_by_loss},
+        "epoch": fitted.epoch,
+        "epochs": len(fitted.history.scores),
+        "temperature": fitted.temperature,
+    }
 
 
-def _majority(train: Labels, gold: Labels) -> Score:
+def _majority(train: Material, material: Material, classes: int) -> Score:
     """The baseline that always says train's most frequent label, as surely as it is frequent."""
-    shares = np.bincount(train, minlength=len(LABELS)) / len(train)
+    known = train.labels[train.labelled]
+    shares = np.bincount(known, minlength=classes) / len(known)
+    gold = material.labels[material.labelled]
     return score(gold, np.tile(shares, (len(gold), 1)))
-
-
-def _surprise(logits: NDArray[np.floating], gold: Labels) -> float:
-    probabilities = softmax(logits)[np.arange(len(gold)), gold]
-    return float(-np.log(np.maximum(probabilities, 1e-12)).mean())

@@ -1,0 +1,226 @@
+"""A recorded corpus: IEMOCAP, ten actors in pairs, played and improvised (Busso et al. 2008).
+
+Read as people download it (``IEMOCAP_full_release/Session1`` … ``Session5``), or from the
+published table of its 10,039 turns (``utterances.csv``). Where both are there, the release tells
+what was said when, and the table gives the eight prosody measurements. Session 5 is the test split.
+
+The table numbers each speaker's turns but not the dialogue's: who spoke when is lost there. We
+merge the two speakers' turns evenly, each speaker's first to last turn over the whole dialogue.
+That is an estimate: what stands before a turn may truly have been spoken a few turns after it.
+"""
+
+import re
+from pathlib import Path
+
+from stream_hbaf.corpora.dialogue import (
+    Dialogue,
+    LabelledUtterance,
+    Row,
+    Split,
+    read_measurements,
+    read_rows,
+    read_utf8,
+    require_file,
+    require_folder,
+)
+from stream_hbaf.errors import CorpusError
+from stream_hbaf.features.prosody import PROSODY
+
+# The field's six classes; turns of any other label ('xxx': no agreement) are context only.
+EMOTIONS = {
+    "ang": "anger",
+    "exc": "excitement",
+    "fru": "frustration",
+    "hap": "happiness",
+    "neu": "neutral",
+    "sad": "sadness",
+}
+IEMOCAP_LABELS = tuple(EMOTIONS.values())
+OTHERS = ("xxx", "sur", "fea", "dis", "oth")
+# Names that a text encoder knows, the same in every session: the corpus has only F and M.
+SPEAKERS = {"F": "Mary", "M": "James"}
+SESSIONS = range(1, 6)
+TEST_SESSION = 5
+# The published split's 12 of the 120 dialogues of sessions 1-4; of the rest 108 train.
+DEV_DIALOGUES = frozenset(
+    {
+        "Ses01M_impro01",
+        "Ses01M_script03_1",
+        "Ses02F_impro02",
+        "Ses02F_impro07",
+        "Ses02M_script01_2",
+        "Ses03F_impro01",
+        "Ses03M_impro02",
+        "Ses03M_impro08a",
+        "Ses03M_script02_2",
+        "Ses03M_script03_2",
+        "Ses04F_impro07",
+        "Ses04F_script02_1",
+    }
+)
+MODES: dict[Split, str] = {"train": "train", "dev": "valid", "test": "test"}
+TABLE = "utterances.csv"
+COLUMNS = ("video_id", "segment_id", "emotion", "gender", "mode", "text", *PROSODY)
+
+EVALUATED = re.compile(
+    r"\[\s*(?P<start>\d+\.?\d*)\s*-\s*(?P<end>\d+\.?\d*)\s*\]"
+    r"\s+(?P<id>\S+_[FM]\d+)\s+(?P<emotion>[a-z]{3})\b"
+)
+TRANSCRIBED = re.compile(r"(?P<id>\S+_[FM]\d+)\s+\[[^\]]*\]:(?P<text>.*)")
+Prosody = dict[str, tuple[float, ...]]
+
+
+def read_iemocap(folder: Path, split: Split) -> list[Dialogue]:
+    """Read one split's dialogues, turns in order of time; speakers are Mary (F) and James (M).
+
+    Raises CorpusError with file and line for a label that IEMOCAP doesn't know, a turn without
+    transcription, or a broken table; and for a folder that holds neither of the two layouts.
+    """
+    table = folder / TABLE
+    for place in (folder / "IEMOCAP_full_release", folder):
+        if (place / "Session1").is_dir():
+            prosody = _read_prosody(table) if table.is_file() else {}
+            return _read_release(place, split=split, prosody=prosody)
+    if not table.is_file():
+        raise CorpusError(
+            f"IEMOCAP: {folder} holds neither IEMOCAP_full_release/Session1 nor {TABLE}; "
+            "put the corpus there or correct --corpora"
+        )
+    return _read_table(table, split=split)
+
+
+def split_of(dialogue: str) -> Split:
+    """The split of a dialogue such as ``Ses01F_impro01``; session 5 is test, twelve are dev."""
+    if dialogue.startswith(f"Ses0{TEST_SESSION}"):
+        return "test"
+    return "dev" if dialogue in DEV_DIALOGUES else "train"
+
+
+def _read_release(folder: Path, *, split: Split, prosody: Prosody) -> list[Dialogue]:
+    dialogues = []
+    for session in SESSIONS:
+        place = require_folder(
+            folder / f"Session{session}", corpus="IEMOCAP", holds="dialog/ and sentences/"
+        )
+        evaluations = require_folder(
+            place / "dialog" / "EmoEvaluation", corpus="IEMOCAP", holds="one .txt a dialogue"
+        )
+        for evaluation in sorted(evaluations.glob("[!.]*.txt")):  # ._x.txt: left over by a Mac
+            if split_of(evaluation.stem) == split:
+                dialogues.append(_read_dialogue(evaluation, session=place, prosody=prosody))
+    return dialogues
+
+
+def _read_dialogue(evaluation: Path, *, session: Path, prosody: Prosody) -> Dialogue:
+    name = evaluation.stem
+    transcription = require_file(
+        session / "dialog" / "transcriptions" / f"{name}.txt", corpus="IEMOCAP"
+    )
+    said = _read_transcription(transcription)
+    sound = session / "sentences" / "wav"
+    turns: dict[str, tuple[float, float, LabelledUtterance]] = {}
+    for where, found in _evaluated(evaluation):
+        turn = found["id"]
+        if turn in turns:
+            raise CorpusError(f"{where}: turn {turn} stands here twice; remove one of them")
+        if turn not in said:
+            raise CorpusError(f"{where}: turn {turn} isn't in {transcription}; unpack it again")
+        utterance = LabelledUtterance(
+            id=turn,
+            speaker=_speaker(turn),
+            text=said[turn],
+            label=_label(found["emotion"], where=where),
+            audio=sound / name / f"{turn}.wav" if sound.is_dir() else None,
+            prosody=prosody.get(turn),
+        )
+        turns[turn] = (float(found["start"]), float(found["end"]), utterance)
+    in_time = sorted(turns.values(), key=lambda turn: turn[:2])
+    return Dialogue(name, tuple(utterance for _, _, utterance in in_time))
+
+
+def _evaluated(path: Path) -> list[tuple[str, re.Match[str]]]:
+    """The turns' summary lines; the head and the annotators' single votes are left out."""
+    summaries = []
+    for where, line in _lines(path):
+        if line.startswith("["):
+            found = EVALUATED.match(line)
+            if not found:
+                raise CorpusError(f"{where}: not '[start - end] turn emotion'; unpack it again")
+            summaries.append((where, found))
+    return summaries
+
+
+def _read_transcription(path: Path) -> dict[str, str]:
+    """What was said, by turn; lines without a numbered turn (laughter between) are left out."""
+    found = (TRANSCRIBED.match(line) for _, line in _lines(path))
+    return {line["id"]: " ".join(line["text"].split()) for line in found if line}
+
+
+def _lines(path: Path) -> list[tuple[str, str]]:
+    """All lines with ``file:line``; a stray byte that isn't UTF-8 is read as Windows-1252."""
+    raw = path.read_bytes()
+    try:
+        content = raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        content = raw.decode("cp1252", errors="replace")
+    return [(f"{path}:{number}", line) for number, line in enumerate(content.split("\n"), start=1)]
+
+
+def _read_table(path: Path, *, split: Split) -> list[Dialogue]:
+    turns: dict[str, dict[str, LabelledUtterance]] = {}
+    for where, row in _table_rows(path):
+        if row["mode"] not in MODES.values():
+            raise CorpusError(f"{where}: mode '{row['mode']}' isn't one of train, valid, test")
+        if row["mode"] != MODES[split]:
+            continue
+        turn = _turn_id(row, where=where)
+        dialogue = turns.setdefault(row["video_id"], {})
+        if turn in dialogue:
+            raise CorpusError(f"{where}: turn {turn} stands here twice; remove one of them")
+        dialogue[turn] = LabelledUtterance(
+            id=turn,
+            speaker=_speaker(turn),
+            text=" ".join(row["text"].split()),
+            label=_label(row["emotion"], where=where),
+            prosody=read_measurements(row, where=where),
+        )
+    return [Dialogue(name, _merge(list(said.values()))) for name, said in sorted(turns.items())]
+
+
+def _merge(turns: list[LabelledUtterance]) -> tuple[LabelledUtterance, ...]:
+    """The two speakers' turns in one order: the k-th of n stands at (k + 1/2) / n of the time."""
+    placed = []
+    for speaker in SPEAKERS.values():
+        own = sorted((turn for turn in turns if turn.speaker == speaker), key=lambda turn: turn.id)
+        placed += [((k + 0.5) / len(own), turn) for k, turn in enumerate(own)]
+    return tuple(turn for _, turn in sorted(placed, key=lambda place: place[0]))
+
+
+def _read_prosody(path: Path) -> Prosody:
+    return {
+        _turn_id(row, where=where): read_measurements(row, where=where)
+        for where, row in _table_rows(path)
+    }
+
+
+def _table_rows(path: Path) -> list[tuple[str, Row]]:
+    return read_rows(read_utf8(path), path=path, columns=COLUMNS)
+
+
+def _turn_id(row: Row, *, where: str) -> str:
+    """The release's name of a turn, such as ``Ses01F_impro01_F000``."""
+    if row["gender"] not in SPEAKERS or not row["segment_id"].isdecimal():
+        raise CorpusError(f"{where}: gender must be F or M and segment_id a number; mend that line")
+    return f"{row['video_id']}_{row['gender']}{int(row['segment_id']):03d}"
+
+
+def _speaker(turn: str) -> str:
+    return SPEAKERS[turn.rsplit("_", 1)[1][0]]
+
+
+def _label(code: str, *, where: str) -> str | None:
+    if code not in EMOTIONS and code not in OTHERS:
+        raise CorpusError(
+            f"{where}: unknown emotion '{code}'; IEMOCAP has {', '.join((*EMOTIONS, *OTHERS))}"
+        )
+    return EMOTIONS.get(code)

@@ -1,0 +1,173 @@
+"""A recorded corpus: your own recordings, listed in one comma-separated table in UTF-8.
+
+    dialogue,id,speaker,text,label,split,audio,start,end
+    visit1,v1-001,Anna,"Well, hello.",joy,train,visit1.wav,0.40,1.85
+
+A row is an utterance, in the order in which they were spoken. ``label`` may be empty: the utterance
+is then context only. ``split`` is train, dev or test, one for a whole dialogue. The columns
+``audio`` (a path, relative to the table), ``start`` and ``end`` (seconds in that recording) may be
+left out or empty.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from stream_hbaf.corpora.dialogue import (
+    SPLITS,
+    Corpus,
+    Dialogue,
+    LabelledUtterance,
+    Row,
+    Split,
+    read_rows,
+    read_utf8,
+    require_file,
+)
+from stream_hbaf.errors import CorpusError
+
+REQUIRED = ("dialogue", "id", "speaker", "text", "label", "split")
+OPTIONAL = ("audio", "start", "end")
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    where: str  # file:line
+    dialogue: str
+    split: Split
+    utterance: LabelledUtterance
+
+
+def read_manifest(path: Path) -> Corpus:
+    """Read all splits; the labels are those of the train rows, in alphabetical order.
+
+    Raises CorpusError with file and line for bytes that aren't UTF-8, a missing or unknown column,
+    an id that stands there twice, a recording that is missing, times out of order, a dialogue in
+    two splits, and a dev or test label that training never sees.
+    """
+    content = read_utf8(require_file(path, corpus="manifest"))
+    rows = read_rows(content, path=path, columns=REQUIRED)
+    if not rows:
+        raise CorpusError(f"{path}: no rows; list one utterance a line below the columns' names")
+    _refuse_unknown_columns(rows[0][1], path=path)
+    entries = [_entry(row, where=where, folder=path.parent) for where, row in rows]
+    trained = {entry.utterance.label for entry in entries if entry.split == "train"}
+    labels = sorted(label for label in trained if label is not None)
+    if len(labels) < 2:
+        raise CorpusError(f"{path}: the train rows hold {len(labels)} labels; at least two needed")
+    _check_ids(entries)
+    _check_labels(entries, labels=labels)
+    dialogues = _gather(entries)
+    for turns in dialogues.values():
+        _check_times(turns)
+    splits: dict[Split, tuple[Dialogue, ...]] = {
+        split: tuple(
+            Dialogue(name, tuple(turn.utterance for turn in turns))
+            for name, turns in dialogues.items()
+            if turns[0].split == split
+        )
+        for split in SPLITS
+    }
+    return Corpus("manifest", tuple(labels), splits)
+
+
+def _refuse_unknown_columns(row: Row, *, path: Path) -> None:
+    """A misspelt ``Audio`` must not mean that there is no sound."""
+    known = (*REQUIRED, *OPTIONAL)
+    for column in row:
+        if column not in known:
+            raise CorpusError(
+                f"{path}:1: unknown column '{column}'; rename or remove it: {', '.join(known)}"
+            )
+
+
+def _entry(row: Row, *, where: str, folder: Path) -> _Entry:
+    cells = {column: " ".join(cell.split()) for column, cell in row.items()}
+    for column in ("dialogue", "id", "speaker"):
+        if not cells[column]:
+            raise CorpusError(f"{where}: {column} is empty; fill it in")
+    split = next((split for split in SPLITS if split == cells["split"]), None)
+    if split is None:
+        raise CorpusError(f"{where}: split '{cells['split']}' isn't one of {', '.join(SPLITS)}")
+    audio = folder / row["audio"].strip() if cells.get("audio") else None
+    if audio is not None and not audio.is_file():
+        raise CorpusError(f"{where}: {audio} is missing; correct the path or leave it empty")
+    if audio is None and not cells["text"]:
+        raise CorpusError(f"{where}: neither text nor audio; fill in one or remove the line")
+    utterance = LabelledUtterance(
+        id=cells["id"],
+        speaker=cells["speaker"],
+        text=cells["text"],
+        label=cells["label"] or None,
+        audio=audio,
+        start_s=_seconds("start", cells, where=where),
+        end_s=_seconds("end", cells, where=where),
+    )
+    return _Entry(where, cells["dialogue"], split, utterance)
+
+
+def _seconds(column: str, cells: Row, *, where: str) -> float | None:
+    cell = cells.get(column, "")
+    if not cell:
+        return None
+    try:
+        seconds = float(cell)
+    except ValueError:
+        seconds = math.nan
+    if not (math.isfinite(seconds) and seconds >= 0):
+        raise CorpusError(f"{where}: {column} is '{cell}', not a time in seconds; mend it")
+    return seconds
+
+
+def _check_ids(entries: list[_Entry]) -> None:
+    first: dict[str, str] = {}
+    for entry in entries:
+        name = entry.utterance.id
+        if name in first:
+            raise CorpusError(
+                f"{entry.where}: id '{name}' stands already at {first[name]}; rename one of them"
+            )
+        first[name] = entry.where
+
+
+def _check_labels(entries: list[_Entry], *, labels: list[str]) -> None:
+    for entry in entries:
+        label = entry.utterance.label
+        if label is not None and label not in labels:
+            raise CorpusError(
+                f"{entry.where}: unknown label '{label}'; the train rows have {', '.join(labels)}"
+            )
+
+
+def _gather(entries: list[_Entry]) -> dict[str, list[_Entry]]:
+    dialogues: dict[str, list[_Entry]] = {}
+    for entry in entries:
+        turns = dialogues.setdefault(entry.dialogue, [])
+        turns.append(entry)
+        if entry.split != turns[0].split:
+            raise CorpusError(
+                f"{entry.where}: dialogue '{entry.dialogue}' is in {entry.split} here but in "
+                f"{turns[0].split} at {turns[0].where}; a dialogue has one split"
+            )
+    return dialogues
+
+
+def _check_times(turns: list[_Entry]) -> None:
+    """Within one recording turns may overlap, but none may start before the one above it."""
+    latest: dict[Path | None, tuple[float, str]] = {}
+    for turn in turns:
+        said = turn.utterance
+        start = said.start_s or 0.0
+        if said.end_s is not None and said.end_s <= start:
+            raise CorpusError(
+                f"{turn.where}: end {said.end_s:g} s isn't after start {start:g} s; mend the times"
+            )
+        if said.start_s is None:
+            continue
+        before, where = latest.get(said.audio, (0.0, ""))
+        if start < before:
+            raise CorpusError(
+                f"{turn.where}: starts at {start:g} s, before {before:g} s at {where}; "
+                "list a dialogue's utterances in the order in which they were spoken"
+            )
+        latest[said.audio] = (start, turn.where)

@@ -1,0 +1,68 @@
+"""A recorded corpus, by name: the reader that knows its files, and what all corpora must hold."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from stream_hbaf.corpora.dialogue import LABELS, SPLITS, Corpus, Dialogue, Split
+from stream_hbaf.corpora.iemocap import IEMOCAP_LABELS, read_iemocap
+from stream_hbaf.corpora.manifest import read_manifest
+from stream_hbaf.corpora.meld import read_meld
+from stream_hbaf.corpora.ravdess import read_ravdess
+from stream_hbaf.errors import ConfigError, CorpusError
+
+
+@dataclass(frozen=True, slots=True)
+class _Published:
+    labels: tuple[str, ...]
+    read: Callable[[Path, Split], list[Dialogue]]
+
+
+_PUBLISHED: Mapping[str, _Published] = {
+    "iemocap": _Published(IEMOCAP_LABELS, read_iemocap),
+    "meld": _Published(LABELS, read_meld),
+    "ravdess": _Published(LABELS, read_ravdess),
+}
+CORPORA = (*_PUBLISHED, "manifest")
+
+
+def open_corpus(name: str, corpora: Path) -> Corpus:
+    """Read ``corpora``/``name``: a published corpus's folder, or a manifest, whose name ends in
+    ``.csv`` and which may also be a path of its own. Raises what ``read_corpus`` does.
+    """
+    if not name.endswith(".csv"):
+        return read_corpus(name, corpora / name)
+    return read_corpus("manifest", Path(name) if Path(name).is_file() else corpora / name)
+
+
+def read_corpus(name: str, folder: Path) -> Corpus:
+    """Read all splits of one of CORPORA; ``folder`` of ``manifest`` is the table itself.
+
+    Raises ConfigError for an unknown name, and CorpusError with file and line for what can't be
+    read, an empty split, an empty dialogue, or a split without any label.
+    """
+    if name == "manifest":
+        corpus = read_manifest(folder)
+    elif name in _PUBLISHED:
+        known = _PUBLISHED[name]
+        corpus = Corpus(
+            name, known.labels, {split: tuple(known.read(folder, split)) for split in SPLITS}
+        )
+    else:
+        published = ", ".join(_PUBLISHED)
+        raise ConfigError(f"unknown corpus '{name}'; choose {published}, or a manifest's .csv")
+    for split, dialogues in corpus.splits.items():
+        _require_turns(dialogues, where=f"{folder}: {name}'s {split} split")
+    return corpus
+
+
+def _require_turns(dialogues: tuple[Dialogue, ...], *, where: str) -> None:
+    if not dialogues:
+        raise CorpusError(f"{where} is empty; add its dialogues")
+    for dialogue in dialogues:
+        if not dialogue.utterances:
+            raise CorpusError(
+                f"{where}: dialogue {dialogue.id} has no utterances; remove or mend it"
+            )
+    if all(said.label is None for dialogue in dialogues for said in dialogue.utterances):
+        raise CorpusError(f"{where} has no labelled utterance; label some of them")

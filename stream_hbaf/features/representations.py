@@ -1,0 +1,107 @@
+"""An utterance becomes features: its sound as one vector, from whichever front end is named.
+
+The recogniser streams ComParE; this is the interface behind which the corpora's sound is
+compared: openSMILE's three sets, and self-supervised speech encoders. VGGish and openL3, which the
+paper also compares, aren't among them: no package that offers them is still looked after.
+"""
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_hbaf.errors import ConfigError, ModelError
+from stream_hbaf.features import acoustic
+from stream_hbaf.features.acoustic import (
+    COMPARE,
+    EGEMAPS,
+    OPENSMILE_VERSION,
+    Acoustic,
+    AcousticExtractor,
+    FeatureSet,
+)
+
+Float32 = NDArray[np.float32]
+
+OPENSMILE = ("compare", "egemaps", "mfcc")
+MFCC = 14  # ComParE's low-level descriptors hold coefficients 1 to 14
+VERSION = "1"  # rises when what is made of openSMILE's rows changes: old caches are then left alone
+NOT_OFFERED = ("vggish", "openl3")
+
+
+class AcousticRepresentation(Protocol):
+    """Whatever turns the sound of an utterance into one vector."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in configurations and caches."""
+
+    @property
+    def version(self) -> str:
+        """Changes whenever the same sound might give other features."""
+
+    @property
+    def width(self) -> int: ...
+
+    def extract(self, samples: NDArray[np.int16]) -> Float32 | None:
+        """One utterance (int16 [n], mono, 16 kHz) -> [width]; None if it is too short for any."""
+
+    def close(self) -> None: ...
+
+
+def open_representation(name: str, *, device: str = "cpu") -> AcousticRepresentation:
+    """Open "compare", "egemaps", "mfcc", or a speech encoder by its folder or its name on the hub.
+
+    ``device`` is for encoders; openSMILE knows the processor only. Raises ModelError if it can't
+    be had, ConfigError for "prosody", which is read from a corpus's tables and not from sound.
+    """
+    if name in OPENSMILE:
+        return OpenSmileRepresentation(name)
+    if name == "prosody":
+        raise ConfigError(
+            "prosody: comes from a corpus's tables, not from sound; "
+            f"choose {', '.join(OPENSMILE)} or a speech encoder"
+        )
+    if name in NOT_OFFERED:
+        raise ModelError(
+            f"{name}: no maintained package offers it; "
+            f"choose {', '.join(OPENSMILE)} or a speech encoder"
+        )
+    # Seconds and hundreds of megabytes of libraries, which openSMILE's sets need not pay.
+    from stream_hbaf.features.speech_encoder import SpeechEncoder
+
+    return SpeechEncoder(name, device=device)
+
+
+class OpenSmileRepresentation:
+    """openSMILE's vectors: one instance of the library, used again for every utterance.
+
+    "compare": the 6373 functionals of ComParE 2016. "egemaps": the 88 of eGeMAPSv02. "mfcc": mean
+    and standard deviation over frames of ComParE's coefficients 1-14, 28 values. Raises ModelError
+    if openSMILE can't be started.
+    """
+
+    def __init__(self, name: str) -> None:
+        feature_set: FeatureSet = EGEMAPS if name == "egemaps" else COMPARE
+        self.name = name
+        self.version = f"{VERSION}-opensmile{OPENSMILE_VERSION}"
+        self.width = 2 * MFCC if name == "mfcc" else feature_set.functionals_width
+        self._extractor = AcousticExtractor(feature_set)
+
+    def extract(self, samples: NDArray[np.int16]) -> Float32 | None:
+        """One utterance -> [width]; None under 60 ms. Raises ModelError if openSMILE fails."""
+        result = self._extractor.extract(samples)
+        if result is None:
+            return None
+        return _mfcc(result) if self.name == "mfcc" else result.functionals
+
+    def close(self) -> None:
+        """Free openSMILE's instance."""
+        self._extractor.close()
+
+
+def _mfcc(result: Acoustic) -> Float32:
+    """[T, 65] low-level descriptors -> [28]: means, then deviations, of the cepstral ones."""
+    columns = [n for n, column in enumerate(acoustic.LLD_NAMES) if column.startswith("mfcc_sma[")]
+    frames = result.lld[:, columns].astype(np.float64)  # [T, 14]
+    return np.concatenate([frames.mean(0), frames.std(0)]).astype(np.float32)

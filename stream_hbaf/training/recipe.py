@@ -1,0 +1,144 @@
+"""Training: recipes, everything that decides what a training gives, beside the corpora.
+
+A recipe that names a ``corpus`` is trained on it; one that doesn't mixes MELD's words and
+RAVDESS's voices, which no corpus at hand holds together.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, TypeAdapter, ValidationError, field_validator
+
+from stream_hbaf.config import Positive, Section
+from stream_hbaf.corpora.acoustics import AcousticsConfig
+from stream_hbaf.corpora.reading import CORPORA
+from stream_hbaf.errors import ConfigError
+from stream_hbaf.features.text import DEFAULT_ENCODER
+from stream_hbaf.networks.hbaf import HbafConfig
+from stream_hbaf.training.distillation import HeadsConfig
+from stream_hbaf.training.fitting import FittingConfig, LossConfig
+from stream_hbaf.training.mixing import MixtureConfig
+from stream_hbaf.training.tuning import TuningConfig
+
+# Sizes that the features and the corpus decide, whatever a recipe says.
+DECIDED = ("audio_width", "text_width", "commonsense_width", "classes")
+COMET = ("comet:", "comet-cosmic:")
+
+
+class SelectionConfig(Section):
+    """Which functionals are kept, by a linear SVM's weights (decision 9)."""
+
+    width: Positive = 512
+    penalty: float = 1e-4  # the SVM's C
+    iterations: Positive = 200
+
+
+class _Network(Section):
+    network: dict[str, Any] = Field({})  # switches and sizes of HbafConfig
+
+    @field_validator("network")
+    @classmethod
+    def _known(cls, network: dict[str, Any]) -> dict[str, Any]:
+        for name in network:
+            if name not in HbafConfig.__dataclass_fields__:
+                raise ValueError(f"there is no setting '{name}' of the network")
+            if name in DECIDED:
+                raise ValueError(f"'{name}' follows from the features; leave it out")
+        try:
+            TypeAdapter(HbafConfig).validate_python(network)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ValueError(f"'{first['loc'][0]}': {first['msg']}") from None
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        return network
+
+
+class Recipe(_Network):
+    """HBAF on one corpus, as the paper trains it."""
+
+    id: str
+    corpus: str  # one of CORPORA
+    manifest: Path | None = None  # the table, if ``corpus`` is "manifest"; under --corpora
+    audio: str = "prosody"  # "compare", "egemaps", "mfcc", "none", or a speech encoder's name
+    selection: SelectionConfig = SelectionConfig()
+    encoder: str = DEFAULT_ENCODER
+    tuning: TuningConfig = TuningConfig(epochs=0)
+    commonsense: str = "event2mind"  # "comet:<folder or hub name>", "none"
+    heads: HeadsConfig = HeadsConfig()
+    losses: LossConfig = LossConfig()
+    fitting: FittingConfig = FittingConfig()
+
+    @field_validator("corpus")
+    @classmethod
+    def _is_read(cls, corpus: str) -> str:
+        if corpus not in CORPORA:
+            raise ValueError(f"no reader for '{corpus}'; choose one of {', '.join(CORPORA)}")
+        return corpus
+
+    @field_validator("commonsense")
+    @classmethod
+    def _is_offered(cls, commonsense: str) -> str:
+        if commonsense not in ("event2mind", "none") and not commonsense.startswith(COMET):
+            raise ValueError(f"not '{commonsense}': event2mind, none, or comet:<folder or name>")
+        return commonsense
+
+    def network_config(
+        self, *, audio_width: int, text_width: int, commonsense_width: int, classes: int
+    ) -> HbafConfig:
+        """The network for features of these widths; it leaves out what isn't there."""
+        without: dict[str, Any] = {}
+        if self.audio == "none":
+            without["use_audio"] = False
+        if self.commonsense == "none":
+            without["use_commonsense"] = False
+        return HbafConfig(
+            **{
+                **self.network,
+                **without,
+                "audio_width": max(1, audio_width),
+                "text_width": text_width,
+                "commonsense_width": commonsense_width,
+                "classes": classes,
+            }
+        )
+
+    def place(self, corpora: Path) -> Path:
+        """Where the corpus is under the folder of all corpora."""
+        if self.corpus != "manifest":
+            return corpora / self.corpus
+        if self.manifest is None:
+            raise ConfigError(f"recipe {self.id}: 'manifest' is missing; name the corpus's table")
+        return corpora / self.manifest
+
+
+class MixtureRecipe(_Network):
+    """HBAF on MELD's words and RAVDESS's voices at once."""
+
+    id: str
+    encoder: str = DEFAULT_ENCODER
+    tuning: TuningConfig = TuningConfig()
+    heads: HeadsConfig = HeadsConfig()
+    acoustics: AcousticsConfig = AcousticsConfig()
+    selection: SelectionConfig = SelectionConfig()
+    fitting: MixtureConfig = MixtureConfig()
+
+
+def read_recipe(file: Path) -> Recipe | MixtureRecipe:
+    """The recipe in a YAML file, or ConfigError naming the file and the setting."""
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{file}: can't be read ({error.strerror}); check its name") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{file}: not valid YAML ({reason}); correct it") from None
+    kind = Recipe if isinstance(tree, dict) and "corpus" in tree else MixtureRecipe
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "recipe"
+        message = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{file}: '{key}': {message}; correct that setting") from None

@@ -1,0 +1,204 @@
+"""Training: all results laid out as a page: models/README.md, made from models/results/*.json."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from stream_hbaf.errors import ConfigError
+from stream_hbaf.evaluation import Spread
+from stream_hbaf.training.pictures import window_curve
+from stream_hbaf.training.results import (
+    DRAWS,
+    Row,
+    Summary,
+    percent,
+    read_rows,
+    summarise,
+    write_whole,
+)
+
+MARK = "<!-- made from models/results/*.json by `stream-hbaf experiment`; edits are lost -->"
+
+# Weighted F1 x 100. Luo et al., "Heterogeneous bimodal attention fusion for speech emotion
+# recognition": table 2 (sound alone, with and without its audio context network) and the
+# differences of sections 5.1 to 5.3, made absolute. All offline. By the name of the row.
+PAPER: Mapping[str, Mapping[str, float]] = {
+    "meld": {
+        "both": 67.1,
+        "text": 64.8,
+        "audio": 41.2,
+        "audio_without_context": 39.8,
+        "audio_mfcc": 34.6,
+        "audio_mfcc_without_context": 33.5,
+        "audio_wav2vec": 47.3,
+        "audio_wav2vec_without_context": 47.6,
+        "audio_data2vec": 37.9,
+        "audio_data2vec_without_context": 37.8,
+        "without_fusion": 63.5,
+        "without_contrastive": 64.2,
+    },
+    "iemocap": {
+        "both": 69.6,
+        "text": 64.5,
+        "audio": 58.3,
+        "audio_without_context": 56.7,
+        "audio_mfcc": 52.8,
+        "audio_mfcc_without_context": 51.5,
+        "audio_wav2vec": 61.9,
+        "audio_wav2vec_without_context": 62.1,
+        "audio_data2vec": 53.0,
+        "audio_data2vec_without_context": 52.7,
+        "without_fusion": 63.0,
+        "without_contrastive": 64.2,
+    },
+}
+
+
+def check_page(results: Path) -> Path:
+    """The page beside ``results``, or ConfigError if somebody wrote another page there."""
+    page = results.resolve().parent / "README.md"
+    if page.exists() and MARK not in page.read_text(encoding="utf-8"):
+        raise ConfigError(f"{page}: is not a page of results; give --results another folder")
+    return page
+
+
+def write_page(results: Path) -> Path:
+    """README.md beside the folder ``results``, and its pictures, made from all rows there."""
+    page = check_page(results)
+    rows = [row for file in sorted(results.glob("*.json")) for row in read_rows(file)]
+    summaries = summarise(rows)
+    parts = [
+        "# Results",
+        MARK,
+        "F1, accuracy and recall are x 100: mean ± standard deviation over seeds. Each network was "
+        "picked on dev; test was read once, at its end, and decided nothing. *live* sees nothing "
+        "after an utterance; *offline* sees its whole dialogue, as the paper does.",
+        _runs(summaries),
+        _beside_the_paper(summaries),
+        *_ablations(summaries),
+        _comparisons([row for row in rows if "compare" in row]),
+        *_windows(summaries, results=results),
+    ]
+    write_whole(page, "\n\n".join(part for part in parts if part) + "\n")
+    return page
+
+
+def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    ruled = [header, ["---"] * len(header), *lines]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in ruled)
+
+
+def _runs(summaries: Sequence[Summary]) -> str:
+    lines = [
+        [
+            *(str(s.first[key]) for key in ("corpus", "experiment", "row", "mode", "modalities")),
+            *(str(s.first[key]) for key in ("audio", "encoder", "transcripts")),
+            str(len(s.seeds)),
+            s.percent("dev"),
+            s.percent("test"),
+            s.percent("test", "macro_f1"),
+            s.percent("test", "uar"),
+            " ".join(s.commits),
+        ]
+        for s in summaries
+    ]
+    header = "corpus,experiment,row,mode,modalities,sound,encoder,transcripts,seeds"
+    figures = "dev weighted F1,test weighted F1,test macro F1,test UAR,commit"
+    return "## Every row\n\n" + table(f"{header},{figures}".split(","), lines)
+
+
+def _beside_the_paper(summaries: Sequence[Summary]) -> str:
+    lines = []
+    for s in summaries:
+        paper = paper_figure(s)
+        if paper is not None and not s.experiment.endswith("-ablation"):
+            difference = 100 * s.figures["test", "weighted_f1"].mean - paper
+            own = [s.first["corpus"], s.row, s.first["mode"], s.percent("test")]
+            lines.append([*own, f"{paper:.1f}", f"{difference:+.1f}"])
+    if not lines:
+        return ""
+    return (
+        "## Beside the paper\n\nTest weighted F1. The paper had the corpora's sound, RoBERTa-large "
+        "and COMET, and saw whole dialogues; each row says what it had.\n\n"
+        + table(["corpus", "row", "mode", "ours", "paper", "difference"], lines)
+    )
+
+
+def _ablations(summaries: Sequence[Summary]) -> list[str]:
+    """One table an ablation; its first row is the whole network that the others lack a part of."""
+    parts = []
+    for experiment, own in _by_experiment(summaries).items():
+        if experiment.endswith("-ablation"):
+            whole, full = own[0], paper_figure(own[0])
+            lines = [[*_ablated(s, whole), *_paper_cells(s, full=full)] for s in own]
+            header = ["row", "dev", "test", f"against {whole.row}", "paper", "paper's difference"]
+            parts.append(f"## Ablation: {experiment}\n\n" + table(header, lines))
+    return parts
+
+
+def _ablated(s: Summary, whole: Summary) -> list[str]:
+    difference = s.figures["test", "weighted_f1"].mean - whole.figures["test", "weighted_f1"].mean
+    against = "" if s is whole else f"{100 * difference:+.1f}"
+    return [s.row.replace("_", " "), s.percent("dev"), s.percent("test"), against]
+
+
+def _paper_cells(s: Summary, *, full: float | None) -> list[str]:
+    paper = paper_figure(s)
+    if paper is None or full is None:
+        return ["", ""]
+    return [f"{paper:.1f}", f"{paper - full:+.1f}" if paper != full else ""]
+
+
+def _comparisons(rows: Sequence[Row]) -> str:
+    if not rows:
+        return ""
+    lines = [
+        [
+            row["experiment"],
+            *row["compare"],
+            percent(Spread(row["gain"], row["sd"]), seeds=row["seeds"]),
+            f"{row['better']} of {row['seeds']}",
+            f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}",
+            f"{row['p']:.4f}",
+            f"{row['p_dialogues']:.4f}",
+        ]
+        for row in rows
+    ]
+    header = ["experiment", "a", "b", "gain", "seeds better", "95 % interval", "p", "p (dialogues)"]
+    return (
+        "## Comparisons\n\nHow much row a gains over row b in test weighted F1. The paired "
+        f"bootstrap draws the test utterances anew {DRAWS:,} times for the mean of all seeds; "
+        '"p (dialogues)" draws whole dialogues, which is stricter.\n\n' + table(header, lines)
+    )
+
+
+def _windows(summaries: Sequence[Summary], *, results: Path) -> list[str]:
+    """A picture for each experiment whose rows differ in the window's length alone."""
+    parts = []
+    for experiment, own in _by_experiment(summaries).items():
+        if len(own) < 2 or any(list(s.first["switches"]) != ["network.window"] for s in own):
+            continue
+        points = sorted(_point(summary) for summary in own)
+        title = f"{own[0].first['corpus']}: test weighted F1 by window"
+        picture = results / f"{experiment}.svg"
+        write_whole(picture, window_curve(points, title=title))
+        parts.append(f"## Window: {experiment}\n\n![{title}]({results.name}/{picture.name})")
+    return parts
+
+
+def _point(s: Summary) -> tuple[float, float, float]:
+    reached = s.figures["test", "weighted_f1"]
+    return s.first["switches"]["network.window"], 100 * reached.mean, 100 * reached.sd
+
+
+def paper_figure(summary: Summary) -> float | None:
+    """The paper's figure for a row of that name, whatever the mode."""
+    name = summary.row.removesuffix("_offline")
+    return PAPER.get(summary.first["corpus"], {}).get(name)
+
+
+def _by_experiment(summaries: Sequence[Summary]) -> dict[str, list[Summary]]:
+    found: dict[str, list[Summary]] = {}
+    for summary in summaries:
+        found.setdefault(summary.experiment, []).append(summary)
+    return found

@@ -1,0 +1,249 @@
+"""Promises of the acoustic representations: one vector an utterance, as an independent way gives
+it."""
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import opensmile
+import pytest
+import torch
+from conftest import RECORDINGS
+from numpy.typing import NDArray
+from transformers import (
+    AutoModel,
+    BertConfig,
+    BertModel,
+    Data2VecAudioConfig,
+    Data2VecAudioModel,
+    Wav2Vec2Config,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2Model,
+    WavLMConfig,
+    WavLMModel,
+)
+
+from stream_hbaf.audio.file import read_audio
+from stream_hbaf.errors import ConfigError, ModelError
+from stream_hbaf.features.acoustic import EGEMAPS, AcousticExtractor
+from stream_hbaf.features.representations import open_representation
+from stream_hbaf.features.speech_encoder import PIECE_S, SpeechEncoder
+
+RATE = 16_000
+SPEECH = read_audio(RECORDINGS / "jfk.flac")
+CLASSES: dict[str, tuple[Any, Any]] = {
+    "wav2vec2": (Wav2Vec2Config, Wav2Vec2Model),
+    "data2vec": (Data2VecAudioConfig, Data2VecAudioModel),
+    "wavlm": (WavLMConfig, WavLMModel),
+}
+
+
+def smile(feature_set: opensmile.FeatureSet, level: opensmile.FeatureLevel) -> Any:
+    """What openSMILE's own package gives for the speech as a whole: a table of float32."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return opensmile.Smile(feature_set, level).process_signal(
+            SPEECH.astype(np.float32) / 32768, RATE
+        )
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A small model of each class, with chance for weights, saved as people save theirs."""
+    folders = {}
+    for name, (config_class, model_class) in CLASSES.items():
+        folders[name] = tmp_path_factory.mktemp(name)
+        torch.manual_seed(0)
+        config = config_class(
+            hidden_size=16,
+            num_hidden_layers=5,
+            num_attention_heads=2,
+            intermediate_size=32,
+            conv_dim=(8,) * 7,
+            num_conv_pos_embeddings=16,
+            num_conv_pos_embedding_groups=2,
+            conv_pos_kernel_size=5,
+        )
+        model_class(config).save_pretrained(folders[name])
+        Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(folders[name])
+    return folders
+
+
+def hidden_layers(folder: Path, samples: NDArray[np.int16]) -> list[NDArray[np.float64]]:
+    """Each layer's frames, [T, width], of a sound scaled by hand to mean 0 and deviation 1."""
+    sound = samples.astype(np.float64) / 32768
+    sound = (sound - sound.mean()) / np.sqrt(sound.var() + 1e-7)
+    model = AutoModel.from_pretrained(folder).eval()
+    with torch.no_grad():
+        output = model(torch.tensor(sound[None], dtype=torch.float32), output_hidden_states=True)
+    return [layer[0].double().numpy() for layer in output.hidden_states]
+
+
+def test_compare_is_opensmiles() -> None:
+    """6373 functionals, to the last bit those of openSMILE's own package."""
+    representation = open_representation("compare")
+    level = opensmile.FeatureLevel.Functionals
+    expected = smile(opensmile.FeatureSet.ComParE_2016, level).to_numpy()[0]
+    assert representation.width == 6373
+    np.testing.assert_array_equal(representation.extract(SPEECH), expected)
+
+
+def test_egemaps_is_opensmiles() -> None:
+    """88 functionals of eGeMAPSv02, to the last bit those of openSMILE's own package."""
+    representation = open_representation("egemaps")
+    level = opensmile.FeatureLevel.Functionals
+    expected = smile(opensmile.FeatureSet.eGeMAPSv02, level).to_numpy()[0]
+    assert representation.width == 88
+    np.testing.assert_array_equal(representation.extract(SPEECH), expected)
+
+
+def test_egemaps_any_split() -> None:
+    """eGeMAPS may be streamed as ComParE is: the split of the sound changes no bit."""
+    with AcousticExtractor(EGEMAPS) as extractor:
+        whole = extractor.extract(SPEECH[:RATE])
+        with extractor.open() as session:
+            for start in range(0, RATE, 777):
+                session.feed(SPEECH[start : min(start + 777, RATE)])
+            streamed = session.finish()
+    assert whole is not None
+    assert streamed is not None
+    np.testing.assert_array_equal(streamed.functionals, whole.functionals)
+    np.testing.assert_array_equal(streamed.lld, whole.lld)
+    assert streamed.lld.shape == (96, 25)
+
+
+def test_mfcc_is_mean_and_deviation_of_opensmiles() -> None:
+    """28 values: coefficients 1-14 averaged over frames, then their standard deviations."""
+    level = opensmile.FeatureLevel.LowLevelDescriptors
+    table = smile(opensmile.FeatureSet.ComParE_2016, level).astype(np.float64)
+    columns = [f"mfcc_sma[{n}]" for n in range(1, 15)]
+    expected = [table[c].mean() for c in columns] + [table[c].std(ddof=0) for c in columns]
+    representation = open_representation("mfcc")
+    assert representation.width == 28
+    np.testing.assert_allclose(representation.extract(SPEECH), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["compare", "egemaps", "mfcc"])
+def test_opensmile_too_short(name: str) -> None:
+    """Under 60 ms there is nothing to be said, and the next utterance is as if it was the first."""
+    representation = open_representation(name)
+    first = representation.extract(SPEECH[:RATE])
+    assert representation.extract(SPEECH[:959]) is None
+    assert representation.extract(SPEECH[:0]) is None
+    np.testing.assert_array_equal(representation.extract(SPEECH[:RATE]), first)
+    representation.close()
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_encoder_is_the_mean_of_the_last_four_layers(name: str, tiny: dict[str, Path]) -> None:
+    """The mean over frames of the last four layers' average; with layers=1, of the last alone."""
+    samples = SPEECH[:20_321]  # fills no whole number of frames
+    layers = hidden_layers(tiny[name], samples)
+    encoder = open_representation(str(tiny[name]))
+    found = encoder.extract(samples)
+    assert encoder.width == 16
+    expected = np.mean([layer.mean(0) for layer in layers[-4:]], axis=0)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    last = SpeechEncoder(str(tiny[name]), layers=1).extract(samples)
+    np.testing.assert_allclose(last, layers[-1].mean(0), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_encoder_any_length(name: str, tiny: dict[str, Path]) -> None:
+    """From a single frame on there are features; below, none."""
+    encoder = open_representation(str(tiny[name]))
+    assert encoder.extract(SPEECH[:399]) is None
+    for length in (400, 720, 16_001):
+        features = encoder.extract(SPEECH[:length])
+        assert features is not None
+        assert np.isfinite(features).all()
+        np.testing.assert_array_equal(encoder.extract(SPEECH[:length]), features)
+
+
+def test_encoder_long_sound_in_pieces(tiny: dict[str, Path]) -> None:
+    """Beyond 20 s memory stays bounded: the mean is that of equal pieces, weighted by frames."""
+    half = np.tile(SPEECH, 2)[: PIECE_S * RATE - 80_000]
+    encoder = open_representation(str(tiny["wavlm"]))
+    # The same half twice: scaling the whole is scaling the half, so its vector is the half's.
+    np.testing.assert_allclose(encoder.extract(np.tile(half, 2)), encoder.extract(half), atol=1e-5)
+
+
+def test_encoder_version_names_its_weights(tiny: dict[str, Path], tmp_path: Path) -> None:
+    """Another folder of the same weights is the same version; other weights are another."""
+    (moved := tmp_path / "moved").mkdir()
+    for file in tiny["wavlm"].iterdir():
+        (moved / file.name).write_bytes(file.read_bytes())
+    here, there = SpeechEncoder(str(tiny["wavlm"])), SpeechEncoder(str(moved))
+    assert (there.name, there.version) == ("moved", here.version)
+    assert SpeechEncoder(str(tiny["wavlm"]), layers=1).version != here.version
+    model = AutoModel.from_pretrained(moved)
+    model.encoder.layers[0].attention.q_proj.weight.data[0, 0] += 1.0
+    model.save_pretrained(moved)
+    assert SpeechEncoder(str(moved)).version != here.version
+
+
+def test_loading_an_encoder_is_silent(
+    tiny: dict[str, Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is printed while loading: standard output belongs to the results."""
+    before = logging.getLogger("transformers").level
+    open_representation(str(tiny["data2vec"]))
+    assert capfd.readouterr() == ("", "")
+    assert logging.getLogger("transformers").level == before
+
+
+def test_a_folder_that_is_no_encoder(tmp_path: Path, tiny: dict[str, Path]) -> None:
+    """An empty folder, and one with weights cut short, end in one line that names it."""
+    cut = tmp_path / "cut"
+    cut.mkdir()
+    for file in tiny["wav2vec2"].iterdir():
+        (cut / file.name).write_bytes(file.read_bytes())
+    weights = (cut / "model.safetensors").read_bytes()
+    (cut / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    for folder in (tmp_path, cut):
+        with pytest.raises(ModelError, match=r"it needs config\.json") as raised:
+            open_representation(str(folder))
+        assert str(raised.value).startswith(f"speech encoder {folder}: ")
+        assert "\n" not in str(raised.value)
+
+
+def test_a_text_encoder_is_refused(tmp_path: Path) -> None:
+    """A model that doesn't read sound ends in one line that says so."""
+    config = BertConfig(
+        vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
+    )
+    BertModel(config).save_pretrained(tmp_path)
+    Wav2Vec2FeatureExtractor().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="a bert doesn't read raw sound; choose"):
+        open_representation(str(tmp_path))
+
+
+def test_an_encoder_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither here nor downloadable, or no folder at all: one line that says what to do."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError, match="not on this machine and can't be downloaded") as raised:
+        open_representation("nobody/no-such-encoder")
+    assert "\n" not in str(raised.value)
+    with pytest.raises(ModelError, match="/no/such: there is no such folder"):
+        open_representation("/no/such")
+
+
+def test_a_device_that_is_not_there(tiny: dict[str, Path]) -> None:
+    """A device that torch doesn't know ends in one line that names it."""
+    with pytest.raises(ConfigError, match=r"^device nonsense: can't be used \(.*\); choose cpu$"):
+        open_representation(str(tiny["wav2vec2"]), device="nonsense")
+
+
+@pytest.mark.parametrize("name", ["vggish", "openl3"])
+def test_representations_that_no_package_offers(name: str) -> None:
+    """The paper's other two are refused in words, not looked for on a hub."""
+    with pytest.raises(ModelError, match=f"^{name}: no maintained package offers it; choose"):
+        open_representation(name)
+
+
+def test_prosody_is_no_sound_representation() -> None:
+    """The published measurements come from tables; asking for their sound is a mistake."""
+    with pytest.raises(ConfigError, match="prosody: comes from a corpus's tables"):
+        open_representation("prosody")

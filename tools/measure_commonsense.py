@@ -1,0 +1,118 @@
+#!/usr/bin/env python3
+"""How well commonsense heads retrieve what annotators inferred, on Event2Mind's and ATOMIC's tests.
+
+    tools/measure_commonsense.py --corpora FOLDER --cache FOLDER [--encoder NAME] [--json FILE]
+
+Trains the heads three times on the encoder's untuned features: on Event2Mind alone and on
+Event2Mind with ATOMIC, both without any event of either test part, and on Event2Mind without the
+events of its own test part only (which stand in ATOMIC's: that row has no ATOMIC figures).
+Encodings are kept in the cache.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stream_hbaf.errors import StreamHbafError
+from stream_hbaf.features.commonsense import RELATIONS
+from stream_hbaf.features.text import DEFAULT_ENCODER, TextEncoder
+from stream_hbaf.training.distillation import (
+    Annotations,
+    Encode,
+    Float32,
+    HeadsConfig,
+    distil,
+    read_annotations,
+)
+from stream_hbaf.training.remembering import remember
+
+WAYS = ("heads", "heads_and_frequency", "frequency", "event_feature", "chance")
+
+
+def main() -> int:
+    options = _parse()
+    try:
+        encode = _encoding(options.encoder, cache=options.cache / "text")
+        both = read_annotations(options.corpora, atomic=True)
+        alone = read_annotations(options.corpora, atomic=False)
+    except StreamHbafError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for part, count in both.left_out.items():
+        print(f"{part}: {count} events left out, because they are tested or in dev")
+    runs = {
+        "Event2Mind": replace(both, train={"event2mind": both.train["event2mind"]}),
+        "Event2Mind + ATOMIC": both,
+        "Event2Mind, whole": alone,
+    }
+    figures = {name: _measure(name, run, encode=encode) for name, run in runs.items()}
+    print()
+    _print_table(figures)
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Measure the commonsense heads.")
+    parser.add_argument("--corpora", type=Path, required=True, help="holds event2mind/ and atomic/")
+    parser.add_argument("--cache", type=Path, default=Path("cache"))
+    parser.add_argument("--encoder", default=DEFAULT_ENCODER)
+    parser.add_argument("--json", type=Path, help="write all figures there, too")
+    return parser.parse_args()
+
+
+def _encoding(name: str, *, cache: Path) -> Encode:
+    """The encoder with a memory on disk, and one of single texts: the runs share most of them."""
+    remembered = remember(TextEncoder(name), cache)
+    known: dict[str, Float32] = {}
+
+    def encode(texts: Sequence[str]) -> Float32:
+        new = sorted(set(texts) - known.keys())
+        if new:
+            known.update(zip(new, remembered(new), strict=True))
+        return np.stack([known[text] for text in texts])
+
+    return encode
+
+
+def _measure(name: str, annotations: Annotations, *, encode: Encode) -> dict[str, Any]:
+    began = time.perf_counter()
+    _, figures = distil(
+        annotations,
+        plan=HeadsConfig(),
+        encode=encode,
+        encode_phrases=encode,
+        progress=lambda line: print(f"{name}: {line}", file=sys.stderr),
+    )
+    size = {corpus: len({event.text for event in e}) for corpus, e in annotations.train.items()}
+    print(f"{name}: trained on events {size}, {time.perf_counter() - began:.0f} s")
+    return figures
+
+
+def _print_table(figures: Mapping[str, Mapping[str, Any]]) -> None:
+    print("| test | trained on | ranked by | relation | phrases | median rank | MRR | R@10 |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for test, title in (("test", "Event2Mind"), ("atomic_test", "ATOMIC")):
+        for run, measured in figures.items():
+            if test not in measured:
+                continue
+            for way in WAYS if run == "Event2Mind" else WAYS[:2]:
+                for relation in RELATIONS:
+                    found = measured[test][way][relation]
+                    print(
+                        f"| {title} | {run} | {way} | {relation} | {found['candidates']} | "
+                        f"{found['median_rank']:g} | {found['mrr']:.4f} | "
+                        f"{found['recall_at_10']:.4f} |"
+                    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
