@@ -94,7 +94,9 @@ def _add_research(commands: Any) -> None:
     train = commands.add_parser("train", help="train bundles from corpora, one a seed")
     train.add_argument("recipe", type=Path, help="such as configs/iemocap.yaml")
     train.add_argument("--out", type=Path, required=True, help="folder of the new bundle")
-    _add_corpora(train)
+    train.add_argument("--devices", metavar="N|auto", help="GPUs to train on, of each node")
+    train.add_argument("--nodes", type=int, metavar="N", help="machines to train on")
+    _add_corpora(train, models=False)
     train.set_defaults(run=_train)
 
     evaluate = commands.add_parser("evaluate", help="judge bundles on a corpus, with a report")
@@ -119,13 +121,14 @@ def _add_research(commands: Any) -> None:
     experiment.set_defaults(run=_experiment)
 
 
-def _add_corpora(parser: argparse.ArgumentParser) -> None:
+def _add_corpora(parser: argparse.ArgumentParser, *, models: bool = True) -> None:
     parser.add_argument("--corpora", type=Path, required=True, help="folder of the corpora")
     parser.add_argument(
         "--cache", type=Path, default=Path("cache"), help="what can be made again (default: cache)"
     )
-    parser.add_argument("--workers", type=int, default=2, help="processes at a time (default: 2)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    if models:
+        parser.add_argument("--workers", type=int, default=2, help="processes (default: 2)")
+        parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
 
 
 def _add_settings(parser: argparse.ArgumentParser, *, listening: bool = True) -> None:
@@ -255,7 +258,20 @@ def _extract(options: argparse.Namespace) -> int:
 def _train(options: argparse.Namespace) -> int:
     from stream_hbaf.training.train import train
 
-    train(options.recipe, options.corpora, options.out, cache=options.cache, progress=_say)
+    devices = options.devices
+    if devices not in (None, "auto"):
+        if not devices.isdigit() or not int(devices):
+            raise ConfigError(f"--devices {devices}: must be 'auto' or a number of GPUs, such as 1")
+        devices = int(devices)
+    train(
+        options.recipe,
+        options.corpora,
+        options.out,
+        cache=options.cache,
+        devices=devices,
+        nodes=options.nodes,
+        progress=_say,
+    )
     return 0
 
 

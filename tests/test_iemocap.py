@@ -7,7 +7,7 @@ import pytest
 
 from stream_hbaf.corpora.dialogue import SPLITS, LabelledUtterance
 from stream_hbaf.corpora.iemocap import DEV_DIALOGUES, IEMOCAP_LABELS, read_iemocap, split_of
-from stream_hbaf.corpora.reading import read_corpus
+from stream_hbaf.corpora.reading import open_corpus
 from stream_hbaf.errors import CorpusError
 
 # (turn, start, end, emotion, text); the files aren't in order of time
@@ -51,9 +51,9 @@ def write_dialogue(folder: Path, name: str, turns: tuple[tuple, ...] = SPOKEN) -
 @pytest.fixture
 def release(tmp_path: Path) -> Path:
     for name in ("Ses01F_impro01", "Ses02F_impro02", "Ses03F_impro04", "Ses04M_script01_1"):
-        write_dialogue(tmp_path, name)
-    write_dialogue(tmp_path, "Ses05F_impro01")
-    return tmp_path
+        write_dialogue(tmp_path / "iemocap", name)
+    write_dialogue(tmp_path / "iemocap", "Ses05F_impro01")
+    return tmp_path / "iemocap"
 
 
 def write_table(folder: Path, *rows: str) -> Path:
@@ -90,7 +90,7 @@ def test_release_is_found_without_its_outer_folder(release):
 
 def test_release_splits_are_fixed(release):
     """Session 5 is test, twelve named dialogues are dev, the rest train."""
-    corpus = read_corpus("iemocap", release)
+    corpus = open_corpus("iemocap", release.parent)
     assert {split: [d.id for d in corpus.splits[split]] for split in SPLITS} == {
         "train": ["Ses01F_impro01", "Ses03F_impro04", "Ses04M_script01_1"],
         "dev": ["Ses02F_impro02"],

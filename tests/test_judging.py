@@ -14,7 +14,7 @@ import torch
 from stream_hbaf.audio.file import read_audio
 from stream_hbaf.bundle import Bundle, BundleConfig, Scaling
 from stream_hbaf.corpora.dialogue import LABELS, Corpus
-from stream_hbaf.corpora.reading import read_corpus
+from stream_hbaf.corpora.reading import open_corpus
 from stream_hbaf.errors import BundleError, ConfigError, CorpusError
 from stream_hbaf.evaluation import paired_bootstrap, score
 from stream_hbaf.features.commonsense import Event2MindHeads
@@ -78,7 +78,7 @@ def corpora(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def corpus(corpora) -> Corpus:
-    return read_corpus("meld", corpora / "meld")
+    return open_corpus("meld", corpora)
 
 
 @pytest.fixture(scope="module")

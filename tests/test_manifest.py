@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from stream_hbaf.corpora.dialogue import Dialogue, LabelledUtterance
-from stream_hbaf.corpora.reading import read_corpus
+from stream_hbaf.corpora.reading import open_corpus
 from stream_hbaf.errors import CorpusError
 
 HEADER = "dialogue,id,speaker,text,label,split,audio,start,end"
@@ -26,7 +26,7 @@ def write(folder: Path, *rows: str, header: str = HEADER) -> Path:
 
 def test_manifest_reads_all_splits(tmp_path):
     """Rows become dialogues in their order, with sound, times, and the train rows' labels."""
-    corpus = read_corpus("manifest", write(tmp_path, *GOOD))
+    corpus = open_corpus(str(write(tmp_path, *GOOD)), tmp_path)
     sound = tmp_path / "one.wav"
     assert corpus.labels == ("joy", "sadness")
     assert corpus.splits["train"] == (
@@ -48,7 +48,7 @@ def test_manifest_needs_no_optional_column(tmp_path):
     """Words alone are a corpus too."""
     rows = [row.rsplit(",", 3)[0] for row in GOOD]
     path = write(tmp_path, *rows, header="dialogue,id,speaker,text,label,split")
-    first = read_corpus("manifest", path).splits["train"][0].utterances[0]
+    first = open_corpus("own.csv", path.parent).splits["train"][0].utterances[0]
     assert first == LabelledUtterance("a", "Anna", "Well, hello.", "joy")
 
 
@@ -75,14 +75,14 @@ def test_manifest_names_the_line_it_cannot_read(tmp_path, row, complaint):
     """A broken line ends in one error with its file and line."""
     path = write(tmp_path, *GOOD, row)
     with pytest.raises(CorpusError, match=rf"own\.csv:7: .*{complaint}"):
-        read_corpus("manifest", path)
+        open_corpus("own.csv", path.parent)
 
 
 def test_manifest_names_the_line_where_a_quote_opens(tmp_path):
     """A quote that never closes is sought where it opens, not at the table's end."""
     path = write(tmp_path, GOOD[0], 'visit1,z,Ben,"Hm,joy,train,,,', *GOOD[2:])
     with pytest.raises(CorpusError, match=r"own\.csv:3: not a comma-separated line"):
-        read_corpus("manifest", path)
+        open_corpus("own.csv", path.parent)
 
 
 def test_manifest_in_another_encoding_names_line_and_byte(tmp_path):
@@ -91,7 +91,7 @@ def test_manifest_in_another_encoding_names_line_and_byte(tmp_path):
     path.write_bytes(path.read_bytes() + "visit1,z,Zoé,Hm.,joy,train,,,".encode("cp1252"))
     complaint = r"own\.csv:7: byte 12 of the line, 0xe9, isn't UTF-8; save the table in UTF-8"
     with pytest.raises(CorpusError, match=complaint):
-        read_corpus("manifest", path)
+        open_corpus("own.csv", path.parent)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_manifest_in_another_encoding_names_line_and_byte(tmp_path):
 def test_manifest_names_the_column_it_does_not_know(tmp_path, header, complaint):
     """A column that is missing or misspelt is named with the table's first line."""
     with pytest.raises(CorpusError, match=rf"own\.csv:1: {complaint}"):
-        read_corpus("manifest", write(tmp_path, *GOOD, header=header))
+        open_corpus(str(write(tmp_path, *GOOD, header=header)), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -120,18 +120,18 @@ def test_manifest_names_the_column_it_does_not_know(tmp_path, header, complaint)
 def test_manifest_without_enough_rows_is_refused(tmp_path, rows, complaint):
     """What can't be trained and measured on is said before anything starts."""
     with pytest.raises(CorpusError, match=rf"own\.csv: .*{complaint}"):
-        read_corpus("manifest", write(tmp_path, *rows))
+        open_corpus(str(write(tmp_path, *rows)), tmp_path)
 
 
 def test_manifest_lets_speakers_talk_at_once(tmp_path):
     """Turns may overlap, and every recording has a clock of its own."""
     (tmp_path / "two.wav").touch()
     rows = (*GOOD, "visit1,z,Anna,And?,joy,train,two.wav,0.1,0.9")
-    said = read_corpus("manifest", write(tmp_path, *rows)).splits["train"][0].utterances
+    said = open_corpus(str(write(tmp_path, *rows)), tmp_path).splits["train"][0].utterances
     assert [(turn.start_s, turn.end_s) for turn in said] == [(0.4, 1.85), (1.5, 3.0), (0.1, 0.9)]
 
 
 def test_manifest_missing_says_what_was_expected_where(tmp_path):
     """The message holds the path that was looked for."""
     with pytest.raises(CorpusError, match=rf"{tmp_path}/none\.csv is missing"):
-        read_corpus("manifest", tmp_path / "none.csv")
+        open_corpus("none.csv", tmp_path)

@@ -7,7 +7,7 @@ import pytest
 
 from stream_hbaf.corpora.dialogue import SPLITS
 from stream_hbaf.corpora.meld import CLIPS, read_meld
-from stream_hbaf.corpora.reading import read_corpus
+from stream_hbaf.corpora.reading import open_corpus
 from stream_hbaf.errors import ConfigError, CorpusError
 
 LINES = (
@@ -95,7 +95,8 @@ def test_meld_names_the_measurement_it_cannot_read(tmp_path):
 
 def test_corpus_holds_all_splits(tmp_path):
     """One call reads a corpus whole, with its labels."""
-    corpus = read_corpus("meld", write_release(tmp_path))
+    write_release(tmp_path / "meld")
+    corpus = open_corpus("meld", tmp_path)
     assert corpus.name == "meld"
     assert corpus.labels[0] == "anger"
     assert {split: len(corpus.splits[split]) for split in SPLITS} == dict.fromkeys(SPLITS, 1)
@@ -103,12 +104,12 @@ def test_corpus_holds_all_splits(tmp_path):
 
 def test_corpus_with_an_empty_split_is_refused(tmp_path):
     """A file without a single row is said, not trained on."""
-    (write_release(tmp_path) / "dev_sent_emo.csv").write_text(LINES[0])
-    with pytest.raises(CorpusError, match=rf"{tmp_path}: meld's dev split is empty"):
-        read_corpus("meld", tmp_path)
+    (write_release(tmp_path / "meld") / "dev_sent_emo.csv").write_text(LINES[0])
+    with pytest.raises(CorpusError, match=rf"{tmp_path}/meld: meld's dev split is empty"):
+        open_corpus("meld", tmp_path)
 
 
 def test_corpus_of_an_unknown_name_is_refused(tmp_path):
     """The message names the corpora there are."""
-    with pytest.raises(ConfigError, match="unknown corpus 'mel'; choose one of iemocap, meld, "):
-        read_corpus("mel", tmp_path)
+    with pytest.raises(ConfigError, match="unknown corpus 'mel'; choose iemocap, meld, "):
+        open_corpus("mel", tmp_path)

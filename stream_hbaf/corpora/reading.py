@@ -23,36 +23,30 @@ _PUBLISHED: Mapping[str, _Published] = {
     "meld": _Published(LABELS, read_meld),
     "ravdess": _Published(LABELS, read_ravdess),
 }
-CORPORA = (*_PUBLISHED, "manifest")
+CORPORA = tuple(_PUBLISHED)
+MANIFEST = ".csv"  # how the name of a corpus of one's own ends
 
 
 def open_corpus(name: str, corpora: Path) -> Corpus:
-    """Read ``corpora``/``name``: a published corpus's folder, or a manifest, whose name ends in
-    ``.csv`` and which may also be a path of its own. Raises what ``read_corpus`` does.
+    """Read all splits of a corpus under ``corpora``: one of CORPORA, or a manifest by its name.
+
+    A manifest may also be a path of its own. Raises ConfigError for an unknown name, and
+    CorpusError with file and line for what can't be read, an empty split, an empty dialogue, or a
+    split without any label.
     """
-    if not name.endswith(".csv"):
-        return read_corpus(name, corpora / name)
-    return read_corpus("manifest", Path(name) if Path(name).is_file() else corpora / name)
-
-
-def read_corpus(name: str, folder: Path) -> Corpus:
-    """Read all splits of one of CORPORA; ``folder`` of ``manifest`` is the table itself.
-
-    Raises ConfigError for an unknown name, and CorpusError with file and line for what can't be
-    read, an empty split, an empty dialogue, or a split without any label.
-    """
-    if name == "manifest":
-        corpus = read_manifest(folder)
+    if name.endswith(MANIFEST):
+        place = Path(name) if Path(name).is_file() else corpora / name
+        corpus = read_manifest(place)
     elif name in _PUBLISHED:
-        known = _PUBLISHED[name]
+        place, known = corpora / name, _PUBLISHED[name]
         corpus = Corpus(
-            name, known.labels, {split: tuple(known.read(folder, split)) for split in SPLITS}
+            name, known.labels, {split: tuple(known.read(place, split)) for split in SPLITS}
         )
     else:
-        published = ", ".join(_PUBLISHED)
+        published = ", ".join(CORPORA)
         raise ConfigError(f"unknown corpus '{name}'; choose {published}, or a manifest's .csv")
     for split, dialogues in corpus.splits.items():
-        _require_turns(dialogues, where=f"{folder}: {name}'s {split} split")
+        _require_turns(dialogues, where=f"{place}: {corpus.name}'s {split} split")
     return corpus
 
 

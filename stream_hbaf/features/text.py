@@ -1,6 +1,6 @@
 """An utterance becomes features: its words as one vector, from a pretrained encoder.
 
-By itself or as a turn of its dialogue (context.py). One of the three files that import transformers.
+By itself or as a turn of its dialogue (context.py).
 """
 
 import importlib.metadata
@@ -232,7 +232,9 @@ class TextEncoder:
         if not self.context.tokens:
             return self.encode([phrase(turn, speakers=self.context.speakers)])[0], EMPTY_WINDOW
         after = window.then(self.turn_ids([turn])[0], tokens=self.context.tokens)
-        return self._read([Passage(after.turns, len(after.turns) - 1)], count=1, half=False)[0], after
+        return self._read([Passage(after.turns, len(after.turns) - 1)], count=1, half=False)[
+            0
+        ], after
 
     def features(self, texts: Sequence[str]) -> Tensor:
         """Encode one batch as a tensor [N, width] that gradients flow through: for fine-tuning."""

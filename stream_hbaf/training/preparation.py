@@ -17,7 +17,7 @@ from torch import Tensor
 from stream_hbaf.bundle import Scaling
 from stream_hbaf.corpora.dialogue import SPLITS, Corpus, Dialogue, LabelledUtterance, Split
 from stream_hbaf.corpora.extraction import extract
-from stream_hbaf.corpora.reading import read_corpus
+from stream_hbaf.corpora.reading import open_corpus
 from stream_hbaf.errors import CorpusError, ModelError
 from stream_hbaf.features.comet import Comet, open_comet
 from stream_hbaf.features.commonsense import Commonsense, Event2MindHeads, NoCommonsense
@@ -75,7 +75,7 @@ def prepare(
     Everything is fitted on the train split. Raises CorpusError for a corpus that can't be used,
     ModelError for an encoder or for text features that aren't numbers.
     """
-    corpus = read_corpus(recipe.corpus, recipe.place(corpora))
+    corpus = open_corpus(recipe.corpus, corpora)
     tuned = prepare_layers(
         recipe.encoder,
         corpus,

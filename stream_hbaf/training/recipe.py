@@ -12,7 +12,7 @@ from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
 from stream_hbaf.config import Positive, Section
 from stream_hbaf.corpora.acoustics import AcousticsConfig
-from stream_hbaf.corpora.reading import CORPORA
+from stream_hbaf.corpora.reading import CORPORA, MANIFEST
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.features.text import DEFAULT_ENCODER
 from stream_hbaf.networks.hbaf import HbafConfig
@@ -59,8 +59,7 @@ class Recipe(_Network):
     """HBAF on one corpus, as the paper trains it."""
 
     id: str
-    corpus: str  # one of CORPORA
-    manifest: Path | None = None  # the table, if ``corpus`` is "manifest"; under --corpora
+    corpus: str  # one of CORPORA, or a manifest's .csv, under --corpora
     audio: str = "prosody"  # "compare", "egemaps", "mfcc", "none", or a speech encoder's name
     selection: SelectionConfig = SelectionConfig()
     encoder: str = DEFAULT_ENCODER
@@ -73,8 +72,9 @@ class Recipe(_Network):
     @field_validator("corpus")
     @classmethod
     def _is_read(cls, corpus: str) -> str:
-        if corpus not in CORPORA:
-            raise ValueError(f"no reader for '{corpus}'; choose one of {', '.join(CORPORA)}")
+        if corpus not in CORPORA and not corpus.endswith(MANIFEST):
+            known = ", ".join(CORPORA)
+            raise ValueError(f"no reader for '{corpus}'; choose {known}, or a manifest's .csv")
         return corpus
 
     @field_validator("commonsense")
@@ -103,14 +103,6 @@ class Recipe(_Network):
                 "classes": classes,
             }
         )
-
-    def place(self, corpora: Path) -> Path:
-        """Where the corpus is under the folder of all corpora."""
-        if self.corpus != "manifest":
-            return corpora / self.corpus
-        if self.manifest is None:
-            raise ConfigError(f"recipe {self.id}: 'manifest' is missing; name the corpus's table")
-        return corpora / self.manifest
 
 
 class MixtureRecipe(_Network):
