@@ -89,7 +89,7 @@ def prepared(place) -> Prepared:
         ({"network": {"audio_width": 3}}, "'network': 'audio_width' follows from the features"),
         ({"network": {"hidden": 15}}, "'network': network: hidden 15 must divide"),
         ({"network": {"window": "wide"}}, "'network': 'window'"),
-        ({"corpus": "mosei"}, "'corpus': no reader for 'mosei'; choose one of"),
+        ({"corpus": "mosei"}, "'corpus': no reader for 'mosei'; choose"),
         ({"losses": {"my": 1}}, r"'losses\.my'"),
         ({"fitting": {"seeds": []}}, r"'fitting\.seeds'"),
         ({"commonsense": "atomic"}, "'commonsense': not 'atomic'"),
