@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from stream_hbaf.config import Config
 
 EXAMPLE = Path(__file__).parent / "audio" / "example.flac"
+# What only the commands that read corpora need, by the name it is imported under.
+TRAINING_PACKAGES = {"jinja2", "lightning", "matplotlib", "peft", "sklearn", "tensorboard"}
 FAILURE = 2  # the exit status of every error that the user can mend
 
 EPILOG = """\
@@ -34,6 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status: int = options.run(options)
     except StreamHbafError as error:
         status = _complain(str(error))
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        if package not in TRAINING_PACKAGES:
+            raise
+        status = _complain(f"{package} is not installed; pip install 'stream-hbaf[train]'")
     except BaseExceptionGroup as group:
         known, others = group.split(StreamHbafError)
         if others is not None or known is None:

@@ -51,6 +51,12 @@ def test_help_imports_no_heavy_library() -> None:
         (["--file", str(SPEECH), "--mqtt", "mqtt://127.0.0.1:1"], "127.0.0.1:1"),
         (["--file", str(SPEECH), "--mqtt", "http://x"], "http://x"),
         (["--file", str(SPEECH), "--mqtt", "none", "--language", "de"], "--asr base"),
+        (["extract", "mosei", "--corpora", "."], "unknown corpus 'mosei'; choose iemocap"),
+        (["extract", "own.csv", "--corpora", "absent"], "absent/own.csv is missing"),
+        (["train", "absent.yaml", "--corpora", ".", "--out", "x"], "absent.yaml: can't be read"),
+        (["train", "x.yaml", "--corpora", ".", "--out", "x", "--devices", "all"], "--devices all"),
+        (["evaluate", "absent", "--corpus", "own.csv", "--corpora", "."], "own.csv is missing"),
+        (["experiment", "absent.yaml", "--corpora", "."], "absent.yaml: can't be read"),
     ],
 )
 def test_wrong_argument_ends_in_one_line(
@@ -68,3 +74,34 @@ def test_gpu_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str]) ->
         pytest.skip("this machine has a GPU")
     arguments = ["--file", str(SPEECH), "--mqtt", "none", "--device", "cuda"]
     assert "torch finds no GPU here; use --device auto or cpu" in complaint(capsys, *arguments)
+
+
+def test_extract_measures_a_manifest_and_names_what_it_skips(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Broken clips are named, all others are measured, and a second time nothing is to do."""
+    (tmp_path / "broken.wav").write_bytes(b"RIFF")
+    rows = [
+        f"{split},{split}-{n},Ann,Well.,{label},{split},{clip}"
+        for split in ("train", "dev", "test")
+        for n, (label, clip) in enumerate([("joy", SPEECH), ("anger", "broken.wav")])
+    ]
+    header = "dialogue,id,speaker,text,label,split,audio"
+    (tmp_path / "own.csv").write_text("\n".join([header, *rows, ""]))
+    arguments = ["extract", "own.csv", "--corpora", str(tmp_path), "--features", "egemaps"]
+    assert main([*arguments, "--cache", str(tmp_path / "cache"), "--workers", "1"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in printed] == ["skipped"] * 3 + ["egemaps"]
+    assert printed[0].startswith("skipped: train-1: ")
+    assert "broken.wav" in printed[0]
+    assert printed[-1] == "egemaps: 3 utterances measured, 3 skipped"
+
+
+def test_command_without_its_packages_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Training's packages are an extra; the message names it."""
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    monkeypatch.delitem(sys.modules, "stream_hbaf.training.report", raising=False)
+    said = complaint(capsys, "evaluate", "x", "--corpus", "meld", "--corpora", ".")
+    assert said == "stream-hbaf: jinja2 is not installed; pip install 'stream-hbaf[train]'"

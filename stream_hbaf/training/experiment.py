@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from stream_hbaf.errors import ConfigError, ModelError, StreamHbafError
 from stream_hbaf.evaluation import Score
+from stream_hbaf.training.fitting import one_thread
 from stream_hbaf.training.grid import (
     Experiment,
     Run,
@@ -62,7 +63,7 @@ def run_experiment(
 ) -> Rows:
     """Run what is missing of an experiment, compare its rows, lay out all results; its rows.
 
-    Each run has a process of one torch thread, ``workers`` at a time, and goes on from its last
+    Each run has one torch thread, ``workers`` of them a process each, and goes on from its last
     checkpoint under ``cache``. ``device`` is for features; networks are fitted where their recipe
     says. Raises ConfigError for a file that isn't an experiment, or one that
     is running already; CorpusError and ModelError from preparation; ModelError after all else is
@@ -104,14 +105,22 @@ def run_experiment(
 def _run_all(
     runs: Sequence[Run], prepared: Prepared, *, kept: Path, workers: int
 ) -> Iterator[tuple[Run, dict[str, Any] | StreamHbafError]]:
-    """Each run's row as it comes, or why it has none."""
+    """Each run's row as it comes, or why it has none; one worker is this process itself."""
+    if workers == 1:
+        with one_thread():
+            for run in runs:
+                try:
+                    yield run, _run(run, prepared, kept=kept)
+                except StreamHbafError as error:
+                    yield run, error
+        return
     # Spawned, not forked: torch's threads don't survive a fork.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(
         min(workers, len(runs)), mp_context=context, initializer=_begin, initargs=(prepared,)
     )
     try:
-        waiting = {pool.submit(_run, run, kept): run for run in runs}
+        waiting = {pool.submit(_run_received, run, kept): run for run in runs}
         for finished in as_completed(waiting):
             try:
                 yield waiting[finished], finished.result()
@@ -145,9 +154,12 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _run(run: Run, kept: Path) -> dict[str, Any]:
+def _run_received(run: Run, kept: Path) -> dict[str, Any]:
+    return _run(run, _received[0], kept=kept)
+
+
+def _run(run: Run, prepared: Prepared, *, kept: Path) -> dict[str, Any]:
     """Train and measure; the predictions are on disk before the row is returned."""
-    prepared = _received[0]
     fitted = fit_seed(run.recipe, prepared, run.seed, run_folder(kept, run.facts))
     arrays: dict[str, NDArray[Any]] = {}
     for split, probabilities in fitted.probabilities.items():

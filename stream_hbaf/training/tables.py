@@ -53,6 +53,13 @@ PAPER: Mapping[str, Mapping[str, float]] = {
 }
 
 
+CAVEATS = {
+    "iemocap": "IEMOCAP was read from its published table, which has lost how the two speakers' "
+    "turns interleave. They are merged evenly, so a turn's context is an estimate, and some of it "
+    "may truly have been spoken a little later; with the corpus itself the order is the true one.",
+}
+
+
 def check_page(results: Path) -> Path:
     """The page beside ``results``, or ConfigError if somebody wrote another page there."""
     page = results.resolve().parent / "README.md"
@@ -71,7 +78,13 @@ def write_page(results: Path) -> Path:
         MARK,
         "F1, accuracy and recall are x 100: mean ± standard deviation over seeds. Each network was "
         "picked on dev; test was read once, at its end, and decided nothing. *live* sees nothing "
-        "after an utterance; *offline* sees its whole dialogue, as the paper does.",
+        "after an utterance; *offline* sees its whole dialogue, as the paper does. The seeds are "
+        "the network's: the text encoder below it was tuned once, reads causally in both modes, "
+        "and is shared by all rows that name it.",
+        *(
+            CAVEATS[corpus]
+            for corpus in sorted({s.first["corpus"] for s in summaries} & CAVEATS.keys())
+        ),
         _runs(summaries),
         _beside_the_paper(summaries),
         *_ablations(summaries),
