@@ -498,3 +498,34 @@ def test_golden_network_gives_the_committed_logits() -> None:
         )
         logits = net(features).logits[0]
     torch.testing.assert_close(logits, torch.tensor(GOLDEN), atol=1e-5, rtol=0)
+
+
+# --- text features as the network hears them -----------------------------------------------------
+
+
+def test_standardised_text_makes_the_features_scale_irrelevant() -> None:
+    """Two networks alike but for the scale and place of their text features say the same."""
+    torch.manual_seed(0)
+    features, known = dialogues(5, 3), torch.randn(200, SMALL.text_width)
+    ours, theirs = network(), network()
+    ours.standardise(known)
+    theirs.standardise(40.0 * known + 7.0)
+    moved = replace(features, text=40.0 * features.text + 7.0)
+    torch.testing.assert_close(ours(features).logits, theirs(moved).logits, atol=1e-5, rtol=1e-4)
+
+
+def test_switch_standardise_text_off_hears_features_as_they_are() -> None:
+    """Without it, training's features change nothing."""
+    features = dialogues(4)
+    plain, switched = network(), network(standardise_text=False)
+    switched.standardise(100.0 + torch.randn(50, SMALL.text_width))
+    assert torch.equal(plain(features).logits, switched(features).logits)
+
+
+def test_weights_from_before_standardising_load_as_they_were() -> None:
+    """A bundle without mean and deviation gives the logits that it always gave."""
+    net, other = network(0), network(1)
+    kept = {name: t for name, t in net.state_dict().items() if ".standardise." not in name}
+    assert len(kept) == len(net.state_dict()) - 2
+    other.load_state_dict(kept)
+    assert torch.equal(net(dialogues(4)).logits, other(dialogues(4)).logits)

@@ -25,6 +25,7 @@ class HbafConfig:
     use_audio: bool = True
     use_text: bool = True
     use_commonsense: bool = True
+    standardise_text: bool = True  # text features, by the training set's mean and deviation
     use_audio_context: bool = True  # else a linear map in the audio context network's place
     audio_skip: bool = False  # a linear map added to the audio context network
     use_bimodal_attention: bool = True

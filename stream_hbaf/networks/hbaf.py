@@ -134,6 +134,12 @@ class HBAF(nn.Module):
             window_mask=heard[:, 1:],
         )
 
+    @torch.no_grad()
+    def standardise(self, text: Tensor) -> None:
+        """Before training: hear text relative to the training set's features [N, L]."""
+        if self.config.use_text and self.config.standardise_text:
+            self.text_context.standardise.fit(text)
+
     def initial_state(self, streams: int | None = None) -> DialogueState:
         """The state before a dialogue's first utterance, of one dialogue or of S streams.
 

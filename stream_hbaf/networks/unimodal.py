@@ -5,6 +5,7 @@ equations 1-6) sees the current utterance and goes on from a state. Letters as i
 """
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from stream_hbaf.networks.config import HbafConfig
 from stream_hbaf.networks.state import DialogueState, Features
 
 RELATIONS = ("external", "internal", "purpose")
+SMALLEST_DEVIATION = 1e-3  # of a text feature; half precision must still tell it from zero
 Places = tuple[Tensor, ...]  # (stream, turn) of the V utterances that aren't padding
 
 
@@ -191,6 +193,37 @@ class QueryAttention(nn.Module):
         return contexts, replace(state, past_window=past[:, surplus:], past_mask=mask[:, surplus:])
 
 
+class Standardise(nn.Module):
+    """Features [.., L] relative to the training set's mean and deviation.
+
+    Not in the paper. An encoder's dimensions differ fivefold in size, and on dev it costs more
+    than a point to leave that to the first linear map. Fitted once, never trained; the identity
+    until then, and in bundles from before it was there.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("deviation", torch.ones(width))
+
+    def fit(self, features: Tensor) -> None:
+        """Take mean and deviation of features [N, L]; constant columns are only centred."""
+        deviation, mean = torch.std_mean(features, dim=0, correction=0)
+        self.mean.copy_(mean)
+        self.deviation.copy_(torch.where(deviation > SMALLEST_DEVIATION, deviation, 1.0))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return (features - self.mean) / self.deviation
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        for name, buffer in self.named_buffers():
+            state_dict.setdefault(prefix + name, buffer)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
 class TextContextNetwork(nn.Module):
     """Section 3.1.2, equations 1-6: [S, U, L], commonsense [S, U, 3, K] → H_l [S, U, H].
 
@@ -204,6 +237,7 @@ class TextContextNetwork(nn.Module):
         super().__init__()
         hidden = config.hidden
         self.relation_width = config.commonsense_width if config.use_commonsense else 0
+        self.standardise = Standardise(config.text_width)
         self.project = nn.Linear(config.text_width, hidden)
         self.absent = nn.Parameter(torch.zeros(hidden))
         query = config.attention == "query"
@@ -246,7 +280,8 @@ class TextContextNetwork(nn.Module):
         if features.text is None:
             return self.absent.expand(*spoken.shape, -1)
         heard = spoken[there][:, None]
-        projected = self.project(features.text[there].masked_fill(~heard, 0.0))
+        known = self.standardise(features.text[there]).masked_fill(~heard, 0.0)
+        projected = self.project(known)
         return _padded(torch.where(heard, projected, self.absent), there, spoken)
 
     def _relations(

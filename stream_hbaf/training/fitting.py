@@ -127,6 +127,7 @@ def fit_network(
     """
     torch.manual_seed(seed)
     network = HBAF(config)
+    network.standardise(torch.from_numpy(material["train"].words))
     between = _inter_modal_loss(config, losses)
     both = nn.ModuleDict({"network": network} | ({"between": between} if between else {}))
     train, dev = material["train"], material["dev"]

@@ -40,6 +40,11 @@ class Material:
         counted: Flags = self.labels != NO_LABEL
         return counted
 
+    @property
+    def words(self) -> Float32:
+        """[n, L], the text features of the utterances that have words."""
+        return self.text if self.text_mask is None else self.text[self.text_mask]
+
 
 def lay_out(dialogues: Sequence[Rows]) -> Rows:
     """Rows of dialogues of any length as one table [B, U]; -1 is padding."""

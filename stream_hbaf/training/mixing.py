@@ -92,6 +92,7 @@ def fit_mixture(
     """Train one network; stops and picks on ``dev_score``. The same seed gives the same network."""
     torch.manual_seed(seed)
     network = HBAF(config)
+    network.standardise(torch.from_numpy(spoken.words))
     between = InterModalLoss(config.hidden)
     both = nn.ModuleDict({"network": network, "between": between})
     weights = balance(acted.labels, classes=config.classes)
