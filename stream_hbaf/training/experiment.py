@@ -220,11 +220,13 @@ def _still_true(rows: Rows, runs: Sequence[Run]) -> Rows:
     return [row for row in rows if now.get(row.get("row"), identity(row)[2:]) == identity(row)[2:]]
 
 
-def _with_known(rows: Rows, runs: Sequence[Run], *, known: Mapping[tuple[str, int], Row]) -> Rows:
-    """The rows, with those that another experiment has run under another name."""
+def _with_known(
+    rows: Rows, runs: Sequence[Run], *, known: Mapping[tuple[str, int, str | None], Row]
+) -> Rows:
+    """The rows, with those that another experiment has run with the same code by another name."""
     done = {identity(row) for row in rows}
     for run in runs:
-        same = known.get((run.facts["recipe"], run.seed))
+        same = known.get((run.facts["recipe"], run.seed, run.facts["commit"]))
         if same is not None and identity(run.facts) not in done:
             named = {key: run.facts[key] for key in ("experiment", "row", "switches")}
             rows = _with_row(rows, {**same, **named}, order=runs)

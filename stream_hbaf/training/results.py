@@ -72,10 +72,10 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def known_runs(results: Path) -> dict[tuple[str, int], Row]:
-    """All experiments' runs by what decides their figures: the recipe's digest and the seed."""
+def known_runs(results: Path) -> dict[tuple[str, int, str | None], Row]:
+    """All experiments' runs by what decides their figures: recipe's digest, seed and commit."""
     rows = (row for file in sorted(results.glob("*.json")) for row in read_rows(file))
-    return {(row["recipe"], row["seed"]): row for row in rows if "recipe" in row and "seed" in row}
+    return {(row["recipe"], row["seed"], row["commit"]): row for row in rows if "seed" in row}
 
 
 def write_rows(file: Path, rows: Sequence[Row]) -> None:
