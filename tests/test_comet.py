@@ -127,7 +127,7 @@ def test_a_long_sentence_keeps_its_relation(comet):
     """What is cut is the event's end: relations still differ, a later word changes nothing."""
     long = "and then they went home, " * 30
     first, changed = comet.infer_texts([long, long + "never"])
-    assert np.array_equal(first, changed)
+    np.testing.assert_allclose(first, changed, atol=1e-5)
     assert np.abs(first[0] - first[1]).max() > 1e-2
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from stream_hbaf.errors import ModelError
-from stream_hbaf.training.trainer import CHECKPOINT, History, TrainerConfig, fit
+from stream_hbaf.training.trainer import CHECKPOINT, OWN, History, TrainerConfig, fit
 
 # A process that trains as ``learn`` does and is killed in the middle of its third epoch.
 CHILD = """
@@ -232,3 +232,18 @@ def test_two_processes_share_the_batches(tmp_path):
     scores = eval(done.stdout.strip().splitlines()[-1])
     assert len(scores) == 2
     assert scores[1] > scores[0]
+
+
+def test_a_checkpoint_of_another_network_is_told_and_left_alone(tmp_path):
+    """Code that changed the network's parts doesn't go on with weights of the old ones."""
+    learn(folder=tmp_path, epochs=2)
+    kept = torch.load(tmp_path / CHECKPOINT, weights_only=True)
+    kept[OWN]["best"]["gone"] = torch.zeros(1)
+    torch.save(kept, tmp_path / CHECKPOINT)
+    lines: list[str] = []
+    anew, _ = learn(folder=tmp_path, epochs=2, told=lines.append)
+    assert (
+        lines[0]
+        == f"{tmp_path / CHECKPOINT}: of another version's network; starting from the beginning"
+    )
+    assert same(anew, learn(epochs=2)[0])

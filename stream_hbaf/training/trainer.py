@@ -97,12 +97,24 @@ def fit(
     home = next(module.parameters()).device
     with _silence():
         trainer = _open_trainer(plan, folder)
-        checkpoint = None if folder is None else folder / CHECKPOINT
-        found = checkpoint if checkpoint is not None and checkpoint.is_file() else None
+        found = None if folder is None else _checkpoint(folder, task)
         trainer.fit(task, ckpt_path=found, weights_only=True)
     task.restore_best()
     module.to(home).eval()  # Lightning leaves it on the processor
     return task.history()
+
+
+def _checkpoint(folder: Path, task: "_Task") -> Path | None:
+    """The checkpoint to go on from, unless there is none or it is of a module of other parts."""
+    file = folder / CHECKPOINT
+    if not file.is_file():
+        return None
+    kept = torch.load(file, map_location="cpu", weights_only=True)[OWN]["best"]
+    live = task.live()
+    if {n: t.shape for n, t in kept.items()} == {n: t.shape for n, t in live.items()}:
+        return file
+    task.progress(f"{file}: of another version's network; starting from the beginning")
+    return None
 
 
 def leads() -> bool:
@@ -249,7 +261,7 @@ class _Task(LightningModule):
 
     def _measure(self) -> None:
         """The score of the weights as they would be kept; training goes on from its own."""
-        trained = {name: tensor.clone() for name, tensor in self._live().items()}
+        trained = {name: tensor.clone() for name, tensor in self.live().items()}
         self._put(self.averaged)
         self.module.eval()
         found = self.score()
@@ -258,10 +270,10 @@ class _Task(LightningModule):
         agreed: dict[str, float] = self.trainer.strategy.broadcast(figures)
         self.measured.append(agreed)
         if self._best_epoch() == len(self.measured):
-            self.best = {n: tensor.cpu().clone() for n, tensor in self._live().items()}
+            self.best = {n: tensor.cpu().clone() for n, tensor in self.live().items()}
         self._put(trained)
 
-    def _live(self) -> dict[str, Tensor]:
+    def live(self) -> dict[str, Tensor]:
         """The module's own tensors that training changes."""
         frozen = {name for name, p in self.module.named_parameters() if not p.requires_grad}
         state: dict[str, Tensor] = self.module.state_dict()
@@ -269,14 +281,14 @@ class _Task(LightningModule):
 
     @torch.no_grad()
     def _put(self, weights: Mapping[str, Tensor]) -> None:
-        live = self._live()
+        live = self.live()
         for name, tensor in weights.items():
             live[name].copy_(tensor)
 
     @torch.no_grad()
     def _average(self) -> None:
         """Go a small part of the way to the weights after this step; at first, their plain mean."""
-        live = self._live()
+        live = self.live()
         if not self.averaged:
             self.averaged = {name: tensor.clone() for name, tensor in live.items()}
             return
