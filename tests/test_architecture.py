@@ -37,13 +37,17 @@ LIBRARIES = {
     "peft": {"training/tuning.py"},
     "safetensors": {
         "bundle.py",
-        "features/comet.py",
-        "features/speech_encoder.py",
+        "features/pretrained.py",
         "training/preparation.py",
     },
     "sounddevice": {"audio/capture.py"},
     "soxr": {"audio/pcm.py"},
-    "transformers": {"features/comet.py", "features/speech_encoder.py", "features/text.py"},
+    "transformers": {
+        "features/comet.py",
+        "features/pretrained.py",
+        "features/speech_encoder.py",
+        "features/text.py",
+    },
     "webrtcvad": {"speech/vad.py"},
     "sklearn": {"training/preparation.py"},
 }

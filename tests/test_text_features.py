@@ -1,6 +1,7 @@
 """Promises of the text encoder: one vector a text, the same however it is asked for."""
 
 import logging
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +130,16 @@ def test_a_folder_that_is_no_encoder_says_what_it_needs(tmp_path):
     with pytest.raises(ModelError, match=r"it needs config\.json") as raised:
         TextEncoder(str(tmp_path))
     assert "\n" not in str(raised.value)
+
+
+def test_weights_that_were_cut_short_are_told(tiny_folder, tmp_path):
+    """A download that broke off ends in one line, not in a traceback."""
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_folder, broken)
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:2000])
+    with pytest.raises(ModelError, match="no usable model and tokenizer in that folder"):
+        TextEncoder(str(broken))
 
 
 def test_an_encoder_that_cannot_be_had_says_what_to_do(monkeypatch):

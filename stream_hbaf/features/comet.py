@@ -1,29 +1,24 @@
 """An utterance becomes features: what COMET-ATOMIC 2020 would say it implies.
 
-For those who have its weights (BART; Hwang et al. 2021, "(COMET-)ATOMIC 2020"). Beside text.py
-the only file that imports transformers.
+For those who have its weights (BART; Hwang et al. 2021, "(COMET-)ATOMIC 2020").
 """
 
 import logging
 import pickle
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from huggingface_hub.utils import logging as hub_logging
-from huggingface_hub.utils.tqdm import disable_progress_bars
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers.models.auto.modeling_auto import AutoModelForSeq2SeqLM
 from transformers.models.auto.tokenization_auto import AutoTokenizer
-from transformers.utils import logging as transformers_logging
 
 from stream_hbaf.errors import ModelError
+from stream_hbaf.features.pretrained import UNUSABLE, quietly
 
 LOG = logging.getLogger(__name__)
 
@@ -36,8 +31,7 @@ MAPPINGS: dict[MappingName, tuple[str, str, str]] = {
 SETTINGS: dict[str, MappingName] = {"comet": "hbaf", "comet-cosmic": "cosmic"}  # "comet:<name>"
 EVENT_TOKENS = 40  # COMET was trained on 48 with the relation; a longer sentence is cut
 BATCH = 32
-# What transformers lets through when files are missing, cut short or another model's.
-UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, SafetensorError, pickle.PickleError)
+UNREADABLE = (*UNUSABLE, KeyError, pickle.PickleError)  # the published weights are a pickle
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 
@@ -76,7 +70,7 @@ class Comet:
         self.id = name
         self.device = device
         self.relations = MAPPINGS[mapping]
-        with _quiet():
+        with quietly():
             self.model, self._tokenizer = _load(name)
         self._refuse_others()
         self.width = int(self.model.config.hidden_size)
@@ -202,18 +196,3 @@ def _read(path: str, *, offline: bool) -> tuple[Any, Any]:
     if report["missing_keys"]:  # transformers would fill them with chance
         raise ValueError(f"no weights for {sorted(report['missing_keys'])[0]}")
     return model, AutoTokenizer.from_pretrained(path, local_files_only=offline)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars and no reports of unused weights: standard output is ours."""
-    verbosity = transformers_logging.get_verbosity(), hub_logging.get_verbosity()
-    disable_progress_bars()
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    hub_logging.set_verbosity(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity[0])
-        hub_logging.set_verbosity(verbosity[1])

@@ -7,30 +7,24 @@ a stack of convolutions.
 import hashlib
 import logging
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub.utils import logging as hub_logging
-from huggingface_hub.utils.tqdm import disable_progress_bars
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from torch import nn
 from transformers.models.auto.feature_extraction_auto import AutoFeatureExtractor
 from transformers.models.auto.modeling_auto import AutoModel
-from transformers.utils import logging as transformers_logging
 
 from stream_hbaf.config import SAMPLE_RATE_HZ
 from stream_hbaf.errors import ConfigError, ModelError
+from stream_hbaf.features.pretrained import UNUSABLE, quietly
 
 LOG = logging.getLogger(__name__)
 
 VERSION = "1"  # rises when pooling changes: old caches are then left alone
 LAST_LAYERS = 4  # averaged before the mean over frames, as the text encoder's are
-UNUSABLE = (OSError, ValueError, RuntimeError, SafetensorError)  # missing, foreign or cut short
 PIECE_S = 20  # what is longer is heard in pieces: attention's memory grows with the square
 
 
@@ -46,7 +40,7 @@ class SpeechEncoder:
         self, name_or_path: str, *, device: str = "cpu", layers: int = LAST_LAYERS
     ) -> None:
         self._layers = layers
-        with _silence():
+        with quietly():
             model, self._normalise = _load(name_or_path)
         self._shortest = _receptive_field(model, name=name_or_path)
         # A folder is known by its last name, and its weights by their digest: it may be moved.
@@ -151,18 +145,3 @@ def _to_device(model: Any, *, device: str) -> Any:
     except (RuntimeError, AssertionError) as error:  # the latter if torch was built without CUDA
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(f"device {device}: can't be used ({reason}); choose cpu") from None
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Load without progress bars and reports of unused weights: standard output is ours."""
-    verbosity = transformers_logging.get_verbosity(), hub_logging.get_verbosity()
-    disable_progress_bars()
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    hub_logging.set_verbosity(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity[0])
-        hub_logging.set_verbosity(verbosity[1])

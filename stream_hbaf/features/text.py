@@ -11,19 +11,16 @@ import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub.utils import logging as hub_logging
-from huggingface_hub.utils.tqdm import disable_progress_bars
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers.models.auto.modeling_auto import AutoModel
 from transformers.models.auto.tokenization_auto import AutoTokenizer
-from transformers.utils import logging as transformers_logging
 
 from stream_hbaf.errors import ModelError
 from stream_hbaf.features.context import (
@@ -39,6 +36,7 @@ from stream_hbaf.features.context import (
     passages,
     phrase,
 )
+from stream_hbaf.features.pretrained import UNUSABLE, quietly
 
 LOG = logging.getLogger(__name__)
 
@@ -173,7 +171,8 @@ class TextEncoder:
         self.device = device
         self.context = context or ContextConfig()
         path = resolve_encoder(name_or_path)
-        self.model, self._tokenizer = _quietly(lambda: _load(path, name=name_or_path))
+        with quietly():
+            self.model, self._tokenizer = _load(path, name=name_or_path)
         self.width = int(self.model.config.hidden_size)
         longest = int(self.model.config.max_position_embeddings) - 2  # some number from 2
         if self.context.tokens > longest:
@@ -316,7 +315,7 @@ def _load(path: str, *, name: str) -> tuple[Any, Any]:
         raise ModelError(f"text encoder {path}: there is no such folder; check the name")
     try:
         return _from_disk(path)
-    except (OSError, ValueError) as error:
+    except UNUSABLE as error:
         if Path(path).is_dir():
             LOG.debug("loading %s failed: %s", path, error)
             raise ModelError(
@@ -325,7 +324,7 @@ def _load(path: str, *, name: str) -> tuple[Any, Any]:
             ) from None
     try:
         return _from_hub(path)
-    except (OSError, ValueError) as error:
+    except UNUSABLE as error:
         LOG.debug("loading %s failed: %s", path, error)
         raise ModelError(
             f"text encoder {name}: not on this machine and can't be downloaded; {_mend(name)}"
@@ -344,17 +343,3 @@ def _from_disk(path: str) -> tuple[Any, Any]:
 def _from_hub(name: str) -> tuple[Any, Any]:
     model = AutoModel.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
     return model, AutoTokenizer.from_pretrained(name)
-
-
-def _quietly(load: Callable[[], tuple[Any, Any]]) -> tuple[Any, Any]:
-    """Load without progress bars and reports of unused weights: standard output is ours."""
-    verbosity = transformers_logging.get_verbosity(), hub_logging.get_verbosity()
-    disable_progress_bars()
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    hub_logging.set_verbosity(logging.CRITICAL)
-    try:
-        return load()
-    finally:
-        transformers_logging.set_verbosity(verbosity[0])
-        hub_logging.set_verbosity(verbosity[1])
