@@ -331,3 +331,9 @@ _FIGURES: dict[FigureName, _Measure] = {
     "accuracy": _accuracy,
     "uar": _uar,
 }
+
+
+def majority_score(train: Labels, gold: Labels, *, classes: int) -> Score:
+    """The baseline that always says train's most frequent label, as surely as it is frequent."""
+    shares = np.bincount(train, minlength=classes) / len(train)
+    return score(gold, np.tile(shares, (len(gold), 1)))

@@ -93,7 +93,6 @@ CORPUS_NAMES = {
     "meld": "MELD, dialogues of a television comedy",
     "iemocap": "IEMOCAP, dyadic dialogues of actors in a studio",
     "ravdess": "RAVDESS, two sentences acted in a studio",
-    "manifest": "a corpus of its own, described by a table",
 }
 CORPUS_TERMS = {
     "meld": "MELD: research use",

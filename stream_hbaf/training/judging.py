@@ -17,12 +17,11 @@ from stream_hbaf.corpora.dialogue import Corpus, Dialogue, Split
 from stream_hbaf.corpora.extraction import extract
 from stream_hbaf.errors import BundleError, CorpusError
 from stream_hbaf.evaluation import Labels, Probabilities
-from stream_hbaf.features.comet import Comet
 from stream_hbaf.features.commonsense import RELATIONS
 from stream_hbaf.features.context import Turn
 from stream_hbaf.training.material import Flags, Material, predict
 from stream_hbaf.training.preparation import label_indices, rows_of, utterances_of
-from stream_hbaf.training.remembering import cached, digest_of, key_of, remember_dialogues
+from stream_hbaf.training.remembering import infer_commonsense, remember_dialogues
 
 Float32 = NDArray[np.float32]
 Progress = Callable[[str], None]
@@ -114,6 +113,8 @@ def _hear(
         device=device,
         progress=tell,
     )
+    if extracted.leftovers:
+        progress(extracted.leftovers)
     if extracted.skipped:
         progress(f"{len(extracted.skipped)} without sound, the first is {extracted.skipped[0]}")
     rows = extracted.features[split]
@@ -172,14 +173,6 @@ def _read(bundle: Bundle, dialogues: Sequence[Dialogue], *, cache: Path) -> tupl
         return np.zeros((len(said), network.text_width), np.float32), relations
     turns = [tuple(Turn(u.speaker, u.text) for u in dialogue.utterances) for dialogue in dialogues]
     text = remember_dialogues(bundle.encoder, cache / "text")(turns)
-    return text, _infer(bundle, said, text=text, cache=cache / "commonsense")
-
-
-def _infer(bundle: Bundle, said: Sequence[str], *, text: Float32, cache: Path) -> Float32:
-    """Commonsense [N, 3, K]; COMET's is kept on disk, as it is the slowest of all."""
-    commonsense = bundle.commonsense
-    if not isinstance(commonsense, Comet):
-        return commonsense.infer_texts(said, features=text)
-    weights = digest_of(commonsense.model.state_dict())
-    key = key_of(weights, repr(commonsense.relations), *said)
-    return cached(cache / f"{key}.npy", lambda: commonsense.infer_texts(said, features=text))
+    return text, infer_commonsense(
+        bundle.commonsense, said, features=text, cache=cache / "commonsense"
+    )

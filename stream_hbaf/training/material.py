@@ -41,6 +41,11 @@ class Material:
         return counted
 
     @property
+    def known_labels(self) -> NDArray[np.int64]:
+        """[n], the labels of the utterances that count."""
+        return self.labels[self.labelled]
+
+    @property
     def words(self) -> Float32:
         """[n, L], the text features of the utterances that have words."""
         return self.text if self.text_mask is None else self.text[self.text_mask]

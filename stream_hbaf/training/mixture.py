@@ -29,7 +29,7 @@ from stream_hbaf.corpora.dialogue import LABELS, SPLITS, Corpus, Dialogue, Label
 from stream_hbaf.corpora.meld import read_meld
 from stream_hbaf.corpora.ravdess import read_ravdess
 from stream_hbaf.errors import ConfigError
-from stream_hbaf.evaluation import Labels, Score, score, spread
+from stream_hbaf.evaluation import Score, majority_score, score, spread
 from stream_hbaf.features.commonsense import Event2MindHeads
 from stream_hbaf.features.text import TextEncoder
 from stream_hbaf.networks.hbaf import HBAF, HbafConfig
@@ -343,7 +343,9 @@ def _report(
             for key, of_shipped in by_seed[shipped].items()
         }
         report[split]["majority"] = {
-            name: asdict(_majority(corpus["train"].labels, corpus[split].labels))
+            name: asdict(
+                majority_score(corpus["train"].labels, corpus[split].labels, classes=len(LABELS))
+            )
             for name, corpus in (("meld", material.spoken), ("ravdess", material.acted))
         }
     return report
@@ -355,9 +357,3 @@ def _spread(scores: Sequence[Score]) -> dict[str, dict[str, float]]:
         figure: asdict(spread([getattr(s, figure) for s in scores]))
         for figure in ("weighted_f1", "macro_f1", "accuracy", "uar", "ece")
     }
-
-
-def _majority(train: Labels, gold: Labels) -> Score:
-    """The baseline that always says train's most frequent label, as surely as it is frequent."""
-    shares = np.bincount(train, minlength=len(LABELS)) / len(train)
-    return score(gold, np.tile(shares, (len(gold), 1)))

@@ -19,7 +19,7 @@ from stream_hbaf.corpora.dialogue import SPLITS, Corpus, Dialogue, LabelledUtter
 from stream_hbaf.corpora.extraction import extract
 from stream_hbaf.corpora.reading import open_corpus
 from stream_hbaf.errors import CorpusError, ModelError
-from stream_hbaf.features.comet import Comet, open_comet
+from stream_hbaf.features.comet import open_comet
 from stream_hbaf.features.commonsense import Commonsense, Event2MindHeads, NoCommonsense
 from stream_hbaf.features.context import Turn
 from stream_hbaf.features.text import TextEncoder
@@ -27,8 +27,7 @@ from stream_hbaf.training.distillation import Encode, HeadsConfig, distil, read_
 from stream_hbaf.training.material import NO_LABEL, Flags, Material
 from stream_hbaf.training.recipe import Recipe, SelectionConfig
 from stream_hbaf.training.remembering import (
-    cached,
-    digest_of,
+    infer_commonsense,
     key_of,
     remember_dialogues,
     write_whole,
@@ -95,8 +94,11 @@ def prepare(
     )
     text = {split: encode(_turns(corpus.splits[split])) for split in SPLITS}
     inferred = {
-        split: _infer(
-            commonsense, corpus.splits[split], features=text[split], cache=cache / "commonsense"
+        split: infer_commonsense(
+            commonsense,
+            [utterance.text for utterance in utterances_of(corpus.splits[split])],
+            features=text[split],
+            cache=cache / "commonsense",
         )
         for split in SPLITS
     }
@@ -239,18 +241,6 @@ def _prepare_commonsense(
     )
 
 
-def _infer(
-    commonsense: Commonsense, dialogues: Sequence[Dialogue], *, features: Float32, cache: Path
-) -> Float32:
-    """Inferences [N, 3, K] of a split; COMET's are kept on disk, as it is the slowest of all."""
-    texts = [utterance.text for utterance in utterances_of(dialogues)]
-    if not isinstance(commonsense, Comet):
-        return commonsense.infer_texts(texts, features=features)
-    weights = digest_of(commonsense.model.state_dict())
-    key = key_of(weights, repr(commonsense.relations), *texts)
-    return cached(cache / f"{key}.npy", lambda: commonsense.infer_texts(texts, features=features))
-
-
 def _prepare_audio(
     recipe: Recipe, corpus: Corpus, *, device: str, cache: Path, progress: Progress
 ) -> tuple[Scaling | None, dict[Split, tuple[Float32, Flags]], tuple[str, ...]]:
@@ -273,6 +263,8 @@ def _prepare_audio(
         device=device,
         progress=tell,
     )
+    if extracted.leftovers:
+        progress(extracted.leftovers)
     if extracted.skipped:
         progress(f"{recipe.audio}: {len(extracted.skipped)} without; {extracted.skipped[0]}")
     train = extracted.features["train"]

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stream_hbaf.features.comet import Comet
+from stream_hbaf.features.commonsense import Commonsense
 from stream_hbaf.features.context import Turn
 from stream_hbaf.features.text import TextEncoder
 from stream_hbaf.training.distillation import Encode
@@ -39,6 +41,17 @@ def remember_dialogues(encoder: TextEncoder, cache: Path, *, half: bool = False)
         )
 
     return encode
+
+
+def infer_commonsense(
+    commonsense: Commonsense, texts: Sequence[str], *, features: Float32, cache: Path
+) -> Float32:
+    """Inferences [N, 3, K]; COMET's are kept on disk, as it is the slowest of all."""
+    if not isinstance(commonsense, Comet):
+        return commonsense.infer_texts(texts, features=features)
+    weights = digest_of(commonsense.model.state_dict())
+    key = key_of(weights, repr(commonsense.relations), *texts)
+    return cached(cache / f"{key}.npy", lambda: commonsense.infer_texts(texts, features=features))
 
 
 def cached(file: Path, compute: Callable[[], Float32]) -> Float32:

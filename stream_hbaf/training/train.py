@@ -11,16 +11,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 
 from stream_hbaf.bundle import Bundle, BundleConfig
 from stream_hbaf.corpora.dialogue import Split
-from stream_hbaf.evaluation import Score, score, spread
+from stream_hbaf.evaluation import majority_score, spread
 from stream_hbaf.networks.hbaf import HbafConfig
 from stream_hbaf.training.card import corpus_card, licence_of
 from stream_hbaf.training.fitting import Fitted, fit_network, one_thread
-from stream_hbaf.training.material import Material, digest_of_material
+from stream_hbaf.training.material import digest_of_material
 from stream_hbaf.training.mixture import train_mixture
 from stream_hbaf.training.preparation import Prepared, prepare
 from stream_hbaf.training.recipe import MixtureRecipe, Recipe, read_recipe
@@ -219,7 +218,13 @@ def _report(
             for split in REPORTED
         },
         "majority": {
-            split: asdict(_majority(material["train"], material[split], len(prepared.labels)))
+            split: asdict(
+                majority_score(
+                    material["train"].known_labels,
+                    material[split].known_labels,
+                    classes=len(prepared.labels),
+                )
+            )
             for split in REPORTED
         },
         "utterances": {split: int(m.labelled.sum()) for split, m in material.items()},
@@ -238,11 +243,3 @@ def _of_seed(fitted: Fitted) -> dict[str, Any]:
         "epochs": len(fitted.history.scores),
         "temperature": fitted.temperature,
     }
-
-
-def _majority(train: Material, material: Material, classes: int) -> Score:
-    """The baseline that always says train's most frequent label, as surely as it is frequent."""
-    known = train.labels[train.labelled]
-    shares = np.bincount(known, minlength=classes) / len(known)
-    gold = material.labels[material.labelled]
-    return score(gold, np.tile(shares, (len(gold), 1)))
