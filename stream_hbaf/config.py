@@ -112,7 +112,7 @@ def load_config(
         origins[key] = origin
 
     if file is not None:
-        for key, value in _flatten(_read_yaml(file)).items():
+        for key, value in flatten(read_yaml(file, example="model: live-en-0")).items():
             put(key, value, str(file))
     for name, text in (environ or {}).items():
         if name.startswith(ENVIRONMENT_PREFIX):
@@ -146,11 +146,15 @@ def _environment_name(key: str) -> str:
     return ENVIRONMENT_PREFIX + key.upper().replace(".", "__")
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
+def read_yaml(file: Path, *, example: str) -> dict[str, Any]:
+    """The settings in a YAML file, none if it is empty; ConfigError with file and line.
+
+    ``example`` is a line to show to whoever wrote something else.
+    """
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{file}: can't be read ({error.strerror}); check --config") from None
+        raise ConfigError(f"{file}: can't be read ({error.strerror}); check its name") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{file}:{mark.line + 1}" if mark else str(file)
@@ -158,15 +162,16 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise ConfigError(f"{file}: holds no settings; write lines such as 'model: live-en-0'")
+        raise ConfigError(f"{file}: holds no settings; write lines such as '{example}'")
     return content
 
 
-def _flatten(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Sections within sections as dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{key}.")
+            flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
     return flat

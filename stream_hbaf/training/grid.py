@@ -6,19 +6,17 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
-import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 import stream_hbaf
-from stream_hbaf.config import Section
+from stream_hbaf.config import Section, flatten, read_yaml
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.networks.hbaf import HbafConfig
-from stream_hbaf.training.recipe import Recipe, read_recipe
+from stream_hbaf.training.recipe import Recipe, read_recipe, validate
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]  # also a file's name
-Checked = TypeVar("Checked", bound=Section)
 # A recipe's settings that don't change what is prepared, or don't change what comes out.
 FITTED = {"id", "network", "losses", "fitting"}
 IRRELEVANT: dict[str, bool | set[str]] = {"id": True, "fitting": {"seeds", "workers"}}
@@ -61,13 +59,15 @@ class Run:
 
 def read_experiment(file: Path) -> Experiment:
     """The experiment in a YAML file; ConfigError naming the file and the key that is wrong."""
-    written = _validate(ExperimentFile, _read_yaml(file), where=f"{file}")
+    written = validate(ExperimentFile, read_yaml(file, example="id: iemocap"), where=f"{file}")
     recipe_file = file.parent / written.recipe
     if not isinstance(read_recipe(recipe_file), Recipe):  # its own mistakes have its own name
         raise ConfigError(f"{file}: 'recipe': {recipe_file} names no corpus; take one that does")
-    switches = {row: _flatten(overrides) for row, overrides in written.rows.items()}
+    switches = {row: flatten(overrides) for row, overrides in written.rows.items()}
     recipes = {
-        row: _override(_read_yaml(recipe_file), changes, where=f"{file}: row '{row}'")
+        row: _override(
+            read_yaml(recipe_file, example="id: iemocap"), changes, where=f"{file}: row '{row}'"
+        )
         for row, changes in switches.items()
     }
     for pair in written.compare:
@@ -157,41 +157,7 @@ def _override(tree: dict[str, Any], changes: Mapping[str, Any], *, where: str) -
             if not isinstance(node, dict):
                 raise ConfigError(f"{where}: '{key}': '{section}' has no settings of its own")
         node[leaf] = value
-    return _validate(Recipe, tree, where=where)
-
-
-def _validate(kind: type[Checked], tree: Any, *, where: str) -> Checked:
-    try:
-        return kind.model_validate(tree)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "file"
-        message = first["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"{where}: '{key}': {message}; correct that setting") from None
-
-
-def _read_yaml(file: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{file}: can't be read ({error.strerror}); check its name") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise ConfigError(f"{file}{line}: not valid YAML; correct that line") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{file}: holds no settings; write lines such as 'id: iemocap'")
-    return tree
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+    return validate(Recipe, tree, where=where)
 
 
 def _public(name: str) -> str:

@@ -5,12 +5,11 @@ RAVDESS's voices, which no corpus at hand holds together.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import yaml
 from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
-from stream_hbaf.config import Positive, Section
+from stream_hbaf.config import Positive, Section, read_yaml
 from stream_hbaf.corpora.acoustics import AcousticsConfig
 from stream_hbaf.corpora.reading import CORPORA, MANIFEST
 from stream_hbaf.errors import ConfigError
@@ -24,6 +23,7 @@ from stream_hbaf.training.tuning import TuningConfig
 # Sizes that the features and the corpus decide, whatever a recipe says.
 DECIDED = ("audio_width", "text_width", "commonsense_width", "classes")
 COMET = ("comet:", "comet-cosmic:")
+Checked = TypeVar("Checked", bound=Section)
 
 
 class SelectionConfig(Section):
@@ -119,18 +119,18 @@ class MixtureRecipe(_Network):
 
 def read_recipe(file: Path) -> Recipe | MixtureRecipe:
     """The recipe in a YAML file, or ConfigError naming the file and the setting."""
-    try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{file}: can't be read ({error.strerror}); check its name") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{file}: not valid YAML ({reason}); correct it") from None
-    kind = Recipe if isinstance(tree, dict) and "corpus" in tree else MixtureRecipe
+    tree = read_yaml(file, example="id: mine")
+    if "corpus" in tree:
+        return validate(Recipe, tree, where=f"{file}")
+    return validate(MixtureRecipe, tree, where=f"{file}")
+
+
+def validate(kind: type[Checked], tree: Any, *, where: str) -> Checked:
+    """Settings as ``kind`` wants them, or ConfigError naming the first that is wrong."""
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "recipe"
+        key = ".".join(str(part) for part in first["loc"]) or "file"
         message = first["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"{file}: '{key}': {message}; correct that setting") from None
+        raise ConfigError(f"{where}: '{key}': {message}; correct that setting") from None
