@@ -1,6 +1,6 @@
 """A trained bundle: everything that turns features and a state into an emotion, in one folder.
 
-``config.yaml`` (sizes, labels, encoder, temperature), ``model.safetensors`` (network and tuned
+``config.yaml`` (sizes, labels, encoder, calibration), ``model.safetensors`` (network and tuned
 layers in float16, scaling in float32), ``metrics.json`` (what was measured), ``README.md`` (the
 model card) and ``SHA256SUMS`` over the first three. Scaling, selection, labels and calibration
 are done here and nowhere else, in training as in live use.
@@ -8,7 +8,7 @@ are done here and nowhere else, in training as in live use.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from stream_hbaf.certainty import Calibration, Pattern
 from stream_hbaf.config import Section
 from stream_hbaf.errors import BundleError, ConfigError, ModelError
 from stream_hbaf.features.comet import is_comet, open_comet
@@ -59,7 +60,8 @@ class BundleConfig(Section):
     # ComParE_2016, prosody, egemaps, mfcc, none, or a speech encoder's name
     acoustic: str = "ComParE_2016"
     commonsense: str = "event2mind"  # event2mind, none, or comet:<name>
-    temperature: float = 1.0  # logits are divided by it; fitted on dev
+    temperature: float = 1.0  # of a bundle without calibration: logits are divided by it
+    calibration: Calibration | None = None  # fitted on dev, for each modality pattern
     licence: str = (  # one line for whoever receives the emotions
         "non-commercial: openSMILE's licence, and RAVDESS (CC BY-NC-SA 4.0) in the trained weights"
     )
@@ -129,9 +131,19 @@ class Bundle:
             raise BundleError(f"bundle {self.id}: reads words only; don't give it sound")
         return self.scaling(measured)
 
-    def probabilities(self, logits: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Logits [.., C] → calibrated probabilities [.., C] in the order of ``labels``."""
-        return softmax(np.asarray(logits, dtype=np.float64) / self.config.temperature)
+    @property
+    def calibration(self) -> Calibration:
+        """How its logits are read; without promises for a bundle that has one temperature."""
+        return self.config.calibration or Calibration.of_temperature(self.config.temperature)
+
+    def probabilities(
+        self, logits: NDArray[np.floating], *, pattern: Pattern | Sequence[Pattern]
+    ) -> NDArray[np.float64]:
+        """Logits [.., C] → calibrated probabilities [.., C] in the order of ``labels``.
+
+        ``pattern`` is what the network was given: one for all, or one for each row.
+        """
+        return self.calibration.probabilities(logits, pattern=pattern)
 
     def save(self, folder: Path, *, metrics: Mapping[str, Any], card: str) -> None:
         """Write the folder, sums last; what stood there under these names is replaced."""
@@ -190,14 +202,6 @@ class Bundle:
         return {
             start + name: tensor for start, part in parts.items() for name, tensor in part.items()
         }
-
-
-def softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Probabilities along the last axis, in float64 so that they sum to 1."""
-    wide = np.asarray(logits, dtype=np.float64)
-    exponents = np.exp(wide - wide.max(-1, keepdims=True))
-    probabilities: NDArray[np.float64] = exponents / exponents.sum(-1, keepdims=True)
-    return probabilities
 
 
 def resolve_bundle(name: str) -> Path:

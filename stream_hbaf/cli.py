@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from stream_hbaf.errors import ConfigError, StreamHbafError
 
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 EXAMPLE = Path(__file__).parent / "audio" / "example.flac"
 # What only the commands that read corpora need, by the name it is imported under.
-TRAINING_PACKAGES = {"jinja2", "lightning", "matplotlib", "peft", "sklearn", "tensorboard"}
+TRAINING_PACKAGES = "jellyfish jinja2 lightning matplotlib peft scipy sklearn tensorboard".split()
+# Those of corpora/reading.py, which would have to be imported to be asked.
+CORPORA = "emorynlp, goemotions, iemocap, meld, nemo, ravdess, tess, or a manifest .csv"
 FAILURE = 2  # the exit status of every error that the user can mend
 
 EPILOG = """\
@@ -31,8 +33,8 @@ Each command has a --help of its own."""
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit status is 0, or 2 after one line that says what is wrong."""
-    options = _parser().parse_args(arguments)
     try:
+        options = _parser().parse_args(arguments)
         status: int = options.run(options)
     except StreamHbafError as error:
         status = _complain(str(error))
@@ -54,8 +56,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
+class _Parser(argparse.ArgumentParser):
+    """One that complains in a line, as all else does."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see {self.prog} --help")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="stream-hbaf",
         description="Recognise the emotion of each utterance, live, and publish it over MQTT.",
         epilog=EPILOG,
@@ -72,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_settings(parser)
     parser.set_defaults(run=_listen)
-    commands = parser.add_subparsers(title="other commands", metavar="")
+    commands = parser.add_subparsers(title="other commands", metavar="COMMAND")
 
     devices = commands.add_parser("devices", help="list the microphones there are")
     devices.set_defaults(run=_devices)
@@ -88,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_research(commands: Any) -> None:
     """What needs corpora: extract, train, evaluate, experiment."""
     extract = commands.add_parser("extract", help="measure a corpus's clips, into the cache")
-    extract.add_argument("corpus", help="meld, iemocap, ravdess, or a manifest .csv")
+    extract.add_argument("corpus", help=CORPORA)
     extract.add_argument(
         "--features",
         default="compare",
@@ -106,18 +115,7 @@ def _add_research(commands: Any) -> None:
     _add_corpora(train, models=False)
     train.set_defaults(run=_train)
 
-    evaluate = commands.add_parser("evaluate", help="judge bundles on a corpus, with a report")
-    evaluate.add_argument("bundle", nargs="+", help="a system: its bundles, one a seed")
-    evaluate.add_argument(
-        "--corpus", required=True, help="meld, iemocap, ravdess, or a manifest .csv"
-    )
-    evaluate.add_argument("--split", choices=("train", "dev", "test"), default="test")
-    evaluate.add_argument(
-        "--against", nargs="+", default=(), metavar="BUNDLE", help="another system's bundles"
-    )
-    evaluate.add_argument("--out", type=Path, default=Path("report"), help="folder of the report")
-    _add_corpora(evaluate)
-    evaluate.set_defaults(run=_evaluate)
+    _add_evaluate(commands)
 
     experiment = commands.add_parser("experiment", help="a grid of trainings, over seeds")
     experiment.add_argument("file", type=Path, help="such as configs/experiments/iemocap.yaml")
@@ -126,6 +124,31 @@ def _add_research(commands: Any) -> None:
     )
     _add_corpora(experiment)
     experiment.set_defaults(run=_experiment)
+
+
+def _add_evaluate(commands: Any) -> None:
+    evaluate = commands.add_parser("evaluate", help="judge bundles on a corpus, with a report")
+    evaluate.add_argument("bundle", nargs="+", help="a system: its bundles, one a seed")
+    judged = evaluate.add_mutually_exclusive_group(required=True)
+    judged.add_argument("--corpus", help=f"with its own words, from files: {CORPORA}")
+    judged.add_argument(
+        "--live", metavar="CORPUS", help="one bundle as it is live: the clips played into it"
+    )
+    evaluate.add_argument("--split", choices=("train", "dev", "test"), default="test")
+    evaluate.add_argument(
+        "--against", nargs="+", default=(), metavar="BUNDLE", help="another system's bundles"
+    )
+    evaluate.add_argument(
+        "--rows",
+        metavar="NAME[,NAME]",
+        help="of --live: some of its ways of hearing (default: all)",
+    )
+    evaluate.add_argument(
+        "--speed", metavar="N|max", help="of --live: times real time (default: max)"
+    )
+    evaluate.add_argument("--out", type=Path, default=Path("report"), help="folder of the report")
+    _add_corpora(evaluate)
+    evaluate.set_defaults(run=_evaluate)
 
 
 def _add_corpora(parser: argparse.ArgumentParser, *, models: bool = True) -> None:
@@ -192,13 +215,20 @@ def _listen(options: argparse.Namespace) -> int:
         return 0
     speed = _speed(options.speed)
     config = _config(options)
-    # Read when numpy is first imported: its products here are small, and waking threads for them
-    # costs more than they do.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    _share_the_cores()
     from stream_hbaf.listening import Input, listen
 
     chosen = Input(file=options.file, device=options.mic, speed=speed, example=EXAMPLE)
     return asyncio.run(_interruptibly(listen, chosen, config=config, json=options.json))
+
+
+def _share_the_cores() -> None:
+    """Keep the libraries' threads out of each other's way; they read this when first imported."""
+    # numpy's products here are small, and waking threads for them costs more than they do.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # Whisper's and torch's threads wait for each other by spinning. Where other programs want
+    # the cores too, that keeps the one that is waited for from running: seconds for a decode.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 async def _interruptibly(command: Any, *arguments: Any, **named: Any) -> int:
@@ -242,7 +272,7 @@ def _extract(options: argparse.Namespace) -> int:
     from stream_hbaf.corpora.reading import open_corpus
     from stream_hbaf.terminal import show_progress
 
-    corpus = open_corpus(options.corpus, options.corpora)
+    corpus = open_corpus(options.corpus, options.corpora, whole=False)
     for representation in options.features.split(","):
         with show_progress(f"{corpus.name}, {representation}") as progress:
             extracted = extract(
@@ -283,6 +313,12 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
+    _share_the_cores()
+    if options.live is not None:
+        return _evaluate_live(options)
+    for option in ("rows", "speed"):
+        if getattr(options, option) is not None:
+            raise ConfigError(f"--{option}: goes with --live CORPUS only; leave it out")
     from stream_hbaf.training.report import evaluate
 
     evaluate(
@@ -295,6 +331,32 @@ def _evaluate(options: argparse.Namespace) -> int:
         cache=options.cache,
         device=_device(options),
         workers=options.workers,
+        progress=_say,
+    )
+    return 0
+
+
+def _evaluate_live(options: argparse.Namespace) -> int:
+    if options.against:
+        raise ConfigError("--against: can't be had with --live; evaluate each bundle by itself")
+    if len(options.bundle) > 1:
+        raise ConfigError(
+            f"--live: judges one bundle, not {len(options.bundle)}; evaluate each by itself"
+        )
+    speed = _speed("max" if options.speed is None else options.speed)
+    rows = () if options.rows is None else options.rows.split(",")
+    from stream_hbaf.config import load_config
+    from stream_hbaf.training.live_evaluation import evaluate_live
+
+    evaluate_live(
+        options.bundle[0],
+        corpus=options.live,
+        corpora=options.corpora,
+        split=options.split,
+        rows=rows,
+        speed=speed,
+        out=options.out,
+        config=load_config(environ=os.environ, overrides={"device": options.device}),
         progress=_say,
     )
     return 0

@@ -20,7 +20,20 @@ class Event(BaseModel):
 class Emotion(Event):
     label: str
     score: float  # the label's probability
+    abstained: bool  # too unsure to be an answer: the label is the best guess, no more
+    set: list[str]  # labels, likeliest first; a calibrated bundle says how often it holds the right
     probabilities: dict[str, float]  # every label's, summing to 1
+
+
+class Contributions(Event):
+    """What each part added to the label's score; below 0 where it spoke against the label.
+
+    They sum to the score less what it would be with neither sound, words nor past.
+    """
+
+    audio: float
+    text: float
+    context: float  # the dialogue's past, as the network remembers it
 
 
 class Asr(Event):
@@ -66,6 +79,8 @@ class Utterance(Event):
     asr: Asr | None = None
     modalities: list[Literal["audio", "text"]] = []  # what the emotion was read from
     emotion: Emotion | None = None
+    contributions: Contributions | None = None  # of an ``end`` with an emotion
+    conflict: bool | None = None  # voice alone and words alone contradict; None without both
     degraded: str = ""  # what failed, if anything did
     latency_ms: Latency | None = None
     model: Model | None = None

@@ -305,7 +305,9 @@ class LivePipeline:
 
         def step(dialogue: Dialogue) -> Prediction:
             if commit:
-                return self._recognizer.conclude(acoustic=acoustic, words=words, dialogue=dialogue)
+                return self._recognizer.conclude(
+                    acoustic=acoustic, words=words, dialogue=dialogue, explain=True
+                )
             prediction, _ = self._recognizer.classify(
                 acoustic=acoustic, words=words, state=dialogue.state
             )
@@ -375,6 +377,22 @@ class LivePipeline:
     def _task(self, coroutine: Coroutine[object, object, T], name: str) -> "asyncio.Task[T]":
         assert self._tasks is not None  # everything happens in ``run``
         return self._tasks.create_task(coroutine, name=name)
+
+
+def replay(
+    recognizer: Recognizer,
+    source: AudioSource,
+    *,
+    on_recognition: Callable[[Recognition], None],
+) -> None:
+    """Run a source to its end and publish nothing, for callers that have no event loop."""
+
+    async def run() -> None:
+        pipeline = LivePipeline(recognizer, [], on_recognition=on_recognition)
+        async with source:
+            await pipeline.run(source, stop=asyncio.Event())
+
+    asyncio.run(run())
 
 
 async def _drain(queue: "asyncio.Queue[T | None]") -> AsyncIterator[T]:

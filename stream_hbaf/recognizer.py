@@ -5,17 +5,20 @@ code; they differ only in where sound comes from and where emotions go.
 """
 
 import uuid
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Literal, Self
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from stream_hbaf.bundle import NONE, Bundle, BundleConfig, read_bundle_config
+from stream_hbaf.certainty import Modality, Probabilities, coalitions, pattern_of, shapley
 from stream_hbaf.config import SAMPLE_RATE_HZ, Config
 from stream_hbaf.errors import BundleError, ConfigError
+from stream_hbaf.events import Contributions
 from stream_hbaf.features.acoustic import Acoustic, AcousticExtractor
 from stream_hbaf.features.context import EMPTY_WINDOW, Turn, TurnWindow
 from stream_hbaf.features.transcript import Transcriber, Transcript
@@ -25,7 +28,6 @@ from stream_hbaf.speech.vad import SpeechDetector, open_detector
 
 Int16 = NDArray[np.int16]
 Float32 = NDArray[np.float32]
-Modality = Literal["audio", "text"]
 
 HEARD_LIVE = "ComParE_2016"  # the acoustic features that can be computed while sound comes in
 
@@ -56,6 +58,10 @@ class Prediction:
 
     probabilities: dict[str, float]
     modalities: tuple[Modality, ...]
+    abstained: bool  # the best label isn't sure enough to be an answer
+    labels_in_set: tuple[str, ...]  # it is one of these, likeliest first; never empty
+    contributions: Contributions | None = None  # where an explanation was asked for
+    conflict: bool | None = None  # likewise, if there were both sound and words
 
     @property
     def label(self) -> str:
@@ -162,7 +168,7 @@ class Recognizer:
         acoustic = None
         if self.acoustic is not None:
             acoustic = self.acoustic.extract(np.zeros(SAMPLE_RATE_HZ, np.int16))
-        self.classify(acoustic=acoustic, words=words, state=self.dialogue().state)
+        self.classify(acoustic=acoustic, words=words, state=self.dialogue().state, explain=True)
 
     def listener(self) -> Listener:
         return Listener(self.config)
@@ -185,7 +191,12 @@ class Recognizer:
         return Words(transcript, text, inferred, speaker, window, after)
 
     def conclude(
-        self, *, acoustic: Acoustic | None, words: Words | None, dialogue: Dialogue
+        self,
+        *,
+        acoustic: Acoustic | None,
+        words: Words | None,
+        dialogue: Dialogue,
+        explain: bool = False,
     ) -> Prediction:
         """The final emotion of the dialogue's next utterance, which the dialogue remembers.
 
@@ -194,37 +205,105 @@ class Recognizer:
         """
         if words is not None and words.before != dialogue.window:
             words = self.understand(words.transcript, speaker=words.speaker, window=dialogue.window)
-        prediction, state = self.classify(acoustic=acoustic, words=words, state=dialogue.state)
+        prediction, state = self.classify(
+            acoustic=acoustic, words=words, state=dialogue.state, explain=explain
+        )
         dialogue.state = state
         dialogue.window = dialogue.window if words is None else words.after
         return prediction
 
     @torch.inference_mode()
     def classify(
-        self, *, acoustic: Acoustic | None, words: Words | None, state: DialogueState
+        self,
+        *,
+        acoustic: Acoustic | None,
+        words: Words | None,
+        state: DialogueState,
+        explain: bool = False,
     ) -> tuple[Prediction, DialogueState]:
         """One step of the network; either modality may be missing.
 
-        A provisional emotion is the same call with the new state thrown away.
+        A provisional emotion is the same call with the new state thrown away. To ``explain``, the
+        same step is taken with every coalition of what was given, side by side.
         """
+        features = self._features(acoustic, words)
+        modalities: list[Modality] = ["audio"] if features.audio is not None else []
+        if features.text is not None:
+            modalities.append("text")
+        parts = [*modalities, "context"]
+        if explain and state == self.bundle.network.initial_state():
+            parts.remove("context")
+        every = coalitions(parts) if explain else [frozenset(parts)]
+        said, after = self._say_with(every, features=features, state=state)
+        whole = said[every[-1]]
+        pattern = pattern_of(audio="audio" in modalities, text="text" in modalities)
+        labels, calibration = self.bundle.labels, self.bundle.calibration
+        inside = calibration.label_sets(whole, pattern=pattern)
+        prediction = Prediction(
+            dict(zip(labels, map(float, whole), strict=True)),
+            tuple(modalities),
+            abstained=bool(calibration.abstains(whole, pattern=pattern)),
+            labels_in_set=tuple(labels[n] for n in np.argsort(-whole) if inside[n]),
+        )
+        return (self._explained(prediction, said) if explain else prediction), after
+
+    def _features(self, acoustic: Acoustic | None, words: Words | None) -> Features:
+        """What the network is given of one utterance, where its weights are."""
         audio = None
         if acoustic is not None and self.bundle.scaling is not None:
             audio = self.bundle.scale(acoustic.functionals[None])[0]
-        text = None if words is None else words.text
-        commonsense = None if words is None else words.commonsense
         features = Features(
-            audio=_tensor(audio), text=_tensor(text), commonsense=_tensor(commonsense)
+            audio=_tensor(audio),
+            text=_tensor(None if words is None else words.text),
+            commonsense=_tensor(None if words is None else words.commonsense),
         )
-        features = features.map(lambda tensor: tensor.to(self._device))
-        logits, state = self.bundle.network.step(features, state)
-        probabilities = self.bundle.probabilities(logits.numpy(force=True))
-        modalities: list[Modality] = []
-        if audio is not None:
-            modalities.append("audio")
-        if text is not None:
-            modalities.append("text")
-        by_label = dict(zip(self.bundle.labels, map(float, probabilities), strict=True))
-        return Prediction(by_label, tuple(modalities)), state
+        return features.map(lambda tensor: tensor.to(self._device))
+
+    def _say_with(
+        self, every: Sequence[frozenset[str]], *, features: Features, state: DialogueState
+    ) -> tuple[dict[frozenset[str], Probabilities], DialogueState]:
+        """Probabilities [C] given each of S coalitions of parts, and the state after the last.
+
+        Without "context" the network starts anew. The words' features stay as they are: read with
+        the dialogue's words before them, if the encoder does that.
+        """
+
+        def given(part: str) -> torch.Tensor:
+            return torch.tensor([part in parts for parts in every], device=self._device)
+
+        network = self.bundle.network
+        streams = replace(
+            features.map(lambda tensor: tensor.expand(len(every), *tensor.shape)),
+            audio_mask=given("audio"),
+            text_mask=given("text"),
+        )
+        initial = network.initial_state()
+        before = DialogueState.stack([state if "context" in p else initial for p in every])
+        logits, after = network.step(streams, before)
+        patterns = [pattern_of(audio="audio" in parts, text="text" in parts) for parts in every]
+        found = self.bundle.probabilities(logits.numpy(force=True), pattern=patterns)
+        return dict(zip(every, found, strict=True)), after.map(lambda part: part[-1].clone())
+
+    def _explained(
+        self, prediction: Prediction, said: Mapping[frozenset[str], Probabilities]
+    ) -> Prediction:
+        """The prediction with what made it so, exactly: each part's Shapley value.
+
+        A coalition of parts is worth the probability that the recogniser gives the label with
+        these parts alone. A part that isn't there adds exactly 0, as does the context of a
+        dialogue's first utterance.
+        """
+        labels = self.bundle.labels
+        label = labels.index(prediction.label)
+        shares = shapley({parts: float(p[label]) for parts, p in said.items()})
+        every = max(said, key=len)
+        conflict = None
+        if {"audio", "text"} <= every:
+            conflict = self.bundle.calibration.conflicts(
+                labels, audio=said[every - {"text"}], text=said[every - {"audio"}]
+            )
+        none = {"audio": 0.0, "text": 0.0, "context": 0.0}
+        return replace(prediction, contributions=Contributions(**none | shares), conflict=conflict)
 
 
 def require_live(config: BundleConfig) -> None:

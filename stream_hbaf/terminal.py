@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from stream_hbaf.events import AnyEvent, Level, Partial, Speech, Status, Utterance
+from stream_hbaf.events import AnyEvent, Emotion, Level, Partial, Speech, Status, Utterance
 
 COLOURS = {
     "anger": "red",
@@ -27,6 +27,7 @@ COLOURS = {
     "sadness": "blue",
     "surprise": "cyan",
 }
+CONFLICT = "≠"  # voice and words contradict each other
 REDRAW_S = 0.1
 QUIETEST_DBFS, LOUDEST_DBFS = -60.0, -10.0
 METER_WIDTH = 8
@@ -99,28 +100,33 @@ class Terminal:
     def _utterance(self, event: Utterance) -> Group | Text:
         emotion = event.emotion
         label = emotion.label if emotion else "unknown"
+        doubt = "?" if emotion and emotion.abstained else ""
         score = f" {emotion.score:.0%}" if emotion else ""
         clock = datetime.fromisoformat(event.start_time).astimezone().strftime("%H:%M:%S")
         words = event.text or "(no words)"
         style = f"bold {COLOURS.get(label, 'white')}"
-        head = Text().append(f"{clock} ", "dim").append(f"{label}{score} ", style)
+        head = Text().append(f"{clock} ", "dim").append(f"{label}{doubt}{score} ", style)
+        if event.conflict:
+            head.append(f"{CONFLICT} ", "bold")
         if event.speaker:
             head.append(f"{event.speaker}: ")
         head.append(words)
         if not self._console.is_terminal:
             return head
-        below = self._bars(emotion.probabilities) if emotion else Text()
+        below = self._bars(emotion) if emotion else Text()
         return Group(head, below, self._footer(event))
 
-    def _bars(self, probabilities: dict[str, float]) -> Table:
+    def _bars(self, emotion: Emotion) -> Table:
+        """A bar for each label; those that it can hardly be stand back."""
         columns = max(1, (self._console.width - 2) // COLUMN_WIDTH)
         table = Table.grid(padding=(0, 1))
         cells = []
-        for label, probability in probabilities.items():
+        for label, probability in emotion.probabilities.items():
             lit = round(probability * BAR_WIDTH)
-            cell = Text(f"  {label:<9}")
+            style = "" if label in emotion.set else "dim"
+            cell = Text(f"  {label:<9}", style)
             cell.append("█" * lit, COLOURS.get(label, "")).append("░" * (BAR_WIDTH - lit), "dim")
-            cells.append(cell.append(f"{probability:>4.0%}", "" if lit else "dim"))
+            cells.append(cell.append(f"{probability:>4.0%}"))
         for first in range(0, len(cells), columns):
             table.add_row(*cells[first : first + columns])
         return table

@@ -109,6 +109,8 @@ class SpokenUtterance:
             else None,
             modalities=list(prediction.modalities) if prediction else [],
             emotion=_emotion(prediction) if prediction else None,
+            contributions=prediction.contributions if prediction else None,
+            conflict=prediction.conflict if prediction else None,
             degraded="; ".join(f"{stage}: {why}" for stage, why in self.failures.items()),
             latency_ms=self.timing.latency(now) if finish else None,
             model=model if finish else None,
@@ -131,6 +133,8 @@ def _emotion(prediction: Prediction) -> Emotion:
     return Emotion(
         label=prediction.label,
         score=prediction.probabilities[prediction.label],
+        abstained=prediction.abstained,
+        set=list(prediction.labels_in_set),
         probabilities=prediction.probabilities,
     )
 

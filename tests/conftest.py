@@ -5,6 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+# Threads that wait by spinning starve each other when cores are few: under load a decode took 13 s
+# with them and 0.1 s without. Read once, by the first library that brings OpenMP.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray

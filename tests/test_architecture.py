@@ -9,6 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "stream_hbaf"
 # A file imports only from its own line or from those above it.
 ROOMS = (
     ("errors", "config", "events", "__init__"),
+    ("certainty",),
     ("audio",),
     ("speech",),
     ("features", "networks"),
@@ -30,6 +31,7 @@ LIBRARIES = {
     "onnxruntime": {"speech/vad.py"},
     "opensmile": {"features/acoustic.py"},
     "rich": {"terminal.py"},
+    "jellyfish": {"corpora/mishearing.py"},
     "jinja2": {"training/report.py"},
     "lightning": {"training/trainer.py"},
     "markupsafe": {"training/report.py"},

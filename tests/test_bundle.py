@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,8 @@ from stream_hbaf.bundle import (
     Scaling,
     read_bundle_config,
     resolve_bundle,
-    softmax,
 )
+from stream_hbaf.certainty import Calibration
 from stream_hbaf.corpora.dialogue import LABELS
 from stream_hbaf.errors import BundleError
 from stream_hbaf.features.acoustic import FUNCTIONALS_WIDTH
@@ -78,7 +79,7 @@ def predict(bundle: Bundle, text: str) -> np.ndarray:
         commonsense=torch.from_numpy(bundle.commonsense.infer(words)[0]),
     )
     logits, _ = bundle.network.step(features, bundle.network.initial_state())
-    return bundle.probabilities(logits.numpy())
+    return bundle.probabilities(logits.numpy(), pattern="audio+text")
 
 
 def test_a_loaded_bundle_predicts_what_the_saved_one_did(bundle, saved):
@@ -99,15 +100,38 @@ def test_saving_twice_gives_the_same_sum(bundle, saved, tmp_path):
 def test_probabilities_are_softened_by_the_temperature(bundle):
     """Logits are divided by the temperature; float64 probabilities sum to 1."""
     logits = np.array([2.0, 0.0, -1.0, 0.5, 0.0, 0.0, 0.0], np.float32)
-    probabilities = bundle.probabilities(logits)
+    probabilities = bundle.probabilities(logits, pattern="text")
     expected = np.exp(logits.astype(np.float64) / 1.7)
     np.testing.assert_allclose(probabilities, expected / expected.sum(), rtol=1e-12)
     assert probabilities.dtype == np.float64
 
 
-def test_softmax_of_large_logits_stays_finite():
-    """Logits of a thousand don't overflow."""
-    assert softmax(np.array([1000.0, 0.0])).tolist() == [1.0, 0.0]
+def test_a_calibrated_bundle_reads_its_logits_by_what_was_given(bundle, tmp_path):
+    """Through the file: each pattern's temperature, sets and silence; the one temperature rests."""
+    calibration = Calibration(
+        temperatures={"": 4.0, "audio": 2.0, "text": 1.0, "audio+text": 0.3},
+        thresholds={"": 0.0, "audio": 0.1, "text": 1 / 3, "audio+text": 0.25},
+        answers_above={"": 1.0, "audio": 0.6, "text": 0.4, "audio+text": 0.2},
+        risk=0.3,
+    )
+    config = bundle.config.model_copy(update={"calibration": calibration})
+    replace(bundle, config=config).save(tmp_path, metrics={}, card="")
+    loaded = Bundle.load(str(tmp_path))
+    assert loaded.calibration == calibration
+    logits = np.array([[2.0, 0.0, -1.0, 0.5, 0.0, 0.0, 0.0]] * 2)
+    found = loaded.probabilities(logits, pattern=["audio", "audio+text"])
+    for row, temperature in zip(found, (2.0, 0.3), strict=True):
+        expected = np.exp(logits[0] / temperature)
+        np.testing.assert_allclose(row, expected / expected.sum(), rtol=1e-12)
+
+
+def test_a_bundle_from_before_calibration_promises_nothing():
+    """The shipped one loads as it is: its one temperature, every label possible, always said."""
+    config = read_bundle_config("live-en-0")
+    assert config.calibration is None
+    old = Calibration.of_temperature(config.temperature)
+    assert set(old.temperatures.values()) == {1.5080041632977872}
+    assert (set(old.thresholds.values()), set(old.answers_above.values())) == ({0.0}, {0.0})
 
 
 def test_scaling_selects_and_standardises(bundle):
@@ -298,7 +322,7 @@ def test_the_shipped_bundle_reads_words(shipped):
             commonsense=torch.from_numpy(shipped.commonsense.infer(words)[0]),
         )
         logits, _ = shipped.network.step(features, shipped.network.initial_state())
-        said[text] = shipped.labels[int(shipped.probabilities(logits.numpy()).argmax())]
+        said[text] = shipped.labels[int(logits.argmax())]
     assert list(said.values()) == ["joy", "anger"]
 
 

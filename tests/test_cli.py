@@ -1,5 +1,8 @@
 """The command line: what it says when something is wrong, and how it ends."""
 
+import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +13,8 @@ from stream_hbaf.cli import main
 
 RECORDINGS = Path(__file__).parent / "recordings"
 SPEECH = RECORDINGS / "sense_and_sensibility_01_austen_64kb-0880.flac"
+
+LIVE = ["evaluate", "x", "--live", "own.csv", "--corpora", "."]
 
 
 def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -56,6 +61,15 @@ def test_help_imports_no_heavy_library() -> None:
         (["train", "absent.yaml", "--corpora", ".", "--out", "x"], "absent.yaml: can't be read"),
         (["train", "x.yaml", "--corpora", ".", "--out", "x", "--devices", "all"], "--devices all"),
         (["evaluate", "absent", "--corpus", "own.csv", "--corpora", "."], "own.csv is missing"),
+        (["evaluate", "x", "--corpora", "."], "--corpus --live is required"),
+        ([*LIVE, "--corpus", "meld"], "--corpus: not allowed with argument --live"),
+        ([*LIVE, "--against", "y"], "--against: can't be had with --live"),
+        (["evaluate", "x", "y", *LIVE[2:]], "--live: judges one bundle, not 2"),
+        ([*LIVE, "--speed", "fast"], "--speed fast: must be 'max' or a number above 0"),
+        (LIVE, "own.csv is missing"),
+        (["evaluate", "x", "--corpus", "meld", "--corpora", ".", "--rows", "clean"], "--rows"),
+        (["evaluate", "x", "--corpus", "meld", "--corpora", ".", "--speed", "1"], "--speed"),
+        (["listen"], "invalid choice: 'listen'"),
         (["experiment", "absent.yaml", "--corpora", "."], "absent.yaml: can't be read"),
     ],
 )
@@ -64,6 +78,32 @@ def test_wrong_argument_ends_in_one_line(
 ) -> None:
     """Each wrong argument is answered by one clear line and status 2."""
     assert said in complaint(capsys, *arguments)
+
+
+def test_help_lists_every_corpus(capsys: pytest.CaptureFixture[str]) -> None:
+    """What can be read stands in the help, which doesn't ask the readers: they load numpy."""
+    from stream_hbaf.corpora.reading import CORPORA
+
+    for command in ("extract", "evaluate"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        listed = " ".join(capsys.readouterr().out.split())
+        assert f"{', '.join(CORPORA)}, or a manifest .csv" in listed
+
+
+def test_threads_wait_without_spinning() -> None:
+    """The libraries' OpenMP, all that are loaded, is told to wait without using up a core."""
+    environ = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    done = subprocess.run(
+        [sys.executable, "-m", "stream_hbaf.cli", "--file", "absent.wav", "--mqtt", "none"],
+        env=environ | {"OMP_DISPLAY_ENV": "VERBOSE"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    counts = [line.strip() for line in done.stderr.splitlines() if "GOMP_SPINCOUNT" in line]
+    assert counts
+    assert set(counts) == {"GOMP_SPINCOUNT = '0'"}
 
 
 def test_gpu_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,6 +135,39 @@ def test_extract_measures_a_manifest_and_names_what_it_skips(
     assert printed[0].startswith("skipped: train-1: ")
     assert "broken.wav" in printed[0]
     assert printed[-1] == "egemaps: 3 utterances measured, 3 skipped"
+
+
+def test_extract_takes_a_corpus_that_only_trains(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """TESS has neither dev nor test; its clips are measured all the same."""
+    clip = tmp_path / "tess" / "oaf_angry" / "OAF_back_angry.flac"
+    clip.parent.mkdir(parents=True)
+    shutil.copy(SPEECH, clip)
+    arguments = ["extract", "tess", "--corpora", str(tmp_path), "--features", "egemaps"]
+    assert main([*arguments, "--cache", str(tmp_path / "cache"), "--workers", "1"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == ["egemaps: 1 utterances measured, 0 skipped"]
+
+
+def test_evaluate_live_plays_the_clips_and_reports(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One bundle, one clip, the rows that are asked for: heard, read, reported."""
+    rows = [f"{split},{split}-1,Ann,Well.,neutral,{split},{SPEECH}" for split in ("train", "test")]
+    header = "dialogue,id,speaker,text,label,split,audio"
+    (tmp_path / "own.csv").write_text("\n".join([header, *rows, ""]))
+    out = tmp_path / "report"
+    arguments = ["evaluate", "live-en-0", "--live", "own.csv", "--corpora", str(tmp_path)]
+    assert main([*arguments, "--rows", "clean,text_only", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-1] == str(out / "report.html")
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert list(metrics["rows"]) == ["clean", "text_only"]
+    assert metrics["speed"] == "max"
+    assert metrics["bundle"]["id"] == "live-en-0"
+    assert metrics["rows"]["clean"]["missed"] == []
+    assert "live-en-0" in (out / "report.html").read_text()
 
 
 def test_command_without_its_packages_says_what_to_install(

@@ -140,7 +140,9 @@ def test_narrow_terminal_shows_words_bars_and_latency() -> None:
         start_time="2026-01-01T12:00:00.000+00:00",
         audio_start_ms=0,
         text="I have got the job, can you believe it, after all these years",
-        emotion=Emotion(label="joy", score=0.7, probabilities=probabilities),
+        emotion=Emotion(
+            label="joy", score=0.7, abstained=False, set=["joy"], probabilities=probabilities
+        ),
         latency_ms=Latency(
             vad=612, transcript=0, acoustic=3, text=0, classify=6, publish=0.1, total=621
         ),
@@ -153,3 +155,41 @@ def test_narrow_terminal_shows_words_bars_and_latency() -> None:
     assert "joy 70%" in shown
     assert "███████░░░" in shown
     assert "612 ms to be sure of the end, then 9 ms" in " ".join(shown.split())
+    assert "≠" not in shown
+
+
+def test_terminal_shows_doubt_and_contradiction() -> None:
+    """A guess has a question mark, voice against words a sign; what it hardly is stands back."""
+    from rich.console import Console
+
+    from stream_hbaf.events import Emotion, Utterance
+    from stream_hbaf.terminal import Terminal
+
+    event = Utterance(
+        id="d-1",
+        rev=2,
+        type="end",
+        source="test",
+        dialogue_id="d",
+        turn=1,
+        speaker="Ann",
+        start_time="2026-01-01T12:00:00.000+00:00",
+        audio_start_ms=0,
+        text="Great.",
+        emotion=Emotion(
+            label="joy",
+            score=0.41,
+            abstained=True,
+            set=["joy", "anger"],
+            probabilities={"anger": 0.4, "joy": 0.41, "fear": 0.19},
+        ),
+        conflict=True,
+    )
+    console = Console(width=40, force_terminal=True, record=True, highlight=False, file=StringIO())
+    asyncio.run(Terminal(console=console).send(event))
+    styled = console.export_text(clear=False, styles=True)
+    assert "joy? 41% ≠ Ann: Great." in console.export_text()
+    dim = "\x1b[2m"
+    assert f"{dim}  fear" in styled
+    assert f"{dim}  joy" not in styled
+    assert f"{dim}  anger" not in styled

@@ -1,7 +1,6 @@
 """Promises of the corpus readers: what was annotated, in order, or an error with its place."""
 
 import csv
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from stream_hbaf.corpora.acoustics import (
     training_takes,
 )
 from stream_hbaf.corpora.atomic import read_atomic
-from stream_hbaf.corpora.augment import CLEAN, Condition, Surroundings, add_noise, change
+from stream_hbaf.corpora.augment import CLEAN, Surroundings, change
 from stream_hbaf.corpora.dialogue import Split
 from stream_hbaf.corpora.event2mind import (
     CommonsenseEvent,
@@ -28,12 +27,11 @@ from stream_hbaf.corpora.event2mind import (
 from stream_hbaf.corpora.meld import read_meld, repair
 from stream_hbaf.corpora.ravdess import ACTORS, read_ravdess
 from stream_hbaf.errors import CorpusError
-from stream_hbaf.features.acoustic import AcousticExtractor
+from stream_hbaf.features.representations import open_representation
 from stream_hbaf.speech.vad import open_detector
 
 SPOKEN = Path(__file__).parent / "recordings" / "sense_and_sensibility_01_austen_64kb-0870.flac"
 HEADER = ["Sr No.", "Utterance", "Speaker", "Emotion", "Sentiment", "Dialogue_ID", "Utterance_ID"]
-QUIET = Surroundings(noises=(), rooms=())
 
 
 def write_meld(folder: Path, *rows: list[str], encoding: str = "utf-8") -> Path:
@@ -217,42 +215,6 @@ def test_held_out_events_are_not_trained_on():
     assert hold_out([first, second], [tested]) == [first]
 
 
-def test_noise_has_the_asked_ratio():
-    """Sound and noise differ by the SNR, measured on what was added."""
-    draw = np.random.default_rng(1)
-    sound, noise = draw.standard_normal(16_000), 5 * draw.standard_normal(16_000)
-    added = add_noise(sound, noise, snr_db=12.0) - sound
-    ratio = 10 * np.log10(np.mean(sound**2) / np.mean(added**2))
-    assert ratio == pytest.approx(12.0, abs=1e-6)
-
-
-def test_gain_clips_instead_of_wrapping():
-    """20 dB more of a loud clip stops at the ends of int16."""
-    samples = np.array([100, -100, 20_000, -20_000], np.int16)
-    louder = change(samples, Condition(gain_db=20.0), QUIET)
-    assert louder.tolist() == [1000, -1000, 32767, -32768]
-
-
-def test_level_is_reached_whatever_the_recording():
-    """A quiet and a loud recording come out equally loud: level must tell nothing."""
-    tone = np.sin(np.arange(16_000) / 20)
-    for peak in (300, 20_000):
-        samples = (peak * tone).astype(np.int16)
-        changed = change(samples, Condition(level_dbfs=-30.0), QUIET).astype(np.float64)
-        assert 20 * np.log10(np.sqrt(np.mean(changed**2)) / 32768) == pytest.approx(-30, abs=0.05)
-
-
-def test_same_condition_gives_the_same_sound():
-    """A condition and its seed fix every sample; another seed gives another sound."""
-    samples = read_audio(SPOKEN)[:32_000]
-    around = Surroundings(noises=(samples[::-1].copy(),), rooms=(samples[:800],))
-    condition = Condition(snr_db=5.0, room=True, seed=3)
-    first = change(samples, condition, around)
-    assert np.array_equal(first, change(samples, condition, around))
-    assert not np.array_equal(first, change(samples, replace(condition, seed=4), around))
-    assert len(first) == len(samples)
-
-
 def test_silence_around_a_clip_is_cut_as_live():
     """Of a second of silence at either end at most pre-roll and post-roll remain."""
     spoken = read_audio(SPOKEN)
@@ -263,24 +225,31 @@ def test_silence_around_a_clip_is_cut_as_live():
 
 
 def test_measured_takes_are_the_live_features(tmp_path):
-    """A cached row is bit for bit what the extractor gives for the cut and changed clip."""
-    plan = AcousticsConfig(copies=1, workers=1)
-    takes = training_takes([SPOKEN], plan)
+    """A row is bit for bit what a front end gives for the cut and changed clip, and is kept."""
+    takes = training_takes([SPOKEN], AcousticsConfig(copies=1, workers=1))
     around = Surroundings(noises=(read_audio(SPOKEN)[::-1].copy(),), rooms=())
-    rows = measure(
-        takes, surroundings=around, cache=tmp_path, workers=1, progress=lambda line: None
-    )
     speech = cut_speech(read_audio(SPOKEN), open_detector("silero"))
-    extractor = AcousticExtractor()
-    try:
-        expected = [extractor.extract(change(speech, take.condition, around)) for take in takes]
-    finally:
-        extractor.close()
-    assert [np.array_equal(row, e.functionals) for row, e in zip(rows, expected, strict=True)] == [
-        True,
-        True,
-    ]
-    assert len(list(tmp_path.rglob("*.npy"))) == 2
+    told: list[str] = []
+    for front_end, width in (("compare", 6373), ("mfcc", 28)):
+        rows, again = (
+            measure(
+                takes,
+                representation=front_end,
+                surroundings=around,
+                cache=tmp_path,
+                workers=1,
+                progress=told.append,
+            )
+            for _ in range(2)
+        )
+        opened = open_representation(front_end)
+        expected = [opened.extract(change(speech, take.condition, around)) for take in takes]
+        opened.close()
+        np.testing.assert_array_equal(rows, expected)
+        np.testing.assert_array_equal(again, rows)
+        assert rows.shape == (2, width)
+    assert told == 2 * [f"acoustic features: 1 of 1 clips, {SPOKEN.name}"]  # the first time only
+    assert len(list(tmp_path.rglob("*.npy"))) == 4  # front ends have files of their own
 
 
 def test_reported_conditions_are_the_same_every_time():

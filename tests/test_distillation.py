@@ -5,9 +5,12 @@ import json
 
 import numpy as np
 import pytest
+import torch
+from tiny_encoder import save_tiny_bert
 
 from stream_hbaf.corpora.event2mind import CommonsenseEvent
 from stream_hbaf.errors import CorpusError
+from stream_hbaf.features.text import TextEncoder
 from stream_hbaf.training.distillation import (
     HeadsConfig,
     distil,
@@ -16,6 +19,7 @@ from stream_hbaf.training.distillation import (
     retrieve_by_frequency,
     same_event,
 )
+from stream_hbaf.training.preparation import prepare_heads
 
 EVENT2MIND = {  # by split: event → what others feel, what the speaker feels, what was meant
     "train": [
@@ -181,3 +185,62 @@ def test_distilled_heads_are_measured_on_every_test(corpora):
     assert figures["left_out"] == parts.left_out
     assert figures["test"]["frequency"]["internal"]["candidates"] == 2
     assert figures["atomic_test"]["heads"]["purpose"]["candidates"] == 2
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> str:
+    return str(save_tiny_bert(tmp_path_factory.mktemp("bert")))
+
+
+def heads_for(corpora, encoder, **settings):
+    """Prepared heads, and the lines that were told: none if they were kept."""
+    lines: list[str] = []
+    plan = HeadsConfig(**{"epochs": 2, "hidden": 4, **settings})
+    cache = corpora / "cache"
+    made = prepare_heads(corpora, plan, encoder=encoder, cache=cache, progress=lines.append)
+    return made, lines
+
+
+def test_kept_heads_are_the_trained_ones(corpora, tiny):
+    """Asked again nothing is trained, and heads, phrases and figures are the same to the bit."""
+    trained, told = heads_for(corpora, TextEncoder(tiny))
+    kept, silent = heads_for(corpora, TextEncoder(tiny))
+    assert (len(told), silent) == (2, [])
+    for one, other in (
+        (trained.heads.state_dict(), kept.heads.state_dict()),
+        (trained.inferences.tensors(), kept.inferences.tensors()),
+    ):
+        assert list(one) == list(other)
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    assert trained.figures == kept.figures
+    assert trained.figures["test"]["frequency"]["internal"]["candidates"] == 2
+
+
+def test_prepared_heads_are_what_distilling_gives(corpora, tiny):
+    """Keeping them changes nothing: weights and figures are those of ``distil`` itself."""
+    encode = TextEncoder(tiny).encode
+    heads, figures = distil(
+        read_annotations(corpora, atomic=False),
+        plan=HeadsConfig(epochs=2, hidden=4),
+        encode=encode,
+        encode_phrases=encode,
+        progress=lambda line: None,
+    )
+    made, _ = heads_for(corpora, TextEncoder(tiny))
+    kept = made.heads.state_dict()
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in heads.state_dict().items())
+    assert made.figures == figures
+
+
+def test_heads_are_trained_anew_for_whatever_they_depend_on(corpora, tiny):
+    """Another plan, an encoder tuned otherwise, other annotations: none takes another's heads."""
+    encoder = TextEncoder(tiny)
+    heads_for(corpora, encoder)
+    assert len(heads_for(corpora, encoder, seed=1)[1]) == 2
+    assert len(heads_for(corpora, encoder, atomic=True)[1]) == 2
+    name, parameter = next(iter(encoder.model.named_parameters()))
+    tuned = TextEncoder(tiny, tuned={name: parameter.detach() + 0.5})
+    assert len(heads_for(corpora, tuned)[1]) == 2
+    file = corpora / "event2mind" / "train.csv"
+    file.write_text(file.read_text(encoding="utf-8").replace("proud", "sad"), encoding="utf-8")
+    assert len(heads_for(corpora, encoder)[1]) == 2

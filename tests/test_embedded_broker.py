@@ -273,6 +273,14 @@ def received(topic: str, payload: bytes) -> Received:
             received("p/n/m/partial", messages(partial(7), prefix="p", node="n")[0].payload),
             "03:04:05  n/m  joy 0.90  '7'  (partial)",
         ),
+        (
+            received(
+                "p/n/m/utterance",
+                b'{"type": "end", "text": "Fine.", "conflict": true, '
+                b'"emotion": {"label": "joy", "score": 0.41, "abstained": true}}',
+            ),
+            "03:04:05  n/m  joy? 0.41  ≠  'Fine.'",
+        ),
         (received("p/n/m/emotion", b"\x1b[2J\xff"), "03:04:05  n/m  emotion �[2J�"),
         (received("p/n/m/utterance", b'{"emotion": 3, "text": '), "03:04:05  n/m  {"),
     ],

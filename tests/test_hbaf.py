@@ -347,6 +347,24 @@ def test_step_leaves_its_state_alone() -> None:
     assert not torch.equal(provisional, final)
 
 
+def test_states_of_dialogues_stacked_go_on_as_each_alone() -> None:
+    """Dialogues at different turns, stepped together with sound or words or neither, to 1e-5."""
+    net, features = network(), dialogues(4, 4, 4, 4, present=0.5)
+    states = [net.initial_state()]
+    for b in range(1, 4):
+        state = states[0]
+        for t in range(b):
+            _, state = net.step(turn(features, b, t), state)
+        states.append(state)
+    now = replace(features, utterance_mask=None).map(lambda part: part[:, 3])
+    logits, after = net.step(now, DialogueState.stack(states))
+    for b, state in enumerate(states):
+        alone, next_state = net.step(turn(features, b, 3), state)
+        torch.testing.assert_close(logits[b], alone, atol=1e-5, rtol=0)
+        for name, part in next_state.tensors().items():
+            torch.testing.assert_close(after.tensors()[name][b], part, atol=1e-5, rtol=0)
+
+
 def test_state_saved_and_restored_goes_on_alike() -> None:
     """A state through a file gives the very same next logits."""
     net, features = network(), dialogues(4)

@@ -8,6 +8,7 @@ from stream_hbaf.config import MqttConfig
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.events import (
     Asr,
+    Contributions,
     Emotion,
     Info,
     Latency,
@@ -21,7 +22,13 @@ from stream_hbaf.events import (
 from stream_hbaf.publish.connection import Address, backoff, node_name, read_address
 from stream_hbaf.publish.messages import Message, available, encode, messages
 
-JOY = Emotion(label="joy", score=0.81999, probabilities={"joy": 0.81999, "neutral": 0.18001})
+JOY = Emotion(
+    label="joy",
+    score=0.81999,
+    abstained=False,
+    set=["joy"],
+    probabilities={"joy": 0.81999, "neutral": 0.18001},
+)
 END = Utterance(
     id="u1",
     rev=3,
@@ -40,6 +47,8 @@ END = Utterance(
     asr=Asr(avg_logprob=-0.123456, no_speech_prob=0.01),
     modalities=["audio", "text"],
     emotion=JOY,
+    contributions=Contributions(audio=0.500049, text=-0.1, context=0.0),
+    conflict=True,
     latency_ms=Latency(
         vad=600.0, transcript=1.26, acoustic=2.04, text=5.0, classify=3.0, publish=0.1, total=611.4
     ),
@@ -56,7 +65,9 @@ def test_utterance_end_is_these_bytes() -> None:
         '"audio_start_ms":1000.0,"audio_end_ms":2500.1,"trigger":"silence",'
         '"text":"I got the “job” 🎉","language":"en",'
         '"asr":{"avg_logprob":-0.1235,"no_speech_prob":0.01},"modalities":["audio","text"],'
-        '"emotion":{"label":"joy","score":0.82,"probabilities":{"joy":0.82,"neutral":0.18}},'
+        '"emotion":{"label":"joy","score":0.82,"abstained":false,"set":["joy"],'
+        '"probabilities":{"joy":0.82,"neutral":0.18}},'
+        '"contributions":{"audio":0.5,"text":-0.1,"context":0.0},"conflict":true,'
         '"degraded":"","latency_ms":{"vad":600.0,"transcript":1.3,"acoustic":2.0,"text":5.0,'
         '"classify":3.0,"publish":0.1,"total":611.4},'
         f'"model":{{"id":"live-en-0","sha256":"{"ab" * 32}"}}}}'
@@ -118,7 +129,7 @@ def test_partial_is_droppable() -> None:
             "p/n/m/partial",
             b'{"schema":"stream_hbaf/partial/1","id":"u1","source":"m","dialogue_id":"d1",'
             b'"speaker":"","text":"I got","modalities":["text"],"emotion":{"label":"joy",'
-            b'"score":0.82,"probabilities":{"joy":0.82,"neutral":0.18}}}',
+            b'"score":0.82,"abstained":false,"set":["joy"],"probabilities":{"joy":0.82,"neutral":0.18}}}',
             qos=0,
             retain=False,
             droppable=True,

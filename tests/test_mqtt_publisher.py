@@ -31,7 +31,7 @@ INFO = Info(
 
 
 def emotion(label: str) -> Emotion:
-    return Emotion(label=label, score=0.9, probabilities={label: 0.9})
+    return Emotion(label=label, score=0.9, abstained=False, set=[label], probabilities={label: 0.9})
 
 
 def utterance(turn: int, *, label: str | None = "joy") -> Utterance:

@@ -1,6 +1,9 @@
 """Promises of the one path: a dialogue told utterance by utterance is the dialogue read whole."""
 
+import json
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -9,17 +12,29 @@ import torch
 from tiny_encoder import save_tiny_bert
 
 from stream_hbaf.bundle import Bundle, BundleConfig, Scaling
-from stream_hbaf.config import Config
+from stream_hbaf.certainty import Calibration
+from stream_hbaf.config import Config, SourceConfig
 from stream_hbaf.errors import BundleError
+from stream_hbaf.events import Model
+from stream_hbaf.features.acoustic import Acoustic
 from stream_hbaf.features.commonsense import Event2MindHeads
 from stream_hbaf.features.context import EMPTY_WINDOW, ContextConfig, Turn
 from stream_hbaf.features.text import TextEncoder
 from stream_hbaf.features.transcript import Transcript
 from stream_hbaf.networks.hbaf import HBAF, HbafConfig
 from stream_hbaf.networks.state import Features
-from stream_hbaf.recognizer import Prediction, Recognizer, require_live
+from stream_hbaf.publish.messages import encode
+from stream_hbaf.recognizer import Dialogue, Prediction, Recognizer, require_live
+from stream_hbaf.speech.segmenter import Finish
+from stream_hbaf.utterance import SpokenUtterance
 
 LABELS = ("angry", "happy", "sad")
+CALIBRATION = Calibration(
+    temperatures={"": 0.3, "audio": 0.1, "text": 0.08, "audio+text": 0.2},
+    thresholds={"": 0.0, "audio": 0.1, "text": 0.2, "audio+text": 0.3},
+    answers_above={"": 1.0, "audio": 0.6, "text": 0.7, "audio+text": 0.5},
+    risk=0.3,
+)
 CONTEXT = ContextConfig(tokens=24, speakers=True)
 SAID = (
     "i can't believe it !",
@@ -45,8 +60,8 @@ def settings(encoder: str, **changes: object) -> BundleConfig:
         window=3,
         use_audio=False,
     )
-    fields = {"acoustic": "none", "context": CONTEXT, "network": network, **changes}
-    return BundleConfig(id="read", labels=LABELS, encoder=encoder, **fields)
+    fields = {"labels": LABELS, "acoustic": "none", "context": CONTEXT, "network": network}
+    return BundleConfig(id="read", encoder=encoder, **fields | changes)
 
 
 def save_bundle(place: Path, **changes: object) -> Config:
@@ -71,6 +86,21 @@ def recognizer(tmp_path_factory) -> Iterator[Recognizer]:
 
 
 @pytest.fixture(scope="module")
+def hearing(tmp_path_factory) -> Iterator[Recognizer]:
+    """A recogniser of sound and words: its words alone say joy, voices say anything."""
+    network = replace(settings("x").network, use_audio=True, audio_width=12, audio_skip=True)
+    changes = {"acoustic": "ComParE_2016", "network": network, "calibration": CALIBRATION}
+    place = tmp_path_factory.mktemp("hears")
+    with Recognizer(save_bundle(place, labels=("anger", "joy", "neutral"), **changes)) as loaded:
+        words = loaded.understand(transcript(SAID[0]))
+        spoken, network = loaded._features(None, words), loaded.bundle.network
+        with torch.no_grad():
+            said, _ = network.step(spoken, network.initial_state())
+            network.classifier.bias += torch.tensor([0.0, 0.2, 0.0]) - said
+        yield loaded
+
+
+@pytest.fixture(scope="module")
 def expected(recognizer) -> np.ndarray:
     """Probabilities of the whole dialogue read at once, [U, C]."""
     bundle = recognizer.bundle
@@ -80,11 +110,29 @@ def expected(recognizer) -> np.ndarray:
         text=torch.from_numpy(text)[None], commonsense=torch.from_numpy(inferred)[None]
     )
     with torch.no_grad():
-        return bundle.probabilities(bundle.network(features).logits[0].numpy())
+        logits = bundle.network(features).logits[0].numpy()
+    return bundle.probabilities(logits, pattern="text")
 
 
 def transcript(text: str) -> Transcript:
     return Transcript(text, "en", avg_logprob=0.0, no_speech_prob=0.0)
+
+
+def sound(seed: int) -> Acoustic:
+    """Made up, in standard deviations."""
+    drawn = 2 * np.random.default_rng(seed).standard_normal(6373)
+    return Acoustic(np.zeros((1, 65), np.float32), drawn.astype(np.float32))
+
+
+def conclude(recognizer: Recognizer, dialogue: Dialogue, turn: int, *, hears: bool, reads: bool):
+    """Explain the next utterance of SAID, with or without its words and made-up sound."""
+    words = recognizer.understand(transcript(SAID[turn] if reads else ""), window=dialogue.window)
+    acoustic = sound(turn) if hears else None
+    return recognizer.conclude(acoustic=acoustic, words=words, dialogue=dialogue, explain=True)
+
+
+def shares(prediction: Prediction) -> dict[str, float]:
+    return prediction.contributions.model_dump()
 
 
 def values(prediction: Prediction) -> list[float]:
@@ -162,3 +210,170 @@ def test_a_bundle_that_sees_the_future_is_refused():
     """An offline network is for evaluation."""
     with pytest.raises(BundleError, match="bundle read: was trained offline"):
         require_live(settings("x", network=HbafConfig(mode="offline", use_audio=False)))
+
+
+# --- certainty ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("hears", "reads", "pattern"),
+    [
+        (False, False, ""),
+        (True, False, "audio"),
+        (False, True, "text"),
+        (True, True, "audio+text"),
+    ],
+)
+def test_a_prediction_is_calibrated_by_what_it_was_given(hearing, hears, reads, pattern):
+    """Temperature, set and silence are those of the modalities that were there."""
+    abstained = set()
+    for turn in range(len(SAID)):
+        prediction = conclude(hearing, hearing.dialogue(), turn, hears=hears, reads=reads)
+        assert "+".join(prediction.modalities) == pattern
+        found = prediction.probabilities
+        ranked = sorted(found, key=found.__getitem__, reverse=True)
+        least = CALIBRATION.thresholds[pattern]
+        assert prediction.labels_in_set == tuple(n for n in ranked if found[n] >= least)
+        assert prediction.abstained == (found[ranked[0]] < CALIBRATION.answers_above[pattern])
+        abstained.add(prediction.abstained)
+    assert abstained == ({True} if pattern == "" else abstained)
+
+
+def by_permutation(
+    recognizer: Recognizer, features: Features, past: list[Features], label: str
+) -> dict[str, float]:
+    """What each part adds on average over its six orders, in float64, one single step each."""
+    wide = HBAF(recognizer.bundle.config.network).double().eval()
+    wide.load_state_dict(recognizer.bundle.network.state_dict())
+    state = wide.initial_state()
+    for one in past:
+        _, state = wide.step(one, state)
+    column = recognizer.bundle.labels.index(label)
+
+    def worth(parts: tuple[str, ...]) -> float:
+        given = Features(
+            audio=features.audio if "audio" in parts else None,
+            text=features.text if "text" in parts else None,
+            commonsense=features.commonsense if "text" in parts else None,
+        )
+        before = state if "context" in parts else wide.initial_state()
+        logits = wide.step(given, before)[0].numpy()
+        pattern = "+".join(m for m in ("audio", "text") if m in parts)
+        powers = np.exp(logits / CALIBRATION.temperatures[pattern])
+        return float(powers[column] / powers.sum())
+
+    added = dict.fromkeys(("audio", "text", "context"), 0.0)
+    for order in permutations(added):
+        for place, part in enumerate(order):
+            added[part] += (worth(order[: place + 1]) - worth(order[:place])) / 6
+    return added | {"sum": worth(("audio", "text", "context")) - worth(())}
+
+
+def test_contributions_are_shapley_values(hearing):
+    """To 1e-5 the mean over all orders of what each part adds, computed the long way in float64."""
+    dialogue, past = hearing.dialogue(), []
+    for turn in range(4):
+        words = hearing.understand(transcript(SAID[turn]), window=dialogue.window)
+        features = Features(
+            audio=torch.from_numpy(hearing.bundle.scale(sound(turn).functionals[None])[0]),
+            text=torch.from_numpy(words.text),
+            commonsense=torch.from_numpy(words.commonsense),
+        ).map(torch.Tensor.double)
+        prediction = conclude(hearing, dialogue, turn, hears=True, reads=True)
+        expected = by_permutation(hearing, features, past, prediction.label)
+        found = shares(prediction)
+        assert sum(found.values()) == pytest.approx(expected.pop("sum"), abs=1e-5)
+        assert found == pytest.approx(expected, abs=1e-5)
+        past.append(features)
+    assert min(map(abs, found.values())) > 1e-3
+
+
+@pytest.mark.parametrize(("hears", "reads"), [(True, True), (True, False), (False, True)])
+def test_what_is_not_there_adds_exactly_nothing(hearing, hears, reads):
+    """A missing modality, and the past of a dialogue's first utterance."""
+    dialogue = hearing.dialogue()
+    first, second = (conclude(hearing, dialogue, n, hears=hears, reads=reads) for n in (0, 1))
+    assert [name for name, share in shares(first).items() if share == 0.0] == (
+        ["audio"] * (not hears) + ["text"] * (not reads) + ["context"]
+    )
+    assert [name for name, share in shares(second).items() if share == 0.0] == (
+        ["audio"] * (not hears) + ["text"] * (not reads)
+    )
+
+
+def test_nothing_given_is_nobodys_doing(hearing):
+    """Without sound, words and past there is a guess, and nothing that it came from."""
+    prediction = conclude(hearing, hearing.dialogue(), 0, hears=False, reads=False)
+    assert shares(prediction) == {"audio": 0.0, "text": 0.0, "context": 0.0}
+    assert prediction.abstained
+    assert set(prediction.labels_in_set) == {"anger", "joy", "neutral"}
+
+
+def test_explaining_changes_neither_prediction_nor_state(hearing):
+    """What is remembered and said is the same to 1e-5, and only an explanation has shares."""
+    dialogue = hearing.dialogue()
+    conclude(hearing, dialogue, 0, hears=True, reads=True)
+    words = hearing.understand(transcript(SAID[1]), window=dialogue.window)
+    given = {"acoustic": sound(1), "words": words, "state": dialogue.state}
+    plain, after = hearing.classify(**given)
+    explained, same = hearing.classify(**given, explain=True)
+    assert explained.probabilities == pytest.approx(plain.probabilities, abs=1e-5)
+    for name, part in after.tensors().items():
+        torch.testing.assert_close(same.tensors()[name], part, atol=1e-5, rtol=0)
+    assert (plain.contributions, plain.conflict) == (None, None)
+
+
+def test_conflict_is_what_voice_and_words_say_by_themselves(hearing):
+    """Each read alone, with the same past; opposite and sure, else there is none."""
+    dialogue, conflicts = hearing.dialogue(), []
+    conclude(hearing, dialogue, 0, hears=True, reads=True)
+    for seed in range(42):
+        said = transcript(SAID[seed % len(SAID)])
+        words = hearing.understand(said, window=dialogue.window)
+        state, acoustic = dialogue.state, sound(seed)
+        voice, _ = hearing.classify(acoustic=acoustic, words=None, state=state)
+        read, _ = hearing.classify(acoustic=None, words=words, state=state)
+        both, _ = hearing.classify(acoustic=acoustic, words=words, state=state, explain=True)
+        opposite = {voice.label, read.label} == {"anger", "joy"}
+        sure = all(max(p.probabilities.values()) >= 0.5 for p in (voice, read))
+        assert both.conflict == (opposite and sure)
+        conflicts.append(both.conflict)
+    assert 0 < sum(conflicts) < len(conflicts)
+
+
+@pytest.mark.parametrize(("hears", "reads"), [(True, False), (False, True), (False, False)])
+def test_one_modality_cannot_contradict_itself(hearing, hears, reads):
+    """Whether there is a conflict isn't known then."""
+    assert conclude(hearing, hearing.dialogue(), 1, hears=hears, reads=reads).conflict is None
+
+
+def test_end_event_tells_all_of_it(hearing):
+    """An ``end`` has exactly these fields; a provisional emotion tells no contributions."""
+    dialogue = hearing.dialogue()
+    words = hearing.understand(transcript(SAID[0]))
+    given = {"acoustic": sound(0), "words": words, "state": dialogue.state}
+    explained, _ = hearing.classify(**given, explain=True)
+    spoken = SpokenUtterance(dialogue=dialogue, turn=1, start=0, started_at=0.0)
+    spoken.finish = Finish(
+        0, 16000, "silence", confirmed_at=24000, mean_score=0.9, speech_end=15000
+    )
+    source, model = SourceConfig(name="m"), Model(id="b", sha256="c")
+    end = spoken.event("end", source, model=model, words=words, prediction=explained, now=1.0)
+    told = json.loads(encode(end))
+    assert list(told) == [
+        *("schema", "id", "rev", "type", "source", "dialogue_id", "turn", "speaker"),
+        *("start_time", "end_time", "audio_start_ms", "audio_end_ms", "trigger", "text"),
+        *("language", "asr", "modalities", "emotion", "contributions", "conflict"),
+        *("degraded", "latency_ms", "model"),
+    ]
+    assert list(told["emotion"]) == ["label", "score", "abstained", "set", "probabilities"]
+    assert told["emotion"]["set"] == list(explained.labels_in_set)
+    assert told["emotion"]["abstained"] is explained.abstained
+    assert told["contributions"] == pytest.approx(shares(explained), abs=1e-4)
+    assert told["conflict"] is explained.conflict
+    provisional, _ = hearing.classify(**given)
+    update = spoken.event("update", source, model=model, words=words, prediction=provisional)
+    assert not {"contributions", "conflict"} & set(json.loads(encode(update)))
+    partial = json.loads(encode(spoken.partial(source, words=words, prediction=provisional)))
+    assert partial["emotion"] == told["emotion"]
+    assert "contributions" not in partial

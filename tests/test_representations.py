@@ -30,6 +30,7 @@ from stream_hbaf.errors import ConfigError, ModelError
 from stream_hbaf.features.acoustic import EGEMAPS, AcousticExtractor
 from stream_hbaf.features.representations import open_representation
 from stream_hbaf.features.speech_encoder import PIECE_S, SpeechEncoder
+from stream_hbaf.features.transcript import WhisperEncoder
 
 RATE = 16_000
 SPEECH = read_audio(RECORDINGS / "jfk.flac")
@@ -134,6 +135,41 @@ def test_opensmile_too_short(name: str) -> None:
     assert representation.extract(SPEECH[:0]) is None
     np.testing.assert_array_equal(representation.extract(SPEECH[:RATE]), first)
     representation.close()
+
+
+def test_whisper_is_its_encoders_description() -> None:
+    """384 values, those of the transcriber's own encoder; the version names the weights."""
+    representation = open_representation("whisper:tiny.en")
+    encoder = WhisperEncoder("tiny.en", threads=1)
+    assert (representation.name, representation.width) == ("whisper:tiny.en", 384)
+    assert representation.version == f"1-{encoder.version}"
+    np.testing.assert_array_equal(representation.extract(SPEECH), encoder.describe(SPEECH))
+    assert representation.extract(np.zeros(RATE, np.int16)) is None
+    representation.close()
+
+
+def test_representations_side_by_side() -> None:
+    """One vector, its parts bit for bit what each gives alone; none if one of them finds none."""
+    both = open_representation("compare+whisper:tiny.en")
+    parts = [open_representation(name) for name in ("compare", "whisper:tiny.en")]
+    sound = SPEECH[: 2 * RATE]
+    found = both.extract(sound)
+    assert found is not None
+    assert both.width == found.size == 6373 + 384
+    compare, whisper = (part.extract(sound) for part in parts)
+    np.testing.assert_array_equal(found[:6373], compare)
+    np.testing.assert_array_equal(found[6373:], whisper)
+    assert both.name == "compare+whisper:tiny.en"
+    assert both.version == "+".join(part.version for part in parts)
+    assert both.extract(sound[:959]) is None  # too short for openSMILE
+    for opened in (both, *parts):
+        opened.close()
+
+
+def test_one_part_that_cannot_be_had() -> None:
+    """Side by side, a part that isn't offered is named as it is alone."""
+    with pytest.raises(ModelError, match="^vggish: no maintained package offers it; choose"):
+        open_representation("mfcc+vggish")
 
 
 @pytest.mark.parametrize("name", CLASSES)

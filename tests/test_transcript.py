@@ -16,7 +16,13 @@ from numpy.typing import NDArray
 from stream_hbaf.config import TranscriptConfig
 from stream_hbaf.errors import ConfigError, ModelError
 from stream_hbaf.features import weights
-from stream_hbaf.features.transcript import Transcriber, find_loop, log_mel, resolve_whisper
+from stream_hbaf.features.transcript import (
+    Transcriber,
+    WhisperEncoder,
+    find_loop,
+    log_mel,
+    resolve_whisper,
+)
 
 RECORDINGS = Path(__file__).parent / "recordings"
 Sound = NDArray[np.int16]
@@ -25,6 +31,11 @@ Sound = NDArray[np.int16]
 @pytest.fixture(scope="module")
 def transcriber() -> Transcriber:
     return Transcriber(TranscriptConfig(), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def encoder() -> WhisperEncoder:
+    return WhisperEncoder("tiny.en", threads=1)
 
 
 def read(file: Path) -> Sound:
@@ -138,6 +149,61 @@ def test_partial_abandoned_after_encoding(transcriber: Transcriber) -> None:
     sound = read(RECORDINGS / "jfk.flac")
     assert transcriber.partial(sound, abandon=lambda: next(answers)) is None
     assert list(answers) == []
+
+
+def test_described_sound_is_the_mean_of_the_encoders_states(encoder: WhisperEncoder) -> None:
+    """384 values: the states of the utterance, 50 a second; those of the silence don't count."""
+    sound = read(RECORDINGS / "jfk.flac")[:40_000]
+    states = np.asarray(encoder.encode(sound, window_s=10.6))
+    assert states.shape == (1, 530, 384)
+    described = encoder.describe(sound)
+    assert (described.shape, described.dtype, encoder.width) == ((384,), np.float32, 384)
+    np.testing.assert_allclose(described, states[0, :125].mean(0), atol=1e-5)
+    np.testing.assert_array_equal(encoder.describe(sound), described)
+
+
+@pytest.mark.parametrize("name", ["jfk", "sense_and_sensibility_01_austen_64kb-0930"])
+def test_described_sound_is_the_same_at_any_level(encoder: WhisperEncoder, name: str) -> None:
+    """12 dB less change it by about 1 %, of rounding; other words change it by half."""
+    sound = read(RECORDINGS / f"{name}.flac")
+    first, second = sound[:32_000], sound[32_000:64_000]
+    quiet = np.rint(first * 10 ** (-12 / 20)).astype(np.int16)
+    here, quieter, other = (encoder.describe(part) for part in (first, quiet, second))
+    length = np.linalg.norm(here)
+    assert np.linalg.norm(here - quieter) < 0.025 * length
+    assert np.linalg.norm(here - other) > 0.2 * length
+
+
+def test_transcript_holds_what_was_heard(transcriber: Transcriber, encoder: WhisperEncoder) -> None:
+    """Its sound is the encoder's description bit for bit, in a partial as in a final transcript."""
+    sound = read(RECORDINGS / "jfk.flac")[:64_000]
+    described = encoder.describe(sound)
+    final = transcriber.final(sound, speech_score=1.0)
+    partial = transcriber.partial(sound, abandon=lambda: False)
+    assert partial is not None
+    np.testing.assert_array_equal(final.sound, described)
+    np.testing.assert_array_equal(partial.sound, described)
+
+
+def test_transcript_of_nothing_heard_nothing(transcriber: Transcriber) -> None:
+    """Sound that isn't decoded isn't described; sound without words is."""
+    speech = read(RECORDINGS / "jfk.flac")[:32_000]
+    assert transcriber.final(speech, speech_score=0.1).sound is None
+    assert transcriber.final(np.zeros(48_000, np.int16), speech_score=1.0).sound is None
+    roar = transcriber.final(white_noise(seconds=3, level=0.3), speech_score=1.0)
+    assert roar.text == ""
+    assert roar.sound is not None
+
+
+def test_another_ear_describes_the_same_sound(tmp_path: Path, encoder: WhisperEncoder) -> None:
+    """The words are one model's, the description another's."""
+    copy = tmp_path / "whisper"
+    shutil.copytree(resolve_whisper("tiny.en"), copy)
+    sound = read(RECORDINGS / "jfk.flac")[:48_000]
+    listening = Transcriber(TranscriptConfig(), ear=str(copy), device="cpu")
+    heard = listening.final(sound, speech_score=1.0)
+    assert plain(heard.text).startswith("and so my fellow americans")
+    np.testing.assert_array_equal(heard.sound, encoder.describe(sound))
 
 
 @pytest.mark.parametrize("samples", [150, 500, 16_000, 40_001])

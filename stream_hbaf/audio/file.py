@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_hbaf.audio.pcm import RATE_HZ, Resampler
-from stream_hbaf.audio.source import Chunk, OnStatus
+from stream_hbaf.audio.source import Chunk, OnStatus, pace
 from stream_hbaf.errors import AudioError
 
 Samples = NDArray[np.int16]
@@ -42,8 +41,6 @@ def read_audio(path: str | os.PathLike[str], *, on_status: OnStatus | None = Non
 class FileSource:
     """A recording as a source: at ``speed`` times real time, or as fast as it is taken (None).
 
-    With a speed, a chunk is given once its last sample would have been captured, by the monotonic
-    clock and without drift, and ``captured_at`` is that moment even if the consumer comes late.
     The last chunk may be shorter. Opening raises AudioError if nothing can be decoded.
     """
 
@@ -81,17 +78,8 @@ class FileSource:
         self._executor.shutdown(wait=False)
 
     async def chunks(self) -> AsyncIterator[Chunk]:
-        started = time.monotonic()
-        position = 0
-        async for samples in self._cut():
-            end = position + len(samples)
-            captured_at = time.monotonic()
-            if self._speed is not None:
-                due = started + end / RATE_HZ / self._speed
-                await asyncio.sleep(max(0.0, due - captured_at))
-                captured_at = due
-            yield Chunk(start=position, samples=samples, captured_at=captured_at)
-            position = end
+        async for chunk in pace(self._cut(), speed=self._speed):
+            yield chunk
         if self._decoder.complaint:
             self._on_status("degraded", self._decoder.complaint)
 

@@ -5,12 +5,16 @@ A source is opened with ``async with``, then gives its sound once, chunk by chun
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
+
+from stream_hbaf.audio.pcm import RATE_HZ
 
 if TYPE_CHECKING:
     from stream_hbaf.events import State
@@ -38,3 +42,24 @@ class AudioSource(Protocol):
     async def __aexit__(self, *exception: object) -> None: ...
 
     def chunks(self) -> AsyncIterator[Chunk]: ...
+
+
+async def pace(
+    pieces: AsyncIterator[NDArray[np.int16]], *, speed: float | None
+) -> AsyncIterator[Chunk]:
+    """Sound that is there already, as chunks: at ``speed`` times real time, or at once (None).
+
+    With a speed, a chunk is given once its last sample would have been captured, by the monotonic
+    clock and without drift, and ``captured_at`` is that moment even if the consumer comes late.
+    """
+    started = time.monotonic()
+    position = 0
+    async for samples in pieces:
+        end = position + len(samples)
+        captured_at = time.monotonic()
+        if speed is not None:
+            due = started + end / RATE_HZ / speed
+            await asyncio.sleep(max(0.0, due - captured_at))
+            captured_at = due
+        yield Chunk(start=position, samples=samples, captured_at=captured_at)
+        position = end

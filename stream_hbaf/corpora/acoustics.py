@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_hbaf.audio.file import read_audio
-from stream_hbaf.config import Config, Positive, Section
+from stream_hbaf.config import SAMPLE_RATE_HZ, Config, Positive, Section
 from stream_hbaf.corpora.augment import (
     CLEAN,
     Condition,
@@ -25,11 +25,12 @@ from stream_hbaf.corpora.augment import (
     change,
     draw_condition,
 )
-from stream_hbaf.features.acoustic import FUNCTIONALS_WIDTH, AcousticExtractor
+from stream_hbaf.features.representations import AcousticRepresentation, open_representation
 from stream_hbaf.speech.segmenter import Finish, Segmenter
 from stream_hbaf.speech.vad import SpeechDetector, open_detector
 
-VERSION = "1"  # rises when cutting, changing or measuring changes: old caches are then left alone
+VERSION = "2"  # rises when cutting, changing or measuring changes: old caches are then left alone
+LONGEST = 30 * SAMPLE_RATE_HZ  # samples; what Whisper hears at once, and the live segmenter cuts
 Float32 = NDArray[np.float32]
 
 
@@ -87,13 +88,16 @@ def reported_takes(clips: Sequence[Path], *, condition: str) -> list[Take]:
 def measure(
     takes: Sequence[Take],
     *,
+    representation: str,
     surroundings: Surroundings,
     cache: Path,
     workers: int,
     progress: Callable[[str], None],
 ) -> Float32:
-    """Functionals of all takes, [N, 6373]; a row of NaN where a clip is too short for any."""
-    context = _fingerprint(surroundings)
+    """All takes' features, [N, width]; a row of NaN where a clip is too short for any."""
+    opened = open_representation(representation)
+    opened.close()
+    context = f"{opened.name} {opened.version} {_fingerprint(surroundings)}"
     by_clip: dict[Path, dict[Path, Condition]] = {}
     files = []
     for take, content in zip(takes, _contents([take.clip for take in takes]), strict=True):
@@ -102,7 +106,8 @@ def measure(
         if not files[-1].exists():
             by_clip.setdefault(take.clip, {})[files[-1]] = take.condition
     if by_clip:
-        _measure_all(by_clip, surroundings=surroundings, workers=workers, progress=progress)
+        work = (representation, surroundings)
+        _measure_all(by_clip, work, workers=workers, progress=progress)
     return np.stack([np.load(file) for file in files])
 
 
@@ -126,8 +131,8 @@ def cut_speech(samples: Samples, detector: SpeechDetector) -> Samples:
 
 def _measure_all(
     by_clip: dict[Path, dict[Path, Condition]],
+    work: tuple[str, Surroundings],
     *,
-    surroundings: Surroundings,
     workers: int,
     progress: Callable[[str], None],
 ) -> None:
@@ -136,7 +141,7 @@ def _measure_all(
         workers,
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_open_worker,
-        initargs=(surroundings,),
+        initargs=work,
     ) as pool:
         done = pool.map(_measure_clip, by_clip.items(), chunksize=4)
         for count, clip in enumerate(done, start=1):
@@ -147,16 +152,18 @@ def _measure_all(
 @dataclass(frozen=True)
 class _Worker:
     surroundings: Surroundings
-    extractor: AcousticExtractor
+    representation: AcousticRepresentation
     detector: SpeechDetector
 
 
 _worker: _Worker | None = None  # of this process; models can't travel between processes
 
 
-def _open_worker(surroundings: Surroundings) -> None:
+def _open_worker(representation: str, surroundings: Surroundings) -> None:
     global _worker
-    _worker = _Worker(surroundings, AcousticExtractor(), open_detector(Config().vad.engine))
+    os.environ["OMP_NUM_THREADS"] = "1"
+    detector = open_detector(Config().vad.engine)
+    _worker = _Worker(surroundings, open_representation(representation), detector)
 
 
 def _measure_clip(job: tuple[Path, dict[Path, Condition]]) -> Path:
@@ -165,8 +172,10 @@ def _measure_clip(job: tuple[Path, dict[Path, Condition]]) -> Path:
     clip, conditions = job
     speech = cut_speech(read_audio(clip), _worker.detector)
     for file, condition in conditions.items():
-        acoustic = _worker.extractor.extract(change(speech, condition, _worker.surroundings))
-        row = np.full(FUNCTIONALS_WIDTH, np.nan) if acoustic is None else acoustic.functionals
+        heard = change(speech, condition, _worker.surroundings)
+        row = _worker.representation.extract(heard[:LONGEST])
+        if row is None:
+            row = np.full(_worker.representation.width, np.nan)
         _write(file, row.astype(np.float32))
     return clip
 

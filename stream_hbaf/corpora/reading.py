@@ -5,10 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stream_hbaf.corpora.dialogue import LABELS, SPLITS, Corpus, Dialogue, Split
+from stream_hbaf.corpora.emorynlp import read_emorynlp
+from stream_hbaf.corpora.goemotions import read_goemotions
 from stream_hbaf.corpora.iemocap import IEMOCAP_LABELS, read_iemocap
 from stream_hbaf.corpora.manifest import read_manifest
 from stream_hbaf.corpora.meld import read_meld
+from stream_hbaf.corpora.nemo import read_nemo
 from stream_hbaf.corpora.ravdess import read_ravdess
+from stream_hbaf.corpora.tess import read_tess
 from stream_hbaf.errors import ConfigError, CorpusError
 
 
@@ -19,20 +23,24 @@ class _Published:
 
 
 _PUBLISHED: Mapping[str, _Published] = {
+    "emorynlp": _Published(LABELS, read_emorynlp),
+    "goemotions": _Published(LABELS, read_goemotions),
     "iemocap": _Published(IEMOCAP_LABELS, read_iemocap),
     "meld": _Published(LABELS, read_meld),
+    "nemo": _Published(LABELS, read_nemo),
     "ravdess": _Published(LABELS, read_ravdess),
+    "tess": _Published(LABELS, read_tess),
 }
 CORPORA = tuple(_PUBLISHED)
 MANIFEST = ".csv"  # how the name of a corpus of one's own ends
 
 
-def open_corpus(name: str, corpora: Path) -> Corpus:
+def open_corpus(name: str, corpora: Path, *, whole: bool = True) -> Corpus:
     """Read all splits of a corpus under ``corpora``: one of CORPORA, or a manifest by its name.
 
     A manifest may also be a path of its own. Raises ConfigError for an unknown name, and
     CorpusError with file and line for what can't be read, an empty split, an empty dialogue, or a
-    split without any label.
+    split without any label. Not ``whole``: dev and test may be empty, as TESS's are.
     """
     if name.endswith(MANIFEST):
         place = Path(name) if Path(name).is_file() else corpora / name
@@ -46,13 +54,15 @@ def open_corpus(name: str, corpora: Path) -> Corpus:
         published = ", ".join(CORPORA)
         raise ConfigError(f"unknown corpus '{name}'; choose {published}, or a manifest's .csv")
     for split, dialogues in corpus.splits.items():
+        if split != "train" and not dialogues and not whole:
+            continue
         _require_turns(dialogues, where=f"{place}: {corpus.name}'s {split} split")
     return corpus
 
 
 def _require_turns(dialogues: tuple[Dialogue, ...], *, where: str) -> None:
     if not dialogues:
-        raise CorpusError(f"{where} is empty; add its dialogues")
+        raise CorpusError(f"{where} is empty; add its dialogues, or choose another corpus")
     for dialogue in dialogues:
         if not dialogue.utterances:
             raise CorpusError(

@@ -1,10 +1,12 @@
 """An utterance becomes features: its sound as one vector, from whichever front end is named.
 
-The recogniser streams ComParE; this is the interface behind which the corpora's sound is
-compared: openSMILE's three sets, and self-supervised speech encoders. VGGish and openL3, which the
-paper also compares, aren't among them: no package that offers them is still looked after.
+The recogniser streams ComParE, and has what Whisper's encoder heard on its way to the words; this
+is the interface behind which the corpora's sound is compared: both of these, openSMILE's other
+sets, and self-supervised speech encoders. VGGish and openL3, which the paper also compares, aren't
+among them: no package that offers them is still looked after.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -20,11 +22,13 @@ from stream_hbaf.features.acoustic import (
     AcousticExtractor,
     FeatureSet,
 )
+from stream_hbaf.features.transcript import WhisperEncoder
 
 Float32 = NDArray[np.float32]
 
 OPENSMILE = ("compare", "egemaps", "mfcc")
 MFCC = 14  # ComParE's low-level descriptors hold coefficients 1 to 14
+WHISPER = "whisper:"  # and a model's name: the mean of its encoder's states
 VERSION = "1"  # rises when what is made of openSMILE's rows changes: old caches are then left alone
 NOT_OFFERED = ("vggish", "openl3")
 
@@ -50,11 +54,16 @@ class AcousticRepresentation(Protocol):
 
 
 def open_representation(name: str, *, device: str = "cpu") -> AcousticRepresentation:
-    """Open "compare", "egemaps", "mfcc", or a speech encoder by its folder or its name on the hub.
+    """Open "compare", "egemaps", "mfcc", "whisper:" and the name of a Whisper model, a speech
+    encoder by its folder or its name on the hub, or several side by side, such as "compare+mfcc".
 
     ``device`` is for encoders; openSMILE knows the processor only. Raises ModelError if it can't
     be had, ConfigError for "prosody", which is read from a corpus's tables and not from sound.
     """
+    if "+" in name:
+        return SideBySide([open_representation(part, device=device) for part in name.split("+")])
+    if name.startswith(WHISPER):
+        return WhisperRepresentation(name, device=device)
     if name in OPENSMILE:
         return OpenSmileRepresentation(name)
     if name == "prosody":
@@ -98,6 +107,47 @@ class OpenSmileRepresentation:
     def close(self) -> None:
         """Free openSMILE's instance."""
         self._extractor.close()
+
+
+class WhisperRepresentation:
+    """What Whisper's encoder hears in an utterance: the mean of its states over time.
+
+    Raises ModelError when the weights can't be found or loaded.
+    """
+
+    def __init__(self, name: str, *, device: str) -> None:
+        self.name = name
+        # Corpora are measured by processes of one thread each.
+        self._encoder = WhisperEncoder(name.removeprefix(WHISPER), device=device, threads=1)
+        self.version = f"{VERSION}-{self._encoder.version}"
+        self.width = self._encoder.width
+
+    def extract(self, samples: NDArray[np.int16]) -> Float32 | None:
+        """One utterance of at most 30 s -> [width]; None if there is nothing in it."""
+        return self._encoder.describe(samples) if samples.any() else None
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class SideBySide:
+    """Several representations as one vector, in their order."""
+
+    def __init__(self, parts: Sequence[AcousticRepresentation]) -> None:
+        self._parts = parts
+        self.name = "+".join(part.name for part in parts)
+        self.version = "+".join(part.version for part in parts)
+        self.width = sum(part.width for part in parts)
+
+    def extract(self, samples: NDArray[np.int16]) -> Float32 | None:
+        """One utterance -> [width]; None if any of the parts finds nothing."""
+        found = [part.extract(samples) for part in self._parts]
+        there = [features for features in found if features is not None]
+        return np.concatenate(there) if len(there) == len(found) else None
+
+    def close(self) -> None:
+        for part in self._parts:
+            part.close()
 
 
 def _mfcc(result: Acoustic) -> Float32:

@@ -10,13 +10,14 @@ import logging
 import os
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from faster_whisper import WhisperModel
 from faster_whisper.tokenizer import Tokenizer
+from faster_whisper.transcribe import get_ctranslate2_storage
 from faster_whisper.utils import download_model
 from numpy.typing import NDArray
 
@@ -33,6 +34,8 @@ MARGIN_S = 8  # of silence after the utterance
 STEP_S = 0.2  # windows are whole steps
 HOP = 160  # samples a frame
 FFT = 400
+ENCODED_HOP = 2 * HOP  # samples a state of the encoder
+LOUDEST = 1.0  # on the spectrogram's scale: each utterance is as loud for Whisper
 DYNAMIC_RANGE = 8.0  # powers of ten below the loudest: the floor of Whisper's spectrogram
 BLOCK = 16  # frames multiplied at once: larger products wake BLAS's threads, at 16 ms a time
 
@@ -51,13 +54,15 @@ FILES = ("model.bin", "config.json", "tokenizer.json")
 class Transcript:
     """What was said; ``text`` is empty when nothing was, or nothing that can be trusted.
 
-    ``avg_logprob`` and ``no_speech_prob`` are 0 and 1 when the sound wasn't worth decoding.
+    ``avg_logprob`` and ``no_speech_prob`` are 0 and 1 when the sound wasn't worth decoding, and
+    then there is no ``sound``: what Whisper's encoder heard, the mean over the utterance [D].
     """
 
     text: str
     language: str
     avg_logprob: float
     no_speech_prob: float
+    sound: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -68,27 +73,73 @@ class _Reading:
     complete: bool  # it came to its own end within the tokens that its duration allows
 
 
+class WhisperEncoder:
+    """What a Whisper model hears in an utterance, before it looks for words.
+
+    ``version`` names the weights that are used, by their size in bytes.
+
+    How loud the utterance is makes no difference, and all is deterministic. Not for use from two
+    threads at once. Raises ModelError when the weights can't be found or loaded.
+    """
+
+    def __init__(self, name: str, *, device: str = "cpu", threads: int = MAX_THREADS) -> None:
+        folder = _locate(name)
+        self.version = f"ct2-{(folder / 'model.bin').stat().st_size}"
+        self.whisper = _load(folder, device=device, threads=threads)
+        # The first call allocates; and a folder that loads but can't be used is found out here.
+        self.width = self.describe(np.zeros(SAMPLE_RATE_HZ, np.int16)).size
+
+    def describe(self, samples: NDArray[np.int16]) -> NDArray[np.float32]:
+        """The mean of the encoder's states over an utterance of at most 30 s: [n] -> [D]."""
+        return pool(self.encode(samples, window_s=_window_s(samples)), samples)
+
+    def encode(self, samples: NDArray[np.int16], *, window_s: float) -> Any:
+        """The encoder's states [1, 50 window_s, D], as CTranslate2 holds them."""
+        mel = log_mel(samples, filters=self.whisper.feature_extractor.mel_filters)
+        mel += LOUDEST - mel.max()
+        frames = round(window_s * SAMPLE_RATE_HZ / HOP)
+        # What Whisper would see if digital silence followed: its spectrogram's floor.
+        window = np.full((1, mel.shape[0], frames), LOUDEST - DYNAMIC_RANGE / 4, np.float32)
+        window[0, :, : mel.shape[1]] = mel[:, :frames]
+        return self.whisper.model.encode(get_ctranslate2_storage(window), to_cpu=True)
+
+
+def pool(encoded: Any, samples: NDArray[np.int16]) -> NDArray[np.float32]:
+    """The mean [D] of the states that belong to the utterance and not to the silence after it."""
+    states = np.asarray(encoded)[0]
+    own = max(1, min(len(states), round(len(samples) / ENCODED_HOP)))
+    mean: NDArray[np.float32] = states[:own].mean(0, dtype=np.float32)
+    return mean
+
+
 class Transcriber:
     """Turns utterances into words with one Whisper model; the same sound gives the same words.
 
-    Not for use from two threads at once. Raises ModelError when the weights can't be found or
-    loaded, ConfigError when the model doesn't know the language.
+    ``ear`` names the Whisper model whose encoder describes the sound; the transcribing one costs
+    nothing more. Not for use from two threads at once. Raises ModelError when weights can't be
+    found or loaded, ConfigError when the model doesn't know the language.
     """
 
-    def __init__(self, config: TranscriptConfig, *, device: str = "cpu") -> None:
+    def __init__(
+        self, config: TranscriptConfig, *, ear: str | None = None, device: str = "cpu"
+    ) -> None:
         self._config = config
-        self._whisper = _load(config.model, device=device)
-        self._model = self._whisper.model
-        _check_language(config, known=self._whisper.supported_languages)
+        self._encoder = WhisperEncoder(config.model, device=device)
+        self._ear = self._encoder
+        if ear not in (None, config.model):
+            self._ear = WhisperEncoder(ear, device=device)
+        self._model = self._encoder.whisper.model
+        _check_language(config, known=self._encoder.whisper.supported_languages)
         self._tokenizer = Tokenizer(
-            self._whisper.hf_tokenizer,
+            self._encoder.whisper.hf_tokenizer,
             self._model.is_multilingual,
             task="transcribe",
             language=config.language,
         )
         self._prompt = [*self._tokenizer.sot_sequence, self._tokenizer.no_timestamps]
-        # The first call allocates; and a folder that loads but can't be used is found out here.
-        self._read(np.zeros(SAMPLE_RATE_HZ, np.int16), window_s=MARGIN_S)
+        # As for the encoder: the first call allocates.
+        silence = np.zeros(SAMPLE_RATE_HZ, np.int16)
+        self._generate(self._encoder.encode(silence, window_s=MARGIN_S), limit=1)
 
     def final(self, samples: NDArray[np.int16], speech_score: float) -> Transcript:
         """The words of a whole utterance, int16 [n] of at most 30 s.
@@ -99,16 +150,14 @@ class Transcriber:
         _check_length(samples)
         if speech_score < self._config.min_speech_score or not _can_hold_words(samples):
             return self._silence()
-        reading = self._read(samples, window_s=_window_s(samples))
+        encoded = self._encoder.encode(samples, window_s=_window_s(samples))
+        sound = self._describe(samples, encoded)
+        reading = self._generate(encoded, limit=_token_limit(samples))
         if not reading.complete or find_loop(reading.text) is not None:
-            reading = self._read(samples, window_s=LONGEST_S)
+            encoded = self._encoder.encode(samples, window_s=LONGEST_S)
+            reading = self._generate(encoded, limit=_token_limit(samples))
         invented = self._is_invented(reading, duration_s=len(samples) / SAMPLE_RATE_HZ)
-        return Transcript(
-            "" if invented else reading.text,
-            self._config.language,
-            reading.avg_logprob,
-            reading.no_speech_prob,
-        )
+        return self._transcript("" if invented else reading.text, reading, sound=sound)
 
     def partial(self, samples: NDArray[np.int16], abandon: Callable[[], bool]) -> Transcript | None:
         """The running words of an utterance that isn't over, or None once ``abandon()`` is true.
@@ -121,30 +170,28 @@ class Transcriber:
             return None
         if not _can_hold_words(samples):
             return self._silence()
-        encoded = self._encode(samples, window_s=_window_s(samples))
+        encoded = self._encoder.encode(samples, window_s=_window_s(samples))
         if abandon():
             return None
         reading = self._generate(encoded, limit=_token_limit(samples))
         # Said twice: cut rather than read again, for the next partial is near.
         loop = find_loop(reading.text)
         text = "" if self._is_uncertain(reading) else " ".join(reading.text.split()[:loop])
-        return Transcript(text, self._config.language, reading.avg_logprob, reading.no_speech_prob)
+        return self._transcript(text, reading, sound=self._describe(samples, encoded))
 
     def _silence(self) -> Transcript:
         return Transcript("", self._config.language, avg_logprob=0.0, no_speech_prob=1.0)
 
-    def _read(self, samples: NDArray[np.int16], *, window_s: float) -> _Reading:
-        encoded = self._encode(samples, window_s=window_s)
-        return self._generate(encoded, limit=_token_limit(samples))
+    def _transcript(
+        self, text: str, reading: _Reading, *, sound: NDArray[np.float32]
+    ) -> Transcript:
+        language = self._config.language
+        return Transcript(text, language, reading.avg_logprob, reading.no_speech_prob, sound)
 
-    def _encode(self, samples: NDArray[np.int16], *, window_s: float) -> Any:
-        mel = log_mel(samples, filters=self._whisper.feature_extractor.mel_filters)
-        frames = round(window_s * SAMPLE_RATE_HZ / HOP)
-        # What Whisper would see if digital silence followed: its spectrogram's floor.
-        floor = mel.max() - DYNAMIC_RANGE / 4
-        window = np.full((1, mel.shape[0], frames), floor, np.float32)
-        window[0, :, : mel.shape[1]] = mel[:, :frames]
-        return self._whisper.encode(window)
+    def _describe(self, samples: NDArray[np.int16], encoded: Any) -> NDArray[np.float32]:
+        if self._ear is self._encoder:
+            return pool(encoded, samples)
+        return self._ear.describe(samples)
 
     def _generate(self, encoded: Any, *, limit: int) -> _Reading:
         """Greedy, without timestamps, at most ``limit`` tokens."""
@@ -209,7 +256,8 @@ def find_loop(text: str) -> int | None:
     return None
 
 
-def _load(name: str, *, device: str) -> WhisperModel:
+def _locate(name: str) -> Path:
+    """The folder of a model's files, all of them there."""
     folder = Path(resolve_whisper(name))
     if not folder.is_dir():
         folder = _fetch(name)
@@ -220,12 +268,16 @@ def _load(name: str, *, device: str) -> WhisperModel:
                 f"speech recognition: {folder} holds no {file}; give the folder of a Whisper "
                 "model converted for CTranslate2, or a size such as tiny.en"
             )
+    return folder
+
+
+def _load(folder: Path, *, device: str, threads: int) -> WhisperModel:
     try:
         return WhisperModel(
             str(folder),
             device=device,
             compute_type="float16" if device == "cuda" else "int8",
-            cpu_threads=min(MAX_THREADS, len(os.sched_getaffinity(0))),
+            cpu_threads=min(threads, len(os.sched_getaffinity(0))),
             local_files_only=True,
         )
     except Exception as error:  # the tokenizer's own errors have no narrower class

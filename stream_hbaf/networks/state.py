@@ -4,7 +4,7 @@ Shape letters: B dialogues, U utterances, S streams, W window, H hidden, A, L an
 the audio, text and commonsense features.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -79,6 +79,12 @@ class DialogueState:
     def map(self, change: Callable[[Tensor], Tensor]) -> "DialogueState":
         """The same state with every tensor changed, for example moved to a device."""
         return DialogueState(**{name: change(part) for name, part in self.tensors().items()})
+
+    @classmethod
+    def stack(cls, states: "Sequence[DialogueState]") -> "DialogueState":
+        """The states of S dialogues as one with S streams, in their order."""
+        parts = [state.tensors() for state in states]
+        return cls(**{name: torch.stack([part[name] for part in parts]) for name in parts[0]})
 
     @property
     def has_streams(self) -> bool:

@@ -72,7 +72,10 @@ def _utterance(payload: dict[str, Any]) -> str:
     parts = [str(payload.get("speaker", ""))]
     emotion = payload.get("emotion")
     if isinstance(emotion, dict):
-        parts.append(f"{emotion.get('label', '')} {_number(emotion.get('score'), digits=2)}")
+        label = f"{emotion.get('label', '')}{'?' * (emotion.get('abstained') is True)}"
+        parts.append(f"{label} {_number(emotion.get('score'), digits=2)}")
+    if payload.get("conflict") is True:
+        parts.append("≠")
     if text := payload.get("text"):
         parts.append(f"'{text}'")
     if degraded := payload.get("degraded"):

@@ -5,6 +5,7 @@ its test part stand in Event2Mind's train part. So what is tested is left out by
 """
 
 import copy
+import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,11 +23,13 @@ from stream_hbaf.config import Positive, Section
 from stream_hbaf.corpora.atomic import read_atomic
 from stream_hbaf.corpora.event2mind import CommonsenseEvent, read_event2mind
 from stream_hbaf.features.commonsense import RELATIONS, Event2MindHeads
+from stream_hbaf.features.inferences import Inferences, prior_of, score_phrases
 
 Float32 = NDArray[np.float32]
 Encode = Callable[[Sequence[str]], Float32]  # texts → [N, D]
 Ranking = Callable[[Float32, int], Float32]  # events [N, D], relation → directions [N, K]
 Events = Sequence[CommonsenseEvent]
+Written = Mapping[tuple[str, str, str], int]  # (relation, event, phrase): how often
 
 
 class HeadsConfig(Section):
@@ -63,8 +66,8 @@ class Relation:
 
 
 @dataclass(frozen=True)
-class Inferences:
-    """One split, each event once with all its annotators' phrases."""
+class Annotated:
+    """One split as features, each event once with all its annotators' phrases."""
 
     events: Float32  # [N, D]
     relations: tuple[Relation, ...]  # external, internal, purpose
@@ -107,29 +110,32 @@ def same_event(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.casefold()))
 
 
-def gather(*sources: Events, encode: Encode, encode_phrases: Encode) -> Inferences:
+def gather(*sources: Events, encode: Encode, encode_phrases: Encode) -> Annotated:
     """Encode a part: events by the tuned encoder, phrases by the untuned one.
 
     An event that several ``sources`` hold is one event with the phrases of all of them. A phrase
     counts as often as the source that holds it most: two copies of one annotation are one.
     """
     texts: dict[str, str] = {}
-    written: Counter[tuple[str, str, str]] = Counter()  # (relation, event, phrase)
-    for source in sources:
-        for event in source:
-            texts.setdefault(same_event(event.text), event.text)
-        written |= Counter(
-            (relation, same_event(event.text), phrase)
-            for event in source
-            for relation in RELATIONS
-            for phrase in event.phrases(relation)
-        )
+    for event in itertools.chain(*sources):
+        texts.setdefault(same_event(event.text), event.text)
+    written = _written(sources)
     row_of = {event: row for row, event in enumerate(sorted(texts, key=texts.__getitem__))}
     relations = [
         _relation(name, written=written, row_of=row_of, encode_phrases=encode_phrases)
         for name in RELATIONS
     ]
-    return Inferences(encode([texts[event] for event in row_of]), tuple(relations))
+    return Annotated(encode([texts[event] for event in row_of]), tuple(relations))
+
+
+def build_inferences(
+    annotations: Annotations, *, plan: HeadsConfig, encode_phrases: Encode
+) -> Inferences:
+    """The phrases that say in words what heads of this plan infer; of the train part alone."""
+    written: dict[str, Counter[str]] = {relation: Counter() for relation in RELATIONS}
+    for (relation, _, phrase), count in _written(annotations.train.values()).items():
+        written[relation][phrase] += count
+    return Inferences.choose(written, encode_phrases=encode_phrases, temperature=plan.temperature)
 
 
 def distil(
@@ -146,7 +152,7 @@ def distil(
     "left_out", how many events were kept out of a part because they are tested.
     """
 
-    def part(*sources: Events) -> Inferences:
+    def part(*sources: Events) -> Annotated:
         return gather(*sources, encode=encode, encode_phrases=encode_phrases)
 
     train, dev = part(*annotations.train.values()), part(annotations.dev)
@@ -158,16 +164,16 @@ def distil(
         name: {
             way: {relation: asdict(found) for relation, found in relations.items()}
             for way, relations in measure_heads(
-                inferences, train, heads, temperature=plan.temperature
+                annotated, train, heads, temperature=plan.temperature
             ).items()
         }
-        for name, inferences in measured.items()
+        for name, annotated in measured.items()
     }
     return heads, figures | {"left_out": dict(annotations.left_out)}
 
 
 def train_heads(
-    train: Inferences, dev: Inferences, *, plan: HeadsConfig, progress: Callable[[str], None]
+    train: Annotated, dev: Annotated, *, plan: HeadsConfig, progress: Callable[[str], None]
 ) -> Event2MindHeads:
     """Fit the three heads by InfoNCE against the batch's other phrases; dev MRR picks the epoch."""
     torch.manual_seed(plan.seed)
@@ -200,62 +206,48 @@ def train_heads(
     return heads.eval()
 
 
-def retrieve(inferences: Inferences, ranking: Ranking) -> list[Retrieval]:
+def retrieve(annotated: Annotated, ranking: Ranking) -> list[Retrieval]:
     """Rank all phrases for each event by cosine with ``ranking``'s directions; by relation."""
-    found = []
-    for index, relation in enumerate(inferences.relations):
-        rows = list(relation.true)
-        scores = ranking(inferences.events[rows], index) @ relation.embeddings.T
-        ranks = _best_ranks(scores, [relation.true[row] for row in rows])
-        found.append(_summary(ranks, candidates=len(relation.phrases)))
-    return found
+    return _retrieve(
+        annotated,
+        lambda events, index: ranking(events, index) @ annotated.relations[index].embeddings.T,
+    )
 
 
-def retrieve_by_frequency(inferences: Inferences, train: Inferences) -> list[Retrieval]:
+def retrieve_by_frequency(annotated: Annotated, train: Annotated) -> list[Retrieval]:
     """The baseline that ignores the event: what annotators wrote most often in training first."""
-    found = []
-    for relation, known in zip(inferences.relations, train.relations, strict=True):
-        often = dict(zip(known.phrases, known.frequency.tolist(), strict=True))
-        scores = np.array([often.get(phrase, 0.0) for phrase in relation.phrases], np.float32)
-        every = np.broadcast_to(scores, (len(relation.true), len(scores)))
-        ranks = _best_ranks(every, list(relation.true.values()))
-        found.append(_summary(ranks, candidates=len(relation.phrases)))
-    return found
+    often = _frequencies(annotated, train)
+    return _retrieve(
+        annotated,
+        lambda events, index: np.broadcast_to(often[index], (len(events), len(often[index]))),
+    )
 
 
 def retrieve_with_frequency(
-    inferences: Inferences, train: Inferences, ranking: Ranking, *, temperature: float
+    annotated: Annotated, train: Annotated, ranking: Ranking, *, temperature: float
 ) -> list[Retrieval]:
-    """Directions and frequency together, as InfoNCE means them.
-
-    Negatives were drawn as often as annotators wrote them, so cos/τ is log p(phrase | event) minus
-    log p(phrase): the prior has to be added again.
-    """
-    found = []
-    for index, (relation, known) in enumerate(
-        zip(inferences.relations, train.relations, strict=True)
-    ):
-        rows = list(relation.true)
-        often = dict(zip(known.phrases, known.frequency.tolist(), strict=True))
-        prior = np.log([often.get(phrase, 0.0) + 0.5 for phrase in relation.phrases])
-        scores = ranking(inferences.events[rows], index) @ relation.embeddings.T / temperature
-        ranks = _best_ranks(scores + prior, [relation.true[row] for row in rows])
-        found.append(_summary(ranks, candidates=len(relation.phrases)))
-    return found
+    """Directions and frequency in training together, as a bundle's inferences are found."""
+    priors = [prior_of(o, temperature=temperature) for o in _frequencies(annotated, train)]
+    return _retrieve(
+        annotated,
+        lambda events, index: score_phrases(
+            ranking(events, index), annotated.relations[index].embeddings, prior=priors[index]
+        ),
+    )
 
 
 def measure_heads(
-    inferences: Inferences, train: Inferences, heads: Event2MindHeads, *, temperature: float
+    annotated: Annotated, train: Annotated, heads: Event2MindHeads, *, temperature: float
 ) -> dict[str, dict[str, Retrieval]]:
     """The heads beside their baselines: way of ranking → relation → figures."""
     ways = {
-        "heads": retrieve(inferences, by_heads(heads)),
+        "heads": retrieve(annotated, by_heads(heads)),
         "heads_and_frequency": retrieve_with_frequency(
-            inferences, train, by_heads(heads), temperature=temperature
+            annotated, train, by_heads(heads), temperature=temperature
         ),
-        "frequency": retrieve_by_frequency(inferences, train),
-        "event_feature": retrieve(inferences, by_itself),
-        "chance": retrieve(inferences, by_chance),
+        "frequency": retrieve_by_frequency(annotated, train),
+        "event_feature": retrieve(annotated, by_itself),
+        "chance": retrieve(annotated, by_chance),
     }
     return {way: dict(zip(RELATIONS, found, strict=True)) for way, found in ways.items()}
 
@@ -285,10 +277,23 @@ def _fewer(before: Events, after: Events) -> int:
     return len({same_event(e.text) for e in before}) - len({same_event(e.text) for e in after})
 
 
+def _written(sources: Iterable[Events]) -> Written:
+    """How often each phrase was written, as the source has it that has it most often."""
+    written: Counter[tuple[str, str, str]] = Counter()
+    for source in sources:
+        written |= Counter(
+            (relation, same_event(event.text), phrase)
+            for event in source
+            for relation in RELATIONS
+            for phrase in event.phrases(relation)
+        )
+    return written
+
+
 def _relation(
     name: str,
     *,
-    written: Mapping[tuple[str, str, str], int],
+    written: Written,
     row_of: Mapping[str, int],
     encode_phrases: Encode,
 ) -> Relation:
@@ -323,6 +328,26 @@ def _pairs(
     order = draw.permutation(len(rows))
     cuts = [order[start : start + size] for start in range(0, len(order), size)]
     return [(rows[cut], columns[cut]) for cut in cuts]
+
+
+def _retrieve(annotated: Annotated, score: Ranking) -> list[Retrieval]:
+    """``score``: events [N, D], relation → [N, P], the higher the likelier."""
+    found = []
+    for index, relation in enumerate(annotated.relations):
+        rows = list(relation.true)
+        ranks = _best_ranks(score(annotated.events[rows], index), list(relation.true.values()))
+        found.append(_summary(ranks, candidates=len(relation.phrases)))
+    return found
+
+
+def _frequencies(annotated: Annotated, train: Annotated) -> list[Float32]:
+    """How often the train part has each relation's phrases: [P] each."""
+    found = []
+    for relation, known in zip(annotated.relations, train.relations, strict=True):
+        often = dict(zip(known.phrases, known.frequency.tolist(), strict=True))
+        counts = [often.get(phrase, 0.0) for phrase in relation.phrases]
+        found.append(np.array(counts, np.float32))
+    return found
 
 
 def _best_ranks(scores: Float32, true: Sequence[tuple[int, ...]]) -> NDArray[np.float64]:

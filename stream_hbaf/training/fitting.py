@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from stream_hbaf.bundle import softmax
+from stream_hbaf.certainty import softmax
 from stream_hbaf.config import Positive, Section
 from stream_hbaf.corpora.dialogue import Split
 from stream_hbaf.errors import ModelError

@@ -1,7 +1,7 @@
 """Training: what a finished bundle says of a recorded corpus, with the corpus's own words.
 
 A bundle judges by what it holds: its encoder and how much of the dialogue that reads, its
-commonsense, its scaling of sound, its temperature. Both modes go through the network's
+commonsense, its scaling of sound, its calibration. Both modes go through the network's
 ``forward``, which in live mode builds the windows that the live recogniser would have had.
 """
 
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_hbaf.bundle import NONE, Bundle
+from stream_hbaf.certainty import patterns_of
 from stream_hbaf.corpora.dialogue import Corpus, Dialogue, Split
 from stream_hbaf.corpora.extraction import extract
 from stream_hbaf.errors import BundleError, CorpusError
@@ -153,10 +154,14 @@ def _judged(
     counted = material.labelled
     heard = np.zeros(len(said), bool) if material.audio_mask is None else material.audio_mask
     columns = [bundle.labels.index(label) for label in corpus.labels]
+    reads = np.full(len(said), bundle.config.network.use_text)
+    if material.text_mask is not None:
+        reads = reads & material.text_mask
+    patterns = patterns_of(audio=heard[counted], text=reads[counted])
     return Judged(
         ids=tuple(u.id for u, counts in zip(said, counted, strict=True) if counts),
         gold=material.labels[counted],
-        probabilities=bundle.probabilities(logits)[:, columns],
+        probabilities=bundle.probabilities(logits, pattern=patterns)[:, columns],
         turns=np.concatenate([np.arange(1, n + 1) for n in lengths])[counted],
         words=np.array([len(u.text.split()) for u in said])[counted],
         dialogues=np.repeat(np.arange(len(lengths)), lengths)[counted],

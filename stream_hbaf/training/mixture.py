@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_hbaf.bundle import Bundle, BundleConfig, Scaling, softmax
+from stream_hbaf.bundle import Bundle, BundleConfig, Scaling
+from stream_hbaf.certainty import softmax
 from stream_hbaf.corpora.acoustics import (
     CONDITIONS,
     AcousticsConfig,
@@ -99,13 +100,8 @@ def train_mixture(
     )
     encoder = TextEncoder(recipe.encoder, tuned=tuned)
     encode = remember(encoder, cache / "text")
-    heads, inferred = prepare_heads(
-        corpora,
-        recipe.heads,
-        encode=encode,
-        encode_phrases=remember(TextEncoder(recipe.encoder), cache / "text"),
-        progress=progress,
-    )
+    prepared = prepare_heads(corpora, recipe.heads, encoder=encoder, cache=cache, progress=progress)
+    heads = prepared.heads
     material = Corpora(
         {s: spoken_material(spoken.splits[s], encode=encode, heads=heads) for s in SPLITS},
         {s: acted_material(acted, s, encode=encode, heads=heads) for s in SPLITS},
@@ -130,7 +126,7 @@ def train_mixture(
     )
     bundle = Bundle(config, acted.scaling, encoder, heads, fitted[shipped].network, tuned)
     metrics = _report(recipe, fitted, temperatures, material, shipped=shipped)
-    metrics["commonsense"] = inferred
+    metrics["commonsense"] = prepared.figures
     bundle.save(out, metrics=metrics, card=model_card(metrics))
     progress(f"{out}: bundle {recipe.id}, seed {shipped}, is ready")
     return Bundle.load(str(out))

@@ -44,7 +44,9 @@ _STYLE: Any = {  # its keys are literals to matplotlib's types
 Series = Sequence[tuple[str, Sequence[Spread]]]  # a name, and a figure for each stretch
 
 
-def draw_confusion(table: NDArray[np.floating], *, labels: Sequence[str]) -> str:
+def draw_confusion(
+    table: NDArray[np.integer | np.floating], *, labels: Sequence[str], name: str = "confusion"
+) -> str:
     """A confusion table [C, C] (row: gold, column: said); each row's shares in per cent."""
     with mpl.rc_context(_STYLE):
         figure, axes = _sheet(width=4.7, height=4.4)
@@ -69,10 +71,10 @@ def draw_confusion(table: NDArray[np.floating], *, labels: Sequence[str]) -> str
         axes.set_xlabel("said")
         axes.set_ylabel("gold")
         axes.set_aspect("equal")
-        return _svg(figure, name="confusion", title="Confusion matrix, per cent of each gold label")
+        return _svg(figure, name=name, title="Confusion matrix, per cent of each gold label")
 
 
-def draw_reliability(bins: Sequence[Bin]) -> str:
+def draw_reliability(bins: Sequence[Bin], *, name: str = "reliability") -> str:
     """How sure against how right; below it, how many predictions each bin holds."""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(4.6, 4.6), layout="constrained")
@@ -91,7 +93,7 @@ def draw_reliability(bins: Sequence[Bin]) -> str:
             axis.set_major_formatter(PercentFormatter(1.0))
         for axes in (upper, lower):
             axes.patch.set_alpha(0)
-        return _svg(figure, name="reliability", title="Share of right predictions by confidence")
+        return _svg(figure, name=name, title="Share of right predictions by confidence")
 
 
 def draw_stretches(names: Sequence[str], series: Series, *, name: str, about: str) -> str:

@@ -3,6 +3,7 @@
 Everything is fitted on the train split.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,17 +23,27 @@ from stream_hbaf.errors import CorpusError, ModelError
 from stream_hbaf.features.comet import open_comet
 from stream_hbaf.features.commonsense import Commonsense, Event2MindHeads, NoCommonsense
 from stream_hbaf.features.context import Turn
+from stream_hbaf.features.inferences import Inferences
 from stream_hbaf.features.text import TextEncoder
-from stream_hbaf.training.distillation import Encode, HeadsConfig, distil, read_annotations
+from stream_hbaf.training.distillation import (
+    Encode,
+    HeadsConfig,
+    build_inferences,
+    distil,
+    read_annotations,
+)
 from stream_hbaf.training.material import NO_LABEL, Flags, Material
 from stream_hbaf.training.recipe import Recipe, SelectionConfig
 from stream_hbaf.training.remembering import (
+    Encodes,
+    digest_of,
     infer_commonsense,
     key_of,
     remember_dialogues,
     write_whole,
 )
-from stream_hbaf.training.tuning import LabelledTurns, TuningConfig, tune_encoder
+from stream_hbaf.training.tuning import TuningConfig, lessons_of, tune_encoder
+from stream_hbaf.training.words import WordsConfig, labelled_turns, mixed_lessons
 
 Float32 = NDArray[np.float32]
 Progress = Callable[[str], None]
@@ -59,6 +70,15 @@ class Prepared:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "encoder": None, "commonsense": None, "tuned": {}}
+
+
+@dataclass(frozen=True)
+class PreparedHeads:
+    """What is made of the annotations, in the precision of a bundle."""
+
+    heads: Event2MindHeads
+    inferences: Inferences  # says what the heads infer in words
+    figures: Mapping[str, Any]  # how well the heads retrieve
 
 
 def prepare(
@@ -120,32 +140,38 @@ def prepare(
 
 def prepare_layers(
     name: str,
-    corpus: Corpus,
+    corpus: Corpus | Sequence[Corpus],
     plan: TuningConfig,
     *,
+    words: WordsConfig | None = None,
     device: str = "cpu",
     cache: Path,
     progress: Progress,
 ) -> dict[str, Tensor]:
-    """What of the encoder is fine-tuned on the corpus's words; float16, by name."""
+    """What of the encoder is fine-tuned on the corpus's words; float16, by name.
+
+    With ``words``, on those of all of ``open_words``'s corpora, as it says.
+    """
     if not plan.changes:
         return {}
-    dialogues = {
-        split: [
-            LabelledTurns(turns, tuple(label_indices(dialogue.utterances, corpus.labels)))
-            for dialogue, turns in zip(
-                corpus.splits[split], _turns(corpus.splits[split]), strict=True
-            )
-        ]
-        for split in SPLITS[:2]
-    }
-    key = key_of(name, repr(plan), repr(corpus.labels), repr(dialogues))
+    corpora = [corpus] if isinstance(corpus, Corpus) else list(corpus)
+    labels = corpora[0].labels
+    dialogues = [
+        {split: labelled_turns(known.splits[split], labels) for split in SPLITS[:2]}
+        for known in corpora
+    ]
+    if words is None:
+        lessons = lessons_of(dialogues[0])
+        key = key_of(name, repr(plan), repr(labels), repr(dialogues[0]))
+    else:
+        lessons = mixed_lessons(corpora, words)
+        key = key_of(name, repr(plan), repr(words), repr(labels), repr(dialogues))
     file = cache / f"{key}.safetensors"
     if not file.exists():
         tuned = tune_encoder(
             TextEncoder(name, context=plan.context, device=device),
-            dialogues=dialogues,
-            classes=len(corpus.labels),
+            lessons=lessons,
+            classes=len(labels),
             plan=plan,
             folder=cache / key,
             progress=progress,
@@ -155,12 +181,43 @@ def prepare_layers(
 
 
 def prepare_heads(
-    corpora: Path, plan: HeadsConfig, *, encode: Encode, encode_phrases: Encode, progress: Progress
-) -> tuple[Event2MindHeads, dict[str, Any]]:
-    """Commonsense heads in the precision of a bundle, and their figures."""
+    corpora: Path,
+    plan: HeadsConfig,
+    *,
+    encoder: TextEncoder,
+    half: bool = False,
+    cache: Path,
+    progress: Progress,
+) -> PreparedHeads:
+    """Commonsense heads for an encoder, kept under ``cache``/heads; loaded, they are the same.
+
+    Heads read events as dialogues of one turn by nobody; phrases are for the untuned encoder.
+    Both only teach, so they may be read in ``half`` precision. Raises CorpusError, ModelError.
+    """
     annotations = read_annotations(corpora, atomic=plan.atomic)
-    return distil(
-        annotations, plan=plan, encode=encode, encode_phrases=encode_phrases, progress=progress
+    untuned = TextEncoder(encoder.id, device=encoder.device)
+    weights = [digest_of(read.model.state_dict()) for read in (encoder, untuned)]
+    key = key_of(repr(plan), repr(annotations), repr(encoder.context), repr(half), *weights)
+    file = cache / "heads" / f"{key}.safetensors"
+    figures = file.with_suffix(".json")
+    if not file.exists():  # it is written last
+        encode, encode_phrases = (
+            _of_single_turns(remember_dialogues(read, cache / "text", half=half))
+            for read in (encoder, untuned)
+        )
+        heads, found = distil(
+            annotations, plan=plan, encode=encode, encode_phrases=encode_phrases, progress=progress
+        )
+        said = build_inferences(annotations, plan=plan, encode_phrases=encode_phrases)
+        tensors = {f"heads.{name}": tensor.half() for name, tensor in heads.state_dict().items()}
+        tensors |= {f"inferences.{name}": tensor for name, tensor in said.tensors().items()}
+        write_whole(figures, lambda part: part.write_text(json.dumps(found), encoding="utf-8"))
+        write_whole(file, lambda part: save_file(tensors, part))
+    kept = load_file(file)
+    return PreparedHeads(
+        Event2MindHeads.from_tensors(_under(kept, "heads.")),
+        Inferences.from_tensors(_under(kept, "inferences.")),
+        json.loads(figures.read_text(encoding="utf-8")),
     )
 
 
@@ -219,26 +276,28 @@ def _prepare_commonsense(
     cache: Path,
     progress: Progress,
 ) -> tuple[Commonsense, dict[str, Any]]:
-    """What infers, and its figures. Heads read events as dialogues of one turn by nobody.
+    """What infers, and its figures.
 
-    Events and phrases only teach the heads, so they are read in half precision where the encoder
-    was tuned in it: there are ten times as many as utterances.
+    Where the encoder was tuned in half precision, events and phrases are read in it: there are
+    ten times as many as utterances.
     """
     if recipe.commonsense == "none":
         return NoCommonsense(1), {}
     if recipe.commonsense != "event2mind":
         return open_comet(recipe.commonsense, device=device), {}
-    half = recipe.tuning.changes and recipe.tuning.bfloat16
-    encode = remember_dialogues(encoder, cache / "text", half=half)
-    untuned = TextEncoder(recipe.encoder, device=device)
-    encode_phrases = remember_dialogues(untuned, cache / "text", half=half)
-    return prepare_heads(
-        corpora,
-        recipe.heads,
-        encode=lambda events: encode([(Turn("", event),) for event in events]),
-        encode_phrases=lambda phrases: encode_phrases([(Turn("", said),) for said in phrases]),
-        progress=progress,
+    half = bool(recipe.tuning.changes) and recipe.tuning.bfloat16
+    prepared = prepare_heads(
+        corpora, recipe.heads, encoder=encoder, half=half, cache=cache, progress=progress
     )
+    return prepared.heads, dict(prepared.figures)
+
+
+def _of_single_turns(encode: Encodes) -> Encode:
+    return lambda texts: encode([(Turn("", text),) for text in texts])
+
+
+def _under(tensors: Mapping[str, Tensor], start: str) -> dict[str, Tensor]:
+    return {name.removeprefix(start): t for name, t in tensors.items() if name.startswith(start)}
 
 
 def _prepare_audio(

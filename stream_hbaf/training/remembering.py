@@ -32,12 +32,13 @@ def remember(encoder: TextEncoder, cache: Path) -> Encode:
 def remember_dialogues(encoder: TextEncoder, cache: Path, *, half: bool = False) -> Encodes:
     """All rows of the encoder's ``encode_dialogues``, kept on disk; ``half`` is the encoder's."""
     weights = digest_of(encoder.model.state_dict())
+    none = np.zeros((0, encoder.width), np.float32)  # of no dialogues
 
     def encode(dialogues: Sequence[Sequence[Turn]]) -> Float32:
         key = key_of("dialogues" + half * " half", weights, repr(encoder.context), repr(dialogues))
         return cached(
             cache / f"{key}.npy",
-            lambda: np.concatenate(encoder.encode_dialogues(dialogues, half=half)),
+            lambda: np.concatenate([none, *encoder.encode_dialogues(dialogues, half=half)]),
         )
 
     return encode
@@ -62,7 +63,7 @@ def cached(file: Path, compute: Callable[[], Float32]) -> Float32:
     return features
 
 
-def write_whole(file: Path, write: Callable[[Path], None]) -> None:
+def write_whole(file: Path, write: Callable[[Path], object]) -> None:
     """All or nothing: a file that was cut short would look like a finished one."""
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_name(f"{file.stem}.{os.getpid()}.part")  # of this process alone

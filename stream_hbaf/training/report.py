@@ -47,7 +47,20 @@ DRAWS = 10_000
 TURNS = (1, 2, 3, 5, 9, 17, 33, 65)  # where the stretches of turn numbers start
 FEWEST = 20  # utterances of a stretch that is drawn: the F1 of less is chance
 WORDS = (0, 1, 2, 4, 7, 11, 16, 26)  # and those of utterance lengths
-REPORT, METRICS, TEMPLATE = "report.html", "metrics.json", "report.html.jinja"
+LIVE_FIGURES = {
+    "uar": "UAR",
+    "uar_shared": "UAR, shared",
+    "weighted_f1": "weighted F1",
+    "accuracy": "accuracy",
+    "ece": "ECE",
+    "surest_half_gain": "surest half",
+    "set_coverage": "coverage",
+    "abstention": "abstained",
+    "risk": "risk",
+    "wer": "WER",
+}
+REPORT, METRICS = "report.html", "metrics.json"
+TEMPLATE, LIVE_TEMPLATE = "report.html.jinja", "live_report.html.jinja"
 
 
 @dataclass(frozen=True)
@@ -121,7 +134,7 @@ def evaluate(
 def require_same_kind(configs: Sequence[BundleConfig]) -> None:
     """Raise BundleError unless the bundles differ by nothing but their training."""
     first, last = configs[0], configs[-1]
-    trained = {"id", "temperature", "licence"}  # what may differ from seed to seed
+    trained = {"id", "temperature", "calibration", "licence"}  # what may differ from seed to seed
     if first.model_dump(exclude=trained) != last.model_dump(exclude=trained):
         raise BundleError(
             f"bundles {first.id} and {last.id}: not seeds of one system, their config.yaml differ; "
@@ -155,7 +168,7 @@ def measure(system: System, other: System | None, *, corpus: str, split: str) ->
 
 def write_report(metrics: dict[str, Any], out: Path) -> None:
     """Write metrics.json and report.html; what stood there under these names is replaced."""
-    page = render(metrics)
+    page = render_live(metrics) if "rows" in metrics else render(metrics)
     try:
         out.mkdir(parents=True, exist_ok=True)
         content = json.dumps(metrics, indent=1, ensure_ascii=False, allow_nan=False)
@@ -169,6 +182,22 @@ def write_report(metrics: dict[str, Any], out: Path) -> None:
 
 def render(metrics: dict[str, Any]) -> str:
     """The report's HTML."""
+    return _fill(
+        TEMPLATE,
+        m=metrics,
+        pictures=_draw(metrics),
+        figures=FIGURES,
+        compared=COMPARED,
+        fewest=FEWEST,
+    )
+
+
+def render_live(metrics: dict[str, Any]) -> str:
+    """The HTML of what a bundle showed live; see ``live_evaluation.measure_live``."""
+    return _fill(LIVE_TEMPLATE, m=metrics, pictures=_draw_rows(metrics), figures=LIVE_FIGURES)
+
+
+def _fill(template: str, *, pictures: dict[str, str], **values: Any) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -179,11 +208,8 @@ def render(metrics: dict[str, Any]) -> str:
     environment.filters.update(
         percent=lambda value: f"{100 * value:.2f}", signed=_signed, chance=_chance, stretch=_stretch
     )
-    pictures = {name: Markup(svg) for name, svg in _draw(metrics).items()}
-    template = environment.get_template(TEMPLATE)
-    return template.render(
-        m=metrics, figures=FIGURES, compared=COMPARED, pictures=pictures, fewest=FEWEST
-    )
+    marked = {name: Markup(svg) for name, svg in pictures.items()}
+    return environment.get_template(template).render(pictures=marked, **values)
 
 
 def _measure_system(system: System) -> dict[str, Any]:
@@ -273,6 +299,16 @@ def _draw(metrics: dict[str, Any]) -> dict[str, str]:
         names = [f"{_stretch(s)}\nn = {s['count']}" for s in (system[key][n] for n in drawn)]
         series = [(s["name"], [Spread(**s[key][n]["weighted_f1"]) for n in drawn]) for s in systems]
         found[key] = draw_stretches(names, series, name=key, about=about)
+    return found
+
+
+def _draw_rows(metrics: dict[str, Any]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name, row in metrics["rows"].items():
+        table, bins = np.array(row["confusion"]), [Bin(**b) for b in row["reliability"]]
+        confusion, diagram = f"{name}-confusion", f"{name}-reliability"
+        found[confusion] = draw_confusion(table, labels=metrics["labels"], name=confusion)
+        found[diagram] = draw_reliability(bins, name=diagram)
     return found
 
 

@@ -11,7 +11,6 @@ from typing import Annotated
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from pydantic import Field
@@ -22,12 +21,13 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from stream_hbaf.config import Positive, Section
 from stream_hbaf.corpora.dialogue import Split
-from stream_hbaf.evaluation import weighted_f1
+from stream_hbaf.evaluation import Labels, weighted_f1
 from stream_hbaf.features.context import ContextConfig, Ids, Passage, Turn, by_tokens, phrase
 from stream_hbaf.features.text import TextEncoder
-from stream_hbaf.training.trainer import TrainerConfig, fit
+from stream_hbaf.training.trainer import Measured, TrainerConfig, fit
 
 Progress = Callable[[str], None]
+Figure = Callable[[Labels, Labels, int], float]  # gold [N], said [N], classes → higher is better
 
 UNLABELLED = -1  # index of the label of an utterance that is context only
 ADAPTER = "default"  # peft's name for the one adapter there is
@@ -67,12 +67,29 @@ class LabelledTurns:
     labels: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Exam:
+    """Dev dialogues of one corpus, and the figure by which they judge."""
+
+    dialogues: Sequence[LabelledTurns]
+    figure: Figure
+
+
+@dataclass(frozen=True, slots=True)
+class Lessons:
+    """What an encoder learns from, and what picks the epoch: the mean of all exams' figures."""
+
+    train: Callable[[int], Sequence[LabelledTurns]]  # an epoch's, the first being 1; always alike
+    dev: Mapping[str, Exam]  # by corpus
+    weights: tuple[float, ...] | None = None  # of the classes in the loss; None: all weigh the same
+
+
 @dataclass(frozen=True)
 class Tuned:
     """The encoder's tuned tensors in float16, as a bundle holds them and TextEncoder takes them."""
 
     tensors: dict[str, Tensor]
-    dev_weighted_f1: float
+    dev_score: float
     epoch: int  # the one they are from; 0: untuned
 
 
@@ -93,13 +110,13 @@ class Piece:
 def tune_encoder(
     encoder: TextEncoder,
     *,
-    dialogues: Mapping[Split, Sequence[LabelledTurns]],
+    lessons: Lessons,
     classes: int,
     plan: TuningConfig,
     folder: Path | None = None,
     progress: Progress,
 ) -> Tuned:
-    """Fit ``encoder`` to the train split's labels; the epoch is picked on dev weighted F1.
+    """Fit ``encoder`` to the lessons' labels; the epoch is picked on their dev figures' mean.
 
     A linear head on the feature is trained along and thrown away. ``encoder`` is changed, for
     good; ``folder`` is the trainer's, for checkpoints. Raises ValueError if ``encoder`` doesn't
@@ -113,14 +130,16 @@ def tune_encoder(
     _choose(encoder, plan)
     head = nn.Sequential(nn.Dropout(plan.dropout), nn.Linear(encoder.width, classes))
     head.to(encoder.model.device)
-    train = [_whole(encoder, known) for known in dialogues["train"]]
+    weights = None if lessons.weights is None else torch.tensor(lessons.weights)
     history = fit(
         nn.ModuleDict({"encoder": encoder.model, "head": head}),
-        loss=lambda pieces: _loss(encoder, head, pieces, smoothing=plan.smoothing),
-        batches=lambda epoch: _batches(train, plan=plan, epoch=epoch),
+        loss=lambda pieces: _loss(encoder, head, pieces, smoothing=plan.smoothing, weights=weights),
+        batches=lambda epoch: _batches(
+            [_whole(encoder, known) for known in lessons.train(epoch)], plan=plan, epoch=epoch
+        ),
         optimizer=lambda steps: _optimizer(encoder, head, plan=plan, steps=steps),
-        score=lambda: _dev_score(
-            encoder, head, dialogues["dev"], classes=classes, half=plan.bfloat16
+        score=lambda: _examine(
+            encoder, head, lessons, classes=classes, half=plan.bfloat16, progress=progress
         ),
         plan=TrainerConfig(
             epochs=plan.epochs,
@@ -134,6 +153,14 @@ def tune_encoder(
         progress=lambda line: progress(f"text encoder: {line}"),
     )
     return Tuned(_tuned_tensors(encoder), history.best_score, history.best_epoch)
+
+
+def lessons_of(dialogues: Mapping[Split, Sequence[LabelledTurns]]) -> Lessons:
+    """One corpus's: all of train in every epoch, judged by weighted F1 on dev."""
+    exam = Exam(
+        dialogues["dev"], lambda gold, said, classes: weighted_f1(gold, said, classes=classes)
+    )
+    return Lessons(lambda epoch: dialogues["train"], {"dev": exam})
 
 
 def top_layers(encoder: TextEncoder, *, count: int) -> dict[str, nn.Parameter]:
@@ -208,7 +235,12 @@ def _tuned_tensors(encoder: TextEncoder) -> dict[str, Tensor]:
 
 
 def _loss(
-    encoder: TextEncoder, head: nn.Module, pieces: Sequence[Piece], *, smoothing: float
+    encoder: TextEncoder,
+    head: nn.Module,
+    pieces: Sequence[Piece],
+    *,
+    smoothing: float,
+    weights: Tensor | None,
 ) -> Tensor:
     if encoder.context.tokens:
         features = encoder.features_in([Passage(piece.turns) for piece in pieces])
@@ -219,6 +251,7 @@ def _loss(
         return F.cross_entropy(
             head(features.float()),
             gold.to(features.device),
+            weight=None if weights is None else weights.to(features.device),
             ignore_index=UNLABELLED,
             label_smoothing=smoothing,
         )
@@ -256,20 +289,35 @@ def _ramp(step: int, *, steps: int) -> float:
     return min(1.0, (step + 1) / warm) * max(0.0, (steps - step) / max(1, steps - warm // 2))
 
 
-def _dev_score(
+def _examine(
     encoder: TextEncoder,
     head: nn.Module,
-    dev: Sequence[LabelledTurns],
+    lessons: Lessons,
     *,
     classes: int,
     half: bool,
+    progress: Progress,
+) -> Measured:
+    """The mean of all exams' figures as the score, and each corpus's."""
+    figures = {
+        corpus: _figure(encoder, head, exam, classes=classes, half=half)
+        for corpus, exam in lessons.dev.items()
+    }
+    if len(figures) > 1:
+        told = ", ".join(f"{corpus} {figure:.4f}" for corpus, figure in figures.items())
+        progress(f"text encoder: dev {told}")
+    return {"score": float(np.mean(list(figures.values()))), **figures}
+
+
+def _figure(
+    encoder: TextEncoder, head: nn.Module, exam: Exam, *, classes: int, half: bool
 ) -> float:
-    """Weighted F1 by the head on features as live use has them."""
-    read = encoder.encode_dialogues([known.turns for known in dev], half=half)
+    """By the head on features as live use has them."""
+    read = encoder.encode_dialogues([known.turns for known in exam.dialogues], half=half)
     features = np.concatenate(read)
-    gold: NDArray[np.int64] = np.array([n for known in dev for n in known.labels], dtype=np.int64)
+    gold: Labels = np.array([n for known in exam.dialogues for n in known.labels], dtype=np.int64)
     with torch.inference_mode(), torch.autocast(encoder.model.device.type, enabled=False):
         logits = head(torch.from_numpy(features).to(encoder.model.device))
     said = logits.argmax(1).cpu().numpy()
     told = gold != UNLABELLED
-    return weighted_f1(gold[told], said[told], classes=classes)
+    return exam.figure(gold[told], said[told], classes)

@@ -1,0 +1,156 @@
+"""What a prediction is worth: how sure it may be, what else it may be, and when to say nothing.
+
+Plain numpy, so that training measures with the same calls that live use is told by. How much a
+network may be believed depends on what it was given, so everything here is kept by modality
+pattern. Shape letters: C classes.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from math import factorial
+from typing import Annotated, Literal, Self, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from stream_hbaf.config import Probability, Section
+
+Modality = Literal["audio", "text"]
+Pattern = Literal["", "audio", "text", "audio+text"]  # the modalities given; "": the past alone
+PATTERNS: tuple[Pattern, ...] = get_args(Pattern)
+Flags = NDArray[np.bool_]
+Probabilities = NDArray[np.float64]
+
+VALENCE = {
+    "anger": -1,
+    "disgust": -1,
+    "fear": -1,
+    "joy": 1,
+    "neutral": 0,
+    "sadness": -1,
+    "surprise": 0,  # a gift and a burglar both surprise
+}
+NEVER = 1.0  # as a probability to answer above: no prediction is sure enough
+
+
+class Calibration(Section):
+    """How a bundle's logits become probabilities, and what may be said of them.
+
+    Temperature: Guo et al. 2017. Sets of labels: split conformal prediction (Vovk et al. 2005;
+    Lei et al. 2018) with the score 1 - p of LAC, which gives the smallest sets on average
+    (Sadinle et al. 2019). Abstention: selective classification (El-Yaniv & Wiener 2010; Geifman &
+    El-Yaniv 2017). ``training/calibration.py`` fits all three.
+    """
+
+    temperatures: dict[Pattern, Annotated[float, Field(gt=0.0)]]  # logits are divided by it
+    thresholds: dict[Pattern, Probability]  # a label at least as likely is in the set; 0: every one
+    coverage: Probability = 0.9  # share of sets that hold the right label, for which they were made
+    answers_above: dict[Pattern, Probability]  # a less likely best label: abstained; 1: always
+    risk: Probability  # error rate among what is answered, for which ``answers_above`` was chosen
+    conflict_above: Probability = 0.5  # as sure must both voice and words be to contradict
+
+    @model_validator(mode="after")
+    def _of_every_pattern(self) -> Self:
+        for name in ("temperatures", "thresholds", "answers_above"):
+            if missing := set(PATTERNS) - set(getattr(self, name)):
+                raise ValueError(f"{name} has nothing for {', '.join(map(repr, sorted(missing)))}")
+        return self
+
+    @classmethod
+    def of_temperature(cls, temperature: float) -> "Calibration":
+        """One temperature and no promise: every label is in the set, nothing is abstained."""
+        return cls(
+            temperatures=dict.fromkeys(PATTERNS, temperature),
+            thresholds=dict.fromkeys(PATTERNS, 0.0),
+            coverage=1.0,
+            answers_above=dict.fromkeys(PATTERNS, 0.0),
+            risk=1.0,
+        )
+
+    def probabilities(
+        self, logits: NDArray[np.floating], *, pattern: Pattern | Sequence[Pattern]
+    ) -> Probabilities:
+        """Logits [.., C] → probabilities [.., C]; one pattern for all, or one for each row."""
+        temperature = _of(self.temperatures, pattern)
+        return softmax(np.asarray(logits, dtype=np.float64) / temperature[..., None])
+
+    def label_sets(
+        self, probabilities: Probabilities, *, pattern: Pattern | Sequence[Pattern]
+    ) -> Flags:
+        """Which labels it may be [.., C]; never none of them: the best is always in."""
+        least = np.minimum(_of(self.thresholds, pattern), probabilities.max(-1))
+        likely: Flags = probabilities >= least[..., None]
+        return likely
+
+    def abstains(
+        self, probabilities: Probabilities, *, pattern: Pattern | Sequence[Pattern]
+    ) -> Flags:
+        """Whether the best of probabilities [.., C] isn't sure enough to be an answer [..]."""
+        least = _of(self.answers_above, pattern)
+        unsure: Flags = (probabilities.max(-1) < least) | (least >= NEVER)
+        return unsure
+
+    def conflicts(
+        self, labels: Sequence[str], *, audio: Probabilities, text: Probabilities
+    ) -> bool:
+        """Whether what is said by sound alone [C] and by words alone [C] contradict each other.
+
+        Their labels are of opposite valence, and each is as likely as ``conflict_above`` or more.
+        """
+        if min(audio.max(), text.max()) < self.conflict_above:
+            return False
+        heard, read = (VALENCE.get(labels[int(p.argmax())], 0) for p in (audio, text))
+        return heard * read < 0
+
+
+def pattern_of(*, audio: bool, text: bool) -> Pattern:
+    """The name of what a prediction was given."""
+    if audio and text:
+        return "audio+text"
+    return "audio" if audio else "text" if text else ""
+
+
+def patterns_of(*, audio: Flags, text: Flags) -> list[Pattern]:
+    """The same for N predictions: where there was sound [N], and where there were words [N]."""
+    return [pattern_of(audio=bool(a), text=bool(t)) for a, t in zip(audio, text, strict=True)]
+
+
+def softmax(logits: NDArray[np.floating]) -> Probabilities:
+    """Probabilities along the last axis, in float64 so that they sum to 1."""
+    wide = np.asarray(logits, dtype=np.float64)
+    exponents = np.exp(wide - wide.max(-1, keepdims=True))
+    probabilities: Probabilities = exponents / exponents.sum(-1, keepdims=True)
+    return probabilities
+
+
+def coalitions(players: Sequence[str]) -> list[frozenset[str]]:
+    """Every set of players, from none to all of them, smaller ones first."""
+    return [
+        frozenset(chosen)
+        for size in range(len(players) + 1)
+        for chosen in combinations(players, size)
+    ]
+
+
+def shapley(worth: Mapping[frozenset[str], float]) -> dict[str, float]:
+    """What each player adds on average over all orders in which they may come (Shapley 1953).
+
+    ``worth`` holds every coalition of the players. The shares sum to worth of all - of none.
+    """
+    players = max(worth, key=len)
+    count = len(players)
+    shares = dict.fromkeys(players, 0.0)
+    for without in worth:
+        orders = factorial(len(without)) * factorial(max(0, count - len(without) - 1))
+        for player in players - without:
+            added = worth[without | {player}] - worth[without]
+            shares[player] += orders / factorial(count) * added
+    return shares
+
+
+def _of(table: Mapping[Pattern, float], pattern: Pattern | Sequence[Pattern]) -> Probabilities:
+    """The table's number for one pattern [], or for each of N [N]."""
+    if isinstance(pattern, str):
+        return np.array(table[pattern], dtype=np.float64)
+    return np.array([table[one] for one in pattern], dtype=np.float64)

@@ -1,0 +1,224 @@
+"""A recorded corpus: its words as a speech recogniser might have understood them.
+
+Errors are drawn word by word: most are substitutions by a word that sounds alike, short words are
+also lost, and now and then a word is heard that nobody said, one falls into two, or two become
+one. That is how Whisper errs; it doesn't spell badly, and what it writes are words. The only file
+that imports jellyfish.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import cache
+
+import jellyfish
+import numpy as np
+
+Draw = np.random.Generator
+
+# Words that are hardly stressed, in groups that are taken for one another.
+CONFUSED = (
+    "a the uh of her",
+    "and in an on then end",
+    "is it's as his was it if",
+    "are our or her",
+    "i i'm i'll ah i've hi",
+    "to too two do the",
+    "there their they're the where",
+    "you you're your he we yeah it",
+    "he she we i they the",
+    "him them me it in",
+    "that's that what it's this",
+    "what that but when why what's",
+    "don't didn't doesn't do want won't",
+    "can can't could couldn't",
+    "will would well we'll",
+    "for from four before or",
+    "have had of has a have",
+    "were where we're was are",
+    "no know oh now not so",
+    "oh uh i'm no well so",
+    "yeah yes ya you're",
+    "gonna going want to",
+)
+INSERTED = ("the", "a", "I", "and", "to", "it", "you", "oh", "so", "that", "is")
+SHORT = 3  # letters; words of no more are often lost, longer ones hardly ever
+KINDS = ("substitute", "delete", "insert", "split", "merge")
+OF_SHORT = (0.56, 0.28, 0.10, 0.00, 0.06)  # shares of the kinds of errors at a short word
+OF_LONG = (0.74, 0.05, 0.08, 0.08, 0.05)
+CHANGES = {"substitute": 1, "delete": 1, "insert": 1, "split": 2, "merge": 2}
+MOST_ALIKE = 8  # words that one word is taken for
+LEAST_ALIKE = 0.6  # similarity of the spelling, 0 to 1
+SOFTENED = 0.5  # of all exclamation marks become full stops: tiny recognisers hear few
+
+_WORD = re.compile(r"[a-z0-9']*[a-z0-9][a-z0-9']*", re.IGNORECASE)
+
+
+class Lexicon:
+    """Words by how they sound; asked for words that are taken for another."""
+
+    def __init__(self, words: Iterable[str]) -> None:
+        """``words``: all that may be heard, in lower case, the most frequent first."""
+        self._rank = {word: n for n, word in enumerate(dict.fromkeys(words))}
+        self._by_sound: dict[str, list[str]] = {}
+        for word in self._rank:
+            for sound in _nearby(word):
+                self._by_sound.setdefault(sound, []).append(word)
+        self._alike: dict[str, tuple[str, ...]] = {}
+
+    def alike(self, word: str) -> tuple[str, ...]:
+        """At most eight other words that sound almost like ``word``; none for a sound of its own.
+
+        Almost: their metaphones differ by a sound or two, and their spelling isn't far.
+        """
+        if word not in self._alike:
+            self._alike[word] = self._search(word)
+        return self._alike[word]
+
+    def __contains__(self, word: str) -> bool:
+        return word in self._rank
+
+    def _search(self, word: str) -> tuple[str, ...]:
+        heard = {other for sound in _nearby(word) for other in self._by_sound.get(sound, ())}
+        near = {w: jellyfish.jaro_winkler_similarity(word, w) for w in heard if w != word}
+        near = {w: likeness for w, likeness in near.items() if likeness >= LEAST_ALIKE}
+        order = sorted(near, key=lambda w: (-near[w] + 0.03 * np.log1p(self._rank[w]), w))
+        return tuple(order[:MOST_ALIKE])
+
+
+def lexicon_of(texts: Iterable[str], *, least: int = 3) -> Lexicon:
+    """All words that stand in ``texts`` at least ``least`` times."""
+    counts = Counter(word for text in texts for word in words_of(text))
+    return Lexicon(word for word, count in counts.most_common() if count >= least)
+
+
+def mishear(text: str, *, rate: float, draw: Draw, lexicon: Lexicon | None = None) -> str:
+    """What may have been understood of ``text``, at an expected word error rate of ``rate``.
+
+    Substitutes come from ``lexicon`` (without it: from unstressed words alone) and keep the
+    original's capital and punctuation. Never becomes empty. A rate of 0 gives the text itself.
+    """
+    if not rate:
+        return text
+    known = lexicon or _unstressed()
+    heard = [token for token in text.split() if words_of(token)]
+    budget = int(draw.binomial(len(heard), rate)) if heard else 0
+    order = iter(draw.permutation(len(heard)).tolist())
+    said: list[str | None] = list(heard)  # None: lost
+    while budget > 0 and (place := next(order, None)) is not None:
+        budget -= _err(said, place, budget=budget, lexicon=known, draw=draw)
+    return _soften(" ".join(token for token in said if token), draw=draw) or text
+
+
+def unpunctuated(text: str) -> str:
+    """In lower case, without any mark but the apostrophes in words: as many recognisers write."""
+    return " ".join(words_of(text))
+
+
+def words_of(text: str) -> list[str]:
+    """The words alone, in lower case, as error rates count them."""
+    found = _WORD.findall(text.replace("\u2019", "'").lower())
+    return [bare for word in found if (bare := word.strip("'"))]
+
+
+def word_error_rate(said: Sequence[str], *, heard: Sequence[str]) -> float:
+    """Substituted, lost and inserted words of all texts together, as a share of the words said.
+
+    The least number of them that turns one into the other; case and marks don't count.
+    """
+    pairs = [(words_of(a), words_of(b)) for a, b in zip(said, heard, strict=True)]
+    errors = sum(_distance(a, b) for a, b in pairs)
+    return errors / max(1, sum(len(a) for a, _ in pairs))
+
+
+def _distance(said: list[str], heard: list[str]) -> int:
+    letters = {word: chr(0x100 + n) for n, word in enumerate({*said, *heard})}
+    a, b = ("".join(letters[word] for word in words) for words in (said, heard))
+    return jellyfish.levenshtein_distance(a, b)
+
+
+def _err(said: list[str | None], place: int, *, budget: int, lexicon: Lexicon, draw: Draw) -> int:
+    """Err at one word of ``said``; how many of the budget's errors that was, 0 for none."""
+    token = said[place]
+    if token is None:
+        return 0
+    word = words_of(token)[0]
+    shares = OF_SHORT if len(word) <= SHORT else OF_LONG
+    kind = KINDS[int(draw.choice(len(KINDS), p=shares))]
+    if CHANGES[kind] > budget:
+        kind = "substitute"
+    following = said[place + 1] if place + 1 < len(said) else None
+    if kind == "insert":
+        said[place] = f"{token} {_pick(INSERTED, draw)}"
+        return 1
+    if kind == "split" and (halves := _halves(word, lexicon)):
+        said[place] = _in_place_of(token, halves)
+        return 2
+    if kind == "merge" and following is not None and " " not in following:
+        joined = lexicon.alike(word + words_of(following)[0])
+        if joined:
+            said[place], said[place + 1] = None, _in_place_of(following, _pick(joined, draw))
+            return 2
+    others = _unstressed().alike(word) if word in _unstressed() else lexicon.alike(word)
+    if kind != "delete" and others:
+        said[place] = _in_place_of(token, _pick(others, draw))
+        return 1
+    if sum(token is not None for token in said) == 1:
+        return 0
+    said[place] = None
+    return 1
+
+
+class _Unstressed(Lexicon):
+    """CONFUSED's words, each alike to those of its groups."""
+
+    def __init__(self) -> None:
+        super().__init__(word for group in CONFUSED for word in group.split())
+        for word in self._rank:
+            groups = [group.split() for group in CONFUSED if word in group.split()]
+            others = dict.fromkeys(w for group in groups for w in group if w != word)
+            self._alike[word] = tuple(others)
+
+
+@cache
+def _unstressed() -> Lexicon:
+    return _Unstressed()
+
+
+def _nearby(word: str) -> set[str]:
+    """The word's metaphone, and what is left of it without any one sound."""
+    sound = jellyfish.metaphone(word.replace("'", "")).replace(" ", "")
+    if len(sound) < 2:
+        return {f"{sound}{len(word) // 3}"}  # a sound alone says too little
+    return {sound, *(sound[:n] + sound[n + 1 :] for n in range(len(sound)))}
+
+
+def _halves(word: str, lexicon: Lexicon) -> str:
+    """Two words that make up ``word``'s letters, or nothing."""
+    cuts = range(2, len(word) - 1)
+    found = ((word[:n], word[n:]) for n in cuts)
+    return next((f"{a} {b}" for a, b in found if a in lexicon and b in lexicon), "")
+
+
+def _in_place_of(token: str, word: str) -> str:
+    """``word`` with the token's capital and the marks around it."""
+    match = _WORD.search(token)
+    assert match is not None, token
+    capital = match[0][0].isupper() or word.split("'")[0] == "i"
+    written = word[0].upper() + word[1:] if capital else word
+    return f"{token[: match.start()]}{written}{token[match.end() :]}"
+
+
+def _soften(text: str, *, draw: Draw) -> str:
+    """Some exclamations as statements; "?!" is a question then."""
+
+    def soften(marks: re.Match[str]) -> str:
+        if draw.random() >= SOFTENED:
+            return marks[0]
+        return "?" if "?" in marks[0] else "."
+
+    return re.sub(r"\?*!+\?*", soften, text)
+
+
+def _pick(words: tuple[str, ...], draw: Draw) -> str:
+    return words[int(draw.integers(len(words)))]

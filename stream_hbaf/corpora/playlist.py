@@ -1,0 +1,114 @@
+"""A recorded corpus becomes one stream of sound, as a live recogniser would have heard it.
+
+Digital silence lies between the clips: enough to end an utterance, and between dialogues enough
+to end the dialogue too. What stands in which clip is told by sample numbers alone.
+"""
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from stream_hbaf.audio.file import read_audio
+from stream_hbaf.config import SAMPLE_RATE_HZ, Config
+from stream_hbaf.corpora.acoustics import cut_speech
+from stream_hbaf.corpora.augment import CLEAN, Condition, Samples, Surroundings, change
+from stream_hbaf.corpora.dialogue import Dialogue, LabelledUtterance
+from stream_hbaf.errors import AudioError
+from stream_hbaf.speech.vad import open_detector
+
+SURROUNDED_S = 0.5  # of the same noise and room before a clip and after it: noise doesn't wait
+TURN_S = 1.0  # between two clips of a dialogue; 0.6 s end an utterance
+GAP_S = 3  # a dialogue ends after so long a silence, where this is played
+DIALOGUE_S = GAP_S + 1.0  # utterances reach into the silence by 0.4 s, pre-roll and post-roll
+TOLD_EVERY = 20  # clips
+
+
+class Playlist:
+    """The clips of dialogues under one condition; iterating over it plays them, once.
+
+    Utterances are numbered through all dialogues. A clip that is missing, damaged or cut from
+    beyond its end isn't played; ``unread`` says why.
+    """
+
+    def __init__(
+        self,
+        dialogues: Sequence[Dialogue],
+        *,
+        condition: Condition = CLEAN,
+        surroundings: Surroundings | None = None,
+        progress: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.unread: dict[int, str] = {}
+        self._turns = [
+            (turn, utterance)
+            for dialogue in dialogues
+            for turn, utterance in enumerate(dialogue.utterances)
+        ]
+        self._condition = condition
+        self._surroundings = surroundings or Surroundings((), ())
+        self._progress = progress
+        self._detector = open_detector(Config().vad.engine)
+        self._starts: list[int] = []  # the first sample of each clip that was played
+        self._played: list[int] = []  # and whose it is
+
+    def __iter__(self) -> Iterator[Samples]:
+        position = 0
+        for number, (turn, utterance) in enumerate(self._turns):
+            try:
+                sound = self.sound(number)
+            except AudioError as error:
+                self.unread[number] = " ".join(str(error).split())
+                self._progress(f"not played: {utterance.id}: {self.unread[number]}")
+                continue
+            silence = np.zeros(round((TURN_S if turn else DIALOGUE_S) * SAMPLE_RATE_HZ), np.int16)
+            self._starts.append(position + len(silence))
+            self._played.append(number)
+            yield np.concatenate([silence, sound])
+            position += len(silence) + len(sound)
+            if (number + 1) % TOLD_EVERY == 0 or number + 1 == len(self._turns):
+                self._progress(f"{number + 1} of {len(self._turns)} clips, {utterance.id}")
+
+    def number_at(self, sample: int) -> int:
+        """The utterance whose clip holds this sample of the stream, or came last before it."""
+        return self._played[max(0, bisect_right(self._starts, sample) - 1)]
+
+    def start_of(self, number: int) -> int:
+        """The first sample of an utterance's clip in the stream; ValueError if it wasn't played."""
+        return self._starts[self._played.index(number)]
+
+    def sound(self, number: int) -> Samples:
+        """An utterance's clip as it is played. Raises AudioError if it can't be read whole."""
+        clip = _read(self._turns[number][1])
+        margin = np.zeros(round(SURROUNDED_S * SAMPLE_RATE_HZ), np.int16)
+        padded = np.concatenate([margin, clip, margin])
+        condition = self._condition
+        if condition != CLEAN:
+            condition = replace(condition, seed=number)  # noise and room differ from clip to clip
+        if condition.snr_db is not None:
+            # A ratio to the speech: silence around it would make the noise weaker than is said.
+            louder = _level_db(cut_speech(clip, self._detector)) - _level_db(padded)
+            condition = replace(condition, snr_db=condition.snr_db - louder)
+        return change(padded, condition, self._surroundings)
+
+
+def _read(utterance: LabelledUtterance) -> Samples:
+    """The utterance's own sound. Half a clip isn't what its annotators heard: it is refused."""
+    if utterance.audio is None:
+        raise AudioError("it has no clip")
+    complaints: list[str] = []
+    sound = read_audio(utterance.audio, on_status=lambda _, line: complaints.append(line))
+    if complaints:
+        raise AudioError(complaints[0].split(";")[0])
+    start = round((utterance.start_s or 0.0) * SAMPLE_RATE_HZ)
+    end = None if utterance.end_s is None else round(utterance.end_s * SAMPLE_RATE_HZ)
+    cut = sound[start:end]
+    if not len(cut):
+        raise AudioError(f"{utterance.audio}: ends before {utterance.start_s} s")
+    return cut
+
+
+def _level_db(sound: Samples) -> float:
+    power = float(np.mean(np.square(sound.astype(np.float64))))
+    return 10 * float(np.log10(max(power, 1e-9)))

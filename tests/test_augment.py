@@ -1,0 +1,152 @@
+"""Promises of the changed clips: each change is what it says, by measurement."""
+
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stream_hbaf.audio.file import read_audio
+from stream_hbaf.config import SAMPLE_RATE_HZ
+from stream_hbaf.corpora.augment import (
+    BANDS,
+    CLEAN,
+    SPEEDS,
+    Condition,
+    Samples,
+    Sound,
+    Surroundings,
+    add_noise,
+    change,
+    compand,
+    draw_condition,
+)
+
+SPOKEN = Path(__file__).parent / "recordings" / "sense_and_sensibility_01_austen_64kb-0870.flac"
+QUIET = Surroundings(noises=(), rooms=())
+SECONDS = 3
+
+
+def tone(hz: float, *, peak: float = 10_000) -> Samples:
+    """Three seconds of a sine."""
+    time_s = np.arange(SECONDS * SAMPLE_RATE_HZ) / SAMPLE_RATE_HZ
+    return np.rint(peak * np.sin(2 * np.pi * hz * time_s)).astype(np.int16)
+
+
+def rms_db(sound: Samples | Sound) -> float:
+    return 10 * float(np.log10(np.mean(np.square(sound.astype(np.float64)))))
+
+
+def test_noise_has_the_asked_ratio():
+    """Sound and noise differ by the SNR, measured on what was added."""
+    draw = np.random.default_rng(1)
+    sound, noise = draw.standard_normal(16_000), 5 * draw.standard_normal(16_000)
+    added = add_noise(sound, noise, snr_db=12.0) - sound
+    ratio = 10 * np.log10(np.mean(sound**2) / np.mean(added**2))
+    assert ratio == pytest.approx(12.0, abs=1e-6)
+
+
+def test_gain_clips_instead_of_wrapping():
+    """20 dB more of a loud clip stops at the ends of int16."""
+    samples = np.array([100, -100, 20_000, -20_000], np.int16)
+    louder = change(samples, Condition(gain_db=20.0), QUIET)
+    assert louder.tolist() == [1000, -1000, 32767, -32768]
+
+
+def test_level_is_reached_whatever_the_recording():
+    """A quiet and a loud recording come out equally loud: level must tell nothing."""
+    tone = np.sin(np.arange(16_000) / 20)
+    for peak in (300, 20_000):
+        samples = (peak * tone).astype(np.int16)
+        changed = change(samples, Condition(level_dbfs=-30.0), QUIET).astype(np.float64)
+        assert 20 * np.log10(np.sqrt(np.mean(changed**2)) / 32768) == pytest.approx(-30, abs=0.05)
+
+
+def test_same_condition_gives_the_same_sound():
+    """A condition and its seed fix every sample; another seed gives another sound."""
+    samples = read_audio(SPOKEN)[:32_000]
+    around = Surroundings(noises=(samples[::-1].copy(),), rooms=(samples[:800],))
+    condition = Condition(snr_db=5.0, room=True, seed=3)
+    first = change(samples, condition, around)
+    assert np.array_equal(first, change(samples, condition, around))
+    assert not np.array_equal(first, change(samples, replace(condition, seed=4), around))
+    assert len(first) == len(samples)
+
+
+def test_nothing_to_change_is_the_recording_itself():
+    """The clean condition gives back the very samples."""
+    samples = tone(441)
+    assert change(samples, CLEAN, QUIET) is samples
+
+
+@pytest.mark.parametrize("speed", [Fraction(6, 5), *SPEEDS], ids=str)
+def test_faster_is_higher_and_shorter(speed):
+    """As a tape: 1000 Hz at 6/5 of the speed is 1200 Hz for 5/6 of the time, as loud as before."""
+    samples = tone(1000)
+    heard = change(samples, Condition(speed=speed), QUIET)
+    assert len(heard) == -(-len(samples) * speed.denominator // speed.numerator)
+    spectrum = np.abs(np.fft.rfft(heard * np.hanning(len(heard))))
+    peak_hz = float(spectrum.argmax() * SAMPLE_RATE_HZ / len(heard))
+    assert peak_hz == pytest.approx(1000 * speed, abs=0.5)
+    assert rms_db(heard) == pytest.approx(rms_db(samples), abs=0.1)
+
+
+def test_a_channel_lets_its_band_pass():
+    """A telephone loses 100 Hz and 6 kHz and keeps 1 kHz; its edges are 3 dB down."""
+    telephone = Condition(band_hz=(300.0, 3400.0))
+    passed = {}
+    for hz in (100, 300, 1000, 3400, 6000):
+        samples = tone(hz)
+        heard = change(samples, telephone, QUIET)[SAMPLE_RATE_HZ:]  # once the filter has settled
+        passed[hz] = rms_db(heard) - rms_db(samples)
+    assert passed[100] < -35  # 40.6 dB down
+    assert passed[300] == pytest.approx(-3, abs=0.1)
+    assert passed[1000] == pytest.approx(0, abs=0.01)
+    assert passed[3400] == pytest.approx(-3, abs=0.1)
+    assert passed[6000] < -35
+
+
+@pytest.mark.parametrize("band_hz", BANDS, ids=str)
+def test_every_channel_keeps_a_voice(band_hz):
+    """Whatever the channel, 1 kHz comes through within 1 dB, and length stays."""
+    samples = tone(1000)
+    heard = change(samples, Condition(band_hz=band_hz), QUIET)
+    assert len(heard) == len(samples)
+    assert abs(rms_db(heard[SAMPLE_RATE_HZ:]) - rms_db(samples)) < 1
+
+
+@pytest.mark.parametrize("peak", [30_000, 10_000, 3_000, 300])
+def test_companding_keeps_within_its_steps(peak):
+    """No sample moves by more than half a step, and steps are small where the sound is."""
+    sound = tone(441, peak=peak).astype(np.float64)
+    error = np.abs(compand(sound) - sound)
+    half_step = np.log1p(255) / 127 / 2 * (np.abs(sound) + 32768 / 255)
+    assert (error <= 1.02 * half_step).all()  # the step's own slope: 1.01 at most
+    assert error.max() > 0.9 * half_step.min()
+
+
+def test_companding_is_as_noisy_as_a_telephone():
+    """About 38 dB below a loud sine, and still 33 dB below one that is 40 dB quieter."""
+    for peak, snr_db in ((30_000, 38.4), (10_000, 38.4), (3_000, 38.2), (300, 33.3)):
+        samples = tone(441, peak=peak)
+        heard = change(samples, Condition(companded=True), QUIET).astype(np.float64)
+        assert rms_db(samples) - rms_db(heard - samples) == pytest.approx(snr_db, abs=0.5)
+
+
+def test_training_meets_every_kind_of_change():
+    """Of a thousand conditions each kind has its share; levels stay between the two given."""
+    draw = np.random.default_rng(0)
+    drawn = [draw_condition(draw, quietest_dbfs=-62.0, loudest_dbfs=-12.0) for _ in range(1000)]
+    shares = {
+        "noise": np.mean([one.snr_db is not None for one in drawn]),
+        "room": np.mean([one.room for one in drawn]),
+        "speed": np.mean([one.speed != 1 for one in drawn]),
+        "channel": np.mean([one.band_hz is not None for one in drawn]),
+        "codec": np.mean([one.companded for one in drawn]),
+    }
+    expected = {"noise": 0.6, "room": 0.3, "speed": 0.5, "channel": 0.3, "codec": 0.15}
+    assert shares == pytest.approx(expected, abs=0.05)
+    assert {one.speed for one in drawn} == {Fraction(1), *SPEEDS}
+    assert {one.band_hz for one in drawn} == {None, *BANDS}
+    assert all(-62 <= one.level_dbfs <= -12 for one in drawn)
