@@ -16,7 +16,16 @@ if TYPE_CHECKING:
 
 EXAMPLE = Path(__file__).parent / "audio" / "example.flac"
 # What only the commands that read corpora need, by the name it is imported under.
-TRAINING_PACKAGES = "jellyfish jinja2 lightning matplotlib peft scipy sklearn tensorboard".split()
+TRAINING_PACKAGES = {
+    "jellyfish",
+    "jinja2",
+    "lightning",
+    "matplotlib",
+    "peft",
+    "scipy",
+    "sklearn",
+    "tensorboard",
+}
 # Those of corpora/reading.py, which would have to be imported to be asked.
 CORPORA = "emorynlp, goemotions, iemocap, meld, nemo, ravdess, tess, or a manifest .csv"
 FAILURE = 2  # the exit status of every error that the user can mend
@@ -102,7 +111,7 @@ def _add_research(commands: Any) -> None:
         "--features",
         default="compare",
         metavar="NAME[,NAME]",
-        help="compare, egemaps, mfcc, prosody, or a speech encoder's name (default: compare)",
+        help="compare (default), egemaps, mfcc, prosody, whisper:NAME, or a speech encoder's name",
     )
     _add_corpora(extract)
     extract.set_defaults(run=_extract)
@@ -226,8 +235,9 @@ def _share_the_cores() -> None:
     """Keep the libraries' threads out of each other's way; they read this when first imported."""
     # numpy's products here are small, and waking threads for them costs more than they do.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    # Whisper's and torch's threads wait for each other by spinning. Where other programs want
-    # the cores too, that keeps the one that is waited for from running: seconds for a decode.
+    # OpenMP's threads, Whisper's and torch's, wait for each other by spinning. Where other
+    # programs want the cores too, that keeps from running what is waited for: beside a busy loop
+    # on each core, words came 25 s after the end of an utterance; without spinning, at once.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 

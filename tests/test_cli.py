@@ -56,7 +56,10 @@ def test_help_imports_no_heavy_library() -> None:
         (["--file", str(SPEECH), "--mqtt", "mqtt://127.0.0.1:1"], "127.0.0.1:1"),
         (["--file", str(SPEECH), "--mqtt", "http://x"], "http://x"),
         (["--file", str(SPEECH), "--mqtt", "none", "--language", "de"], "--asr base"),
-        (["extract", "mosei", "--corpora", "."], "unknown corpus 'mosei'; choose iemocap"),
+        (
+            ["extract", "mosei", "--corpora", "."],
+            "unknown corpus 'mosei'; choose emorynlp, goemotions",
+        ),
         (["extract", "own.csv", "--corpora", "absent"], "absent/own.csv is missing"),
         (["train", "absent.yaml", "--corpora", ".", "--out", "x"], "absent.yaml: can't be read"),
         (["train", "x.yaml", "--corpora", ".", "--out", "x", "--devices", "all"], "--devices all"),
@@ -154,7 +157,10 @@ def test_evaluate_live_plays_the_clips_and_reports(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One bundle, one clip, the rows that are asked for: heard, read, reported."""
-    rows = [f"{split},{split}-1,Ann,Well.,neutral,{split},{SPEECH}" for split in ("train", "test")]
+    rows = [
+        f"{split},{split}-{label},Ann,Well.,{label},{split},{SPEECH}"
+        for split, label in [("train", "neutral"), ("train", "joy"), ("test", "neutral")]
+    ]
     header = "dialogue,id,speaker,text,label,split,audio"
     (tmp_path / "own.csv").write_text("\n".join([header, *rows, ""]))
     out = tmp_path / "report"

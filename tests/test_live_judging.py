@@ -1,7 +1,9 @@
 """Promises of live judging: real sound through the whole recogniser, every figure accounted for."""
 
+import hashlib
 import json
 import shutil
+import wave
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +83,42 @@ def test_speed_changes_nothing(judge, played):
     )
     np.testing.assert_allclose(paced.probabilities, played.probabilities[[0, 2]], atol=1e-5)
     np.testing.assert_array_equal(paced.sets, played.sets[[0, 2]])
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["longest last", "longest first"])
+def test_the_longest_utterance_of_a_clip_counts(judge, tmp_path, order):
+    """Two sentences in one clip sound as they do in two clips; the longer one is the clip's."""
+    dialogue = Dialogue("d", tuple(map(read, order)))
+    apart = judge_live(
+        judge, Corpus("read", LABELS, {"test": (dialogue,)}), "test", progress=lambda line: None
+    )
+    between = np.zeros(round((TURN_S + 2 * SURROUNDED_S) * SAMPLE_RATE_HZ), np.int16)
+    first, second = (read_audio(CLIPS[number]) for number in order)
+    with wave.open(str(tmp_path / "both.wav"), "wb") as out:
+        out.setparams((1, 2, SAMPLE_RATE_HZ, 0, "NONE", ""))
+        out.writeframes(np.concatenate([first, between, second]).tobytes())
+    words = " ".join(WORDS[number] for number in order)
+    clip = LabelledUtterance("both", "Actor_01", words, "joy", audio=tmp_path / "both.wav")
+    both = judge_live(judge, corpus_of(clip), "test", progress=lambda line: None)
+    longer = order.index(1)  # 3.1 s against 3.0 s
+    np.testing.assert_allclose(both.probabilities[0], apart.probabilities[longer], atol=1e-5)
+    assert np.abs(both.probabilities[0] - apart.probabilities[1 - longer]).max() > 1e-3
+    assert both.missed == ()
+    assert both.wer == apart.wer  # the words of both are the clip's
+
+
+def test_a_bundle_that_is_not_live_is_refused(tmp_path):
+    """A network that sees the future is told before anything is loaded, with what to take."""
+    offline = tmp_path / "offline"
+    shutil.copytree(Path(__file__).parent.parent / "models" / BUNDLE, offline)
+    settings = (offline / "config.yaml").read_bytes()
+    changed = settings.replace(b"mode: live", b"mode: offline")
+    (offline / "config.yaml").write_bytes(changed)
+    digests = [hashlib.sha256(content).hexdigest() for content in (settings, changed)]
+    sums = offline / "SHA256SUMS"
+    sums.write_text(sums.read_text().replace(*digests))
+    with pytest.raises(BundleError, match=r"was trained offline .*; listen with one of mode live"):
+        JudgedRecognizer.open(str(offline))
 
 
 def test_a_withheld_modality_is_not_used(judge, played):

@@ -111,5 +111,5 @@ def test_corpus_with_an_empty_split_is_refused(tmp_path):
 
 def test_corpus_of_an_unknown_name_is_refused(tmp_path):
     """The message names the corpora there are."""
-    with pytest.raises(ConfigError, match="unknown corpus 'mel'; choose iemocap, meld, "):
+    with pytest.raises(ConfigError, match=r"unknown corpus 'mel'; choose .*iemocap, meld, "):
         open_corpus("mel", tmp_path)

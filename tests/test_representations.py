@@ -168,7 +168,7 @@ def test_representations_side_by_side() -> None:
 
 def test_one_part_that_cannot_be_had() -> None:
     """Side by side, a part that isn't offered is named as it is alone."""
-    with pytest.raises(ModelError, match="^vggish: no maintained package offers it; choose"):
+    with pytest.raises(ModelError, match=r"^vggish: no maintained package offers it; choose"):
         open_representation("mfcc+vggish")
 
 

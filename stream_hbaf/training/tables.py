@@ -126,14 +126,14 @@ def _beside_the_paper(summaries: Sequence[Summary]) -> str:
         paper = paper_figure(s)
         if paper is not None and not s.experiment.endswith("-ablation"):
             difference = 100 * s.figures["test", "weighted_f1"].mean - paper
-            own = [s.first["corpus"], s.row, s.first["mode"], s.percent("test")]
+            own = [s.first["corpus"], s.experiment, s.row, s.first["mode"], s.percent("test")]
             lines.append([*own, f"{paper:.1f}", f"{difference:+.1f}"])
     if not lines:
         return ""
     return (
         "## Beside the paper\n\nTest weighted F1. The paper had the corpora's sound, RoBERTa-large "
         "and COMET, and saw whole dialogues; each row says what it had.\n\n"
-        + table(["corpus", "row", "mode", "ours", "paper", "difference"], lines)
+        + table(["corpus", "experiment", "row", "mode", "ours", "paper", "difference"], lines)
     )
 
 
@@ -185,11 +185,18 @@ def _comparisons(rows: Sequence[Row]) -> str:
     )
 
 
+def _differ_in_window(summaries: Sequence[Summary]) -> bool:
+    """Whether nothing but the window's length changes from row to row."""
+    switches = [dict(s.first["switches"]) for s in summaries]
+    windows = [own.pop("network.window", None) for own in switches]
+    return None not in windows and all(own == switches[0] for own in switches)
+
+
 def _windows(summaries: Sequence[Summary], *, results: Path) -> list[str]:
     """A picture for each experiment whose rows differ in the window's length alone."""
     parts = []
     for experiment, own in _by_experiment(summaries).items():
-        if len(own) < 2 or any(list(s.first["switches"]) != ["network.window"] for s in own):
+        if len(own) < 2 or not _differ_in_window(own):
             continue
         points = sorted(_point(summary) for summary in own)
         title = f"{own[0].first['corpus']}: test weighted F1 by window"
