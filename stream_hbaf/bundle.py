@@ -28,6 +28,7 @@ from stream_hbaf.errors import BundleError, ConfigError, ModelError
 from stream_hbaf.features.comet import is_comet, open_comet
 from stream_hbaf.features.commonsense import Commonsense, Event2MindHeads, NoCommonsense
 from stream_hbaf.features.context import ContextConfig
+from stream_hbaf.features.inferences import Inferences
 from stream_hbaf.features.text import TextEncoder
 from stream_hbaf.networks.hbaf import HBAF, HbafConfig
 
@@ -112,6 +113,7 @@ class Bundle:
     commonsense: Commonsense
     network: HBAF
     tuned: Mapping[str, Tensor] = field(default_factory=dict)  # the encoder's layers or adapters
+    inferences: Inferences | None = None  # what the heads infer, in words
     sha256: str = ""  # of SHA256SUMS, so of all that was loaded; empty until saved
 
     @property
@@ -177,6 +179,8 @@ class Bundle:
             network.load_state_dict(_widen(_under(tensors, "network.")))
             scaling = _scaling(tensors) if config.network.use_audio else None
             commonsense = _commonsense(config, tensors, device=device)
+            said = _under(tensors, "inferences.")
+            inferences = Inferences.from_tensors(said) if said else None
         except ModelError as error:
             raise BundleError(f"bundle {config.id}: {error}") from None
         except (SafetensorError, KeyError, RuntimeError) as error:
@@ -184,7 +188,16 @@ class Bundle:
             raise BundleError(
                 f"bundle {folder}: {WEIGHTS} doesn't fit {CONFIG} ({reason}); {REPAIR}"
             ) from None
-        return cls(config, scaling, encoder, commonsense, network.to(device).eval(), tuned, sha256)
+        return cls(
+            config,
+            scaling,
+            encoder,
+            commonsense,
+            network.to(device).eval(),
+            tuned,
+            inferences,
+            sha256,
+        )
 
     def _tensors(self) -> dict[str, Tensor]:
         parts: dict[str, Mapping[str, Tensor]] = {
@@ -199,6 +212,8 @@ class Bundle:
             }
         if isinstance(self.commonsense, Event2MindHeads):
             parts["commonsense."] = self.commonsense.state_dict()
+        if self.inferences is not None:
+            parts["inferences."] = self.inferences.tensors()
         return {
             start + name: tensor for start, part in parts.items() for name, tensor in part.items()
         }

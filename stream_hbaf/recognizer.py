@@ -29,7 +29,9 @@ from stream_hbaf.speech.vad import SpeechDetector, open_detector
 Int16 = NDArray[np.int16]
 Float32 = NDArray[np.float32]
 
-HEARD_LIVE = "ComParE_2016"  # the acoustic features that can be computed while sound comes in
+# Acoustic features that can be computed while sound comes in: ComParE's functionals, and beside
+# them what the encoder of some Whisper model hears.
+HEARD_LIVE, WITH_WHISPER = "ComParE_2016", "compare+whisper:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +140,9 @@ class Recognizer:
         settings = read_bundle_config(config.model)
         require_live(settings)
         with ThreadPoolExecutor() as pool:
-            transcriber = pool.submit(Transcriber, config.transcript, device=device)
+            transcriber = pool.submit(
+                Transcriber, config.transcript, ear=ear_of(settings), device=device
+            )
             bundle = pool.submit(Bundle.load, config.model, device=device)
             self.acoustic = None if settings.hears == NONE else AcousticExtractor()
             try:
@@ -164,7 +168,8 @@ class Recognizer:
 
         The transcriber sees to that itself.
         """
-        words = self.understand(Transcript("hello", "en", avg_logprob=0.0, no_speech_prob=0.0))
+        sound = np.zeros(self.transcriber.ear_width, np.float32)
+        words = self.understand(Transcript("hello", "en", 0.0, 0.0, sound))
         acoustic = None
         if self.acoustic is not None:
             acoustic = self.acoustic.extract(np.zeros(SAMPLE_RATE_HZ, np.int16))
@@ -249,15 +254,23 @@ class Recognizer:
 
     def _features(self, acoustic: Acoustic | None, words: Words | None) -> Features:
         """What the network is given of one utterance, where its weights are."""
-        audio = None
-        if acoustic is not None and self.bundle.scaling is not None:
-            audio = self.bundle.scale(acoustic.functionals[None])[0]
+        measured = self._measured(acoustic, words)
         features = Features(
-            audio=_tensor(audio),
+            audio=_tensor(None if measured is None else self.bundle.scale(measured[None])[0]),
             text=_tensor(None if words is None else words.text),
             commonsense=_tensor(None if words is None else words.commonsense),
         )
         return features.map(lambda tensor: tensor.to(self._device))
+
+    def _measured(self, acoustic: Acoustic | None, words: Words | None) -> Float32 | None:
+        """The sound as the bundle was taught to hear it [F]; None if any part of it is missing."""
+        if acoustic is None or self.bundle.scaling is None:
+            return None
+        if ear_of(self.bundle.config) is None:
+            return acoustic.functionals
+        if words is None or words.transcript.sound is None:
+            return None
+        return np.concatenate([acoustic.functionals, words.transcript.sound])
 
     def _say_with(
         self, every: Sequence[frozenset[str]], *, features: Features, state: DialogueState
@@ -308,7 +321,7 @@ class Recognizer:
 
 def require_live(config: BundleConfig) -> None:
     """Raise BundleError if what the bundle's network needs can't be had while sound comes in."""
-    if config.hears not in (HEARD_LIVE, NONE):
+    if config.hears not in (HEARD_LIVE, NONE) and ear_of(config) is None:
         raise BundleError(
             f"bundle {config.id}: hears '{config.hears}', which can't be computed live, only "
             f"evaluated; listen with one that hears {HEARD_LIVE} or reads words only, "
@@ -319,6 +332,12 @@ def require_live(config: BundleConfig) -> None:
             f"bundle {config.id}: was trained offline and sees the future, so it can't be used "
             "live, only evaluated; listen with one of mode live, like live-en-0"
         )
+
+
+def ear_of(config: BundleConfig) -> str | None:
+    """The Whisper model whose encoder the bundle's network hears with, if it does."""
+    heard = config.hears
+    return heard.removeprefix(WITH_WHISPER) if heard.startswith(WITH_WHISPER) else None
 
 
 def resolve_device(device: str) -> str:

@@ -51,7 +51,7 @@ LIBRARIES = {
         "features/text.py",
     },
     "webrtcvad": {"speech/vad.py"},
-    "sklearn": {"training/preparation.py"},
+    "sklearn": {"training/selection.py"},
 }
 LOOPS = ("audio/", "live.py", "utterance.py", "terminal.py", "listening.py", "publish/", "cli.py")
 

@@ -269,6 +269,25 @@ def by_permutation(
     return added | {"sum": worth(("audio", "text", "context")) - worth(())}
 
 
+def test_what_whispers_encoder_hears_is_part_of_the_sound(tmp_path):
+    """A bundle that hears with Whisper as well is given both, and is deaf where one is missing."""
+    network = replace(settings("x").network, use_audio=True, audio_width=12)
+    config = save_bundle(tmp_path, acoustic="compare+whisper:tiny.en", network=network)
+    with Recognizer(config) as recognizer:
+        columns = np.array([0, 1, 2, 6372, *range(6373, 6381)])  # both parts
+        standard = Scaling(columns, np.zeros(12, np.float32), np.ones(12, np.float32))
+        recognizer.bundle = replace(recognizer.bundle, scaling=standard)
+        assert recognizer.transcriber.ear_width == 384
+        encoded = np.linspace(-1, 1, 384, dtype=np.float32)
+        heard = recognizer.understand(replace(transcript(SAID[0]), sound=encoded))
+        deaf = recognizer.understand(transcript(SAID[0]))
+        given = recognizer._features(sound(0), heard).audio
+        both = np.concatenate([sound(0).functionals, encoded])[columns]
+        np.testing.assert_array_equal(given.numpy(), np.clip(both, -5, 5))
+        for acoustic, words in ((None, heard), (sound(0), deaf), (sound(0), None)):
+            assert recognizer._features(acoustic, words).audio is None
+
+
 def test_contributions_are_shapley_values(hearing):
     """To 1e-5 the mean over all orders of what each part adds, computed the long way in float64."""
     dialogue, past = hearing.dialogue(), []

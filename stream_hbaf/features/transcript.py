@@ -76,10 +76,9 @@ class _Reading:
 class WhisperEncoder:
     """What a Whisper model hears in an utterance, before it looks for words.
 
-    ``version`` names the weights that are used, by their size in bytes.
-
-    How loud the utterance is makes no difference, and all is deterministic. Not for use from two
-    threads at once. Raises ModelError when the weights can't be found or loaded.
+    Each utterance is brought to one level, so that how loud it is tells next to nothing; the same
+    sound gives the same states. ``version`` names the weights, by their size in bytes. Not for use
+    from two threads at once. Raises ModelError when the weights can't be found or loaded.
     """
 
     def __init__(self, name: str, *, device: str = "cpu", threads: int = MAX_THREADS) -> None:
@@ -140,6 +139,11 @@ class Transcriber:
         # As for the encoder: the first call allocates.
         silence = np.zeros(SAMPLE_RATE_HZ, np.int16)
         self._generate(self._encoder.encode(silence, window_s=MARGIN_S), limit=1)
+
+    @property
+    def ear_width(self) -> int:
+        """How wide a transcript's ``sound`` is."""
+        return self._ear.width
 
     def final(self, samples: NDArray[np.int16], speech_score: float) -> Transcript:
         """The words of a whole utterance, int16 [n] of at most 30 s.

@@ -1,8 +1,8 @@
 """Training: batches that mix dialogues with words and clips with voices, and what they teach.
 
-No corpus at hand holds both in conversation, so the two are mixed: MELD's dialogues have text
-and, in part, the voice of a RAVDESS clip (``pair``, ``mismatch``, in training only);
-RAVDESS's clips have audio and, in part, their statement's text.
+No corpus at hand holds both in conversation, so the two are mixed: dialogues have text and, in
+part, the voices of acted clips (``pair``, ``mismatch``, in training only); acted clips have audio
+and, in part, their statement's text.
 """
 
 from collections.abc import Callable
@@ -26,15 +26,15 @@ from stream_hbaf.networks.state import Features
 from stream_hbaf.training.fitting import make_optimizer
 from stream_hbaf.training.material import (
     NO_LABEL,
+    Flags,
     Material,
     Rows,
-    balance,
     features_of,
     labels_of,
     lay_out,
     predict,
 )
-from stream_hbaf.training.trainer import History, TrainerConfig, fit
+from stream_hbaf.training.trainer import History, Measured, TrainerConfig, fit
 
 Float32 = NDArray[np.float32]
 Draw = np.random.Generator
@@ -48,18 +48,41 @@ class MixtureConfig(Section):
     patience: Positive = 4  # epochs without a better dev score
     batch: Positive = 16  # dialogues of MELD in a step
     rate: float = 6e-4  # falls linearly to nothing over the epochs
+    average: float = 0.0  # epochs over which weights are averaged, exponentially; 0 for none
     spoken_share: Probability = 0.5  # of MELD's dialogues, drawn anew for each epoch
+    beside_share: Probability = 0.5  # of the utterances in a step, from other corpora of words
+    beside: Positive = 12_000  # dialogues of each of them at most, drawn once for all epochs
+    misheard: Annotated[int, Field(ge=0)] = 2  # versions of MELD's words as they may be understood
     decay: float = 1e-2
     mu: float = 0.2  # share of the inter-modal loss, eq 23
-    acted: float = 1.0  # weight of the RAVDESS loss beside MELD's
+    smoothing: Probability = 0.0  # of the voices' labels
+    acted: float = 1.0  # weight of the voices' loss beside the words'
     acted_rounds: Positive = 4  # times that an epoch hears every clip, each time in some version
-    pair: Probability = 0.4  # of MELD's dialogues get voices of the same labels
+    audio_dropout: Probability = 0.0  # of the columns of each clip
+    pair: Probability = 0.4  # of the dialogues of words get voices of the same labels
     heard: Probability = 0.8  # of the utterances of such a dialogue
     mismatch: Probability = 0.5  # of those voices are anybody's: words must be able to win
     text_dropout: Probability = 0.2  # of the words where there is a voice
-    statement: Probability = 0.5  # of RAVDESS's pseudo-dialogues keep their text
+    statement: Probability = 0.5  # of the voices' pseudo-dialogues keep their text
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2, 3, 4)
     workers: Positive = 2  # processes of one thread each, a seed at a time
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """Words to learn from. Rows of ``material``; utterances have no sound."""
+
+    material: Material
+    dialogues: tuple[tuple[Rows, ...], ...]  # MELD's, each in every version: as said, misheard
+    beside: tuple[Rows, ...] = ()  # other corpora's
+
+
+@dataclass(frozen=True)
+class Acted:
+    """Voices to learn from; a dialogue of ``material`` is a speaker."""
+
+    material: Material
+    weights: Float32  # [N], of each clip in the loss, 1 on average
 
 
 @dataclass(frozen=True)
@@ -74,8 +97,8 @@ class MixtureFitted:
 class Step:
     """What one step of training sees, and the seed of all that is drawn for it."""
 
-    talk: list[Rows]  # dialogues of MELD
-    clips: list[Rows]  # pseudo-dialogues of RAVDESS
+    talk: list[Rows]  # dialogues of words
+    clips: list[Rows]  # pseudo-dialogues of voices
     seed: tuple[int, ...]
 
 
@@ -83,39 +106,43 @@ def fit_mixture(
     config: HbafConfig,
     plan: MixtureConfig,
     *,
-    spoken: Material,
-    acted: Material,
-    dev_score: Callable[[HBAF], float],
+    spoken: Spoken,
+    acted: Acted,
+    dev_score: Callable[[HBAF], Measured],
     seed: int,
     folder: Path | None = None,
+    progress: Callable[[str], None] = lambda line: None,
 ) -> MixtureFitted:
     """Train one network; stops and picks on ``dev_score``. The same seed gives the same network."""
     torch.manual_seed(seed)
     network = HBAF(config)
-    network.standardise(torch.from_numpy(spoken.words))
+    network.standardise(torch.from_numpy(spoken.material.words))
     between = InterModalLoss(config.hidden)
     both = nn.ModuleDict({"network": network, "between": between})
-    weights = balance(acted.labels, classes=config.classes)
 
     def loss(step: Step) -> Tensor:
         draw = np.random.default_rng(step.seed)
-        words = _with_voices(spoken, step.talk, voices=acted, plan=plan, draw=draw)
+        words = _with_voices(spoken.material, step.talk, voices=acted, plan=plan, draw=draw)
         voices = _with_statements(acted, step.clips, plan=plan, draw=draw)
-        heard = _loss(network, between, voices, mu=plan.mu, weights=weights)
+        heard = _loss(network, between, voices, mu=plan.mu, smoothing=plan.smoothing)
         return _loss(network, between, words, mu=plan.mu) + plan.acted * heard
 
     history = fit(
         both,
         loss=loss,
-        batches=partial(_steps, spoken, acted, plan=plan, seed=seed),
+        batches=partial(_steps, spoken, acted.material, plan=plan, seed=seed),
         optimizer=partial(make_optimizer, both, rate=plan.rate, decay=plan.decay),
         score=lambda: dev_score(network),
         plan=TrainerConfig(
-            epochs=plan.epochs, patience=plan.patience, accelerator="cpu", devices=1
+            epochs=plan.epochs,
+            patience=plan.patience,
+            average=plan.average,
+            accelerator="cpu",
+            devices=1,
         ),
         seed=seed,
         folder=folder,
-        progress=lambda line: None,
+        progress=progress,
     )
     return MixtureFitted(network.half().float().eval(), history)
 
@@ -136,48 +163,62 @@ def audio_score(network: HBAF, material: Material, *, version: str, reads: bool)
 class _Batch:
     features: Features
     labels: Tensor  # [B, U]
+    weights: Tensor  # [B, U] of the utterances in the loss
     both: Tensor  # [B, U] where there is sound as well as text
 
 
 def _loss(
-    network: HBAF,
-    between: InterModalLoss,
-    batch: _Batch,
-    *,
-    mu: float,
-    weights: Tensor | None = None,
+    network: HBAF, between: InterModalLoss, batch: _Batch, *, mu: float, smoothing: float = 0.0
 ) -> Tensor:
     output = network(batch.features)
-    loss = F.cross_entropy(
+    labels = batch.labels.flatten()
+    surprise = F.cross_entropy(
         output.logits.flatten(0, 1),
-        batch.labels.flatten(),
-        weight=weights,
+        labels,
         ignore_index=NO_LABEL,
+        label_smoothing=smoothing,
+        reduction="none",
     )
+    weights = batch.weights.flatten() * (labels != NO_LABEL)
+    loss = (surprise * weights).sum() / weights.sum().clamp_min(1e-6)
     if mu and batch.both.sum() > 1:
         loss = loss + mu * between(output, batch.both)
     return loss
 
 
 def _steps(
-    spoken: Material, acted: Material, epoch: int, *, plan: MixtureConfig, seed: int
+    spoken: Spoken, acted: Material, epoch: int, *, plan: MixtureConfig, seed: int
 ) -> list[Step]:
     """One epoch: batches of dialogues, each beside its share of pseudo-dialogues."""
     draw = np.random.default_rng([seed, epoch])
     count = max(1, round(plan.spoken_share * len(spoken.dialogues)))
-    order = draw.permutation(len(spoken.dialogues))[:count]
-    talks = [
-        [spoken.dialogues[n] for n in order[start : start + plan.batch]]
-        for start in range(0, len(order), plan.batch)
-    ]
+    chosen = [spoken.dialogues[n] for n in draw.permutation(len(spoken.dialogues))[:count]]
+    talk = [versions[int(draw.integers(len(versions)))] for versions in chosen]
+    said = sum(map(len, talk))
+    wanted = said * plan.beside_share / (1.0 - min(plan.beside_share, 0.99))
+    beside = _some(spoken.beside, wanted, draw=draw)
     rounds = [_pseudo_dialogues(acted, draw=draw) for _ in range(plan.acted_rounds)]
     clips = [dialogue for heard in rounds for dialogue in heard]
-    shares = np.array_split(np.arange(len(clips)), len(talks))
+    number = -(-len(talk) // plan.batch)
+    parts = zip(*(_deal(dealt, number) for dealt in (talk, beside, clips)), strict=True)
     return [
-        Step(talk, [clips[n] for n in share], (seed, epoch, number))
-        for number, (talk, share) in enumerate(zip(talks, shares, strict=True))
-        if len(share)
+        Step([*own, *others], heard, (seed, epoch, step))
+        for step, (own, others, heard) in enumerate(parts)
+        if heard
     ]
+
+
+def _deal(dialogues: list[Rows], number: int) -> list[list[Rows]]:
+    """Into so many parts of about one size."""
+    shares = np.array_split(np.arange(len(dialogues)), number)
+    return [[dialogues[n] for n in share] for share in shares]
+
+
+def _some(dialogues: tuple[Rows, ...], utterances: float, *, draw: Draw) -> list[Rows]:
+    """Dialogues that together have no more ``utterances`` than so many."""
+    order = draw.permutation(len(dialogues))
+    ends = np.cumsum([len(dialogues[n]) for n in order])
+    return [dialogues[n] for n in order[: int(np.searchsorted(ends, utterances, side="right"))]]
 
 
 def _pseudo_dialogues(acted: Material, *, draw: Draw) -> list[Rows]:
@@ -193,7 +234,7 @@ def _pseudo_dialogues(acted: Material, *, draw: Draw) -> list[Rows]:
 
 
 def _with_voices(
-    spoken: Material, dialogues: list[Rows], *, voices: Material, plan: MixtureConfig, draw: Draw
+    spoken: Material, dialogues: list[Rows], *, voices: Acted, plan: MixtureConfig, draw: Draw
 ) -> _Batch:
     """Dialogues with their words; in some, most utterances have a voice, of their label or not.
 
@@ -202,45 +243,64 @@ def _with_voices(
     """
     index = lay_out(dialogues)
     there = index >= 0
-    labels = np.where(there, spoken.labels[index], 0)
+    labels = np.where(there, spoken.labels[index], NO_LABEL)
     hears = there & (draw.random((len(index), 1)) < plan.pair)
     hears &= draw.random(index.shape) < plan.heard
+    hears &= np.isin(labels, voices.material.known_labels)
     partners = np.zeros(index.shape, dtype=np.intp)
     for label in np.unique(labels[hears]):
-        same, known = hears & (labels == label), np.flatnonzero(voices.labels == label)
-        if len(known):
-            partners[same] = draw.choice(known, size=int(same.sum()))
-        else:
-            hears &= labels != label
+        same, known = hears & (labels == label), voices.material.labels == label
+        partners[same] = _draw_clips(voices, known, int(same.sum()), draw=draw)
     strange = hears & (draw.random(index.shape) < plan.mismatch)
-    partners[strange] = draw.integers(len(voices.labels), size=int(strange.sum()))
-    audio = _any_version(voices, partners, draw=draw)
+    anybody = voices.material.labelled
+    partners[strange] = _draw_clips(voices, anybody, int(strange.sum()), draw=draw)
+    audio = _any_version(voices.material, partners, plan=plan, draw=draw)
     reads = there & ~(hears & (draw.random(index.shape) < plan.text_dropout))
     features = features_of(spoken, index, audio=audio, hears=hears, reads=reads)
-    return _batch(spoken, index, features, both=hears & reads & ~strange)
+    weights = np.ones(index.shape, np.float32)
+    return _batch(spoken, index, features, weights=weights, both=hears & reads & ~strange)
+
+
+def _draw_clips(voices: Acted, among: Flags, count: int, *, draw: Draw) -> Rows:
+    """Rows of clips, as often as they weigh: small corpora are heard as much as large ones."""
+    rows = np.flatnonzero(among)
+    chances = voices.weights[rows].astype(np.float64)
+    return draw.choice(rows, size=count, p=chances / chances.sum())
 
 
 def _with_statements(
-    acted: Material, dialogues: list[Rows], *, plan: MixtureConfig, draw: Draw
+    acted: Acted, dialogues: list[Rows], *, plan: MixtureConfig, draw: Draw
 ) -> _Batch:
     """Clips with their voices; some dialogues also with the words, which tell nothing."""
+    material = acted.material
     index = lay_out(dialogues)
     there = index >= 0
     reads = there & (draw.random((len(index), 1)) < plan.statement)
-    audio = _any_version(acted, np.maximum(index, 0), draw=draw)
-    features = features_of(acted, index, audio=audio, hears=there, reads=reads)
-    return _batch(acted, index, features, both=there & reads)
+    if material.text_mask is not None:
+        reads &= material.text_mask[index]
+    audio = _any_version(material, np.maximum(index, 0), plan=plan, draw=draw)
+    features = features_of(material, index, audio=audio, hears=there, reads=reads)
+    return _batch(material, index, features, weights=acted.weights[index], both=there & reads)
 
 
-def _any_version(voices: Material, rows: Rows, *, draw: Draw) -> Float32:
-    """[B, U, A], each utterance in a version of its own."""
+def _any_version(voices: Material, rows: Rows, *, plan: MixtureConfig, draw: Draw) -> Float32:
+    """[B, U, A], each utterance in a version of its own, without some of its columns."""
     versions = np.stack([features[rows] for features in voices.audio.values()])
     chosen = draw.integers(len(versions), size=rows.shape)
     picked: Float32 = np.take_along_axis(versions, chosen[None, ..., None], axis=0)[0]
+    if plan.audio_dropout:
+        kept = draw.random(picked.shape, dtype=np.float32) >= plan.audio_dropout
+        picked = picked * kept / np.float32(1.0 - plan.audio_dropout)
     return picked
 
 
 def _batch(
-    material: Material, index: Rows, features: Features, *, both: NDArray[np.bool_]
+    material: Material,
+    index: Rows,
+    features: Features,
+    *,
+    weights: Float32,
+    both: NDArray[np.bool_],
 ) -> _Batch:
-    return _Batch(features, labels_of(material, index), torch.from_numpy(both))
+    labels = labels_of(material, index)
+    return _Batch(features, labels, torch.from_numpy(weights), torch.from_numpy(both))

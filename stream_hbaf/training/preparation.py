@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
-from sklearn.svm import LinearSVC
 from torch import Tensor
 
 from stream_hbaf.bundle import Scaling
@@ -33,7 +32,7 @@ from stream_hbaf.training.distillation import (
     read_annotations,
 )
 from stream_hbaf.training.material import NO_LABEL, Flags, Material
-from stream_hbaf.training.recipe import Recipe, SelectionConfig
+from stream_hbaf.training.recipe import Recipe
 from stream_hbaf.training.remembering import (
     Encodes,
     digest_of,
@@ -42,6 +41,7 @@ from stream_hbaf.training.remembering import (
     remember_dialogues,
     write_whole,
 )
+from stream_hbaf.training.selection import fit_scaling
 from stream_hbaf.training.tuning import TuningConfig, lessons_of, tune_encoder
 from stream_hbaf.training.words import WordsConfig, labelled_turns, mixed_lessons
 
@@ -219,35 +219,6 @@ def prepare_heads(
         Inferences.from_tensors(_under(kept, "inferences.")),
         json.loads(figures.read_text(encoding="utf-8")),
     )
-
-
-def fit_scaling(
-    functionals: Float32, labels: NDArray[np.int64], plan: SelectionConfig | None
-) -> Scaling:
-    """Standardise, then keep the functionals of the largest mean absolute SVM weight.
-
-    Columns that are constant are left out; ``plan`` None keeps all others. Rows of a ``labels``
-    of NO_LABEL count for the scale alone.
-    """
-    heard = functionals[np.isfinite(functionals).any(axis=1)]
-    mean: NDArray[np.float64] = np.asarray(np.nanmean(heard, axis=0, dtype=np.float64))
-    deviation: NDArray[np.float64] = np.asarray(np.nanstd(heard, axis=0, dtype=np.float64))
-    usable = np.flatnonzero(deviation > 1e-9 * np.maximum(np.abs(mean), 1.0))
-    everything = Scaling(
-        selected=usable,
-        mean=mean[usable].astype(np.float32),
-        deviation=deviation[usable].astype(np.float32),
-    )
-    if plan is None or len(usable) <= plan.width:
-        return everything
-    machine = LinearSVC(
-        C=plan.penalty, class_weight="balanced", max_iter=plan.iterations, random_state=0
-    )
-    known = labels != NO_LABEL
-    machine.fit(everything(functionals[known]), labels[known])
-    weights = np.abs(machine.coef_).mean(0)
-    best = np.sort(np.argsort(-weights, kind="stable")[: plan.width])
-    return Scaling(usable[best], everything.mean[best], everything.deviation[best])
 
 
 def utterances_of(dialogues: Sequence[Dialogue]) -> list[LabelledUtterance]:

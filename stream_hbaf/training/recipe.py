@@ -1,15 +1,15 @@
 """Training: recipes, everything that decides what a training gives, beside the corpora.
 
 A recipe that names a ``corpus`` is trained on it; one that doesn't mixes MELD's words and
-RAVDESS's voices, which no corpus at hand holds together.
+acted voices, which no corpus at hand holds together.
 """
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
-from stream_hbaf.config import Positive, Section, read_yaml
+from stream_hbaf.config import Positive, Probability, Section, read_yaml
 from stream_hbaf.corpora.acoustics import AcousticsConfig
 from stream_hbaf.corpora.reading import CORPORA, MANIFEST
 from stream_hbaf.errors import ConfigError
@@ -19,9 +19,12 @@ from stream_hbaf.training.distillation import HeadsConfig
 from stream_hbaf.training.fitting import FittingConfig, LossConfig
 from stream_hbaf.training.mixing import MixtureConfig
 from stream_hbaf.training.tuning import TuningConfig
+from stream_hbaf.training.words import WordsConfig
 
 # Sizes that the features and the corpus decide, whatever a recipe says.
 DECIDED = ("audio_width", "text_width", "commonsense_width", "classes")
+VOICES = ("ravdess", "nemo", "tess")  # corpora of clips without a dialogue
+ACOUSTIC = {"compare": "ComParE_2016"}  # a recipe's word for sound: a bundle's, where they differ
 COMET = ("comet:", "comet-cosmic:")
 Checked = TypeVar("Checked", bound=Section)
 
@@ -30,6 +33,7 @@ class SelectionConfig(Section):
     """Which functionals are kept, by a linear SVM's weights (decision 9)."""
 
     width: Positive = 512
+    stability: Probability = 0.0  # least share of a column's variance between clips; 0: not asked
     penalty: float = 1e-4  # the SVM's C
     iterations: Positive = 200
 
@@ -106,15 +110,26 @@ class Recipe(_Network):
 
 
 class MixtureRecipe(_Network):
-    """HBAF on MELD's words and RAVDESS's voices at once."""
+    """HBAF on MELD's words and acted voices at once."""
 
     id: str
     encoder: str = DEFAULT_ENCODER
     tuning: TuningConfig = TuningConfig()
+    words: WordsConfig | None = None  # corpora of words, MELD among them; None: MELD alone
+    voices: Annotated[tuple[str, ...], Field(min_length=1)] = ("ravdess",)
+    audio: str = "compare"  # what is measured, as of Recipe; several with + between
     heads: HeadsConfig = HeadsConfig()
     acoustics: AcousticsConfig = AcousticsConfig()
     selection: SelectionConfig = SelectionConfig()
     fitting: MixtureConfig = MixtureConfig()
+
+    @field_validator("voices")
+    @classmethod
+    def _are_read(cls, voices: tuple[str, ...]) -> tuple[str, ...]:
+        for name in voices:
+            if name not in VOICES:
+                raise ValueError(f"'{name}' has no acted clips; choose from {', '.join(VOICES)}")
+        return voices
 
 
 def read_recipe(file: Path) -> Recipe | MixtureRecipe:

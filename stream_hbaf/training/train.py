@@ -22,14 +22,13 @@ from stream_hbaf.training.fitting import Fitted, fit_network, one_thread
 from stream_hbaf.training.material import digest_of_material
 from stream_hbaf.training.mixture import train_mixture
 from stream_hbaf.training.preparation import Prepared, prepare
-from stream_hbaf.training.recipe import MixtureRecipe, Recipe, read_recipe
+from stream_hbaf.training.recipe import ACOUSTIC, MixtureRecipe, Recipe, read_recipe
 from stream_hbaf.training.remembering import key_of
 from stream_hbaf.training.trainer import leads
 
 Progress = Callable[[str], None]
 FIGURES = ("weighted_f1", "macro_f1", "accuracy", "uar", "ece")
 REPORTED: tuple[Split, ...] = ("dev", "test")
-ACOUSTIC = {"compare": "ComParE_2016"}  # a recipe's word for sound: a bundle's, where they differ
 
 
 def train(
