@@ -85,12 +85,22 @@ class BundleConfig(Section):
 class Scaling:
     """Which acoustic features the network hears, and how they are standardised.
 
-    Of ComParE's functionals a selection; of narrow features, prosody among them, every column.
+    Of ComParE's functionals a selection, or their principal components; of narrow features,
+    prosody among them, every column.
     """
 
-    selected: NDArray[np.int64]  # [A], columns of the F measured: 6373 for ComParE
-    mean: Float32  # [A], of training
-    deviation: Float32  # [A], of training, positive
+    selected: NDArray[np.int64]  # [S], columns of the F measured: 6373 for ComParE
+    mean: Float32  # [S], of training
+    deviation: Float32  # [S], of training, positive
+    components: Float32 | None = None  # [J, K]: the first J of S become K, of training's deviation
+
+    @property
+    def width(self) -> int:
+        """A, how many features the network hears."""
+        if self.components is None:
+            return len(self.selected)
+        joined = len(self.components)
+        return len(self.selected) - joined + len(self.components[0])
 
     def __call__(self, measured: Float32) -> Float32:
         """Measured [N, F] → [N, A] in standard deviations, at most 5 from the mean.
@@ -99,8 +109,11 @@ class Scaling:
         """
         with np.errstate(all="ignore"):
             scaled = (measured[:, self.selected] - self.mean) / self.deviation
-        near: Float32 = np.clip(np.nan_to_num(scaled, nan=0.0), -FARTHEST, FARTHEST)
-        return near.astype(np.float32)
+        near = _near(np.nan_to_num(scaled, nan=0.0))
+        if self.components is None:
+            return near
+        joined = len(self.components)
+        return np.concatenate([_near(near[:, :joined] @ self.components), near[:, joined:]], axis=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,6 +223,9 @@ class Bundle:
                 "mean": torch.from_numpy(self.scaling.mean),
                 "deviation": torch.from_numpy(self.scaling.deviation),
             }
+            if self.scaling.components is not None:
+                components = torch.from_numpy(self.scaling.components)
+                parts["acoustic."] = {**parts["acoustic."], "components": components}
         if isinstance(self.commonsense, Event2MindHeads):
             parts["commonsense."] = self.commonsense.state_dict()
         if self.inferences is not None:
@@ -217,6 +233,10 @@ class Bundle:
         return {
             start + name: tensor for start, part in parts.items() for name, tensor in part.items()
         }
+
+
+def _near(deviations: Float32) -> Float32:
+    return np.clip(deviations, -FARTHEST, FARTHEST).astype(np.float32)
 
 
 def resolve_bundle(name: str) -> Path:
@@ -280,10 +300,12 @@ def _read_config(folder: Path, content: bytes) -> BundleConfig:
 
 
 def _scaling(tensors: Mapping[str, Tensor]) -> Scaling:
+    components = tensors.get("acoustic.components")
     return Scaling(
         selected=tensors["acoustic.selected"].numpy().astype(np.int64),
         mean=tensors["acoustic.mean"].numpy(),
         deviation=tensors["acoustic.deviation"].numpy(),
+        components=None if components is None else components.numpy(),
     )
 
 

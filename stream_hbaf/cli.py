@@ -176,10 +176,16 @@ def _add_settings(parser: argparse.ArgumentParser, *, listening: bool = True) ->
     )
     if listening:
         parser.add_argument("--model", metavar="BUNDLE", help="a bundle's name or folder")
-        parser.add_argument("--asr", metavar="MODEL", help="a Whisper model (default: tiny.en)")
+        parser.add_argument("--asr", metavar="MODEL", help="a Whisper model (default: base)")
         parser.add_argument("--language", metavar="CODE", help="what is spoken (default: en)")
         parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help="for the models")
         parser.add_argument("--speaker", metavar="NAME", help="who is speaking")
+        parser.add_argument(
+            "--inferences",
+            action="store_true",
+            default=None,  # not given: the file or the environment decides
+            help="say what others and the speaker may feel, and what the speaker wants",
+        )
     parser.add_argument("--json", action="store_true", help="one JSON object a line, no more")
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings in YAML")
     parser.add_argument(
@@ -208,6 +214,7 @@ def _config(options: argparse.Namespace) -> "Config":
         "language": "transcript.language",
         "device": "device",
         "speaker": "source.speaker",
+        "inferences": "inferences",
     }
     for option, key in named.items():
         value = getattr(options, option, None)

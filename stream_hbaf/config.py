@@ -51,7 +51,7 @@ class SegmenterConfig(Section):
 
 
 class TranscriptConfig(Section):
-    model: str = "tiny.en"  # a Whisper size, a CTranslate2 folder, or a hub name
+    model: str = "base"  # a Whisper size, a CTranslate2 folder, or a hub name
     language: str = "en"
     partial_every_ms: Positive = 700  # of new speech between two running transcripts
     max_no_speech_prob: Probability = 0.6  # above it and unsure or looping: no words
@@ -79,6 +79,7 @@ class Config(Section):
 
     model: str = "live-en-0"  # a bundle's name or folder
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    inferences: bool = False  # say in phrases what commonsense infers from the words
     source: SourceConfig = SourceConfig()
     vad: VadConfig = VadConfig()
     segmenter: SegmenterConfig = SegmenterConfig()

@@ -36,6 +36,17 @@ class Contributions(Event):
     context: float  # the dialogue's past, as the network remembers it
 
 
+class Inferred(Event):
+    """What isn't said but follows from the words, in annotators' phrases: up to 3, likeliest first.
+
+    The names are the paper's.
+    """
+
+    external: list[str]  # what others feel
+    internal: list[str]  # what the speaker feels
+    purpose: list[str]  # what the speaker wants
+
+
 class Asr(Event):
     avg_logprob: float  # of the words' tokens; nearer 0 is surer
     no_speech_prob: float
@@ -81,6 +92,7 @@ class Utterance(Event):
     emotion: Emotion | None = None
     contributions: Contributions | None = None  # of an ``end`` with an emotion
     conflict: bool | None = None  # voice alone and words alone contradict; None without both
+    inferences: Inferred | None = None  # of an ``end`` with text, where they were asked for
     degraded: str = ""  # what failed, if anything did
     latency_ms: Latency | None = None
     model: Model | None = None

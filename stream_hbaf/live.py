@@ -271,16 +271,16 @@ class LivePipeline:
             spoken.timing.classify_began = time.monotonic()
             prediction = await self._predict(spoken, acoustic, words, commit=True)
             spoken.timing.classified = now = time.monotonic()
-            await self._emit(
-                spoken.event(
-                    "end",
-                    self._source,
-                    model=self._model,
-                    words=words,
-                    prediction=prediction,
-                    now=now,
-                )
+            inferences = prediction.inferences if prediction is not None else None
+            end = spoken.event(
+                "end",
+                self._source,
+                model=self._model,
+                words=words,
+                prediction=prediction,
+                now=now,
             )
+            await self._emit(end.model_copy(update={"inferences": inferences}))
             if prediction is not None:
                 self._on_recognition(
                     Recognition(spoken.id, spoken.finish, acoustic, words, prediction)

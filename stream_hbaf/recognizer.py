@@ -18,7 +18,7 @@ from stream_hbaf.bundle import NONE, Bundle, BundleConfig, read_bundle_config
 from stream_hbaf.certainty import Modality, Probabilities, coalitions, pattern_of, shapley
 from stream_hbaf.config import SAMPLE_RATE_HZ, Config
 from stream_hbaf.errors import BundleError, ConfigError
-from stream_hbaf.events import Contributions
+from stream_hbaf.events import Contributions, Inferred
 from stream_hbaf.features.acoustic import Acoustic, AcousticExtractor
 from stream_hbaf.features.context import EMPTY_WINDOW, Turn, TurnWindow
 from stream_hbaf.features.transcript import Transcriber, Transcript
@@ -64,6 +64,7 @@ class Prediction:
     labels_in_set: tuple[str, ...]  # it is one of these, likeliest first; never empty
     contributions: Contributions | None = None  # where an explanation was asked for
     conflict: bool | None = None  # likewise, if there were both sound and words
+    inferences: Inferred | None = None  # likewise, if there were words and the settings want them
 
     @property
     def label(self) -> str:
@@ -148,6 +149,7 @@ class Recognizer:
             try:
                 self.transcriber = transcriber.result()
                 self.bundle = bundle.result()
+                require_inferences(config, self.bundle)
                 self._warm_up()
             except BaseException:
                 self._close()
@@ -250,7 +252,7 @@ class Recognizer:
             abstained=bool(calibration.abstains(whole, pattern=pattern)),
             labels_in_set=tuple(labels[n] for n in np.argsort(-whole) if inside[n]),
         )
-        return (self._explained(prediction, said) if explain else prediction), after
+        return (self._explained(prediction, said, words) if explain else prediction), after
 
     def _features(self, acoustic: Acoustic | None, words: Words | None) -> Features:
         """What the network is given of one utterance, where its weights are."""
@@ -298,7 +300,10 @@ class Recognizer:
         return dict(zip(every, found, strict=True)), after.map(lambda part: part[-1].clone())
 
     def _explained(
-        self, prediction: Prediction, said: Mapping[frozenset[str], Probabilities]
+        self,
+        prediction: Prediction,
+        said: Mapping[frozenset[str], Probabilities],
+        words: Words | None,
     ) -> Prediction:
         """The prediction with what made it so, exactly: each part's Shapley value.
 
@@ -316,7 +321,28 @@ class Recognizer:
                 labels, audio=said[every - {"text"}], text=said[every - {"audio"}]
             )
         none = {"audio": 0.0, "text": 0.0, "context": 0.0}
-        return replace(prediction, contributions=Contributions(**none | shares), conflict=conflict)
+        return replace(
+            prediction,
+            contributions=Contributions(**none | shares),
+            conflict=conflict,
+            inferences=self._inferred(words),
+        )
+
+    def _inferred(self, words: Words | None) -> Inferred | None:
+        """The words' commonsense in phrases; None without words, or if nobody wants to know."""
+        known = self.bundle.inferences if self.config.inferences else None
+        if known is None or words is None or words.commonsense is None:
+            return None
+        return Inferred(**known.nearest(words.commonsense))
+
+
+def require_inferences(config: Config, bundle: Bundle) -> None:
+    """Raise ConfigError if inferences are wanted and the bundle has no phrases to say them in."""
+    if config.inferences and bundle.inferences is None:
+        raise ConfigError(
+            f"inferences: bundle {bundle.id} has no phrases to say them in; leave --inferences "
+            "out, or take a bundle that has them, such as one trained by configs/live-en.yaml"
+        )
 
 
 def require_live(config: BundleConfig) -> None:

@@ -16,7 +16,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from stream_hbaf.events import AnyEvent, Emotion, Level, Partial, Speech, Status, Utterance
+from stream_hbaf.events import (
+    AnyEvent,
+    Emotion,
+    Inferred,
+    Level,
+    Partial,
+    Speech,
+    Status,
+    Utterance,
+)
 
 COLOURS = {
     "anger": "red",
@@ -36,7 +45,10 @@ COLUMN_WIDTH = 29  # label, bar and percentage of one emotion
 
 
 class Terminal:
-    """Shows events on a terminal of any width, or one plain line an utterance in a file."""
+    """Shows events on a terminal of any width, or one plain line an utterance in a file.
+
+    In a file too, what was inferred has a line of its own.
+    """
 
     def __init__(self, *, console: Console | None = None) -> None:
         self._console = console or Console(highlight=False)
@@ -97,7 +109,7 @@ class Terminal:
         words = self._running or "…"
         return line.append(words if len(words) <= room else "…" + words[-room + 1 :])
 
-    def _utterance(self, event: Utterance) -> Group | Text:
+    def _utterance(self, event: Utterance) -> Group:
         emotion = event.emotion
         label = emotion.label if emotion else "unknown"
         doubt = "?" if emotion and emotion.abstained else ""
@@ -111,10 +123,11 @@ class Terminal:
         if event.speaker:
             head.append(f"{event.speaker}: ")
         head.append(words)
+        lines = [head, *_inferences(event.inferences)]
         if not self._console.is_terminal:
-            return head
+            return Group(*lines)
         below = self._bars(emotion) if emotion else Text()
-        return Group(head, below, self._footer(event))
+        return Group(*lines, below, self._footer(event))
 
     def _bars(self, emotion: Emotion) -> Table:
         """A bar for each label; those that it can hardly be stand back."""
@@ -138,6 +151,19 @@ class Terminal:
         after = latency.total - latency.vad
         told = f"  {latency.vad:.0f} ms to be sure of the end, then {after:.0f} ms"
         return Text(f"{told}  {event.degraded}".rstrip(), "dim")
+
+
+def _inferences(inferred: Inferred | None) -> list[Text]:
+    """One line that stands back, or none."""
+    if inferred is None:
+        return []
+    said = {
+        "others feel": inferred.external,
+        "the speaker feels": inferred.internal,
+        "the speaker wants": inferred.purpose,
+    }
+    told = [f"{who}: {', '.join(phrases)}" for who, phrases in said.items() if phrases]
+    return [Text(f"  {' · '.join(told)}", "dim")] if told else []
 
 
 class JsonLines:

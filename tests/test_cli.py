@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from stream_hbaf.cli import main
+from stream_hbaf.cli import _config, _parser, main
 
 RECORDINGS = Path(__file__).parent / "recordings"
 SPEECH = RECORDINGS / "sense_and_sensibility_01_austen_64kb-0880.flac"
@@ -55,7 +55,10 @@ def test_help_imports_no_heavy_library() -> None:
         (["--file", str(SPEECH), "--mqtt", "none", "--model", "absent"], "absent"),
         (["--file", str(SPEECH), "--mqtt", "mqtt://127.0.0.1:1"], "127.0.0.1:1"),
         (["--file", str(SPEECH), "--mqtt", "http://x"], "http://x"),
-        (["--file", str(SPEECH), "--mqtt", "none", "--language", "de"], "--asr base"),
+        (
+            ["--file", str(SPEECH), "--mqtt", "none", "--asr", "tiny.en", "--language", "de"],
+            "--asr base",
+        ),
         (
             ["extract", "mosei", "--corpora", "."],
             "unknown corpus 'mosei'; choose emorynlp, goemotions",
@@ -81,6 +84,16 @@ def test_wrong_argument_ends_in_one_line(
 ) -> None:
     """Each wrong argument is answered by one clear line and status 2."""
     assert said in complaint(capsys, *arguments)
+
+
+def test_switch_for_inferences_overrides_and_its_absence_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not given, it leaves what the environment says."""
+    for said, wanted in (("false", False), ("true", True)):
+        monkeypatch.setenv("STREAM_HBAF_INFERENCES", said)
+        assert _config(_parser().parse_args([])).inferences is wanted
+        assert _config(_parser().parse_args(["--inferences"])).inferences is True
 
 
 def test_help_lists_every_corpus(capsys: pytest.CaptureFixture[str]) -> None:

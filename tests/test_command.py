@@ -193,3 +193,50 @@ def test_terminal_shows_doubt_and_contradiction() -> None:
     assert f"{dim}  fear" in styled
     assert f"{dim}  joy" not in styled
     assert f"{dim}  anger" not in styled
+
+
+@pytest.mark.parametrize("width", [40, 200])
+@pytest.mark.parametrize("screen", [True, False])
+def test_terminal_says_inferences_below_the_utterance(width: int, screen: bool) -> None:
+    """They stand back; in a file they are one whole line, and without them there is none."""
+    from rich.console import Console
+
+    from stream_hbaf.events import Inferred, Utterance
+    from stream_hbaf.terminal import Terminal
+
+    event = Utterance(
+        id="d-1",
+        rev=2,
+        type="end",
+        source="test",
+        dialogue_id="d",
+        turn=1,
+        speaker="Ann",
+        start_time="2026-01-01T12:00:00.000+00:00",
+        audio_start_ms=0,
+        text="I got it.",
+        inferences=Inferred(external=["happy", "proud"], internal=["glad"], purpose=["to win"]),
+    )
+    said = "others feel: happy, proud · the speaker feels: glad · the speaker wants: to win"
+
+    def shown(event: Utterance, *, styles: bool = False) -> str:
+        console = Console(
+            width=width, force_terminal=screen, record=True, highlight=False, file=StringIO()
+        )
+        asyncio.run(Terminal(console=console).send(event))
+        return console.export_text(styles=styles)
+
+    head, below = shown(event).split("\n", 1)
+    assert head.rstrip().endswith("Ann: I got it.")
+    assert " ".join(below.split()) == said
+    assert "\x1b[2m  others feel" in shown(event, styles=True)
+    if screen:
+        assert max(map(len, shown(event).splitlines())) <= width
+    else:
+        assert below == f"  {said}\n"
+    silent = shown(event.model_copy(update={"inferences": None}))
+    assert silent.split() == head.split()
+    partly = event.model_copy(
+        update={"inferences": Inferred(external=[], internal=["glad"], purpose=[])}
+    )
+    assert shown(partly).split("\n")[1].rstrip() == "  the speaker feels: glad"

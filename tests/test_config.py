@@ -25,6 +25,21 @@ def test_settings_later_sources_override_earlier_ones(tmp_path: Path) -> None:
     assert config.segmenter.min_silence_ms == 600
 
 
+@pytest.mark.parametrize(
+    ("environ", "overrides", "wanted"),
+    [
+        ({}, {}, False),
+        ({"STREAM_HBAF_INFERENCES": "true"}, {}, True),
+        ({"STREAM_HBAF_INFERENCES": "true"}, {"inferences": "no"}, False),
+    ],
+)
+def test_inferences_are_wanted_only_if_somebody_says_so(
+    environ: dict[str, str], overrides: dict[str, str], wanted: bool
+) -> None:
+    """Off, unless a setting turns them on."""
+    assert load_config(environ=environ, overrides=overrides).inferences is wanted
+
+
 def test_unknown_setting_says_which_one_was_meant(tmp_path: Path) -> None:
     """A misspelt key names itself, its place and the nearest known key."""
     file = write(tmp_path, "segmenter: {min_silense_ms: 400}\n")

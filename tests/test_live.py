@@ -5,6 +5,7 @@ import random
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,6 +18,7 @@ from stream_hbaf.audio.source import AudioSource, Chunk
 from stream_hbaf.config import SAMPLE_RATE_HZ
 from stream_hbaf.errors import ModelError
 from stream_hbaf.events import AnyEvent, Level, Partial, Speech, Status, Utterance
+from stream_hbaf.features.inferences import Inferences
 from stream_hbaf.live import CHUNKS_WAITING, LivePipeline, Publisher, Recognition
 from stream_hbaf.recognizer import Recognizer
 
@@ -214,6 +216,51 @@ def test_failing_transcript_degrades_one_utterance_only(
     assert all(end.degraded == "" and end.text for end in others)
     states = [e.state for e in notebook.events if isinstance(e, Status) and e.stage == "transcript"]
     assert states == ["online", "degraded", "online"]
+
+
+def test_inferences_are_told_at_the_end_and_only_of_words(
+    recognizer: Recognizer, sentences: list[Sound], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An ``end`` with text says what its words imply; one without, or before the end, doesn't."""
+    width = recognizer.bundle.config.network.commonsense_width
+
+    def encode(phrases: Sequence[str]) -> NDArray[np.float32]:
+        draw = np.random.default_rng(len(phrases))
+        return draw.normal(size=(len(phrases), width)).astype(np.float32)
+
+    written = {"external": ["sad"], "internal": ["ill", "glad"], "purpose": ["to a", "to b"]}
+    known = Inferences.choose(
+        {relation: dict.fromkeys(phrases, 1) for relation, phrases in written.items()},
+        encode_phrases=encode,
+        temperature=0.07,
+    )
+    monkeypatch.setattr(recognizer, "bundle", replace(recognizer.bundle, inferences=known))
+    wanted = recognizer.config.model_copy(update={"inferences": True})
+    monkeypatch.setattr(recognizer, "config", wanted)
+    real, calls = recognizer.transcriber.final, []
+
+    def silent_first(*arguments: Any, **named: Any) -> Any:
+        calls.append(arguments)
+        found = real(*arguments, **named)
+        return replace(found, text="") if len(calls) == 1 else found
+
+    monkeypatch.setattr(recognizer.transcriber, "final", silent_first)
+    notebook = Notebook()
+    found = recognise(recognizer, Pieces(np.concatenate(sentences[1:3]), seed=4), [notebook])
+    silent, *spoken = notebook.ends()
+    assert (silent.text, silent.inferences) == ("", None)
+    assert spoken
+    for end, recognition in zip(spoken, found[1:], strict=True):
+        assert recognition.words is not None
+        assert recognition.words.commonsense is not None
+        assert end.inferences is not None
+        said = end.inferences.model_dump()
+        assert said == known.nearest(recognition.words.commonsense)
+        assert {relation: sorted(phrases) for relation, phrases in said.items()} == {
+            relation: sorted(phrases) for relation, phrases in written.items()
+        }
+    others = [e for e in notebook.events if isinstance(e, Utterance) and e.type != "end"]
+    assert all(e.inferences is None for e in others)
 
 
 def test_models_never_run_on_the_event_loop(

@@ -10,6 +10,7 @@ from stream_hbaf.events import (
     Asr,
     Contributions,
     Emotion,
+    Inferred,
     Info,
     Latency,
     Level,
@@ -97,6 +98,21 @@ def test_utterance_new_leaves_out_what_is_not_known_yet() -> None:
         b'"dialogue_id":"d1","turn":1,"speaker":"","start_time":"t","audio_start_ms":0.0,'
         b'"text":"","language":"","modalities":[],"degraded":""}'
     )
+
+
+def test_inferences_follow_the_conflict() -> None:
+    """Phrases travel as they are, in their order; without them nothing is said of them."""
+    inferred = Inferred(external=["fâché", "happy"], internal=["glad"], purpose=[])
+    told = END.model_copy(update={"inferences": inferred})
+    inside = (
+        '"conflict":true,'
+        '"inferences":{"external":["fâché","happy"],"internal":["glad"],"purpose":[]},'
+        '"degraded":""'
+    )
+    without = '"conflict":true,"degraded":""'
+    assert without.encode() in encode(END)
+    assert encode(told) == encode(END).replace(without.encode(), inside.encode())
+    assert Utterance.model_validate(json.loads(encode(told))).inferences == inferred
 
 
 @pytest.mark.parametrize(

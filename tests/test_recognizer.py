@@ -14,11 +14,12 @@ from tiny_encoder import save_tiny_bert
 from stream_hbaf.bundle import Bundle, BundleConfig, Scaling
 from stream_hbaf.certainty import Calibration
 from stream_hbaf.config import Config, SourceConfig
-from stream_hbaf.errors import BundleError
+from stream_hbaf.errors import BundleError, ConfigError
 from stream_hbaf.events import Model
 from stream_hbaf.features.acoustic import Acoustic
-from stream_hbaf.features.commonsense import Event2MindHeads
+from stream_hbaf.features.commonsense import RELATIONS, Event2MindHeads
 from stream_hbaf.features.context import EMPTY_WINDOW, ContextConfig, Turn
+from stream_hbaf.features.inferences import Inferences
 from stream_hbaf.features.text import TextEncoder
 from stream_hbaf.features.transcript import Transcript
 from stream_hbaf.networks.hbaf import HBAF, HbafConfig
@@ -64,7 +65,7 @@ def settings(encoder: str, **changes: object) -> BundleConfig:
     return BundleConfig(id="read", encoder=encoder, **fields | changes)
 
 
-def save_bundle(place: Path, **changes: object) -> Config:
+def save_bundle(place: Path, *, inferences: Inferences | None = None, **changes: object) -> Config:
     """The settings of a recogniser whose bundle has a tiny encoder."""
     (place / "encoder").mkdir()
     torch.manual_seed(0)
@@ -74,7 +75,8 @@ def save_bundle(place: Path, **changes: object) -> Config:
     width = config.network.audio_width
     scaling = Scaling(np.arange(width), np.zeros(width, np.float32), np.ones(width, np.float32))
     kept = scaling if config.network.use_audio else None
-    bundle = Bundle(config, kept, encoder, heads, HBAF(config.network))
+    network = HBAF(config.network)
+    bundle = Bundle(config, kept, encoder, heads, network, inferences=inferences)
     bundle.save(place / "bundle", metrics={}, card="")
     return Config(model=str(place / "bundle"))
 
@@ -396,3 +398,78 @@ def test_end_event_tells_all_of_it(hearing):
     partial = json.loads(encode(spoken.partial(source, words=words, prediction=provisional)))
     assert partial["emotion"] == told["emotion"]
     assert "contributions" not in partial
+
+
+# --- inferences ---------------------------------------------------------------------------------
+
+
+def made_up_inferences() -> Inferences:
+    """Forty phrases a relation, "to" included, each of its own direction and frequency."""
+    written = {
+        relation: {f"to {relation} {'i' * n}": n for n in range(1, 41)} for relation in RELATIONS
+    }
+
+    def encode_phrases(phrases):
+        return np.array([np.random.default_rng(len(p)).normal(size=6) for p in phrases], np.float32)
+
+    return Inferences.choose(written, encode_phrases=encode_phrases, temperature=0.05)
+
+
+@pytest.fixture(scope="module")
+def inferring(tmp_path_factory) -> Iterator[Recognizer]:
+    config = save_bundle(tmp_path_factory.mktemp("infers"), inferences=made_up_inferences())
+    with Recognizer(config.model_copy(update={"inferences": True})) as loaded:
+        yield loaded
+
+
+def likeliest(inferred: np.ndarray) -> dict[str, list[str]]:
+    """The three phrases of each relation that score best, computed the long way."""
+    said = {}
+    for relation, direction in zip(RELATIONS, inferred, strict=True):
+        known = made_up_inferences().relations[relation]
+        scores = {
+            text: sum(float(a) * float(b) for a, b in zip(row, direction, strict=True)) + prior
+            for text, row, prior in zip(known.texts, known.embeddings, known.prior, strict=True)
+        }
+        said[relation] = sorted(scores, key=scores.__getitem__, reverse=True)[:3]
+    return said
+
+
+def test_inferences_are_those_of_the_final_words(inferring):
+    """Of words read too early they are what the words mean after those before them."""
+    dialogue, window, changed = inferring.dialogue(), EMPTY_WINDOW, 0
+    for turn in TURNS:
+        early = inferring.understand(transcript(turn.text), speaker=turn.speaker)
+        read = inferring.understand(transcript(turn.text), speaker=turn.speaker, window=window)
+        window = read.after
+        final = inferring.conclude(acoustic=None, words=early, dialogue=dialogue, explain=True)
+        assert final.inferences.model_dump() == likeliest(read.commonsense)
+        changed += likeliest(early.commonsense) != likeliest(read.commonsense)
+    assert changed
+
+
+def test_nothing_is_inferred_without_words(inferring):
+    """Zeros would say the most frequent phrases; a provisional emotion says none either."""
+    dialogue = inferring.dialogue()
+    for words in (None, inferring.understand(transcript(""))):
+        given = {"acoustic": None, "words": words, "dialogue": dialogue}
+        assert inferring.conclude(**given, explain=True).inferences is None
+    words = inferring.understand(transcript(SAID[0]))
+    provisional, _ = inferring.classify(acoustic=None, words=words, state=dialogue.state)
+    assert provisional.inferences is None
+
+
+def test_inferences_are_said_only_if_wanted(tmp_path):
+    """A bundle that has phrases keeps them to itself by default."""
+    with Recognizer(save_bundle(tmp_path, inferences=made_up_inferences())) as recognizer:
+        prediction = conclude(recognizer, recognizer.dialogue(), 0, hears=False, reads=True)
+    assert prediction.contributions is not None
+    assert prediction.inferences is None
+
+
+def test_inferences_that_the_bundle_has_no_phrases_for_are_refused(tmp_path):
+    """In one line: which bundle, and what to do."""
+    config = save_bundle(tmp_path).model_copy(update={"inferences": True})
+    with pytest.raises(ConfigError, match=r"read has no phrases.*leave --inferences out") as told:
+        Recognizer(config)
+    assert "\n" not in str(told.value)

@@ -18,7 +18,7 @@ from stream_hbaf.networks.hbaf import HbafConfig
 from stream_hbaf.training.material import Material, predict
 from stream_hbaf.training.mixing import Acted, MixtureConfig, Spoken, fit_mixture
 from stream_hbaf.training.recipe import SelectionConfig, read_recipe
-from stream_hbaf.training.selection import fit_scaling, stability
+from stream_hbaf.training.selection import fit_components, fit_scaling
 from stream_hbaf.training.train import train
 
 RECORDINGS = Path(__file__).parent / "recordings"
@@ -28,7 +28,7 @@ RECIPE = {
     "tuning": {"layers": 1, "epochs": 1},
     "heads": {"hidden": 8, "epochs": 2},
     "acoustics": {"copies": 1, "workers": 1},
-    "selection": {"width": 20},
+    "components": 8,
     "fitting": {"epochs": 2, "seeds": [0, 1], "batch": 2, "workers": 1},
 }
 
@@ -96,12 +96,12 @@ def trained(tmp_path_factory) -> tuple[Path, list[str]]:
 
 
 def test_training_gives_a_bundle_that_loads(trained):
-    """Corpora in, a bundle out: its network has the recipe's sizes, its scaling the asked width."""
+    """Corpora in, a bundle out: its network has the recipe's sizes, its scaling the asked components."""
     place, lines = trained
     bundle = Bundle.load(str(place / "first"))
     assert bundle.labels == LABELS
-    assert (bundle.config.network.hidden, bundle.config.network.audio_width) == (16, 20)
-    assert bundle.scale(np.zeros((1, 6373), np.float32)).shape == (1, 20)
+    assert (bundle.config.network.hidden, bundle.config.network.audio_width) == (16, 8)
+    assert bundle.scale(np.zeros((1, 6373), np.float32)).shape == (1, 8)
     assert lines[-1] == f"{place / 'first'}: bundle tiny, seed {shipped_seed(place)}, is ready"
 
 
@@ -245,17 +245,20 @@ def test_selection_finds_the_functionals_that_tell(tmp_path):
     np.testing.assert_allclose(scaling(functionals).mean(0), 0.0, atol=1e-5)
 
 
-def test_selection_leaves_out_what_noise_moves():
-    """A telling column that its clips' versions move is not chosen; columns after are all kept."""
+def test_components_join_what_moves_together():
+    """Twenty columns that two causes move become those two, each of deviation 1; others stay."""
     draw = np.random.default_rng(0)
-    labels = np.arange(100) % 2
-    clips = draw.standard_normal((100, 4)) + [[3 * label, 2 * label, 0, 0] for label in labels]
-    versions = np.repeat(clips[:, None], 3, axis=1)
-    versions[..., 0] += 20 * draw.standard_normal((100, 3))
-    rows = versions.reshape(300, 4).astype(np.float32)
-    shares = stability(rows, versions=3)
-    assert shares[0] < 0.45
-    np.testing.assert_allclose(shares[1:], 1.0, rtol=1e-5)
-    plan = SelectionConfig(width=1, stability=0.5)
-    scaling = fit_scaling(rows, np.repeat(labels, 3), plan, versions=3, among=3)
-    assert scaling.selected.tolist() == [1, 3]
+    causes = draw.standard_normal((400, 2))
+    joined = causes @ draw.standard_normal((2, 20)) + 0.01 * draw.standard_normal((400, 20))
+    rows = np.column_stack([joined, 5 * draw.standard_normal(400) + 3]).astype(np.float32)
+    rows[:, 4] = 7.0  # constant: tells nothing
+    weights = np.ones(400, np.float32)
+    scaling = fit_components(rows, weights=weights, among=20, components=2)
+    heard = scaling(rows)
+    assert heard.shape == (400, scaling.width) == (400, 3)
+    np.testing.assert_allclose(heard[:, :2].T @ heard[:, :2] / 400, np.eye(2), atol=0.02)
+    explained = np.linalg.lstsq(heard[:, :2], causes - causes.mean(0), rcond=None)[1]
+    assert explained.max() < 0.05 * 400  # the causes can be read from the components
+    whole = fit_components(rows, weights=weights, among=20, components=None)
+    np.testing.assert_array_equal(heard[:, 2], whole(rows)[:, -1])
+    assert (whole.components, whole.width) == (None, 20)

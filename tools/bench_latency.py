@@ -27,7 +27,7 @@ import soundfile
 from faster_whisper import WhisperModel
 
 from stream_hbaf.audio.file import FileSource, read_audio
-from stream_hbaf.config import SAMPLE_RATE_HZ, load_config
+from stream_hbaf.config import SAMPLE_RATE_HZ, TranscriptConfig, load_config
 from stream_hbaf.events import AnyEvent, Info, Model, Utterance
 from stream_hbaf.features.acoustic import Acoustic
 from stream_hbaf.features.transcript import Transcript, resolve_whisper
@@ -180,7 +180,9 @@ def main() -> None:
             feature_set=opensmile.FeatureSet.ComParE_2016,
             feature_level=opensmile.FeatureLevel.Functionals,
         )
-        whisper = WhisperModel(resolve_whisper("tiny.en"), compute_type="int8", cpu_threads=2)
+        whisper = WhisperModel(
+            resolve_whisper(TranscriptConfig().model), compute_type="int8", cpu_threads=2
+        )
         spans = [stream[r.finish.start : r.finish.end] for r in recognitions]
         sides = {}
         for beam in (1, 5):

@@ -70,7 +70,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--tess", type=Path)
     parser.add_argument("--clips", type=int, default=50, help="of each corpus, drawn with seed 0")
     parser.add_argument("--margins", type=float, nargs="+", default=[2, 5, 8, 12])
-    parser.add_argument("--model", default="tiny.en")
+    parser.add_argument("--model", default=TranscriptConfig().model)
     return parser.parse_args()
 
 
@@ -91,7 +91,8 @@ def _readers(model: str, *, margins: list[float]) -> dict[str, Read]:
     def window(margin: float) -> Read:
         def read(sound: NDArray[np.int16]) -> str:
             length = transcript._window_s(sound) - transcript.MARGIN_S + margin
-            return ours._read(sound, window_s=min(30.0, length)).text
+            encoded = ours._encoder.encode(sound, window_s=min(30.0, length))
+            return ours._generate(encoded, limit=transcript._token_limit(sound)).text
 
         return read
 

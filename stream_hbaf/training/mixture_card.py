@@ -24,7 +24,7 @@ from its sound, its words, and the utterances before it. Causal: it sees nothing
 
 - **Dialogues**: MELD, train part, text only (a television comedy), as written and in {misheard}
   versions as a recogniser might understand it.{beside} The top {layers} layers of {encoder} were
-  fine-tuned on these words.
+  fine-tuned on these words{soup}.
 - **Voices**: {voices}: {clips:,} train clips, cut by the live segmenter, each as recorded and in
   {copies} versions with the level drawn between {quietest} and {loudest} dBFS, noise at 0 to 30 dB
   SNR or none, and at times a room response. Every class of every corpus weighs the same.
@@ -138,12 +138,14 @@ def model_card(metrics: Mapping[str, Any]) -> str:
         beside=f" Beside it {' and '.join(others)}." if others else "",
         layers=recipe["tuning"]["layers"],
         encoder=recipe["encoder"],
+        soup="; their weights are the mean of a tuning on all and one on MELD"
+        * bool(recipe["soup"]),
         voices=", ".join(VOICE_NAMES[name] for name in recipe["voices"]),
         clips=metrics["clips"],
         copies=acoustics["copies"],
         quietest=round(acoustics["quietest_dbfs"]),
         loudest=round(acoustics["loudest_dbfs"]),
-        sound=_mixture_sound(recipe["audio"], stability=recipe["selection"]["stability"]),
+        sound=_mixture_sound(recipe["audio"], components=recipe["components"]),
         pair=round(100 * fitting["pair"]),
         same=round(100 - 100 * fitting["mismatch"]),
         statement=round(100 * fitting["statement"]),
@@ -175,14 +177,16 @@ def mixture_licence(voices: Sequence[str], *, audio: str) -> str:
     return "non-commercial: " + "; ".join(terms)
 
 
-def _mixture_sound(audio: str, *, stability: float) -> str:
+def _mixture_sound(audio: str, *, components: int | None) -> str:
     told = []
     for part in audio.split("+"):
         name = SOUNDS.get(part, f"the speech encoder {part}")
         if part.startswith("whisper:"):
             name = f"the mean of the states of Whisper's encoder ({part.removeprefix('whisper:')})"
-        if part == "compare" and stability:
-            name += f" among those of whose variance {100 * stability:.0f} % lie between clips"
+        if part == "compare":
+            name = "openSMILE's ComParE 2016, 6373 functionals"
+            if components:
+                name += f", joined into their first {components} principal components"
         told.append(name)
     return ", and ".join(told)
 

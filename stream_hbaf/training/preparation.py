@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -178,6 +179,18 @@ def prepare_layers(
         )
         write_whole(file, lambda part: save_file(tuned.tensors, part))
     return load_file(file)
+
+
+def mean_of_tunings(name: str, tunings: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean of several tunings of one encoder, float16; what one left alone counts as it was."""
+    untuned = dict(TextEncoder(name).model.named_parameters())
+    return {
+        layer: torch.stack([tuned.get(layer, untuned[layer]).float() for tuned in tunings])
+        .mean(0)
+        .half()
+        .detach()
+        for layer in sorted({layer for tuned in tunings for layer in tuned})
+    }
 
 
 def prepare_heads(

@@ -7,9 +7,9 @@ acted voices, which no corpus at hand holds together.
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import Field, TypeAdapter, ValidationError, field_validator
+from pydantic import Field, TypeAdapter, ValidationError, ValidationInfo, field_validator
 
-from stream_hbaf.config import Positive, Probability, Section, read_yaml
+from stream_hbaf.config import Positive, Section, read_yaml
 from stream_hbaf.corpora.acoustics import AcousticsConfig
 from stream_hbaf.corpora.reading import CORPORA, MANIFEST
 from stream_hbaf.errors import ConfigError
@@ -33,7 +33,6 @@ class SelectionConfig(Section):
     """Which functionals are kept, by a linear SVM's weights (decision 9)."""
 
     width: Positive = 512
-    stability: Probability = 0.0  # least share of a column's variance between clips; 0: not asked
     penalty: float = 1e-4  # the SVM's C
     iterations: Positive = 200
 
@@ -116,12 +115,25 @@ class MixtureRecipe(_Network):
     encoder: str = DEFAULT_ENCODER
     tuning: TuningConfig = TuningConfig()
     words: WordsConfig | None = None  # corpora of words, MELD among them; None: MELD alone
+    soup: TuningConfig | None = None  # a second tuning, on MELD alone; the encoder is their mean
     voices: Annotated[tuple[str, ...], Field(min_length=1)] = ("ravdess",)
     audio: str = "compare"  # what is measured, as of Recipe; several with + between
     heads: HeadsConfig = HeadsConfig()
     acoustics: AcousticsConfig = AcousticsConfig()
-    selection: SelectionConfig = SelectionConfig()
+    components: Positive | None = (
+        64  # that ComParE's functionals are joined into; None: as they are
+    )
     fitting: MixtureConfig = MixtureConfig()
+
+    @field_validator("soup")
+    @classmethod
+    def _can_be_averaged(
+        cls, soup: TuningConfig | None, known: ValidationInfo
+    ) -> TuningConfig | None:
+        plans = (soup, known.data.get("tuning"))
+        if soup is not None and any(plan is not None and plan.adapter_rank for plan in plans):
+            raise ValueError("adapters can't be averaged; tune whole layers, adapter_rank 0")
+        return soup
 
     @field_validator("voices")
     @classmethod

@@ -1,8 +1,11 @@
-"""Training: which columns of what is measured of sound are kept, and how they are scaled."""
+"""Training: what of the sound's measurements the network hears, and how that is scaled."""
+
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.svm import LinearSVC
+from sklearn.utils.extmath import randomized_svd
 
 from stream_hbaf.bundle import Scaling
 from stream_hbaf.training.material import NO_LABEL
@@ -12,61 +15,47 @@ Float32 = NDArray[np.float32]
 
 
 def fit_scaling(
-    functionals: Float32,
-    labels: NDArray[np.int64],
-    plan: SelectionConfig | None,
-    *,
-    weights: Float32 | None = None,
-    versions: int = 1,
-    among: int | None = None,
+    functionals: Float32, labels: NDArray[np.int64], plan: SelectionConfig | None
 ) -> Scaling:
     """Standardise, then keep the functionals of the largest mean absolute SVM weight.
 
     Columns that are constant are left out; ``plan`` None keeps all others. Rows of a ``labels``
-    of NO_LABEL count for the scale alone. The SVM heeds the rows' ``weights``, or else balances
-    the classes. It chooses among the first ``among`` columns only, and all after them are kept.
-    Each ``versions`` rows are of one clip, for the plan's stability.
+    of NO_LABEL count for the scale alone.
     """
-    heard = functionals[np.isfinite(functionals).any(axis=1)]
+    scaling = _standardise(functionals)
+    if plan is None or plan.width >= scaling.width:
+        return scaling
+    known = labels != NO_LABEL
+    machine = LinearSVC(
+        C=plan.penalty, class_weight="balanced", max_iter=plan.iterations, random_state=0
+    )
+    machine.fit(scaling(functionals[known]), labels[known])
+    importance = np.abs(machine.coef_).mean(0)
+    chosen = np.sort(np.argsort(-importance, kind="stable")[: plan.width])
+    return Scaling(scaling.selected[chosen], scaling.mean[chosen], scaling.deviation[chosen])
+
+
+def fit_components(
+    measured: Float32, *, weights: Float32, among: int, components: int | None
+) -> Scaling:
+    """Standardise, then join the first ``among`` columns into so many principal components.
+
+    Rows count by ``weights``, for the components only; None leaves the columns as they are.
+    A selection by an SVM learns what tells classes apart on these corpora, and fails on the next;
+    components don't know the classes. Each has a deviation of 1 in training.
+    """
+    scaling = _standardise(measured)
+    joined = int(np.searchsorted(scaling.selected, among))
+    if components is None or joined <= components:
+        return scaling
+    rows = scaling(measured)[:, :joined] * np.sqrt(weights / weights.sum())[:, None]
+    _, deviations, directions = randomized_svd(rows, n_components=components, random_state=0)
+    return replace(scaling, components=(directions.T / deviations).astype(np.float32))
+
+
+def _standardise(measured: Float32) -> Scaling:
+    heard = measured[np.isfinite(measured).any(axis=1)]
     mean: NDArray[np.float64] = np.asarray(np.nanmean(heard, axis=0, dtype=np.float64))
     deviation: NDArray[np.float64] = np.asarray(np.nanstd(heard, axis=0, dtype=np.float64))
     usable = np.flatnonzero(deviation > 1e-9 * np.maximum(np.abs(mean), 1.0))
-
-    def scale_of(columns: NDArray[np.intp]) -> Scaling:
-        chosen = mean[columns].astype(np.float32), deviation[columns].astype(np.float32)
-        return Scaling(columns, *chosen)
-
-    if plan is None:
-        return scale_of(usable)
-    after = functionals.shape[1] if among is None else among
-    offered, kept = usable[usable < after], usable[usable >= after]
-    if plan.stability:
-        offered = offered[stability(functionals[:, offered], versions=versions) > plan.stability]
-    if len(offered) > plan.width:
-        known = labels != NO_LABEL
-        machine = LinearSVC(
-            C=plan.penalty,
-            class_weight="balanced" if weights is None else None,
-            max_iter=plan.iterations,
-            random_state=0,
-        )
-        machine.fit(
-            scale_of(offered)(functionals[known]),
-            labels[known],
-            sample_weight=None if weights is None else weights[known],
-        )
-        importance = np.abs(machine.coef_).mean(0)
-        offered = np.sort(offered[np.argsort(-importance, kind="stable")[: plan.width]])
-    return scale_of(np.concatenate([offered, kept]))
-
-
-def stability(functionals: Float32, *, versions: int) -> NDArray[np.float64]:
-    """[F], the share of each column's variance that lies between clips, 0 to 1.
-
-    Each ``versions`` rows are one clip in another version: what noise, a room or another level
-    moves more than another clip does tells little.
-    """
-    rows = np.where(np.isfinite(functionals), functionals, 0.0).astype(np.float64)
-    clips = rows.reshape(-1, versions, rows.shape[1]).mean(axis=1)
-    shares: NDArray[np.float64] = clips.var(axis=0) / np.maximum(rows.var(axis=0), 1e-30)
-    return shares
+    return Scaling(usable, mean[usable].astype(np.float32), deviation[usable].astype(np.float32))

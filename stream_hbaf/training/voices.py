@@ -30,12 +30,12 @@ from stream_hbaf.training.material import Material
 from stream_hbaf.training.mixing import Acted
 from stream_hbaf.training.preparation import Progress, label_indices
 from stream_hbaf.training.recipe import MixtureRecipe
-from stream_hbaf.training.selection import fit_scaling
+from stream_hbaf.training.selection import fit_components
 
 Float32 = NDArray[np.float32]
 
 READ = ("ravdess", "tess")  # their words are English, which is what the text encoder reads
-SELECTED = "compare"  # of these columns some are chosen, and they come first; all others are kept
+JOINED = "compare"  # these columns become components, if they come first; all others are kept
 PARTS: tuple[Split, ...] = ("train", "dev")
 
 
@@ -60,7 +60,7 @@ class Voices:
 def prepare_voices(
     recipe: MixtureRecipe, corpora: Path, *, cache: Path, progress: Progress
 ) -> Voices:
-    """Measure train's and dev's clips, choose columns on train, scale everything by train.
+    """Measure train's and dev's clips, find components on train, scale everything by train.
 
     Raises CorpusError for a corpus that can't be read, and if none has a dev split.
     """
@@ -179,12 +179,9 @@ def _fit_scaling(
         for name in recipe.voices
     ]
     versions, width = rows[0].shape[1:]
-    selects = recipe.audio.split("+")[0] == SELECTED
-    return fit_scaling(
+    return fit_components(
         np.concatenate(rows).reshape(-1, width),
-        np.repeat(np.concatenate(labels), versions),
-        recipe.selection if selects else None,
         weights=np.repeat(weigh(labels), versions),
-        versions=versions,
-        among=COMPARE.functionals_width,
+        among=COMPARE.functionals_width if recipe.audio.split("+")[0] == JOINED else 0,
+        components=recipe.components,
     )
