@@ -23,13 +23,14 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from stream_hbaf.certainty import Calibration, Pattern
-from stream_hbaf.config import Section
+from stream_hbaf.config import Positive, Section
 from stream_hbaf.errors import BundleError, ConfigError, ModelError
 from stream_hbaf.features.comet import is_comet, open_comet
 from stream_hbaf.features.commonsense import Commonsense, Event2MindHeads, NoCommonsense
 from stream_hbaf.features.context import ContextConfig
 from stream_hbaf.features.inferences import Inferences
 from stream_hbaf.features.text import TextEncoder
+from stream_hbaf.networks.ensemble import Ensemble, join
 from stream_hbaf.networks.hbaf import HBAF, HbafConfig
 
 Float32 = NDArray[np.float32]
@@ -67,6 +68,7 @@ class BundleConfig(Section):
         "non-commercial: openSMILE's licence, and RAVDESS (CC BY-NC-SA 4.0) in the trained weights"
     )
     network: HbafConfig
+    members: Positive = 1  # networks of that configuration whose mean probability counts
 
     @field_validator("commonsense")
     @classmethod
@@ -124,7 +126,7 @@ class Bundle:
     scaling: Scaling | None  # None for a network without audio
     encoder: TextEncoder
     commonsense: Commonsense
-    network: HBAF
+    network: HBAF | Ensemble
     tuned: Mapping[str, Tensor] = field(default_factory=dict)  # the encoder's layers or adapters
     inferences: Inferences | None = None  # what the heads infer, in words
     sha256: str = ""  # of SHA256SUMS, so of all that was loaded; empty until saved
@@ -188,7 +190,7 @@ class Bundle:
             encoder = TextEncoder(
                 config.encoder, device=device, tuned=_widen(tuned), context=config.context
             )
-            network = HBAF(config.network)
+            network = join([HBAF(config.network) for _ in range(config.members)])
             network.load_state_dict(_widen(_under(tensors, "network.")))
             scaling = _scaling(tensors) if config.network.use_audio else None
             commonsense = _commonsense(config, tensors, device=device)

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stream_hbaf.networks.ensemble import Ensemble
 from stream_hbaf.networks.hbaf import HBAF
 from stream_hbaf.networks.state import Features
 
@@ -94,7 +95,12 @@ def labels_of(material: Material, index: Rows) -> Tensor:
 
 
 def predict(
-    network: HBAF, material: Material, *, version: str | None, reads: bool = True, batch: int = 64
+    network: HBAF | Ensemble,
+    material: Material,
+    *,
+    version: str | None,
+    reads: bool = True,
+    batch: int = 64,
 ) -> Float32:
     """Logits [N, C] of all utterances, given their sound in ``version`` (None: not) and text.
 
@@ -112,9 +118,9 @@ def predict(
     return logits
 
 
-def on_device_of(network: HBAF, features: Features) -> Features:
+def on_device_of(network: HBAF | Ensemble, features: Features) -> Features:
     """The same features where the network's weights are."""
-    device = network.classifier.weight.device
+    device = next(network.parameters()).device
     return features if device.type == "cpu" else features.map(lambda part: part.to(device))
 
 

@@ -21,6 +21,7 @@ from stream_hbaf.corpora.dialogue import LABELS, Corpus
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.evaluation import Score, majority_score, score, spread
 from stream_hbaf.features.text import TextEncoder
+from stream_hbaf.networks.ensemble import Ensemble, join
 from stream_hbaf.networks.hbaf import HBAF, HbafConfig
 from stream_hbaf.training.calibration import Judgement, fit_calibration
 from stream_hbaf.training.fitting import one_thread
@@ -98,31 +99,35 @@ def train_mixture(
         classes=len(LABELS),
     )
     fitted = _fit_seeds(network, recipe.fitting, lessons, cache=cache / "runs", progress=progress)
-    calibrations = {seed: calibrate(f.network, lessons) for seed, f in fitted.items()}
-    shipped = max(fitted, key=lambda seed: fitted[seed].history.best_score)
+    together = join([one.network for one in fitted.values()])
+    calibration = calibrate(together, lessons)
     config = BundleConfig(
         id=recipe.id,
         labels=LABELS,
         encoder=recipe.encoder,
         context=recipe.tuning.context,
         acoustic=ACOUSTIC.get(recipe.audio, recipe.audio),
-        calibration=calibrations[shipped],
+        calibration=calibration,
         licence=mixture_licence(recipe.voices, audio=recipe.audio),
         network=network,
+        members=len(fitted),
     )
     bundle = Bundle(
         config,
         voices.scaling,
         encoder,
         heads,
-        fitted[shipped].network,
+        together,
         tuned,
         inferences=prepared.inferences,
     )
-    metrics = _report(recipe, fitted, calibrations, lessons, shipped=shipped)
+    metrics = _report(
+        recipe, fitted, lessons, shipped=evaluate(together, lessons, calibration=calibration)
+    )
+    metrics["calibration"] = calibration.model_dump(mode="json")
     metrics["commonsense"] = prepared.figures
     bundle.save(out, metrics=metrics, card=model_card(metrics))
-    progress(f"{out}: bundle {recipe.id}, seed {shipped}, is ready")
+    progress(f"{out}: bundle {recipe.id}, {len(fitted)} networks, is ready")
     return Bundle.load(str(out))
 
 
@@ -142,7 +147,7 @@ def _tune(
     return mean_of_tunings(recipe.encoder, [tuned, tune(talk, recipe.soup)])
 
 
-def judged(network: HBAF, lessons: Lessons) -> dict[tuple[Pattern, str], Judgement]:
+def judged(network: HBAF | Ensemble, lessons: Lessons) -> dict[tuple[Pattern, str], Judgement]:
     """Dev's logits and labels by what was given and by corpus and condition."""
     found: dict[tuple[Pattern, str], Judgement] = {}
     for name, material in lessons.talk.items():
@@ -162,7 +167,7 @@ def _patterns(clips: Material) -> tuple[Pattern, ...]:
     return ("audio", "audio+text") if reads else ("audio",)
 
 
-def calibrate(network: HBAF, lessons: Lessons) -> Calibration:
+def calibrate(network: HBAF | Ensemble, lessons: Lessons) -> Calibration:
     """Fitted on dev, each corpus under each condition weighing the same."""
     evidence: dict[Pattern, list[Judgement]] = {}
     for (pattern, _), judgement in judged(network, lessons).items():
@@ -170,7 +175,9 @@ def calibrate(network: HBAF, lessons: Lessons) -> Calibration:
     return fit_calibration(evidence, risk=RISK)
 
 
-def evaluate(network: HBAF, lessons: Lessons, *, calibration: Calibration) -> dict[str, Score]:
+def evaluate(
+    network: HBAF | Ensemble, lessons: Lessons, *, calibration: Calibration
+) -> dict[str, Score]:
     """Every figure of dev, by corpus, what was given, and condition."""
     return {
         name: score(labels[labels >= 0], probabilities[labels >= 0])
@@ -256,15 +263,15 @@ def _dev_score(lessons: Lessons, network: HBAF) -> dict[str, float]:
 def _report(
     recipe: MixtureRecipe,
     fitted: Mapping[int, MixtureFitted],
-    calibrations: Mapping[int, Calibration],
     lessons: Lessons,
     *,
-    shipped: int,
+    shipped: Mapping[str, Score],
 ) -> dict[str, Any]:
-    by_seed = {
-        seed: evaluate(f.network, lessons, calibration=calibrations[seed])
-        for seed, f in fitted.items()
-    }
+    """Figures of the networks together, as they ship, and of each by itself."""
+    by_seed = {}
+    for seed, one in fitted.items():
+        own = calibrate(one.network, lessons)
+        by_seed[seed] = evaluate(one.network, lessons, calibration=own)
     talk = lessons.talk["gold"].known_labels
     train = np.concatenate([versions[0] for versions in lessons.spoken.dialogues])
     taught = lessons.spoken.material.labels[train]
@@ -273,20 +280,18 @@ def _report(
             "shipped": asdict(of_shipped),
             "seeds": _spread([scores[key] for scores in by_seed.values()]),
         }
-        for key, of_shipped in by_seed[shipped].items()
+        for key, of_shipped in shipped.items()
     }
     dev["majority"] = asdict(majority_score(taught, talk, classes=len(LABELS)))
     return {
         "id": recipe.id,
         "labels": list(LABELS),
         "recipe": recipe.model_dump(mode="json"),
-        "shipped_seed": shipped,
         "seeds": {
             str(seed): {
                 "dev_score": f.history.best_score,
                 "epoch": f.history.best_epoch,
                 "figures": dict(f.history.measured[f.history.best_epoch - 1]),
-                "calibration": calibrations[seed].model_dump(mode="json"),
             }
             for seed, f in fitted.items()
         },

@@ -41,9 +41,9 @@ arousal or dominance: none of these corpora rates them.
 ## What was measured
 
 Test is measured through the live path alone, sound played into the recogniser: those figures are
-the `live` part of `metrics.json`. Below is dev, by which epochs and the seed were picked and
-probabilities calibrated: seed {shipped} of {seeds}, beside it mean ± standard deviation over the
-seeds. Figures × 100.
+the `live` part of `metrics.json`. Below is dev, by which epochs were picked and probabilities
+calibrated: {members}, beside it mean ± standard deviation over the seeds' networks by themselves.
+Figures × 100.
 
 ### MELD dev, words alone, dialogues in order
 
@@ -125,8 +125,8 @@ WORD_TERMS = {
 
 def model_card(metrics: Mapping[str, Any]) -> str:
     """The card of a mixture's bundle, from its metrics.json."""
-    recipe, shipped = metrics["recipe"], metrics["shipped_seed"]
-    calibration = metrics["seeds"][str(shipped)]["calibration"]
+    recipe, calibration = metrics["recipe"], metrics["calibration"]
+    seeds = len(metrics["seeds"])
     fitting, acoustics = recipe["fitting"], recipe["acoustics"]
     names = recipe["words"]["corpora"] if recipe["words"] else ["meld"]
     others = [WORD_NAMES.get(name, name) for name in names if name != "meld"]
@@ -150,8 +150,9 @@ def model_card(metrics: Mapping[str, Any]) -> str:
         same=round(100 - 100 * fitting["mismatch"]),
         statement=round(100 * fitting["statement"]),
         annotations="Event2Mind and ATOMIC" if atomic else "Event2Mind",
-        shipped=shipped,
-        seeds=len(metrics["seeds"]),
+        members=f"the mean probability of {seeds} networks, one a seed"
+        if seeds > 1
+        else "one network",
         meld=_meld_table(metrics["dev"]),
         clips_table=_clips_table(metrics["dev"]),
         temperatures=", ".join(

@@ -1,0 +1,74 @@
+"""Several networks as one (Lakshminarayanan et al. 2017, "deep ensembles").
+
+Trained alike but for the seed, they agree where they know and differ where they guess: their mean
+probability is right more often than each of them, and more honest about how sure it is.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from stream_hbaf.networks.config import HbafConfig
+from stream_hbaf.networks.hbaf import HBAF, Output
+from stream_hbaf.networks.state import DialogueState, Features
+
+
+class Ensemble(nn.Module):
+    """M networks of one configuration, used like one of them: the logits are of the mean
+    probability.
+
+    Its state is theirs: every part has M after the streams, [.., M, ..], so that it is stacked,
+    moved and compared as any other.
+    """
+
+    def __init__(self, members: Sequence[HBAF]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    @property
+    def config(self) -> HbafConfig:
+        return self._each[0].config
+
+    @property
+    def _each(self) -> list[HBAF]:
+        return [member for member in self.members if isinstance(member, HBAF)]
+
+    def forward(self, features: Features) -> Output:
+        """As HBAF's; h_m of all members side by side, h_a and h_l of none."""
+        said = [member(features) for member in self._each]
+        joined = torch.cat([one.h_m for one in said], dim=-1)
+        return Output(_mean_logits([one.logits for one in said]), None, None, joined)
+
+    @torch.no_grad()
+    def step(self, features: Features, state: DialogueState) -> tuple[Tensor, DialogueState]:
+        """One utterance of a dialogue, or of each of S streams, as HBAF's."""
+        streams = state.window_mask.dim() == 3  # [S, M, W-1]
+        own = [
+            state.map(partial(torch.select, dim=1 if streams else 0, index=n))
+            for n in range(len(self.members))
+        ]
+        stepped = [
+            member.step(features, before) for member, before in zip(self._each, own, strict=True)
+        ]
+        after = DialogueState.stack([state for _, state in stepped])
+        if streams:
+            after = after.map(lambda part: part.transpose(0, 1))
+        return _mean_logits([logits for logits, _ in stepped]), after
+
+    def initial_state(self, streams: int | None = None) -> DialogueState:
+        """The state before the first utterance. Raises ModelError offline."""
+        states = DialogueState.stack([member.initial_state(streams) for member in self._each])
+        return states if streams is None else states.map(lambda part: part.transpose(0, 1))
+
+
+def _mean_logits(every: Sequence[Tensor]) -> Tensor:
+    """M times logits [.., C] → the logarithm of the mean probability [.., C]."""
+    spoken = torch.stack([logits.log_softmax(-1) for logits in every])
+    return torch.logsumexp(spoken, dim=0) - torch.log(torch.tensor(float(len(every))))
+
+
+def join(members: Sequence[HBAF]) -> HBAF | Ensemble:
+    """The networks as one; one alone stays what it is."""
+    return members[0] if len(members) == 1 else Ensemble(members)

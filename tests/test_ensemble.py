@@ -1,0 +1,86 @@
+"""Networks of several seeds as one: their mean probability, stepped as one network is."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from stream_hbaf.errors import ModelError
+from stream_hbaf.networks.config import HbafConfig
+from stream_hbaf.networks.ensemble import Ensemble, join
+from stream_hbaf.networks.hbaf import HBAF
+from stream_hbaf.networks.state import DialogueState, Features
+
+CONFIG = HbafConfig(
+    audio_width=5, text_width=6, commonsense_width=4, hidden=16, classes=3, window=3, heads=2
+)
+
+
+def make(seed: int, config: HbafConfig = CONFIG) -> HBAF:
+    torch.manual_seed(seed)
+    return HBAF(config).eval()
+
+
+@pytest.fixture
+def members() -> list[HBAF]:
+    return [make(seed) for seed in range(3)]
+
+
+def dialogues(turns: int) -> Features:
+    draw = torch.Generator().manual_seed(7)
+    return Features(
+        audio=torch.randn(2, turns, 5, generator=draw),
+        text=torch.randn(2, turns, 6, generator=draw),
+        commonsense=torch.randn(2, turns, 3, 4, generator=draw),
+        text_mask=torch.rand(2, turns, generator=draw) > 0.2,
+    )
+
+
+def test_the_mean_probability_counts(members):
+    features = dialogues(4)
+    with torch.no_grad():
+        own = torch.stack([member(features).logits.softmax(-1) for member in members])
+        together = Ensemble(members)(features)
+    torch.testing.assert_close(together.logits.softmax(-1), own.mean(0))
+    assert (own - own.mean(0)).abs().max() > 0.01  # they don't agree by themselves
+    assert together.h_m.shape == (2, 4, 3 * 2 * 16)
+
+
+def test_steps_equal_the_batch(members):
+    """One dialogue and many at once; the state before a step stays as it was."""
+    ensemble, features = Ensemble(members), dialogues(6)
+    with torch.no_grad():
+        whole = ensemble(features).logits
+    streams = ensemble.initial_state(2)
+    single = ensemble.initial_state()
+    for turn in range(6):
+        at = features.map(lambda part, turn=turn: part[:, turn])
+        logits, streams = ensemble.step(at, streams)
+        torch.testing.assert_close(logits, whole[:, turn], atol=1e-5, rtol=0)
+        before = single.map(torch.clone)
+        logits, after = ensemble.step(at.map(lambda part: part[1]), single)
+        torch.testing.assert_close(logits, whole[1, turn], atol=1e-5, rtol=0)
+        assert single == before
+        single = after
+    last = streams.map(lambda part: part[1])
+    for name, part in last.tensors().items():
+        torch.testing.assert_close(part, single.tensors()[name], atol=1e-5, rtol=0)
+
+
+def test_states_are_stacked_as_any_other(members):
+    ensemble = Ensemble(members)
+    first = ensemble.initial_state()
+    stacked = DialogueState.stack([first, first])
+    assert stacked == ensemble.initial_state(2)
+    assert all(len(part) == 3 for part in first.tensors().values())
+
+
+def test_one_alone_stays_what_it_is(members):
+    assert join(members[:1]) is members[0]
+    assert isinstance(join(members), Ensemble)
+
+
+def test_offline_networks_can_not_be_stepped():
+    ensemble = Ensemble([make(seed, replace(CONFIG, mode="offline")) for seed in range(2)])
+    with pytest.raises(ModelError, match="trained offline"):
+        ensemble.initial_state()
