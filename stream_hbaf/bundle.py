@@ -45,7 +45,7 @@ CONFIG, WEIGHTS, METRICS, CARD, SUMS = (
     "README.md",
     "SHA256SUMS",
 )
-SUMMED = (CONFIG, WEIGHTS, METRICS)  # the card is for people, who may add to it
+SUMMED = (CONFIG, WEIGHTS)  # what decides; figures and card are for people, who add to them
 REPAIR = "get it again, or train it with 'stream-hbaf train'"
 PACKAGE = Path(__file__).parent
 PLACES = (PACKAGE.parent / "models", PACKAGE / "models")  # a checkout's, an installed package's
@@ -168,11 +168,16 @@ class Bundle:
         settings = self.config.model_dump(mode="json")
         (folder / CONFIG).write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
         (folder / WEIGHTS).write_bytes(save(_narrow(self._tensors())))
+        self.describe(folder, metrics=metrics, card=card)
+        sums = [f"{_digest((folder / name).read_bytes())}  {name}\n" for name in SUMMED]
+        (folder / SUMS).write_text("".join(sums), encoding="utf-8")
+
+    @staticmethod
+    def describe(folder: Path, *, metrics: Mapping[str, Any], card: str) -> None:
+        """Write a bundle's figures and its card, or write them anew: it stays the same bundle."""
         text = json.dumps(metrics, indent=1, ensure_ascii=False)
         (folder / METRICS).write_text(text + "\n", encoding="utf-8")
         (folder / CARD).write_text(card, encoding="utf-8")
-        sums = [f"{_digest((folder / name).read_bytes())}  {name}\n" for name in SUMMED]
-        (folder / SUMS).write_text("".join(sums), encoding="utf-8")
 
     @classmethod
     def load(cls, name: str, *, device: str = "cpu") -> "Bundle":

@@ -143,7 +143,12 @@ def _add_evaluate(commands: Any) -> None:
     judged.add_argument(
         "--live", metavar="CORPUS", help="one bundle as it is live: the clips played into it"
     )
-    evaluate.add_argument("--split", choices=("train", "dev", "test"), default="test")
+    evaluate.add_argument(
+        "--split",
+        choices=("train", "dev", "test", "all"),
+        default="test",
+        help="of the corpus (default: test); all, with --live, for one that it was not trained on",
+    )
     evaluate.add_argument(
         "--against", nargs="+", default=(), metavar="BUNDLE", help="another system's bundles"
     )
@@ -336,6 +341,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     for option in ("rows", "speed"):
         if getattr(options, option) is not None:
             raise ConfigError(f"--{option}: goes with --live CORPUS only; leave it out")
+    if options.split == "all":
+        raise ConfigError("--split all: goes with --live CORPUS only; choose train, dev or test")
     from stream_hbaf.training.report import evaluate
 
     evaluate(

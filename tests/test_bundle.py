@@ -156,7 +156,7 @@ def test_scaling_one_equals_scaling_many(bundle):
     assert np.array_equal(bundle.scale(many)[2], bundle.scale(many[2:3])[0])
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "model.safetensors", "metrics.json"])
+@pytest.mark.parametrize("name", ["config.yaml", "model.safetensors"])
 def test_a_damaged_file_is_named(copied, name):
     """One changed byte is found, and the file is named."""
     content = bytearray((copied / name).read_bytes())

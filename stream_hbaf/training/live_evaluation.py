@@ -5,9 +5,9 @@ worth (ECE, sets, abstention) counts those that something was said of.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from stream_hbaf.certainty import Modality
 from stream_hbaf.config import Config
 from stream_hbaf.corpora.acoustics import CONDITIONS
 from stream_hbaf.corpora.augment import CLEAN, Condition, Surroundings, read_surroundings
-from stream_hbaf.corpora.dialogue import Corpus, Split
+from stream_hbaf.corpora.dialogue import SPLITS, Corpus, Split
 from stream_hbaf.corpora.mishearing import SOFTENED
 from stream_hbaf.corpora.reading import open_corpus
 from stream_hbaf.errors import ConfigError, CorpusError
@@ -90,7 +90,7 @@ def evaluate_live(
     *,
     corpus: str,
     corpora: Path,
-    split: Split = "test",
+    split: Split | Literal["all"] = "test",
     rows: Sequence[str] = (),
     speed: float | None = None,
     out: Path,
@@ -100,7 +100,8 @@ def evaluate_live(
     """Judge a bundle through the live path and write report.html and metrics.json into ``out``.
 
     A corpus with clips is played under every condition of PLAYED, one without is read as READ
-    says; ``rows`` chooses among them. Returns the metrics, with the corpus's figures under
+    says; ``rows`` chooses among them. A ``split`` of "all" is for a corpus that the bundle was not
+    trained on. Returns the metrics, with the corpus's figures under
     ``shown`` and all of a row under ``rows``. Raises ConfigError for a wrong speed or row,
     CorpusError for a corpus that can't be read, BundleError for a bundle that isn't live or has
     no label in common with it.
@@ -108,7 +109,11 @@ def evaluate_live(
     if speed is not None and not speed > 0:
         raise ConfigError(f"--speed {speed}: must be 'max' or a number above 0, such as 1")
     read = open_corpus(corpus, corpora, whole=False)
-    chosen = choose_rows(read, split, rows=rows)
+    part: Split = "test" if split == "all" else split
+    if split == "all":
+        every = tuple(dialogue for one in SPLITS for dialogue in read.splits[one])
+        read = replace(read, splits={**read.splits, part: every})
+    chosen = choose_rows(read, part, rows=rows)
     noisy = any(row.condition.snr_db is not None or row.condition.room for row in chosen.values())
     surroundings = read_surroundings(corpora / SURROUNDINGS) if noisy else None
     judged: dict[str, LiveJudged] = {}
@@ -117,7 +122,7 @@ def evaluate_live(
             judged[name] = _judge(
                 recognizer,
                 read,
-                split,
+                part,
                 row=row,
                 surroundings=surroundings,
                 speed=speed,

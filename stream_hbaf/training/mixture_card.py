@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stream_hbaf.training.card import SOUNDS, cells, table
+from stream_hbaf.training.live_figures import class_table, hearing_table, live_table
 
 CONDITION_NAMES = {
     "clean": "as recorded",
@@ -40,10 +41,13 @@ arousal or dominance: none of these corpora rates them.
 
 ## What was measured
 
-Test is measured through the live path alone, sound played into the recogniser: those figures are
-the `live` part of `metrics.json`. Below is dev, by which epochs were picked and probabilities
-calibrated: {members}, beside it mean ± standard deviation over the seeds' networks by themselves.
-Figures × 100.
+Figures × 100. Test is measured through the live path alone: real sound played into the recogniser,
+Whisper's words, the segmenter's utterances.
+
+{live}
+
+Below is dev, by which epochs were picked and probabilities calibrated: {members}, beside it mean ±
+standard deviation over the seeds' networks by themselves.
 
 ### MELD dev, words alone, dialogues in order
 
@@ -150,6 +154,7 @@ def model_card(metrics: Mapping[str, Any]) -> str:
         same=round(100 - 100 * fitting["mismatch"]),
         statement=round(100 * fitting["statement"]),
         annotations="Event2Mind and ATOMIC" if atomic else "Event2Mind",
+        live=_live(metrics),
         members=f"the mean probability of {seeds} networks, one a seed"
         if seeds > 1
         else "one network",
@@ -167,6 +172,21 @@ def model_card(metrics: Mapping[str, Any]) -> str:
         unheard=_unheard(metrics),
         licence=mixture_licence(recipe["voices"], audio=recipe["audio"]),
         word_terms="; ".join(WORD_TERMS[n] for n in [*names, *(["atomic"] * atomic), "event2mind"]),
+    )
+
+
+def _live(metrics: Mapping[str, Any]) -> str:
+    if "live" not in metrics:
+        return "That was not done for this bundle yet: `tools/judge_bundle.py` does it."
+    figures, labels = metrics["live"], metrics["labels"]
+    return "\n\n".join(
+        [
+            live_table(figures),
+            "F1 by class, as recorded or as written:",
+            class_table(figures, labels),
+            "Every way of hearing, and by sex:",
+            hearing_table(figures),
+        ]
     )
 
 

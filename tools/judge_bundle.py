@@ -1,0 +1,66 @@
+#!/usr/bin/env python3
+"""Everything that a bundle of talk and voices promises, measured live and kept beside it.
+
+    tools/judge_bundle.py models/live-en --corpora DIR [--without DIR] [--out DIR]
+
+Plays the test parts of RAVDESS and nEMO into the recogniser and reads MELD's to it, as `stream-hbaf
+evaluate --live` does. With --without, a folder of bundles named <id>-without-<corpus>, each of
+these corpora is also played, whole, into the bundle that never heard it. The figures go into the
+bundle's metrics.json under "live", a key for each promise, and into its card. The reports stay in
+--out; one that is there, of the same bundle, isn't made again.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from stream_hbaf.bundle import METRICS, Bundle
+from stream_hbaf.training.live_evaluation import evaluate_live
+from stream_hbaf.training.live_figures import live_figures
+from stream_hbaf.training.mixture_card import model_card
+
+JUDGED = ("ravdess", "nemo", "meld")
+UNHEARD = ("ravdess", "nemo", "tess")
+
+
+def judge(bundle: Path, corpus: str, out: Path, **how: Any) -> dict[str, Any]:
+    """A report's metrics; from its file if it is of the same bundle."""
+    if (out / METRICS).is_file():
+        known: dict[str, Any] = json.loads((out / METRICS).read_text())
+        if known["bundle"]["sha256"] == Bundle.load(str(bundle)).sha256:
+            return known
+    return evaluate_live(str(bundle), corpus=corpus, out=out, **how)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--corpora", type=Path, required=True)
+    parser.add_argument("--without", type=Path, help="folder of <id>-without-<corpus>")
+    parser.add_argument("--out", type=Path, default=Path("judged"))
+    options = parser.parse_args()
+    reports = {
+        corpus: judge(options.bundle, corpus, options.out / corpus, corpora=options.corpora)
+        for corpus in JUDGED
+    }
+    unheard = {}
+    if options.without is not None:
+        for corpus in UNHEARD:
+            name = f"{options.bundle.name}-without-{corpus}"
+            unheard[corpus] = judge(
+                options.without / name,
+                corpus,
+                options.out / name,
+                corpora=options.corpora,
+                split="all",
+                rows=["clean"],
+            )
+    metrics = json.loads((options.bundle / METRICS).read_text())
+    metrics["live"] = live_figures(reports, unheard=unheard)
+    Bundle.describe(options.bundle, metrics=metrics, card=model_card(metrics))
+    print(json.dumps(metrics["live"], indent=1))
+
+
+if __name__ == "__main__":
+    main()
