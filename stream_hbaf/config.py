@@ -77,7 +77,7 @@ class MqttConfig(Section):
 class Config(Section):
     """All settings of one recogniser. Immutable."""
 
-    model: str = "live-en-0"  # a bundle's name or folder
+    model: str = "live-en"  # a bundle's name or folder
     device: Literal["auto", "cpu", "cuda"] = "auto"
     inferences: bool = False  # say in phrases what commonsense infers from the words
     source: SourceConfig = SourceConfig()
@@ -113,7 +113,7 @@ def load_config(
         origins[key] = origin
 
     if file is not None:
-        for key, value in flatten(read_yaml(file, example="model: live-en-0")).items():
+        for key, value in flatten(read_yaml(file, example="model: live-en")).items():
             put(key, value, str(file))
     for name, text in (environ or {}).items():
         if name.startswith(ENVIRONMENT_PREFIX):

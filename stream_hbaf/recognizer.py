@@ -351,12 +351,12 @@ def require_live(config: BundleConfig) -> None:
         raise BundleError(
             f"bundle {config.id}: hears '{config.hears}', which can't be computed live, only "
             f"evaluated; listen with one that hears {HEARD_LIVE} or reads words only, "
-            "like live-en-0"
+            "like live-en"
         )
     if config.network.mode != "live":
         raise BundleError(
             f"bundle {config.id}: was trained offline and sees the future, so it can't be used "
-            "live, only evaluated; listen with one of mode live, like live-en-0"
+            "live, only evaluated; listen with one of mode live, like live-en"
         )
 
 

@@ -126,11 +126,13 @@ def test_a_calibrated_bundle_reads_its_logits_by_what_was_given(bundle, tmp_path
 
 
 def test_a_bundle_from_before_calibration_promises_nothing():
-    """The shipped one loads as it is: its one temperature, every label possible, always said."""
-    config = read_bundle_config("live-en-0")
+    """It has one temperature; every label is possible, and it is always said."""
+    config = BundleConfig(
+        id="old", labels=LABELS, encoder="x", temperature=1.5, network=HbafConfig()
+    )
     assert config.calibration is None
     old = Calibration.of_temperature(config.temperature)
-    assert set(old.temperatures.values()) == {1.5080041632977872}
+    assert set(old.temperatures.values()) == {1.5}
     assert (set(old.thresholds.values()), set(old.answers_above.values())) == ({0.0}, {0.0})
 
 
@@ -208,7 +210,7 @@ def test_a_network_of_other_sizes_is_refused(bundle, tmp_path):
 
 def test_an_unknown_name_lists_the_known_ones():
     """Somebody who mistypes a name is told which there are."""
-    with pytest.raises(BundleError, match=r"bundle 'live-en-9': .*live-en-0"):
+    with pytest.raises(BundleError, match=r"bundle 'live-en-9': .*live-en"):
         resolve_bundle("live-en-9")
 
 
@@ -297,10 +299,13 @@ def test_an_unknown_commonsense_is_refused():
         BundleConfig(id="x", labels=LABELS, encoder="x", commonsense="comet", network=HbafConfig())
 
 
-def test_an_older_bundle_reads_utterances_by_themselves(shipped):
-    """live-en-0 says nothing of context: it reads and hears as it did."""
+def test_the_shipped_bundle_reads_utterances_by_themselves(shipped):
+    """Its encoder is given no dialogue: that is the network's part."""
     assert shipped.config.context == shipped.encoder.context == ContextConfig(tokens=0)
-    assert (shipped.config.hears, shipped.config.commonsense) == ("ComParE_2016", "event2mind")
+    assert (shipped.config.hears, shipped.config.commonsense) == (
+        "compare+whisper:base",
+        "event2mind",
+    )
     turns = [Turn("ross", "No."), Turn("joey", "Are you serious?")]
     assert np.array_equal(
         shipped.encoder.encode_dialogue(turns), shipped.encoder.encode([t.text for t in turns])
@@ -309,7 +314,7 @@ def test_an_older_bundle_reads_utterances_by_themselves(shipped):
 
 @pytest.fixture(scope="module")
 def shipped() -> Bundle:
-    return Bundle.load("live-en-0")
+    return Bundle.load("live-en")
 
 
 def test_the_shipped_bundle_reads_words(shipped):
@@ -326,11 +331,14 @@ def test_the_shipped_bundle_reads_words(shipped):
     assert list(said.values()) == ["joy", "anger"]
 
 
-def test_the_shipped_bundle_is_small_and_beats_the_majority():
-    """At most 30 MB, and its card's test figures lie above the baselines beside them."""
-    folder = resolve_bundle("live-en-0")
-    assert sum(path.stat().st_size for path in folder.iterdir()) <= 30_000_000
-    test = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["test"]
-    words, clips = test["meld/text"]["shipped"], test["ravdess/audio/clean"]["shipped"]
-    assert words["weighted_f1"] > test["majority"]["meld"]["weighted_f1"] + 0.2
-    assert clips["uar"] > test["majority"]["ravdess"]["uar"] + 0.3
+def test_the_shipped_bundle_is_small_and_was_judged_live():
+    """At most 45 MB; its figures of test are above chance, and in its card."""
+    folder = resolve_bundle("live-en")
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 45_000_000
+    live = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["live"]
+    assert live["meld_weighted_f1"] > 0.313 + 0.2  # always the majority; see DATA's README
+    assert live["ravdess_uar"] > 1 / 7 + 0.3
+    assert live["unheard_corpus_uar"] > 1 / 7 + 0.2
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert f"| {100 * live['ravdess_uar']:.1f} |" in card
+    assert "Art. 5(1)(f)" in card

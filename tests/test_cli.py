@@ -177,16 +177,24 @@ def test_evaluate_live_plays_the_clips_and_reports(
     header = "dialogue,id,speaker,text,label,split,audio"
     (tmp_path / "own.csv").write_text("\n".join([header, *rows, ""]))
     out = tmp_path / "report"
-    arguments = ["evaluate", "live-en-0", "--live", "own.csv", "--corpora", str(tmp_path)]
+    arguments = ["evaluate", "live-en", "--live", "own.csv", "--corpora", str(tmp_path)]
     assert main([*arguments, "--rows", "clean,text_only", "--out", str(out)]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed[-1] == str(out / "report.html")
     metrics = json.loads((out / "metrics.json").read_text())
     assert list(metrics["rows"]) == ["clean", "text_only"]
     assert metrics["speed"] == "max"
-    assert metrics["bundle"]["id"] == "live-en-0"
+    assert metrics["bundle"]["id"] == "live-en"
     assert metrics["rows"]["clean"]["missed"] == []
-    assert "live-en-0" in (out / "report.html").read_text()
+    assert "live-en" in (out / "report.html").read_text()
+
+
+def test_all_of_a_corpus_is_for_live_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a bundle was trained on must not be among what its report calls test."""
+    assert main(["evaluate", "x", "--corpus", "meld", "--corpora", ".", "--split", "all"]) == 2
+    assert "--split all: goes with --live CORPUS only" in capsys.readouterr().err
 
 
 def test_command_without_its_packages_says_what_to_install(

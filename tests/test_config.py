@@ -83,7 +83,7 @@ def test_password_on_the_command_line_is_refused_and_not_repeated() -> None:
 
 def test_broken_file_is_named_with_its_line(tmp_path: Path) -> None:
     """YAML that can't be read is an error with file and line."""
-    file = write(tmp_path, "model: live-en-0\nvad: [\n")
+    file = write(tmp_path, "model: live-en\nvad: [\n")
     with pytest.raises(ConfigError, match=r"settings\.yaml:\d+: not valid YAML"):
         load_config(file=file)
     with pytest.raises(ConfigError, match="can't be read"):

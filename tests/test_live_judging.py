@@ -31,7 +31,7 @@ from stream_hbaf.training.live_judging import (
 )
 from stream_hbaf.training.report import render_live
 
-BUNDLE = "live-en-0"
+BUNDLE = "live-en"
 RECORDINGS = Path(__file__).parent / "recordings"
 CLIPS = [
     RECORDINGS / f"sense_and_sensibility_01_austen_64kb-{n}.flac" for n in ("0880", "0930", "0870")

@@ -53,7 +53,7 @@ END = Utterance(
     latency_ms=Latency(
         vad=600.0, transcript=1.26, acoustic=2.04, text=5.0, classify=3.0, publish=0.1, total=611.4
     ),
-    model=Model(id="live-en-0", sha256="ab" * 32),
+    model=Model(id="live-en", sha256="ab" * 32),
 )
 
 
@@ -71,7 +71,7 @@ def test_utterance_end_is_these_bytes() -> None:
         '"contributions":{"audio":0.5,"text":-0.1,"context":0.0},"conflict":true,'
         '"degraded":"","latency_ms":{"vad":600.0,"transcript":1.3,"acoustic":2.0,"text":5.0,'
         '"classify":3.0,"publish":0.1,"total":611.4},'
-        f'"model":{{"id":"live-en-0","sha256":"{"ab" * 32}"}}}}'
+        f'"model":{{"id":"live-en","sha256":"{"ab" * 32}"}}}}'
     )
     assert messages(END, prefix="p", node="n") == [
         Message("p/n/microphone/utterance", payload.encode(), qos=1),
