@@ -58,6 +58,7 @@ class BundleConfig(Section):
     id: str
     labels: tuple[str, ...]
     encoder: str  # name of the text encoder whose top layers the bundle replaces
+    language: str = "en"  # the one that it reads
     context: ContextConfig = ContextConfig()  # how much of the dialogue the encoder reads
     # ComParE_2016, prosody, egemaps, mfcc, none, or a speech encoder's name
     acoustic: str = "ComParE_2016"

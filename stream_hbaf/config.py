@@ -57,6 +57,7 @@ class TranscriptConfig(Section):
     max_no_speech_prob: Probability = 0.6  # above it and unsure or looping: no words
     min_avg_logprob: float = -1.0
     min_speech_score: Probability = 0.4  # mean VAD score under which nothing is transcribed
+    min_language_prob: Probability = 0.1  # of the language; below it another is spoken: no words
 
 
 class DialogueConfig(Section):

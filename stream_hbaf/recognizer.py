@@ -4,6 +4,7 @@ Plain calls without a clock or an event loop. The live pipeline and training rep
 code; they differ only in where sound comes from and where emotions go.
 """
 
+import logging
 import uuid
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,8 @@ from stream_hbaf.features.transcript import Transcriber, Transcript
 from stream_hbaf.networks.state import DialogueState, Features
 from stream_hbaf.speech.segmenter import Action, Feed, Segmenter
 from stream_hbaf.speech.vad import SpeechDetector, open_detector
+
+LOG = logging.getLogger(__name__)
 
 Int16 = NDArray[np.int16]
 Float32 = NDArray[np.float32]
@@ -150,6 +153,7 @@ class Recognizer:
                 self.transcriber = transcriber.result()
                 self.bundle = bundle.result()
                 require_inferences(config, self.bundle)
+                self._tell_of_language()
                 self._warm_up()
             except BaseException:
                 self._close()
@@ -165,13 +169,24 @@ class Recognizer:
         if self.acoustic is not None:
             self.acoustic.close()
 
+    def _tell_of_language(self) -> None:
+        spoken, read = self.config.transcript.language, self.bundle.config.language
+        if spoken != read and self.bundle.config.network.use_text:
+            LOG.warning(
+                "bundle %s reads '%s' only: words in '%s' are shown, but emotion comes from the "
+                "sound alone",
+                self.bundle.id,
+                read,
+                spoken,
+            )
+
     def _warm_up(self) -> None:
         """The first call of each model takes longer: let that not be at the first utterance.
 
         The transcriber sees to that itself.
         """
         sound = np.zeros(self.transcriber.ear_width, np.float32)
-        words = self.understand(Transcript("hello", "en", 0.0, 0.0, sound))
+        words = self.understand(Transcript("hello", self.bundle.config.language, 0.0, 0.0, sound))
         acoustic = None
         if self.acoustic is not None:
             acoustic = self.acoustic.extract(np.zeros(SAMPLE_RATE_HZ, np.int16))
@@ -188,14 +203,18 @@ class Recognizer:
     ) -> Words:
         """Text features of the words, if there are any, read with the dialogue's ``window``.
 
-        Whoever takes the words for final goes on with the window in ``after``.
+        Words of a language that the bundle can't read have none. Whoever takes the words for
+        final goes on with the window in ``after``.
         """
-        if not transcript.text or not self.bundle.config.network.use_text:
+        if not (transcript.text and self._reads(transcript.language)):
             return Words(transcript, None, None, speaker, window, window)
         turn = Turn(speaker, transcript.text)
         text, after = self.bundle.encoder.encode_next(turn, window)
         inferred = self.bundle.commonsense.infer_texts([transcript.text], features=text[None])[0]
         return Words(transcript, text, inferred, speaker, window, after)
+
+    def _reads(self, language: str) -> bool:
+        return self.bundle.config.network.use_text and language == self.bundle.config.language
 
     def conclude(
         self,

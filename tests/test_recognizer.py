@@ -192,6 +192,27 @@ def test_an_utterance_without_words_leaves_the_window(recognizer):
     assert dialogue.window == before != EMPTY_WINDOW
 
 
+def test_words_that_the_bundle_cannot_read_are_left_to_people(recognizer):
+    """The transcript stays as it is; the network isn't given it, nor are the next words."""
+    polish = Transcript(SAID[0], "pl", avg_logprob=0.0, no_speech_prob=0.0)
+    window = recognizer.understand(transcript(SAID[1])).after
+    words = recognizer.understand(polish, window=window)
+    assert words.transcript == polish
+    assert words.text is None
+    assert words.commonsense is None
+    assert words.after == window
+    assert recognizer.understand(transcript(SAID[0]), window=window).text is not None
+
+
+def test_a_language_that_the_bundle_cannot_read_is_said_at_the_start(tmp_path, caplog):
+    """Nobody should wonder why their words don't count."""
+    config = save_bundle(tmp_path)
+    polish = config.transcript.model_copy(update={"language": "pl"})
+    with Recognizer(config.model_copy(update={"transcript": polish})):
+        pass
+    assert "reads 'en' only: words in 'pl' are shown" in caplog.text
+
+
 def test_a_bundle_of_words_needs_no_sound_features(recognizer):
     """Nothing is measured of the sound, and what is given is not used."""
     assert recognizer.acoustic is None

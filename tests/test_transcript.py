@@ -334,6 +334,31 @@ def test_transcriber_of_a_language_unknown_to_the_model() -> None:
         Transcriber(TranscriptConfig(model="tiny.en", language="de"), device="cpu")
 
 
+def test_another_language_than_the_one_asked_for(caplog: pytest.LogCaptureFixture) -> None:
+    """English asked for as Polish: no words made up, but its sound, its language, and advice."""
+    polish = Transcriber(TranscriptConfig(language="pl"), device="cpu")
+    speech = read(RECORDINGS / "jfk.flac")
+    final = polish.final(speech, speech_score=0.9)
+    running = polish.partial(speech, abandon=lambda: False)
+    for transcript in (final, running):
+        assert transcript is not None
+        assert (transcript.text, transcript.language) == ("", "en")
+        assert transcript.sound is not None
+        assert transcript.sound.shape == (polish.ear_width,)
+    assert [record.getMessage() for record in caplog.records] == [
+        "that sounded like language 'en', not 'pl': its words are left out; "
+        "--language en writes them down"
+    ]
+
+
+def test_another_language_when_none_is_refused() -> None:
+    """With a limit of 0, Whisper decodes what it can't believe."""
+    polish = Transcriber(TranscriptConfig(language="pl", min_language_prob=0.0), device="cpu")
+    transcript = polish.final(read(RECORDINGS / "jfk.flac"), speech_score=0.9)
+    assert transcript.language == "pl"
+    assert transcript.avg_logprob < -0.5
+
+
 OFFLINE = """
 import socket
 from stream_hbaf.config import TranscriptConfig

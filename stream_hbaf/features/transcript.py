@@ -53,8 +53,9 @@ FILES = ("model.bin", "config.json", "tokenizer.json")
 class Transcript:
     """What was said; ``text`` is empty when nothing was, or nothing that can be trusted.
 
-    ``avg_logprob`` and ``no_speech_prob`` are 0 and 1 when the sound wasn't worth decoding, and
-    then there is no ``sound``: what Whisper's encoder heard, the mean over the utterance [D].
+    ``avg_logprob`` and ``no_speech_prob`` are 0 and 1 when nothing was decoded: it hardly was
+    speech, or surely another ``language`` than the one asked for. ``sound`` is what Whisper's
+    encoder heard, the mean over the utterance [D]; None where it hardly was speech.
     """
 
     text: str
@@ -134,6 +135,7 @@ class Transcriber:
             task="transcribe",
             language=config.language,
         )
+        self._told_of_other = False  # said once: it's no use to read it at every utterance
         self._prompt = [*self._tokenizer.sot_sequence, self._tokenizer.no_timestamps]
         # As for the encoder: the first call allocates.
         silence = np.zeros(SAMPLE_RATE_HZ, np.int16)
@@ -155,6 +157,8 @@ class Transcriber:
             return self._silence()
         encoded = self._encoder.encode(samples, window_s=_window_s(samples))
         sound = self._describe(samples, encoded)
+        if (other := self._other_language(encoded)) is not None:
+            return self._silence(other, sound=sound)
         reading = self._generate(encoded, limit=_token_limit(samples))
         if not reading.complete or find_loop(reading.text) is not None:
             encoded = self._encoder.encode(samples, window_s=LONGEST_S)
@@ -176,14 +180,43 @@ class Transcriber:
         encoded = self._encoder.encode(samples, window_s=_window_s(samples))
         if abandon():
             return None
+        sound = self._describe(samples, encoded)
+        if (other := self._other_language(encoded)) is not None:
+            return self._silence(other, sound=sound)
         reading = self._generate(encoded, limit=_token_limit(samples))
         # Said twice: cut rather than read again, for the next partial is near.
         loop = find_loop(reading.text)
         text = "" if self._is_uncertain(reading) else " ".join(reading.text.split()[:loop])
-        return self._transcript(text, reading, sound=self._describe(samples, encoded))
+        return self._transcript(text, reading, sound=sound)
 
-    def _silence(self) -> Transcript:
-        return Transcript("", self._config.language, avg_logprob=0.0, no_speech_prob=1.0)
+    def _silence(
+        self, language: str | None = None, *, sound: NDArray[np.float32] | None = None
+    ) -> Transcript:
+        return Transcript("", language or self._config.language, 0.0, 1.0, sound)
+
+    def _other_language(self, encoded: Any) -> str | None:
+        """What this sounds like, if it surely isn't in the language to be written down.
+
+        Whisper would write words all the same: made up, in the language that it was told.
+        """
+        if not self._model.is_multilingual:
+            return None
+        config = self._config
+        said = self._model.detect_language(encoded)[0]
+        known: dict[str, float] = {token.strip("<|>"): prob for token, prob in said}
+        if known[config.language] >= config.min_language_prob:
+            return None
+        likeliest = max(known, key=known.__getitem__)
+        if not self._told_of_other:
+            self._told_of_other = True
+            LOG.warning(
+                "that sounded like language '%s', not '%s': its words are left out; "
+                "--language %s writes them down",
+                likeliest,
+                config.language,
+                likeliest,
+            )
+        return likeliest
 
     def _transcript(
         self, text: str, reading: _Reading, *, sound: NDArray[np.float32]
