@@ -19,6 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from stream_hbaf.config import Positive, Probability, Section
+from stream_hbaf.corpora.dialogue import LABELS
 from stream_hbaf.evaluation import unweighted_recall, weighted_f1
 from stream_hbaf.networks.contrastive import InterModalLoss
 from stream_hbaf.networks.hbaf import HBAF, HbafConfig
@@ -30,7 +31,6 @@ from stream_hbaf.training.material import (
     Material,
     Rows,
     features_of,
-    labels_of,
     lay_out,
     predict,
 )
@@ -38,6 +38,7 @@ from stream_hbaf.training.trainer import History, Measured, TrainerConfig, fit
 
 Float32 = NDArray[np.float32]
 Draw = np.random.Generator
+NEUTRAL = LABELS.index("neutral")
 ACTED_TURNS = (1, 1, 1, 2, 3, 4)  # lengths of a pseudo-dialogue, drawn evenly
 
 
@@ -63,7 +64,8 @@ class MixtureConfig(Section):
     heard: Probability = 0.8  # of the utterances of such a dialogue
     mismatch: Probability = 0.5  # of those voices are anybody's: words must be able to win
     text_dropout: Probability = 0.2  # of the words where there is a voice
-    statement: Probability = 0.5  # of the voices' pseudo-dialogues keep their text
+    statement: Probability = 0.5  # of the voices' pseudo-dialogues have words
+    others_words: Probability = 0.5  # of those words are anybody's neutral ones
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2, 3, 4)
     workers: Positive = 2  # processes of one thread each, a seed at a time
 
@@ -123,7 +125,7 @@ def fit_mixture(
     def loss(step: Step) -> Tensor:
         draw = np.random.default_rng(step.seed)
         words = _with_voices(spoken.material, step.talk, voices=acted, plan=plan, draw=draw)
-        voices = _with_statements(acted, step.clips, plan=plan, draw=draw)
+        voices = _with_statements(acted, step.clips, talk=spoken.material, plan=plan, draw=draw)
         heard = _loss(network, between, voices, mu=plan.mu, smoothing=plan.smoothing)
         return _loss(network, between, words, mu=plan.mu) + plan.acted * heard
 
@@ -238,8 +240,9 @@ def _with_voices(
 ) -> _Batch:
     """Dialogues with their words; in some, most utterances have a voice, of their label or not.
 
-    A voice of another label teaches that words can be right where the voice is not; the
-    inter-modal loss, which draws voice and words together, leaves such pairs out.
+    A voice of another label teaches that words can be right where the voice is not. Neutral words
+    say nothing against a voice: then the voice is right. The inter-modal loss, which draws voice
+    and words together, leaves such pairs out.
     """
     index = lay_out(dialogues)
     there = index >= 0
@@ -251,14 +254,16 @@ def _with_voices(
     for label in np.unique(labels[hears]):
         same, known = hears & (labels == label), voices.material.labels == label
         partners[same] = _draw_clips(voices, known, int(same.sum()), draw=draw)
-    strange = hears & (draw.random(index.shape) < plan.mismatch)
+    neutral = labels == NEUTRAL
+    strange = hears & (neutral | (draw.random(index.shape) < plan.mismatch))
     anybody = voices.material.labelled
     partners[strange] = _draw_clips(voices, anybody, int(strange.sum()), draw=draw)
+    labels[strange & neutral] = voices.material.labels[partners[strange & neutral]]
     audio = _any_version(voices.material, partners, plan=plan, draw=draw)
     reads = there & ~(hears & (draw.random(index.shape) < plan.text_dropout))
     features = features_of(spoken, index, audio=audio, hears=hears, reads=reads)
     weights = np.ones(index.shape, np.float32)
-    return _batch(spoken, index, features, weights=weights, both=hears & reads & ~strange)
+    return _batch(labels, features, weights=weights, both=hears & reads & ~strange)
 
 
 def _draw_clips(voices: Acted, among: Flags, count: int, *, draw: Draw) -> Rows:
@@ -269,18 +274,30 @@ def _draw_clips(voices: Acted, among: Flags, count: int, *, draw: Draw) -> Rows:
 
 
 def _with_statements(
-    acted: Acted, dialogues: list[Rows], *, plan: MixtureConfig, draw: Draw
+    acted: Acted, dialogues: list[Rows], *, talk: Material, plan: MixtureConfig, draw: Draw
 ) -> _Batch:
-    """Clips with their voices; some dialogues also with the words, which tell nothing."""
+    """Clips with their voices; some dialogues also with words, which tell nothing.
+
+    These are the clip's own statement, or anybody's neutral words: a corpus has few statements,
+    and the network would learn them by heart rather than that neutral words settle nothing.
+    """
     material = acted.material
     index = lay_out(dialogues)
     there = index >= 0
     reads = there & (draw.random((len(index), 1)) < plan.statement)
+    others = reads & (draw.random(index.shape) < plan.others_words)
     if material.text_mask is not None:
-        reads &= material.text_mask[index]
+        reads &= material.text_mask[index] | others
     audio = _any_version(material, np.maximum(index, 0), plan=plan, draw=draw)
     features = features_of(material, index, audio=audio, hears=there, reads=reads)
-    return _batch(material, index, features, weights=acted.weights[index], both=there & reads)
+    words = torch.from_numpy(draw.choice(np.flatnonzero(talk.labels == NEUTRAL), others.sum()))
+    assert features.text is not None
+    assert features.commonsense is not None
+    features.text[others] = torch.from_numpy(talk.text)[words]
+    features.commonsense[others] = torch.from_numpy(talk.commonsense)[words]
+    labels = np.where(there, material.labels[index], NO_LABEL)
+    both = there & reads & ~others
+    return _batch(labels, features, weights=acted.weights[index], both=both)
 
 
 def _any_version(voices: Material, rows: Rows, *, plan: MixtureConfig, draw: Draw) -> Float32:
@@ -295,12 +312,7 @@ def _any_version(voices: Material, rows: Rows, *, plan: MixtureConfig, draw: Dra
 
 
 def _batch(
-    material: Material,
-    index: Rows,
-    features: Features,
-    *,
-    weights: Float32,
-    both: NDArray[np.bool_],
+    labels: NDArray[np.int64], features: Features, *, weights: Float32, both: Flags
 ) -> _Batch:
-    labels = labels_of(material, index)
-    return _Batch(features, labels, torch.from_numpy(weights), torch.from_numpy(both))
+    every = (torch.from_numpy(array) for array in (labels, weights, both))
+    return _Batch(features, *every)
