@@ -3,6 +3,7 @@
 import csv
 import json
 import wave
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -225,6 +226,48 @@ def test_the_network_overfits_eight_utterances():
         seed=0,
     )
     assert fitted.history.best_score == 1.0
+
+
+def test_neutral_words_settle_nothing_against_a_voice():
+    """Voices that never had words are believed beside neutral words; telling words win."""
+    draw = np.random.default_rng(0)
+    labels = np.arange(7)
+    text, audio = draw.standard_normal((2, 7, 6)).astype(np.float32)
+    blank = np.zeros((7, 3, 6), np.float32)
+    alone = tuple(np.arange(7)[:, None])
+    spoken = Material(labels, text, blank, {}, alone)
+    silent = np.zeros(7, dtype=bool)
+    acted = Material(labels, np.zeros_like(text), blank, {"0": audio}, alone, text_mask=silent)
+    config = HbafConfig(
+        audio_width=6,
+        text_width=6,
+        commonsense_width=6,
+        hidden=32,
+        heads=2,
+        layers=1,
+        dropout=0.0,
+        audio_skip=True,
+    )
+    plan = MixtureConfig(
+        epochs=60, patience=60, rate=3e-3, batch=2, spoken_share=1.0, pair=1.0, heard=1.0
+    )
+    epochs = count()
+    network = fit_mixture(
+        config,
+        plan,
+        spoken=Spoken(spoken, tuple((rows,) for rows in spoken.dialogues)),
+        acted=Acted(acted, np.ones(7, np.float32)),
+        dev_score=lambda _: float(next(epochs)),  # the last network is the one to keep
+        seed=0,
+    ).network
+    neutral = LABELS.index("neutral")
+    beside_neutral = Material(labels, text[[neutral] * 7], blank, {"0": audio}, alone)
+    telling = [n for n in range(7) if n != neutral]
+    beside_telling = Material(labels, text, blank, {"0": np.roll(audio, 1, axis=0)}, alone)
+    heard = predict(network, beside_neutral, version="0").argmax(1)
+    read = predict(network, beside_telling, version="0").argmax(1)
+    assert heard.tolist() == labels.tolist()
+    assert np.mean(read[telling] == labels[telling]) >= 4 / 6
 
 
 def test_selection_finds_the_functionals_that_tell(tmp_path):
