@@ -186,6 +186,14 @@ def _add_settings(parser: argparse.ArgumentParser, *, listening: bool = True) ->
         parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help="for the models")
         parser.add_argument("--speaker", metavar="NAME", help="who is speaking")
         parser.add_argument(
+            "--privacy",
+            choices=("full", "no_text", "label_only"),
+            help="what leaves the process (default: full)",
+        )
+        parser.add_argument(
+            "--record", type=Path, metavar="DIR", help="write a session: sound and events"
+        )
+        parser.add_argument(
             "--inferences",
             action="store_true",
             default=None,  # not given: the file or the environment decides
@@ -212,7 +220,12 @@ def _config(options: argparse.Namespace) -> "Config":
         if not equals:
             raise ConfigError(f"--set {setting}: write it as KEY=VALUE")
         overrides[key.strip()] = value.strip()
+    if getattr(options, "mic", None) is not None:
+        overrides["source.where"] = f"mic:{options.mic}" if options.mic else "mic"
     named = {
+        "file": "source.where",
+        "privacy": "privacy",
+        "record": "record",
         "mqtt": "mqtt.url",
         "model": "model",
         "asr": "transcript.model",
@@ -224,7 +237,7 @@ def _config(options: argparse.Namespace) -> "Config":
     for option, key in named.items():
         value = getattr(options, option, None)
         if value is not None:
-            overrides[key] = value
+            overrides[key] = str(value) if isinstance(value, Path) else value
     return load_config(file=options.config, environ=os.environ, overrides=overrides)
 
 
@@ -237,10 +250,10 @@ def _listen(options: argparse.Namespace) -> int:
     speed = _speed(options.speed)
     config = _config(options)
     _share_the_cores()
-    from stream_hbaf.listening import Input, listen
+    from stream_hbaf.listening import Replaying, listen
 
-    chosen = Input(file=options.file, device=options.mic, speed=speed, example=EXAMPLE)
-    return asyncio.run(_interruptibly(listen, chosen, config=config, json=options.json))
+    replaying = Replaying(speed=speed, example=EXAMPLE)
+    return asyncio.run(_interruptibly(listen, config, replaying=replaying, json=options.json))
 
 
 def _share_the_cores() -> None:

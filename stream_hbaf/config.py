@@ -8,7 +8,7 @@ command line is visible to every process of the machine.
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
@@ -17,7 +17,7 @@ from stream_hbaf.errors import ConfigError
 
 SAMPLE_RATE_HZ = 16_000
 ENVIRONMENT_PREFIX = "STREAM_HBAF_"
-SECRETS = ("mqtt.password",)
+SECRETS = ("mqtt.password", "dashboard.token")
 
 Positive = Annotated[int, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -30,7 +30,10 @@ class Section(BaseModel):
 
 class SourceConfig(Section):
     name: TopicLevel = "microphone"  # its topic level; "file" for a recording
+    where: str = "mic"  # mic, mic:NAME, a file, a URL, ws://HOST:PORT, wyoming://HOST:PORT, browser
     speaker: str = ""  # who speaks; empty when unknown
+    dialogue: str = ""  # sources with the same word talk with each other; empty: with nobody
+    channel: Annotated[int, Field(ge=0)] | None = None  # of its sound; None: the mean of all
     chunk_ms: Positive = 64  # what a source gives at a time; never changes the answer
 
 
@@ -72,7 +75,16 @@ class MqttConfig(Section):
     prefix: Annotated[str, Field(pattern=r"^[^+#\s]+$")] = "stream_hbaf"
     node: TopicLevel | None = None  # this recogniser among others; the host name if not given
     port: Positive = 1883  # of the embedded broker
-    outbox: Positive = 10_000  # finished messages held while the broker is away
+    version: Literal["3.1.1", "5"] = "3.1.1"  # of the protocol; the embedded broker knows 3.1.1
+    outbox: Positive = 10_000  # finished messages held on disk while the broker is away
+    outbox_age_h: Positive = 168  # and for how long
+    homeassistant: str | None = None  # discovery prefix, usually homeassistant; None: no discovery
+
+
+class DashboardConfig(Section):
+    host: str = "127.0.0.1"  # elsewhere than on this machine, the page asks for the token
+    port: Annotated[int, Field(ge=0, le=65535)] = 8770  # 0: any that is free
+    token: SecretStr | None = None  # None: drawn at the start, and said
 
 
 class Config(Section):
@@ -81,12 +93,16 @@ class Config(Section):
     model: str = "live-en"  # a bundle's name or folder
     device: Literal["auto", "cpu", "cuda"] = "auto"
     inferences: bool = False  # say in phrases what commonsense infers from the words
+    privacy: Literal["full", "no_text", "label_only"] = "full"  # what of it leaves the process
+    record: Path | None = None  # folder that sessions are written to; None: nothing is recorded
     source: SourceConfig = SourceConfig()
+    sources: tuple[SourceConfig, ...] = ()  # several at once, instead of the one
     vad: VadConfig = VadConfig()
     segmenter: SegmenterConfig = SegmenterConfig()
     transcript: TranscriptConfig = TranscriptConfig()
     dialogue: DialogueConfig = DialogueConfig()
     mqtt: MqttConfig = MqttConfig()
+    dashboard: DashboardConfig | None = None  # None: no page
 
 
 def load_config(
@@ -137,8 +153,10 @@ def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
     """All dotted keys, in their order of definition."""
     keys: list[str] = []
     for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            keys += known_keys(field.annotation, f"{prefix}{name}.")
+        kinds = get_args(field.annotation) or (field.annotation,)
+        sections = [k for k in kinds if isinstance(k, type) and issubclass(k, Section)]
+        if sections and get_origin(field.annotation) is not tuple:
+            keys += known_keys(sections[0], f"{prefix}{name}.")
         else:
             keys.append(prefix + name)
     return keys

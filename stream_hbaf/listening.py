@@ -1,4 +1,4 @@
-"""One run of the recogniser: open source, broker, models and publishers, listen, close them."""
+"""One run of the recogniser: open sources, broker, models and publishers, listen, close them."""
 
 import asyncio
 import contextlib
@@ -6,13 +6,15 @@ import sys
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from stream_hbaf import __version__
 from stream_hbaf.audio.capture import list_devices
 from stream_hbaf.audio.file import FileSource
 from stream_hbaf.audio.microphone import Microphone
-from stream_hbaf.audio.source import AudioSource, OnStatus
-from stream_hbaf.config import Config
+from stream_hbaf.audio.source import AudioSource, Chunk, OnStatus
+from stream_hbaf.config import Config, SourceConfig
+from stream_hbaf.control import Controls, Remembering
 from stream_hbaf.errors import DeviceError
 from stream_hbaf.events import Info, Model, State
 from stream_hbaf.live import LivePipeline, Publisher
@@ -23,94 +25,165 @@ from stream_hbaf.terminal import JsonLines, Terminal
 
 # At full speed a larger chunk costs fewer hops between threads; it never changes the answer.
 FULL_SPEED_CHUNK_MS = 320
+HEALTH_EVERY_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Input:
-    """Where sound comes from, as the command line asks for it."""
+class Replaying:
+    """How recordings are listened to."""
 
-    file: Path | None  # a recording
-    device: str | None  # a microphone's name or index; "" the system's own; None any, or example
-    speed: float | None  # of a recording, None as fast as it goes
+    speed: float | None  # times real time, None as fast as it goes
     example: Path  # what to listen to when there is no microphone and none was asked for
 
 
-async def listen(chosen: Input, *, config: Config, json: bool, stop: asyncio.Event) -> None:
+async def listen(config: Config, *, replaying: Replaying, json: bool, stop: asyncio.Event) -> None:
     """Recognise until the sound ends or ``stop`` is set; raises a StreamHbafError that says why
     it can't."""
+    config, replaying = _fall_back(config, replaying)
     async with contextlib.AsyncExitStack() as opened:
-        reports: list[LivePipeline] = []
+        pipelines: list[LivePipeline] = []
 
-        def on_status(state: State, detail: str) -> None:
-            for pipeline in reports:
-                pipeline.report_capture(state, detail)
+        def report(source: str, state: State, detail: str) -> None:
+            for pipeline in pipelines:
+                pipeline.report_capture(state, detail, source=source)
 
-        chosen = _fall_back(chosen)
-        config = _named(config, chosen)
-        source = await opened.enter_async_context(_open(chosen, config, on_status))
-        url = config.mqtt.url
-        if url == "embedded":
-            broker = await opened.enter_async_context(embedded_broker(config.mqtt.port))
-            url = broker.url
+        sources = {
+            source: await opened.enter_async_context(
+                _open(source, replaying, on_status=partial(report, source.name))
+            )
+            for source in _sources(config)
+        }
+        config = await _with_broker(config, opened)
         _say("loading the models")
         loop = asyncio.get_running_loop()
-        recognizer = opened.enter_context(
-            await loop.run_in_executor(None, partial(Recognizer, config))
+        recognizer = await loop.run_in_executor(None, partial(Recognizer, config))
+        opened.callback(
+            lambda: pipelines[0].recognizer.close() if pipelines else recognizer.close()
         )
-        publishers: list[Publisher] = [JsonLines(stop=stop) if json else Terminal()]
-        if url != "none":
-            mqtt = config.mqtt.model_copy(update={"url": url})
-            publisher = MqttPublisher(
-                mqtt, info=_info(recognizer), on_status=lambda connected, line: _say(line)
+        run = _Run(config, recognizer, stop=stop, json=json)
+        pipelines.append(run.pipeline)
+        await run.start(opened)
+        names = ", ".join(source.name for source in sources.values())
+        _say(f"listening to {names}; Ctrl-C ends")
+        await run.pipeline.run(sources, stop=stop, beside=[run.tell_health()])
+
+
+class _Run:
+    """The publishers of one run, and what may be asked of it."""
+
+    def __init__(
+        self, config: Config, recognizer: Recognizer, *, stop: asyncio.Event, json: bool
+    ) -> None:
+        self._config = config
+        self._stop = stop
+        self._json = json
+        self._mqtt: MqttPublisher | None = None
+        self._publishers: list[Publisher] = []
+        self._recorder: Any = None
+        if config.record is not None:
+            from stream_hbaf.sessions.recorder import SessionRecorder
+
+            self._recorder = SessionRecorder(config.record, config=config, recognizer=recognizer)
+        self.pipeline = LivePipeline(
+            recognizer,
+            self._publishers,
+            on_sound=self._recorder.hear if self._recorder else _unheard,
+            recording=self._recorder is not None,
+        )
+
+    async def start(self, opened: contextlib.AsyncExitStack) -> None:
+        """Connect everybody who is told; MQTT first, since it keeps what it is told on disk."""
+        controls = Controls(
+            self.pipeline,
+            info=self._info,
+            recording=self._recorder,
+            remembering=self._remembering,
+        )
+        if self._config.mqtt.url != "none":
+            self._mqtt = MqttPublisher(
+                self._config.mqtt,
+                info=self._info(),
+                on_status=lambda connected, line: _say(line),
             )
-            await publisher.connect()
-            publishers.append(publisher)
-            _say(f"publishing to {publisher.address}")
-        pipeline = LivePipeline(recognizer, publishers)
-        reports.append(pipeline)
-        _say(f"listening to {source.name}; Ctrl-C ends")
-        await pipeline.run(source, stop=stop)
+            await self._mqtt.connect()
+            self._publishers.append(self._mqtt)
+            _say(f"publishing to {self._mqtt.address}")
+        if self._recorder is not None:
+            self._publishers.append(self._recorder)
+            _say(f"recording to {self._recorder.folder}")
+        self._publishers.append(JsonLines(stop=self._stop) if self._json else Terminal())
+
+    def _remembering(self) -> list[Remembering]:
+        return [keeper for keeper in (self._mqtt, self._recorder) if keeper is not None]
+
+    def _info(self) -> Info:
+        """Who publishes here, as it is now."""
+        bundle = self.pipeline.recognizer.bundle
+        return Info(
+            version=__version__,
+            model=Model(id=bundle.id, sha256=bundle.sha256),
+            labels=list(bundle.labels),
+            licence=bundle.config.licence,
+            sources=[source.name for source in _sources(self._config)],
+            privacy=self._config.privacy,
+        )
+
+    async def tell_health(self) -> None:
+        """Publish every minute how the run bears up."""
+        while True:
+            await asyncio.sleep(HEALTH_EVERY_S)
+            health = self.pipeline.health()
+            if self._mqtt is not None:
+                dropped = health.dropped | {"partials": self._mqtt.dropped}
+                health = health.model_copy(update={"dropped": dropped})
+            await self.pipeline.tell(health)
 
 
-def _fall_back(chosen: Input) -> Input:
+def _fall_back(config: Config, replaying: Replaying) -> tuple[Config, Replaying]:
     """Without a wish and without a microphone: the bundled recording, in real time."""
-    if chosen.file is not None or chosen.device is not None:
-        return chosen
+    if config.sources or "where" in config.source.model_fields_set:
+        return config, replaying
     try:
         if list_devices():
-            return replace(chosen, device="")
+            return config, replaying
         why = "no microphone found"
     except DeviceError as error:
         why = str(error)
     _say(f"{why}: listening to the bundled recording in real time")
-    return replace(chosen, file=chosen.example, speed=1.0)
+    source = config.source.model_copy(update={"where": str(replaying.example)})
+    return config.model_copy(update={"source": source}), replace(replaying, speed=1.0)
 
 
-def _named(config: Config, chosen: Input) -> Config:
-    """The source's topic level, unless the user chose one."""
-    if chosen.file is None or "name" in config.source.model_fields_set:
+def _sources(config: Config) -> list[SourceConfig]:
+    """All sources; one that isn't a microphone is called so only if the user says so."""
+    if config.sources:
+        return list(config.sources)
+    source = config.source
+    if "name" in source.model_fields_set or source.where.partition(":")[0] == "mic":
+        return [source]
+    return [source.model_copy(update={"name": "file"})]
+
+
+def _open(source: SourceConfig, replaying: Replaying, *, on_status: OnStatus) -> AudioSource:
+    kind, _, device = source.where.partition(":")
+    if kind == "mic":
+        return Microphone(device or None, chunk_ms=source.chunk_ms, on_status=on_status)
+    chunk_ms = source.chunk_ms if replaying.speed is not None else FULL_SPEED_CHUNK_MS
+    where = Path(source.where)
+    return FileSource(where, speed=replaying.speed, chunk_ms=chunk_ms, on_status=on_status)
+
+
+async def _with_broker(config: Config, opened: contextlib.AsyncExitStack) -> Config:
+    """The settings with the broker's address, if it is to be our own."""
+    if config.mqtt.url != "embedded":
         return config
-    source = config.source.model_copy(update={"name": "file"})
-    return config.model_copy(update={"source": source})
+    broker = await opened.enter_async_context(embedded_broker(config.mqtt.port))
+    mqtt = config.mqtt.model_copy(update={"url": broker.url})
+    return config.model_copy(update={"mqtt": mqtt})
 
 
-def _open(chosen: Input, config: Config, on_status: OnStatus) -> AudioSource:
-    if chosen.file is None:
-        device = chosen.device or None
-        return Microphone(device, chunk_ms=config.source.chunk_ms, on_status=on_status)
-    chunk_ms = config.source.chunk_ms if chosen.speed is not None else FULL_SPEED_CHUNK_MS
-    return FileSource(chosen.file, speed=chosen.speed, chunk_ms=chunk_ms, on_status=on_status)
-
-
-def _info(recognizer: Recognizer) -> Info:
-    bundle = recognizer.bundle
-    return Info(
-        version=__version__,
-        model=Model(id=bundle.id, sha256=bundle.sha256),
-        labels=list(bundle.labels),
-        licence=bundle.config.licence,
-        sources=[recognizer.config.source.name],
-    )
+def _unheard(source: SourceConfig, chunk: Chunk) -> None:
+    """Nobody records."""
 
 
 def _say(line: str) -> None:

@@ -19,7 +19,7 @@ from stream_hbaf.bundle import NONE, Bundle, BundleConfig, read_bundle_config
 from stream_hbaf.certainty import Modality, Probabilities, coalitions, pattern_of, shapley
 from stream_hbaf.config import SAMPLE_RATE_HZ, Config
 from stream_hbaf.errors import BundleError, ConfigError
-from stream_hbaf.events import Contributions, Inferred
+from stream_hbaf.events import Contributions, Inferred, Trigger
 from stream_hbaf.features.acoustic import Acoustic, AcousticExtractor
 from stream_hbaf.features.context import EMPTY_WINDOW, Turn, TurnWindow
 from stream_hbaf.features.transcript import Transcriber, Transcript
@@ -107,9 +107,9 @@ class Listener:
         self._held_start = keep_from
         return heard
 
-    def flush(self, *, resume_at: int) -> list[Action | Sound]:
+    def flush(self, *, resume_at: int, trigger: Trigger = "end_of_input") -> list[Action | Sound]:
         """End of the input or a gap in it; what follows is counted from ``resume_at``."""
-        heard = [self._with_sound(action) for action in self._segmenter.flush()]
+        heard = [self._with_sound(action) for action in self._segmenter.flush(trigger=trigger)]
         self._start_over(resume_at)
         return heard
 
@@ -156,16 +156,17 @@ class Recognizer:
                 self._tell_of_language()
                 self._warm_up()
             except BaseException:
-                self._close()
+                self.close()
                 raise
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._close()
+        self.close()
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Let openSMILE's threads go; no utterance can be heard after that."""
         if self.acoustic is not None:
             self.acoustic.close()
 

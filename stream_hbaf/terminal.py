@@ -113,7 +113,7 @@ class Terminal:
         emotion = event.emotion
         label = emotion.label if emotion else "unknown"
         doubt = "?" if emotion and emotion.abstained else ""
-        score = f" {emotion.score:.0%}" if emotion else ""
+        score = f" {emotion.score:.0%}" if emotion and emotion.score is not None else ""
         clock = datetime.fromisoformat(event.start_time).astimezone().strftime("%H:%M:%S")
         words = event.text or "(no words)"
         style = f"bold {COLOURS.get(label, 'white')}"

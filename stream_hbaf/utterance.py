@@ -10,7 +10,7 @@ import numpy as np
 from stream_hbaf.config import SAMPLE_RATE_HZ, SourceConfig
 from stream_hbaf.events import Asr, Emotion, Latency, Model, Partial, Stage, Utterance
 from stream_hbaf.features.acoustic import AcousticSession
-from stream_hbaf.recognizer import Dialogue, Int16, Prediction, Words
+from stream_hbaf.recognizer import Dialogue, Int16, Prediction, Recognizer, Words
 from stream_hbaf.speech.segmenter import Finish
 
 
@@ -47,6 +47,7 @@ class Timing:
 class SpokenUtterance:
     """What the live pipeline knows of one utterance so far."""
 
+    recognizer: Recognizer  # that it began with, and is finished by
     dialogue: Dialogue
     turn: int
     start: int  # sample
@@ -78,7 +79,6 @@ class SpokenUtterance:
         kind: Literal["new", "update", "end"],
         source: SourceConfig,
         *,
-        model: Model,
         words: Words | None = None,
         prediction: Prediction | None = None,
         now: float = 0.0,
@@ -111,10 +111,15 @@ class SpokenUtterance:
             emotion=_emotion(prediction) if prediction else None,
             contributions=prediction.contributions if prediction else None,
             conflict=prediction.conflict if prediction else None,
+            inferences=prediction.inferences if prediction else None,
             degraded="; ".join(f"{stage}: {why}" for stage, why in self.failures.items()),
             latency_ms=self.timing.latency(now) if finish else None,
-            model=model if finish else None,
+            model=self._model() if finish else None,
         )
+
+    def _model(self) -> Model:
+        bundle = self.recognizer.bundle
+        return Model(id=bundle.id, sha256=bundle.sha256)
 
     def partial(self, source: SourceConfig, *, words: Words, prediction: Prediction) -> Partial:
         """The running transcript with its provisional emotion."""

@@ -137,6 +137,19 @@ def test_a_withheld_modality_is_not_used(judge, played, monkeypatch):
     np.testing.assert_allclose(text.probabilities, alone.probabilities, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("withheld", "used"), [(None, ("audio", "text")), ("text", ("audio",)), ("audio", ("text",))]
+)
+def test_what_is_withheld_takes_nothing_else_along(judge, monkeypatch, withheld, used):
+    """Whisper hears the voice as well as the words: without these, the voice is still heard."""
+    monkeypatch.setattr(judge, "withheld", withheld)
+    samples = read_audio(read(0).audio)
+    words = judge.understand(judge.transcriber.final(samples, speech_score=1.0))
+    acoustic = judge.acoustic.extract(samples)
+    said = judge.conclude(acoustic=acoustic, words=words, dialogue=judge.dialogue())
+    assert said.modalities == used
+
+
 def test_words_are_read_with_their_dialogue(judge):
     """Gold words have no errors, misheard ones about as many as asked for, the same every time."""
     turns = [LabelledUtterance(f"t{n}", "A", WORDS[n % 3], "joy") for n in range(6)]

@@ -146,17 +146,21 @@ class Transcriber:
         """How wide a transcript's ``sound`` is."""
         return self._ear.width
 
-    def final(self, samples: NDArray[np.int16], speech_score: float) -> Transcript:
+    def final(
+        self, samples: NDArray[np.int16], speech_score: float, *, write: bool = True
+    ) -> Transcript:
         """The words of a whole utterance, int16 [n] of at most 30 s.
 
         ``speech_score`` is the mean VAD score of the utterance: sound that hardly counts as
-        speech isn't decoded at all.
+        speech isn't decoded at all. Unless ``write``, no words are looked for in the rest either.
         """
         _check_length(samples)
         if speech_score < self._config.min_speech_score or not _can_hold_words(samples):
             return self._silence()
         encoded = self._encoder.encode(samples, window_s=_window_s(samples))
         sound = self._describe(samples, encoded)
+        if not write:
+            return self._silence(sound=sound)
         if (other := self._other_language(encoded)) is not None:
             return self._silence(other, sound=sound)
         reading = self._generate(encoded, limit=_token_limit(samples))

@@ -131,8 +131,8 @@ class Segmenter:
         self._count(run, score)
         return self._listen(run) if run.begin is None else self._go_on(run, run.begin)
 
-    def flush(self) -> list[Action]:
-        """End what is open: the input is over, or sound is missing from here on.
+    def flush(self, *, trigger: Trigger = "end_of_input") -> list[Action]:
+        """End what is open: the input is over, sound is missing from here on, or so it is wished.
 
         Frames fed afterwards are taken to follow on; where they don't, make a new Segmenter with
         their first sample as its origin.
@@ -140,7 +140,7 @@ class Segmenter:
         run = self._run
         actions: list[Action] = []
         if run is not None and run.begin is not None:
-            actions.append(self._finish(run, run.begin, trigger="end_of_input"))
+            actions.append(self._finish(run, run.begin, trigger=trigger))
         self._run = None
         self._floor = self._heard
         self._is_speech = False

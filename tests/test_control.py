@@ -1,0 +1,278 @@
+"""Several sources at once, and what may be asked of them while they run; real sound and models."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from test_live import Notebook, Pieces
+
+from stream_hbaf.audio.source import AudioSource
+from stream_hbaf.config import SourceConfig
+from stream_hbaf.control import Controls
+from stream_hbaf.errors import ConfigError
+from stream_hbaf.events import (
+    AnyEvent,
+    DialogueSummary,
+    Feedback,
+    Info,
+    Model,
+    Request,
+    Response,
+    Switch,
+    Utterance,
+)
+from stream_hbaf.live import LivePipeline
+from stream_hbaf.recognizer import Recognizer
+
+Sound = NDArray[np.int16]
+PATIENCE_S = 60
+
+
+class Diary(Notebook):
+    """A publisher that wakes whoever waits for an event."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told = asyncio.Condition()
+
+    async def send(self, event: AnyEvent) -> None:
+        await super().send(event)
+        async with self._told:
+            self._told.notify_all()
+
+    async def until(self, there: Callable[["Diary"], bool]) -> None:
+        async with asyncio.timeout(PATIENCE_S), self._told:
+            await self._told.wait_for(lambda: there(self))
+
+
+def speaking(diary: Diary) -> bool:
+    return any(isinstance(e, Utterance) and e.type == "new" for e in diary.events)
+
+
+def controls_of(pipeline: LivePipeline) -> Controls:
+    bundle = pipeline.recognizer.bundle
+
+    def info() -> Info:
+        model = Model(id=bundle.id, sha256=bundle.sha256)
+        return Info(version="0", model=model, labels=list(bundle.labels), licence="", sources=[])
+
+    return Controls(pipeline, info=info, recording=None, remembering=list)
+
+
+def listen(
+    recognizer: Recognizer,
+    sources: Mapping[SourceConfig, AudioSource],
+    meanwhile: Callable[[Controls, Diary], Awaitable[Any]] | None = None,
+) -> Diary:
+    """Run the sources to their end; what was published."""
+    diary = Diary()
+
+    async def run() -> None:
+        pipeline = LivePipeline(recognizer, [diary])
+        running = asyncio.create_task(pipeline.run(sources, stop=asyncio.Event()))
+        if meanwhile is not None:
+            await meanwhile(controls_of(pipeline), diary)
+        await running
+
+    asyncio.run(run())
+    return diary
+
+
+def named(name: str, *, dialogue: str = "") -> SourceConfig:
+    return SourceConfig(name=name, speaker=name.title(), dialogue=dialogue)
+
+
+def ask(command: str, **arguments: Any) -> Request:
+    return Request(command=command, arguments=arguments, transaction="t")
+
+
+@pytest.mark.parametrize("dialogue", ["table", ""])
+def test_sources_talk_with_each_other_only_if_they_share_a_dialogue(
+    recognizer: Recognizer, sentences: list[Sound], dialogue: str
+) -> None:
+    """Two microphones at one table are one dialogue with two speakers; else each has its own."""
+    sources = {
+        named("ann", dialogue=dialogue): Pieces(sentences[1], seed=1),
+        named("bob", dialogue=dialogue): Pieces(sentences[4], seed=2),
+    }
+    diary = listen(recognizer, sources)
+    ends = diary.ends()
+    assert {(end.source, end.speaker) for end in ends} == {("ann", "Ann"), ("bob", "Bob")}
+    assert all(end.text for end in ends)
+    shared = len({end.dialogue_id for end in ends}) == 1
+    assert shared == bool(dialogue)
+    if shared:
+        assert sorted(end.turn for end in ends) == list(range(1, len(ends) + 1))
+        last = [e for e in diary.events if isinstance(e, DialogueSummary)][-1]
+        assert (last.turns, set(last.speakers)) == (len(ends), {"Ann", "Bob"})
+        assert sum(last.emotions.values()) == len(ends)
+
+
+def test_a_source_beside_others_says_what_it_says_alone(
+    recognizer: Recognizer, sentences: list[Sound]
+) -> None:
+    """Sharing the models changes no answer."""
+    alone = listen(recognizer, {named("ann"): Pieces(sentences[1], seed=1)}).ends()
+    both = listen(
+        recognizer,
+        {
+            named("ann"): Pieces(sentences[1], seed=3),
+            named("bob"): Pieces(sentences[4], seed=4),
+        },
+    )
+    beside = [end for end in both.ends() if end.source == "ann"]
+    assert [end.text for end in beside] == [end.text for end in alone]
+    for one, other in zip(beside, alone, strict=True):
+        assert one.emotion is not None
+        assert other.emotion is not None
+        assert one.emotion.probabilities == pytest.approx(other.emotion.probabilities, abs=1e-5)
+
+
+def test_flush_ends_what_is_being_said(recognizer: Recognizer, sentences: list[Sound]) -> None:
+    """The utterance so far is told at once; what follows is another one of the same dialogue."""
+
+    async def flush(controls: Controls, diary: Diary) -> None:
+        await diary.until(speaking)
+        answer = await controls.answer(ask("flush"))
+        assert (answer.status, answer.transaction) == ("ok", "t")
+
+    source = Pieces(sentences[0], seed=5, pace=True)
+    first, *others = listen(recognizer, {named("ann"): source}, flush).ends()
+    assert first.trigger == "request"
+    assert others
+    assert {end.dialogue_id for end in others} == {first.dialogue_id}
+
+
+def test_reset_begins_a_new_dialogue(recognizer: Recognizer, sentences: list[Sound]) -> None:
+    """What comes after is somebody else's: another id, turn 1."""
+
+    async def reset(controls: Controls, diary: Diary) -> None:
+        await diary.until(speaking)
+        answer = await controls.answer(ask("reset"))
+        assert answer.content == {"ended": 1}
+
+    source = Pieces(sentences[0], seed=6, pace=True)
+    first, *others = listen(recognizer, {named("ann"): source}, reset).ends()
+    assert others[0].turn == 1
+    assert others[0].dialogue_id != first.dialogue_id
+
+
+def test_nothing_is_heard_while_not_listening(
+    recognizer: Recognizer, sentences: list[Sound]
+) -> None:
+    """Switched off, the open utterance ends and the rest of the sound is nobody's."""
+
+    async def close_ears(controls: Controls, diary: Diary) -> None:
+        await diary.until(speaking)
+        await controls.turn("ann", "listening", on=False)
+
+    source = Pieces(np.concatenate([sentences[1]] * 2), seed=7, pace=True)
+    diary = listen(recognizer, {named("ann"): source}, close_ears)
+    (end,) = diary.ends()
+    assert end.trigger == "request"
+    states = [e.on for e in diary.events if isinstance(e, Switch) and e.switch == "listening"]
+    assert states == [True, False]
+
+
+def test_words_are_not_looked_for_while_not_transcribing(
+    recognizer: Recognizer, sentences: list[Sound]
+) -> None:
+    """Switched off, emotion comes from the voice alone."""
+
+    async def no_words(controls: Controls, diary: Diary) -> None:
+        await diary.until(lambda diary: any(isinstance(e, Switch) for e in diary.events))
+        await controls.turn("ann", "transcribe", on=False)
+
+    source = Pieces(sentences[1], seed=8, pace=True)
+    ends = listen(recognizer, {named("ann"): source}, no_words).ends()
+    assert ends
+    assert {(end.text, tuple(end.modalities)) for end in ends} == {("", ("audio",))}
+
+
+def test_another_bundle_takes_over_between_utterances(
+    recognizer: Recognizer, sentences: list[Sound]
+) -> None:
+    """The model of the answer begins a new dialogue; nothing is lost in between."""
+    answers: list[Response] = []
+
+    async def exchange(controls: Controls, diary: Diary) -> None:
+        await diary.until(speaking)
+        answers.append(await controls.answer(ask("set_model", model=recognizer.bundle.id)))
+
+    source = Pieces(np.concatenate([sentences[1]] * 4), seed=9, pace=True)
+    diary = listen(recognizer, {named("ann"): source}, exchange)
+    ends = diary.ends()
+    assert answers[0].content == {
+        "model": recognizer.bundle.id,
+        "sha256": recognizer.bundle.sha256,
+    }
+    assert len(ends) == 4
+    assert len({end.dialogue_id for end in ends}) == 2
+    assert [e for e in diary.events if isinstance(e, Info)]
+
+
+@pytest.mark.parametrize(
+    ("request_", "complaint"),
+    [
+        (ask("dance"), "no command 'dance'; there is ping, reset"),
+        (ask("set_model"), "give a bundle's name"),
+        (ask("set_model", model="nowhere"), "bundle 'nowhere': no such"),
+        (ask("set_model", model=3), "'model' must be text, not 3"),
+        (ask("flush", source="cellar"), "no source 'cellar': there is ann"),
+        (ask("forget"), "give the dialogue's id"),
+    ],
+)
+def test_what_cannot_be_granted_is_an_answer(
+    recognizer: Recognizer, sentences: list[Sound], request_: Request, complaint: str
+) -> None:
+    """One line that says what is wrong; the run goes on."""
+
+    async def wish(controls: Controls, diary: Diary) -> None:
+        await diary.until(lambda diary: bool(diary.events))
+        answer = await controls.answer(request_)
+        assert answer.status == "error"
+        assert complaint in answer.error
+        assert "\n" not in answer.error
+
+    silence = np.zeros(16_000, np.int16)
+    listen(recognizer, {named("ann"): Pieces(silence, seed=1)}, wish)
+
+
+def test_state_tells_of_switches_dialogues_and_health(
+    recognizer: Recognizer, sentences: list[Sound]
+) -> None:
+    """Whoever comes later can know how things stand."""
+    found: list[dict[str, Any]] = []
+
+    async def look(controls: Controls, diary: Diary) -> None:
+        await diary.until(lambda diary: bool(diary.ends()))
+        found.append((await controls.answer(ask("get_state"))).content)
+
+    diary = listen(
+        recognizer, {named("ann"): Pieces(np.tile(sentences[1], 2), seed=2, pace=True)}, look
+    )
+    (state,) = found
+    assert state["switches"] == {"ann": {"listening": True, "transcribe": True}}
+    assert state["dialogues"] == {"ann": diary.ends()[0].dialogue_id}
+    assert state["health"]["utterances"] >= 1
+    assert state["health"]["latency_ms"]["total"]["p50"] > 0
+
+
+def test_a_correction_without_a_recording_says_so(
+    recognizer: Recognizer, sentences: list[Sound]
+) -> None:
+    """Nothing is recorded unless asked, so there is nothing to correct."""
+
+    async def correct(controls: Controls, diary: Diary) -> None:
+        await diary.until(lambda diary: bool(diary.events))
+        with pytest.raises(ConfigError, match="start with --record"):
+            await controls.correct(Feedback(id="x", label="joy"))
+        with pytest.raises(ConfigError, match="no label 'bliss'; there is anger"):
+            await controls.correct(Feedback(id="x", label="bliss"))
+        with pytest.raises(ConfigError, match="start with --record"):
+            await controls.turn("ann", "record", on=True)
+
+    listen(recognizer, {named("ann"): Pieces(np.zeros(16_000, np.int16), seed=1)}, correct)
