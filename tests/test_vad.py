@@ -107,6 +107,18 @@ def test_silero_white_noise() -> None:
     assert (open_detector("webrtc").feed(noise) >= 0.5).mean() > 0.9
 
 
+def test_silero_hears_clipping_sound_quieter() -> None:
+    """Sound at full scale is scored as the same sound at a quarter, which Silero knows better."""
+    speech = read_audio(RECORDINGS / "jfk.flac")[6_000:40_000].astype(np.int32)
+    loud = (50 * speech).clip(-32768, 32767).astype(np.int16)
+    frames = np.abs(loud[: len(loud) // 512 * 512].astype(np.int32)).reshape(-1, 512).max(1)
+    assert frames[0] == 32768  # so that both begin alike
+    detector = SileroDetector()
+    scores = detector.feed(loud)
+    detector.reset()
+    np.testing.assert_allclose(scores, detector.feed(loud // 4), atol=0.02)
+
+
 @pytest.mark.parametrize(("frame_ms", "share"), [(10, 1 / 8), (20, 1 / 4), (30, 1 / 2)])
 def test_webrtc_smoothing(meeting: NDArray[np.int16], frame_ms: int, share: float) -> None:
     """A score is the share of the last frames that were called speech."""

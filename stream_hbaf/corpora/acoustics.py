@@ -30,7 +30,7 @@ from stream_hbaf.features.representations import AcousticRepresentation, open_re
 from stream_hbaf.speech.segmenter import Finish, Segmenter
 from stream_hbaf.speech.vad import SpeechDetector, open_detector
 
-VERSION = "2"  # rises when cutting, changing or measuring changes: old caches are then left alone
+VERSION = "3"  # rises when cutting, changing or measuring changes: old caches are then left alone
 LONGEST = 30 * SAMPLE_RATE_HZ  # samples; what Whisper hears at once, and the live segmenter cuts
 Float32 = NDArray[np.float32]
 
