@@ -2,7 +2,9 @@
 
 import argparse
 import asyncio
+import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -84,7 +86,15 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument(
         "--mic", nargs="?", const="", metavar="NAME|INDEX", help="listen to a microphone"
     )
-    where.add_argument("--file", type=Path, metavar="PATH", help="listen to a recording")
+    where.add_argument("--file", metavar="PATH|URL", help="listen to a recording or a stream")
+    where.add_argument(
+        "--source",
+        action="append",
+        dest="sources",
+        metavar="NAME=WHERE",
+        help="listen to several: mic:NAME, a file, a URL, ws://HOST:PORT, wyoming://HOST:PORT, "
+        "satellite://HOST:PORT or browser; with ,channel=N ,speaker=NAME ,dialogue=NAME",
+    )
     parser.add_argument(
         "--speed", default="1", metavar="1|max", help="of a recording; 1 is real time (default)"
     )
@@ -94,6 +104,10 @@ def _parser() -> argparse.ArgumentParser:
 
     devices = commands.add_parser("devices", help="list the microphones there are")
     devices.set_defaults(run=_devices)
+
+    schema = commands.add_parser("schema", help="print what is published as AsyncAPI")
+    schema.add_argument("--out", type=Path, help="write it here, with a JSON Schema a message")
+    schema.set_defaults(run=_schema)
 
     watch = commands.add_parser("watch", help="subscribe and show what is published")
     _add_settings(watch, listening=False)
@@ -220,6 +234,8 @@ def _config(options: argparse.Namespace) -> "Config":
         if not equals:
             raise ConfigError(f"--set {setting}: write it as KEY=VALUE")
         overrides[key.strip()] = value.strip()
+    if getattr(options, "sources", None):
+        overrides["sources"] = [_source(text) for text in options.sources]
     if getattr(options, "mic", None) is not None:
         overrides["source.where"] = f"mic:{options.mic}" if options.mic else "mic"
     named = {
@@ -239,6 +255,19 @@ def _config(options: argparse.Namespace) -> "Config":
         if value is not None:
             overrides[key] = str(value) if isinstance(value, Path) else value
     return load_config(file=options.config, environ=os.environ, overrides=overrides)
+
+
+def _source(text: str) -> dict[str, str]:
+    """``NAME=WHERE,channel=0,speaker=Ann,dialogue=table`` as the settings of a source."""
+    name, equals, rest = text.partition("=")
+    if not equals or not rest:
+        raise ConfigError(f"--source {text}: write it as NAME=WHERE, such as ann=mic:1")
+    settings = {"name": name, "speaker": name}
+    found = re.compile(r",(channel|speaker|dialogue)=([^,]*)$")
+    while option := found.search(rest):
+        settings[option[1]] = option[2]
+        rest = rest[: option.start()]
+    return settings | {"where": rest}
 
 
 def _listen(options: argparse.Namespace) -> int:
@@ -288,6 +317,17 @@ def _devices(options: argparse.Namespace) -> int:
             f"{mark} {device.index:>3}  {device.name}  "
             f"({device.channels} channels, {device.rate_hz} Hz)\n"
         )
+    return 0
+
+
+def _schema(options: argparse.Namespace) -> int:
+    from stream_hbaf.schema import schema, write_schema
+
+    if options.out is None:
+        _say(json.dumps(schema(), indent=2, ensure_ascii=False))
+        return 0
+    write_schema(options.out)
+    _say(f"{options.out}: an AsyncAPI document and JSON Schemas of all that is published")
     return 0
 
 

@@ -26,6 +26,7 @@ from stream_hbaf.events import (
 )
 from stream_hbaf.live import LivePipeline
 from stream_hbaf.recognizer import Recognizer
+from stream_hbaf.topics import COMMANDS
 
 Sound = NDArray[np.int16]
 PATIENCE_S = 60
@@ -212,6 +213,13 @@ def test_another_bundle_takes_over_between_utterances(
     assert len(ends) == 4
     assert len({end.dialogue_id for end in ends}) == 2
     assert [e for e in diary.events if isinstance(e, Info)]
+
+
+def test_every_command_of_the_contract_is_known(recognizer: Recognizer) -> None:
+    """What is documented can be asked for, and nothing else."""
+    answer = asyncio.run(controls_of(LivePipeline(recognizer, [])).answer(ask("dance")))
+    known = answer.error.partition("there is ")[2].split(", ")
+    assert set(known) == {command.name for command in COMMANDS}
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ REPORTS = {"ravdess": PLAYED, "nemo": report(clean=row(0.5)), "meld": READ}
 
 def test_every_promise_has_a_key():
     unheard = {"ravdess": report(clean=row(0.35)), "tess": report(clean=row(0.55))}
-    live = live_figures(REPORTS, unheard=unheard)
+    live = live_figures(REPORTS, unheard=unheard, alone={})
     close = {name: round(live[name], 6) for name in live if isinstance(live[name], float)}
     assert close["ravdess_uar"] == 0.6
     assert close["ravdess_uar_change_noise_10db_room"] == -0.1
@@ -60,13 +60,21 @@ def test_every_promise_has_a_key():
 
 
 def test_nothing_is_said_of_corpora_that_were_not_judged():
-    live = live_figures(REPORTS, unheard={})
+    live = live_figures(REPORTS, unheard={}, alone={})
     assert not [name for name in live if name.startswith("unheard")]
     assert "trained without" not in live_table(live)
 
 
+def test_networks_of_one_modality_are_compared_with():
+    alone = {"ravdess": report(clean=row(0.25)), "meld": report(clean=row(0.45))}
+    live = live_figures(REPORTS, unheard={}, alone=alone)
+    assert live["ravdess_uar_of_audio_only_model"] == alone["ravdess"]["shown"]["uar"]
+    assert live["meld_weighted_f1_of_text_only_model"] == alone["meld"]["shown"]["weighted_f1"]
+    assert "| that of a network that was taught to hear only | 25.0 |" in live_table(live)
+
+
 def test_the_card_shows_them():
-    live = live_figures(REPORTS, unheard={"tess": report(clean=row(0.55))})
+    live = live_figures(REPORTS, unheard={"tess": report(clean=row(0.55))}, alone={})
     lines = live_table(live).splitlines()
     assert "| RAVDESS actors 21-24, sound and Whisper's words, UAR | 60.0 |" in lines
     assert "| the same at 10 dB SNR with a room, change | -10.0 |" in lines

@@ -5,7 +5,8 @@
 
 Plays the test parts of RAVDESS and nEMO into the recogniser and reads MELD's to it, as `stream-hbaf
 evaluate --live` does. With --without, a folder of bundles named <id>-without-<corpus>, each of
-these corpora is also played, whole, into the bundle that never heard it. The figures go into the
+these corpora is also played, whole, into the bundle that never heard it; and <id>-audio-only and
+<id>-text-only there are judged beside the bundle without words and without sound. The figures go into the
 bundle's metrics.json under "live", a key for each promise, and into its card. The reports stay in
 --out; one that is there, of the same bundle, isn't made again.
 """
@@ -22,6 +23,7 @@ from stream_hbaf.training.mixture_card import model_card
 
 JUDGED = ("ravdess", "nemo", "meld")
 UNHEARD = ("ravdess", "nemo", "tess")
+ALONE = (("audio-only", "ravdess", "clean"), ("text-only", "meld", "words"))
 
 
 def judge(bundle: Path, corpus: str, out: Path, **how: Any) -> dict[str, Any]:
@@ -44,8 +46,17 @@ def main() -> None:
         corpus: judge(options.bundle, corpus, options.out / corpus, corpora=options.corpora)
         for corpus in JUDGED
     }
-    unheard = {}
+    unheard, alone = {}, {}
     if options.without is not None:
+        for kind, corpus, row in ALONE:
+            name = f"{options.bundle.name}-{kind}"
+            alone[corpus] = judge(
+                options.without / name,
+                corpus,
+                options.out / name,
+                corpora=options.corpora,
+                rows=[row],
+            )
         for corpus in UNHEARD:
             name = f"{options.bundle.name}-without-{corpus}"
             unheard[corpus] = judge(
@@ -57,7 +68,7 @@ def main() -> None:
                 rows=["clean"],
             )
     metrics = json.loads((options.bundle / METRICS).read_text())
-    metrics["live"] = live_figures(reports, unheard=unheard)
+    metrics["live"] = live_figures(reports, unheard=unheard, alone=alone)
     Bundle.describe(options.bundle, metrics=metrics, card=model_card(metrics))
     print(json.dumps(metrics["live"], indent=1))
 

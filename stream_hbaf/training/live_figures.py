@@ -10,10 +10,16 @@ Report = Mapping[str, Any]  # the metrics of one corpus
 TITLES = {"ravdess": "RAVDESS", "nemo": "nEMO", "tess": "TESS", "meld": "MELD"}
 
 
-def live_figures(reports: Mapping[str, Report], *, unheard: Mapping[str, Report]) -> dict[str, Any]:
+def live_figures(
+    reports: Mapping[str, Report],
+    *,
+    unheard: Mapping[str, Report],
+    alone: Mapping[str, Report],
+) -> dict[str, Any]:
     """A key for each promise, from reports by corpus; fractions of 1.
 
     ``unheard``: the reports of bundles trained without the corpus that they were judged on.
+    ``alone``: those of bundles that only hear or only read, on ravdess and meld.
     """
     voices, talk = reports["ravdess"], reports["meld"]
     figures: dict[str, Any] = {
@@ -45,6 +51,10 @@ def live_figures(reports: Mapping[str, Report], *, unheard: Mapping[str, Report]
     for corpus, report in reports.items():
         for name in ("ece", "surest_half_gain", "set_coverage", "set_size", "abstention", "risk"):
             figures[f"{corpus}_{name}"] = report["shown"][name]
+    if "ravdess" in alone:
+        figures["ravdess_uar_of_audio_only_model"] = alone["ravdess"]["shown"]["uar"]
+    if "meld" in alone:
+        figures["meld_weighted_f1_of_text_only_model"] = alone["meld"]["shown"]["weighted_f1"]
     if unheard:
         each = {corpus: report["shown"]["uar_shared"] for corpus, report in unheard.items()}
         figures["unheard_corpus_uar"] = sum(each.values()) / len(each)
@@ -74,6 +84,7 @@ def live_table(figures: Mapping[str, Any]) -> str:
         sign=True,
     )
     add("the same without its words", "ravdess_uar_text_removed")
+    add("that of a network that was taught to hear only", "ravdess_uar_of_audio_only_model")
     add("the same without its sound", "ravdess_uar_audio_removed")
     if "unheard_corpus_uar" in figures:
         told = ", ".join(
@@ -85,6 +96,7 @@ def live_table(figures: Mapping[str, Any]) -> str:
             "unheard_corpus_uar",
         )
     add("MELD test, words alone, weighted F1", "meld_weighted_f1")
+    add("that of a network that was taught to read only", "meld_weighted_f1_of_text_only_model")
     add(
         "the same with 15 % of the words misheard, change",
         "meld_weighted_f1_change_misheard_15",

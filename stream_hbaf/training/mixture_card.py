@@ -31,9 +31,10 @@ from its sound, its words, and the utterances before it. Causal: it sees nothing
   SNR or none, and at times a room response. Every class of every corpus weighs the same.
 - **Sound**: {sound}.
 - **Both at once**: nobody's. In training only, {pair} % of the dialogues had the voices of acted
-  clips, {same} % of them *of the same labels* and the others of any, so that words can win;
-  {statement} % of the English clips came with their statement's text. No figure rests on such
-  pairs.
+  clips, {same} % of them *of the same labels* and the others of any, so that words can win; but
+  beside neutral words, which settle nothing, the voice was any and its label counted. {statement} %
+  of the clips came with words: {own} % of these with their own statement, where it is English, the
+  others with anybody's neutral words. No figure rests on such pairs.
 - **Commonsense**: three heads trained on {annotations}, in place of COMET.
 
 The paper is HBAF (Luo et al.), in the `live` mode of this project. There is no head for valence,
@@ -87,7 +88,8 @@ answers would be wrong. Both hold for utterances like dev's, and promise nothing
 - Context is MELD's: a scripted comedy. Half of it is labelled neutral, and so leans the bundle
   where words decide. Disgust and fear are rare there.
   {unheard}
-- Words are read as English. Figures by age, accent or language were not measured.
+- Words are read as English; in any other language only the voice counts. Figures by age and accent
+  were not measured.
 - Acted emotion is not felt emotion: the output is how an utterance comes across, at best.
 
 ## What it may be used for
@@ -153,6 +155,7 @@ def model_card(metrics: Mapping[str, Any]) -> str:
         pair=round(100 * fitting["pair"]),
         same=round(100 - 100 * fitting["mismatch"]),
         statement=round(100 * fitting["statement"]),
+        own=round(100 - 100 * fitting["others_words"]),
         annotations="Event2Mind and ATOMIC" if atomic else "Event2Mind",
         live=_live(metrics),
         members=f"the mean probability of {seeds} networks, one a seed"
