@@ -6,9 +6,9 @@
 Plays the test parts of RAVDESS and nEMO into the recogniser and reads MELD's to it, as `stream-hbaf
 evaluate --live` does. With --without, a folder of bundles named <id>-without-<corpus>, each of
 these corpora is also played, whole, into the bundle that never heard it; and <id>-audio-only and
-<id>-text-only there are judged beside the bundle without words and without sound. The figures go into the
-bundle's metrics.json under "live", a key for each promise, and into its card. The reports stay in
---out; one that is there, of the same bundle, isn't made again.
+<id>-text-only there are judged, to stand beside the bundle without words and without sound. The
+figures go into the bundle's metrics.json under "live", a key for each promise, and into its card.
+The reports stay in --out; one that is there, of the same bundle, isn't made again.
 """
 
 import argparse
