@@ -17,7 +17,7 @@ from stream_hbaf.errors import ConfigError
 
 SAMPLE_RATE_HZ = 16_000
 ENVIRONMENT_PREFIX = "STREAM_HBAF_"
-SECRETS = ("mqtt.password", "dashboard.token")
+SECRETS = ("mqtt.password", "dashboard.token", "source.token")
 
 Positive = Annotated[int, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -34,6 +34,7 @@ class SourceConfig(Section):
     speaker: str = ""  # who speaks; empty when unknown
     dialogue: str = ""  # sources with the same word talk with each other; empty: with nobody
     channel: Annotated[int, Field(ge=0)] | None = None  # of its sound; None: the mean of all
+    token: SecretStr | None = None  # what whoever sends sound over a WebSocket must know
     chunk_ms: Positive = 64  # what a source gives at a time; never changes the answer
 
 

@@ -10,8 +10,7 @@ from typing import Any
 
 from stream_hbaf import __version__
 from stream_hbaf.audio.capture import list_devices
-from stream_hbaf.audio.file import FileSource
-from stream_hbaf.audio.microphone import Microphone
+from stream_hbaf.audio.opening import open_source
 from stream_hbaf.audio.source import AudioSource, Chunk, OnStatus
 from stream_hbaf.config import Config, SourceConfig
 from stream_hbaf.control import Controls, Remembering
@@ -104,6 +103,7 @@ class _Run:
                 self._config.mqtt,
                 info=self._info(),
                 on_status=lambda connected, line: _say(line),
+                control=controls,
             )
             await self._mqtt.connect()
             self._publishers.append(self._mqtt)
@@ -134,8 +134,11 @@ class _Run:
             await asyncio.sleep(HEALTH_EVERY_S)
             health = self.pipeline.health()
             if self._mqtt is not None:
-                dropped = health.dropped | {"partials": self._mqtt.dropped}
-                health = health.model_copy(update={"dropped": dropped})
+                queues = health.queues | {"outbox": self._mqtt.waiting}
+                let_go = {"partials": self._mqtt.dropped, "utterances": self._mqtt.let_go}
+                health = health.model_copy(
+                    update={"queues": queues, "dropped": health.dropped | let_go}
+                )
             await self.pipeline.tell(health)
 
 
@@ -165,12 +168,14 @@ def _sources(config: Config) -> list[SourceConfig]:
 
 
 def _open(source: SourceConfig, replaying: Replaying, *, on_status: OnStatus) -> AudioSource:
-    kind, _, device = source.where.partition(":")
-    if kind == "mic":
-        return Microphone(device or None, chunk_ms=source.chunk_ms, on_status=on_status)
-    chunk_ms = source.chunk_ms if replaying.speed is not None else FULL_SPEED_CHUNK_MS
-    where = Path(source.where)
-    return FileSource(where, speed=replaying.speed, chunk_ms=chunk_ms, on_status=on_status)
+    return open_source(
+        source.where,
+        speed=replaying.speed,
+        token=source.token.get_secret_value() if source.token else None,
+        channel=source.channel,
+        chunk_ms=source.chunk_ms if replaying.speed is not None else FULL_SPEED_CHUNK_MS,
+        on_status=on_status,
+    )
 
 
 async def _with_broker(config: Config, opened: contextlib.AsyncExitStack) -> Config:

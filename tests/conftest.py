@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import pytest
+from contract import every_message_keeps_the_contract  # noqa: F401  # for every test
 from numpy.typing import NDArray
 
 from stream_hbaf.audio.file import read_audio

@@ -18,8 +18,7 @@ ROOMS = (
     ("recognizer",),
     ("privacy",),
     ("runtime", "utterance", "source_pipeline", "terminal", "live", "publish"),
-    ("control", "client", "corpora"),
-    ("sessions",),
+    ("control", "client", "corpora", "sessions"),
     ("dashboard",),
     ("evaluation", "training"),
     ("listening",),
@@ -55,6 +54,7 @@ LIBRARIES = {
         "features/text.py",
     },
     "webrtcvad": {"speech/vad.py"},
+    "websockets": {"audio/websocket.py"},
     "sklearn": {"training/selection.py"},
 }
 LOOPS = (

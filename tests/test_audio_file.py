@@ -103,6 +103,47 @@ def test_file_16_khz() -> None:
         assert [chunk.start for chunk in chunks] == [0, *np.cumsum(sizes)[:-1].tolist()]
 
 
+def stereo(path: Path, *, left: Samples, right: Samples) -> Path:
+    with wave.open(str(path), "wb") as recording:
+        recording.setparams((2, 2, 16_000, len(left), "NONE", ""))
+        recording.writeframes(np.stack([left, right], axis=1).tobytes())
+    return path
+
+
+def test_file_channel(tmp_path: Path) -> None:
+    """Two sources of one recording hear a channel each, one speaker in each, bit for bit."""
+    left = read_audio(SPEECH)
+    right = left[::-1].copy()
+    path = stereo(tmp_path / "two.wav", left=left, right=right)
+
+    async def hear(channel: int) -> Samples:
+        async with FileSource(
+            path, speed=None, channel=channel, chunk_ms=32, on_status=Statuses()
+        ) as source:
+            return np.concatenate([chunk.samples async for chunk in source.chunks()])
+
+    async def run() -> list[Samples]:
+        return await asyncio.gather(hear(0), hear(1))
+
+    heard = asyncio.run(run())
+    assert np.array_equal(heard[0], left)
+    assert np.array_equal(heard[1], right)
+
+
+def test_file_unknown_channel(tmp_path: Path) -> None:
+    """A channel that the recording doesn't have is one line, at the opening."""
+    silence = np.zeros(1_600, np.int16)
+    path = stereo(tmp_path / "two.wav", left=silence, right=silence)
+
+    async def run() -> None:
+        async with FileSource(path, speed=None, channel=2, chunk_ms=32, on_status=Statuses()):
+            pass
+
+    with pytest.raises(AudioError) as error:
+        asyncio.run(run())
+    assert str(error.value) == f"{path}: no channel 2; it has channels 0 to 1"
+
+
 @pytest.mark.parametrize("speed", [1.0, 2.0])
 def test_file_speed(speed: float) -> None:
     """A chunk comes when its last sample would have been captured, without drift."""

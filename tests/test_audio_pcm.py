@@ -89,6 +89,33 @@ def test_resampler_channels() -> None:
     assert set(resample(stereo, rate_hz=16_000).tolist()) == {4096}
 
 
+def test_resampler_one_channel() -> None:
+    """A channel that is picked arrives alone, bit for bit; one that isn't there is an error."""
+    stereo = np.stack([np.full(100, 0.5), np.full(100, -0.25)], axis=1).astype("f4")
+    assert set(pcm.Resampler(16_000, 2, channel=0).feed(stereo).tolist()) == {16384}
+    assert set(pcm.Resampler(16_000, 2, channel=1).feed(stereo).tolist()) == {-8192}
+    with pytest.raises(ValueError, match="no channel 2 among 2"):
+        pcm.Resampler(16_000, 2, channel=2)
+
+
+@pytest.mark.parametrize(
+    ("sample_format", "kind", "full_scale"),
+    [("s16le", "<i2", 2**15), ("s32le", "<i4", 2**31), ("f32le", "<f4", 1)],
+)
+def test_from_bytes_formats(sample_format: pcm.SampleFormat, kind: str, full_scale: float) -> None:
+    """Each format's full scale is 1, its channels are interleaved."""
+    written = np.array([[0.5, -1.0], [0.0, 0.25]]) * full_scale
+    read = pcm.from_bytes(written.astype(kind).tobytes(), sample_format=sample_format, channels=2)
+    assert read.tolist() == [[0.5, -1.0], [0.0, 0.25]]
+    assert read.dtype == np.float32
+
+
+def test_from_bytes_incomplete() -> None:
+    """A frame that is cut is an error that says how long frames are."""
+    with pytest.raises(ValueError, match="6 bytes are no whole number of frames of 4 bytes"):
+        pcm.from_bytes(bytes(6), sample_format="s16le", channels=2)
+
+
 def test_resampler_wrong_channels() -> None:
     """Sound of another shape is a programming error, said at once."""
     with pytest.raises(ValueError, match=r"expected \[n, 2\]"):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import wave
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 # The fixture is used by its name.
-from virtual_microphone import VirtualMicrophone, require, virtual_microphone  # noqa: F401
+from virtual_microphone import SINK, VirtualMicrophone, require, virtual_microphone  # noqa: F401
 
 from stream_hbaf.audio.capture import (
     GONE,
@@ -112,6 +113,50 @@ def test_microphone_speech(virtual_microphone: VirtualMicrophone) -> None:  # no
     assert 0 <= np.median(late_s) < 0.2
     assert statuses == []
     assert children() == []
+
+
+def test_microphone_channels(
+    virtual_microphone: VirtualMicrophone,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """Two sources of one device hear a channel each: who speaks left isn't heard right."""
+    said = read_audio(SPEECH)
+    path = tmp_path / "left.wav"
+    with wave.open(str(path), "wb") as recording:
+        recording.setparams((2, 2, 16_000, len(said), "NONE", ""))
+        recording.writeframes(np.stack([said, np.zeros_like(said)], axis=1).tobytes())
+    left: list[Chunk] = []
+    right: list[Chunk] = []
+
+    async def run() -> None:
+        async with (
+            Microphone("pulse", channel=0, chunk_ms=32, on_status=Statuses()) as first,
+            Microphone("pulse", channel=1, chunk_ms=32, on_status=Statuses()) as second,
+        ):
+            player = await asyncio.create_subprocess_exec("paplay", f"--device={SINK}", str(path))
+            seconds = len(said) / 16_000 + 2.5
+            await asyncio.gather(
+                hear(first, left, seconds=seconds), hear(second, right, seconds=seconds)
+            )
+            await player.wait()
+
+    asyncio.run(run())
+    loudest = [
+        np.abs(np.concatenate([c.samples for c in chunks])).max() for chunks in (left, right)
+    ]
+    assert loudest[0] == pytest.approx(np.abs(said).max(), rel=0.3)  # the mean would be half of it
+    assert loudest[1] <= 2
+    assert children() == []
+
+
+def test_microphone_unknown_channel(
+    virtual_microphone: VirtualMicrophone,  # noqa: F811
+) -> None:
+    """A channel that the device doesn't have is one line."""
+    [channels] = {device.channels for device in list_devices() if device.name == "pulse"}
+    assert opening_error("pulse", channel=channels) == (
+        f"microphone 'pulse': no channel {channels}; it has channels 0 to {channels - 1}"
+    )
 
 
 def test_microphone_unplugged(virtual_microphone: VirtualMicrophone) -> None:  # noqa: F811
@@ -319,11 +364,11 @@ def test_last_detail_among_chatter() -> None:
     assert last_detail(lines) == "no microphone"
 
 
-def opening_error(device: str | int | None) -> str:
+def opening_error(device: str | int | None, *, channel: int | None = None) -> str:
     """What the opening of ``device`` raises; it leaves no process."""
 
     async def run() -> None:
-        async with Microphone(device, chunk_ms=32, on_status=Statuses()):
+        async with Microphone(device, channel=channel, chunk_ms=32, on_status=Statuses()):
             pass
 
     with pytest.raises(DeviceError) as error:

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_hbaf.audio.pcm import RATE_HZ, Resampler
+from stream_hbaf.audio.pcm import RATE_HZ, Resampler, no_channel
 from stream_hbaf.errors import DeviceError
 
 # captured_at (seconds of CLOCK_MONOTONIC, which all processes share), after_gap
@@ -181,14 +181,17 @@ class _Intake:
 class _Chunker:
     """Blocks of the device's rate -> headed chunks of equal size, stamped to the sample."""
 
-    def __init__(self, rate_hz: int, channels: int, chunk_samples: int) -> None:
+    def __init__(
+        self, rate_hz: int, channels: int, *, channel: int | None, chunk_samples: int
+    ) -> None:
         self._form = (rate_hz, channels)
+        self._channel = channel
         self._chunk_samples = chunk_samples
         self._restart(after_gap=False)
 
     def _restart(self, *, after_gap: bool) -> None:
         """What the filter and the unfinished chunk hold is lost with the gap it borders on."""
-        self._resampler = Resampler(*self._form)
+        self._resampler = Resampler(*self._form, channel=self._channel)
         self._held = np.zeros(0, np.int16)
         self._frames_in = self._samples_out = 0
         self._after_gap = after_gap
@@ -209,10 +212,15 @@ class _Chunker:
         return bytes(written)
 
 
-def _open_stream(sounddevice: Any, device: Device) -> tuple[Any, _Intake]:
+def _open_stream(sounddevice: Any, device: Device, *, channel: int | None) -> tuple[Any, _Intake]:
     """The device at its own rate, else at one it is likely to know."""
-    channels = min(device.channels, MOST_CHANNELS)
-    counts = dict.fromkeys([channels, 1])
+    needed = 1 if channel is None else channel + 1
+    if needed > device.channels:
+        where = f"microphone {device.name!r}"
+        raise DeviceError(no_channel(needed - 1, where=where, channels=device.channels))
+    channels = max(needed, min(device.channels, MOST_CHANNELS))
+    # A device that can't be opened with fewer channels than it has may open with all of them.
+    counts = dict.fromkeys([channels, 1 if channel is None else device.channels])
     rates = dict.fromkeys([device.rate_hz, RATE_HZ, 48_000, 44_100])
     reason = ""
     for rate_hz, count in [(rate_hz, count) for rate_hz in rates for count in counts]:
@@ -235,7 +243,8 @@ def _open_stream(sounddevice: Any, device: Device) -> tuple[Any, _Intake]:
             codes |= {error.args[2][1]} if len(error.args) > 2 else set()
             if codes & set(DEVICE_BUSY):
                 raise DeviceError(
-                    f"microphone {device.name!r} is busy; close the program that records from it"
+                    f"microphone {device.name!r} is busy; close the program that records from it, "
+                    "or name a device of the sound server (PulseAudio, PipeWire), which shares it"
                 ) from None
         else:
             return stream, intake
@@ -250,12 +259,11 @@ def _listen(
     stream: Any,
     intake: _Intake,
     *,
-    chunk_samples: int,
+    chunker: _Chunker,
     write: Callable[[bytes], None],
     report: Callable[[str, str], None],
 ) -> str:
     """Write chunks for as long as there are any; returns why they ended."""
-    chunker = _Chunker(round(stream.samplerate), stream.channels, chunk_samples)
     parent, started = os.getppid(), time.monotonic()
     lost_at: float | None = None
     while os.getppid() == parent:
@@ -288,6 +296,7 @@ def _loss(device: Device, stream: Any, intake: _Intake) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m stream_hbaf.audio.capture")
     parser.add_argument("--device", help="name, part of a name, or number")
+    parser.add_argument("--channel", type=int, help="from 0 on; without it the mean of all")
     parser.add_argument("--chunk-ms", type=int, default=32)
     parser.add_argument("--list", action="store_true", help="the devices, as JSON")
     options = parser.parse_args(arguments)
@@ -309,12 +318,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             write(json.dumps([asdict(device) for device in devices]).encode())
             return 0
         device = find_device(options.device, devices)
-        stream, intake = _open_stream(sounddevice, device)
+        stream, intake = _open_stream(sounddevice, device, channel=options.channel)
         report("online", f"microphone {device.name!r} at {stream.samplerate:.0f} Hz")
-        chunk_samples = options.chunk_ms * RATE_HZ // 1000
-        why = _listen(
-            device, stream, intake, chunk_samples=chunk_samples, write=write, report=report
+        chunker = _Chunker(
+            round(stream.samplerate),
+            stream.channels,
+            channel=options.channel,
+            chunk_samples=options.chunk_ms * RATE_HZ // 1000,
         )
+        why = _listen(device, stream, intake, chunker=chunker, write=write, report=report)
         report("offline", why)
         return GONE
     except DeviceError as error:

@@ -1,11 +1,17 @@
-"""Sound comes from a recording: any format FFmpeg reads, decoded lazily in a thread."""
+"""Sound comes from a recording: any format FFmpeg reads, decoded lazily in a thread.
+
+A recording may lie behind a URL. Its user name, password and query are kept out of all that is
+said of it.
+"""
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 import av
 import av.error
@@ -13,7 +19,7 @@ import av.logging
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_hbaf.audio.pcm import RATE_HZ, Resampler
+from stream_hbaf.audio.pcm import RATE_HZ, Resampler, no_channel
 from stream_hbaf.audio.source import Chunk, OnStatus, pace
 from stream_hbaf.errors import AudioError
 
@@ -21,6 +27,8 @@ Samples = NDArray[np.int16]
 
 BATCH_S = 4  # sound decoded in one visit to the thread
 MISSING_S = 0.5  # a recording may fall this far short of the length it declares
+OPEN_S, STALL_S = 10.0, 15.0  # patience with a URL: HLS pauses for as long as its segments are
+STALLED = "it stopped sending"
 # Containers whose header declares a length. Ogg has none: a cut one is like a shorter one.
 DECLARING = {"wav", "flac", "mov", "matroska", "aiff", "caf", "w64"}
 FULL_SCALE = {"s8": 2.0**7, "s16": 2.0**15, "s32": 2.0**31, "s64": 2.0**63, "flt": 1.0, "dbl": 1.0}
@@ -31,7 +39,7 @@ def read_audio(path: str | os.PathLike[str], *, on_status: OnStatus | None = Non
 
     ``on_status`` hears "degraded" if some of it can't. Raises AudioError if nothing can.
     """
-    decoder = _Decoder(Path(path))
+    decoder = Decoder(path)
     samples = np.concatenate(list(decoder))
     if decoder.complaint and on_status is not None:
         on_status("degraded", decoder.complaint)
@@ -41,7 +49,8 @@ def read_audio(path: str | os.PathLike[str], *, on_status: OnStatus | None = Non
 class FileSource:
     """A recording as a source: at ``speed`` times real time, or as fast as it is taken (None).
 
-    The last chunk may be shorter. Opening raises AudioError if nothing can be decoded.
+    ``path`` may be a URL; ``channel`` counts from 0, None is the mean of all. The last chunk may be
+    shorter. Opening raises AudioError if nothing can be decoded.
     """
 
     def __init__(
@@ -49,19 +58,21 @@ class FileSource:
         path: str | os.PathLike[str],
         *,
         speed: float | None,
+        channel: int | None = None,
         chunk_ms: int,
         on_status: OnStatus,
     ) -> None:
         if speed is not None and not speed > 0:
             raise ValueError(f"speed must be positive, not {speed}")
-        self.path = Path(path)
-        self.name = self.path.name
+        self.name = Path(public_name(path)).name
+        self._path = path
+        self._channel = channel
         self._speed = speed
         self._chunk_samples = chunk_ms * RATE_HZ // 1000
         self._on_status = on_status
 
     async def __aenter__(self) -> Self:
-        self._decoder = _Decoder(self.path)
+        self._decoder = Decoder(self._path, channel=self._channel)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="decode")
         self._next = self._decode()
         try:
@@ -103,13 +114,39 @@ class FileSource:
         return self._executor.submit(next, self._decoder, None)
 
 
-class _Decoder:
+def public_name(where: str | os.PathLike[str]) -> str:
+    """A path as it is; a URL without user name, password and query."""
+    if not is_url(where):
+        return str(where)
+    try:
+        address = urlsplit(str(where))
+    except ValueError:
+        return str(where).partition("://")[0] + "://"
+    return f"{address.scheme}://{address.netloc.rpartition('@')[2]}{address.path}"
+
+
+def is_url(where: str | os.PathLike[str]) -> bool:
+    return isinstance(where, str) and "://" in where
+
+
+class Decoder:
     """Iterates over a recording's samples in batches; remembers what could not be decoded."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(
+        self,
+        where: str | os.PathLike[str],
+        *,
+        channel: int | None = None,
+        batch_s: float = BATCH_S,
+    ) -> None:
+        self._where = where if is_url(where) else Path(where)
+        self._name = public_name(where)
+        self._channel = channel
+        self._batch_samples = batch_s * RATE_HZ
         self._batches = self._join()
         self._heard = 0.0  # seconds decoded, after which the complaint says where it broke
+        self.endless = False  # it declares no length at all: a live stream
+        self.ending = ""  # why it broke off
         self.complaint = ""
 
     def __iter__(self) -> Iterator[Samples]:
@@ -127,7 +164,7 @@ class _Decoder:
         any_sound = False
         for piece in self._resample():
             pieces.append(piece)
-            if sum(map(len, pieces)) >= BATCH_S * RATE_HZ:
+            if sum(map(len, pieces)) >= self._batch_samples:
                 any_sound = True
                 yield np.concatenate(pieces)
                 pieces = []
@@ -136,7 +173,7 @@ class _Decoder:
             yield np.concatenate(pieces)
         if not any_sound:
             reason = "nothing in it can be decoded" if self.complaint else "it holds no sound"
-            raise AudioError(f"{self._path}: {reason}; give a recording with sound")
+            raise AudioError(f"{self._name}: {reason}; give a recording with sound")
 
     def _resample(self) -> Iterator[Samples]:
         resampler: Resampler | None = None
@@ -145,35 +182,52 @@ class _Decoder:
             if resampler is None or (resampler.rate_hz, resampler.channels) != form:
                 if resampler is not None:  # chained streams may change their form on the way
                     yield resampler.finish()
-                resampler = Resampler(*form)
+                resampler = self._resampler(*form)
             self._heard += frame.samples / frame.sample_rate
             yield resampler.feed(_to_float(frame))
         if resampler is not None:
             yield resampler.finish()
 
+    def _resampler(self, rate_hz: int, channels: int) -> Resampler:
+        if self._channel is not None and self._channel >= channels:
+            raise AudioError(no_channel(self._channel, where=self._name, channels=channels))
+        return Resampler(rate_hz, channels, channel=self._channel)
+
     def _frames(self) -> Iterator[Any]:
-        with _open(self._path) as container:
+        with _open(self._where) as container:
             if not container.streams.audio:
-                raise AudioError(f"{self._path}: no audio in it; give a recording with sound")
+                raise AudioError(f"{self._name}: no audio in it; give a recording with sound")
             stream = container.streams.audio[0]
             stream.thread_type = "NONE"  # one thread is faster than real time a thousandfold
+            self.endless = container.duration is None and stream.duration is None
+            declared_s = _declared_s(container, stream)
             packets = container.demux(stream)
+            damaged = False  # told when something follows: live streams end in a cut packet
             while True:
+                asked_at = time.monotonic()
                 try:
                     packet = next(packets, None)
                     if packet is None:
                         break
-                    if packet.is_corrupt:
+                    if damaged:
                         self._complain("damaged")
+                    damaged = packet.is_corrupt
                     yield from packet.decode()
                 except av.error.EOFError:
                     break
                 except av.error.InvalidDataError:
-                    self._complain("damaged")  # the next packet may be whole again
+                    damaged = True  # the next packet may be whole again
                 except av.error.FFmpegError as error:
-                    self._complain(str(error.strerror))
+                    stalled = time.monotonic() - asked_at >= STALL_S
+                    self.ending = STALLED if stalled else _reason(error)
+                    # A server that never said how long its answer is may close after all of it.
+                    if not declared_s or self._heard < declared_s - MISSING_S:
+                        self._complain(self.ending)
                     break
-            self._compare(_declared_s(container, stream))
+            if damaged:
+                self._complain("damaged")
+            self.ending = self.ending or "it ended"
+            self._compare(declared_s)
 
     def _compare(self, declared_s: float) -> None:
         if self._heard < declared_s - MISSING_S:
@@ -182,25 +236,46 @@ class _Decoder:
     def _complain(self, reason: str) -> None:
         if not self.complaint:
             self.complaint = (
-                f"{self._path}: damaged or cut short at {self._heard:.1f} s ({reason}); "
+                f"{self._name}: damaged or cut short at {self._heard:.1f} s ({reason}); "
                 "going on with what can be decoded"
             )
 
 
-def _open(path: Path) -> Any:
-    if path.is_dir():
-        raise AudioError(f"{path}: is a folder; give a sound file")
+def _open(where: Any) -> Any:
+    av.logging.set_level(None)  # FFmpeg's own complaints would spoil the screen
+    if isinstance(where, str):
+        return _open_url(where)
+    if where.is_dir():
+        raise AudioError(f"{where}: is a folder; give a sound file")
     try:
-        if path.stat().st_size == 0:
-            raise AudioError(f"{path}: is empty; give a recording with sound")
-        av.logging.set_level(None)  # FFmpeg's own complaints would spoil the screen
-        return av.open(str(path.absolute()), metadata_errors="replace")
+        if where.stat().st_size == 0:
+            raise AudioError(f"{where}: is empty; give a recording with sound")
+        return av.open(str(where.absolute()), metadata_errors="replace")
     except av.error.InvalidDataError:
         raise AudioError(
-            f"{path}: not a sound file, or damaged; give wav, flac, mp3, ogg, m4a or mp4"
+            f"{where}: not a sound file, or damaged; give wav, flac, mp3, ogg, m4a or mp4"
         ) from None
     except OSError as error:
-        raise AudioError(f"{path}: can't be read ({error.strerror}); check the path") from None
+        raise AudioError(f"{where}: can't be read ({error.strerror}); check the path") from None
+
+
+def _open_url(url: str) -> Any:
+    try:
+        return av.open(url, metadata_errors="replace", timeout=(OPEN_S, STALL_S))
+    except av.error.InvalidDataError:
+        raise AudioError(
+            f"{public_name(url)}: no sound that FFmpeg can read; check what the URL gives"
+        ) from None
+    except (av.error.FFmpegError, ValueError) as error:
+        raise AudioError(
+            f"{public_name(url)}: can't be read ({_reason(error)}); check the URL and its server"
+        ) from None
+
+
+def _reason(error: Any) -> str:
+    if isinstance(error, av.error.ExitError):  # our own timeouts end it
+        return STALLED
+    return str(getattr(error, "strerror", None) or error)
 
 
 def _declared_s(container: Any, stream: Any) -> float:

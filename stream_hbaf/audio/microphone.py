@@ -24,14 +24,23 @@ UNREAD_BYTES = 1 << 14  # asyncio holds twice this, a second; then the child hol
 class Microphone:
     """The microphone as a source; when its device goes, it waits for it to come back.
 
-    ``device`` is a name, part of a name, a number, or None for the default. Opening waits for the
-    first sound, or raises DeviceError. Afterwards a loss is told to ``on_status``, and the first
-    chunk after it has ``after_gap``; samples are counted as if nothing had been between.
+    ``device`` is a name, part of a name, a number, or None for the default; ``channel`` counts from
+    0, None is the mean of all. Opening waits for the first sound, or raises DeviceError.
+    Afterwards a loss is told to ``on_status``, and the first chunk after it has ``after_gap``;
+    samples are counted as if nothing had been between.
     """
 
-    def __init__(self, device: str | int | None, *, chunk_ms: int, on_status: OnStatus) -> None:
+    def __init__(
+        self,
+        device: str | int | None,
+        *,
+        channel: int | None = None,
+        chunk_ms: int,
+        on_status: OnStatus,
+    ) -> None:
         self.name = "default" if device is None else str(device)
         self._device = device
+        self._channel = channel
         self._chunk_ms = chunk_ms
         self._on_status = on_status
         self._child: _Child | None = None
@@ -69,7 +78,7 @@ class Microphone:
 
     async def _start(self) -> None:
         """Spawn the child and wait for its first chunk, or raise DeviceError saying why not."""
-        self._child = child = _Child(self._device, chunk_ms=self._chunk_ms)
+        self._child = child = _Child(self._device, channel=self._channel, chunk_ms=self._chunk_ms)
         await child.connect(self._on_status)
         try:
             async with asyncio.timeout(START_S + FIRST_SOUND_S):
@@ -109,7 +118,7 @@ class Microphone:
 class _Child:
     """One capture process, its sound and its status lines."""
 
-    def __init__(self, device: str | int | None, *, chunk_ms: int) -> None:
+    def __init__(self, device: str | int | None, *, channel: int | None, chunk_ms: int) -> None:
         self._pipes: list[asyncio.ReadTransport] = []
         self._follower: asyncio.Task[None] | None = None
         self._size = chunk_ms * RATE_HZ // 1000 * 2
@@ -118,6 +127,8 @@ class _Child:
         command = [sys.executable, "-m", "stream_hbaf.audio.capture", f"--chunk-ms={chunk_ms}"]
         if device is not None:
             command.append(f"--device={device}")
+        if channel is not None:
+            command.append(f"--channel={channel}")
         self._popen = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )

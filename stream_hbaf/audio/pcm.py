@@ -3,13 +3,16 @@
 Kept free of the project's settings, because the capture child imports it and must start quickly.
 """
 
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 import soxr
 from numpy.typing import NDArray
 
 RATE_HZ: Final = 16_000  # config.SAMPLE_RATE_HZ again, without pydantic; a test compares them
+
+SampleFormat = Literal["s16le", "s32le", "f32le"]
+WIDTHS: Final[dict[SampleFormat, int]] = {"s16le": 2, "s32le": 4, "f32le": 4}  # bytes
 
 
 def to_int16(samples: NDArray[np.float32]) -> NDArray[np.int16]:
@@ -22,17 +25,46 @@ def to_int16(samples: NDArray[np.float32]) -> NDArray[np.int16]:
     return clipped.astype(np.int16)
 
 
+def from_bytes(
+    content: bytes, *, sample_format: SampleFormat, channels: int
+) -> NDArray[np.float32]:
+    """Interleaved PCM -> [n, channels] in [-1, 1]. Raises ValueError if a frame is incomplete.
+
+    A float that isn't a number is silence: within a resampler it would spread.
+    """
+    size = WIDTHS[sample_format] * channels
+    if len(content) % size:
+        raise ValueError(f"{len(content)} bytes are no whole number of frames of {size} bytes")
+    if sample_format == "f32le":
+        floats = np.nan_to_num(np.frombuffer(content, "<f4"), nan=0.0, posinf=1.0, neginf=-1.0)
+        samples: NDArray[np.float64] = np.clip(floats, -1, 1)
+    else:
+        whole = np.frombuffer(content, f"<i{WIDTHS[sample_format]}")
+        samples = whole / 2.0 ** (8 * WIDTHS[sample_format] - 1)
+    return samples.reshape(-1, channels).astype(np.float32)
+
+
+def no_channel(channel: int, *, where: str, channels: int) -> str:
+    """What to tell who asked for a channel that isn't there."""
+    last = f"channels 0 to {channels - 1}" if channels > 1 else "one channel, 0"
+    return f"{where}: no channel {channel}; it has {last}"
+
+
 class Resampler:
-    """Mean of the channels, then soxr HQ; any split of the input gives the same samples.
+    """One channel, or the mean of all (None), then soxr HQ; any split of the input gives the same
+    samples.
 
     16 kHz mono that came from int16 passes unchanged. ``feed`` holds back what the filter can't
     know yet (48 kHz: up to 40 ms); ``finish`` gives the rest, so that ``n`` frames become
     ``n * 16000 / rate_hz`` samples, halves rounded up.
     """
 
-    def __init__(self, rate_hz: int, channels: int) -> None:
+    def __init__(self, rate_hz: int, channels: int, *, channel: int | None = None) -> None:
+        if channel is not None and not 0 <= channel < channels:
+            raise ValueError(f"no channel {channel} among {channels}")
         self.rate_hz = rate_hz
         self.channels = channels
+        self._picked = slice(None) if channel is None else slice(channel, channel + 1)
         self._stream = (
             None
             if rate_hz == RATE_HZ
@@ -43,7 +75,7 @@ class Resampler:
         """The samples that are now sure; ``samples`` is [n, channels]."""
         if samples.ndim != 2 or samples.shape[1] != self.channels:
             raise ValueError(f"expected [n, {self.channels}] samples, not {samples.shape}")
-        return self._resample(_mean(samples), last=False)
+        return self._resample(_mean(samples[:, self._picked]), last=False)
 
     def finish(self) -> NDArray[np.int16]:
         """What was held back; nothing may be fed after it."""

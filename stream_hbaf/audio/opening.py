@@ -1,0 +1,85 @@
+"""Where sound comes from, in one word of the command line."""
+
+from typing import TypedDict, Unpack
+from urllib.parse import urlsplit
+
+from stream_hbaf.audio.address import Address
+from stream_hbaf.audio.file import FileSource, is_url, public_name
+from stream_hbaf.audio.microphone import Microphone
+from stream_hbaf.audio.source import AudioSource, OnStatus
+from stream_hbaf.audio.stream import StreamSource
+from stream_hbaf.audio.wyoming import SatelliteSource, WyomingSource
+from stream_hbaf.errors import DeviceError
+
+AT_ADDRESSES = ("ws", "wyoming", "satellite")
+
+
+class _Common(TypedDict):
+    """What every source is made with."""
+
+    channel: int | None
+    chunk_ms: int
+    on_status: OnStatus
+
+
+def open_source(
+    where: str,
+    *,
+    speed: float | None = 1.0,
+    token: str | None = None,
+    channel: int | None = None,
+    chunk_ms: int,
+    on_status: OnStatus,
+) -> AudioSource:
+    """The source that ``where`` names, still to be entered with ``async with``.
+
+        mic, mic:NAME, mic:INDEX    a microphone, by part of its name or by number
+        PATH                        a recording (./mic is a file of that name)
+        ws://HOST:PORT              a WebSocket server opened here, for browsers and programs
+        wyoming://HOST:PORT         a Wyoming server opened here, for programs that send
+        satellite://HOST:PORT       the Wyoming satellite there, which is connected to
+        http://…, rtsp://…          whatever FFmpeg reads: a recording, or a live stream
+
+    ``speed`` is that of recordings, None as fast as they go. ``token`` is what a WebSocket sender
+    must know. ``channel`` counts from 0, None is the mean of all: two sources may take two channels
+    of one device. Raises DeviceError if ``where`` can't be understood.
+    """
+    common = _Common(channel=channel, chunk_ms=chunk_ms, on_status=on_status)
+    if where == "mic" or where.startswith("mic:"):
+        return Microphone(where.partition(":")[2] or None, **common)
+    if where == "browser":
+        raise DeviceError("browser: it is the dashboard that a browser sends to; add --dashboard")
+    if not is_url(where):
+        return FileSource(where, speed=speed, **common)
+    scheme = where.partition("://")[0].lower()
+    if scheme in AT_ADDRESSES:
+        return _at_address(scheme, _address(where), token=token, **common)
+    return StreamSource(where, speed=speed, **common)
+
+
+def _at_address(
+    scheme: str, address: Address, *, token: str | None, **common: Unpack[_Common]
+) -> AudioSource:
+    if scheme == "wyoming":
+        return WyomingSource(address, **common)
+    if scheme == "satellite":
+        return SatelliteSource(address, **common)
+    from stream_hbaf.audio.websocket import (
+        WebSocketSource,
+    )  # here: costs most runs 0.2 s for nothing
+
+    return WebSocketSource(address, token=token, **common)
+
+
+def _address(where: str) -> Address:
+    try:
+        parts = urlsplit(where)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host = port = None
+    if not host or port is None or parts.path.strip("/") or parts.query:
+        scheme = where.partition("://")[0].lower()
+        raise DeviceError(
+            f"{public_name(where)}: no address; give a host and a port: {scheme}://127.0.0.1:10700"
+        )
+    return Address(host, port)

@@ -1,0 +1,302 @@
+"""Sound comes by the Wyoming protocol, the one of Home Assistant's voice satellites.
+
+A satellite is a server: whoever wants its sound connects to it and says ``run-satellite``, as Home
+Assistant does; so does ``SatelliteSource``. A satellite serves one at a time, so one that Home
+Assistant uses needs a microphone service of its own (which serves many), and we connect to that.
+``WyomingSource`` is for programs that send of themselves: it listens, and takes their sound.
+
+An event is a line of JSON (``type``, and ``data`` or ``data_length`` or both), then ``data_length``
+bytes of JSON, then ``payload_length`` bytes of sound. Read here, because the protocol's own package
+takes a broken line for the end, and as many bytes as a line promises. The protocol knows neither
+passwords nor encryption: only for a network that one trusts.
+"""
+
+import asyncio
+import contextlib
+import json
+import socket
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from stream_hbaf import __version__
+from stream_hbaf.audio.address import Address, cannot_listen, plain_reason
+from stream_hbaf.audio.arriving import AlreadySending, ArrivingSource, Form, Sender
+from stream_hbaf.audio.pcm import RATE_HZ, SampleFormat
+from stream_hbaf.audio.source import OnStatus
+from stream_hbaf.errors import AudioError, DeviceError
+
+LONGEST_LINE, LARGEST_PAYLOAD = 1 << 16, 1 << 17  # bytes; of sound that is four seconds
+FORMATS: dict[int, SampleFormat] = {2: "s16le", 4: "s32le"}  # by bytes a sample
+MOST_CONNECTIONS = 16
+CONNECT_S = 5.0
+PING_S, GONE_S = 4.0, 12.0  # between two pings to a satellite; without a word, after which it left
+FIRST_RETRY_S, LAST_RETRY_S = 0.5, 5.0
+
+# Of Wyoming's kinds of service only "snd" takes sound and owes no answer; Home Assistant, which
+# would ask an "asr" for words, makes nothing of it.
+SELF_DESCRIPTION: dict[str, Any] = {
+    "snd": [
+        {
+            "name": "stream-hbaf",
+            "description": "Listens: recognises emotions in sound and plays none of it",
+            "attribution": {"name": "stream-hbaf", "url": ""},
+            "installed": True,
+            "version": __version__,
+            "snd_format": {"rate": RATE_HZ, "width": 2, "channels": 1},
+        }
+    ]
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One message of the protocol."""
+
+    type: str
+    fields: dict[str, Any] = field(default_factory=dict)
+    payload: bytes = b""
+
+
+async def read_event(reader: asyncio.StreamReader) -> Event | None:
+    """The next event; None at the end. Raises AudioError if it isn't one, or too large."""
+    try:
+        if not (line := await reader.readline()):
+            return None
+        header = _json_object(line)
+        fields = _json_object(await _read(reader, header, "data_length", most=LONGEST_LINE), {})
+        payload = await _read(reader, header, "payload_length", most=LARGEST_PAYLOAD)
+    except ValueError:  # how readline says that a line is too long
+        raise AudioError(f"a line longer than {LONGEST_LINE} bytes") from None
+    except asyncio.IncompleteReadError:
+        raise AudioError("an event broken off in the middle") from None
+    inline = header.get("data") or {}
+    if not isinstance(header.get("type"), str) or not isinstance(inline, dict):
+        raise AudioError('an event without a "type", or whose "data" is no object')
+    return Event(header["type"], inline | fields, payload)
+
+
+def _json_object(content: bytes, otherwise: dict[str, Any] | None = None) -> dict[str, Any]:
+    if not content and otherwise is not None:
+        return otherwise
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise AudioError("a line that is no JSON object")
+    return found
+
+
+async def _read(
+    reader: asyncio.StreamReader, header: dict[str, Any], key: str, *, most: int
+) -> bytes:
+    length = header.get(key) or 0
+    if type(length) is not int or not 0 <= length <= most:
+        raise AudioError(f'a "{key}" that is no number from 0 to {most}')
+    return await reader.readexactly(length)
+
+
+def take_event(event: Event, *, sender: Sender) -> None:
+    """Do what an event says about sound; others mean nothing here. Raises AudioError."""
+    match event.type:
+        case "audio-start":
+            sender.begin(_form(event))
+        case "audio-chunk":
+            if sender.form != (form := _form(event)):
+                sender.begin(form)
+            sender.feed(event.payload)
+        case "audio-stop":
+            sender.pause()
+
+
+def _form(event: Event) -> Form:
+    rate_hz, width, channels = (event.fields.get(key) for key in ("rate", "width", "channels"))
+    if type(rate_hz) is not int or type(channels) is not int or width not in FORMATS:
+        raise AudioError(
+            f'an {event.type} without "rate", "channels" and a "width" of 2 or 4 bytes'
+        )
+    return Form(rate_hz, channels, FORMATS[width])
+
+
+class WyomingSource(ArrivingSource):
+    """A Wyoming server as a source: one sender at a time, a second is refused with a reason.
+
+    It answers ``describe`` and ``ping``, and nothing else. ``address`` has the true port once it
+    is open. Opening raises DeviceError if the address can't be listened on.
+    """
+
+    def __init__(
+        self, address: Address, *, channel: int | None = None, chunk_ms: int, on_status: OnStatus
+    ) -> None:
+        name = f"wyoming://{address}"
+        super().__init__(name, channel=channel, chunk_ms=chunk_ms, on_status=on_status)
+        self.address = address
+        self._connections: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+
+    async def __aenter__(self) -> Self:
+        try:
+            self._server = await asyncio.start_server(
+                self._accept, self.address.host, self.address.port, limit=LONGEST_LINE
+            )
+        except OSError as error:
+            raise cannot_listen(self.name, error) from None
+        port = self._server.sockets[0].getsockname()[1]
+        self.address = Address(self.address.host, port)
+        return await super().__aenter__()
+
+    async def __aexit__(self, *exception: object) -> None:
+        if self._server is not None:
+            self._server.close()
+        for connection in self._connections:
+            connection.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+        await super().__aexit__(*exception)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = asyncio.create_task(self._receive(reader, writer), name="wyoming connection")
+        self._connections.add(connection)
+        connection.add_done_callback(self._connections.discard)
+
+    async def _receive(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        peer = writer.get_extra_info("peername") or ("somebody",)  # None if it has hung up already
+        who = str(peer[0])
+        with contextlib.suppress(OSError), contextlib.closing(writer):
+            _notice_death(writer)
+            try:
+                if len(self._connections) > MOST_CONNECTIONS:
+                    raise AlreadySending(f"{self.name}: too many connections")
+                await self._converse(reader, writer, who=who)
+            except AudioError as error:
+                await _send(writer, Event("error", {"text": str(error)}))
+
+    async def _converse(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, who: str
+    ) -> None:
+        """Answer, and take the sound once it comes; only sound claims the source."""
+        with contextlib.ExitStack() as claimed:
+            sender: Sender | None = None
+            while (event := await self._next_event(reader, who=who, claimed=sender)) is not None:
+                if event.type == "describe":
+                    await _send(writer, Event("info", SELF_DESCRIPTION))
+                elif event.type == "ping":
+                    await _send(writer, Event("pong", event.fields))
+                elif sender is None and event.type in ("audio-start", "audio-chunk"):
+                    sender = claimed.enter_context(self.sender(who))
+                if sender is not None:
+                    take_event(event, sender=sender)
+
+    async def _next_event(
+        self, reader: asyncio.StreamReader, *, who: str, claimed: Sender | None
+    ) -> Event | None:
+        try:
+            return await read_event(reader)
+        except AudioError as error:
+            if claimed is None:  # else it is told with the sender's leaving
+                self.remark(f"{self.name}: {who}: {error}")
+            raise
+
+
+class SatelliteSource(ArrivingSource):
+    """A Wyoming satellite, or a microphone service, as a source; it is connected to again and
+    again when it goes.
+
+    Opening raises DeviceError if it can't be reached.
+    """
+
+    hope = "trying again"
+
+    def __init__(
+        self, address: Address, *, channel: int | None = None, chunk_ms: int, on_status: OnStatus
+    ) -> None:
+        name = f"satellite://{address}"
+        super().__init__(name, channel=channel, chunk_ms=chunk_ms, on_status=on_status)
+        self.address = address
+        self._following: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        reader, writer = await self._connect()
+        self._following = asyncio.create_task(self._follow(reader, writer), name=self.name)
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        if self._following is not None:
+            self._following.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._following
+        await super().__aexit__(*exception)
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        try:
+            async with asyncio.timeout(CONNECT_S):
+                reader, writer = await asyncio.open_connection(
+                    self.address.host, self.address.port, limit=LONGEST_LINE
+                )
+                await _send(writer, Event("run-satellite"))
+        except (OSError, TimeoutError) as error:
+            reason = plain_reason(error) if not isinstance(error, TimeoutError) else "no answer"
+            raise DeviceError(
+                f"{self.name}: can't be reached ({reason}); does the satellite run there?"
+            ) from None
+        self.tell("online", f"{self.name}: connected")
+        return reader, writer
+
+    async def _follow(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                with contextlib.suppress(AudioError), contextlib.closing(writer):
+                    await self._receive(reader, writer)
+                reader, writer = await self._reconnect()
+        finally:  # by a mistake of ours, too, the source ends instead of falling silent
+            await super().__aexit__()
+
+    async def _reconnect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        wait_s = FIRST_RETRY_S
+        while True:
+            await asyncio.sleep(wait_s)
+            wait_s = min(2 * wait_s, LAST_RETRY_S)
+            with contextlib.suppress(DeviceError):  # said once already: it is still away
+                return await self._connect()
+
+    async def _receive(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with self.sender("the satellite") as sender:
+            try:
+                while (event := await _next_of_living(reader, writer)) is not None:
+                    if event.type == "ping":
+                        await _send(writer, Event("pong", event.fields))
+                    take_event(event, sender=sender)
+            except OSError as error:
+                raise AudioError(f"connection lost ({plain_reason(error)})") from None
+            raise AudioError("it hung up; does another program use it?")
+
+
+async def _next_of_living(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> Event | None:
+    """The next event; a satellite that gives none for long must answer pings."""
+    reading = asyncio.ensure_future(read_event(reader))
+    try:
+        for _ in range(round(GONE_S / PING_S)):
+            done, _pending = await asyncio.wait({reading}, timeout=PING_S)
+            if done:
+                return await reading
+            await _send(writer, Event("ping", {"text": "stream-hbaf"}))
+        raise AudioError("no sign of life")
+    finally:
+        reading.cancel()
+
+
+async def _send(writer: asyncio.StreamWriter, event: Event) -> None:
+    """An event without sound."""
+    line = {"type": event.type, "data": event.fields}
+    writer.write(json.dumps(line).encode() + b"\n")
+    await writer.drain()
+
+
+def _notice_death(writer: asyncio.StreamWriter) -> None:
+    """Let the system ask a silent peer whether it lives: one that died would keep others out."""
+    connection = writer.get_extra_info("socket")
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):
+        if hasattr(socket, option):  # not on every system
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)

@@ -1,0 +1,402 @@
+"""Sound by the Wyoming protocol, against the protocol's own client and server."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from wyoming.audio import AudioChunk, AudioStart, AudioStop
+from wyoming.client import AsyncTcpClient
+from wyoming.error import Error
+from wyoming.event import Event
+from wyoming.info import Describe, Info
+from wyoming.ping import Ping, Pong
+from wyoming.satellite import RunSatellite
+from wyoming.server import AsyncEventHandler, AsyncTcpServer
+
+from stream_hbaf.audio import wyoming
+from stream_hbaf.audio.address import Address
+from stream_hbaf.audio.arriving import ArrivingSource
+from stream_hbaf.audio.file import read_audio
+from stream_hbaf.audio.source import Chunk
+from stream_hbaf.audio.wyoming import SatelliteSource, WyomingSource
+from stream_hbaf.errors import AudioError, DeviceError
+
+SPEECH = Path(__file__).parent / "recordings" / "sense_and_sensibility_01_austen_64kb-0880.flac"
+S16_16K = {"rate": 16_000, "width": 2, "channels": 1}
+
+
+class Heard:
+    """What a source gave, and what it said."""
+
+    def __init__(self) -> None:
+        self.chunks: list[Chunk] = []
+        self.statuses: list[tuple[str, str]] = []
+        self.changed = asyncio.Event()
+
+    def on_status(self, state: str, line: str) -> None:
+        self.statuses.append((state, line))
+        self.changed.set()
+
+    async def follow(self, source: ArrivingSource) -> None:
+        async for chunk in source.chunks():
+            self.chunks.append(chunk)
+            self.changed.set()
+
+    async def until(self, come_true: Callable[[], bool]) -> None:
+        async with asyncio.timeout(15):
+            while not come_true():
+                self.changed.clear()
+                await self.changed.wait()
+
+    @property
+    def samples(self) -> NDArray[np.int16]:
+        return np.concatenate([chunk.samples for chunk in self.chunks])
+
+    @property
+    def states(self) -> list[str]:
+        return [state for state, _ in self.statuses]
+
+
+@asynccontextmanager
+async def heard_from(source: ArrivingSource, *, heard: Heard) -> AsyncIterator[None]:
+    async with source:
+        following = asyncio.create_task(heard.follow(source))
+        yield
+    async with asyncio.timeout(5):
+        await following
+
+
+def run(scene: Callable[[WyomingSource, Heard], Awaitable[None]]) -> Heard:
+    """Play a scene with a source that listens; what was heard until it was closed."""
+
+    async def play() -> Heard:
+        heard = Heard()
+        source = WyomingSource(Address("127.0.0.1", 0), chunk_ms=32, on_status=heard.on_status)
+        async with heard_from(source, heard=heard):
+            await scene(source, heard)
+        return heard
+
+    return asyncio.run(play())
+
+
+def client_of(source: WyomingSource) -> AsyncTcpClient:
+    return AsyncTcpClient(source.address.host, source.address.port)
+
+
+def sound_events(said: NDArray[np.int16], *, size: int) -> list[Event]:
+    pieces = [said[start : start + size].tobytes() for start in range(0, len(said), size)]
+    chunks = [AudioChunk(**S16_16K, audio=piece).event() for piece in pieces]
+    return [AudioStart(**S16_16K).event(), *chunks, AudioStop().event()]
+
+
+@pytest.mark.parametrize("size", [100, 1_024, 20_000])
+def test_wyoming_sound(size: int) -> None:
+    """What the protocol's own client sends arrives bit for bit, in whatever pieces."""
+    said = read_audio(SPEECH)
+
+    async def scene(source: WyomingSource, heard: Heard) -> None:
+        async with client_of(source) as client:
+            for event in sound_events(said, size=size):
+                await client.write_event(event)
+            await heard.until(
+                lambda: sum(len(chunk.samples) for chunk in heard.chunks) == len(said)
+            )
+            assert heard.states == ["offline", "online"]
+        await heard.until(lambda: len(heard.states) == 3)
+
+    heard = run(scene)
+    assert np.array_equal(heard.samples, said)
+    assert heard.statuses[-1][1].endswith("127.0.0.1 has left (waiting for the next)")
+
+
+def test_wyoming_stop() -> None:
+    """What follows an audio-stop is a new beginning, of another form if it likes."""
+    loud = np.full(1_000, 2**24, "<i4").tobytes()
+    events = [
+        *sound_events(np.full(700, 5, np.int16), size=700),
+        AudioChunk(rate=16_000, width=4, channels=1, audio=loud).event(),
+    ]
+
+    async def scene(source: WyomingSource, heard: Heard) -> None:
+        async with client_of(source) as client:
+            for event in events:
+                await client.write_event(event)
+            await heard.until(lambda: len(heard.chunks) >= 4)
+
+    heard = run(scene)
+    assert [len(chunk.samples) for chunk in heard.chunks] == [512, 188, 0, 512, 488, 0]
+    assert [chunk.start for chunk in heard.chunks] == [0, 512, 700, 700, 1_212, 1_700]
+    assert [chunk.after_gap for chunk in heard.chunks] == [False, False, True, True, False, True]
+    assert set(heard.samples[700:].tolist()) == {256}
+
+
+def test_wyoming_description() -> None:
+    """Asked what it is, it says that it listens, and claims no service that would owe an answer."""
+
+    async def scene(source: WyomingSource, heard: Heard) -> None:
+        async with client_of(source) as client:
+            await client.write_event(Describe().event())
+            told = await client.read_event()
+            assert told is not None
+            about = Info.from_event(told)
+            assert (about.asr, about.tts, about.wake, about.handle, about.satellite) == (
+                [],
+                [],
+                [],
+                [],
+                None,
+            )
+            [listener] = about.snd
+            assert listener.name == "stream-hbaf"
+            assert listener.snd_format.rate == 16_000
+            await client.write_event(Ping(text="there?").event())
+            answer = await client.read_event()
+            assert answer is not None
+            assert Pong.from_event(answer).text == "there?"
+
+    assert run(scene).states == ["offline"]
+
+
+def test_wyoming_second_sender() -> None:
+    """While one sends, another is refused with a reason; it may still ask what we are."""
+
+    async def scene(source: WyomingSource, heard: Heard) -> None:
+        async with client_of(source) as first, client_of(source) as second:
+            await first.write_event(AudioStart(**S16_16K).event())
+            await heard.until(lambda: "online" in heard.states)
+            await second.write_event(Describe().event())
+            assert (await second.read_event() or Event("end")).type == "info"
+            await second.write_event(AudioStart(**S16_16K).event())
+            refusal = await second.read_event()
+            assert refusal is not None
+            assert Error.from_event(refusal).text.endswith("sending already; one can at a time")
+            assert await second.read_event() is None
+            await first.write_event(AudioChunk(**S16_16K, audio=bytes(1_024)).event())
+            await heard.until(lambda: len(heard.chunks) == 1)
+
+    assert run(scene).states == ["offline", "online", "offline"]
+
+
+def header(**fields: object) -> bytes:
+    return json.dumps(fields).encode() + b"\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"hello\n", "a line that is no JSON object"),
+        (b"[]\n", "a line that is no JSON object"),
+        (b"\xff\xfe\n", "a line that is no JSON object"),
+        (b"x" * 70_000, "a line longer than 65536 bytes"),
+        (header(data={}), 'an event without a "type", or whose "data" is no object'),
+        (header(type="ping", data=[1]), 'an event without a "type", or whose "data" is no object'),
+        (header(type="ping", data_length=2) + b"[]", "a line that is no JSON object"),
+        (header(type="x", data_length=-1), 'a "data_length" that is no number from 0 to 65536'),
+        (
+            header(type="x", payload_length=10**12),
+            'a "payload_length" that is no number from 0 to 131072',
+        ),
+        (
+            header(type="audio-start", data={"rate": 16_000, "channels": 1, "width": 1}),
+            'an audio-start without "rate", "channels" and a "width" of 2 or 4 bytes',
+        ),
+        (
+            header(type="audio-chunk", data=S16_16K, payload_length=3) + b"odd",
+            "3 bytes are no whole number of frames of 2 bytes",
+        ),
+    ],
+)
+def test_wyoming_malformed(content: bytes, reason: str) -> None:
+    """An event that can't be understood ends its connection; sender and user get one line."""
+
+    async def scene(source: WyomingSource, heard: Heard) -> None:
+        reader, writer = await asyncio.open_connection(source.address.host, source.address.port)
+        writer.write(content)
+        answer = json.loads(await reader.readline())
+        assert answer == {"type": "error", "data": {"text": reason}}
+        await reader.read()  # until it hangs up
+        writer.close()
+        await heard.until(lambda: any(reason in line for _, line in heard.statuses))
+
+    heard = run(scene)
+    [(state, line)] = [status for status in heard.statuses if reason in status[1]]
+    assert state == "offline"
+    assert line.split(": ", 1)[1].removesuffix(" (waiting for the next)") == f"127.0.0.1: {reason}"
+
+
+HEADERS = st.dictionaries(
+    st.sampled_from(["type", "data", "data_length", "payload_length"]),
+    st.one_of(
+        st.none(), st.booleans(), st.integers(-2, 9), st.floats(), st.text(), st.just({"a": 1})
+    ),
+)
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.one_of(st.binary(), HEADERS.map(lambda fields: header(**fields))), st.binary())
+def test_wyoming_anything(line: bytes, rest: bytes) -> None:
+    """Whatever comes is events, or an AudioError: nothing else comes of it."""
+
+    async def read() -> None:
+        reader = asyncio.StreamReader()
+        reader.feed_data(line + rest)
+        reader.feed_eof()
+        with contextlib.suppress(AudioError):
+            while (event := await wyoming.read_event(reader)) is not None:
+                assert isinstance(event.type, str)
+
+    asyncio.run(read())
+
+
+def test_wyoming_broken_off() -> None:
+    """A sender that dies in the middle of an event has its sound heard, and its end told."""
+
+    async def scene(source: WyomingSource, heard: Heard) -> None:
+        _, writer = await asyncio.open_connection(source.address.host, source.address.port)
+        writer.write(header(type="audio-chunk", data=S16_16K, payload_length=1_400) + bytes(1_400))
+        writer.write(header(type="audio-chunk", data=S16_16K, payload_length=1_400) + bytes(9))
+        writer.close()
+        await heard.until(lambda: len(heard.states) == 3)
+
+    heard = run(scene)
+    assert len(heard.samples) == 700
+    assert "an event broken off in the middle" in heard.statuses[-1][1]
+
+
+class Satellite(AsyncEventHandler):
+    """Sends what it hears to whoever says run-satellite, as satellites do, and answers a ping."""
+
+    def __init__(
+        self, said: NDArray[np.int16], hang_up: bool, log: list[str], *streams: Any
+    ) -> None:
+        super().__init__(*streams)
+        self._said, self._hang_up, self._log = said, hang_up, log
+
+    async def handle_event(self, event: Event) -> bool:
+        self._log.append(event.type)
+        if RunSatellite.is_type(event.type):
+            await self.write_event(Ping(text="there?").event())
+        elif Pong.is_type(event.type):
+            for sound in sound_events(self._said, size=1_024)[1:-1]:
+                await self.write_event(sound)
+            return not self._hang_up
+        return True
+
+
+@asynccontextmanager
+async def satellite(
+    said: NDArray[np.int16], *, port: int = 0, hang_up: bool, log: list[str]
+) -> AsyncIterator[int]:
+    server = AsyncTcpServer("127.0.0.1", port)
+    await server.start(partial(Satellite, said, hang_up, log))
+    assert server._server is not None
+    listener: Any = server._server
+    try:
+        yield listener.sockets[0].getsockname()[1]
+    finally:
+        await server.stop()
+        await listener.wait_closed()
+
+
+def test_satellite_sound() -> None:
+    """A satellite is told to run, its pings are answered, and its sound arrives bit for bit."""
+    said = read_audio(SPEECH)
+    log: list[str] = []
+
+    async def play() -> Heard:
+        heard = Heard()
+        async with satellite(said, hang_up=False, log=log) as port:
+            source = SatelliteSource(
+                Address("127.0.0.1", port), chunk_ms=32, on_status=heard.on_status
+            )
+            async with heard_from(source, heard=heard):
+                await heard.until(
+                    lambda: sum(len(chunk.samples) for chunk in heard.chunks) == len(said)
+                )
+        return heard
+
+    heard = asyncio.run(play())
+    assert np.array_equal(heard.samples[: len(said)], said)
+    assert heard.states[0] == "online"
+    assert log == ["run-satellite", "pong"]
+
+
+def test_satellite_away_and_back() -> None:
+    """A satellite that hangs up and goes away is connected to again; its sound follows a gap."""
+    said = np.full(700, 3, np.int16)
+    log: list[str] = []
+
+    async def play() -> Heard:
+        heard = Heard()
+        async with satellite(said, hang_up=True, log=log) as port:
+            source = SatelliteSource(
+                Address("127.0.0.1", port), chunk_ms=32, on_status=heard.on_status
+            )
+            listening = heard_from(source, heard=heard)
+            await listening.__aenter__()
+            await heard.until(lambda: "offline" in heard.states)
+        await asyncio.sleep(0.8)  # at least one attempt fails
+        async with satellite(said, port=port, hang_up=False, log=log):
+            await heard.until(lambda: heard.states[-1] == "online" and len(heard.chunks) >= 4)
+            await listening.__aexit__(None, None, None)
+        return heard
+
+    heard = asyncio.run(play())
+    assert heard.states[:3] == ["online", "offline", "online"]
+    assert heard.statuses[1][1].endswith(
+        "the satellite: it hung up; does another program use it? (trying again)"
+    )
+    assert [len(chunk.samples) for chunk in heard.chunks[:4]] == [512, 188, 0, 512]
+    assert [chunk.after_gap for chunk in heard.chunks[:4]] == [False, False, True, True]
+
+
+def test_satellite_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A satellite that neither sends nor answers pings counts as gone."""
+    monkeypatch.setattr(wyoming, "PING_S", 0.05)
+    monkeypatch.setattr(wyoming, "GONE_S", 0.2)
+    pings: list[bytes] = []
+
+    async def mute(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while line := await reader.readline():
+            pings.append(line)
+        writer.close()
+
+    async def play() -> Heard:
+        heard = Heard()
+        server = await asyncio.start_server(mute, "127.0.0.1", 0)
+        place = Address("127.0.0.1", server.sockets[0].getsockname()[1])
+        source = SatelliteSource(place, chunk_ms=32, on_status=heard.on_status)
+        async with server, heard_from(source, heard=heard):
+            await heard.until(lambda: "offline" in heard.states)
+        return heard
+
+    heard = asyncio.run(play())
+    assert heard.statuses[1][1].endswith("the satellite: no sign of life (trying again)")
+    assert [json.loads(line)["type"] for line in pings[:5]] == ["run-satellite", *["ping"] * 4]
+
+
+def test_satellite_unreachable() -> None:
+    """A satellite that isn't there is one line at the opening."""
+
+    async def play() -> None:
+        async with SatelliteSource(
+            Address("127.0.0.1", 9), chunk_ms=32, on_status=Heard().on_status
+        ):
+            pass
+
+    with pytest.raises(DeviceError) as error:
+        asyncio.run(play())
+    assert str(error.value) == (
+        "satellite://127.0.0.1:9: can't be reached (Connection refused); "
+        "does the satellite run there?"
+    )
