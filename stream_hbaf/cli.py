@@ -205,6 +205,13 @@ def _add_settings(parser: argparse.ArgumentParser, *, listening: bool = True) ->
             help="what leaves the process (default: full)",
         )
         parser.add_argument(
+            "--dashboard",
+            nargs="?",
+            const="",
+            metavar="HOST:PORT",
+            help="show it on a page (default: 127.0.0.1:8770)",
+        )
+        parser.add_argument(
             "--record", type=Path, metavar="DIR", help="write a session: sound and events"
         )
         parser.add_argument(
@@ -234,6 +241,9 @@ def _config(options: argparse.Namespace) -> "Config":
         if not equals:
             raise ConfigError(f"--set {setting}: write it as KEY=VALUE")
         overrides[key.strip()] = value.strip()
+    if getattr(options, "dashboard", None) is not None:
+        overrides["dashboard"] = {}  # there, with its defaults
+        overrides |= {f"dashboard.{k}": v for k, v in _address(options.dashboard).items()}
     if getattr(options, "sources", None):
         overrides["sources"] = [_source(text) for text in options.sources]
     if getattr(options, "mic", None) is not None:
@@ -255,6 +265,12 @@ def _config(options: argparse.Namespace) -> "Config":
         if value is not None:
             overrides[key] = str(value) if isinstance(value, Path) else value
     return load_config(file=options.config, environ=os.environ, overrides=overrides)
+
+
+def _address(text: str) -> dict[str, str]:
+    """``HOST:PORT``, ``HOST`` or ``:PORT`` as the settings of the page."""
+    host, _, port = text.rpartition(":") if re.search(r":\d+$", text) else (text, "", "")
+    return {key: value for key, value in (("host", host), ("port", port)) if value}
 
 
 def _source(text: str) -> dict[str, str]:

@@ -127,7 +127,7 @@ def load_config(
             node = node.setdefault(section, {})
             if not isinstance(node, dict):
                 raise ConfigError(f"{origin}: '{key}' is not a section")
-        node[leaf] = value
+        node[leaf] = node.get(leaf, {}) if value == {} else value
         origins[key] = origin
 
     if file is not None:

@@ -6,21 +6,25 @@ import sys
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from stream_hbaf import __version__
 from stream_hbaf.audio.capture import list_devices
 from stream_hbaf.audio.opening import open_source
-from stream_hbaf.audio.source import AudioSource, Chunk, OnStatus
+from stream_hbaf.audio.source import AudioSource, OnStatus
 from stream_hbaf.config import Config, SourceConfig
 from stream_hbaf.control import Controls, Remembering
-from stream_hbaf.errors import DeviceError
+from stream_hbaf.errors import ConfigError, DeviceError
 from stream_hbaf.events import Info, Model, State
 from stream_hbaf.live import LivePipeline, Publisher
 from stream_hbaf.publish.broker import embedded_broker
 from stream_hbaf.publish.mqtt import MqttPublisher
 from stream_hbaf.recognizer import Recognizer
+from stream_hbaf.sessions.recorder import SessionRecorder
 from stream_hbaf.terminal import JsonLines, Terminal
+
+if TYPE_CHECKING:  # an extra
+    from stream_hbaf.dashboard.server import Dashboard
 
 # At full speed a larger chunk costs fewer hops between threads; it never changes the answer.
 FULL_SPEED_CHUNK_MS = 320
@@ -40,28 +44,25 @@ async def listen(config: Config, *, replaying: Replaying, json: bool, stop: asyn
     it can't."""
     config, replaying = _fall_back(config, replaying)
     async with contextlib.AsyncExitStack() as opened:
+        page = _page(config)
         pipelines: list[LivePipeline] = []
 
         def report(source: str, state: State, detail: str) -> None:
             for pipeline in pipelines:
                 pipeline.report_capture(state, detail, source=source)
 
-        sources = {
-            source: await opened.enter_async_context(
-                _open(source, replaying, on_status=partial(report, source.name))
-            )
-            for source in _sources(config)
-        }
+        sources: dict[SourceConfig, AudioSource] = {}
+        for source in _sources(config):
+            found = _find(source, replaying, page, on_status=partial(report, source.name))
+            sources[source] = await opened.enter_async_context(found)
         config = await _with_broker(config, opened)
         _say("loading the models")
         loop = asyncio.get_running_loop()
         recognizer = await loop.run_in_executor(None, partial(Recognizer, config))
-        opened.callback(
-            lambda: pipelines[0].recognizer.close() if pipelines else recognizer.close()
-        )
-        run = _Run(config, recognizer, stop=stop, json=json)
+        run = _Run(config, recognizer, page=page)
+        opened.callback(lambda: run.pipeline.recognizer.close())  # maybe another one by then
+        await run.start(JsonLines(stop=stop) if json else Terminal())
         pipelines.append(run.pipeline)
-        await run.start(opened)
         names = ", ".join(source.name for source in sources.values())
         _say(f"listening to {names}; Ctrl-C ends")
         await run.pipeline.run(sources, stop=stop, beside=[run.tell_health()])
@@ -70,27 +71,22 @@ async def listen(config: Config, *, replaying: Replaying, json: bool, stop: asyn
 class _Run:
     """The publishers of one run, and what may be asked of it."""
 
-    def __init__(
-        self, config: Config, recognizer: Recognizer, *, stop: asyncio.Event, json: bool
-    ) -> None:
+    def __init__(self, config: Config, recognizer: Recognizer, *, page: "Dashboard | None") -> None:
         self._config = config
-        self._stop = stop
-        self._json = json
+        self._page = page
         self._mqtt: MqttPublisher | None = None
-        self._publishers: list[Publisher] = []
-        self._recorder: Any = None
+        self._recorder: SessionRecorder | None = None
         if config.record is not None:
-            from stream_hbaf.sessions.recorder import SessionRecorder
-
             self._recorder = SessionRecorder(config.record, config=config, recognizer=recognizer)
+        self._publishers: list[Publisher] = []
         self.pipeline = LivePipeline(
             recognizer,
             self._publishers,
-            on_sound=self._recorder.hear if self._recorder else _unheard,
+            on_sound=self._recorder.hear if self._recorder else None,
             recording=self._recorder is not None,
         )
 
-    async def start(self, opened: contextlib.AsyncExitStack) -> None:
+    async def start(self, screen: Publisher) -> None:
         """Connect everybody who is told; MQTT first, since it keeps what it is told on disk."""
         controls = Controls(
             self.pipeline,
@@ -111,10 +107,16 @@ class _Run:
         if self._recorder is not None:
             self._publishers.append(self._recorder)
             _say(f"recording to {self._recorder.folder}")
-        self._publishers.append(JsonLines(stop=self._stop) if self._json else Terminal())
+        if self._page is not None:
+            self._page.info, self._page.control = self._info(), controls
+            await self._page.start()
+            self._publishers.append(self._page)
+            _say(f"showing all of it at {self._page.address}")
+        self._publishers.append(screen)
 
     def _remembering(self) -> list[Remembering]:
-        return [keeper for keeper in (self._mqtt, self._recorder) if keeper is not None]
+        keepers = (self._mqtt, self._recorder, self._page)
+        return [keeper for keeper in keepers if keeper is not None]
 
     def _info(self) -> Info:
         """Who publishes here, as it is now."""
@@ -167,7 +169,11 @@ def _sources(config: Config) -> list[SourceConfig]:
     return [source.model_copy(update={"name": "file"})]
 
 
-def _open(source: SourceConfig, replaying: Replaying, *, on_status: OnStatus) -> AudioSource:
+def _find(
+    source: SourceConfig, replaying: Replaying, page: "Dashboard | None", *, on_status: OnStatus
+) -> AudioSource:
+    if source.where == "browser" and page is not None:
+        return page.microphone(source, on_status=on_status)
     return open_source(
         source.where,
         speed=replaying.speed,
@@ -178,6 +184,18 @@ def _open(source: SourceConfig, replaying: Replaying, *, on_status: OnStatus) ->
     )
 
 
+def _page(config: Config) -> "Dashboard | None":
+    if config.dashboard is None:
+        return None
+    try:
+        from stream_hbaf.dashboard.server import Dashboard
+    except ModuleNotFoundError:
+        raise ConfigError(
+            "--dashboard: aiohttp is not installed; pip install 'stream-hbaf[dashboard]'"
+        ) from None
+    return Dashboard(config.dashboard, sessions=config.record)
+
+
 async def _with_broker(config: Config, opened: contextlib.AsyncExitStack) -> Config:
     """The settings with the broker's address, if it is to be our own."""
     if config.mqtt.url != "embedded":
@@ -185,10 +203,6 @@ async def _with_broker(config: Config, opened: contextlib.AsyncExitStack) -> Con
     broker = await opened.enter_async_context(embedded_broker(config.mqtt.port))
     mqtt = config.mqtt.model_copy(update={"url": broker.url})
     return config.model_copy(update={"mqtt": mqtt})
-
-
-def _unheard(source: SourceConfig, chunk: Chunk) -> None:
-    """Nobody records."""
 
 
 def _say(line: str) -> None:

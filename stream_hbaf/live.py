@@ -30,13 +30,13 @@ class LivePipeline:
         publishers: Sequence[Publisher],
         *,
         on_recognition: Callable[[Recognition], None] = lambda recognition: None,
-        on_sound: OnSound = lambda source, chunk: None,
+        on_sound: OnSound | None = None,
         recording: bool = False,
     ) -> None:
         """``on_sound`` hears every chunk; where ``recording``, each source has that switch, on."""
         self.sources: dict[str, SourcePipeline] = {}  # by name, once it runs
         self._runtime = Runtime(recognizer, publishers, on_recognition=on_recognition)
-        self._on_sound = on_sound
+        self._on_sound = on_sound or (lambda source, heard: None)
         self._recording = recording
 
     @property

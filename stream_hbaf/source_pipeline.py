@@ -38,8 +38,6 @@ LEVEL_EVERY_S = 0.1
 CHUNKS_WAITING = 16
 FINISHED_WAITING = 4
 
-OnSound = Callable[[SourceConfig, Chunk], None]
-
 
 @dataclass(frozen=True, slots=True)
 class Cut:
@@ -49,13 +47,16 @@ class Cut:
     trigger: Trigger
 
 
+OnSound = Callable[[SourceConfig, Chunk | Cut], None]
+
+
 class SourcePipeline:
     """Runs one source through the recogniser and tells the publishers what happens."""
 
     def __init__(
         self, runtime: Runtime, config: SourceConfig, *, on_sound: OnSound, recording: bool
     ) -> None:
-        """``on_sound`` hears every chunk that is listened to."""
+        """``on_sound`` is told of every chunk that is listened to, and of every cut between."""
         self.config = config
         self.switches: dict[SwitchName, bool] = {"listening": True, "transcribe": True}
         if recording:
@@ -101,7 +102,11 @@ class SourcePipeline:
         """End what is being said, here and now."""
         if self._newest is not None:
             end = self._newest.start + len(self._newest.samples)
-            await self._chunks.put(Cut(resume_at=end, trigger=trigger))
+            await self._take(Cut(resume_at=end, trigger=trigger))
+
+    async def _take(self, heard: Chunk | Cut) -> None:
+        self._on_sound(self.config, heard)
+        await self._chunks.put(heard)
 
     async def turn(self, switch: SwitchName, *, on: bool) -> None:
         """Set a switch; what stands so already stays so."""
@@ -121,11 +126,10 @@ class SourcePipeline:
                     skipped = True
                     continue
                 if skipped and self._newest is not None:
-                    await self._chunks.put(Cut(resume_at=chunk.start, trigger="request"))
+                    await self._take(Cut(resume_at=chunk.start, trigger="request"))
                 skipped = False
                 self._newest = chunk
-                self._on_sound(self.config, chunk)
-                await self._chunks.put(chunk)
+                await self._take(chunk)
         finally:
             await self._chunks.put(None)
 
