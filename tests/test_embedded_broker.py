@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 from mosquitto import Subscriber, find_program, free_port, mosquitto, require_mosquitto
-from test_mqtt_publisher import INFO, config, partial, utterance
+from test_mqtt_publisher import INFO, config, own_state, partial, utterance  # noqa: F401
+from test_mqtt_requests import Recorder
 
 from stream_hbaf.errors import BrokerError
-from stream_hbaf.events import Status
+from stream_hbaf.events import Request, Status
 from stream_hbaf.publish.broker import LocalBroker, embedded_broker
 from stream_hbaf.publish.connection import Received
 from stream_hbaf.publish.mqtt import MqttPublisher, messages
@@ -68,6 +69,32 @@ def test_embedded_round_trip() -> None:
     }
 
 
+def test_embedded_takes_requests() -> None:
+    """What others ask for reaches us through our own broker too, and the answer them."""
+    require_mosquitto()
+    port = free_port()
+    control = Recorder()
+
+    async def main() -> str:
+        async with embedded_broker(port) as broker:
+            publisher = MqttPublisher(config(broker.url), info=INFO, control=control)
+            await publisher.connect()
+            running = asyncio.create_task(publisher.run())
+            async with Subscriber(port, topic="p/n/response/+") as subscriber:
+                await asyncio.sleep(0.3)
+                await publish(port, "p/n/m/record/set", "ON")
+                await publish(port, "p/n/request/ping", '{"transaction":"t"}')
+                answer = await subscriber.next()
+            await publisher.close(3)
+            await running
+            return answer
+
+    answer = asyncio.run(main())
+    assert answer.startswith("0 1 p/n/response/ping ")
+    assert json.loads(answer.split(" ", 3)[3])["transaction"] == "t"
+    assert control.done == [("m", "record", True), Request(command="ping", transaction="t")]
+
+
 def test_embedded_forwards_everything_before_it_ends() -> None:
     """Hundreds of utterances and `stopped` reach a subscriber though the broker ends at once."""
     require_mosquitto()
@@ -79,7 +106,7 @@ def test_embedded_forwards_everything_before_it_ends() -> None:
             publisher = MqttPublisher(config(broker.url), info=INFO)
             for turn in range(300):
                 await publisher.send(utterance(turn))
-            assert await publisher.close(3) is None
+            assert await publisher.close(3) == 0
         try:
             return await subscriber.until("stopped")
         finally:

@@ -9,18 +9,24 @@ from stream_hbaf.errors import ConfigError
 from stream_hbaf.events import (
     Asr,
     Contributions,
+    DialogueSummary,
     Emotion,
+    Health,
     Inferred,
     Info,
     Latency,
     Level,
     Model,
     Partial,
+    Quantiles,
+    Response,
     Speech,
     Status,
+    Switch,
     Utterance,
 )
-from stream_hbaf.publish.connection import Address, backoff, node_name, read_address
+from stream_hbaf.publish.address import Address, node_name, read_address
+from stream_hbaf.publish.connection import backoff
 from stream_hbaf.publish.messages import Message, available, encode, messages
 
 JOY = Emotion(
@@ -74,8 +80,25 @@ def test_utterance_end_is_these_bytes() -> None:
         f'"model":{{"id":"live-en","sha256":"{"ab" * 32}"}}}}'
     )
     assert messages(END, prefix="p", node="n") == [
-        Message("p/n/microphone/utterance", payload.encode(), qos=1),
-        Message("p/n/microphone/emotion", b"joy", qos=1, retain=True),
+        Message(
+            "p/n/microphone/utterance",
+            payload.encode(),
+            qos=1,
+            dialogue_id="d1",
+            properties=(
+                ("schema", "stream_hbaf/utterance/1"),
+                ("source", "microphone"),
+                ("speaker", "Zoë"),
+            ),
+        ),
+        Message(
+            "p/n/microphone/emotion",
+            b"joy",
+            qos=1,
+            retain=True,
+            dialogue_id="d1",
+            properties=(("source", "microphone"),),
+        ),
     ]
 
 
@@ -149,6 +172,9 @@ def test_partial_is_droppable() -> None:
             qos=0,
             retain=False,
             droppable=True,
+            dialogue_id="d1",
+            expires_s=10,
+            properties=(("schema", "stream_hbaf/partial/1"), ("source", "m")),
         )
     ]
 
@@ -167,16 +193,95 @@ def test_states_are_retained() -> None:
         Message(
             "p/n/info",
             b'{"schema":"stream_hbaf/info/1","version":"0.1.0","model":{"id":"b","sha256":"c"},'
-            b'"labels":["anger","joy"],"licence":"MIT","sources":["m"]}',
+            b'"labels":["anger","joy"],"licence":"MIT","sources":["m"],"privacy":"full"}',
             retain=True,
+            properties=(("schema", "stream_hbaf/info/1"),),
         )
     ]
     assert messages(status, prefix="p", node="n") == [
-        Message("p/n/m/status/capture", b"degraded", qos=1, retain=True)
+        Message(
+            "p/n/m/status/capture",
+            b"degraded",
+            qos=1,
+            retain=True,
+            properties=(("source", "m"),),
+        )
     ]
     assert available("offline", prefix="p", node="n") == Message(
         "p/n/available", b"offline", qos=1, retain=True
     )
+
+
+def test_health_and_dialogue_are_retained() -> None:
+    """Durations inside `latency_ms` are rounded to 0.1 ms, at any depth."""
+    health = Health(
+        uptime_s=60.00004,
+        memory_mb=512.5,
+        utterances=3,
+        queues={"outbox": 0},
+        dropped={"partials": 2},
+        latency_ms={"total": Quantiles(p50=611.449, p95=700.0)},
+    )
+    summary = DialogueSummary(
+        source="m",
+        dialogue_id="d1",
+        start_time="t1",
+        end_time="t2",
+        turns=2,
+        speakers={"Zoë": "joy"},
+        emotions={"joy": 2},
+        probabilities={"joy": 0.123456},
+    )
+    assert messages(health, prefix="p", node="n") == [
+        Message(
+            "p/n/health",
+            b'{"schema":"stream_hbaf/health/1","uptime_s":60.0,"memory_mb":512.5,"utterances":3,'
+            b'"queues":{"outbox":0},"dropped":{"partials":2},'
+            b'"latency_ms":{"total":{"p50":611.4,"p95":700.0}}}',
+            retain=True,
+            properties=(("schema", "stream_hbaf/health/1"),),
+        )
+    ]
+    assert messages(summary, prefix="p", node="n") == [
+        Message(
+            "p/n/m/dialogue",
+            '{"schema":"stream_hbaf/dialogue/1","source":"m","dialogue_id":"d1","start_time":"t1",'
+            '"end_time":"t2","turns":2,"speakers":{"Zoë":"joy"},"emotions":{"joy":2},'
+            '"probabilities":{"joy":0.1235}}'.encode(),
+            retain=True,
+            dialogue_id="d1",
+            properties=(("schema", "stream_hbaf/dialogue/1"), ("source", "m")),
+        )
+    ]
+
+
+def test_switch_is_retained() -> None:
+    """Its state is a bare word on a topic of its own."""
+    switch = Switch(source="m", switch="record", on=True)
+    assert messages(switch, prefix="p", node="n") == [
+        Message("p/n/m/record/state", b"ON", retain=True, properties=(("source", "m"),))
+    ]
+
+
+def test_answer_expires() -> None:
+    """It has the command's topic, is not retained, and means nothing after a minute."""
+    answer = Response(command="ping", status="ok", content={"time": 1.5}, transaction="t")
+    assert messages(answer, prefix="p", node="n") == [
+        Message(
+            "p/n/response/ping",
+            b'{"schema":"stream_hbaf/response/1","command":"ping","status":"ok",'
+            b'"data":{"time":1.5},"error":"","transaction":"t"}',
+            expires_s=60,
+            properties=(("schema", "stream_hbaf/response/1"),),
+        )
+    ]
+
+
+@pytest.mark.parametrize("event", [END, END.model_copy(update={"type": "new", "emotion": None})])
+def test_utterances_last(event: Utterance) -> None:
+    """Their messages survive a kill; the label, which is state, needs not."""
+    lasting = [message.lasting for message in messages(event, prefix="p", node="n")]
+    assert lasting == [True, False][: len(lasting)]
 
 
 def test_speech_is_on_or_off() -> None:
@@ -184,7 +289,14 @@ def test_speech_is_on_or_off() -> None:
     on, off = Speech(source="m", on=True), Speech(source="m", on=False)
     assert messages(on, prefix="p", node="n")[0].payload == b"ON"
     assert messages(off, prefix="p", node="n") == [
-        Message("p/n/m/speech", b"OFF", qos=0, droppable=True)
+        Message(
+            "p/n/m/speech",
+            b"OFF",
+            qos=0,
+            droppable=True,
+            expires_s=10,
+            properties=(("source", "m"),),
+        )
     ]
     assert messages(Level(source="m", dbfs=-30.0, speech=True), prefix="p", node="n") == []
 
@@ -208,6 +320,12 @@ def test_not_a_number_is_refused() -> None:
         ("mqtt://broker", Address("broker", 1883), "mqtt://broker:1883"),
         ("mqtts://broker", Address("broker", 8883, tls=True), "mqtts://broker:8883"),
         ("mqtt://[::1]:1999", Address("::1", 1999), "mqtt://[::1]:1999"),
+        ("ws://broker", Address("broker", 80, path="/mqtt"), "ws://broker:80/mqtt"),
+        (
+            "wss://broker:9001/a/b",
+            Address("broker", 9001, tls=True, path="/a/b"),
+            "wss://broker:9001/a/b",
+        ),
         ("mqtt://eve@broker/", Address("broker", 1883, username="eve"), "mqtt://broker:1883"),
         ("embedded", Address("127.0.0.1", 1883), "mqtt://127.0.0.1:1883"),
     ],
@@ -223,7 +341,7 @@ def test_url_forms(url: str, address: Address, shown: str) -> None:
     [
         ("mqtt://eve:s3cret@broker", "STREAM_HBAF_MQTT__PASSWORD"),
         ("eve:s3cret@broker", "mqtt://HOST:PORT"),
-        ("ws://broker", "WebSocket"),
+        ("ws://broker/mqtt?x=1", "after the port"),
         ("broker:1883", "mqtt://HOST:PORT"),
         ("broker", "mqtt://HOST:PORT"),
         ("mqtt://broker:port", "malformed"),

@@ -12,6 +12,7 @@ from stream_hbaf.corpora.manifest import read_manifest
 from stream_hbaf.corpora.meld import read_meld
 from stream_hbaf.corpora.nemo import read_nemo
 from stream_hbaf.corpora.ravdess import read_ravdess
+from stream_hbaf.corpora.session import holds_sessions, read_sessions
 from stream_hbaf.corpora.tess import read_tess
 from stream_hbaf.errors import ConfigError, CorpusError
 
@@ -33,12 +34,14 @@ _PUBLISHED: Mapping[str, _Published] = {
 }
 CORPORA = tuple(_PUBLISHED)
 MANIFEST = ".csv"  # how the name of a corpus of one's own ends
+SESSIONS = "/"  # how the name of a folder of recorded sessions ends, or of one session
 
 
 def open_corpus(name: str, corpora: Path, *, whole: bool = True) -> Corpus:
-    """Read all splits of a corpus under ``corpora``: one of CORPORA, or a manifest by its name.
+    """Read all splits of a corpus under ``corpora``: one of CORPORA, or a manifest or a folder of
+    recorded sessions by its name.
 
-    A manifest may also be a path of its own. Raises ConfigError for an unknown name, and
+    The latter two may also be paths of their own. Raises ConfigError for an unknown name, and
     CorpusError with file and line for what can't be read, an empty split, an empty dialogue, or a
     split without any label. Not ``whole``: dev and test may be empty, as TESS's are.
     """
@@ -50,9 +53,15 @@ def open_corpus(name: str, corpora: Path, *, whole: bool = True) -> Corpus:
         corpus = Corpus(
             name, known.labels, {split: tuple(known.read(place, split)) for split in SPLITS}
         )
+    elif name.endswith(SESSIONS) or any(map(holds_sessions, (Path(name), corpora / name))):
+        place = Path(name) if Path(name).is_dir() else corpora / name
+        corpus = read_sessions(place)
     else:
         published = ", ".join(CORPORA)
-        raise ConfigError(f"unknown corpus '{name}'; choose {published}, or a manifest's .csv")
+        raise ConfigError(
+            f"unknown corpus '{name}'; choose {published}, a manifest's .csv, or a folder of "
+            "sessions"
+        )
     for split, dialogues in corpus.splits.items():
         if split != "train" and not dialogues and not whole:
             continue

@@ -12,7 +12,8 @@ from amqtt.broker import Broker
 from amqtt.errors import BrokerError as NotStarted
 
 from stream_hbaf.errors import BrokerError
-from stream_hbaf.publish.connection import Address, speaks_mqtt
+from stream_hbaf.publish.address import Address
+from stream_hbaf.publish.connection import speaks_mqtt
 
 LOOPBACK = "127.0.0.1"  # anybody may connect, so nobody from outside may
 GRACE_S = 30  # amqtt cuts a client off after exactly its keepalive, before most have pinged

@@ -1,28 +1,31 @@
-"""The way to the broker: its address, the connection, and what to say when there is none."""
+"""The way to the broker: connections, what travels over them, what to say when there is none."""
 
 import asyncio
 import contextlib
 import logging
 import random
-import re
 import socket
 import ssl
 import threading
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
-from urllib.parse import SplitResult, urlsplit
 
-from aiomqtt import Client, MqttCodeError, MqttError, Will
+from aiomqtt import Client, MqttCodeError, MqttError, ProtocolVersion, Will
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 
 from stream_hbaf.config import MqttConfig
 from stream_hbaf.errors import BrokerError, ConfigError, StreamHbafError
+from stream_hbaf.publish.address import Address, node_name, read_address
 from stream_hbaf.publish.messages import Message
 
-__all__ = ["Client", "MqttError"]  # for this room: no other file imports aiomqtt
+# For those who need a connection: no other file imports aiomqtt.
+__all__ = ["Address", "Client", "MqttError", "node_name", "read_address"]
 
 OnStatus = Callable[[bool, str], None]  # True when the broker is there; one line for people
 
 CONNECT_TIMEOUT_S = 5.0
+ACKNOWLEDGE_TIMEOUT_S = 10.0  # a broker that takes longer is taken for lost
 KEEPALIVE_S = 15  # also how long an abandoned connection attempt keeps its socket
 FIRST_DELAY_S = 0.5
 LONGEST_DELAY_S = 30.0
@@ -31,22 +34,13 @@ INCOMING = 10_000  # messages held for a subscriber that is slow
 # Else a message that follows another at once waits up to 40 ms for the first one's TCP ACK.
 NO_DELAY = (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
-DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883}
+PROTOCOLS = {"3.1.1": ProtocolVersion.V311, "5": ProtocolVersion.V5}
+UTF_8 = 1  # the payload format of text
+LONGEST_PROPERTY = 200  # characters
 SUBSCRIPTION_REFUSED = 0x80
-WRONG_PASSWORD, NOT_AUTHORIZED = 134, 135  # reason codes, as paho maps CONNACK 4 and 5
+UNKNOWN_VERSION = 132  # reason codes, as paho maps CONNACK 1, 4 and 5
+WRONG_PASSWORD, NOT_AUTHORIZED = 134, 135
 NAME_MISMATCH, IP_MISMATCH = 62, 64  # OpenSSL's X509_V_ERR_HOSTNAME_MISMATCH, ..._IP_...
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    host: str
-    port: int
-    tls: bool = False
-    username: str | None = None
-
-    def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{'mqtts' if self.tls else 'mqtt'}://{host}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,47 +48,9 @@ class Received:
     topic: str
     payload: bytes
     retained: bool  # published before the subscription
-
-
-def read_address(config: MqttConfig) -> Address:
-    """Where ``mqtt.url`` points; ``embedded`` is this machine. Raises ConfigError."""
-    if config.url == "embedded":
-        return Address("127.0.0.1", config.port)
-    if config.url == "none":
-        raise ConfigError("mqtt.url is 'none': there is no broker; use --mqtt mqtt://HOST")
-    try:
-        parts = urlsplit(config.url)
-        port = parts.port
-    except ValueError:
-        raise ConfigError("mqtt.url: the host or port is malformed; use mqtt://HOST:PORT") from None
-    _check_url(parts, config.url)
-    return Address(
-        host=parts.hostname or "",
-        port=DEFAULT_PORTS[parts.scheme] if port is None else port,
-        tls=parts.scheme == "mqtts",
-        username=parts.username,
-    )
-
-
-def _check_url(parts: SplitResult, url: str) -> None:
-    """Never repeats what stands before an @: with a scheme missing, a password hides there."""
-    url = url.rpartition("@")[2]
-    if parts.password is not None:
-        raise ConfigError(
-            "mqtt.url: a password in a url is visible to everybody on this machine; "
-            "set STREAM_HBAF_MQTT__PASSWORD, or mqtt.password in a --config file"
-        )
-    if parts.scheme in ("ws", "wss"):
-        raise ConfigError(f"mqtt.url: no MQTT over WebSocket yet ({url}); use mqtt:// or mqtts://")
-    if parts.scheme not in DEFAULT_PORTS or not parts.hostname:
-        raise ConfigError(f"mqtt.url: '{url}' is no broker; use mqtt://HOST:PORT or mqtts://HOST")
-    if parts.path not in ("", "/") or parts.query or parts.fragment:
-        raise ConfigError(f"mqtt.url: '{url}' goes on after the port; use mqtt://HOST:PORT")
-
-
-def node_name(config: MqttConfig) -> str:
-    """The configured node, else this machine's name in letters that any topic may hold."""
-    return config.node or re.sub(r"[^A-Za-z0-9_-]+", "_", socket.gethostname()).strip("_") or "node"
+    # Only MQTT 5 has these:
+    response_topic: str = ""  # where the sender waits for an answer
+    correlation: bytes = b""  # what the answer must bear
 
 
 def backoff() -> Iterator[float]:
@@ -120,7 +76,10 @@ async def open_client(config: MqttConfig, *, will: Message | None = None) -> Cli
         username=username,
         password=config.password.get_secret_value() if config.password else None,
         logger=_silent_logger(),
-        will=Will(will.topic, will.payload, will.qos, will.retain) if will else None,
+        protocol=PROTOCOLS[config.version],
+        transport="tcp" if address.path is None else "websockets",
+        websocket_path=address.path,
+        will=_last_will(will, config),
         timeout=CONNECT_TIMEOUT_S,
         keepalive=KEEPALIVE_S,
         max_queued_incoming_messages=INCOMING,
@@ -140,10 +99,37 @@ async def close_client(client: Client) -> None:
         await client.__aexit__(None, None, None)
 
 
-async def until_lost(client: Client) -> None:
-    """Returns never; raises MqttError once the connection breaks (publish doesn't notice)."""
-    async for _ in client.messages:
-        pass
+async def publish(client: Client, message: Message, *, version: str) -> None:
+    """Returns once acknowledged (QoS 1) or handed to the network (QoS 0)."""
+    await client.publish(
+        message.topic,
+        message.payload,
+        qos=message.qos,
+        retain=message.retain,
+        properties=_properties(message) if version == "5" else None,
+        timeout=ACKNOWLEDGE_TIMEOUT_S,
+    )
+
+
+async def allowed(client: Client, topics: Sequence[str]) -> bool:
+    """Subscribe, and say whether the broker lets us hear all of them."""
+    if not topics:
+        return True
+    codes = await client.subscribe([(topic, 1) for topic in topics])
+    return all(_code(granted) < SUBSCRIPTION_REFUSED for granted in codes)
+
+
+async def received(client: Client) -> AsyncIterator[Received]:
+    """Messages as they come; raises MqttError once the connection breaks."""
+    async for message in client.messages:
+        properties = message.properties
+        yield Received(
+            str(message.topic),
+            message.payload if isinstance(message.payload, bytes) else b"",
+            retained=message.retain,
+            response_topic=getattr(properties, "ResponseTopic", ""),
+            correlation=getattr(properties, "CorrelationData", b""),
+        )
 
 
 async def speaks_mqtt(address: Address) -> bool:
@@ -167,15 +153,13 @@ async def subscribe(
     try:
         while True:
             try:
-                codes = await client.subscribe(topic, qos=1)
-                if any(_code(granted) >= SUBSCRIPTION_REFUSED for granted in codes):
+                if not await allowed(client, [topic]):
                     raise BrokerError(
                         f"{read_address(config)}: may not subscribe to {topic}; "
                         "check the broker's access rules"
                     )
-                async for message in client.messages:
-                    payload = message.payload if isinstance(message.payload, bytes) else b""
-                    yield Received(str(message.topic), payload, retained=message.retain)
+                async for message in received(client):
+                    yield message
             except MqttError:
                 on_status(False, f"{read_address(config)}: connection lost; trying again")
                 await close_client(client)
@@ -183,6 +167,37 @@ async def subscribe(
             on_status(True, f"{read_address(config)}: connected again")
     finally:
         await close_client(client)
+
+
+def _last_will(will: Message | None, config: MqttConfig) -> Will | None:
+    if will is None:
+        return None
+    properties = (
+        _properties(will, packet=PacketTypes.WILLMESSAGE) if config.version == "5" else None
+    )
+    return Will(will.topic, will.payload, will.qos, will.retain, properties)
+
+
+def _properties(message: Message, *, packet: int = PacketTypes.PUBLISH) -> Properties:
+    """What MQTT 5 lets a receiver know before it reads the payload."""
+    properties = Properties(packet)  # type: ignore[no-untyped-call]  # paho has no types there
+    if message.payload:
+        properties.PayloadFormatIndicator = UTF_8
+        is_json = message.payload.startswith(b"{")
+        properties.ContentType = "application/json" if is_json else "text/plain"
+    if message.expires_s is not None:
+        properties.MessageExpiryInterval = message.expires_s
+    if message.correlation:
+        properties.CorrelationData = message.correlation
+    if message.properties:
+        properties.UserProperty = [(name, _plain(value)) for name, value in message.properties]
+    return properties
+
+
+def _plain(text: str) -> str:
+    """A broker hangs up on who sends it control characters in a property."""
+    shown = (c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return "".join(shown)[:LONGEST_PROPERTY]
 
 
 def _code(granted: object) -> int:
@@ -277,9 +292,14 @@ def _explain_refusal(error: MqttError, username: str | None) -> str:
             f"refuses user '{username}' or the password; "
             "check mqtt.username and STREAM_HBAF_MQTT__PASSWORD"
         )
+    if code == UNKNOWN_VERSION:
+        return "does not speak this version of MQTT; set mqtt.version to 3.1.1"
     if code is not None:
         return f"the broker refuses ({error}); check its settings"
-    return "listens, but does not answer as an MQTT broker; check the port, and mqtt:// or mqtts://"
+    return (
+        "listens, but does not answer as an MQTT broker; "
+        "check the port, mqtt:// or mqtts://, and the path of ws://"
+    )
 
 
 def _silent_logger() -> logging.Logger:
