@@ -270,7 +270,8 @@ def _config(options: argparse.Namespace) -> "Config":
 def _address(text: str) -> dict[str, str]:
     """``HOST:PORT``, ``HOST`` or ``:PORT`` as the settings of the page."""
     host, _, port = text.rpartition(":") if re.search(r":\d+$", text) else (text, "", "")
-    return {key: value for key, value in (("host", host), ("port", port)) if value}
+    found = {"host": host.strip("[]"), "port": port}
+    return {key: value for key, value in found.items() if value}
 
 
 def _source(text: str) -> dict[str, str]:

@@ -21,6 +21,7 @@ SECRETS = ("mqtt.password", "dashboard.token", "source.token")
 
 Positive = Annotated[int, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+Host = Annotated[str, Field(pattern=r"^[^\s:/]+$|^[0-9A-Fa-f:.]+$")]  # a name, IPv4 or IPv6
 TopicLevel = Annotated[str, Field(pattern=r"^[^/+#\s]+$")]
 
 
@@ -83,7 +84,7 @@ class MqttConfig(Section):
 
 
 class DashboardConfig(Section):
-    host: str = "127.0.0.1"  # elsewhere than on this machine, the page asks for the token
+    host: Host = "127.0.0.1"  # elsewhere than on this machine, the page asks for the token
     port: Annotated[int, Field(ge=0, le=65535)] = 8770  # 0: any that is free
     token: SecretStr | None = None  # None: drawn at the start, and said
 

@@ -51,6 +51,13 @@ def test_help_imports_no_heavy_library() -> None:
         (["--speed", "fast"], "--speed fast: must be 'max' or a number above 0"),
         (["--set", "vad.engin=silero"], "did you mean 'vad.engine'?"),
         (["--set", "speaker"], "write it as KEY=VALUE"),
+        (["--source", "ann"], "--source ann: write it as NAME=WHERE"),
+        (["--source", "a/b=mic"], "'sources.0.name'"),
+        (["--source", "ann=x.wav,channel=left"], "'sources.0.channel' must be"),
+        (["--source", "ann=absent.wav", "--mqtt", "none"], "absent.wav: can't be read"),
+        (["--source", "me=browser", "--mqtt", "none"], "--dashboard"),
+        (["--dashboard", ":x"], "'dashboard.host'"),
+        (["--set", "dashboard.token=secret"], "a password on the command line"),
         (["--config", "absent.yaml"], "absent.yaml: can't be read"),
         (["--file", str(SPEECH), "--mqtt", "none", "--model", "absent"], "absent"),
         (["--file", str(SPEECH), "--mqtt", "mqtt://127.0.0.1:1"], "127.0.0.1:1"),
@@ -94,6 +101,33 @@ def test_switch_for_inferences_overrides_and_its_absence_does_not(
         monkeypatch.setenv("STREAM_HBAF_INFERENCES", said)
         assert _config(_parser().parse_args([])).inferences is wanted
         assert _config(_parser().parse_args(["--inferences"])).inferences is True
+
+
+def test_several_sources_have_settings_of_their_own() -> None:
+    """A URL keeps its commas; what isn't said is the name, and nobody's dialogue."""
+    said = ["--source", "ann=mic:USB,channel=1,dialogue=table", "--source", "tv=http://h/a,b?c=d"]
+    ann, tv = _config(_parser().parse_args(said)).sources
+    assert (ann.name, ann.where, ann.speaker, ann.channel, ann.dialogue) == (
+        *("ann", "mic:USB", "ann", 1, "table"),
+    )
+    assert (tv.where, tv.speaker, tv.channel, tv.dialogue) == ("http://h/a,b?c=d", "tv", None, "")
+
+
+@pytest.mark.parametrize(
+    ("said", "host", "port"),
+    [
+        ("", "127.0.0.1", 8770),
+        ("0.0.0.0", "0.0.0.0", 8770),
+        (":9000", "127.0.0.1", 9000),
+        ("[::1]:9000", "::1", 9000),
+    ],
+)
+def test_the_page_is_where_it_is_wanted(said: str, host: str, port: int) -> None:
+    """Host, port, both or neither; without the option there is no page."""
+    page = _config(_parser().parse_args(["--dashboard", *([said] if said else [])])).dashboard
+    assert page is not None
+    assert (page.host, page.port) == (host, port)
+    assert _config(_parser().parse_args([])).dashboard is None
 
 
 def test_help_lists_every_corpus(capsys: pytest.CaptureFixture[str]) -> None:
