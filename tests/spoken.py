@@ -28,6 +28,14 @@ LABELS = ["anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise"]
 MODEL = Model(id="live-en", sha256="0" * 64)
 INFO = Info(version="0", model=MODEL, labels=LABELS, licence="MIT", sources=["ann", "ben"])
 NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
+HEADER = Header(
+    id="20261121T120000Z-abcdef",
+    began=NOON.isoformat(),
+    model=MODEL,
+    labels=tuple(LABELS),
+    settings={},
+    versions={},
+)
 
 
 def said(
@@ -99,15 +107,7 @@ class Clerk:
 
 def record(folder: Path, recording: Path, *, utterances: list[Utterance]) -> Path:
     """A real session of one source, ``ann``: a recording's sound, and what was said of it."""
-    header = Header(
-        id="20261121T120000Z-abcdef",
-        began=NOON.isoformat(),
-        model=MODEL,
-        labels=tuple(LABELS),
-        settings={},
-        versions={},
-    )
-    writer = SessionWriter(folder, header=header)
+    writer = SessionWriter(folder, header=HEADER)
     sound = read_audio(recording)
     length_s = len(sound) / SAMPLE_RATE_HZ
     # As if its first sample had been captured at noon.

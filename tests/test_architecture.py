@@ -27,6 +27,7 @@ ROOMS = (
 
 # Each outside library is known to these files only, so that it can be replaced there.
 LIBRARIES = {
+    "aiohttp": {"dashboard/server.py"},
     "aiomqtt": {"publish/connection.py"},
     "amqtt": {"publish/broker.py"},
     "av": {"audio/file.py", "sessions/flac.py"},

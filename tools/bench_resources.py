@@ -5,6 +5,7 @@
     tools/bench_resources.py silence --mic pulse [--seconds 60]   (or --file of silence)
     tools/bench_resources.py speech  --corpora DIR [--minutes 10]
     tools/bench_resources.py long    --corpora DIR [--hours 4]
+    tools/bench_resources.py day     --corpora DIR [--hours 24]   (silence, noise, some speech)
 
 It runs the command itself in a child and reads CPU time and resident memory of all its processes.
 """
@@ -66,6 +67,7 @@ class Run:
         self.listening = threading.Event()
         self.listening_after = 0.0
         self.ends = 0
+        self.heard_h: list[tuple[float, float]] = []  # when, and how far into the sound, an end was
         self.errors: list[str] = []
         threading.Thread(target=self._read_out, daemon=True).start()
         threading.Thread(target=self._read_err, daemon=True).start()
@@ -76,7 +78,9 @@ class Run:
             if event["event"] == "status" and event["stage"] == "capture":
                 self.listening_after = time.monotonic() - self.began
                 self.listening.set()
-            self.ends += event["event"] == "utterance" and event["type"] == "end"
+            if event["event"] == "utterance" and event["type"] == "end":
+                self.ends += 1
+                self.heard_h.append((time.monotonic(), event["audio_end_ms"] / 3.6e6))
 
     def _read_err(self) -> None:
         self.errors += list(self.process.stderr or ())
@@ -93,6 +97,45 @@ def speech(corpora: Path, *, seconds: float, pause_s: float, seed: int) -> np.nd
         parts += [read_audio(draw.choice(clips)), pause]
         length += len(parts[-2]) + len(pause)
     return np.concatenate(parts)
+
+
+def write_day(file: Path, corpora: Path, *, hours: int) -> None:
+    """Each hour: four minutes of talk with pauses, ten of noise, and silence, in an order drawn."""
+    noises = [read_audio(path) for path in sorted(corpora.glob("speech/noise/*.flac"))]
+    with soundfile.SoundFile(file, "w", SAMPLE_RATE_HZ, 1, "PCM_16") as out:
+        for hour in range(hours):
+            draw = random.Random(hour)
+            talk = speech(corpora, seconds=240, pause_s=3, seed=hour)
+            noise = np.resize(
+                np.concatenate(draw.sample(noises, len(noises))), 600 * SAMPLE_RATE_HZ
+            )
+            silence = np.zeros((3600 - 840) * SAMPLE_RATE_HZ // 2, np.int16)
+            for part in draw.sample([talk, noise, silence, silence], 4):
+                out.write(part)
+
+
+def measure_day(file: Path, *, hours: int) -> None:
+    """Whether memory and the time for an hour of sound stay as they are."""
+    run = Run("--file", str(file), "--speed", "max")
+    run.listening.wait(60)
+    memory: list[tuple[float, float]] = []
+    while run.process.poll() is None:
+        if run.heard_h:
+            memory.append((run.heard_h[-1][1], cost(run.process.pid)[1]))
+        time.sleep(1)
+    wall, at = (np.array(column) for column in zip(*run.heard_h, strict=True))
+    each = np.diff(np.interp(np.arange(hours + 1), at, wall))
+    quarter = hours // 4
+    position, held = (np.array(column) for column in zip(*memory, strict=True))
+    later = position > quarter
+    slope = np.polyfit(position[later], held[later], 1)[0]
+    first, last = np.median(each[1 : 1 + quarter]), np.median(each[-quarter:])
+    print(
+        f"{hours} h of sound in {(wall[-1] - wall[0]) / 60:.1f} min, {run.ends} utterances, exit "
+        f"{run.process.returncode}; an hour takes {first:.1f} s at first, {last:.1f} s in the end "
+        f"(ratio {last / first:.2f}); memory {held[later][0]:.0f} → {held[-1]:.0f} MB, "
+        f"{slope:+.2f} MB an hour after the first quarter"
+    )
 
 
 def measure_start(runs: int) -> None:
@@ -148,16 +191,16 @@ def measure_speech(sound: np.ndarray, *arguments: str, every_s: float) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("start", "silence", "speech", "long"))
+    parser.add_argument("what", choices=("start", "silence", "speech", "long", "day"))
     parser.add_argument("--corpora", type=Path)
     parser.add_argument("--mic")
     parser.add_argument("--file")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("--hours", type=float, default=4)
+    parser.add_argument("--hours", type=int)
     options = parser.parse_args()
-    if options.what in ("speech", "long") and options.corpora is None:
+    if options.what in ("speech", "long", "day") and options.corpora is None:
         parser.error(f"{options.what} needs --corpora")
     match options.what:
         case "start":
@@ -169,8 +212,14 @@ def main() -> None:
             sound = speech(options.corpora, seconds=options.minutes * 60, pause_s=1, seed=0)
             measure_speech(sound, every_s=30)
         case "long":
-            sound = speech(options.corpora, seconds=options.hours * 3600, pause_s=6, seed=0)
+            seconds = (options.hours or 4) * 3600
+            sound = speech(options.corpora, seconds=seconds, pause_s=6, seed=0)
             measure_speech(sound, "--speed", "max", every_s=10)
+        case "day":
+            with tempfile.TemporaryDirectory() as folder:
+                file, hours = Path(folder) / "day.flac", options.hours or 24
+                write_day(file, options.corpora, hours=hours)
+                measure_day(file, hours=hours)
 
 
 if __name__ == "__main__":

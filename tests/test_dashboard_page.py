@@ -1,0 +1,471 @@
+"""The page in a real Chromium: what people see and do."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chromium import Loop, chromium
+from conftest import RECORDINGS
+from playwright.sync_api import Browser, Page, expect
+from spoken import INFO, Clerk, record, said
+
+from stream_hbaf.config import DashboardConfig, SourceConfig
+from stream_hbaf.dashboard.server import Dashboard
+from stream_hbaf.events import (
+    AnyEvent,
+    Emotion,
+    Feedback,
+    Level,
+    Partial,
+    Privacy,
+    Status,
+    Switch,
+)
+from stream_hbaf.privacy import veil
+
+PHONE, DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
+JFK = RECORDINGS / "jfk.flac"
+
+expect.set_options(timeout=20_000)  # for what takes 0.1 s on a machine that isn't busy
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as opened:
+        yield opened
+
+
+@pytest.fixture
+def clerk() -> Clerk:
+    return Clerk()
+
+
+class Served:
+    """A dashboard that runs beside the browser."""
+
+    def __init__(self, loop: Loop, dashboard: Dashboard) -> None:
+        self.loop = loop
+        self.dashboard = dashboard
+        self.address = dashboard.address
+
+    def send(self, *events: AnyEvent) -> None:
+        for event in events:
+            self.loop.run(self.dashboard.send(event))
+
+
+@contextmanager
+def serve(
+    clerk: Clerk | None, *, sessions: Path | None = None, port: int = 0, token: str | None = None
+) -> Iterator[Served]:
+    async def open_dashboard() -> Dashboard:
+        config = DashboardConfig.model_validate({"port": port, "token": token})
+        dashboard = Dashboard(config, info=INFO, control=clerk, sessions=sessions)
+        await dashboard.start()
+        return dashboard
+
+    with Loop() as loop:
+        dashboard = loop.run(open_dashboard())
+        yield Served(loop, dashboard)
+        loop.run(dashboard.close(1))
+
+
+@contextmanager
+def page_at(
+    browser: Browser, address: str, *, size: dict[str, int] = DESK, scheme: str = "light"
+) -> Iterator[Page]:
+    """A page that is open, and in the end has had nothing to complain about."""
+    context = browser.new_context(viewport=size, color_scheme=scheme, permissions=["microphone"])  # type: ignore[arg-type]
+    page = context.new_page()
+    complaints: list[str] = []
+    asked: list[str] = []
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("console", lambda line: line.type == "error" and complaints.append(line.text))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(address)
+    expect(page.get_by_text("● Connected")).to_be_visible()
+    yield page
+    own = address.partition("?")[0]
+    assert [url for url in asked if not url.startswith(own)] == []
+    assert [line for line in complaints if "WebSocket connection" not in line] == []
+    context.close()
+
+
+def test_page_shows_what_is_said_as_it_is_said(browser: Browser, clerk: Clerk) -> None:
+    """Running words with a provisional emotion, then the finished utterance in their place."""
+    with serve(clerk) as served, page_at(browser, served.address) as page:
+        expect(page.get_by_text("Nothing yet")).to_be_visible()
+        running = page.get_by_role("region", name="Now")
+        served.send(
+            said(1).model_copy(update={"type": "new", "rev": 1, "text": "", "emotion": None})
+        )
+        expect(running).to_contain_text("Ann …")
+        served.send(
+            Partial(
+                id="d-1",
+                source="ann",
+                dialogue_id="d",
+                speaker="Ann",
+                text="I got the",
+                modalities=["text"],
+                emotion=Emotion(label="joy", score=0.5),
+            )
+        )
+        expect(running).to_contain_text("Ann J? perhaps joy: I got the")
+        served.send(said(1, text="I got the job!", conflict=True))
+        utterance = page.get_by_role("listitem").filter(has_text="I got the job!")
+        expect(utterance).to_contain_text("joy 70 %")
+        expect(utterance).to_contain_text("≠ voice and words contradict")
+        expect(running).not_to_contain_text("I got the")
+        expect(page.get_by_text("Nothing yet")).to_be_hidden()
+
+
+def test_only_finished_utterances_are_announced(browser: Browser, clerk: Clerk) -> None:
+    """A screen reader hears each utterance once, and is not talked over by running words."""
+    with serve(clerk) as served, page_at(browser, served.address) as page:
+        live = page.locator("[aria-live=polite]")
+        served.send(said(1).model_copy(update={"type": "update", "rev": 2, "text": "Sentence"}))
+        served.send(said(1), said(2, "anger"))
+        expect(live.locator("p")).to_have_text(
+            ["Ann, joy 70 %: Sentence 1.", "Ann, anger 70 %: Sentence 2."]
+        )
+
+
+def test_doubt_is_shown_as_doubt(browser: Browser, clerk: Clerk) -> None:
+    """An abstention is called a guess wherever the label stands, and the set is told."""
+    unsure = said(1, score=0.4)
+    assert unsure.emotion is not None
+    emotion = unsure.emotion.model_copy(update={"abstained": True, "set": ["joy", "surprise"]})
+    with serve(clerk) as served, page_at(browser, served.address) as page:
+        served.send(unsure.model_copy(update={"emotion": emotion}))
+        details = page.get_by_role("region", name="Newest utterance")
+        expect(details).to_contain_text("J? unsure, perhaps joy 40 %")
+        expect(details).to_contain_text("Too unsure to be an answer.")
+        expect(details).to_contain_text("It may be any of: joy, surprise.")
+        expect(page.locator(".block text")).to_have_text(["J?"])
+        legend = page.get_by_role("list", name="Emotions").get_by_role("listitem")
+        expect(legend.filter(has_text="joy")).to_have_text("J joy 0")
+        expect(legend.filter(has_text="unsure")).to_have_text("? unsure 1")
+
+
+def test_words_that_are_kept_back_are_not_called_missing(browser: Browser, clerk: Clerk) -> None:
+    """Under privacy ``no_text`` the page says that there were words."""
+    with serve(clerk) as served, page_at(browser, served.address) as page:
+        modes: list[Privacy] = ["no_text", "label_only"]
+        for turn, privacy in enumerate(modes):
+            veiled = veil(said(turn), privacy)
+            assert veiled is not None
+            served.send(veiled)
+        words = page.locator(".utterance .words")
+        expect(words).to_have_text(["(no words)", "(words are kept back)"])
+        expect(page.get_by_role("region", name="Newest utterance")).to_contain_text("J joy")
+
+
+def test_details_tell_how_sure_and_why_and_how_fast(browser: Browser, clerk: Clerk) -> None:
+    """Probabilities, contributions and latencies are tables that anybody can read."""
+    with serve(clerk) as served, page_at(browser, served.address) as page:
+        served.send(said(1))
+        shares = page.get_by_role("table", name="Probabilities")
+        expect(shares.get_by_role("row").nth(1)).to_have_text("J joy70 %")
+        expect(shares.get_by_role("row")).to_have_count(8)
+        why = page.get_by_role("table", name="What spoke for joy, and against")
+        expect(why.get_by_role("row")).to_have_text(
+            ["PartShare", "the voice+30 %", "the words−10 %", "what came before+5 %"]
+        )
+        spent = page.get_by_role("table", name="612 ms from the last sound to the answer")
+        expect(spent.get_by_role("row").nth(1)).to_have_text("silence, to be sure of the end600 ms")
+
+
+def test_timeline_has_a_lane_for_each_speaker_and_a_table(browser: Browser, clerk: Clerk) -> None:
+    """Blocks stand in their speaker's lane, long silences are cut, and a table says the same."""
+    with serve(clerk) as served, page_at(browser, served.address) as page:
+        served.send(said(1), said(2, "anger", source="ben"), said(3, "fear", at_s=300))
+        expect(page.locator(".lane")).to_have_text(["Ann", "Ben"])
+        boxes = [block.bounding_box() for block in page.locator(".block rect").all()]
+        ann, ben, later = [box for box in boxes if box is not None]
+        assert ben["y"] > ann["y"] + 40
+        assert later["x"] - ben["x"] < 300
+        expect(page.locator(".silence")).to_have_text(["5 min"])
+        assert "3 utterances of Ann, Ben" in (
+            page.locator("svg.timeline").get_attribute("aria-label") or ""
+        )
+        page.get_by_text("The timeline as a table").click()
+        rows = page.get_by_role("table", name="Finished utterances").get_by_role("row")
+        expect(rows).to_have_count(4)
+        expect(rows.nth(2)).to_contain_text("Benanger 70 %agreeSentence 2.")
+
+
+def test_level_and_health_are_shown(browser: Browser, clerk: Clerk) -> None:
+    """How loud it is, and which stage is in trouble, in words as well as in pictures."""
+    with serve(clerk) as served, page_at(browser, served.address) as page:
+        served.send(*(Level(source="ann", dbfs=-20, speech=True) for _ in range(200)))
+        served.send(Status(source="ann", stage="vad", state="degraded", detail="out of memory"))
+        expect(page.get_by_text("−20 dB, somebody speaks")).to_be_visible()
+        expect(page.get_by_text("▲ vad degraded out of memory")).to_be_visible()
+        assert page.locator("canvas").evaluate(PAINTED) > 10_000
+
+
+def test_correction_by_a_click_arrives_as_feedback(browser: Browser, clerk: Clerk) -> None:
+    """The chosen utterance, the chosen label; the page then shows it as corrected."""
+    with serve(clerk) as served, page_at(browser, served.address) as page:
+        served.send(said(1), said(2, "anger"))
+        page.get_by_role("button", name="Sentence 1.").click()
+        page.get_by_role("group", name="What was it really?").get_by_role(
+            "button", name="fear"
+        ).click()
+        expect(page.get_by_text("Kept: this was fear.")).to_be_visible()
+        expect(page.get_by_role("button", name="Sentence 1.")).to_contain_text("✓ corrected")
+        expect(page.locator(".block text").first).to_have_text("F✓")
+    assert clerk.corrections == [Feedback(id="d-1", label="fear", by="page")]
+
+
+def test_details_stay_while_somebody_is_about_to_correct(browser: Browser, clerk: Clerk) -> None:
+    """What is finished meanwhile doesn't slip under the pointer, nor take the keyboard's focus."""
+    with serve(clerk) as served, page_at(browser, served.address) as page:
+        served.send(said(1))
+        fear = page.get_by_role("button", name="fear", exact=True)
+        fear.hover()
+        served.send(said(2))
+        expect(page.locator(".utterance .words")).to_have_count(2)
+        fear.click()
+        expect(page.get_by_text("Kept: this was fear.")).to_be_visible()
+        expect(fear).to_be_focused()
+        page.mouse.move(0, 0)
+        page.keyboard.press("Tab")
+        page.keyboard.press("Enter")
+        expect(page.get_by_text("Kept: this was joy.")).to_be_visible()
+        served.send(said(3))
+        expect(page.locator(".utterance .words")).to_have_count(3)
+        page.get_by_role("button", name="Sentence 3.").focus()
+        expect(page.locator("blockquote")).to_have_text("Sentence 3.")
+    assert [(one.id, one.label) for one in clerk.corrections] == [("d-1", "fear"), ("d-1", "joy")]
+
+
+def test_labels_of_any_model_can_be_told_apart(browser: Browser, clerk: Clerk) -> None:
+    """Each has its own letter and its own colour, whatever words a model has for emotions."""
+    looks = """async (labels) => {
+      const {learn, look} = await import("/emotions.js");
+      learn(labels);
+      return labels.map((label) => [look(label).letter, look(label).colour]);
+    }"""
+    iemocap = ["angry", "excited", "frustrated", "happy", "neutral", "sad"]
+    with serve(clerk) as served, page_at(browser, served.address) as page:
+        for labels in (INFO.labels, iemocap, ["mad", "joyful", "scared", "ärger", "ärgernis"]):
+            letters, colours = zip(*page.evaluate(looks, labels), strict=True)
+            assert len(set(letters)) == len(set(colours)) == len(labels)
+
+
+def test_switches_and_requests_reach_control(browser: Browser, clerk: Clerk) -> None:
+    """By the keyboard alone."""
+    with serve(clerk) as served, page_at(browser, served.address) as page:
+        served.send(Switch(source="ann", switch="listening", on=True))
+        switch = page.get_by_role("switch", name="Listening")
+        expect(switch).to_be_checked()
+        switch.focus()
+        page.keyboard.press("Enter")
+        served.send(Switch(source="ann", switch="listening", on=False))
+        expect(switch).not_to_be_checked()
+        expect(switch).to_be_focused()
+        page.keyboard.press("Tab")
+        page.keyboard.press("Enter")
+        expect(page.get_by_text("A new dialogue begins.")).to_be_visible()
+    assert clerk.turned == [("ann", "listening", False)]
+    assert "reset" in [request.command for request in clerk.requests]
+
+
+def test_dialogue_is_forgotten_only_when_that_is_meant(browser: Browser, clerk: Clerk) -> None:
+    """A question comes before, because there is no way back."""
+    with serve(clerk) as served, page_at(browser, served.address) as page:
+        served.send(said(1), said(2))
+        forget = page.get_by_role("button", name="Forget this dialogue")
+        page.once("dialog", lambda dialog: dialog.dismiss())
+        forget.click()
+        page.once("dialog", lambda dialog: dialog.accept())
+        forget.click()
+        expect(page.get_by_text("Forgotten.")).to_be_visible()
+        served.loop.run(served.dashboard.forget("d"))
+        expect(page.get_by_text("Nothing yet")).to_be_visible()
+        expect(forget).to_be_hidden()
+    wishes = [one.arguments for one in clerk.requests if one.command == "forget"]
+    assert wishes == [{"dialogue_id": "d"}]
+
+
+def test_long_run_shows_its_newest_and_the_rest_on_request(browser: Browser, clerk: Clerk) -> None:
+    """However long it runs, a page draws no more than somebody wants to see."""
+    with serve(clerk) as served:
+        served.send(*(said(turn) for turn in range(150)))
+        with page_at(browser, served.address) as page:
+            utterances = page.locator(".utterance .words")
+            expect(utterances).to_have_count(100)
+            expect(utterances.first).to_have_text("Sentence 149.")
+            page.get_by_role("button", name="Show older ones").click()
+            expect(utterances).to_have_count(150)
+            expect(utterances.last).to_have_text("Sentence 0.")
+            expect(page.get_by_role("list", name="Emotions")).to_contain_text("joy 150")
+
+
+def test_dialogue_can_be_picked(browser: Browser, clerk: Clerk) -> None:
+    """One of this run's, alone; choosing the run shows all again."""
+    with serve(clerk) as served, page_at(browser, served.address) as page:
+        served.send(said(1), said(1, dialogue="e", at_s=60, text="Elsewhere."))
+        words = page.locator(".utterance .words")
+        expect(words).to_have_text(["Elsewhere.", "Sentence 1."])
+        page.get_by_label("Show").select_option("dialogue d")
+        expect(words).to_have_text(["Sentence 1."])
+        page.get_by_label("Show").select_option("")
+        expect(words).to_have_count(2)
+
+
+def test_recording_is_replayed_with_its_sound(
+    browser: Browser, clerk: Clerk, tmp_path: Path
+) -> None:
+    """While the sound plays the page points at what is being said, and an utterance plays alone."""
+    folder = record(
+        tmp_path,
+        JFK,
+        utterances=[said(0, at_s=0.3, text="First."), said(1, "anger", at_s=8, text="Second.")],
+    )
+    with serve(clerk, sessions=tmp_path) as served, page_at(browser, served.address) as page:
+        page.get_by_label("Show").select_option(f"recording {folder.name}")
+        expect(page.locator(".utterance .words")).to_have_text(["Second.", "First."])
+        audio = page.locator("audio")
+        expect(audio).to_have_js_property("duration", 11)
+        audio.evaluate("audio => audio.play()")
+        first = page.get_by_role("button", name="First.")
+        expect(first).to_have_attribute("aria-pressed", "true")
+        audio.evaluate("audio => audio.pause()")
+        page.get_by_role("button", name="Second.").click()
+        page.get_by_role("button", name="Play this").click()
+        while audio.evaluate("audio => audio.currentTime") < 9:
+            page.wait_for_timeout(50)
+        expect(audio).to_have_js_property("paused", True)
+        assert audio.evaluate("audio => audio.currentTime") < 10.5
+        expect(page.locator(".pointer")).to_have_count(1)
+
+
+def test_browser_microphone_is_heard(browser: Browser, clerk: Clerk) -> None:
+    """Chromium's own test tone comes out of the source as sound that is not silence."""
+    with serve(clerk) as served:
+
+        async def listen() -> float:
+            loudest = 0.0
+            async with source:
+                async for chunk in source.chunks():
+                    loudest = max(loudest, float(abs(chunk.samples.astype(int)).max(initial=0)))
+                    if loudest > 1000:
+                        return loudest
+            return loudest
+
+        async def lend() -> Any:
+            return served.dashboard.microphone(
+                SourceConfig(name="ann"), on_status=lambda state, line: None
+            )
+
+        source = served.loop.run(lend())
+        with page_at(browser, served.address) as page:
+            page.get_by_role("button", name="Use this browser's microphone").click()
+            assert served.loop.run(listen()) > 1000
+            page.get_by_role("button", name="Stop this browser's microphone").click()
+            expect(page.get_by_role("button", name="Use this browser's microphone")).to_be_visible()
+
+
+def test_page_finds_a_restarted_server(browser: Browser, clerk: Clerk) -> None:
+    """It says that it is alone, comes back by itself, and shows what the new run has."""
+    with serve(clerk) as served:
+        port = int(served.address.split(":")[2].rstrip("/"))
+        context = browser.new_context()
+        page = context.new_page()
+        page.goto(served.address)
+        served.send(said(1))
+        expect(page.get_by_role("button", name="Sentence 1.")).to_be_visible()
+    expect(page.get_by_text("○ Not connected")).to_be_visible()
+    with serve(clerk, port=port) as served:
+        served.send(said(2))
+        expect(page.get_by_text("● Connected")).to_be_visible(timeout=15_000)
+        expect(page.get_by_role("button", name="Sentence 2.")).to_be_visible()
+        expect(page.get_by_role("button", name="Sentence 1.")).to_have_count(0)
+        context.close()
+
+
+def test_token_in_the_address_opens_the_page(browser: Browser, clerk: Clerk) -> None:
+    """And is gone from the address bar, which others may see."""
+    with (
+        serve(clerk, token="geheim") as served,
+        page_at(browser, served.address) as page,
+    ):
+        assert "geheim" in served.address
+        assert "geheim" not in page.url
+
+
+@pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_everything_can_be_read_and_has_a_name(
+    browser: Browser, clerk: Clerk, size: dict[str, int], scheme: str
+) -> None:
+    """Text stands out by 4.5 to 1, controls have names, nothing runs off a phone's screen."""
+    with serve(clerk) as served, page_at(browser, served.address, size=size, scheme=scheme) as page:
+        served.send(Status(source="ann", stage="vad", state="degraded", detail="slow"))
+        served.send(Switch(source="ann", switch="listening", on=True))
+        served.send(*(said(turn, label) for turn, label in enumerate(INFO.labels)))
+        served.send(said(9, conflict=True, degraded="acoustic: slow"))
+        page.get_by_role("button", name="Sentence 0.").click()
+        page.get_by_text("The timeline as a table").click()
+        expect(page.get_by_role("group", name="What was it really?")).to_be_visible()
+        assert nameless(page) == []
+        faint = page.evaluate(FAINT_TEXT)
+        assert faint == [], json.dumps(faint)
+        assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
+        for landmark in ("banner", "main", "contentinfo", "complementary"):
+            expect(page.get_by_role(landmark)).to_have_count(1)  # type: ignore[arg-type]
+
+
+def nameless(page: Page) -> list[str]:
+    """Roles of controls and pictures without a name, in Chromium's own tree for screen readers."""
+    session = page.context.new_cdp_session(page)
+    nodes = session.send("Accessibility.getFullAXTree")["nodes"]
+    named = ("button", "combobox", "switch", "link", "textbox", "img", "table", "region")
+    return [
+        node["role"]["value"]
+        for node in nodes
+        if not node["ignored"]
+        and node["role"]["value"] in named
+        and not node.get("name", {}).get("value")
+    ]
+
+
+# Pixels that aren't empty.
+PAINTED = """canvas => canvas.getContext("2d")
+  .getImageData(0, 0, canvas.width, canvas.height).data
+  .filter((one, n) => n % 4 == 3 && one).length"""
+
+# Each text against what is painted behind it, by WCAG 2's formula.
+FAINT_TEXT = """() => {
+  const parse = (colour) => colour.match(/[\\d.]+/g).map(Number);
+  const light = ([r, g, b]) => [r, g, b].map((c) => c / 255)
+    .map((c) => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, c, n) => sum + c * [0.2126, 0.7152, 0.0722][n], 0);
+  const behind = (element) => {
+    for (let e = element; e; e = e.parentElement) {
+      const rect = e.tagName === "g" && e.querySelector("rect");
+      if (rect && !element.matches(".conflict")) return parse(getComputedStyle(rect).fill);
+      const colour = parse(getComputedStyle(e).backgroundColor);
+      if (colour.length < 4 || colour[3] > 0) return colour;
+    }
+    return parse(getComputedStyle(document.documentElement).backgroundColor);
+  };
+  const faint = [];
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const element = walker.currentNode.parentElement;
+    const text = walker.currentNode.data.trim();
+    if (!text || !element.checkVisibility() || element.matches("title, option, noscript")) continue;
+    const style = getComputedStyle(element);
+    const one = light(parse(element instanceof SVGElement ? style.fill : style.color));
+    const other = light(behind(element));
+    const contrast = (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05);
+    if (contrast < 4.5) faint.push([text, contrast]);
+  }
+  return faint;
+}"""
