@@ -22,6 +22,7 @@ ROOMS = (
     ("dashboard",),
     ("evaluation", "training"),
     ("listening",),
+    ("commands",),
     ("cli",),
 )
 
@@ -71,7 +72,7 @@ LOOPS = (
     "sessions/",
     "dashboard/",
     "listening.py",
-    "cli.py",
+    "commands/",
 )
 
 

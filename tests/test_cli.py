@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from stream_hbaf.cli import _config, _parser, main
+from stream_hbaf.cli import _parser, main
+from stream_hbaf.commands.options import read_config
 
 RECORDINGS = Path(__file__).parent / "recordings"
 SPEECH = RECORDINGS / "sense_and_sensibility_01_austen_64kb-0880.flac"
@@ -99,14 +100,14 @@ def test_switch_for_inferences_overrides_and_its_absence_does_not(
     """Not given, it leaves what the environment says."""
     for said, wanted in (("false", False), ("true", True)):
         monkeypatch.setenv("STREAM_HBAF_INFERENCES", said)
-        assert _config(_parser().parse_args([])).inferences is wanted
-        assert _config(_parser().parse_args(["--inferences"])).inferences is True
+        assert read_config(_parser().parse_args([])).inferences is wanted
+        assert read_config(_parser().parse_args(["--inferences"])).inferences is True
 
 
 def test_several_sources_have_settings_of_their_own() -> None:
     """A URL keeps its commas; what isn't said is the name, and nobody's dialogue."""
     said = ["--source", "ann=mic:USB,channel=1,dialogue=table", "--source", "tv=http://h/a,b?c=d"]
-    ann, tv = _config(_parser().parse_args(said)).sources
+    ann, tv = read_config(_parser().parse_args(said)).sources
     assert (ann.name, ann.where, ann.speaker, ann.channel, ann.dialogue) == (
         *("ann", "mic:USB", "ann", 1, "table"),
     )
@@ -124,10 +125,10 @@ def test_several_sources_have_settings_of_their_own() -> None:
 )
 def test_the_page_is_where_it_is_wanted(said: str, host: str, port: int) -> None:
     """Host, port, both or neither; without the option there is no page."""
-    page = _config(_parser().parse_args(["--dashboard", *([said] if said else [])])).dashboard
+    page = read_config(_parser().parse_args(["--dashboard", *([said] if said else [])])).dashboard
     assert page is not None
     assert (page.host, page.port) == (host, port)
-    assert _config(_parser().parse_args([])).dashboard is None
+    assert read_config(_parser().parse_args([])).dashboard is None
 
 
 def test_help_lists_every_corpus(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,202 @@
+"""The commands that read corpora: extract, train, evaluate, experiment."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from stream_hbaf.commands.options import read_speed, say, share_the_cores
+from stream_hbaf.errors import ConfigError
+
+# Those of corpora/reading.py, which would have to be imported to be asked.
+CORPORA = "emorynlp, goemotions, iemocap, meld, nemo, ravdess, tess, or a manifest .csv"
+
+
+def add_research(commands: Any) -> None:
+    """What needs corpora: extract, train, evaluate, experiment."""
+    extract = commands.add_parser("extract", help="measure a corpus's clips, into the cache")
+    extract.add_argument("corpus", help=CORPORA)
+    extract.add_argument(
+        "--features",
+        default="compare",
+        metavar="NAME[,NAME]",
+        help="compare (default), egemaps, mfcc, prosody, whisper:NAME, or a speech encoder's name",
+    )
+    _add_corpora(extract)
+    extract.set_defaults(run=_extract)
+
+    train = commands.add_parser("train", help="train bundles from corpora, one a seed")
+    train.add_argument("recipe", type=Path, help="such as configs/iemocap.yaml")
+    train.add_argument("--out", type=Path, required=True, help="folder of the new bundle")
+    train.add_argument("--devices", metavar="N|auto", help="GPUs to train on, of each node")
+    train.add_argument("--nodes", type=int, metavar="N", help="machines to train on")
+    _add_corpora(train, models=False)
+    train.set_defaults(run=_train)
+
+    _add_evaluate(commands)
+
+    experiment = commands.add_parser("experiment", help="a grid of trainings, over seeds")
+    experiment.add_argument("file", type=Path, help="such as configs/experiments/iemocap.yaml")
+    experiment.add_argument(
+        "--results", type=Path, default=Path("models/results"), help="folder of the figures"
+    )
+    _add_corpora(experiment)
+    experiment.set_defaults(run=_experiment)
+
+
+def _add_evaluate(commands: Any) -> None:
+    evaluate = commands.add_parser("evaluate", help="judge bundles on a corpus, with a report")
+    evaluate.add_argument("bundle", nargs="+", help="a system: its bundles, one a seed")
+    judged = evaluate.add_mutually_exclusive_group(required=True)
+    judged.add_argument("--corpus", help=f"with its own words, from files: {CORPORA}")
+    judged.add_argument(
+        "--live", metavar="CORPUS", help="one bundle as it is live: the clips played into it"
+    )
+    evaluate.add_argument(
+        "--split",
+        choices=("train", "dev", "test", "all"),
+        default="test",
+        help="of the corpus (default: test); all, with --live, for one that it was not trained on",
+    )
+    evaluate.add_argument(
+        "--against", nargs="+", default=(), metavar="BUNDLE", help="another system's bundles"
+    )
+    evaluate.add_argument(
+        "--rows",
+        metavar="NAME[,NAME]",
+        help="of --live: some of its ways of hearing (default: all)",
+    )
+    evaluate.add_argument(
+        "--speed", metavar="N|max", help="of --live: times real time (default: max)"
+    )
+    evaluate.add_argument("--out", type=Path, default=Path("report"), help="folder of the report")
+    _add_corpora(evaluate)
+    evaluate.set_defaults(run=_evaluate)
+
+
+def _add_corpora(parser: argparse.ArgumentParser, *, models: bool = True) -> None:
+    parser.add_argument("--corpora", type=Path, required=True, help="folder of the corpora")
+    parser.add_argument(
+        "--cache", type=Path, default=Path("cache"), help="what can be made again (default: cache)"
+    )
+    if models:
+        parser.add_argument("--workers", type=int, default=2, help="processes (default: 2)")
+        parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+
+
+def _extract(options: argparse.Namespace) -> int:
+    from stream_hbaf.corpora.extraction import extract
+    from stream_hbaf.corpora.reading import open_corpus
+    from stream_hbaf.terminal import show_progress
+
+    corpus = open_corpus(options.corpus, options.corpora, whole=False)
+    for representation in options.features.split(","):
+        with show_progress(f"{corpus.name}, {representation}") as progress:
+            extracted = extract(
+                corpus,
+                representation=representation,
+                cache=options.cache / "sound",
+                workers=options.workers,
+                device=_device(options),
+                progress=progress,
+            )
+        if extracted.leftovers:
+            say(extracted.leftovers)
+        for skipped in extracted.skipped:
+            say(f"skipped: {skipped}")
+        measured = sum(len(rows) for rows in extracted.features.values()) - len(extracted.skipped)
+        say(f"{representation}: {measured} utterances measured, {len(extracted.skipped)} skipped")
+    return 0
+
+
+def _train(options: argparse.Namespace) -> int:
+    from stream_hbaf.training.train import train
+
+    devices = options.devices
+    if devices not in (None, "auto"):
+        if not devices.isdigit() or not int(devices):
+            raise ConfigError(f"--devices {devices}: must be 'auto' or a number of GPUs, such as 1")
+        devices = int(devices)
+    train(
+        options.recipe,
+        options.corpora,
+        options.out,
+        cache=options.cache,
+        devices=devices,
+        nodes=options.nodes,
+        progress=say,
+    )
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    share_the_cores()
+    if options.live is not None:
+        return _evaluate_live(options)
+    for option in ("rows", "speed"):
+        if getattr(options, option) is not None:
+            raise ConfigError(f"--{option}: goes with --live CORPUS only; leave it out")
+    if options.split == "all":
+        raise ConfigError("--split all: goes with --live CORPUS only; choose train, dev or test")
+    from stream_hbaf.training.report import evaluate
+
+    evaluate(
+        options.bundle,
+        corpus=options.corpus,
+        corpora=options.corpora,
+        split=options.split,
+        against=options.against,
+        out=options.out,
+        cache=options.cache,
+        device=_device(options),
+        workers=options.workers,
+        progress=say,
+    )
+    return 0
+
+
+def _evaluate_live(options: argparse.Namespace) -> int:
+    if options.against:
+        raise ConfigError("--against: can't be had with --live; evaluate each bundle by itself")
+    if len(options.bundle) > 1:
+        raise ConfigError(
+            f"--live: judges one bundle, not {len(options.bundle)}; evaluate each by itself"
+        )
+    speed = read_speed("max" if options.speed is None else options.speed)
+    rows = () if options.rows is None else options.rows.split(",")
+    from stream_hbaf.config import load_config
+    from stream_hbaf.training.live_evaluation import evaluate_live
+
+    evaluate_live(
+        options.bundle[0],
+        corpus=options.live,
+        corpora=options.corpora,
+        split=options.split,
+        rows=rows,
+        speed=speed,
+        out=options.out,
+        config=load_config(environ=os.environ, overrides={"device": options.device}),
+        progress=say,
+    )
+    return 0
+
+
+def _experiment(options: argparse.Namespace) -> int:
+    from stream_hbaf.training.experiment import run_experiment
+
+    run_experiment(
+        options.file,
+        options.corpora,
+        results=options.results,
+        cache=options.cache,
+        workers=options.workers,
+        device=_device(options),
+        progress=say,
+    )
+    return 0
+
+
+def _device(options: argparse.Namespace) -> str:
+    from stream_hbaf.recognizer import resolve_device
+
+    return resolve_device(options.device)
