@@ -8,6 +8,7 @@ from typing import NoReturn
 
 from stream_hbaf.commands.live import add_listening, add_live
 from stream_hbaf.commands.research import add_research
+from stream_hbaf.commands.sessions import add_sessions
 from stream_hbaf.errors import ConfigError, StreamHbafError
 
 # What only the commands that read corpora need, by the name it is imported under.
@@ -76,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     add_listening(parser)
     commands = parser.add_subparsers(title="other commands", metavar="COMMAND")
     add_live(commands)
+    add_sessions(commands)
     add_research(commands)
     return parser
 

@@ -82,11 +82,11 @@ class Controls:
 
     async def turn(self, source: str, switch: SwitchName, on: bool) -> None:
         """Set a switch of a source. Raises ConfigError where that can't be."""
-        if switch == "record":
-            if self._recording is None:
-                raise ConfigError("record: no folder to write to; start with --record DIR")
-            self._recording.record(source, on=on)
+        if switch == "record" and self._recording is None:
+            raise ConfigError("record: no folder to write to; start with --record DIR")
         await self._pipeline.turn(source, switch, on=on)
+        if switch == "record" and self._recording is not None:
+            self._recording.record(source, on=on)
 
     async def correct(self, feedback: Feedback) -> None:
         """Take a correction; it is kept where the session is recorded."""

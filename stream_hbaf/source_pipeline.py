@@ -110,7 +110,9 @@ class SourcePipeline:
 
     async def turn(self, switch: SwitchName, *, on: bool) -> None:
         """Set a switch; what stands so already stays so."""
-        if switch == "listening" and not on and self.switches["listening"]:
+        changes = self.switches.get(switch) != on
+        # What is recorded, and what is heard, begins and ends with whole utterances.
+        if changes and (switch == "record" or (switch == "listening" and not on)):
             await self.cut("request")
         self.switches[switch] = on
         await self._emit_switch(switch, on=on)

@@ -31,6 +31,7 @@ LIBRARIES = {
     "aiohttp": {"dashboard/server.py"},
     "aiomqtt": {"publish/connection.py"},
     "amqtt": {"publish/broker.py"},
+    "audformat": {"sessions/audformat.py"},
     "av": {"audio/file.py", "sessions/flac.py"},
     "faster_whisper": {"features/transcript.py"},
     "onnxruntime": {"speech/vad.py"},

@@ -11,7 +11,7 @@ from pydantic import Field, TypeAdapter, ValidationError, ValidationInfo, field_
 
 from stream_hbaf.config import Positive, Section, read_yaml
 from stream_hbaf.corpora.acoustics import AcousticsConfig
-from stream_hbaf.corpora.reading import CORPORA, MANIFEST
+from stream_hbaf.corpora.reading import CORPORA, MANIFEST, SESSIONS
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.features.text import DEFAULT_ENCODER
 from stream_hbaf.networks.hbaf import HbafConfig
@@ -75,9 +75,11 @@ class Recipe(_Network):
     @field_validator("corpus")
     @classmethod
     def _is_read(cls, corpus: str) -> str:
-        if corpus not in CORPORA and not corpus.endswith(MANIFEST):
+        if corpus not in CORPORA and not corpus.endswith((MANIFEST, SESSIONS)):
             known = ", ".join(CORPORA)
-            raise ValueError(f"no reader for '{corpus}'; choose {known}, or a manifest's .csv")
+            raise ValueError(
+                f"no reader for '{corpus}'; choose {known}, a manifest's .csv, or sessions/"
+            )
         return corpus
 
     @field_validator("commonsense")

@@ -1,0 +1,190 @@
+"""Promises of a session on disk: whole after a kill, and every sample has its place."""
+
+import hashlib
+import json
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from told import RECORDING, Sound, chunk, header, utterance
+
+from stream_hbaf.audio.file import read_audio
+from stream_hbaf.config import SAMPLE_RATE_HZ
+from stream_hbaf.errors import CorpusError
+from stream_hbaf.sessions.flac import FlacWriter, flac_length
+from stream_hbaf.sessions.session import EVENTS, is_being_recorded, open_session, sessions_in
+from stream_hbaf.sessions.writing import SessionWriter
+
+
+@pytest.fixture(scope="module")
+def speech() -> Sound:
+    """Eleven seconds of a speech."""
+    return read_audio(RECORDING)
+
+
+def test_flac_is_what_every_player_reads(speech: Sound, tmp_path: Path) -> None:
+    """Closed, the file is right in length and sum for libsndfile and FFmpeg, to the sample."""
+    path = tmp_path / "sound.flac"
+    draw = random.Random(1)
+    with FlacWriter(path) as writer:
+        position = 0
+        while position < len(speech):
+            end = position + draw.randint(1, 3000)
+            writer.write(speech[position:end])
+            position = end
+    samples, rate_hz = soundfile.read(path, dtype="int16")
+    assert rate_hz == SAMPLE_RATE_HZ
+    assert np.array_equal(samples, speech)
+    assert np.array_equal(read_audio(path), speech)
+    assert flac_length(path) == len(speech)
+    assert path.read_bytes()[26:42] == hashlib.md5(speech.tobytes()).digest()
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+WRITES_UNTIL_KILLED = """
+    import sys, time
+    from pathlib import Path
+    from stream_hbaf.audio.file import read_audio
+    from stream_hbaf.audio.source import Chunk
+    from stream_hbaf.events import Feedback, Model
+    from stream_hbaf.sessions.header import Header
+    from stream_hbaf.sessions.writing import SessionWriter
+
+    speech = read_audio(sys.argv[2])
+    writer = SessionWriter(Path(sys.argv[1]), header=Header(
+        id="killed", began="", model=Model(id="", sha256=""), labels=(), settings={}, versions={}))
+    position = 0
+    while True:
+        samples = speech[position % len(speech):][:777]
+        writer.hear("a", Chunk(position, samples, time.monotonic()))
+        position += len(samples)
+        writer.tell(Feedback(id=f"x-{position}", label="joy"))
+        print(position, flush=True)
+        time.sleep(0.0005)
+"""
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_session_is_whole_after_sigkill(speech: Sound, tmp_path: Path, seed: int) -> None:
+    """Killed at random, a session lacks less than a second of sound and no event it told of."""
+    script = textwrap.dedent(WRITES_UNTIL_KILLED)
+    command = [sys.executable, "-c", script, str(tmp_path), str(RECORDING)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for _ in range(random.Random(seed).randint(3, 400)):
+        line = process.stdout.readline()
+    process.send_signal(signal.SIGKILL)
+    written = int((line + process.communicate()[0]).splitlines()[-1])
+
+    session = open_session(tmp_path / "killed")
+    assert not is_being_recorded(session.folder)
+    complaints: list[str] = []
+    path = session.sound("a")
+    sound = read_audio(path, on_status=lambda _, complaint: complaints.append(complaint))
+    assert complaints == []
+    expected = np.resize(speech, len(sound))
+    assert np.array_equal(sound, expected)
+    assert len(sound) > written - SAMPLE_RATE_HZ
+    assert np.array_equal(np.concatenate([*session.heard("a")][1:]), expected)
+    told = [event.id for event in session.events]
+    promised = [f"x-{n}" for n in events_until(len(speech), written)]
+    assert told[: len(promised)] == promised
+    if len(sound) > SAMPLE_RATE_HZ:  # then the header tells a length, and libsndfile can read
+        assert len(soundfile.read(path, dtype="int16")[0]) > len(sound) - 2 * SAMPLE_RATE_HZ
+    seconds = subprocess.run(
+        ["ffmpeg", "-v", "error", "-i", path, "-f", "s16le", "-"], capture_output=True, check=True
+    )
+    assert seconds.stderr == b""
+    assert np.array_equal(np.frombuffer(seconds.stdout, np.int16), sound)
+
+
+def events_until(length: int, written: int) -> list[int]:
+    """The positions that the writer above printed."""
+    found, position = [], 0
+    while position < written:
+        position += min(777, length - position % length)
+        found.append(position)
+    return found
+
+
+def test_half_a_line_is_nobodys(speech: Sound, tmp_path: Path) -> None:
+    """What a loss of power cut off is ignored; a broken line within is named."""
+    writer = SessionWriter(tmp_path, header=header())
+    writer.tell(utterance("new"))
+    writer.tell(utterance("end"))
+    writer.close()
+    events = writer.folder / EVENTS
+    whole = events.read_bytes()
+    events.write_bytes(whole + whole[:100])
+    assert [told.rev for told in open_session(writer.folder).events] == [1, 2]
+    events.write_bytes(whole[:100] + b"\n" + whole)
+    with pytest.raises(CorpusError, match=r"events\.jsonl:1: isn't a JSON object"):
+        _ = open_session(writer.folder).events
+
+
+def test_missing_sound_keeps_its_place(speech: Sound, tmp_path: Path) -> None:
+    """Gaps, pauses and cuts are written down: every sample has the number that it had live."""
+    writer = SessionWriter(tmp_path, header=header())
+    second = SAMPLE_RATE_HZ
+    writer.hear("a", chunk(speech, 100, 1 * second))
+    writer.hear("a", chunk(speech, 1 * second, 2 * second))
+    writer.hear("a", chunk(speech, 3 * second, 4 * second, after_gap=True))
+    writer.cut("a", resume_at=4 * second, trigger="request")
+    writer.hear("a", chunk(speech, 4 * second, 5 * second))
+    writer.hear("a", chunk(speech, 7 * second, 8 * second))
+    writer.hear("a", chunk(speech, 9 * second, 10 * second), after_loss=True)
+    writer.close()
+    session = open_session(writer.folder)
+    told = [(s.why, s.at, s.start, s.trigger) for s in session.stretches["a"]]
+    first = 2 * second - 100  # samples before the gap
+    assert told == [
+        ("begin", 0, 100, "end_of_input"),
+        ("gap", first, 3 * second, "end_of_input"),
+        ("cut", first + 1 * second, 4 * second, "request"),
+        ("pause", first + 2 * second, 7 * second, "end_of_input"),
+        ("lost", first + 3 * second, 9 * second, "end_of_input"),
+    ]
+    kept = [(100, 2), (3, 4), (4, 5), (7, 8), (9, 10)]
+    pieces = [piece for piece in session.heard("a") if isinstance(piece, np.ndarray)]
+    assert np.array_equal(
+        np.concatenate(pieces),
+        np.concatenate([speech[100 if a == 100 else a * second : b * second] for a, b in kept]),
+    )
+    assert session.clip(utterance("end", start_ms=3000)) == (first, first + second)
+    assert session.clip(utterance("end", start_ms=3500)) is None  # not whole: cut at 4 s
+    assert session.length_s == pytest.approx(6 - 100 / second)
+
+
+def test_session_of_another_format_is_refused(tmp_path: Path) -> None:
+    """A session that a later version wrote names its format; a folder that is none, its file."""
+    writer = SessionWriter(tmp_path, header=header())
+    writer.close()
+    path = writer.folder / "session.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 2}))
+    with pytest.raises(CorpusError, match="format 2, but this version reads format 1"):
+        sessions_in(tmp_path)
+    with pytest.raises(CorpusError, match=r"session\.json: can't be read \(No such file"):
+        open_session(tmp_path)
+    with pytest.raises(CorpusError, match=r"nowhere: no such folder; give the one that --record"):
+        sessions_in(tmp_path / "nowhere")
+
+
+def test_names_that_no_file_can_have_are_written_otherwise(speech: Sound, tmp_path: Path) -> None:
+    """A source may be called anything that a topic can be called."""
+    writer = SessionWriter(tmp_path, header=header())
+    for name in ("..", "küche\x00", "a%2e"):
+        writer.hear(name, chunk(speech, 0, 2000))
+    writer.close()
+    session = open_session(writer.folder)
+    assert sorted(path.name for path in session.folder.glob("*.flac")) == [
+        "...flac",
+        "a%252e.flac",
+        "k%C3%BCche%00.flac",
+    ]
+    assert np.array_equal([*session.heard("küche\x00")][1], speech[:2000])

@@ -1,0 +1,268 @@
+"""Promises of the recorder: what was heard and said is kept, can be forgotten, and never waits."""
+
+import asyncio
+import resource
+import threading
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from told import RECORDING, Sound, chunk, header, summary, utterance
+
+from stream_hbaf.audio.file import read_audio
+from stream_hbaf.config import SAMPLE_RATE_HZ, Config, SourceConfig
+from stream_hbaf.errors import ConfigError
+from stream_hbaf.events import Feedback, Model
+from stream_hbaf.recognizer import Recognizer
+from stream_hbaf.sessions import recorder as recorder_module
+from stream_hbaf.sessions.recorder import SessionRecorder
+from stream_hbaf.sessions.session import list_sessions, sessions_in
+from stream_hbaf.sessions.writing import SessionWriter
+from stream_hbaf.source_pipeline import Cut
+
+ANN, BEN = SourceConfig(name="a", speaker="Ann"), SourceConfig(name="b", speaker="Ben")
+
+
+@pytest.fixture(scope="module")
+def speech() -> Sound:
+    """Eleven seconds of a speech."""
+    return read_audio(RECORDING)
+
+
+def record(
+    folder: Path,
+    recognizer: Recognizer,
+    story: Callable[[SessionRecorder], Coroutine[Any, Any, Any]],
+) -> None:
+    """Tell a recorder a story, as the pipeline would."""
+
+    async def run() -> None:
+        recorder = SessionRecorder(folder, config=recognizer.config, recognizer=recognizer)
+        lasting = asyncio.create_task(recorder.run())
+        telling = asyncio.create_task(story(recorder))
+        await asyncio.wait([lasting, telling], return_when=asyncio.FIRST_COMPLETED)
+        await (telling if telling.done() else lasting)
+        await recorder.close(5.0)
+        lasting.cancel()
+
+    asyncio.run(run())
+
+
+def test_recorder_writes_what_a_run_says(
+    recognizer: Recognizer, speech: Sound, tmp_path: Path
+) -> None:
+    """Sound of each source, events to the full precision, settings, versions, no secrets."""
+    config = recognizer.config.model_copy(
+        update={"mqtt": recognizer.config.mqtt.model_copy(update={"password": "hush"})}
+    )
+
+    async def story(recorder: SessionRecorder) -> None:
+        for start in range(0, len(speech), 1000):
+            recorder.hear(ANN, chunk(speech, start, start + 1000))
+            recorder.hear(BEN, chunk(speech[::-1], start, start + 1000))
+        recorder.hear(ANN, Cut(resume_at=len(speech), trigger="request"))
+        for event in (utterance("new"), utterance("update"), utterance("end"), summary()):
+            await recorder.send(event)
+        await recorder.correct(Feedback(id="d1-1", label="neutral", by="Cas"))
+
+    original, recognizer.config = recognizer.config, config
+    try:
+        record(tmp_path / "sessions", recognizer, story)
+    finally:
+        recognizer.config = original
+    (session,) = sessions_in(tmp_path / "sessions")
+    assert np.array_equal(read_audio(session.sound("a")), speech)
+    assert np.array_equal(read_audio(session.sound("b")), speech[::-1])
+    assert [s.why for s in session.stretches["a"]] == ["begin", "cut"]
+    assert session.events[:4] == (
+        utterance("new"),
+        utterance("update"),
+        utterance("end"),
+        summary(),
+    )
+    assert session.corrections == {"d1-1": Feedback(id="d1-1", label="neutral", by="Cas")}
+    bundle = recognizer.bundle
+    assert session.header.model == Model(id=bundle.id, sha256=bundle.sha256)
+    assert session.header.labels == bundle.labels
+    assert session.header.versions["opensmile"] == "2.6.0"
+    assert session.header.settings["transcript"]["model"] == recognizer.config.transcript.model
+    assert "hush" not in (session.folder / "session.json").read_text()
+    modes = {path.name: path.stat().st_mode & 0o777 for path in session.folder.iterdir()}
+    assert set(modes.values()) == {0o600}
+    assert session.folder.stat().st_mode & 0o777 == 0o700
+    (listed,) = list_sessions(tmp_path / "sessions")
+    assert (listed.utterances, listed.speakers, listed.corrections) == (1, ("Ann",), 1)
+    assert listed.length_s == pytest.approx(len(speech) / SAMPLE_RATE_HZ)
+
+
+def test_source_that_is_not_recorded_leaves_no_word(
+    recognizer: Recognizer, speech: Sound, tmp_path: Path
+) -> None:
+    """With its switch off nothing of a source is kept, nor of what began or ended meanwhile."""
+
+    async def story(recorder: SessionRecorder) -> None:
+        recorder.hear(ANN, chunk(speech, 0, 16000))
+        await recorder.send(utterance("new", turn=1))
+        recorder.record("a", on=False)
+        recorder.hear(ANN, chunk(speech, 16000, 32000))
+        await recorder.send(utterance("end", turn=1))
+        await recorder.send(utterance("new", turn=2))
+        await recorder.send(summary("b"))
+        recorder.record("a", on=True)
+        await recorder.send(utterance("end", turn=2))
+        recorder.hear(ANN, chunk(speech, 32000, 48000))
+        await recorder.send(utterance("new", turn=3, start_ms=1999))  # began before, told late
+        await recorder.send(utterance("end", turn=3, start_ms=1999))
+        await recorder.send(utterance("new", turn=4, start_ms=2000))
+        await recorder.send(utterance("end", turn=4, start_ms=2000))
+
+    record(tmp_path, recognizer, story)
+    (session,) = sessions_in(tmp_path)
+    kept = [(told.type, told.turn) for told in session.events]
+    assert kept == [("new", 1), ("new", 4), ("end", 4)]
+    assert np.array_equal(
+        read_audio(session.sound("a")), np.concatenate([speech[:16000], speech[32000:48000]])
+    )
+    assert [(s.why, s.start) for s in session.stretches["a"]] == [("begin", 0), ("pause", 32000)]
+
+
+def test_forgotten_dialogue_is_nowhere(
+    recognizer: Recognizer, speech: Sound, tmp_path: Path
+) -> None:
+    """Its events and corrections go, its sound becomes silence, and the recording goes on; an
+    earlier session's part goes too, and what it was about to say never comes."""
+    second = SAMPLE_RATE_HZ
+    earlier = SessionWriter(tmp_path, header=header())
+    earlier.hear("a", chunk(speech, 0, 3 * second))
+    earlier.tell(utterance("end", turn=1, start_ms=500))
+    earlier.tell(Feedback(id="d1-1", label="joy"))
+    earlier.tell(utterance("end", turn=1, dialogue="d2", start_ms=1500))
+    earlier.tell(utterance("new", turn=2, start_ms=2750))  # killed while it was being said
+    earlier.close()
+    erased: list[int] = []
+
+    async def story(recorder: SessionRecorder) -> None:
+        recorder.hear(ANN, chunk(speech, 0, 4 * second))
+        await recorder.send(utterance("new", turn=3))
+        await recorder.send(utterance("end", turn=3))
+        await recorder.send(summary())
+        await recorder.correct(Feedback(id="d1-3", label="joy"))
+        await recorder.send(utterance("new", turn=4, start_ms=3500))
+        erased.append(await recorder.forget("d1"))
+        with pytest.raises(ConfigError, match="no recorded utterance 'd1-3'"):
+            await recorder.correct(Feedback(id="d1-3", label="joy"))
+        recorder.hear(ANN, chunk(speech, 4 * second, 6 * second))
+        await recorder.send(utterance("end", turn=4, start_ms=3500))
+        await recorder.send(utterance("new", turn=1, dialogue="d2", start_ms=5000))
+        await recorder.send(utterance("end", turn=1, dialogue="d2", start_ms=5000))
+
+    record(tmp_path, recognizer, story)
+    assert erased == [4]
+    before, now = sessions_in(tmp_path)
+    assert [told.id for told in before.events] == ["d2-1"]
+    assert [(told.id, told.type) for told in now.events] == [("d2-1", "new"), ("d2-1", "end")]
+    expected = speech[: 3 * second].copy()
+    expected[second // 2 : 3 * second // 2] = 0
+    expected[second * 11 // 4 :] = 0
+    assert np.array_equal(read_audio(before.sound("a")), expected)
+    expected = speech[: 6 * second].copy()
+    expected[second : 2 * second] = 0
+    expected[second * 7 // 2 : second * 9 // 2] = 0
+    assert np.array_equal(read_audio(now.sound("a")), expected)
+    words = b"".join(path.read_bytes() for path in tmp_path.rglob("*.jsonl"))
+    assert b"d1" not in words
+    assert not list(tmp_path.rglob("*.part"))
+    modes = {path.stat().st_mode & 0o777 for path in tmp_path.rglob("*.*") if path.is_file()}
+    assert modes == {0o600}
+
+
+def test_correction_reaches_an_earlier_session(
+    recognizer: Recognizer, speech: Sound, tmp_path: Path
+) -> None:
+    """What was said last week can still be corrected; what nobody recorded can't."""
+    earlier = SessionWriter(tmp_path, header=header())
+    earlier.tell(utterance("end"))
+    earlier.close()
+
+    async def story(recorder: SessionRecorder) -> None:
+        await recorder.correct(Feedback(id="d1-1", label="anger"))
+        with pytest.raises(ConfigError, match="no recorded utterance 'd9-1'"):
+            await recorder.correct(Feedback(id="d9-1", label="anger"))
+
+    record(tmp_path, recognizer, story)
+    (session,) = sessions_in(tmp_path)
+    assert session.corrections["d1-1"].label == "anger"
+
+
+def test_sound_that_finds_no_room_is_a_gap_that_is_told(
+    recognizer: Recognizer,
+    speech: Sound,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A disk that stands still costs sound, never the run: its place and length are said."""
+    monkeypatch.setattr(recorder_module, "SOUND_WAITING", 3)
+    disk = threading.Event()
+
+    async def story(recorder: SessionRecorder) -> None:
+        recorder.hear(ANN, chunk(speech, 0, 1000))
+        await recorder.forget("nothing")  # so that the first chunk is written
+        recorder._calls.put(lambda: disk.wait())
+        for start in range(1000, 10_000, 1000):
+            recorder.hear(ANN, chunk(speech, start, start + 1000))
+        await recorder.send(utterance("new"))
+        disk.set()
+        await recorder.forget("nothing")
+        recorder.hear(ANN, chunk(speech, 10_000, 11_000))
+
+    record(tmp_path, recognizer, story)
+    (session,) = sessions_in(tmp_path)
+    lost = session.stretches["a"][1]
+    assert (lost.why, lost.start) == ("lost", 10_000)
+    assert 3000 <= lost.at <= 4000
+    assert f"{(10_000 - lost.at) / SAMPLE_RATE_HZ:.1f} s of a lost, the disk is" in caplog.text
+    assert [told.id for told in session.events] == ["d1-1"]
+
+
+def test_full_disk_ends_the_recording_and_not_the_run(
+    recognizer: Recognizer, speech: Sound, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is said once; what was written is whole; asked again, another session begins."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    async def story(recorder: SessionRecorder) -> None:
+        # A file can't grow beyond this: every write then fails as on a full disk.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, hard))
+        try:
+            for start in range(0, len(speech), 1000):
+                recorder.hear(ANN, chunk(speech, start, start + 1000))
+            assert await recorder.forget("nothing") == 0
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        recorder.hear(ANN, chunk(speech, 0, 1000))
+        recorder.record("a", on=True)
+        recorder.hear(ANN, chunk(speech, 0, 5000))
+
+    record(tmp_path, recognizer, story)
+    assert caplog.text.count("can't be written (File too large); nothing more is recorded") == 1
+    before, after = sorted(sessions_in(tmp_path), key=lambda session: -session.length_s)
+    complaints: list[str] = []
+    kept = read_audio(before.sound("a"), on_status=lambda _, said: complaints.append(said))
+    assert complaints == []
+    assert np.array_equal(kept, speech[: len(kept)])
+    assert len(kept) > 2 * SAMPLE_RATE_HZ
+    assert np.array_equal(read_audio(after.sound("a")), speech[:5000])
+
+
+def test_unknown_privacy_and_folders_are_refused(recognizer: Recognizer, tmp_path: Path) -> None:
+    """A recording holds words: no other privacy than full; and it needs a folder."""
+    private = Config.model_validate({"privacy": "no_text"})
+    with pytest.raises(ConfigError, match="which privacy 'no_text' forbids"):
+        SessionRecorder(tmp_path / "x", config=private, recognizer=recognizer)
+    assert not (tmp_path / "x").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"file: can't be made \(File exists\); give another"):
+        SessionRecorder(tmp_path / "file", config=recognizer.config, recognizer=recognizer)
