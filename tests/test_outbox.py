@@ -1,0 +1,285 @@
+"""What waits for the broker is kept on disk, in order, within bounds, and can be erased."""
+
+import asyncio
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from stream_hbaf.config import MqttConfig
+from stream_hbaf.publish.messages import Message
+from stream_hbaf.publish.outbox import Outbox
+
+CONFIG = MqttConfig(url="mqtt://broker", prefix="p", node="n", outbox=5)
+
+
+@pytest.fixture(autouse=True)
+def state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Each test its own folder, and none in the home of whoever runs it."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    return tmp_path / "stream_hbaf"
+
+
+def said(words: str, *, dialogue_id: str = "d") -> Message:
+    properties = (("source", "m"), ("speaker", "Zoë"))
+    return Message(
+        "p/n/m/utterance", words.encode(), dialogue_id=dialogue_id, properties=properties
+    )
+
+
+def payloads(outbox: Outbox) -> list[str]:
+    return [waiting.message.payload.decode() for waiting in outbox.first(1000)]
+
+
+def files(folder: Path, pattern: str = "*") -> list[Path]:
+    return sorted(folder.glob(pattern))
+
+
+async def filled(*words: str, config: MqttConfig = CONFIG, away: bool = True) -> Outbox:
+    outbox = Outbox(config, say=lambda line: None)
+    await outbox.open()
+    for word in words:
+        await outbox.put([said(word)], broker_away=away)
+    return outbox
+
+
+async def left(config: MqttConfig = CONFIG, *, lines: list[str] | None = None) -> list[Message]:
+    """What a new start finds."""
+    outbox = Outbox(config, say=(lines if lines is not None else []).append)
+    await outbox.open()
+    found = [waiting.message for waiting in outbox.first(1000)]
+    await outbox.close()
+    return found
+
+
+def test_messages_left_over() -> None:
+    """They come back whole, in order, before what is new, and only until they are removed."""
+
+    async def main() -> None:
+        first = await filled("one", "two", "thrée")
+        await first.remove(first.first(1))
+        assert await first.close() == 2
+        second = await filled("four")
+        assert payloads(second) == ["two", "thrée", "four"]
+        assert second.first(2) == sorted(second.first(2), key=lambda waiting: waiting.number)
+        await second.close()
+        lines: list[str] = []
+        assert await left(lines=lines) == [said("two"), said("thrée"), said("four")]
+        assert lines[0] == "messages of an earlier run, published first: 3"
+
+    asyncio.run(main())
+
+
+def test_only_lasting_messages_are_on_disk() -> None:
+    """State is published anew by every run, and an answer means nothing to the next."""
+
+    async def main() -> None:
+        outbox = await filled()
+        label = Message("p/n/m/emotion", b"joy", retain=True, dialogue_id="d")
+        await outbox.put([said("one"), label], broker_away=False)
+        await outbox.put([Message("p/n/response/ping", b"{}")], broker_away=False)
+        assert payloads(outbox) == ["one", "joy", "{}"]
+        assert outbox.take_retained() == [label]
+        assert await outbox.close() == 1
+        assert await left() == [said("one")]
+
+    asyncio.run(main())
+
+
+def test_too_many_while_the_broker_is_away() -> None:
+    """The oldest are let go, counted; while the broker is there nothing is."""
+
+    async def main() -> None:
+        outbox = await filled("a", "b", "c", "d", "e", "f", "g", away=False)
+        assert (outbox.let_go, len(outbox), outbox.full) == (0, 7, True)
+        await outbox.put([said("h")], broker_away=True)
+        assert payloads(outbox) == ["d", "e", "f", "g", "h"]
+        assert outbox.let_go == 3
+        await outbox.close()
+        assert [message.payload for message in await left()] == [b"d", b"e", b"f", b"g", b"h"]
+
+    asyncio.run(main())
+
+
+def test_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is older than `outbox_age_h` is let go, now and at the next start, counted and said."""
+    config = CONFIG.model_copy(update={"outbox_age_h": 2})
+    now = time.time()
+    clock = [now - 4 * 3600]
+    monkeypatch.setattr("time.time", lambda: clock[0])
+
+    async def main() -> list[str]:
+        first = await filled("old", config=config)
+        clock[0] = now - 3600
+        await first.put([said("young")], broker_away=True)
+        assert (payloads(first), first.let_go) == (["young"], 1)
+        await first.close()
+        clock[0] = now + 2 * 3600
+        lines: list[str] = []
+        assert await left(config, lines=lines) == []
+        return lines
+
+    assert asyncio.run(main()) == ["messages of an earlier run, too old to publish: 1"]
+
+
+def test_forgotten_dialogue_is_gone_from_the_disk(state: Path) -> None:
+    """No byte of its words is in any file, though the recogniser goes on; others stay."""
+
+    async def main() -> None:
+        outbox = await filled()
+        secrets = [said(f"secret {n}" * 500, dialogue_id="gone") for n in range(3)]
+        await outbox.put([secrets[0], said("public"), *secrets[1:]], broker_away=False)
+        assert b"secret 1" in content()
+        assert await outbox.forget("gone") == 3
+        assert payloads(outbox) == ["public"]
+        assert b"secret" not in content()
+        assert b"public" in content()
+        await outbox.close()
+
+    def content() -> bytes:
+        return b"".join(path.read_bytes() for path in state.iterdir())
+
+    asyncio.run(main())
+
+
+def test_readable_by_its_owner_only(state: Path) -> None:
+    """It holds what people said: folder, file, log and lock are private."""
+
+    async def main() -> list[Path]:
+        outbox = await filled("one")
+        found = files(state)
+        assert {path.stat().st_mode & 0o777 for path in found} == {0o600}
+        await outbox.close()
+        return found
+
+    assert len(asyncio.run(main())) == 4  # file, log, its index, lock
+    assert state.stat().st_mode & 0o777 == 0o700
+
+
+def test_one_file_for_each_recogniser_at_each_broker(state: Path) -> None:
+    """Other broker, prefix or node: another file; none publishes what another left."""
+    others = [{"url": "mqtt://elsewhere"}, {"prefix": "q"}, {"node": "o"}]
+
+    async def main() -> None:
+        outbox = await filled("ours")
+        await outbox.close()
+        for other in others:
+            assert await left(CONFIG.model_copy(update=other)) == []
+        assert await left() == [said("ours")]
+
+    asyncio.run(main())
+    assert len(list(state.glob("*.sqlite"))) == 4
+
+
+def test_second_recogniser_with_the_same_node(state: Path) -> None:
+    """It takes a file of its own; once both are gone the next start publishes what both left."""
+
+    async def main() -> None:
+        first, second = await filled("a"), await filled("b")
+        assert payloads(second) == ["b"]
+        await first.put([said("c")], broker_away=True)
+        await first.close()
+        await second.close()
+        assert [message.payload for message in await left()] == [b"a", b"b", b"c"]
+        assert [message.payload for message in await left()] == [b"a", b"b", b"c"]
+        assert len(files(state, "*.sqlite")) == 1
+
+    asyncio.run(main())
+
+
+def test_folder_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One line says so and what to do; messages are held in memory, and at the end counted."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+
+    async def main() -> list[str]:
+        lines: list[str] = []
+        outbox = Outbox(CONFIG, say=lines.append)
+        await outbox.put([said("one")], broker_away=False)
+        await outbox.put([said("two")], broker_away=False)
+        assert payloads(outbox) == ["one", "two"]
+        await outbox.remove(outbox.first(1))
+        assert await outbox.close() == 0
+        return lines
+
+    folder = tmp_path / "file" / "stream_hbaf"
+    assert asyncio.run(main()) == [
+        f"outbox: {folder}: Not a directory; what is finished is kept in memory only: "
+        "free some space there, or set XDG_STATE_HOME to another folder",
+        f"messages lost, because {folder} can't keep them: 1",
+    ]
+
+
+FULL_DISK = """
+    import asyncio, resource
+    from test_outbox import CONFIG, Outbox, said
+    def allow(size):  # of a file: beyond it, writing fails as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+    async def main():
+        outbox = Outbox(CONFIG, say=print)
+        await outbox.put([said("small")], broker_away=False)
+        allow(50_000)
+        await outbox.put([said("x" * 100_000)], broker_away=False)
+        await outbox.put([said("y" * 100_000)], broker_away=False)
+        allow(resource.RLIM_INFINITY)
+        await outbox.put([said("last")], broker_away=False)
+        print(await outbox.close())
+    asyncio.run(main())
+"""
+
+
+def test_full_disk(state: Path) -> None:
+    """One line; messages are held in memory, and all are on disk once there is room again."""
+    child = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(FULL_DISK)],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    full, mended, kept, count = child.stdout.splitlines()
+    assert full.startswith(f"outbox: {state}: ")
+    assert "kept in memory only: free some space there" in full
+    assert mended == f"outbox: {state}: what is finished is kept on disk again"
+    assert (kept, count) == ("messages that wait in the outbox for the next start: 4", "4")
+    found = [message.payload.decode()[:5] for message in asyncio.run(left())]
+    assert found == ["small", "xxxxx", "yyyyy", "last"]
+
+
+def test_damaged_file(state: Path) -> None:
+    """It is set aside, said in one line, and a new one begins."""
+    lines: list[str] = []
+
+    async def main() -> None:
+        await (await filled("one")).close()
+        (file,) = files(state, "*.sqlite")
+        file.write_bytes(b"no database at all" * 1000)
+        assert await left(lines=lines) == []
+        await (await filled("two")).close()
+        assert await left() == [said("two")]
+
+    asyncio.run(main())
+    (damaged,) = state.glob("*.damaged")
+    assert damaged.read_bytes().startswith(b"no database")
+    assert lines[0].endswith(f"it is {damaged.name} now, and a new one begins")
+
+
+def test_sender_that_is_cancelled_while_it_is_stored() -> None:
+    """The message is stored all the same."""
+
+    async def main() -> None:
+        outbox = await filled()
+        sending = asyncio.create_task(outbox.put([said("one")], broker_away=False))
+        await asyncio.sleep(0)
+        sending.cancel()
+        await asyncio.wait({sending})
+        assert sending.cancelled()
+        assert payloads(outbox) == ["one"]
+        await outbox.close()
+        assert await left() == [said("one")]
+
+    asyncio.run(main())
