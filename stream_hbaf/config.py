@@ -22,7 +22,8 @@ SECRETS = ("mqtt.password", "dashboard.token", "source.token")
 Positive = Annotated[int, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Host = Annotated[str, Field(pattern=r"^[^\s:/]+$|^[0-9A-Fa-f:.]+$")]  # a name, IPv4 or IPv6
-TopicLevel = Annotated[str, Field(pattern=r"^[^/+#\s]+$")]
+TopicPath = Annotated[str, Field(pattern=r"^[^+#\s\x00-\x1f\x7f]+$")]
+TopicLevel = Annotated[str, Field(pattern=r"^[^/+#\s\x00-\x1f\x7f]+$")]
 
 
 class Section(BaseModel):
@@ -74,13 +75,15 @@ class MqttConfig(Section):
     username: str | None = None
     password: SecretStr | None = None
     ca_file: Path | None = None  # certificate authority for mqtts://, else the system's
-    prefix: Annotated[str, Field(pattern=r"^[^+#\s]+$")] = "stream_hbaf"
+    certificate: Path | None = None  # this recogniser's own, for a broker that asks for one
+    key: Path | None = None  # of that certificate, if it is in another file
+    prefix: TopicPath = "stream_hbaf"
     node: TopicLevel | None = None  # this recogniser among others; the host name if not given
     port: Positive = 1883  # of the embedded broker
     version: Literal["3.1.1", "5"] = "3.1.1"  # of the protocol; the embedded broker knows 3.1.1
     outbox: Positive = 10_000  # finished messages held on disk while the broker is away
     outbox_age_h: Positive = 168  # and for how long
-    homeassistant: str | None = None  # discovery prefix, usually homeassistant; None: no discovery
+    homeassistant: TopicPath | None = None  # discovery prefix, usually homeassistant; None: without
 
 
 class DashboardConfig(Section):

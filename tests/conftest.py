@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 RECORDINGS = Path(__file__).parent / "recordings"
 
 
+@pytest.fixture(autouse=True)
+def own_state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Each test its own outbox, and none in the home of whoever runs it."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+
 @pytest.fixture(scope="session")
 def recognizer() -> Iterator["Recognizer"]:
     """The recogniser as it ships, with real Whisper and the trained bundle."""

@@ -42,6 +42,7 @@ LIBRARIES = {
     "lightning": {"training/trainer.py"},
     "markupsafe": {"training/report.py"},
     "matplotlib": {"training/pictures.py"},
+    "paho": {"publish/connection.py"},
     "peft": {"training/tuning.py"},
     "safetensors": {
         "bundle.py",

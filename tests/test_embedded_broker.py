@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from mosquitto import Subscriber, find_program, free_port, mosquitto, require_mosquitto
-from test_mqtt_publisher import INFO, config, own_state, partial, utterance  # noqa: F401
+from test_mqtt_publisher import INFO, config, partial, utterance
 from test_mqtt_requests import Recorder
 
 from stream_hbaf.errors import BrokerError

@@ -13,7 +13,7 @@ import jinja2
 import pytest
 from mosquitto import Mosquitto, Subscriber, find_program, mosquitto
 from test_mqtt_messages import END
-from test_mqtt_publisher import INFO, config, own_state, utterance  # noqa: F401
+from test_mqtt_publisher import INFO, config, utterance
 
 from stream_hbaf.events import Health, Info, Status, Utterance
 from stream_hbaf.publish.homeassistant import discovery

@@ -197,7 +197,7 @@ def test_utterance_is_told_from_new_to_end(recognizer: Recognizer, sentences: li
 def test_failing_transcript_degrades_one_utterance_only(
     recognizer: Recognizer, sentences: list[Sound], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A Whisper that fails once costs that utterance its words and what Whisper would have heard."""
+    """A Whisper that fails once costs that utterance its words and what it would have heard."""
     real, calls = recognizer.transcriber.final, []
 
     def failing_first(*arguments: Any, **named: Any) -> Any:

@@ -14,7 +14,6 @@ from mosquitto import Mosquitto, Subscriber, mosquitto
 from test_mqtt_publisher import (
     INFO,
     config,
-    own_state,  # noqa: F401
     partial,
     send_all,
     turn,

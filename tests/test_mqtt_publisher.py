@@ -66,12 +66,6 @@ def config(url: str, **settings: object) -> MqttConfig:
     return MqttConfig.model_validate({"url": url, "prefix": "p", "node": "n", **settings})
 
 
-@pytest.fixture(autouse=True)
-def own_state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Each test its own outbox, and none in the home of whoever runs it."""
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-
-
 def turn(line: str) -> str:
     """The utterance's id in a subscriber's line."""
     name: str = json.loads(line.split(" ", 3)[3])["id"]
@@ -200,6 +194,20 @@ def test_tls(tmp_path: Path) -> None:
             asyncio.run(connect(config(url, ca_file=made.authority)))
     with mosquitto(tmp_path) as broker, pytest.raises(BrokerError, match="does not speak TLS"):
         asyncio.run(connect(config(f"mqtts://localhost:{broker.port}")))
+
+
+def test_client_certificate(tmp_path: Path) -> None:
+    """A broker that asks for a certificate gets ours; without it the line says what to set."""
+    require_mosquitto()
+    made = make_certificates(tmp_path)
+    tls = (f"certfile {made.localhost}", f"keyfile {made.key}", f"cafile {made.authority}")
+    with mosquitto(tmp_path, *tls, "require_certificate true", "user root") as broker:
+        url, ca = f"mqtts://localhost:{broker.port}", made.authority
+        asyncio.run(connect(config(url, ca_file=ca, certificate=made.localhost, key=made.key)))
+        with pytest.raises(BrokerError, match=r"and mqtt\.certificate$"):
+            asyncio.run(connect(config(url, ca_file=ca)))
+        with pytest.raises(ConfigError, match=r"mqtt.certificate: .*or mqtt.key is not its key"):
+            asyncio.run(connect(config(url, ca_file=ca, certificate=made.localhost)))
 
 
 def test_no_broker() -> None:

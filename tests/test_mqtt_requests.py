@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from mosquitto import Mosquitto, Subscriber, find_program, mosquitto
-from test_mqtt_publisher import INFO, config, own_state, until_said  # noqa: F401
+from test_mqtt_publisher import INFO, config, until_said
 
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.events import Feedback, Request, Response, SwitchName

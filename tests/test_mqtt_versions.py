@@ -17,7 +17,6 @@ from mosquitto import (
 from test_mqtt_publisher import (
     INFO,
     config,
-    own_state,  # noqa: F401
     partial,
     send_all,
     turn,

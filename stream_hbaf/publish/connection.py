@@ -255,11 +255,20 @@ def _attempt(address: Address, context: ssl.SSLContext | None) -> None:
 
 
 def _trust(config: MqttConfig) -> ssl.SSLContext:
+    setting, file = "mqtt.ca_file", config.ca_file
     try:
-        return ssl.create_default_context(cafile=config.ca_file)
+        context = ssl.create_default_context(cafile=config.ca_file)
+        if config.certificate is not None:
+            setting, file = "mqtt.certificate", config.certificate
+            # Without a password given, a locked key would ask for it on the terminal.
+            context.load_cert_chain(config.certificate, config.key, password="")
     except OSError as error:  # ssl.SSLError is one
-        reason = "is not a PEM certificate" if isinstance(error, ssl.SSLError) else error.strerror
-        raise ConfigError(f"mqtt.ca_file: {config.ca_file}: {reason}; check the path") from None
+        is_ssl = isinstance(error, ssl.SSLError)
+        reason = "is not a PEM certificate" if is_ssl else error.strerror or "can't be read"
+        if setting == "mqtt.certificate":
+            reason += ", or mqtt.key is not its key"
+        raise ConfigError(f"{setting}: {file}: {reason}; check the path") from None
+    return context
 
 
 def _explain(error: OSError | UnicodeError, address: Address) -> str:
@@ -298,7 +307,7 @@ def _explain_refusal(error: MqttError, username: str | None) -> str:
         return f"the broker refuses ({error}); check its settings"
     return (
         "listens, but does not answer as an MQTT broker; "
-        "check the port, mqtt:// or mqtts://, and the path of ws://"
+        "check the port, mqtt:// or mqtts://, the path of ws://, and mqtt.certificate"
     )
 
 
