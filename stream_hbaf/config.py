@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
 from stream_hbaf.errors import ConfigError
 
 SAMPLE_RATE_HZ = 16_000
 ENVIRONMENT_PREFIX = "STREAM_HBAF_"
 SECRETS = ("mqtt.password", "dashboard.token", "source.token")
+
+TAKEN_NAMES = ("request", "response")  # topics that aren't a source's
 
 Positive = Annotated[int, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -38,6 +40,13 @@ class SourceConfig(Section):
     channel: Annotated[int, Field(ge=0)] | None = None  # of its sound; None: the mean of all
     token: SecretStr | None = None  # what whoever sends sound over a WebSocket must know
     chunk_ms: Positive = 64  # what a source gives at a time; never changes the answer
+
+    @field_validator("name")
+    @classmethod
+    def _is_free(cls, name: str) -> str:
+        if name in TAKEN_NAMES:
+            raise ValueError(f"'{name}' is the beginning of other topics; choose another name")
+        return name
 
 
 class VadConfig(Section):
@@ -108,6 +117,15 @@ class Config(Section):
     dialogue: DialogueConfig = DialogueConfig()
     mqtt: MqttConfig = MqttConfig()
     dashboard: DashboardConfig | None = None  # None: no page
+
+    @field_validator("sources")
+    @classmethod
+    def _have_names(cls, sources: tuple[SourceConfig, ...]) -> tuple[SourceConfig, ...]:
+        names = [source.name for source in sources]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two sources are called '{name}'; give each its own name")
+        return sources
 
 
 def load_config(
@@ -206,11 +224,16 @@ def _explain(error: ValidationError, origins: Mapping[str, str]) -> str:
     """The first complaint, as one line."""
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
-    origin = next((o for k, o in origins.items() if k == key or k.startswith(key + ".")), "default")
+    related = (
+        k for k in origins if f"{k}.".startswith(f"{key}.") or f"{key}.".startswith(f"{k}.")
+    )
+    origin = origins.get(next(related, ""), "default")
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.5)
         meant = f"; did you mean '{near[0]}'?" if near else "; README lists the settings"
         return f"{origin}: unknown setting '{key}'{meant}"
+    if first["type"] == "value_error":  # ours, which says all of it
+        return f"{origin}: '{key}': {first['ctx']['error']}"
     value = "" if key in SECRETS else f", not {first['input']!r}"
     return f"{origin}: '{key}' {_expectation(first)}{value}"
 

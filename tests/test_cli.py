@@ -54,6 +54,8 @@ def test_help_imports_no_heavy_library() -> None:
         (["--set", "speaker"], "write it as KEY=VALUE"),
         (["--source", "ann"], "--source ann: write it as NAME=WHERE"),
         (["--source", "a/b=mic"], "'sources.0.name'"),
+        (["--source", "request=mic"], "'request' is the beginning of other topics"),
+        (["--source", "a=mic", "--source", "a=mic:2"], "two sources are called 'a'"),
         (["--source", "ann=x.wav,channel=left"], "'sources.0.channel' must be"),
         (["--source", "ann=absent.wav", "--mqtt", "none"], "absent.wav: can't be read"),
         (["--source", "me=browser", "--mqtt", "none"], "--dashboard"),
