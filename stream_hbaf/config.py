@@ -224,9 +224,7 @@ def _explain(error: ValidationError, origins: Mapping[str, str]) -> str:
     """The first complaint, as one line."""
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
-    related = (
-        k for k in origins if f"{k}.".startswith(f"{key}.") or f"{key}.".startswith(f"{k}.")
-    )
+    related = (k for k in origins if f"{k}.".startswith(f"{key}.") or f"{key}.".startswith(f"{k}."))
     origin = origins.get(next(related, ""), "default")
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.5)
