@@ -1,6 +1,15 @@
-"""What leaves the process under each privacy mode, to the field."""
+"""What leaves the process under each privacy mode, to the field and to the byte."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
+from mosquitto import Mosquitto, Subscriber, mosquitto, require_mosquitto
 
 from stream_hbaf.events import (
     AnyEvent,
@@ -127,3 +136,38 @@ def test_label_only_summarises_by_labels() -> None:
 def test_what_has_no_words_leaves_as_it_is(event: AnyEvent, privacy: str) -> None:
     """State is no secret."""
     assert veil(event, privacy) == event
+
+
+@pytest.mark.parametrize(("privacy", "told"), [("full", True), ("no_text", False)])
+def test_no_word_leaves_the_command(tmp_path: Path, privacy: str, told: bool) -> None:
+    """Not to the broker, nor stdout, stderr or the disk, though the words were used."""
+    require_mosquitto()
+    recording = Path(__file__).parent / "recordings" / "jfk.flac"
+    state = tmp_path / "state"
+
+    def recognise(url: str) -> "subprocess.CompletedProcess[bytes]":
+        return subprocess.run(
+            [
+                *(sys.executable, "-m", "stream_hbaf.cli", "--file", str(recording)),
+                *("--speed", "max", "--mqtt", url, "--json", "--privacy", privacy),
+                "--inferences",
+            ],
+            capture_output=True,
+            env={**os.environ, "XDG_STATE_HOME": str(state)},
+            check=True,
+        )
+
+    async def main(broker: Mosquitto) -> tuple[Any, list[str]]:
+        async with Subscriber(broker.port, topic="stream_hbaf/#") as subscriber:
+            running = asyncio.create_task(asyncio.to_thread(recognise, broker.url))
+            published = await subscriber.until("stopped", timeout_s=60)
+            return await running, published
+
+    with mosquitto(tmp_path) as broker:
+        done, published = asyncio.run(main(broker))
+    kept = b"".join(path.read_bytes() for path in state.rglob("*") if path.is_file())
+    said = done.stdout + done.stderr + "\n".join(published).encode() + kept
+    for word in (b"americans", b"country", b"ask not"):
+        assert (word in said.lower()) is told
+    ends = [e for e in map(json.loads, done.stdout.splitlines()) if e.get("type") == "end"]
+    assert any("text" in end["modalities"] for end in ends)
