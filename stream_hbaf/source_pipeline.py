@@ -69,6 +69,7 @@ class SourcePipeline:
         self._chunks: asyncio.Queue[Chunk | Cut | None] = asyncio.Queue(CHUNKS_WAITING)
         self._newest: Chunk | None = None  # that was captured
         self._finished: asyncio.Queue[SpokenUtterance | None] = asyncio.Queue(FINISHED_WAITING)
+        self._stopped = False
         self._capturing: asyncio.Task[None] | None = None
         self._partial: asyncio.Task[None] | None = None
         self._states: dict[Stage, State] = {}
@@ -84,13 +85,18 @@ class SourcePipeline:
             await self.report(stage, "online")
         for switch, on in self.switches.items():
             await self._emit_switch(switch, on=on)
-        self._capturing = self._runtime.task(self._capture(source, since=since), "capture")
         listen = self._runtime.task(self._listen(), "listen")
-        await self._classify()
-        await listen
+        classify = self._runtime.task(self._classify(), "classify")
+        self._capturing = self._runtime.task(self._capture(source, since=since), "capture")
+        if self._stopped:
+            self._capturing.cancel()
+        await asyncio.wait({self._capturing})
+        await self._chunks.put(None)
+        await asyncio.wait({listen, classify})
 
     def stop(self) -> None:
-        """Listen no longer."""
+        """Listen no longer, or don't begin."""
+        self._stopped = True
         if self._capturing is not None:
             self._capturing.cancel()
 
@@ -122,18 +128,15 @@ class SourcePipeline:
 
     async def _capture(self, source: AudioSource, *, since: float) -> None:
         skipped = False
-        try:
-            async for chunk in source.chunks():
-                if chunk.captured_at < since or not self.switches["listening"]:
-                    skipped = True
-                    continue
-                if skipped and self._newest is not None:
-                    await self._take(Cut(resume_at=chunk.start, trigger="request"))
-                skipped = False
-                self._newest = chunk
-                await self._take(chunk)
-        finally:
-            await self._chunks.put(None)
+        async for chunk in source.chunks():
+            if chunk.captured_at < since or not self.switches["listening"]:
+                skipped = True
+                continue
+            if skipped and self._newest is not None:
+                await self._take(Cut(resume_at=chunk.start, trigger="request"))
+            skipped = False
+            self._newest = chunk
+            await self._take(chunk)
 
     async def _listen(self) -> None:
         """Follow the sound, and with it at most one utterance that is being spoken."""

@@ -15,7 +15,6 @@ from stream_hbaf.bundle import Bundle, BundleConfig, Scaling
 from stream_hbaf.certainty import Calibration
 from stream_hbaf.config import Config, SourceConfig
 from stream_hbaf.errors import BundleError, ConfigError
-from stream_hbaf.events import Model
 from stream_hbaf.features.acoustic import Acoustic
 from stream_hbaf.features.commonsense import RELATIONS, Event2MindHeads
 from stream_hbaf.features.context import EMPTY_WINDOW, ContextConfig, Turn
@@ -395,12 +394,12 @@ def test_end_event_tells_all_of_it(hearing):
     words = hearing.understand(transcript(SAID[0]))
     given = {"acoustic": sound(0), "words": words, "state": dialogue.state}
     explained, _ = hearing.classify(**given, explain=True)
-    spoken = SpokenUtterance(dialogue=dialogue, turn=1, start=0, started_at=0.0)
+    spoken = SpokenUtterance(hearing, dialogue=dialogue, turn=1, start=0, started_at=0.0)
     spoken.finish = Finish(
         0, 16000, "silence", confirmed_at=24000, mean_score=0.9, speech_end=15000
     )
-    source, model = SourceConfig(name="m"), Model(id="b", sha256="c")
-    end = spoken.event("end", source, model=model, words=words, prediction=explained, now=1.0)
+    source = SourceConfig(name="m")
+    end = spoken.event("end", source, words=words, prediction=explained, now=1.0)
     told = json.loads(encode(end))
     assert list(told) == [
         *("schema", "id", "rev", "type", "source", "dialogue_id", "turn", "speaker"),
@@ -414,7 +413,7 @@ def test_end_event_tells_all_of_it(hearing):
     assert told["contributions"] == pytest.approx(shares(explained), abs=1e-4)
     assert told["conflict"] is explained.conflict
     provisional, _ = hearing.classify(**given)
-    update = spoken.event("update", source, model=model, words=words, prediction=provisional)
+    update = spoken.event("update", source, words=words, prediction=provisional)
     assert not {"contributions", "conflict"} & set(json.loads(encode(update)))
     partial = json.loads(encode(spoken.partial(source, words=words, prediction=provisional)))
     assert partial["emotion"] == told["emotion"]
