@@ -135,7 +135,8 @@ class Controls:
         dialogue_id = _text(asked, "dialogue_id")
         if not dialogue_id:
             raise ConfigError("forget: give the dialogue's id as 'dialogue_id'")
-        erased = self._pipeline.restart(dialogue_id=dialogue_id)
+        # What is being said would be told, and kept, after it was forgotten.
+        erased = await self._pipeline.end_dialogue(dialogue_id)
         for keeper in self._remembering():
             erased += await keeper.forget(dialogue_id)
         return {"erased": erased}

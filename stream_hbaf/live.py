@@ -18,6 +18,7 @@ from stream_hbaf.source_pipeline import OnSound, SourcePipeline
 
 __all__ = ["LivePipeline", "OnSound", "Publisher", "Recognition", "replay"]
 
+POLL_S = 0.02
 GOODBYE_S = 1.0  # for each publisher to deliver what is finished
 
 
@@ -139,6 +140,21 @@ class LivePipeline:
         for conversation in ended:
             conversation.restart()
         return len(ended)
+
+    async def end_dialogue(self, dialogue_id: str) -> int:
+        """End a dialogue, and wait until all that was said in it is told; 1 if it was going on."""
+        speaking = [
+            pipeline
+            for pipeline in self.sources.values()
+            if (dialogue := self._conversation(pipeline).dialogue) and dialogue.id == dialogue_id
+        ]
+        ended = self.restart(dialogue_id=dialogue_id)
+        for pipeline in speaking:
+            await pipeline.cut("request")
+        while self._runtime.open[dialogue_id] > 0:  # noqa: ASYNC110  seldom, and soon over
+            await asyncio.sleep(POLL_S)
+        del self._runtime.open[dialogue_id]
+        return ended
 
     def _conversation(self, pipeline: SourcePipeline) -> Conversation:
         return self._runtime.conversation(pipeline.config)

@@ -113,6 +113,7 @@ class Runtime:
         self.on_recognition = on_recognition
         self.decoding = 0  # finals queued or running, for which partials step aside
         self.utterances = 0  # finished
+        self.open: Counter[str] = Counter()  # utterances begun and not told of, by dialogue's id
         self.began_at = time.monotonic()
         self._latencies: deque[Latency] = deque(maxlen=LATENCIES)
         self._conversations: dict[str, Conversation] = {}

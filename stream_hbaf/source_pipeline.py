@@ -188,6 +188,7 @@ class SourcePipeline:
     async def _begin(self, begin: Begin, chunk: Chunk) -> SpokenUtterance:
         recognizer = self._runtime.recognizer
         dialogue, turn = self._conversation.begin(recognizer, at_s=begin.start / SAMPLE_RATE_HZ)
+        self._runtime.open[dialogue.id] += 1
         spoken = SpokenUtterance(
             recognizer=recognizer,
             dialogue=dialogue,
@@ -275,6 +276,7 @@ class SourcePipeline:
             summary = self._conversation.summarise(end)
             if summary is not None:
                 await self._runtime.emit(summary)
+            self._runtime.open[end.dialogue_id] -= 1
             if prediction is not None:
                 self._runtime.on_recognition(
                     Recognition(spoken.id, spoken.finish, acoustic, words, prediction)

@@ -1,7 +1,7 @@
 """Several sources at once, and what may be asked of them while they run; real sound and models."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,29 +53,45 @@ def speaking(diary: Diary) -> bool:
     return any(isinstance(e, Utterance) and e.type == "new" for e in diary.events)
 
 
-def controls_of(pipeline: LivePipeline) -> Controls:
+class Keeper:
+    """Whoever keeps something; writes down what had ended when it was to forget."""
+
+    def __init__(self, diary: Diary) -> None:
+        self.found: list[str] = []
+        self._diary = diary
+
+    async def forget(self, dialogue_id: str) -> int:
+        ends = [end.id for end in self._diary.ends() if end.dialogue_id == dialogue_id]
+        self.found += ends
+        return len(ends)
+
+
+def controls_of(pipeline: LivePipeline, *keepers: Keeper) -> Controls:
     bundle = pipeline.recognizer.bundle
 
     def info() -> Info:
         model = Model(id=bundle.id, sha256=bundle.sha256)
         return Info(version="0", model=model, labels=list(bundle.labels), licence="", sources=[])
 
-    return Controls(pipeline, info=info, recording=None, remembering=list)
+    return Controls(pipeline, info=info, recording=None, remembering=lambda: keepers)
 
 
 def listen(
     recognizer: Recognizer,
     sources: Mapping[SourceConfig, AudioSource],
     meanwhile: Callable[[Controls, Diary], Awaitable[Any]] | None = None,
+    *,
+    diary: Diary | None = None,
+    keepers: Sequence[Keeper] = (),
 ) -> Diary:
     """Run the sources to their end; what was published."""
-    diary = Diary()
+    diary = diary or Diary()
 
     async def run() -> None:
         pipeline = LivePipeline(recognizer, [diary])
         running = asyncio.create_task(pipeline.run(sources, stop=asyncio.Event()))
         if meanwhile is not None:
-            await meanwhile(controls_of(pipeline), diary)
+            await meanwhile(controls_of(pipeline, *keepers), diary)
         await running
 
     asyncio.run(run())
@@ -159,6 +175,29 @@ def test_reset_begins_a_new_dialogue(recognizer: Recognizer, sentences: list[Sou
     first, *others = listen(recognizer, {named("ann"): source}, reset).ends()
     assert others[0].turn == 1
     assert others[0].dialogue_id != first.dialogue_id
+
+
+def test_what_is_being_said_is_forgotten_too(
+    recognizer: Recognizer, sentences: list[Sound]
+) -> None:
+    """An open utterance ends before its dialogue is erased, so that nothing of it comes later."""
+    diary = Diary()
+    keeper = Keeper(diary)
+
+    async def forget(controls: Controls, diary: Diary) -> None:
+        await diary.until(speaking)
+        (new,) = [e for e in diary.events if isinstance(e, Utterance)]
+        answer = await controls.answer(ask("forget", dialogue_id=new.dialogue_id))
+        assert answer.content == {"erased": 2}  # the dialogue, and what the keeper had of it
+        told.append(new)
+
+    told: list[Utterance] = []
+    source = Pieces(sentences[0], seed=10, pace=True)
+    listen(recognizer, {named("ann"): source}, forget, diary=diary, keepers=[keeper])
+    assert keeper.found == [told[0].id]
+    mine = [end.id for end in diary.ends() if end.dialogue_id == told[0].dialogue_id]
+    assert mine == keeper.found
+    assert len(diary.ends()) > 1
 
 
 def test_nothing_is_heard_while_not_listening(
