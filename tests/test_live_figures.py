@@ -3,7 +3,13 @@
 from typing import Any
 
 from stream_hbaf.training.live_evaluation import show
-from stream_hbaf.training.live_figures import class_table, hearing_table, live_figures, live_table
+from stream_hbaf.training.live_figures import (
+    class_table,
+    ece_by_chance,
+    hearing_table,
+    live_figures,
+    live_table,
+)
 
 
 def row(uar: float, **changed: Any) -> dict[str, Any]:
@@ -22,6 +28,7 @@ def row(uar: float, **changed: Any) -> dict[str, Any]:
         "wer": 0.03,
         "cost_ms": {"median": 30.0},
         "classes": {"joy": score, "anger": score},
+        "reliability": [{"count": 4, "confidence": uar}],
         "sexes": {"female": {"uar": uar + 0.02, "weighted_f1": uar}},
         **changed,
     }
@@ -82,3 +89,12 @@ def test_the_card_shows_them():
     assert class_table(live, ["anger", "joy"]).splitlines()[2] == "| RAVDESS | 60 | 60 |"
     assert "| RAVDESS, noise 10db room | 50.0 | 51.0 | 4.0 |" in hearing_table(live)
     assert "| RAVDESS, female voices | 62.0 | 60.0 |  |" in hearing_table(live)
+
+
+def test_few_utterances_show_an_error_by_chance():
+    """One coin is half wrong either way; ten thousand are as told; what is certain is never off."""
+    coin = {"count": 1, "confidence": 0.5}
+    assert ece_by_chance([coin]) == 0.5
+    assert ece_by_chance([{"count": 10_000, "confidence": 0.5}]) < 0.01
+    empty = {"count": 0, "confidence": 0.0}
+    assert ece_by_chance([{"count": 9, "confidence": 1.0}, empty]) == 0.0

@@ -1,7 +1,9 @@
 """Training: what a bundle of talk and voices promises, as figures, from its live reports."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from stream_hbaf.training.card import table
 from stream_hbaf.training.live_evaluation import CLEAN_ROW, GOLD_ROW, PLAYED
@@ -51,6 +53,8 @@ def live_figures(
     for corpus, report in reports.items():
         for name in ("ece", "surest_half_gain", "set_coverage", "set_size", "abstention", "risk"):
             figures[f"{corpus}_{name}"] = report["shown"][name]
+        bins = report["rows"][_first(report)]["reliability"]
+        figures[f"{corpus}_ece_by_chance"] = ece_by_chance(bins)
     if "ravdess" in alone:
         figures["ravdess_uar_of_audio_only_model"] = alone["ravdess"]["shown"]["uar"]
     if "meld" in alone:
@@ -63,6 +67,16 @@ def live_figures(
             corpus: report["shown"]["ece"] for corpus, report in unheard.items()
         }
     return figures
+
+
+def ece_by_chance(bins: Sequence[Mapping[str, float]], *, draws: int = 2000) -> float:
+    """The calibration error that so many utterances of this confidence show on average even if
+    each confidence is true: what is below it says little."""
+    told = [(int(one["count"]), one["confidence"]) for one in bins if one["count"]]
+    counts, confidence = np.array(told).T
+    right = np.random.default_rng(0).binomial(counts.astype(int), confidence, (draws, len(told)))
+    apart = np.abs(right - counts * confidence).sum(1)
+    return float(apart.mean() / counts.sum())
 
 
 def live_table(figures: Mapping[str, Any]) -> str:
@@ -110,6 +124,7 @@ def live_table(figures: Mapping[str, Any]) -> str:
     for corpus in ("ravdess", "nemo", "meld"):
         title = TITLES[corpus]
         add(f"{title}, ECE", f"{corpus}_ece")
+        add("what chance alone would show", f"{corpus}_ece_by_chance")
         add(
             f"{title}, accuracy on the half it is surest of, minus all",
             f"{corpus}_surest_half_gain",
