@@ -160,10 +160,15 @@ def _fall_back(config: Config, replaying: Replaying) -> tuple[Config, Replaying]
 
 
 def _sources(config: Config) -> list[SourceConfig]:
-    """All sources; one that isn't a microphone is called so only if the user says so."""
-    if config.sources:
-        return list(config.sources)
+    """All sources; one that isn't a microphone is called so only if the user says so.
+
+    ``source.token``, which no command line may hold, is every source's that has none of its own.
+    """
     source = config.source
+    if config.sources:
+        return [
+            one.model_copy(update={"token": one.token or source.token}) for one in config.sources
+        ]
     if "name" in source.model_fields_set or source.where.partition(":")[0] == "mic":
         return [source]
     return [source.model_copy(update={"name": "file"})]

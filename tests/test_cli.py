@@ -59,7 +59,11 @@ def test_help_imports_no_heavy_library() -> None:
         (["--source", "ann=x.wav,channel=left"], "'sources.0.channel' must be"),
         (["--source", "ann=absent.wav", "--mqtt", "none"], "absent.wav: can't be read"),
         (["--source", "me=browser", "--mqtt", "none"], "--dashboard"),
-        (["--dashboard", ":x"], "'dashboard.host'"),
+        (["--dashboard", ":x"], "--dashboard :x: write it as HOST:PORT, such as"),
+        (
+            ["--source", "a=ws://0.0.0.0:8765", "--mqtt", "none"],
+            "anybody on the network could send sound here; set a token",
+        ),
         (["--set", "dashboard.token=secret"], "a password on the command line"),
         (["--config", "absent.yaml"], "absent.yaml: can't be read"),
         (["--file", str(SPEECH), "--mqtt", "none", "--model", "absent"], "absent"),

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from test_live import Notebook, Pieces
 
 from stream_hbaf.audio.source import AudioSource
-from stream_hbaf.config import SourceConfig
+from stream_hbaf.config import SourceConfig, load_config
 from stream_hbaf.control import Controls
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.events import (
@@ -24,6 +24,7 @@ from stream_hbaf.events import (
     Switch,
     Utterance,
 )
+from stream_hbaf.listening import _sources
 from stream_hbaf.live import LivePipeline
 from stream_hbaf.recognizer import Recognizer
 from stream_hbaf.topics import COMMANDS
@@ -323,3 +324,14 @@ def test_a_correction_without_a_recording_says_so(
             await controls.turn("ann", "record", on=True)
 
     listen(recognizer, {named("ann"): Pieces(np.zeros(16_000, np.int16), seed=1)}, correct)
+
+
+def test_the_token_of_the_environment_is_that_of_every_source() -> None:
+    """A command line may not hold it, and a source of its own keeps its own."""
+    own = {"name": "bob", "where": "ws://0.0.0.0:2", "token": "other"}
+    config = load_config(
+        environ={"STREAM_HBAF_SOURCE__TOKEN": "word"},
+        overrides={"sources": [{"name": "ann", "where": "ws://0.0.0.0:1"}, own]},
+    )
+    tokens = [source.token for source in _sources(config)]
+    assert [token.get_secret_value() for token in tokens if token] == ["word", "other"]

@@ -32,6 +32,16 @@ RECIPE = {
     "components": 8,
     "fitting": {"epochs": 2, "seeds": [0, 1], "batch": 2, "workers": 1},
 }
+SMALL = HbafConfig(
+    audio_width=6,
+    text_width=6,
+    commonsense_width=6,
+    hidden=32,
+    heads=2,
+    layers=1,
+    dropout=0.0,
+    audio_skip=True,
+)
 
 
 def write_rows(file: Path, header: str, rows: list[list[str]]) -> None:
@@ -200,16 +210,6 @@ def test_the_network_overfits_eight_utterances():
     spoken = Material(labels, text, blank, {}, (np.arange(4), np.arange(4, 8)))
     voices = {"0": audio}
     acted = Material(labels, np.zeros_like(text), blank, voices, tuple(np.arange(8)[:, None]))
-    config = HbafConfig(
-        audio_width=6,
-        text_width=6,
-        commonsense_width=6,
-        hidden=32,
-        heads=2,
-        layers=1,
-        dropout=0.0,
-        audio_skip=True,
-    )
     plan = MixtureConfig(epochs=50, patience=50, rate=3e-3, batch=2, spoken_share=1.0)
 
     def right(network) -> float:
@@ -218,7 +218,7 @@ def test_the_network_overfits_eight_utterances():
         return float(((words == labels).mean() + (heard == labels).mean()) / 2)
 
     fitted = fit_mixture(
-        config,
+        SMALL,
         plan,
         spoken=Spoken(spoken, tuple((rows,) for rows in spoken.dialogues)),
         acted=Acted(acted, np.ones(8, np.float32)),
@@ -238,22 +238,12 @@ def test_neutral_words_settle_nothing_against_a_voice():
     spoken = Material(labels, text, blank, {}, alone)
     silent = np.zeros(7, dtype=bool)
     acted = Material(labels, np.zeros_like(text), blank, {"0": audio}, alone, text_mask=silent)
-    config = HbafConfig(
-        audio_width=6,
-        text_width=6,
-        commonsense_width=6,
-        hidden=32,
-        heads=2,
-        layers=1,
-        dropout=0.0,
-        audio_skip=True,
-    )
     plan = MixtureConfig(
         epochs=60, patience=60, rate=3e-3, batch=2, spoken_share=1.0, pair=1.0, heard=1.0
     )
     epochs = count()
     network = fit_mixture(
-        config,
+        SMALL,
         plan,
         spoken=Spoken(spoken, tuple((rows,) for rows in spoken.dialogues)),
         acted=Acted(acted, np.ones(7, np.float32)),

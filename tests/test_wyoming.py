@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from heard import Heard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -27,44 +28,11 @@ from stream_hbaf.audio import wyoming
 from stream_hbaf.audio.address import Address
 from stream_hbaf.audio.arriving import ArrivingSource
 from stream_hbaf.audio.file import read_audio
-from stream_hbaf.audio.source import Chunk
 from stream_hbaf.audio.wyoming import SatelliteSource, WyomingSource
 from stream_hbaf.errors import AudioError, DeviceError
 
 SPEECH = Path(__file__).parent / "recordings" / "sense_and_sensibility_01_austen_64kb-0880.flac"
 S16_16K = {"rate": 16_000, "width": 2, "channels": 1}
-
-
-class Heard:
-    """What a source gave, and what it said."""
-
-    def __init__(self) -> None:
-        self.chunks: list[Chunk] = []
-        self.statuses: list[tuple[str, str]] = []
-        self.changed = asyncio.Event()
-
-    def on_status(self, state: str, line: str) -> None:
-        self.statuses.append((state, line))
-        self.changed.set()
-
-    async def follow(self, source: ArrivingSource) -> None:
-        async for chunk in source.chunks():
-            self.chunks.append(chunk)
-            self.changed.set()
-
-    async def until(self, come_true: Callable[[], bool]) -> None:
-        async with asyncio.timeout(15):
-            while not come_true():
-                self.changed.clear()
-                await self.changed.wait()
-
-    @property
-    def samples(self) -> NDArray[np.int16]:
-        return np.concatenate([chunk.samples for chunk in self.chunks])
-
-    @property
-    def states(self) -> list[str]:
-        return [state for state, _ in self.statuses]
 
 
 @asynccontextmanager

@@ -95,7 +95,10 @@ def read_config(options: argparse.Namespace) -> "Config":
 
 def _address(text: str) -> dict[str, str]:
     """``HOST:PORT``, ``HOST`` or ``:PORT`` as the settings of the page."""
-    host, _, port = text.rpartition(":") if re.search(r":\d+$", text) else (text, "", "")
+    parts = re.fullmatch(r"(\[.+\]|[^:/\s]*)(?::(\d+))?", text)
+    if parts is None:
+        raise ConfigError(f"--dashboard {text}: write it as HOST:PORT, such as 127.0.0.1:8770")
+    host, port = parts[1], parts[2]
     found = {"host": host.strip("[]"), "port": port}
     return {key: value for key, value in found.items() if value}
 
