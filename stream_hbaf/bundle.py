@@ -11,13 +11,19 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import yaml
 from numpy.typing import NDArray
-from pydantic import ValidationError, field_validator
+from pydantic import (
+    BeforeValidator,
+    SerializeAsAny,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+)
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -30,8 +36,10 @@ from stream_hbaf.features.commonsense import Commonsense, Event2MindHeads, NoCom
 from stream_hbaf.features.context import ContextConfig
 from stream_hbaf.features.inferences import Inferences
 from stream_hbaf.features.text import TextEncoder
-from stream_hbaf.networks.ensemble import Ensemble, join
-from stream_hbaf.networks.hbaf import HBAF, HbafConfig
+from stream_hbaf.networks.config import NetworkConfig
+from stream_hbaf.networks.ensemble import join
+from stream_hbaf.networks.network import Network
+from stream_hbaf.networks.registry import build, config_class
 
 Float32 = NDArray[np.float32]
 
@@ -51,6 +59,28 @@ PACKAGE = Path(__file__).parent
 PLACES = (PACKAGE.parent / "models", PACKAGE / "models")  # a checkout's, an installed package's
 
 
+def read_network(settings: Any) -> NetworkConfig:
+    """Settings by name → the configuration of their ``kind``; ConfigError for the first wrong."""
+    if isinstance(settings, NetworkConfig):
+        return settings
+    kind = config_class(settings.get("kind", "hbaf"))
+    for name in settings:
+        if name not in kind.__dataclass_fields__:
+            raise ConfigError(f"there is no setting '{name}' of the network")
+    try:
+        return TypeAdapter(kind).validate_python(settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"'{first['loc'][0]}': {first['msg']}") from None
+
+
+def _checked(settings: Any) -> NetworkConfig:
+    try:
+        return read_network(settings)
+    except (AttributeError, ConfigError) as error:
+        raise ValueError(str(error)) from None
+
+
 class BundleConfig(Section):
     """What ``config.yaml`` holds."""
 
@@ -60,7 +90,7 @@ class BundleConfig(Section):
     encoder: str  # name of the text encoder whose top layers the bundle replaces
     language: str = "en"  # the one that it reads
     context: ContextConfig = ContextConfig()  # how much of the dialogue the encoder reads
-    # ComParE_2016, prosody, egemaps, mfcc, none, or a speech encoder's name
+    # ComParE_2016, lld, prosody, egemaps, mfcc, none, or a speech encoder's name
     acoustic: str = "ComParE_2016"
     commonsense: str = "event2mind"  # event2mind, none, or comet:<name>
     temperature: float = 1.0  # of a bundle without calibration: logits are divided by it
@@ -68,7 +98,7 @@ class BundleConfig(Section):
     licence: str = (  # one line for whoever receives the emotions
         "non-commercial: openSMILE's licence, and RAVDESS (CC BY-NC-SA 4.0) in the trained weights"
     )
-    network: HbafConfig
+    network: Annotated[SerializeAsAny[NetworkConfig], BeforeValidator(_checked)]
     members: Positive = 1  # networks of that configuration whose mean probability counts
 
     @field_validator("commonsense")
@@ -127,7 +157,7 @@ class Bundle:
     scaling: Scaling | None  # None for a network without audio
     encoder: TextEncoder
     commonsense: Commonsense
-    network: HBAF | Ensemble
+    network: Network
     tuned: Mapping[str, Tensor] = field(default_factory=dict)  # the encoder's layers or adapters
     inferences: Inferences | None = None  # what the heads infer, in words
     sha256: str = ""  # of SHA256SUMS, so of all that was loaded; empty until saved
@@ -141,7 +171,7 @@ class Bundle:
         return self.config.labels
 
     def scale(self, measured: Float32) -> Float32:
-        """Acoustic features [N, F] → the network's audio features [N, A].
+        """Acoustic features [N, F], or an utterance's tokens, → the network's, [N, A].
 
         Raises BundleError if its network hears nothing.
         """
@@ -194,9 +224,13 @@ class Bundle:
             tensors = load(contents[WEIGHTS])
             tuned = _under(tensors, "encoder.")
             encoder = TextEncoder(
-                config.encoder, device=device, tuned=_widen(tuned), context=config.context
+                config.encoder,
+                device=device,
+                tuned=_widen(tuned),
+                context=config.context,
+                tokens=config.network.takes_tokens,
             )
-            network = join([HBAF(config.network) for _ in range(config.members)])
+            network = join([build(config.network) for _ in range(config.members)])
             network.load_state_dict(_widen(_under(tensors, "network.")))
             scaling = _scaling(tensors) if config.network.use_audio else None
             commonsense = _commonsense(config, tensors, device=device)

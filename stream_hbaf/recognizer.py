@@ -20,10 +20,11 @@ from stream_hbaf.certainty import Modality, Probabilities, coalitions, pattern_o
 from stream_hbaf.config import SAMPLE_RATE_HZ, Config
 from stream_hbaf.errors import BundleError, ConfigError
 from stream_hbaf.events import Contributions, Inferred, Trigger
-from stream_hbaf.features.acoustic import Acoustic, AcousticExtractor
+from stream_hbaf.features.acoustic import LLD_MS, Acoustic, AcousticExtractor
 from stream_hbaf.features.context import EMPTY_WINDOW, Turn, TurnWindow
 from stream_hbaf.features.transcript import Transcriber, Transcript
-from stream_hbaf.networks.state import DialogueState, Features
+from stream_hbaf.features.tokens import to_tokens
+from stream_hbaf.networks.state import Features, State
 from stream_hbaf.speech.segmenter import Action, Feed, Segmenter
 from stream_hbaf.speech.vad import SpeechDetector, open_detector
 
@@ -32,9 +33,9 @@ LOG = logging.getLogger(__name__)
 Int16 = NDArray[np.int16]
 Float32 = NDArray[np.float32]
 
-# Acoustic features that can be computed while sound comes in: ComParE's functionals, and beside
-# them what the encoder of some Whisper model hears.
-HEARD_LIVE, WITH_WHISPER = "ComParE_2016", "compare+whisper:"
+# Acoustic features that can be computed while sound comes in: ComParE's low-level descriptors as
+# tokens, its functionals, and beside these what the encoder of some Whisper model hears.
+LLD, FUNCTIONALS, WITH_WHISPER = "lld", "ComParE_2016", "compare+whisper:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +79,16 @@ class Prediction:
 class Dialogue:
     """What is remembered between utterances, and what counts them."""
 
-    state: DialogueState
+    state: State
     window: TurnWindow = EMPTY_WINDOW  # the words that the next ones are read with
     id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     turns: int = 0
+    speakers: list[str] = field(default_factory=list)  # in order of appearance
+
+    def number_of(self, speaker: str) -> int:
+        """The speaker's place in the order of appearance, the next one for somebody new."""
+        known = self.speakers
+        return known.index(speaker) if speaker in known else len(known)
 
 
 class Listener:
@@ -232,10 +239,14 @@ class Recognizer:
         """
         if words is not None and words.before != dialogue.window:
             words = self.understand(words.transcript, speaker=words.speaker, window=dialogue.window)
+        name = "" if words is None else words.speaker
+        number = dialogue.number_of(name)
         prediction, state = self.classify(
-            acoustic=acoustic, words=words, state=dialogue.state, explain=explain
+            acoustic=acoustic, words=words, state=dialogue.state, speaker=number, explain=explain
         )
         dialogue.state = state
+        if number == len(dialogue.speakers):
+            dialogue.speakers.append(name)
         dialogue.window = dialogue.window if words is None else words.after
         return prediction
 
@@ -245,15 +256,17 @@ class Recognizer:
         *,
         acoustic: Acoustic | None,
         words: Words | None,
-        state: DialogueState,
+        state: State,
+        speaker: int = 0,
         explain: bool = False,
-    ) -> tuple[Prediction, DialogueState]:
+    ) -> tuple[Prediction, State]:
         """One step of the network; either modality may be missing.
 
-        A provisional emotion is the same call with the new state thrown away. To ``explain``, the
+        ``speaker`` is a number of the dialogue's, for networks that tell speakers apart. A
+        provisional emotion is the same call with the new state thrown away. To ``explain``, the
         same step is taken with every coalition of what was given, side by side.
         """
-        features = self._features(acoustic, words)
+        features = self._features(acoustic, words, speaker=speaker)
         modalities: list[Modality] = ["audio"] if features.audio is not None else []
         if features.text is not None:
             modalities.append("text")
@@ -274,29 +287,36 @@ class Recognizer:
         )
         return (self._explained(prediction, said, words) if explain else prediction), after
 
-    def _features(self, acoustic: Acoustic | None, words: Words | None) -> Features:
+    def _features(
+        self, acoustic: Acoustic | None, words: Words | None, *, speaker: int = 0
+    ) -> Features:
         """What the network is given of one utterance, where its weights are."""
-        measured = self._measured(acoustic, words)
         features = Features(
-            audio=_tensor(None if measured is None else self.bundle.scale(measured[None])[0]),
+            audio=_tensor(self._heard(acoustic, words)),
             text=_tensor(None if words is None else words.text),
             commonsense=_tensor(None if words is None else words.commonsense),
+            speaker=torch.tensor(speaker),
         )
         return features.map(lambda tensor: tensor.to(self._device))
 
-    def _measured(self, acoustic: Acoustic | None, words: Words | None) -> Float32 | None:
-        """The sound as the bundle was taught to hear it [F]; None if any part of it is missing."""
+    def _heard(self, acoustic: Acoustic | None, words: Words | None) -> Float32 | None:
+        """The sound as the network hears it, [A] or tokens [F, A]; None if part of it is missing."""
         if acoustic is None or self.bundle.scaling is None:
             return None
-        if ear_of(self.bundle.config) is None:
-            return acoustic.functionals
-        if words is None or words.transcript.sound is None:
-            return None
-        return np.concatenate([acoustic.functionals, words.transcript.sound])
+        if self.bundle.config.hears == LLD:
+            tokens = to_tokens(acoustic.lld, frame_ms=LLD_MS)
+            return self.bundle.scale(tokens) if len(tokens) else None
+        measured = [acoustic.functionals]
+        if ear_of(self.bundle.config) is not None:
+            if words is None or words.transcript.sound is None:
+                return None
+            measured.append(words.transcript.sound)
+        heard: Float32 = self.bundle.scale(np.concatenate(measured)[None])[0]
+        return heard
 
     def _say_with(
-        self, every: Sequence[frozenset[str]], *, features: Features, state: DialogueState
-    ) -> tuple[dict[frozenset[str], Probabilities], DialogueState]:
+        self, every: Sequence[frozenset[str]], *, features: Features, state: State
+    ) -> tuple[dict[frozenset[str], Probabilities], State]:
         """Probabilities [C] given each of S coalitions of parts, and the state after the last.
 
         Without "context" the network starts anew. The words' features stay as they are: read with
@@ -313,7 +333,7 @@ class Recognizer:
             text_mask=given("text"),
         )
         initial = network.initial_state()
-        before = DialogueState.stack([state if "context" in p else initial for p in every])
+        before = state.stack([state if "context" in parts else initial for parts in every])
         logits, after = network.step(streams, before)
         patterns = [pattern_of(audio="audio" in parts, text="text" in parts) for parts in every]
         found = self.bundle.probabilities(logits.numpy(force=True), pattern=patterns)
@@ -367,10 +387,10 @@ def require_inferences(config: Config, bundle: Bundle) -> None:
 
 def require_live(config: BundleConfig) -> None:
     """Raise BundleError if what the bundle's network needs can't be had while sound comes in."""
-    if config.hears not in (HEARD_LIVE, NONE) and ear_of(config) is None:
+    if config.hears not in (FUNCTIONALS, LLD, NONE) and ear_of(config) is None:
         raise BundleError(
             f"bundle {config.id}: hears '{config.hears}', which can't be computed live, only "
-            f"evaluated; listen with one that hears {HEARD_LIVE} or reads words only, "
+            f"evaluated; listen with one that hears {FUNCTIONALS} or reads words only, "
             "like live-en"
         )
     if config.network.mode != "live":

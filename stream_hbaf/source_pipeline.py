@@ -304,8 +304,9 @@ class SourcePipeline:
                 return spoken.recognizer.conclude(
                     acoustic=acoustic, words=words, dialogue=dialogue, explain=True
                 )
+            speaker = dialogue.number_of("" if words is None else words.speaker)
             prediction, _ = spoken.recognizer.classify(
-                acoustic=acoustic, words=words, state=dialogue.state
+                acoustic=acoustic, words=words, state=dialogue.state, speaker=speaker
             )
             return prediction
 

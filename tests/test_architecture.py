@@ -59,7 +59,7 @@ LIBRARIES = {
     },
     "webrtcvad": {"speech/vad.py"},
     "websockets": {"audio/websocket.py"},
-    "sklearn": {"training/selection.py"},
+    "sklearn": {"training/embeddings.py", "training/selection.py"},
 }
 LOOPS = (
     "audio/",

@@ -265,7 +265,7 @@ def test_rows_of_the_same_features_share_a_preparation(tmp_path):
 
 
 def test_a_row_is_the_same_for_any_seeds_and_workers(tmp_path):
-    """What doesn't change a result doesn't make it be run again; what does, does."""
+    """What doesn't change a result, a newer version neither, doesn't make it be run again."""
 
     def digest(**fitting: Any) -> str:
         file = write_experiment(tmp_path)
@@ -273,6 +273,7 @@ def test_a_row_is_the_same_for_any_seeds_and_workers(tmp_path):
         (tmp_path / "tiny-recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
         return str(experiment_runs(read_experiment(file))[0].facts["recipe"])
 
+    assert digest() == "37d019dbf685", "all results that are kept would be run again"
     assert digest(seeds=[7], workers=9) == digest()
     assert digest(batch=3) != digest()
 

@@ -349,7 +349,7 @@ def test_soft_attention_is_equations_1_to_3(kind: str, mode: str) -> None:
     utterances = torch.randn(1, 7, 4).double() * 3
     heard = [True, False, True, True, False, True, True]
     attention = network.text_context.attention
-    contexts, _ = attention(utterances, torch.tensor([heard]), network._blank(1))
+    contexts, _ = attention(utterances, torch.tensor([heard]), network.blank(1))
     reach = TINY.window - 1 if mode == "live" else 7
     oracle = [
         equations_1_to_3(attention, plain(utterances[0]), heard, t, kind, reach) for t in range(7)
@@ -364,7 +364,7 @@ def test_soft_attention_keeps_scores_that_would_overflow() -> None:
     with torch.no_grad():
         attention.score.weight.fill_(1e4)
     utterances = torch.randn(1, 5, 4).double()
-    contexts, _ = attention(utterances, torch.ones(1, 5, dtype=torch.bool), network._blank(1))
+    contexts, _ = attention(utterances, torch.ones(1, 5, dtype=torch.bool), network.blank(1))
     scores = [sum(tanh(linear(attention.project, x))) for x in plain(utterances[0])]
     loudest = max(range(4), key=lambda i: scores[i])
     assert_same(contexts[0, 4], plain(utterances[0, loudest]))
@@ -378,7 +378,7 @@ def test_soft_attention_of_a_long_dialogue_is_equations_1_to_3(kind: str, silent
     utterances = torch.randn(1, 70, 4).double() * 3
     heard = [t >= silent and t % 5 != 2 for t in range(70)]
     attention = network.text_context.attention
-    contexts, _ = attention(utterances, torch.tensor([heard]), network._blank(1))
+    contexts, _ = attention(utterances, torch.tensor([heard]), network.blank(1))
     for t in (0, 1, 31, 32, 33, 35, 36, 63, 64, 65, 69):
         reach = TINY.window - 1
         oracle = equations_1_to_3(attention, plain(utterances[0]), heard, t, kind, reach)
@@ -392,8 +392,8 @@ def test_soft_attention_cut_anywhere_goes_on_alike(kind: str) -> None:
     attention = network.text_context.attention
     utterances = torch.randn(2, 40, 4).double()
     heard = torch.rand(2, 40) < 0.7
-    whole_at_once, end = attention(utterances, heard, network._blank(2))
-    state, parts = network._blank(2), []
+    whole_at_once, end = attention(utterances, heard, network.blank(2))
+    state, parts = network.blank(2), []
     for piece in (slice(0, 1), slice(1, 34), slice(34, 36), slice(36, 40)):
         contexts, state = attention(utterances[:, piece], heard[:, piece], state)
         parts.append(contexts)
@@ -410,7 +410,7 @@ def test_gradient_of_soft_attention_is_right(kind: str) -> None:
     utterances = torch.randn(1, 36, 2).double().requires_grad_()
     heard = torch.ones(1, 36, dtype=torch.bool)
     heard[0, [0, 3, 33]] = False
-    start = network._blank(1)
+    start = network.blank(1)
     assert torch.autograd.gradcheck(lambda x: attention(x, heard, start)[0], utterances)
 
 
@@ -421,7 +421,7 @@ def test_gradient_of_soft_attention_without_any_text_is_zero(kind: str) -> None:
     attention = network.text_context.attention
     utterances = torch.randn(1, 36, 4, requires_grad=True)
     silence = torch.zeros(1, 36, dtype=torch.bool)
-    contexts, _ = attention(utterances, silence, network._blank(1))
+    contexts, _ = attention(utterances, silence, network.blank(1))
     contexts.sum().backward()
     assert torch.equal(contexts, torch.zeros(1, 36, 4))
     assert torch.equal(utterances.grad, torch.zeros(1, 36, 4))
@@ -437,7 +437,7 @@ def test_soft_attention_forgets_nothing_when_a_louder_score_comes() -> None:
         utterances = torch.zeros(1, 40, 4)
         utterances[0, :, 0] = torch.linspace(-1, 1, 40)  # about 200 to 500 apart, once scored
         contexts, _ = attention(
-            utterances, torch.ones(1, 40, dtype=torch.bool), HBAF(TINY)._blank(1)
+            utterances, torch.ones(1, 40, dtype=torch.bool), HBAF(TINY).blank(1)
         )
     torch.testing.assert_close(contexts[0, 1:], utterances[0, :-1], atol=1e-6, rtol=0)
 
@@ -475,7 +475,7 @@ def test_text_context_network_is_equations_4_to_6(use_commonsense: bool) -> None
     config = replace(TINY, use_commonsense=use_commonsense)
     network = randomised(HBAF(config))
     features = dialogue()
-    ours, state = network.text_context(features, features.present(), network._blank(1))
+    ours, state = network.text_context(features, features.present(), network.blank(1))
     oracle = text_context(
         network.text_context,
         plain(features.text[0]),

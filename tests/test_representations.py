@@ -206,6 +206,34 @@ def test_encoder_long_sound_in_pieces(tiny: dict[str, Path]) -> None:
     np.testing.assert_allclose(encoder.extract(np.tile(half, 2)), encoder.extract(half), atol=1e-5)
 
 
+@pytest.mark.parametrize("name", CLASSES)
+def test_tokens_are_the_frames_of_the_last_four_layers(name: str, tiny: dict[str, Path]) -> None:
+    """A token a frame, 20 ms apart; with layers=1, those of the last layer alone; below a frame,
+    none."""
+    samples = SPEECH[:20_321]
+    layers = hidden_layers(tiny[name], samples)
+    tokens = SpeechEncoder(str(tiny[name])).tokens(samples)
+    assert tokens is not None
+    assert tokens.dtype == np.float32
+    assert tokens.shape == ((20_321 - 400) // 320 + 1, 16)  # convolutions see 400, step 320
+    np.testing.assert_allclose(tokens, np.mean(layers[-4:], axis=0), atol=1e-4)
+    last = SpeechEncoder(str(tiny[name]), layers=1)
+    np.testing.assert_allclose(last.tokens(samples), layers[-1], atol=1e-4)
+    assert last.tokens(samples[:399]) is None
+
+
+def test_tokens_of_long_sound_have_its_vector_as_mean(tiny: dict[str, Path]) -> None:
+    """Heard in pieces, all of them are there, in their order."""
+    half = np.tile(SPEECH, 2)[: PIECE_S * RATE - 80_000]
+    encoder = SpeechEncoder(str(tiny["wavlm"]))
+    sound = np.concatenate([half, half])
+    tokens, first = encoder.tokens(sound), encoder.tokens(half)
+    assert tokens is not None
+    assert first is not None
+    np.testing.assert_allclose(tokens, np.concatenate([first, first]), atol=1e-4)
+    np.testing.assert_allclose(tokens.mean(0), encoder.extract(sound), atol=1e-5)
+
+
 def test_encoder_version_names_its_weights(tiny: dict[str, Path], tmp_path: Path) -> None:
     """Another folder of the same weights is the same version; other weights are another."""
     (moved := tmp_path / "moved").mkdir()

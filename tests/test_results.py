@@ -9,6 +9,7 @@ import pytest
 
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.evaluation import weighted_f1
+from stream_hbaf.training.papers import PAPER, PAPER_NETWORKS
 from stream_hbaf.training.results import (
     compare_rows,
     comparison_row,
@@ -17,7 +18,7 @@ from stream_hbaf.training.results import (
     summarise,
     write_rows,
 )
-from stream_hbaf.training.tables import MARK, PAPER, write_page
+from stream_hbaf.training.tables import MARK, write_page
 
 CLASSES = 3
 
@@ -161,6 +162,64 @@ def test_the_page_shows_comparisons(tmp_path):
     page = write_page(tmp_path / "results").read_text(encoding="utf-8")
     shown = f"| {100 * found.gain:.1f} ± {100 * found.sd:.1f} | 3 of 3 |"
     assert f"| meld | both | text {shown}" in page
+
+
+def cost_of(name: str, **changed: Any) -> dict[str, Any]:
+    """What the network of a row of that name costs."""
+    return {
+        "cost": name,
+        "experiment": "baselines",
+        "corpus": "meld",
+        "recipe": f"abc-{name}",
+        "parameters": 1_234_567,
+        "train_step_s": 0.04567,
+        "live_step_ms": 1.234,
+        "threads": 2,
+    } | changed
+
+
+def test_the_page_shows_networks_side_by_side(tmp_path):
+    """A network's line: figures, gain over HBAF, costs, and what the two papers report."""
+    of = {"experiment": "baselines"}
+    rows = [row_of("meld-hbaf", seed, 0.65, **of, network="hbaf") for seed in range(2)]
+    for name, mode in (("telme", "live"), ("mamba_offline", "offline")):
+        of_this = {**of, "network": name.removesuffix("_offline"), "mode": mode}
+        rows += [row_of(f"meld-{name}", seed, 0.62 + seed / 50, **of_this) for seed in range(2)]
+    comparison = {"compare": ["meld-telme", "meld-hbaf"], "recipes": ["", ""], "seeds": 2}
+    figures = {"gain": -0.02, "sd": 0.01, "better": 0, "low": -0.031, "high": -0.009}
+    rows.append(of | comparison | figures | {"p": 0.0123, "p_dialogues": 0.02, "corpus": "meld"})
+    rows += [cost_of("meld-hbaf"), cost_of("meld-mamba_offline", live_step_ms=None)]
+    write_rows(tmp_path / "results" / "baselines.json", rows)
+    write_rows(tmp_path / "results" / "meld.json", [row_of("both", 0, 0.65)])
+    page = write_page(tmp_path / "results").read_text(encoding="utf-8")
+    section = page.split("## Networks side by side: baselines, meld\n")[1].split("\n## ")[0]
+    assert section.splitlines()[-3:] == [
+        "| hbaf | the past | 55.0 ± 0.0 | 65.0 ± 0.0 | 65.0 ± 0.0 |  |  |  "
+        "| 1,234,567 | 0.046 | 1.23 | 67.1 |  |",
+        "| telme | the past | 53.0 ± 1.4 | 63.0 ± 1.4 | 63.0 ± 1.4 | -2.0 | -3.1 to -0.9 | 0.0123 "
+        "|  |  |  | 64.9 | 67.4 (Yun et al. 2024, audio, text, vision) |",
+        "| mamba offline | the future too | 53.0 ± 1.4 | 63.0 ± 1.4 | 63.0 ± 1.4 |  |  |  "
+        "| 1,234,567 | 0.046 |  |  |  |",
+    ]
+    assert "on 2 threads" in section
+    assert page.count("Networks side by side") == 1
+
+
+def test_costs_of_other_settings_are_not_shown(tmp_path):
+    """A row that was changed since its network was timed has no costs on the page."""
+    of = {"experiment": "baselines"}
+    rows = [row_of("hbaf", 0, 0.6, **of), row_of("cmn", 0, 0.5, **of, network="cmn")]
+    rows.append(cost_of("cmn", recipe="of-before"))
+    write_rows(tmp_path / "results" / "baselines.json", rows)
+    page = write_page(tmp_path / "results").read_text(encoding="utf-8")
+    assert "| cmn | the past | 40.0 | 50.0 | 50.0 |  |  |  |  |  |  |  |  |" in page
+
+
+def test_the_papers_figures_of_other_networks_agree_with_its_sentence():
+    """Section 5: 2.2 over TelME on MELD, 6.9 over Mamba on IEMOCAP."""
+    meld, iemocap = PAPER_NETWORKS["meld"], PAPER_NETWORKS["iemocap"]
+    assert round(meld["hbaf"] - meld["telme"], 1) == 2.2
+    assert round(iemocap["hbaf"] - iemocap["mamba"], 1) == 6.9
 
 
 def test_the_page_has_a_picture_of_the_window(tmp_path):

@@ -29,6 +29,7 @@ from stream_hbaf.config import SAMPLE_RATE_HZ
 from stream_hbaf.errors import ModelError
 
 LLD_WIDTH = 65
+LLD_MS = 10  # from one row of low-level descriptors to the next
 FUNCTIONALS_WIDTH = 6373
 OPENSMILE_VERSION = str(opensmile.__version__)
 

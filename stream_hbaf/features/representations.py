@@ -7,7 +7,7 @@ among them: no package that offers them is still looked after.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,19 +17,27 @@ from stream_hbaf.features import acoustic
 from stream_hbaf.features.acoustic import (
     COMPARE,
     EGEMAPS,
+    LLD_MS,
     OPENSMILE_VERSION,
     Acoustic,
     AcousticExtractor,
     FeatureSet,
 )
+from stream_hbaf.features.tokens import MOST_TOKENS, to_row, to_tokens
 from stream_hbaf.features.transcript import WhisperEncoder
+
+if TYPE_CHECKING:
+    from stream_hbaf.features.speech_encoder import SpeechEncoder
 
 Float32 = NDArray[np.float32]
 
 OPENSMILE = ("compare", "egemaps", "mfcc")
 MFCC = 14  # ComParE's low-level descriptors hold coefficients 1 to 14
+LLD = "lld"  # ComParE's low-level descriptors, as tokens
+TOKENS = "tokens:"  # and a speech encoder's name: its states, as tokens
 WHISPER = "whisper:"  # and a model's name: the mean of its encoder's states
 VERSION = "1"  # rises when what is made of openSMILE's rows changes: old caches are then left alone
+STATE_MS = 20  # of wav2vec 2.0 and its relatives
 NOT_OFFERED = ("vggish", "openl3")
 
 
@@ -56,6 +64,7 @@ class AcousticRepresentation(Protocol):
 def open_representation(name: str, *, device: str = "cpu") -> AcousticRepresentation:
     """Open "compare", "egemaps", "mfcc", "whisper:" and the name of a Whisper model, a speech
     encoder by its folder or its name on the hub, or several side by side, such as "compare+mfcc".
+    Tokens in one row (``tokens.from_rows``): "lld", or "tokens:" and a speech encoder.
 
     ``device`` is for encoders; openSMILE knows the processor only. Raises ModelError if it can't
     be had, ConfigError for "prosody", which is read from a corpus's tables and not from sound.
@@ -66,6 +75,8 @@ def open_representation(name: str, *, device: str = "cpu") -> AcousticRepresenta
         return WhisperRepresentation(name, device=device)
     if name in OPENSMILE:
         return OpenSmileRepresentation(name)
+    if name == LLD:
+        return LldTokens()
     if name == "prosody":
         raise ConfigError(
             "prosody: comes from a corpus's tables, not from sound; "
@@ -79,6 +90,8 @@ def open_representation(name: str, *, device: str = "cpu") -> AcousticRepresenta
     # Seconds and hundreds of megabytes of libraries, which openSMILE's sets need not pay.
     from stream_hbaf.features.speech_encoder import SpeechEncoder
 
+    if name.startswith(TOKENS):
+        return EncoderTokens(name, SpeechEncoder(name.removeprefix(TOKENS), device=device))
     return SpeechEncoder(name, device=device)
 
 
@@ -107,6 +120,46 @@ class OpenSmileRepresentation:
     def close(self) -> None:
         """Free openSMILE's instance."""
         self._extractor.close()
+
+
+class LldTokens:
+    """ComParE's 65 low-level descriptors as at most 64 tokens, in one row.
+
+    Raises ModelError if openSMILE can't be started.
+    """
+
+    def __init__(self) -> None:
+        self.name = LLD
+        self.version = f"{VERSION}-opensmile{OPENSMILE_VERSION}"
+        self.width = MOST_TOKENS * acoustic.LLD_WIDTH
+        self._extractor = AcousticExtractor()
+
+    def extract(self, samples: NDArray[np.int16]) -> Float32 | None:
+        """One utterance -> [width]; None under 60 ms. Raises ModelError if openSMILE fails."""
+        result = self._extractor.extract(samples)
+        return None if result is None else to_row(to_tokens(result.lld, frame_ms=LLD_MS))
+
+    def close(self) -> None:
+        """Free openSMILE's instance."""
+        self._extractor.close()
+
+
+class EncoderTokens:
+    """A speech encoder's states as at most 64 tokens, in one row."""
+
+    def __init__(self, name: str, encoder: "SpeechEncoder") -> None:
+        self.name = name
+        self.version = f"{VERSION}-{encoder.version}"
+        self.width = MOST_TOKENS * encoder.width
+        self._encoder = encoder
+
+    def extract(self, samples: NDArray[np.int16]) -> Float32 | None:
+        """One utterance -> [width]; None if it is too short for any state."""
+        states = self._encoder.tokens(samples)
+        return None if states is None else to_row(to_tokens(states, frame_ms=STATE_MS))
+
+    def close(self) -> None:
+        self._encoder.close()
 
 
 class WhisperRepresentation:

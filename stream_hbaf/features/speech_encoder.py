@@ -1,4 +1,5 @@
-"""An utterance becomes features: its sound as one vector, from a self-supervised encoder.
+"""An utterance becomes features: its sound as one vector, or as many tokens as it has frames, from
+a self-supervised encoder.
 
 wav2vec 2.0, data2vec-audio and WavLM, or any of transformers' encoders that read raw sound through
 a stack of convolutions.
@@ -7,13 +8,14 @@ a stack of convolutions.
 import hashlib
 import logging
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 from transformers.models.auto.feature_extraction_auto import AutoFeatureExtractor
 from transformers.models.auto.modeling_auto import AutoModel
 
@@ -29,7 +31,7 @@ PIECE_S = 20  # what is longer is heard in pieces: attention's memory grows with
 
 
 class SpeechEncoder:
-    """Turns sound into vectors: the mean over frames of the last four layers' average.
+    """Turns sound into the last four layers' average: its frames, or one vector, their mean.
 
     ``layers=1`` takes the last layer alone. One utterance at a time, unpadded, so that nothing else
     can change its vector. ``version`` names the weights, wherever they lie. Raises ModelError if
@@ -52,23 +54,38 @@ class SpeechEncoder:
 
     def extract(self, samples: NDArray[np.int16]) -> NDArray[np.float32] | None:
         """One utterance (int16 [n], 16 kHz) -> [width]; None if it is shorter than a frame."""
-        if len(samples) < self._shortest:
+        total, frames = torch.zeros(self.width, dtype=torch.float64), 0
+        for states in self._states(samples):
+            total += states.double().sum(0).cpu()
+            frames += len(states)
+        if not frames:
             return None
+        features: NDArray[np.float32] = (total / frames).float().numpy()
+        return features
+
+    def tokens(self, samples: NDArray[np.int16]) -> NDArray[np.float32] | None:
+        """One utterance (int16 [n], 16 kHz) -> its frames [T, width], whose mean is ``extract``'s.
+
+        In wav2vec 2.0 and its kin they are 20 ms apart. None if it is shorter than a frame.
+        """
+        pieces = [states.cpu() for states in self._states(samples)]
+        return torch.cat(pieces).numpy() if pieces else None
+
+    def _states(self, samples: NDArray[np.int16]) -> Iterator[Tensor]:
+        """The last layers' average over time, [T, width], a piece after the other."""
+        if len(samples) < self._shortest:
+            return
         sound = self._normalise(
             samples.astype(np.float32) / 32768,
             sampling_rate=SAMPLE_RATE_HZ,
             return_tensors="pt",
         )["input_values"]  # [1, n]
-        pieces = torch.chunk(sound, math.ceil(len(samples) / (PIECE_S * SAMPLE_RATE_HZ)), dim=1)
-        with torch.inference_mode():
-            total, frames = torch.zeros(self.width, dtype=torch.float64), 0
-            for piece in pieces:
+        pieces = math.ceil(len(samples) / (PIECE_S * SAMPLE_RATE_HZ))
+        for piece in torch.chunk(sound, pieces, dim=1):
+            with torch.inference_mode():
                 hidden = self._model(piece.to(self._device), output_hidden_states=True)
-                last = torch.stack(hidden.hidden_states[-self._layers :]).mean(0)[0]  # [T, width]
-                total += last.double().sum(0).cpu()
-                frames += len(last)
-        features: NDArray[np.float32] = (total / frames).float().numpy()
-        return features
+                last = torch.stack(hidden.hidden_states[-self._layers :]).mean(0)[0]
+            yield last
 
     def close(self) -> None:
         """Forget the weights."""

@@ -37,6 +37,7 @@ from stream_hbaf.features.context import (
     phrase,
 )
 from stream_hbaf.features.pretrained import UNUSABLE, quietly
+from stream_hbaf.features.tokens import MOST_TEXT_TOKENS
 
 LOG = logging.getLogger(__name__)
 
@@ -155,8 +156,10 @@ class TextEncoder:
 
     ``tuned`` maps names of the encoder's own parameters to tensors that replace them, as a bundle
     stores them, or "<parameter>.lora_a" [r, in] and "<parameter>.lora_b" [out, r] to a low-rank
-    change, b a, that is added to it. ``context`` says how dialogues are read. Raises ModelError
-    if the weights can't be found, a tuned tensor doesn't fit them, or a window is too long.
+    change, b a, that is added to it. ``context`` says how dialogues are read. With ``tokens``, a
+    text is not their mean but its first 32 tokens themselves: every [.., width] below is then
+    [.., 32, width], NaN where there are fewer. Raises ModelError if the weights can't be found, a
+    tuned tensor doesn't fit them, or a window is too long.
     """
 
     def __init__(
@@ -166,8 +169,10 @@ class TextEncoder:
         device: str = "cpu",
         tuned: Mapping[str, Tensor] | None = None,
         context: ContextConfig | None = None,
+        tokens: bool = False,
     ) -> None:
         self.id = name_or_path
+        self.tokens = tokens
         self.device = device
         self.context = context or ContextConfig()
         path = resolve_encoder(name_or_path)
@@ -188,7 +193,7 @@ class TextEncoder:
 
         ``half`` as in ``encode_dialogues``.
         """
-        features = np.zeros((len(texts), self.width), dtype=np.float32)
+        features = np.zeros((len(texts), *self._shape), dtype=np.float32)
         by_length = sorted(range(len(texts)), key=lambda n: len(texts[n]))  # little padding
         with torch.inference_mode(), self._precision(half=half):
             for start in range(0, len(texts), BATCH):
@@ -242,6 +247,9 @@ class TextEncoder:
         ).to(self.model.device)
         hidden = self.model(**batch, output_hidden_states=True).hidden_states
         layers = torch.stack(hidden[-LAST_LAYERS:]).mean(0)  # [N, T, width]
+        if self.tokens:
+            lengths = batch["attention_mask"].sum(1).tolist()
+            return torch.stack([_as_tokens(own[:n]) for own, n in zip(layers, lengths, strict=True)])
         mask = batch["attention_mask"].unsqueeze(-1).to(layers.dtype)  # True (1) = a real token
         pooled: Tensor = (layers * mask).sum(1) / mask.sum(1)
         return pooled
@@ -256,7 +264,8 @@ class TextEncoder:
             output_hidden_states=True,
         ).hidden_states
         layers = torch.stack(hidden[-LAST_LAYERS:]).mean(0).float()  # [B, T, width]
-        return torch.stack([layers[row, start:end].mean(0) for row, start, end in layout.spans])
+        said = [layers[row, start:end] for row, start, end in layout.spans]
+        return torch.stack([_as_tokens(own) if self.tokens else own.mean(0) for own in said])
 
     def turn_ids(self, turns: Sequence[Turn]) -> list[Ids]:
         """Each turn's token ids as they stand in a window, its end included."""
@@ -270,7 +279,7 @@ class TextEncoder:
 
     def _read(self, read: Sequence[Passage], *, count: int, half: bool) -> Float32:
         """The wanted turns of all passages in order, float32 [count, width]."""
-        features = np.zeros((count, self.width), dtype=np.float32)
+        features = np.zeros((count, *self._shape), dtype=np.float32)
         lengths = [passage.length for passage in read]
         starts = np.cumsum([0, *(len(passage.turns) - passage.first for passage in read)])
         by_length = sorted(range(len(read)), key=lengths.__getitem__)
@@ -279,6 +288,10 @@ class TextEncoder:
                 rows = np.concatenate([np.arange(starts[n], starts[n + 1]) for n in batch])
                 features[rows] = self.features_in([read[n] for n in batch]).cpu().numpy()
         return features
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        return (MOST_TEXT_TOKENS, self.width) if self.tokens else (self.width,)
 
     def _precision(self, *, half: bool) -> torch.autocast:
         """Float32 whatever is set around the call, unless ``half``."""
@@ -301,6 +314,13 @@ class TextEncoder:
                 parameter.data.copy_(change.to(parameter.dtype))
             elif half == "a":  # once for the two
                 parameter.data.add_(change)
+
+
+def _as_tokens(said: Tensor) -> Tensor:
+    """An utterance's states [n, width] → [32, width]: NaN where there are fewer, cut at the end."""
+    row = said.new_full((MOST_TEXT_TOKENS, said.shape[1]), torch.nan)
+    row[: len(said)] = said[:MOST_TEXT_TOKENS]
+    return row
 
 
 def _product(up: Tensor | None, down: Tensor | None) -> Tensor | None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stream_hbaf.networks.hbaf import Output
+from stream_hbaf.networks.network import Criterion, Output
 
 
 def contrast(anchor: Tensor, other: Tensor, *, temperature: float) -> Tensor:
@@ -77,32 +77,35 @@ def total_loss(
     return F.cross_entropy(logits, labels, weight=class_weights) + mu * inter
 
 
-class InterModalLoss(nn.Module):
-    """Equation 21 of a network's output; holds the projection of h_m that only the loss needs.
+class InterModalLoss(Criterion):
+    """Equation 23's second term, μ times equation 21, of a network's output.
 
-    Trained beside the network and not part of a bundle: prediction never uses it.
+    Holds the projection of h_m that only the loss needs: trained beside the network and not part
+    of a bundle, since prediction never uses it.
     """
 
     def __init__(
         self,
         hidden: int,
         *,
+        mu: float = 1.0,
         weights: Sequence[float] = (1 / 3, 1 / 3, 1 / 3),
         temperature: float = 0.1,
     ) -> None:
         super().__init__()
+        self.mu = mu
         self.project = nn.Linear(2 * hidden, hidden)
         self.weights = tuple(weights)
         self.temperature = temperature
 
-    def forward(self, output: Output, mask: Tensor) -> Tensor:
-        """``mask`` [B, U] chooses the utterances: valid ones that have both audio and text.
+    def forward(self, output: Output, mask: Tensor, labels: Tensor | None = None) -> Tensor:
+        """``mask`` [B, U] chooses the utterances that have both; labels aren't looked at.
 
         Raises ValueError for a network of one modality, which has nothing to contrast.
         """
-        if output.h_a is None or output.h_l is None:
+        if output.h_a is None or output.h_l is None or output.h_m is None:
             raise ValueError("a network of one modality has no inter-modal loss; leave it out")
-        return inter_modal_loss(
+        return self.mu * inter_modal_loss(
             output.h_a[mask],
             output.h_l[mask],
             self.project(output.h_m[mask]),

@@ -10,12 +10,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from stream_hbaf.networks.config import HbafConfig
-from stream_hbaf.networks.hbaf import HBAF, Output
-from stream_hbaf.networks.state import DialogueState, Features
+from stream_hbaf.networks.config import NetworkConfig
+from stream_hbaf.networks.network import Network, Output
+from stream_hbaf.networks.state import Features, State
 
 
-class Ensemble(nn.Module):
+class Ensemble(Network):
     """M networks of one configuration, used like one of them: the logits are of the mean
     probability.
 
@@ -23,28 +23,26 @@ class Ensemble(nn.Module):
     moved and compared as any other.
     """
 
-    def __init__(self, members: Sequence[HBAF]) -> None:
+    def __init__(self, members: Sequence[Network]) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
+        self.config = members[0].config
 
     @property
-    def config(self) -> HbafConfig:
-        return self._each[0].config
-
-    @property
-    def _each(self) -> list[HBAF]:
-        return [member for member in self.members if isinstance(member, HBAF)]
+    def _each(self) -> list[Network]:
+        return [member for member in self.members if isinstance(member, Network)]
 
     def forward(self, features: Features) -> Output:
-        """As HBAF's; h_m of all members side by side, h_a and h_l of none."""
+        """As every network's; h_m of all members side by side, h_a and h_l of none."""
         said = [member(features) for member in self._each]
-        joined = torch.cat([one.h_m for one in said], dim=-1)
-        return Output(_mean_logits([one.logits for one in said]), None, None, joined)
+        parts = [one.h_m for one in said if one.h_m is not None]
+        joined = torch.cat(parts, dim=-1) if parts else None
+        return Output(_mean_logits([one.logits for one in said]), h_m=joined)
 
     @torch.no_grad()
-    def step(self, features: Features, state: DialogueState) -> tuple[Tensor, DialogueState]:
-        """One utterance of a dialogue, or of each of S streams, as HBAF's."""
-        streams = state.window_mask.dim() == 3  # [S, M, W-1]
+    def step(self, features: Features, state: State) -> tuple[Tensor, State]:
+        """As every network's."""
+        streams = len(state.shape) == 2  # [S, M]
         own = [
             state.map(partial(torch.select, dim=1 if streams else 0, index=n))
             for n in range(len(self.members))
@@ -52,15 +50,15 @@ class Ensemble(nn.Module):
         stepped = [
             member.step(features, before) for member, before in zip(self._each, own, strict=True)
         ]
-        after = DialogueState.stack([state for _, state in stepped])
+        after = state.stack([state for _, state in stepped])
         if streams:
             after = after.map(lambda part: part.transpose(0, 1))
         return _mean_logits([logits for logits, _ in stepped]), after
 
-    def initial_state(self, streams: int | None = None) -> DialogueState:
-        """The state before the first utterance. Raises ModelError offline."""
-        states = DialogueState.stack([member.initial_state(streams) for member in self._each])
-        return states if streams is None else states.map(lambda part: part.transpose(0, 1))
+    def blank(self, streams: int) -> State:
+        """The state before the first utterance, [S, M, ..]."""
+        states = [member.blank(streams) for member in self._each]
+        return states[0].stack(states).map(lambda part: part.transpose(0, 1))
 
 
 def _mean_logits(every: Sequence[Tensor]) -> Tensor:
@@ -69,6 +67,6 @@ def _mean_logits(every: Sequence[Tensor]) -> Tensor:
     return torch.logsumexp(spoken, dim=0) - torch.log(torch.tensor(float(len(every))))
 
 
-def join(members: Sequence[HBAF]) -> HBAF | Ensemble:
+def join(members: Sequence[Network]) -> Network:
     """The networks as one; one alone stays what it is."""
     return members[0] if len(members) == 1 else Ensemble(members)

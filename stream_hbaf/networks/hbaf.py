@@ -9,15 +9,14 @@ module sees utterances only, as in the paper, and one dialogue's result can't de
 """
 
 from dataclasses import replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from stream_hbaf.errors import ModelError
 from stream_hbaf.networks.config import HbafConfig
 from stream_hbaf.networks.fusion import BimodalAttention, DynamicFilterGate, Fusion, Residual
-from stream_hbaf.networks.state import DialogueState, Features
+from stream_hbaf.networks.network import Network, Output
+from stream_hbaf.networks.state import DialogueState, Features, lead
 from stream_hbaf.networks.unimodal import (
     AudioContextNetwork,
     QueryAttention,
@@ -43,27 +42,21 @@ __all__ = [
 ]
 
 
-class Output(NamedTuple):
-    """What ``forward`` gives; zero where there is no utterance. None: modality not in use."""
-
-    logits: Tensor  # [B, U, C]
-    h_a: Tensor | None  # [B, U, H]
-    h_l: Tensor | None  # [B, U, H]
-    h_m: Tensor  # [B, U, 2H], or H with one modality
-
-
 class Classifier(nn.Linear):
     """Section 3.4, equation 22: h_m [.., 2H] → logits [.., C]; p is their softmax."""
 
 
-class HBAF(nn.Module):
+class HBAF(Network):
     """The whole network: ``forward`` over dialogues, ``step`` one utterance at a time.
 
     ``live``: utterance t is seen in the window of the last W utterances; older ones through the
     text context network's state. ``forward`` builds exactly the windows that ``step`` would have
     had: the logits agree to 1e-5, and none depends on a later utterance. ``offline``: the window
-    is the whole dialogue, future included, and ``step`` raises ModelError.
+    is the whole dialogue, future included. The inter-modal loss of section 3.3, whose weights a
+    recipe decides, is in contrastive.py.
     """
+
+    config: HbafConfig
 
     def __init__(self, config: HbafConfig) -> None:
         super().__init__()
@@ -90,7 +83,7 @@ class HBAF(nn.Module):
         if bool((mask[:, 1:] & ~mask[:, :-1]).any()):
             raise ValueError("utterance_mask: a dialogue's utterances come first, then padding")
         audio = self._audio(features, mask)
-        text, _ = self._text(features, mask, self._blank(len(mask)))
+        text, _ = self._text(features, mask, self.blank(len(mask)))
         fused = self.classifier.weight.new_zeros(*mask.shape, self.classifier.in_features)
         if self.config.mode == "offline":
             fused = self._fuse(audio, text, mask.sum(dim=1))
@@ -109,13 +102,9 @@ class HBAF(nn.Module):
 
     @torch.no_grad()
     def step(self, features: Features, state: DialogueState) -> tuple[Tensor, DialogueState]:
-        """One utterance of a dialogue → logits [C] and the state after it.
-
-        With a state of S streams, one utterance of each: features [S, ..] → logits [S, C].
-        ``state`` stays as it was. No gradient: a state must not hold on to its past.
-        """
-        if not state.has_streams:
-            one, after = self.step(features.map(_lead), state.map(_lead))
+        """As every network's. No gradient: a state must not hold on to its past."""
+        if not state.shape:
+            one, after = self.step(features.map(lead), state.map(lead))
             return one[0], after.map(lambda part: part[0])
         features = features.map(lambda part: part[:, None])
         mask = state.window_mask.new_ones(len(state.window_mask), 1)  # [S, 1]
@@ -140,19 +129,8 @@ class HBAF(nn.Module):
         if self.config.use_text and self.config.standardise_text:
             self.text_context.standardise.fit(text)
 
-    def initial_state(self, streams: int | None = None) -> DialogueState:
-        """The state before a dialogue's first utterance, of one dialogue or of S streams.
-
-        Raises ModelError offline: what needs the future can't be asked before it.
-        """
-        if self.config.mode != "live":
-            raise ModelError("this network was trained offline and sees the future; use a live one")
-        if streams is not None:
-            return self._blank(streams)
-        return self._blank(1).map(lambda part: part[0])
-
-    def _blank(self, streams: int) -> DialogueState:
-        """The state before the first utterance, [S, ..], of the device and type of the weights."""
+    def blank(self, streams: int) -> DialogueState:
+        """The state before the first utterance, [S, ..]."""
         config, weight = self.config, self.classifier.weight
         live, query = config.mode == "live", config.attention == "query"
         slots = config.window - 1 if live else 0
@@ -219,7 +197,3 @@ class HBAF(nn.Module):
             h_m = torch.cat(list(self.fusion(groups).values()), dim=-1)
             fused.flatten(0, 1)[torch.cat(places)] = h_m.to(fused.dtype)
         return fused
-
-
-def _lead(part: Tensor) -> Tensor:
-    return part[None]

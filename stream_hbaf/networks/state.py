@@ -6,6 +6,7 @@ the audio, text and commonsense features.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -19,7 +20,8 @@ class Features:
     or [B, U]. A modality is absent where its mask is False, or everywhere if it is None; what its
     tensor holds there is never read, NaN included. A mask of None means "wherever there is a
     tensor". ``utterance_mask`` is for [B, U] only: a dialogue's utterances stand first, padding
-    after them.
+    after them. A network that takes tokens is given audio [.., F, A] and text [.., T, L]: rows of
+    NaN, after all others, where an utterance has fewer.
     """
 
     audio: Tensor | None = None  # [.., A], scaled and selected
@@ -28,6 +30,7 @@ class Features:
     audio_mask: Tensor | None = None  # [..]
     text_mask: Tensor | None = None  # [..]; also says whether there is commonsense
     utterance_mask: Tensor | None = None  # [B, U]
+    speaker: Tensor | None = None  # [..] int64, in order of appearance from 0; None: one speaker
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Features":
         """The same features with every tensor changed, for example moved to a device."""
@@ -51,14 +54,65 @@ class Features:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class DialogueState:
-    """All that the network remembers of a dialogue, as an immutable value of fixed size.
+class State:
+    """All that a network remembers of a dialogue, as an immutable value of fixed size.
 
-    Its size depends on the window W, never on how many utterances were heard. A provisional
-    prediction steps from it and drops the state it gets. The leading shape ``..`` is nothing
-    (one dialogue) or [S]. Windows end with the newest utterance; slots not yet used come first.
-    What a configuration has no use for has width 0.
+    Its fields are tensors, [.., own dimensions]; the leading shape ``..`` is nothing (one
+    dialogue), [S] (S streams) or [S, M] (those of an ensemble's M members). A child says how many
+    dimensions of its first field are its own. A provisional prediction steps from a state and
+    drops the one it gets.
     """
+
+    OWN: ClassVar[int]
+
+    @property
+    def shape(self) -> torch.Size:
+        """The leading shape."""
+        first: Tensor = getattr(self, fields(self)[0].name)
+        return first.shape[: first.dim() - self.OWN]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every part by name, contiguous, to be saved; ``Child(**tensors)`` restores it."""
+        return {field.name: getattr(self, field.name).contiguous() for field in fields(self)}
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """The same state with every tensor changed, for example moved to a device."""
+        return type(self)(**{name: change(part) for name, part in self.tensors().items()})
+
+    @classmethod
+    def stack(cls, states: Sequence[Self]) -> Self:
+        """The states of S dialogues as one with S streams, in their order."""
+        parts = [state.tensors() for state in states]
+        return cls(**{name: torch.stack([part[name] for part in parts]) for name in parts[0]})
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, State) or type(self) is not type(other):
+            return NotImplemented
+        theirs = other.tensors()
+        return all(torch.equal(part, theirs[name]) for name, part in self.tensors().items())
+
+    __hash__ = None  # type: ignore[assignment]  # compared by value, so not a key
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Nothing(State):
+    """The state of a network that remembers nothing: each utterance is by itself."""
+
+    OWN: ClassVar[int] = 1
+
+    nothing: Tensor  # [.., 0]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DialogueState(State):
+    """What HBAF remembers.
+
+    Its size depends on the window W, never on how many utterances were heard. Windows end with
+    the newest utterance; slots not yet used come first. What a configuration has no use for has
+    width 0.
+    """
+
+    OWN: ClassVar[int] = 2
 
     audio_window: Tensor  # [.., W-1, A] audio features, absent ones replaced
     text_window: Tensor  # [.., W-1, H] text representations H_l
@@ -72,29 +126,7 @@ class DialogueState:
     internal: Tensor  # [.., H]
     purpose: Tensor  # [.., H]
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Every part by name, contiguous, to be saved; ``DialogueState(**tensors)`` restores it."""
-        return {field.name: getattr(self, field.name).contiguous() for field in fields(self)}
 
-    def map(self, change: Callable[[Tensor], Tensor]) -> "DialogueState":
-        """The same state with every tensor changed, for example moved to a device."""
-        return DialogueState(**{name: change(part) for name, part in self.tensors().items()})
-
-    @classmethod
-    def stack(cls, states: "Sequence[DialogueState]") -> "DialogueState":
-        """The states of S dialogues as one with S streams, in their order."""
-        parts = [state.tensors() for state in states]
-        return cls(**{name: torch.stack([part[name] for part in parts]) for name in parts[0]})
-
-    @property
-    def has_streams(self) -> bool:
-        """Whether this is the state of S dialogues rather than of one."""
-        return self.window_mask.dim() == 2
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, DialogueState):
-            return NotImplemented
-        theirs = other.tensors()
-        return all(torch.equal(part, theirs[name]) for name, part in self.tensors().items())
-
-    __hash__ = None  # type: ignore[assignment]  # compared by value, so not a key
+def lead(part: Tensor) -> Tensor:
+    """One dialogue's tensor as that of one stream."""
+    return part[None]

@@ -5,17 +5,16 @@ equations 1-6) sees the current utterance and goes on from a state. Letters as i
 """
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stream_hbaf.networks.config import HbafConfig
+from stream_hbaf.networks.network import Standardise
 from stream_hbaf.networks.state import DialogueState, Features
 
 RELATIONS = ("external", "internal", "purpose")
-SMALLEST_DEVIATION = 1e-3  # of a text feature; half precision must still tell it from zero
 Places = tuple[Tensor, ...]  # (stream, turn) of the V utterances that aren't padding
 
 
@@ -191,37 +190,6 @@ class QueryAttention(nn.Module):
         contexts = (torch.softmax(scores, dim=-1) * heard) @ past
         surplus = 0 if self.reach is None else past.shape[1] - self.reach
         return contexts, replace(state, past_window=past[:, surplus:], past_mask=mask[:, surplus:])
-
-
-class Standardise(nn.Module):
-    """Features [.., L] relative to the training set's mean and deviation.
-
-    Not in the paper. An encoder's dimensions differ fivefold in size, and on dev it costs more
-    than a point to leave that to the first linear map. Fitted once, never trained; the identity
-    until then, and in bundles from before it was there.
-    """
-
-    mean: Tensor
-    deviation: Tensor
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("deviation", torch.ones(width))
-
-    def fit(self, features: Tensor) -> None:
-        """Take mean and deviation of features [N, L]; constant columns are only centred."""
-        deviation, mean = torch.std_mean(features, dim=0, correction=0)
-        self.mean.copy_(mean)
-        self.deviation.copy_(torch.where(deviation > SMALLEST_DEVIATION, deviation, 1.0))
-
-    def forward(self, features: Tensor) -> Tensor:
-        return (features - self.mean) / self.deviation
-
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-        for name, buffer in self.named_buffers():
-            state_dict.setdefault(prefix + name, buffer)
-        super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
 class TextContextNetwork(nn.Module):

@@ -1,6 +1,7 @@
 """Training: an experiment, one recipe's rows of overrides times seeds, each run once and kept.
 
 What is done is in ``<results>/<id>.json`` at once; started again, only what is missing is run.
+Then rows are compared, and what their networks cost is measured, where the experiment asks for it.
 """
 
 import fcntl
@@ -12,6 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from numpy.typing import NDArray
 
 from stream_hbaf.errors import ConfigError, ModelError, StreamHbafError
 from stream_hbaf.evaluation import Score
+from stream_hbaf.training.costs import Cost, measure_costs
 from stream_hbaf.training.fitting import one_thread
 from stream_hbaf.training.grid import (
     Experiment,
@@ -32,6 +36,7 @@ from stream_hbaf.training.grid import (
 )
 from stream_hbaf.training.material import Material
 from stream_hbaf.training.preparation import Prepared, prepare
+from stream_hbaf.training.recipe import Recipe
 from stream_hbaf.training.results import (
     FIGURES,
     Row,
@@ -49,6 +54,8 @@ from stream_hbaf.training.train import fit_seed
 
 Progress = Callable[[str], None]
 Rows = list[dict[str, Any]]
+Prepare = Callable[[Recipe], Prepared]
+Outcome = tuple[Run, dict[str, Any] | StreamHbafError]  # its row, or why it has none
 
 
 def run_experiment(
@@ -65,13 +72,14 @@ def run_experiment(
 
     Each run has one torch thread, ``workers`` of them a process each, and goes on from its last
     checkpoint under ``cache``. ``device`` is for features; networks are fitted where their recipe
-    says. Raises ConfigError for a file that isn't an experiment, or one that
-    is running already; CorpusError and ModelError from preparation; ModelError after all else is
-    done if runs have failed, with the first reason.
+    says; their costs are the processor's. Raises ConfigError for a file that isn't an experiment,
+    or one that is running already; CorpusError and ModelError from preparation; ModelError after
+    all else is done if runs have failed, with the first reason.
     """
     experiment = read_experiment(file)
     check_page(results)  # before hours of work, not after
     kept, out = cache / "experiments", results / f"{experiment.id}.json"
+    make = partial(prepare, corpora=corpora, cache=cache, device=device, progress=progress)
     with _alone(kept / f"{experiment.id}.lock", experiment.id):
         runs = experiment_runs(experiment)
         rows = _still_true(read_rows(out), runs)
@@ -80,31 +88,37 @@ def run_experiment(
         missing = [run for run in runs if identity(run.facts) not in done]
         progress(f"{experiment.id}: {len(runs) - len(missing)} of {len(runs)} runs are done")
         failed: list[str] = []
-        for group in by_preparation(missing):
-            prepared = prepare(
-                group[0].recipe, corpora, cache=cache, device=device, progress=progress
-            )
-            for run, outcome in _run_all(group, prepared, kept=kept, workers=workers):
-                if isinstance(outcome, StreamHbafError):
-                    _forget(run_folder(kept, run.facts))
-                    failed.append(f"{run.title}: {outcome}")
-                    progress(failed[-1])
-                else:
-                    rows = _with_row(rows, outcome, order=runs)
-                    write_rows(out, rows)
-                    _forget(run_folder(kept, run.facts))
-                    progress(f"{run.title}: {_told(outcome)}")
+        for run, outcome in _run_groups(missing, make, kept=kept, workers=workers):
+            if isinstance(outcome, StreamHbafError):
+                failed.append(f"{run.title}: {outcome}")
+                progress(failed[-1])
+            else:
+                rows = _with_row(rows, outcome, order=runs)
+                write_rows(out, rows)
+                progress(f"{run.title}: {_told(outcome)}")
+            _forget(run_folder(kept, run.facts))
         rows = _with_comparisons(rows, experiment, kept=kept, progress=progress)
         write_rows(out, rows)
+        if experiment.costs:
+            rows = _with_costs(rows, runs, prepare=make, progress=progress)
+            write_rows(out, rows)
         progress(f"{write_page(results)}: written from all results")
     if failed:
         raise ModelError(f"{len(failed)} of {len(runs)} runs failed; the first, {failed[0]}")
     return rows
 
 
+def _run_groups(
+    runs: Sequence[Run], prepare: Prepare, *, kept: Path, workers: int
+) -> Iterator[Outcome]:
+    """All runs as they end; what some of them share is prepared once."""
+    for group in by_preparation(runs):
+        yield from _run_all(group, prepare(group[0].recipe), kept=kept, workers=workers)
+
+
 def _run_all(
     runs: Sequence[Run], prepared: Prepared, *, kept: Path, workers: int
-) -> Iterator[tuple[Run, dict[str, Any] | StreamHbafError]]:
+) -> Iterator[Outcome]:
     """Each run's row as it comes, or why it has none; one worker is this process itself."""
     if workers == 1:
         with one_thread():
@@ -244,8 +258,11 @@ def _with_row(rows: Rows, row: dict[str, Any], *, order: Sequence[Run]) -> Rows:
 def _with_comparisons(
     rows: Rows, experiment: Experiment, *, kept: Path, progress: Progress
 ) -> Rows:
-    """All runs, then the comparisons that the experiment asks for, as far as they can be made."""
-    runs = [row for row in rows if "compare" not in row]
+    """All runs, then the comparisons that the experiment asks for, as far as they can be made.
+
+    What was known of costs stays behind them.
+    """
+    runs = [row for row in rows if "seed" in row]
     earlier = [row for row in rows if "compare" in row]
     compared = []
     for pair in experiment.compare:
@@ -257,7 +274,37 @@ def _with_comparisons(
             compared += [row for row in earlier if _same_pair(row, pair, runs)]
             continue
         compared.append(comparison_row(runs, pair, found))
-    return [*runs, *compared]
+    return [*runs, *compared, *(row for row in rows if "cost" in row)]
+
+
+def _with_costs(rows: Rows, runs: Sequence[Run], *, prepare: Prepare, progress: Progress) -> Rows:
+    """The rows, and behind them what the network of each row that has results costs.
+
+    Those of one preparation are measured side by side: all anew if one isn't known.
+    """
+    done = {identity(row) for row in rows}
+    rows_done = {run.facts["row"]: run for run in runs if identity(run.facts) in done}
+    known = {(row["cost"], row["recipe"]): row for row in rows if "cost" in row}
+    costs: Rows = []
+    for group in by_preparation(list(rows_done.values())):
+        keys = [(run.facts["row"], run.facts["recipe"]) for run in group]
+        if all(key in known for key in keys):
+            costs += [known[key] for key in keys]
+            continue
+        progress(f"{group[0].facts['experiment']}: what {len(group)} networks cost")
+        measured = measure_costs([run.recipe for run in group], prepare(group[0].recipe))
+        costs += [_cost_row(run, cost) for run, cost in zip(group, measured, strict=True)]
+    return [*(row for row in rows if "cost" not in row), *costs]
+
+
+def _cost_row(run: Run, cost: Cost) -> dict[str, Any]:
+    facts = run.facts
+    figures = {
+        name: round(value, 6) if isinstance(value, float) else value
+        for name, value in asdict(cost).items()
+    }
+    told = {key: facts[key] for key in ("experiment", "corpus", "recipe", "commit")}
+    return {"cost": facts["row"], **told, **figures}
 
 
 def _same_pair(row: Mapping[str, Any], pair: tuple[str, str], runs: Rows) -> bool:

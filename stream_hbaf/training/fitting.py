@@ -1,4 +1,6 @@
-"""Training: HBAF on one corpus's features, with the paper's losses (sections 3.3 to 3.5)."""
+"""Training: a network on one corpus's features: HBAF with the paper's losses (sections 3.3 to 3.5),
+any other with its own.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,8 +23,11 @@ from stream_hbaf.config import Positive, Section
 from stream_hbaf.corpora.dialogue import Split
 from stream_hbaf.errors import ModelError
 from stream_hbaf.evaluation import Score, score, weighted_f1
+from stream_hbaf.networks.config import NetworkConfig
 from stream_hbaf.networks.contrastive import InterModalLoss, total_loss
-from stream_hbaf.networks.hbaf import HBAF, HbafConfig
+from stream_hbaf.networks.hbaf import HBAF
+from stream_hbaf.networks.network import Criterion, Network
+from stream_hbaf.networks.registry import build
 from stream_hbaf.training.material import (
     Material,
     Rows,
@@ -44,7 +49,10 @@ TEMPERATURES = np.geomspace(0.4, 5.0, 60)
 
 
 class LossConfig(Section):
-    """Equation 23: cross entropy and, μ times, what draws the two modalities together."""
+    """Equation 23: cross entropy and, μ times, what draws the two modalities together.
+
+    All but ``balanced`` is HBAF's; the weights of other networks' losses stand in their settings.
+    """
 
     mu: Share = 0.2
     absolute: bool = True  # eqs 18 and 19
@@ -90,7 +98,7 @@ class FittingConfig(Section):
 class Fitted:
     """A network in the precision that ships, how it got there, and how good it is."""
 
-    network: HBAF
+    network: Network
     history: History
     temperature: float  # fitted on dev
     dev_by_loss: float  # dev weighted F1 of the epoch of the lowest dev loss (decision 15)
@@ -111,7 +119,7 @@ class Fitted:
 
 
 def fit_network(
-    config: HbafConfig,
+    config: NetworkConfig,
     *,
     losses: LossConfig,
     plan: FittingConfig,
@@ -126,18 +134,16 @@ def fit_network(
     it goes on. Raises ModelError for a loss that isn't a number.
     """
     torch.manual_seed(seed)
-    network = HBAF(config)
+    network = build(config)
     network.standardise(torch.from_numpy(material["train"].words))
-    between = _inter_modal_loss(config, losses)
+    between = criterion_of(network, losses)
     both = nn.ModuleDict({"network": network} | ({"between": between} if between else {}))
     train, dev = material["train"], material["dev"]
     weights = balance(train.labels, classes=config.classes) if losses.balanced else None
     version = "" if config.use_audio else None
     history = fit(
         both,
-        loss=partial(
-            _loss, network, between, train, version=version, mu=losses.mu, weights=weights
-        ),
+        loss=partial(loss_of, network, between, train, version=version, weights=weights),
         batches=partial(draw_batches, train.dialogues, size=plan.batch, seed=seed),
         optimizer=partial(
             make_optimizer, both, rate=plan.rate, decay=plan.decay, kind=plan.optimizer
@@ -205,39 +211,47 @@ def judge(material: Material, probabilities: NDArray[np.float64]) -> Score:
     return score(material.labels[counted], probabilities[counted])
 
 
-def _inter_modal_loss(config: HbafConfig, losses: LossConfig) -> InterModalLoss | None:
-    if losses.weights is None or len(config.modalities) < 2:
+def criterion_of(network: Network, losses: LossConfig) -> Criterion | None:
+    """What the network is trained with beside cross entropy; HBAF as ``losses`` say."""
+    if not isinstance(network, HBAF):
+        return network.criterion()
+    if losses.weights is None or len(network.config.modalities) < 2:
         return None
-    return InterModalLoss(config.hidden, weights=losses.weights, temperature=losses.temperature)
+    return InterModalLoss(
+        network.config.hidden,
+        mu=losses.mu,
+        weights=losses.weights,
+        temperature=losses.temperature,
+    )
 
 
-def _loss(
-    network: HBAF,
-    between: InterModalLoss | None,
+def loss_of(
+    network: Network,
+    between: Criterion | None,
     material: Material,
     batch: Sequence[Rows],
     *,
     version: str | None,
-    mu: float,
-    weights: Tensor | None,
+    weights: Tensor | None = None,
 ) -> Tensor:
+    """The loss of a batch of dialogues; ``weights`` [C] balance the classes."""
     index = lay_out(batch)
     features = on_device_of(network, whole_features(material, index, version=version))
     output = network(features)
     labels = labels_of(material, index).to(output.logits.device)
     inter: Tensor | float = 0.0
     if between is not None and features.audio_mask is not None and features.text_mask is not None:
-        inter = between(output, features.audio_mask & features.text_mask)
+        inter = between(output, features.audio_mask & features.text_mask, labels)
     counted = labels >= 0
     if not counted.any():  # a batch of context only: a mean over nothing would be NaN
-        nothing: Tensor = output.logits.sum() * 0.0 + mu * inter
+        nothing: Tensor = output.logits.sum() * 0.0 + inter
         return nothing
     weights = None if weights is None else weights.to(labels.device)
-    return total_loss(output.logits[counted], labels[counted], inter, mu=mu, class_weights=weights)
+    return total_loss(output.logits[counted], labels[counted], inter, mu=1, class_weights=weights)
 
 
 def _measure(
-    network: HBAF, material: Material, *, version: str | None, weights: Tensor | None
+    network: Network, material: Material, *, version: str | None, weights: Tensor | None
 ) -> dict[str, float]:
     """Weighted F1 and cross entropy of the labelled utterances."""
     counted = material.labelled
@@ -249,7 +263,7 @@ def _measure(
 
 
 def _judge(
-    network: HBAF, history: History, material: Mapping[Split, Material], *, version: str | None
+    network: Network, history: History, material: Mapping[Split, Material], *, version: str | None
 ) -> Fitted:
     splits: tuple[Split, ...] = ("dev", "test")
     logits = {split: predict(network, material[split], version=version) for split in splits}

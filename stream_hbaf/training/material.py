@@ -1,6 +1,7 @@
 """Training: utterances as features, one a row, and how dialogues of them become a network's input.
 
-Shape letters: N utterances of a split, B dialogues, U utterances of the longest of them.
+Shape letters: N utterances of a split, B dialogues, U utterances of the longest of them. For a
+network that takes tokens each [.., L] here is [.., T, L], and each [.., A] is [.., F, A].
 """
 
 import hashlib
@@ -12,8 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stream_hbaf.networks.ensemble import Ensemble
-from stream_hbaf.networks.hbaf import HBAF
+from stream_hbaf.networks.network import Network
 from stream_hbaf.networks.state import Features
 
 Float32 = NDArray[np.float32]
@@ -34,6 +34,7 @@ class Material:
     dialogues: tuple[Rows, ...]
     audio_mask: Flags | None = None  # [N], where there is sound; None: everywhere
     text_mask: Flags | None = None  # [N], where there are words; None: everywhere
+    speakers: NDArray[np.int64] | None = None  # [N], in order of appearance; None: one a dialogue
 
     @property
     def labelled(self) -> Flags:
@@ -48,8 +49,11 @@ class Material:
 
     @property
     def words(self) -> Float32:
-        """[n, L], the text features of the utterances that have words."""
-        return self.text if self.text_mask is None else self.text[self.text_mask]
+        """[n, L], the text features of the utterances that have words, or all their tokens."""
+        said = self.text if self.text_mask is None else self.text[self.text_mask]
+        if said.ndim == 2:
+            return said
+        return said[np.isfinite(said[..., 0])].astype(np.float32)
 
 
 def lay_out(dialogues: Sequence[Rows]) -> Rows:
@@ -65,12 +69,13 @@ def features_of(
 ) -> Features:
     """The network's input for a table [B, U] of rows, with ``audio`` [B, U, A] where it hears."""
     return Features(
-        audio=None if audio is None else torch.from_numpy(audio),
-        text=torch.from_numpy(material.text[index]),
+        audio=None if audio is None else torch.from_numpy(audio).float(),
+        text=torch.from_numpy(material.text[index]).float(),  # tokens are kept in half the width
         commonsense=torch.from_numpy(material.commonsense[index]),
         audio_mask=torch.from_numpy(hears),
         text_mask=torch.from_numpy(reads),
         utterance_mask=torch.from_numpy(index >= 0),
+        speaker=None if material.speakers is None else torch.from_numpy(material.speakers[index]),
     )
 
 
@@ -95,7 +100,7 @@ def labels_of(material: Material, index: Rows) -> Tensor:
 
 
 def predict(
-    network: HBAF | Ensemble,
+    network: Network,
     material: Material,
     *,
     version: str | None,
@@ -118,7 +123,7 @@ def predict(
     return logits
 
 
-def on_device_of(network: HBAF | Ensemble, features: Features) -> Features:
+def on_device_of(network: Network, features: Features) -> Features:
     """The same features where the network's weights are."""
     device = next(network.parameters()).device
     return features if device.type == "cpu" else features.map(lambda part: part.to(device))
@@ -136,8 +141,8 @@ def balance(labels: NDArray[np.int64], *, classes: int) -> Tensor:
 def digest_of_material(material: Material) -> str:
     """Names all that a network is given, so that another training's checkpoint isn't taken up."""
     digest = hashlib.sha256(repr([rows.tolist() for rows in material.dialogues]).encode())
-    masks = [mask for mask in (material.audio_mask, material.text_mask) if mask is not None]
-    sounds = material.audio.values()
-    for array in (material.labels, material.text, material.commonsense, *sounds, *masks):
+    optional = (material.audio_mask, material.text_mask, material.speakers)
+    arrays = [material.labels, material.text, material.commonsense, *material.audio.values()]
+    for array in [*arrays, *(some for some in optional if some is not None)]:
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()

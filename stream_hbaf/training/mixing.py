@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from stream_hbaf.config import Positive, Probability, Section
 from stream_hbaf.corpora.dialogue import LABELS
 from stream_hbaf.evaluation import unweighted_recall, weighted_f1
-from stream_hbaf.networks.contrastive import InterModalLoss
-from stream_hbaf.networks.hbaf import HBAF, HbafConfig
+from stream_hbaf.networks.config import NetworkConfig
+from stream_hbaf.networks.network import Criterion, Network
+from stream_hbaf.networks.registry import build
 from stream_hbaf.networks.state import Features
-from stream_hbaf.training.fitting import make_optimizer
+from stream_hbaf.training.fitting import LossConfig, criterion_of, make_optimizer
 from stream_hbaf.training.material import (
     NO_LABEL,
     Flags,
@@ -55,7 +56,7 @@ class MixtureConfig(Section):
     beside: Positive = 12_000  # dialogues of each of them at most, drawn once for all epochs
     misheard: Annotated[int, Field(ge=0)] = 2  # versions of MELD's words as they may be understood
     decay: float = 1e-2
-    mu: float = 0.2  # share of the inter-modal loss, eq 23
+    mu: float = 0.2  # share of HBAF's inter-modal loss, eq 23
     smoothing: Probability = 0.0  # of the voices' labels
     acted: float = 1.0  # weight of the voices' loss beside the words'
     acted_rounds: Positive = 4  # times that an epoch hears every clip, each time in some version
@@ -91,7 +92,7 @@ class Acted:
 class MixtureFitted:
     """The network of the best epoch, in the precision that ships, and how it got there."""
 
-    network: HBAF
+    network: Network
     history: History
 
 
@@ -105,29 +106,29 @@ class Step:
 
 
 def fit_mixture(
-    config: HbafConfig,
+    config: NetworkConfig,
     plan: MixtureConfig,
     *,
     spoken: Spoken,
     acted: Acted,
-    dev_score: Callable[[HBAF], Measured],
+    dev_score: Callable[[Network], Measured],
     seed: int,
     folder: Path | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> MixtureFitted:
     """Train one network; stops and picks on ``dev_score``. The same seed gives the same network."""
     torch.manual_seed(seed)
-    network = HBAF(config)
+    network = build(config)
     network.standardise(torch.from_numpy(spoken.material.words))
-    between = InterModalLoss(config.hidden)
-    both = nn.ModuleDict({"network": network, "between": between})
+    between = criterion_of(network, LossConfig(mu=plan.mu))
+    both = nn.ModuleDict({"network": network} | ({"between": between} if between else {}))
 
     def loss(step: Step) -> Tensor:
         draw = np.random.default_rng(step.seed)
         words = _with_voices(spoken.material, step.talk, voices=acted, plan=plan, draw=draw)
         voices = _with_statements(acted, step.clips, talk=spoken.material, plan=plan, draw=draw)
-        heard = _loss(network, between, voices, mu=plan.mu, smoothing=plan.smoothing)
-        return _loss(network, between, words, mu=plan.mu) + plan.acted * heard
+        heard = _loss(network, between, voices, smoothing=plan.smoothing)
+        return _loss(network, between, words) + plan.acted * heard
 
     history = fit(
         both,
@@ -149,13 +150,13 @@ def fit_mixture(
     return MixtureFitted(network.half().float().eval(), history)
 
 
-def text_score(network: HBAF, material: Material) -> float:
+def text_score(network: Network, material: Material) -> float:
     """Weighted F1 from words alone."""
     said = predict(network, material, version=None, reads=True).argmax(1)
     return weighted_f1(material.labels, said, classes=network.config.classes)
 
 
-def audio_score(network: HBAF, material: Material, *, version: str, reads: bool) -> float:
+def audio_score(network: Network, material: Material, *, version: str, reads: bool) -> float:
     """Unweighted average recall from voices, with or without the words."""
     said = predict(network, material, version=version, reads=reads).argmax(1)
     return unweighted_recall(material.labels, said, classes=network.config.classes)
@@ -170,7 +171,7 @@ class _Batch:
 
 
 def _loss(
-    network: HBAF, between: InterModalLoss, batch: _Batch, *, mu: float, smoothing: float = 0.0
+    network: Network, between: Criterion | None, batch: _Batch, *, smoothing: float = 0.0
 ) -> Tensor:
     output = network(batch.features)
     labels = batch.labels.flatten()
@@ -183,8 +184,8 @@ def _loss(
     )
     weights = batch.weights.flatten() * (labels != NO_LABEL)
     loss = (surprise * weights).sum() / weights.sum().clamp_min(1e-6)
-    if mu and batch.both.sum() > 1:
-        loss = loss + mu * between(output, batch.both)
+    if between is not None and batch.both.sum() > 1:
+        loss = loss + between(output, batch.both, batch.labels)
     return loss
 
 
@@ -293,7 +294,7 @@ def _with_statements(
     words = torch.from_numpy(draw.choice(np.flatnonzero(talk.labels == NEUTRAL), others.sum()))
     assert features.text is not None
     assert features.commonsense is not None
-    features.text[others] = torch.from_numpy(talk.text)[words]
+    features.text[others] = torch.from_numpy(talk.text)[words].float()
     features.commonsense[others] = torch.from_numpy(talk.commonsense)[words]
     labels = np.where(there, material.labels[index], NO_LABEL)
     both = there & reads & ~others
@@ -301,12 +302,18 @@ def _with_statements(
 
 
 def _any_version(voices: Material, rows: Rows, *, plan: MixtureConfig, draw: Draw) -> Float32:
-    """[B, U, A], each utterance in a version of its own, without some of its columns."""
-    versions = np.stack([features[rows] for features in voices.audio.values()])
+    """[B, U, A], each utterance in a version of its own, without some of its columns.
+
+    Of tokens, [B, U, F, A], a column is left out of all.
+    """
+    versions = list(voices.audio.values())
     chosen = draw.integers(len(versions), size=rows.shape)
-    picked: Float32 = np.take_along_axis(versions, chosen[None, ..., None], axis=0)[0]
+    picked: Float32 = np.empty((*rows.shape, *versions[0].shape[1:]), np.float32)
+    for number, features in enumerate(versions):
+        picked[chosen == number] = features[rows[chosen == number]]
     if plan.audio_dropout:
-        kept = draw.random(picked.shape, dtype=np.float32) >= plan.audio_dropout
+        columns = (*rows.shape, *(1 for _ in picked.shape[3:]), picked.shape[-1])
+        kept = draw.random(columns, dtype=np.float32) >= plan.audio_dropout
         picked = picked * kept / np.float32(1.0 - plan.audio_dropout)
     return picked
 

@@ -15,14 +15,17 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from stream_hbaf.bundle import Bundle, BundleConfig
+from stream_hbaf.bundle import NONE, Bundle, BundleConfig, read_network
 from stream_hbaf.certainty import Calibration, Pattern
 from stream_hbaf.corpora.dialogue import LABELS, Corpus
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.evaluation import Score, majority_score, score, spread
+from stream_hbaf.features.commonsense import Event2MindHeads, NoCommonsense
+from stream_hbaf.features.inferences import Inferences
 from stream_hbaf.features.text import TextEncoder
-from stream_hbaf.networks.ensemble import Ensemble, join
-from stream_hbaf.networks.hbaf import HBAF, HbafConfig
+from stream_hbaf.networks.config import NetworkConfig
+from stream_hbaf.networks.ensemble import join
+from stream_hbaf.networks.network import Network
 from stream_hbaf.training.calibration import Judgement, fit_calibration
 from stream_hbaf.training.fitting import one_thread
 from stream_hbaf.training.material import Material, digest_of_material, predict
@@ -77,13 +80,11 @@ def train_mixture(
     words = read_words(recipe, corpora)
     voices = prepare_voices(recipe, corpora, cache=cache / "acoustics", progress=progress)
     tuned = _tune(recipe, words, cache=cache / "tuned", progress=progress)
-    encoder = TextEncoder(recipe.encoder, tuned=tuned)
+    encoder = TextEncoder(recipe.encoder, tuned=tuned, tokens=recipe.takes_tokens)
     encode = remember(encoder, cache / "text")
-    half = bool(recipe.tuning.changes) and recipe.tuning.bfloat16
-    prepared = prepare_heads(
-        corpora, recipe.heads, encoder=encoder, half=half, cache=cache, progress=progress
+    heads, inferences, figures = _prepare_heads(
+        recipe, corpora, encoder=encoder, cache=cache, progress=progress
     )
-    heads = prepared.heads
     spoken, talk = prepare_words(recipe, words, encode=encode, heads=heads)
     lessons = Lessons(
         spoken,
@@ -91,12 +92,14 @@ def train_mixture(
         talk,
         {c.corpus: acted_material(c, encode=encode, heads=heads) for c in voices.dev},
     )
-    network = HbafConfig(
-        **recipe.network,
-        audio_width=voices.scaling.width,
-        text_width=encoder.width,
-        commonsense_width=heads.width,
-        classes=len(LABELS),
+    network = read_network(
+        {
+            **recipe.network,
+            "audio_width": voices.scaling.width,
+            "text_width": encoder.width,
+            "commonsense_width": heads.width,
+            "classes": len(LABELS),
+        }
     )
     fitted = _fit_seeds(network, recipe.fitting, lessons, cache=cache / "runs", progress=progress)
     together = join([one.network for one in fitted.values()])
@@ -107,6 +110,7 @@ def train_mixture(
         encoder=recipe.encoder,
         context=recipe.tuning.context,
         acoustic=ACOUSTIC.get(recipe.audio, recipe.audio),
+        commonsense=recipe.commonsense,
         calibration=calibration,
         licence=mixture_licence(recipe.voices, audio=recipe.audio),
         network=network,
@@ -119,16 +123,34 @@ def train_mixture(
         heads,
         together,
         tuned,
-        inferences=prepared.inferences,
+        inferences=inferences,
     )
     metrics = _report(
         recipe, fitted, lessons, shipped=evaluate(together, lessons, calibration=calibration)
     )
     metrics["calibration"] = calibration.model_dump(mode="json")
-    metrics["commonsense"] = prepared.figures
+    metrics["commonsense"] = figures
     bundle.save(out, metrics=metrics, card=model_card(metrics))
     progress(f"{out}: bundle {recipe.id}, {len(fitted)} networks, is ready")
     return Bundle.load(str(out))
+
+
+def _prepare_heads(
+    recipe: MixtureRecipe,
+    corpora: Path,
+    *,
+    encoder: TextEncoder,
+    cache: Path,
+    progress: Progress,
+) -> tuple[Event2MindHeads | NoCommonsense, Inferences | None, Mapping[str, Any]]:
+    """What infers, the phrases that say it, and how well it does."""
+    if recipe.commonsense == NONE:
+        return NoCommonsense(1), None, {}
+    half = bool(recipe.tuning.changes) and recipe.tuning.bfloat16
+    prepared = prepare_heads(
+        corpora, recipe.heads, encoder=encoder, half=half, cache=cache, progress=progress
+    )
+    return prepared.heads, prepared.inferences, prepared.figures
 
 
 def _tune(
@@ -147,7 +169,7 @@ def _tune(
     return mean_of_tunings(recipe.encoder, [tuned, tune(talk, recipe.soup)])
 
 
-def judged(network: HBAF | Ensemble, lessons: Lessons) -> dict[tuple[Pattern, str], Judgement]:
+def judged(network: Network, lessons: Lessons) -> dict[tuple[Pattern, str], Judgement]:
     """Dev's logits and labels by what was given and by corpus and condition."""
     found: dict[tuple[Pattern, str], Judgement] = {}
     for name, material in lessons.talk.items():
@@ -167,7 +189,7 @@ def _patterns(clips: Material) -> tuple[Pattern, ...]:
     return ("audio", "audio+text") if reads else ("audio",)
 
 
-def calibrate(network: HBAF | Ensemble, lessons: Lessons) -> Calibration:
+def calibrate(network: Network, lessons: Lessons) -> Calibration:
     """Fitted on dev, each corpus under each condition weighing the same."""
     evidence: dict[Pattern, list[Judgement]] = {}
     for (pattern, _), judgement in judged(network, lessons).items():
@@ -176,7 +198,7 @@ def calibrate(network: HBAF | Ensemble, lessons: Lessons) -> Calibration:
 
 
 def evaluate(
-    network: HBAF | Ensemble, lessons: Lessons, *, calibration: Calibration
+    network: Network, lessons: Lessons, *, calibration: Calibration
 ) -> dict[str, Score]:
     """Every figure of dev, by corpus, what was given, and condition."""
     return {
@@ -187,7 +209,7 @@ def evaluate(
 
 
 def _fit_seeds(
-    config: HbafConfig,
+    config: NetworkConfig,
     plan: MixtureConfig,
     lessons: Lessons,
     *,
@@ -218,7 +240,7 @@ def _fit_all(fit: Callable[[int], MixtureFitted], plan: MixtureConfig) -> Iterat
 
 
 def _fit_one(
-    config: HbafConfig, plan: MixtureConfig, lessons: Lessons, folder: Path, seed: int
+    config: NetworkConfig, plan: MixtureConfig, lessons: Lessons, folder: Path, seed: int
 ) -> MixtureFitted:
     with one_thread():
         return fit_mixture(
@@ -243,7 +265,7 @@ def _digest(lessons: Lessons) -> str:
     return key_of(*(digest_of_material(one) for one in used))
 
 
-def _dev_score(lessons: Lessons, network: HBAF) -> dict[str, float]:
+def _dev_score(lessons: Lessons, network: Network) -> dict[str, float]:
     """Mean of MELD's weighted F1 from words and each corpus's UAR from sound, and from both.
 
     MELD counts as the mean of gold and misheard words, voices as the mean over all conditions:

@@ -7,6 +7,7 @@ as the page is; it needs no file beside it.
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from io import StringIO
 from typing import Any
 
@@ -14,6 +15,8 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.legend_handler import HandlerTuple
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
@@ -41,7 +44,18 @@ _STYLE: Any = {  # its keys are literals to matplotlib's types
     "ytick.major.width": 0.6,
     "legend.frameon": False,
 }
+_SHADES: Any = mpl.colormaps["tab20"]  # ten pairs of one hue, dark and light
 Series = Sequence[tuple[str, Sequence[Spread]]]  # a name, and a figure for each stretch
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One network's embeddings of n utterances, laid out in the plane."""
+
+    title: str
+    speech: NDArray[np.float32]  # [n, 2]
+    text: NDArray[np.float32]  # [n, 2]
+    labels: NDArray[np.int64]  # [n]
 
 
 def draw_confusion(
@@ -146,11 +160,61 @@ def window_curve(points: Sequence[tuple[float, float, float]], *, title: str) ->
         axes.grid(axis="y", color=INK, alpha=0.12, lw=0.6)
         axes.set_title(title)
         drawn = _svg(figure, name="window", title=title)
-    page = "svg { --ink: #222; --accent: #26a; background: #fff; font-family: sans-serif }"
-    return drawn.replace(">", f">\n <style>{page}</style>", 1) + "\n"
+    return _standing_alone(drawn)
+
+
+def embedding_panels(panels: Sequence[Panel], *, labels: Sequence[str], title: str) -> str:
+    """What networks make of speech (dark) and of its words (light), side by side, as an SVG file.
+
+    A colour an emotion; at most ten emotions. It stands alone, as ``window_curve`` does.
+    """
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(3.7 * len(panels), 4.5), layout="constrained")
+        figure.patch.set_alpha(0)
+        row = figure.subplots(1, len(panels), squeeze=False)[0]
+        for axes, panel in zip(row, panels, strict=True):
+            for label in np.unique(panel.labels):
+                rows, dark, light = panel.labels == label, *_shades(label)
+                axes.plot(*panel.text[rows].T, "o", color=light, ms=3, mew=0)
+                axes.plot(*panel.speech[rows].T, "o", color=dark, ms=3, mew=0)
+            axes.set_title(panel.title, fontsize=10)
+            axes.set_aspect("equal", adjustable="datalim")
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+            axes.patch.set_alpha(0)
+        dots: list[Any] = [
+            tuple(Line2D([], [], color=shade, marker="o", ls="") for shade in _shades(label))
+            for label in range(len(labels))
+        ]
+        figure.legend(
+            dots,
+            labels,
+            handler_map={tuple: HandlerTuple(ndivide=None)},
+            loc="outside lower center",
+            ncols=min(len(labels), 2 * len(panels)),
+            title="speech dark, its words light",
+        )
+        drawn = _svg(figure, name="e", title=title)  # short: it stands in front of every point
+    # A tenth of a point is less than anybody sees; thousands of points are large otherwise.
+    return _standing_alone(re.sub(r'(?<= [xy]=")-?\d+\.\d+', _tenths, drawn))
 
 
 _PARTS = ("mean", "sd")
+
+
+def _shades(label: int) -> tuple[Any, Any]:
+    """Dark and light."""
+    return _SHADES(2 * label), _SHADES(2 * label + 1)
+
+
+def _tenths(number: re.Match[str]) -> str:
+    return f"{float(number[0]):.1f}"
+
+
+def _standing_alone(drawn: str) -> str:
+    """An <svg> element as a file, with the colours that a page would have given it."""
+    page = "svg { --ink: #222; --accent: #26a; background: #fff; font-family: sans-serif }"
+    return drawn.replace(">", f">\n <style>{page}</style>", 1) + "\n"
 
 
 def _sheet(*, width: float, height: float) -> tuple[Figure, Axes]:

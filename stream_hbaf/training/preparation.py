@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from stream_hbaf.bundle import Scaling
+from stream_hbaf.corpora.choosing import choose
 from stream_hbaf.corpora.dialogue import SPLITS, Corpus, Dialogue, LabelledUtterance, Split
-from stream_hbaf.corpora.extraction import extract
 from stream_hbaf.corpora.reading import open_corpus
-from stream_hbaf.errors import CorpusError, ModelError
+from stream_hbaf.errors import ModelError
 from stream_hbaf.features.comet import open_comet
 from stream_hbaf.features.commonsense import Commonsense, Event2MindHeads, NoCommonsense
 from stream_hbaf.features.context import Turn
@@ -32,7 +32,7 @@ from stream_hbaf.training.distillation import (
     distil,
     read_annotations,
 )
-from stream_hbaf.training.material import NO_LABEL, Flags, Material
+from stream_hbaf.training.material import NO_LABEL, Material
 from stream_hbaf.training.recipe import Recipe
 from stream_hbaf.training.remembering import (
     Encodes,
@@ -42,15 +42,12 @@ from stream_hbaf.training.remembering import (
     remember_dialogues,
     write_whole,
 )
-from stream_hbaf.training.selection import fit_scaling
+from stream_hbaf.training.sound import Sound, prepare_sound
 from stream_hbaf.training.tuning import TuningConfig, lessons_of, tune_encoder
 from stream_hbaf.training.words import WordsConfig, labelled_turns, mixed_lessons
 
 Float32 = NDArray[np.float32]
 Progress = Callable[[str], None]
-
-SELECTED = ("compare",)  # representations of thousands of columns, most of which tell nothing
-
 
 @dataclass(frozen=True)
 class Prepared:
@@ -95,7 +92,7 @@ def prepare(
     Everything is fitted on the train split. Raises CorpusError for a corpus that can't be used,
     ModelError for an encoder or for text features that aren't numbers.
     """
-    corpus = open_corpus(recipe.corpus, corpora)
+    corpus = choose(open_corpus(recipe.corpus, corpora), fold=recipe.fold)
     tuned = prepare_layers(
         recipe.encoder,
         corpus,
@@ -104,14 +101,17 @@ def prepare(
         cache=cache / "tuned",
         progress=progress,
     )
+    corpus = choose(corpus, classes=recipe.classes)  # words are learnt with all labels there are
     context = recipe.tuning.context
-    encoder = TextEncoder(recipe.encoder, tuned=tuned, context=context, device=device)
+    encoder = TextEncoder(
+        recipe.encoder, tuned=tuned, context=context, device=device, tokens=recipe.takes_tokens
+    )
     encode = remember_dialogues(encoder, cache / "text")
     commonsense, figures = _prepare_commonsense(
         recipe, corpora, encoder, device=device, cache=cache, progress=progress
     )
-    scaling, audio, skipped = _prepare_audio(
-        recipe, corpus, device=device, cache=cache, progress=progress
+    sound = prepare_sound(
+        corpus, recipe, device=device, cache=cache / "sound", progress=progress
     )
     text = {split: encode(_turns(corpus.splits[split])) for split in SPLITS}
     inferred = {
@@ -125,9 +125,9 @@ def prepare(
     }
     return Prepared(
         labels=corpus.labels,
-        scaling=scaling,
+        scaling=sound.scaling,
         material={
-            split: _material(corpus, split, text[split], inferred[split], audio.get(split))
+            split: _material(corpus, split, text[split], inferred[split], sound)
             for split in SPLITS
         },
         ids={s: tuple(u.id for u in utterances_of(corpus.splits[s])) for s in SPLITS},
@@ -135,7 +135,7 @@ def prepare(
         tuned=tuned,
         commonsense=commonsense,
         figures=figures,
-        skipped=skipped,
+        skipped=sound.skipped,
     )
 
 
@@ -244,6 +244,15 @@ def rows_of(dialogues: Sequence[Dialogue]) -> tuple[NDArray[np.intp], ...]:
     return tuple(np.split(np.arange(ends[-1]), ends[:-1]))
 
 
+def number_speakers(dialogues: Sequence[Dialogue]) -> NDArray[np.int64]:
+    """Each utterance's speaker, in the order in which they appear in its dialogue."""
+    numbers: list[int] = []
+    for dialogue in dialogues:
+        known = list(dict.fromkeys(utterance.speaker for utterance in dialogue.utterances))
+        numbers += [known.index(utterance.speaker) for utterance in dialogue.utterances]
+    return np.array(numbers, dtype=np.int64)
+
+
 def label_indices(
     utterances: Sequence[LabelledUtterance], labels: tuple[str, ...]
 ) -> NDArray[np.int64]:
@@ -284,54 +293,16 @@ def _under(tensors: Mapping[str, Tensor], start: str) -> dict[str, Tensor]:
     return {name.removeprefix(start): t for name, t in tensors.items() if name.startswith(start)}
 
 
-def _prepare_audio(
-    recipe: Recipe, corpus: Corpus, *, device: str, cache: Path, progress: Progress
-) -> tuple[Scaling | None, dict[Split, tuple[Float32, Flags]], tuple[str, ...]]:
-    """How to scale the sound; each split's features [N, A] and where there are any; who has none.
-
-    Nothing of all that for a recipe without sound.
-    """
-    if recipe.audio == "none":
-        return None, {}, ()
-
-    def tell(done: int, every: int, clip: Path) -> None:
-        if done % 500 == 0 or done == every:
-            progress(f"{recipe.audio}: {done} of {every} clips")
-
-    extracted = extract(
-        corpus,
-        representation=recipe.audio,
-        cache=cache / "sound",
-        workers=recipe.fitting.workers,
-        device=device,
-        progress=tell,
-    )
-    if extracted.leftovers:
-        progress(extracted.leftovers)
-    if extracted.skipped:
-        progress(f"{recipe.audio}: {len(extracted.skipped)} without; {extracted.skipped[0]}")
-    train = extracted.features["train"]
-    if not np.isfinite(train).any():
-        raise CorpusError(f"{corpus.name}: no utterance of train has any sound to measure")
-    gold = label_indices(utterances_of(corpus.splits["train"]), corpus.labels)
-    plan = recipe.selection if recipe.audio in SELECTED else None
-    scaling = fit_scaling(train, gold, plan)
-    audio: dict[Split, tuple[Float32, Flags]] = {}
-    for split, rows in extracted.features.items():
-        heard: Flags = np.asarray(np.isfinite(rows).any(axis=1))
-        audio[split] = scaling(rows), heard
-    return scaling, audio, tuple(str(skipped) for skipped in extracted.skipped)
-
-
 def _material(
     corpus: Corpus,
     split: Split,
     text: Float32,
     commonsense: Float32,
-    audio: tuple[Float32, Flags] | None,
+    sound: Sound,
 ) -> Material:
     utterances = utterances_of(corpus.splits[split])
-    for name, features in (("text", text), ("commonsense", commonsense)):
+    first = text if text.ndim == 2 else text[:, 0]  # of tokens, further ones may be missing
+    for name, features in (("text", first), ("commonsense", commonsense)):
         broken = ~np.isfinite(features).all(axis=tuple(range(1, features.ndim)))
         if broken.any():
             raise ModelError(
@@ -343,10 +314,11 @@ def _material(
         labels=label_indices(utterances, corpus.labels),
         text=text,
         commonsense=commonsense,
-        audio={} if audio is None else {"": audio[0]},
+        audio={"": sound.features[split]} if sound.features else {},
         dialogues=rows_of(corpus.splits[split]),
-        audio_mask=None if audio is None else audio[1],
+        audio_mask=sound.there.get(split),
         text_mask=np.array([bool(u.text.strip()) for u in utterances]),
+        speakers=number_speakers(corpus.splits[split]),
     )
 
 

@@ -5,16 +5,17 @@ acted voices, which no corpus at hand holds together.
 """
 
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, TypeAdapter, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
+from stream_hbaf.bundle import read_network
 from stream_hbaf.config import Positive, Section, read_yaml
 from stream_hbaf.corpora.acoustics import AcousticsConfig
 from stream_hbaf.corpora.reading import CORPORA, MANIFEST, SESSIONS
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.features.text import DEFAULT_ENCODER
-from stream_hbaf.networks.hbaf import HbafConfig
+from stream_hbaf.networks.config import NetworkConfig
 from stream_hbaf.training.distillation import HeadsConfig
 from stream_hbaf.training.fitting import FittingConfig, LossConfig
 from stream_hbaf.training.mixing import MixtureConfig
@@ -38,36 +39,38 @@ class SelectionConfig(Section):
 
 
 class _Network(Section):
-    network: dict[str, Any] = Field({})  # switches and sizes of HbafConfig
+    network: dict[str, Any] = Field({})  # its kind, HBAF if none is named; switches and sizes
+
+    @property
+    def takes_tokens(self) -> bool:
+        """Whether the network is given tokens rather than one vector an utterance."""
+        return read_network(self.network).takes_tokens
 
     @field_validator("network")
     @classmethod
     def _known(cls, network: dict[str, Any]) -> dict[str, Any]:
         for name in network:
-            if name not in HbafConfig.__dataclass_fields__:
-                raise ValueError(f"there is no setting '{name}' of the network")
             if name in DECIDED:
                 raise ValueError(f"'{name}' follows from the features; leave it out")
         try:
-            TypeAdapter(HbafConfig).validate_python(network)
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise ValueError(f"'{first['loc'][0]}': {first['msg']}") from None
+            read_network(network)
         except ConfigError as error:
             raise ValueError(str(error)) from None
         return network
 
 
 class Recipe(_Network):
-    """HBAF on one corpus, as the paper trains it."""
+    """A network on one corpus, as the papers train it."""
 
     id: str
     corpus: str  # one of CORPORA, or a manifest's .csv, under --corpora
-    audio: str = "prosody"  # "compare", "egemaps", "mfcc", "none", or a speech encoder's name
+    audio: str = "prosody"  # "compare", "egemaps", "mfcc", "lld", "none", or a speech encoder's name
     selection: SelectionConfig = SelectionConfig()
     encoder: str = DEFAULT_ENCODER
     tuning: TuningConfig = TuningConfig(epochs=0)
     commonsense: str = "event2mind"  # "comet:<folder or hub name>", "none"
+    classes: dict[str, tuple[str, ...]] | None = None  # new label: the corpus's that it joins
+    fold: Positive | None = None  # session held out for test, of IEMOCAP
     heads: HeadsConfig = HeadsConfig()
     losses: LossConfig = LossConfig()
     fitting: FittingConfig = FittingConfig()
@@ -91,15 +94,15 @@ class Recipe(_Network):
 
     def network_config(
         self, *, audio_width: int, text_width: int, commonsense_width: int, classes: int
-    ) -> HbafConfig:
+    ) -> NetworkConfig:
         """The network for features of these widths; it leaves out what isn't there."""
         without: dict[str, Any] = {}
         if self.audio == "none":
             without["use_audio"] = False
         if self.commonsense == "none":
             without["use_commonsense"] = False
-        return HbafConfig(
-            **{
+        return read_network(
+            {
                 **self.network,
                 **without,
                 "audio_width": max(1, audio_width),
@@ -111,7 +114,7 @@ class Recipe(_Network):
 
 
 class MixtureRecipe(_Network):
-    """HBAF on MELD's words and acted voices at once."""
+    """A network on MELD's words and acted voices at once."""
 
     id: str
     encoder: str = DEFAULT_ENCODER
@@ -120,6 +123,7 @@ class MixtureRecipe(_Network):
     soup: TuningConfig | None = None  # a second tuning, on MELD alone; the encoder is their mean
     voices: Annotated[tuple[str, ...], Field(min_length=1)] = ("ravdess",)
     audio: str = "compare"  # what is measured, as of Recipe; several with + between
+    commonsense: Literal["event2mind", "none"] = "event2mind"
     heads: HeadsConfig = HeadsConfig()
     acoustics: AcousticsConfig = AcousticsConfig()
     components: Positive | None = (

@@ -24,7 +24,8 @@ def remember(encoder: TextEncoder, cache: Path) -> Encode:
     weights = digest_of(encoder.model.state_dict())
 
     def encode(texts: Sequence[str]) -> Float32:
-        return cached(cache / f"{key_of(weights, *texts)}.npy", lambda: encoder.encode(texts))
+        key = key_of(weights + encoder.tokens * " tokens", *texts)
+        return cached(cache / f"{key}.npy", lambda: _kept(encoder.encode(texts)))
 
     return encode
 
@@ -32,13 +33,14 @@ def remember(encoder: TextEncoder, cache: Path) -> Encode:
 def remember_dialogues(encoder: TextEncoder, cache: Path, *, half: bool = False) -> Encodes:
     """All rows of the encoder's ``encode_dialogues``, kept on disk; ``half`` is the encoder's."""
     weights = digest_of(encoder.model.state_dict())
-    none = np.zeros((0, encoder.width), np.float32)  # of no dialogues
+    none = encoder.encode([])  # of no dialogues
 
     def encode(dialogues: Sequence[Sequence[Turn]]) -> Float32:
-        key = key_of("dialogues" + half * " half", weights, repr(encoder.context), repr(dialogues))
+        kind = "dialogues" + half * " half" + encoder.tokens * " tokens"
+        key = key_of(kind, weights, repr(encoder.context), repr(dialogues))
         return cached(
             cache / f"{key}.npy",
-            lambda: np.concatenate([none, *encoder.encode_dialogues(dialogues, half=half)]),
+            lambda: _kept(np.concatenate([none, *encoder.encode_dialogues(dialogues, half=half)])),
         )
 
     return encode
@@ -81,6 +83,11 @@ def digest_of(tensors: Mapping[str, Tensor]) -> str:
     for tensor in tensors.values():
         digest.update(tensor.cpu().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _kept(features: Float32) -> Float32:
+    """As they are, or tokens [N, T, D] in half the width: there are gigabytes of them."""
+    return features if features.ndim == 2 else features.astype(np.float16)
 
 
 def _save_array(file: Path, array: Float32) -> None:

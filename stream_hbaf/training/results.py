@@ -1,7 +1,8 @@
 """Training: what experiments measured, kept as rows of JSON, compared, and summed up over seeds.
 
 A result file holds one list: a row for each run of one seed, then one for each comparison that
-its experiment asked for (those have the key ``compare``).
+its experiment asked for (those have the key ``compare``), then one for what each of its rows'
+networks costs (key ``cost``), if it asked for that.
 """
 
 import json
@@ -146,6 +147,12 @@ def percent(figure: Spread, *, seeds: int) -> str:
     return f"{100 * figure.mean:.1f}" + (f" ± {100 * figure.sd:.1f}" if seeds > 1 else "")
 
 
+def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    ruled = [header, ["---"] * len(header), *lines]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in ruled)
+
+
 def comparison_row(
     rows: Sequence[Row], pair: tuple[str, str], found: SeedComparison
 ) -> dict[str, Any]:
@@ -175,7 +182,7 @@ def summarise(rows: Iterable[Row]) -> list[Summary]:
     """One summary for each row of each experiment, in the order of their first seeds."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        if "compare" not in row:
+        if "seed" in row:
             groups.setdefault((row["experiment"], row["row"]), []).append(row)
     return [_summarise(runs) for runs in groups.values()]
 

@@ -19,9 +19,10 @@ def fit_scaling(
 ) -> Scaling:
     """Standardise, then keep the functionals of the largest mean absolute SVM weight.
 
-    Columns that are constant are left out; ``plan`` None keeps all others. Rows of a ``labels``
-    of NO_LABEL count for the scale alone.
+    Columns that are constant are left out; ``plan`` None keeps all others, as it must for tokens
+    [N, F, D]. Rows of a ``labels`` of NO_LABEL count for the scale alone.
     """
+    functionals = functionals.reshape(-1, functionals.shape[-1])
     scaling = _standardise(functionals)
     if plan is None or plan.width >= scaling.width:
         return scaling
@@ -35,6 +36,16 @@ def fit_scaling(
     return Scaling(scaling.selected[chosen], scaling.mean[chosen], scaling.deviation[chosen])
 
 
+def scale(scaling: Scaling, measured: Float32) -> Float32:
+    """Measured [N, D], or tokens [N, F, D], → what the network hears; no token stays none."""
+    if measured.ndim == 2:
+        return scaling(measured)
+    there = np.isfinite(measured).any(axis=-1)
+    heard = np.full((*measured.shape[:2], scaling.width), np.nan, np.float32)
+    heard[there] = scaling(measured[there])
+    return heard
+
+
 def fit_components(
     measured: Float32, *, weights: Float32, among: int, components: int | None
 ) -> Scaling:
@@ -44,7 +55,7 @@ def fit_components(
     A selection by an SVM learns what tells classes apart on these corpora, and fails on the next;
     components don't know the classes. Each has a deviation of 1 in training.
     """
-    scaling = _standardise(measured)
+    scaling = _standardise(measured.reshape(-1, measured.shape[-1]))
     joined = int(np.searchsorted(scaling.selected, among))
     if components is None or joined <= components:
         return scaling

@@ -1,10 +1,11 @@
 """Training: all results laid out as a page: models/README.md, made from models/results/*.json."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.evaluation import Spread
+from stream_hbaf.training.papers import PAPER
 from stream_hbaf.training.pictures import window_curve
 from stream_hbaf.training.results import (
     DRAWS,
@@ -13,45 +14,12 @@ from stream_hbaf.training.results import (
     percent,
     read_rows,
     summarise,
+    table,
     write_whole,
 )
+from stream_hbaf.training.side_by_side import side_by_side
 
 MARK = "<!-- made from models/results/*.json by `stream-hbaf experiment`; edits are lost -->"
-
-# Weighted F1 x 100. Luo et al., "Heterogeneous bimodal attention fusion for speech emotion
-# recognition": table 2 (sound alone, with and without its audio context network) and the
-# differences of sections 5.1 to 5.3, made absolute. All offline. By the name of the row.
-PAPER: Mapping[str, Mapping[str, float]] = {
-    "meld": {
-        "both": 67.1,
-        "text": 64.8,
-        "audio": 41.2,
-        "audio_without_context": 39.8,
-        "audio_mfcc": 34.6,
-        "audio_mfcc_without_context": 33.5,
-        "audio_wav2vec": 47.3,
-        "audio_wav2vec_without_context": 47.6,
-        "audio_data2vec": 37.9,
-        "audio_data2vec_without_context": 37.8,
-        "without_fusion": 63.5,
-        "without_contrastive": 64.2,
-    },
-    "iemocap": {
-        "both": 69.6,
-        "text": 64.5,
-        "audio": 58.3,
-        "audio_without_context": 56.7,
-        "audio_mfcc": 52.8,
-        "audio_mfcc_without_context": 51.5,
-        "audio_wav2vec": 61.9,
-        "audio_wav2vec_without_context": 62.1,
-        "audio_data2vec": 53.0,
-        "audio_data2vec_without_context": 52.7,
-        "without_fusion": 63.0,
-        "without_contrastive": 64.2,
-    },
-}
-
 
 CAVEATS = {
     "iemocap": "IEMOCAP was read from its published table, which has lost how the two speakers' "
@@ -87,18 +55,13 @@ def write_page(results: Path) -> Path:
         ),
         _runs(summaries),
         _beside_the_paper(summaries),
+        *side_by_side(rows, summaries),
         *_ablations(summaries),
         _comparisons([row for row in rows if "compare" in row]),
         *_windows(summaries, results=results),
     ]
     write_whole(page, "\n\n".join(part for part in parts if part) + "\n")
     return page
-
-
-def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    ruled = [header, ["---"] * len(header), *lines]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in ruled)
 
 
 def _runs(summaries: Sequence[Summary]) -> str:

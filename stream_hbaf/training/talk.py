@@ -11,7 +11,7 @@ from stream_hbaf.corpora.dialogue import LABELS, Corpus, Dialogue
 from stream_hbaf.corpora.mishearing import Lexicon, lexicon_of, mishear, unpunctuated
 from stream_hbaf.corpora.reading import open_corpus
 from stream_hbaf.errors import ConfigError
-from stream_hbaf.features.commonsense import Event2MindHeads
+from stream_hbaf.features.commonsense import Event2MindHeads, NoCommonsense
 from stream_hbaf.training.distillation import Encode
 from stream_hbaf.training.material import Material
 from stream_hbaf.training.mixing import Spoken
@@ -35,7 +35,7 @@ def read_words(recipe: MixtureRecipe, corpora: Path) -> list[Corpus]:
 
 
 def prepare_words(
-    recipe: MixtureRecipe, words: Sequence[Corpus], *, encode: Encode, heads: Event2MindHeads
+    recipe: MixtureRecipe, words: Sequence[Corpus], *, encode: Encode, heads: Event2MindHeads | NoCommonsense
 ) -> tuple[Spoken, dict[str, Material]]:
     """Train's words, MELD's in all versions; and MELD's dev, as it is and misheard."""
     lexicon = lexicon_of(
@@ -80,7 +80,7 @@ def spoken_material(
     dialogues: Sequence[Dialogue],
     *,
     encode: Encode,
-    heads: Event2MindHeads,
+    heads: Event2MindHeads | NoCommonsense,
     hear: Callable[[str], str] = str,
 ) -> Material:
     """Dialogues with words, as ``hear`` understands them, and without sound."""

@@ -16,7 +16,7 @@ import torch
 from stream_hbaf.bundle import Bundle, BundleConfig
 from stream_hbaf.corpora.dialogue import Split
 from stream_hbaf.evaluation import majority_score, spread
-from stream_hbaf.networks.hbaf import HbafConfig
+from stream_hbaf.networks.config import NetworkConfig
 from stream_hbaf.training.card import corpus_card, licence_of
 from stream_hbaf.training.fitting import Fitted, fit_network, one_thread
 from stream_hbaf.training.material import digest_of_material
@@ -115,12 +115,12 @@ def fit_seed(
     )
 
 
-def network_config(recipe: Recipe, prepared: Prepared) -> HbafConfig:
+def network_config(recipe: Recipe, prepared: Prepared) -> NetworkConfig:
     """The recipe's network for the features that were prepared."""
     train = prepared.material["train"]
     return recipe.network_config(
-        audio_width=train.audio[""].shape[1] if train.audio else 0,
-        text_width=train.text.shape[1],
+        audio_width=train.audio[""].shape[-1] if train.audio else 0,
+        text_width=train.text.shape[-1],
         commonsense_width=train.commonsense.shape[2],
         classes=len(prepared.labels),
     )

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from stream_hbaf.bundle import Scaling
 from stream_hbaf.corpora.acoustics import (
     CONDITIONS,
-    AcousticsConfig,
     measure,
     reported_takes,
     training_takes,
@@ -24,13 +23,14 @@ from stream_hbaf.corpora.dialogue import LABELS, LabelledUtterance, Split
 from stream_hbaf.corpora.reading import open_corpus
 from stream_hbaf.errors import CorpusError
 from stream_hbaf.features.acoustic import COMPARE
-from stream_hbaf.features.commonsense import Event2MindHeads
+from stream_hbaf.features.commonsense import Event2MindHeads, NoCommonsense
 from stream_hbaf.training.distillation import Encode
 from stream_hbaf.training.material import Material
 from stream_hbaf.training.mixing import Acted
 from stream_hbaf.training.preparation import Progress, label_indices
 from stream_hbaf.training.recipe import MixtureRecipe
-from stream_hbaf.training.selection import fit_components
+from stream_hbaf.training.selection import fit_components, scale
+from stream_hbaf.training.sound import shape_for
 
 Float32 = NDArray[np.float32]
 
@@ -78,8 +78,7 @@ def prepare_voices(
         (name, split): _measure(
             clips,
             split,
-            audio=recipe.audio,
-            acoustics=recipe.acoustics,
+            recipe=recipe,
             surroundings=surroundings,
             cache=cache,
             progress=progress,
@@ -90,12 +89,12 @@ def prepare_voices(
     scaling = _fit_scaling(recipe, parts, measured)
     scaled: dict[Split, list[Clips]] = {split: [] for split in PARTS}
     for (name, split), versions in measured.items():
-        audio = {version: scaling(rows) for version, rows in versions.items()}
+        audio = {version: scale(scaling, rows) for version, rows in versions.items()}
         scaled[split].append(Clips(name, parts[name, split], audio))
     return Voices(scaling, tuple(scaled["train"]), tuple(scaled["dev"]))
 
 
-def acted_material(clips: Clips, *, encode: Encode, heads: Event2MindHeads) -> Material:
+def acted_material(clips: Clips, *, encode: Encode, heads: Event2MindHeads | NoCommonsense) -> Material:
     """Clips with their sound and, where they are English, their words; each is a dialogue."""
     read = clips.corpus in READ
     text = encode([utterance.text if read else "" for utterance in clips.utterances])
@@ -109,7 +108,7 @@ def acted_material(clips: Clips, *, encode: Encode, heads: Event2MindHeads) -> M
     )
 
 
-def acted_lessons(every: tuple[Clips, ...], *, encode: Encode, heads: Event2MindHeads) -> Acted:
+def acted_lessons(every: tuple[Clips, ...], *, encode: Encode, heads: Event2MindHeads | NoCommonsense) -> Acted:
     """All corpora's train clips together; dialogues are speakers."""
     parts = [acted_material(clips, encode=encode, heads=heads) for clips in every]
     speakers = np.array([f"{c.corpus} {u.speaker}" for c in every for u in c.utterances])
@@ -142,29 +141,29 @@ def _measure(
     utterances: tuple[LabelledUtterance, ...],
     split: Split,
     *,
-    audio: str,
-    acoustics: AcousticsConfig,
+    recipe: MixtureRecipe,
     surroundings: Surroundings,
     cache: Path,
     progress: Progress,
 ) -> dict[str, Float32]:
-    """[N, F] of each version: train's as recorded and changed, dev's under each condition."""
+    """Each version's features, [N, W]: train's as recorded and changed, dev's by condition."""
     clips = [utterance.audio for utterance in utterances if utterance.audio is not None]
     if split == "train":
-        names = [str(n) for n in range(1 + acoustics.copies)]
-        takes = training_takes(clips, acoustics)
+        names = [str(n) for n in range(1 + recipe.acoustics.copies)]
+        takes = training_takes(clips, recipe.acoustics)
     else:
         names = list(CONDITIONS)
         by_name = [reported_takes(clips, condition=condition) for condition in names]
         takes = [take for together in zip(*by_name, strict=True) for take in together]
     rows = measure(
         takes,
-        representation=audio,
+        representation=recipe.audio,
         surroundings=surroundings,
         cache=cache,
-        workers=acoustics.workers,
+        workers=recipe.acoustics.workers,
         progress=progress,
     )
+    rows = shape_for(recipe, rows)
     return {name: rows[n :: len(names)] for n, name in enumerate(names)}
 
 
@@ -175,12 +174,12 @@ def _fit_scaling(
 ) -> Scaling:
     labels = [label_indices(parts[name, "train"], LABELS) for name in recipe.voices]
     rows = [
-        np.stack(list(measured[name, "train"].values()), axis=1)  # [N, versions, F]
+        np.stack(list(measured[name, "train"].values()), axis=1)  # [N, versions, ..]
         for name in recipe.voices
     ]
-    versions, width = rows[0].shape[1:]
+    versions, *shape = rows[0].shape[1:]
     return fit_components(
-        np.concatenate(rows).reshape(-1, width),
+        np.concatenate(rows).reshape(-1, *shape),
         weights=np.repeat(weigh(labels), versions),
         among=COMPARE.functionals_width if recipe.audio.split("+")[0] == JOINED else 0,
         components=recipe.components,

@@ -1,0 +1,145 @@
+"""MGCMA's losses: what draws the speech and the text of one utterance towards each other.
+
+Only the paper's summary is to be had, so each form here is our choice, and says so. N is the number
+of pairs: a batch's utterances that have both speech and text. H hidden.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from stream_hbaf.networks.network import Criterion, Output
+
+LOG_SIGMA_RANGE = (-6.0, 3.0)  # a deviation of e⁻⁶ is a point, one of e³ says nothing
+
+
+class DistributionConstructor(nn.Module):
+    """An utterance's speech or text [N, H] → its Gaussian: mean μ and log σ, each [N, H].
+
+    The paper's figure 2 leaves out activation and normalization layers. Our choice: one common
+    layer with both, then one linear map for μ and one for log σ, which is clamped.
+    """
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.common = nn.Sequential(nn.Linear(hidden, hidden), nn.LayerNorm(hidden), nn.ReLU())
+        self.mean = nn.Linear(hidden, hidden)
+        self.log_sigma = nn.Linear(hidden, hidden)
+
+    def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        common = self.common(pooled)
+        return self.mean(common), self.log_sigma(common).clamp(*LOG_SIGMA_RANGE)
+
+
+def squared_wasserstein(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> Tensor:
+    """Squared 2-Wasserstein distances of diagonal Gaussians (μ, log σ), [N, H] and [M, H] → [N, M].
+
+    |μ - μ'|² + |σ - σ'|². Our choice: their mean over dimensions, so that a temperature means the
+    same at any width.
+    """
+    # Both terms at once: it is the distance of the points [μ; σ].
+    points, others = (torch.cat([mu, log_sigma.exp()], dim=-1) for mu, log_sigma in (one, other))
+    lengths = points.square().sum(dim=-1)[:, None] + others.square().sum(dim=-1)
+    return (lengths - 2 * points @ others.T) / one[0].shape[-1]
+
+
+def info_nce(similarity: Tensor, positive_mask: Tensor) -> Tensor:
+    """-log of a positive's share, mean over N and over both directions: [N, N] twice → [].
+
+    Speech is numbered by rows, text by columns. With several positives their mean counts (Khosla
+    et al. 2020, outside the logarithm); each must have one.
+    """
+    positives = positive_mask.to(similarity.dtype)
+
+    def one_direction(dim: int) -> Tensor:
+        shares = similarity.log_softmax(dim=dim) * positives
+        return -(shares.sum(dim=dim) / positives.sum(dim=dim)).mean()
+
+    return (one_direction(0) + one_direction(1)) / 2
+
+
+class DistributionAlignment(nn.Module):
+    """Speech and text [N, H] → InfoNCE of their Gaussians' similarity -a W₂².
+
+    Our choice: a > 0 is learned, as its logarithm, and begins at 1 / ``temperature``. An offset b
+    added to the similarity would cancel out of every share, so there is none.
+    """
+
+    def __init__(self, hidden: int, *, temperature: float) -> None:
+        super().__init__()
+        self.speech = DistributionConstructor(hidden)
+        self.text = DistributionConstructor(hidden)
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
+
+    def forward(self, speech: Tensor, text: Tensor, positive_mask: Tensor) -> Tensor:
+        distance = squared_wasserstein(self.speech(speech), self.text(text))
+        return info_nce(-self.log_scale.exp() * distance, positive_mask)
+
+
+class InstanceAlignment(nn.Module):
+    """Speech and text [N, H] → InfoNCE of the cosines of their projections, over ``temperature``.
+
+    Our choice: a projection of two layers a modality (Chen et al. 2020).
+    """
+
+    def __init__(self, hidden: int, *, temperature: float) -> None:
+        super().__init__()
+        self.speech, self.text = (
+            nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, hidden))
+            for _ in range(2)
+        )
+        self.temperature = temperature
+
+    def forward(self, speech: Tensor, text: Tensor, positive_mask: Tensor) -> Tensor:
+        speech = nn.functional.normalize(self.speech(speech), dim=-1)
+        text = nn.functional.normalize(self.text(text), dim=-1)
+        return info_nce(speech @ text.T / self.temperature, positive_mask)
+
+
+class AlignmentCriterion(Criterion):
+    """MGCMA's loss beside cross entropy: the distributions' and the instances', weighed and added.
+
+    It looks at h_a and h_l, as they are before they have met: afterwards each holds something of
+    the other, and a pair could be told by that. Our choice: the distribution constructors belong
+    to the loss alone. What is shipped stays small, and an ablation takes away the alignment only,
+    not an input of the classifier. A weight of None leaves its part out.
+    """
+
+    def __init__(
+        self,
+        hidden: int,
+        *,
+        distribution: float | None = 0.1,
+        instance: float | None = 0.1,
+        supervised: bool = False,
+        temperature: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.weights = {"distribution": distribution, "instance": instance}
+        if distribution is not None:
+            self.distribution = DistributionAlignment(hidden, temperature=temperature)
+        if instance is not None:
+            self.instance = InstanceAlignment(hidden, temperature=temperature)
+        self.supervised = supervised
+
+    def forward(self, output: Output, mask: Tensor, labels: Tensor) -> Tensor:
+        """As every criterion's. Raises ValueError for a network of one modality."""
+        if output.h_a is None or output.h_l is None:
+            raise ValueError("a network of one modality has nothing to align; leave this loss out")
+        speech, text, labels = output.h_a[mask], output.h_l[mask], labels[mask]
+        loss = (speech.sum() + text.sum()) * 0.0
+        if len(speech) < 2:
+            return loss
+        itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+        alike = self._alike(labels) | itself if self.supervised else itself
+        if self.weights["distribution"] is not None:
+            loss = loss + self.weights["distribution"] * self.distribution(speech, text, itself)
+        if self.weights["instance"] is not None:
+            loss = loss + self.weights["instance"] * self.instance(speech, text, alike)
+        return loss
+
+    @staticmethod
+    def _alike(labels: Tensor) -> Tensor:
+        """Which utterances share a label: [N] → [N, N]; where there is none, with nobody."""
+        return (labels[:, None] == labels) & (labels >= 0)

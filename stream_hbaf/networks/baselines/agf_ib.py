@@ -1,0 +1,262 @@
+"""AGF-IB (Shou, Meng, Ai, Zhang, Yin, Li: "Adversarial alignment and graph fusion via information
+bottleneck for multimodal emotion recognition in conversations", Information Fusion 112, 2024).
+Not causal: each utterance is joined to all of its dialogue.
+
+Of the paper its abstract was given to us, and the released code, which holds the generators, the
+discriminators and the graph, but neither the contrast nor the bottleneck. Kept from the code: a
+generator a modality (linear map, ReLU, LSTM); a graph of all utterances within a modality and of
+the modalities of one utterance, convolved four times with signed weights; the speaker's vector;
+what entered the graph and what left it side by side. Kept from the abstract: modalities aligned by
+adversaries; contrast of emotions within and between modalities; an information bottleneck.
+
+Left out: vision. Changed, or not given to us and so our choice: one discriminator that tells audio
+from text, by utterance, in the place of one a modality that reads whole dialogues; it learns
+through a reversed gradient, where the code adds both sides' losses up and so cancels them; the
+forms of the contrast and the bottleneck, given where they stand; all weights of the losses.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stream_hbaf.networks.baselines.hgraph_cl import contrast
+from stream_hbaf.networks.baselines.inputs import (
+    PARTIES,
+    Heard,
+    Inputs,
+    Offline,
+    require_offline,
+)
+from stream_hbaf.networks.config import Mode, NetworkConfig
+from stream_hbaf.networks.network import Criterion, Output
+from stream_hbaf.networks.state import Features
+
+AT_FIRST = -4.0  # log variance: with that of N(0, 1) there would be noise only, and no gradient
+
+
+@dataclass(frozen=True, slots=True)
+class AgfIbConfig(NetworkConfig):
+    """AGF-IB's sizes and switches. ConfigError if they can't fit."""
+
+    kind: Literal["agf-ib"] = "agf-ib"
+    mode: Mode = "offline"
+    layers: int = 4  # of the graph
+    temperature: float = 0.1
+    use_alignment: bool = True  # the adversary
+    use_graph: bool = True
+    use_contrast: bool = True
+    use_bottleneck: bool = True  # else what leaves the graph is mapped, and nothing is forgotten
+
+    def __post_init__(self) -> None:
+        NetworkConfig.__post_init__(self)
+        require_offline(self)
+
+
+@dataclass(frozen=True, slots=True)
+class AgfIbOutput(Output):
+    """What the losses look at: each modality's [B, U, H], by its letter."""
+
+    aligned: dict[str, Tensor] | None = None  # before the graph
+    nodes: dict[str, Tensor] | None = None  # after it
+    means: dict[str, Tensor] | None = None  # of the bottleneck's normal distributions
+    log_variances: dict[str, Tensor] | None = None  # None: no bottleneck
+
+
+class AgfIb(Offline):
+    """Generators, graph, a bottleneck a modality, classifier."""
+
+    config: AgfIbConfig
+
+    def __init__(self, config: AgfIbConfig) -> None:
+        super().__init__()
+        self.config = config
+        hidden, modalities = config.hidden, config.modalities
+        self.inputs = Inputs(config)
+        self.generators = nn.ModuleDict({m: Generator(hidden) for m in modalities})
+        self.speakers = nn.Embedding(PARTIES, hidden)
+        if config.use_graph:
+            self.graph = SignedGraph(hidden, layers=config.layers)
+        width = 2 * hidden if config.use_graph else hidden
+        self.means = nn.ModuleDict({m: nn.Linear(width, hidden) for m in modalities})
+        if config.use_bottleneck:
+            self.variances = nn.ModuleDict({m: nn.Linear(width, hidden) for m in modalities})
+            for layer in self.variances.values():
+                nn.init.constant_(layer.bias, AT_FIRST)  # type: ignore[arg-type]
+        self.dropout = nn.Dropout(config.dropout)
+        self.classifier = nn.Linear(hidden * len(modalities), config.classes)
+
+    def forward(self, features: Features) -> AgfIbOutput:
+        """As every network's; h_m [B, U, M H] is what passed the bottlenecks."""
+        heard = self.inputs(features)
+        given = {"a": heard.audio, "l": heard.text}
+        aligned = {m: generator(given[m]) for m, generator in self.generators.items()}
+        nodes = self._graph(aligned, heard)
+        wide = {m: self.dropout(torch.relu(states)) for m, states in nodes.items()}
+        means = {m: layer(wide[m]) for m, layer in self.means.items()}
+        log_variances = None
+        if self.config.use_bottleneck:
+            log_variances = {m: layer(wide[m]) for m, layer in self.variances.items()}
+        passed = self._drawn(means, log_variances)
+        padding = ~heard.mask[..., None]
+        fused = torch.cat(list(passed.values()), dim=-1).masked_fill(padding, 0.0)
+        return AgfIbOutput(
+            self.classifier(torch.relu(fused)).masked_fill(padding, 0.0),
+            h_m=fused,
+            aligned=aligned,
+            nodes=nodes,
+            means=means,
+            log_variances=log_variances,
+        )
+
+    def criterion(self) -> "AgfIbLoss":
+        """The adversary, the contrast and the bottleneck, those that are in use."""
+        return AgfIbLoss(self.config)
+
+    def _graph(self, aligned: dict[str, Tensor], heard: Heard) -> dict[str, Tensor]:
+        """[B, U, H] → [B, U, 2H] a modality: before and after the graph."""
+        speaker = self.speakers(heard.speaker)
+        entered = {m: states + speaker for m, states in aligned.items()}
+        if not self.config.use_graph:
+            return entered
+        flat = torch.cat(list(entered.values()), dim=1)
+        left = self.graph(flat, heard.mask, modalities=len(entered)).chunk(len(entered), dim=1)
+        return {
+            m: torch.cat([states, after], dim=-1)
+            for (m, states), after in zip(entered.items(), left, strict=True)
+        }
+
+    def _drawn(
+        self, means: dict[str, Tensor], log_variances: dict[str, Tensor] | None
+    ) -> dict[str, Tensor]:
+        """z ~ N(μ, σ²) while training, μ itself in prediction."""
+        if log_variances is None or not self.training:
+            return means
+        return {
+            m: mean + torch.exp(log_variances[m] / 2) * torch.randn_like(mean)
+            for m, mean in means.items()
+        }
+
+
+class Generator(nn.Module):
+    """One modality's utterances [B, U, H] into the space that all share: [B, U, H]."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.enter = nn.Linear(hidden, hidden)
+        self.lstm = nn.LSTM(hidden, hidden, batch_first=True)
+
+    def forward(self, sequence: Tensor) -> Tensor:
+        states: Tensor = self.lstm(torch.relu(self.enter(sequence)))[0]
+        return states
+
+
+class SignedGraph(nn.Module):
+    """Nodes [B, M U, H] of M modalities → the same: what neighbours share, and how they differ.
+
+    x_i += Σ_j tanh(w [x_i; x_j] + b) / √(d_i d_j) x_j over the d_i neighbours j of i: the other
+    utterances of its modality and the other modalities of its utterance. A negative weight takes
+    away, which is what sharpens a difference.
+    """
+
+    def __init__(self, hidden: int, *, layers: int) -> None:
+        super().__init__()
+        self.enter = nn.Linear(hidden, hidden)
+        self.own = nn.ModuleList(nn.Linear(hidden, 1) for _ in range(layers))
+        self.other = nn.ModuleList(nn.Linear(hidden, 1, bias=False) for _ in range(layers))
+
+    def forward(self, nodes: Tensor, mask: Tensor, *, modalities: int) -> Tensor:
+        edges = neighbours(mask, modalities=modalities).to(nodes.dtype)
+        scale = edges.sum(dim=-1).clamp_min(1.0).rsqrt()
+        norm = scale[..., None] * edges * scale[:, None]
+        states: Tensor = self.enter(nodes)
+        for own, other in zip(self.own, self.other, strict=True):
+            signs = torch.tanh(own(states) + other(states).transpose(1, 2))
+            states = states + (signs * norm) @ states
+        return states
+
+
+def neighbours(mask: Tensor, *, modalities: int) -> Tensor:
+    """Which of the M U nodes are joined: one modality's, and one utterance's: [B, M U, M U]."""
+    turns = mask.shape[1]
+    place = torch.arange(modalities * turns, device=mask.device)
+    modality, turn = place // turns, place % turns
+    joined = (modality[:, None] == modality) ^ (turn[:, None] == turn)  # itself is both
+    there = mask.repeat(1, modalities)
+    return joined & there[:, None] & there[..., None]
+
+
+class AgfIbLoss(Criterion):
+    """The adversary, the contrast and the bottleneck, each weighed; holds the discriminator."""
+
+    def __init__(
+        self,
+        config: AgfIbConfig,
+        *,
+        adversary_weight: float = 0.1,
+        contrast_weight: float = 0.1,
+        bottleneck_weight: float = 1e-3,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.weights = adversary_weight, contrast_weight, bottleneck_weight
+        self.aligns = config.use_alignment and len(config.modalities) == 2
+        if self.aligns:
+            hidden = config.hidden
+            self.discriminator = nn.Sequential(
+                nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1)
+            )
+
+    def forward(self, output: AgfIbOutput, mask: Tensor, labels: Tensor) -> Tensor:
+        """As every criterion's."""
+        loss = output.logits.sum() * 0.0
+        adversary, contrasted, bottleneck = self.weights
+        if self.aligns and output.aligned and bool(mask.any()):
+            loss = loss + adversary * self._told_apart(output.aligned, mask)
+        if self.config.use_contrast and output.nodes:
+            known = mask & (labels >= 0)
+            nodes = [states[known] for states in output.nodes.values()]
+            loss = loss + contrasted * emotions_apart(
+                nodes, labels[known], temperature=self.config.temperature
+            )
+        if output.means and output.log_variances and bool(mask.any()):
+            for m, mean in output.means.items():
+                loss = loss + bottleneck * remembered(mean[mask], output.log_variances[m][mask])
+        return loss
+
+    def _told_apart(self, aligned: dict[str, Tensor], mask: Tensor) -> Tensor:
+        """How well audio is told from text; what made them is trained to hide it."""
+        guesses, truths = [], []
+        for truth, states in enumerate(aligned.values()):
+            # The value stays, the gradient changes its sign: min over one side, max over the other.
+            turned = 2 * states[mask].detach() - states[mask]
+            guesses.append(self.discriminator(turned)[:, 0])
+            truths.append(torch.full_like(guesses[-1], float(truth)))
+        return F.binary_cross_entropy_with_logits(torch.cat(guesses), torch.cat(truths))
+
+
+def emotions_apart(nodes: list[Tensor], labels: Tensor, *, temperature: float) -> Tensor:
+    """One emotion's nodes together, others' apart, within and between modalities: [N, H] M times.
+
+    Within: a modality's nodes of one emotion against all of its nodes. Between: nodes of one
+    emotion of all modalities, an utterance's own among them, against all nodes. Their mean.
+    """
+    alike = labels[:, None] == labels
+    losses = [contrast(states, alike, temperature=temperature) for states in nodes]
+    if len(nodes) > 1:
+        count = len(nodes)
+        losses.append(
+            contrast(torch.cat(nodes), alike.repeat(count, count), temperature=temperature)
+        )
+    return torch.stack(losses).mean()
+
+
+def remembered(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """Mean over N of KL(N(μ, σ²) ‖ N(0, 1)), [N, H] twice: Σ_h (μ² + σ² - log σ² - 1) / 2.
+
+    An upper bound of what a modality's bottleneck keeps of its input (Alemi et al. 2017), and so
+    of what the bottlenecks of two modalities can have in common.
+    """
+    return ((mean.square() + log_variance.exp() - log_variance - 1) / 2).sum(dim=-1).mean()

@@ -1,0 +1,168 @@
+"""bc-LSTM: Poria, Cambria, Hazarika, Majumder, Zadeh, Morency, "Context-Dependent Sentiment
+Analysis in User-Generated Videos", ACL 2017.
+
+Kept: an LSTM over a dialogue's utterances, a dense layer and a softmax for each ("contextual
+LSTM"), one of them a modality; the hierarchical fusion, in which a further contextual LSTM hears
+what those of the modalities say, and the plain one, in which it hears the utterances; the
+variants bc-LSTM (two directions, mode ``offline``), sc-LSTM (one direction, mode ``live``: causal)
+and h-LSTM (no dense layer). It knows nothing of speakers.
+
+Left out: vision, and the encoders of sound and words before it. Changed: all is trained as one,
+where the paper trains the modalities first and the fusing LSTM on what they then say; a linear
+map and dropout stand before the first LSTMs, as in all baselines here. Not given to us: where
+dropout stands and ReLU in the dense layer, both our choice.
+"""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from stream_hbaf.errors import ModelError
+from stream_hbaf.networks.baselines.inputs import SEES_THE_FUTURE, Inputs
+from stream_hbaf.networks.config import Mode, NetworkConfig
+from stream_hbaf.networks.network import Network, Output
+from stream_hbaf.networks.state import Features, State, lead
+
+Memory = tuple[Tensor, Tensor]  # an LSTM's hidden and cell, [S, H] each
+
+
+@dataclass(frozen=True, slots=True)
+class BcLstmConfig(NetworkConfig):
+    """bc-LSTM's sizes and the variants of its paper."""
+
+    kind: Literal["bc-lstm"] = "bc-lstm"
+    hidden: int = 128
+    mode: Mode = "offline"
+    use_hierarchy: bool = True  # else one LSTM over both modalities side by side
+    use_dense: bool = True  # else the LSTM's own output is classified ("h-LSTM")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BcLstmState(State):
+    """What sc-LSTM remembers: hidden and cell of each of its N LSTMs."""
+
+    OWN: ClassVar[int] = 2
+
+    hidden: Tensor  # [.., N, H]
+    cell: Tensor  # [.., N, H]
+
+
+class ContextualLstm(nn.Module):
+    """Utterances [B, U, I] → context-dependent features [B, U, ``width``].
+
+    An LSTM, z_t = ReLU(W_z h_t + b_z) of what it says. Utterances stand first, padding after
+    them; what it says of padding means nothing.
+    """
+
+    def __init__(self, incoming: int, config: BcLstmConfig) -> None:
+        super().__init__()
+        both_ways = config.mode == "offline"
+        self.lstm = nn.LSTM(incoming, config.hidden, batch_first=True, bidirectional=both_ways)
+        said = config.hidden * (2 if both_ways else 1)
+        self.dense = nn.Linear(said, config.hidden) if config.use_dense else None
+        self.width = config.hidden if config.use_dense else said
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, utterances: Tensor, mask: Tensor) -> Tensor:
+        # Packed, since the way back must begin at a dialogue's end; an empty one counts as 1.
+        packed, _ = self.lstm(
+            pack_padded_sequence(
+                utterances,
+                mask.sum(dim=1).clamp_min(1).cpu(),
+                batch_first=True,
+                enforce_sorted=False,
+            )
+        )
+        said, _ = pad_packed_sequence(packed, batch_first=True, total_length=mask.shape[1])
+        return self._say(said)
+
+    def go_on(self, utterances: Tensor, before: Memory) -> tuple[Tensor, Memory]:
+        """One utterance of each of S streams, [S, I] → its features [S, width], and the LSTM."""
+        hidden, cell = (part[None].contiguous() for part in before)
+        said, (hidden, cell) = self.lstm(utterances[:, None], (hidden, cell))
+        return self._say(said[:, 0]), (hidden[0], cell[0])
+
+    def _say(self, said: Tensor) -> Tensor:
+        features: Tensor = self.dropout(said if self.dense is None else self.dense(said).relu())
+        return features
+
+
+class BcLstm(Network):
+    """The whole network: a contextual LSTM for each modality, and one that fuses them.
+
+    With one modality there is nothing to fuse: its own is all.
+    """
+
+    config: BcLstmConfig
+
+    def __init__(self, config: BcLstmConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.inputs = Inputs(config)
+        modalities = config.modalities
+        alone = modalities if config.use_hierarchy or len(modalities) == 1 else ()
+        self.contexts = nn.ModuleDict({m: ContextualLstm(config.hidden, config) for m in alone})
+        widths = [context.width for context in self._each] or [config.hidden] * len(modalities)
+        self.fusing = ContextualLstm(sum(widths), config) if len(modalities) > 1 else None
+        self.classifier = nn.Linear((self.fusing or self._each[0]).width, config.classes)
+
+    @property
+    def _each(self) -> list[ContextualLstm]:
+        """The modalities' own, in the order of ``config.modalities``."""
+        return [part for part in self.contexts.values() if isinstance(part, ContextualLstm)]
+
+    def forward(self, features: Features) -> Output:
+        """As every network's; h_a and h_l are what the modalities' LSTMs say."""
+        streams, mask = self._streams(features)
+        if self.contexts:
+            contexts = zip(self._each, streams, strict=True)
+            streams = [context(stream, mask) for context, stream in contexts]
+        fused = streams[0]
+        if self.fusing is not None:
+            fused = self.fusing(torch.cat(streams, dim=-1), mask)
+        hidden = ~mask[..., None]
+        parts = dict(
+            zip(self.config.modalities, [s.masked_fill(hidden, 0.0) for s in streams], strict=True)
+        )
+        logits = self.classifier(fused).masked_fill(hidden, 0.0)
+        return Output(logits, parts.get("a"), parts.get("l"), fused.masked_fill(hidden, 0.0))
+
+    @torch.no_grad()
+    def step(self, features: Features, state: BcLstmState) -> tuple[Tensor, BcLstmState]:
+        """As every network's. Raises ModelError offline."""
+        if self.config.mode != "live":
+            raise ModelError(SEES_THE_FUTURE)
+        if not state.shape:
+            one, after = self.step(features.map(lead), state.map(lead))
+            return one[0], after.map(lambda part: part[0])
+        now = torch.ones(len(state.hidden), 1, dtype=torch.bool, device=state.hidden.device)
+        given = replace(features.map(lambda part: part[:, None]), utterance_mask=now)
+        streams = [stream[:, 0] for stream in self._streams(given)[0]]
+        before = list(zip(state.hidden.unbind(1), state.cell.unbind(1), strict=True))
+        after_each: list[Memory] = []
+        for n, context in enumerate(self._each):
+            streams[n], memory = context.go_on(streams[n], before[n])
+            after_each.append(memory)
+        fused = streams[0]
+        if self.fusing is not None:
+            fused, memory = self.fusing.go_on(torch.cat(streams, dim=-1), before[-1])
+            after_each.append(memory)
+        hidden, cell = (torch.stack(parts, dim=1) for parts in zip(*after_each, strict=True))
+        return self.classifier(fused), BcLstmState(hidden, cell)
+
+    def blank(self, streams: int) -> BcLstmState:
+        """The state before the first utterance, [S, ..]. Raises ModelError offline."""
+        if self.config.mode != "live":
+            raise ModelError(SEES_THE_FUTURE)
+        lstms = len(self.contexts) + (self.fusing is not None)
+        zeros = self.classifier.weight.new_zeros(streams, lstms, self.config.hidden)
+        return BcLstmState(zeros, zeros.clone())
+
+    def _streams(self, features: Features) -> tuple[list[Tensor], Tensor]:
+        """The modalities in use, [B, U, H] each, and the mask of utterances."""
+        heard = self.inputs(features)
+        given = {"a": heard.audio, "l": heard.text}
+        return [given[m] for m in self.config.modalities], heard.mask

@@ -1,0 +1,308 @@
+"""Promises of experiments with several networks and recipes: run, compared, and what each costs."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+import yaml
+from test_experiment import RECIPE, make_meld
+from torch import Tensor, nn
+
+from stream_hbaf.errors import ConfigError
+from stream_hbaf.networks.config import Mode, NetworkConfig
+from stream_hbaf.networks.network import Network, Output
+from stream_hbaf.networks.registry import NETWORKS
+from stream_hbaf.networks.state import Features, Nothing
+from stream_hbaf.training.experiment import run_experiment
+from stream_hbaf.training.grid import by_preparation, experiment_runs, read_experiment
+from stream_hbaf.training.results import read_rows, write_rows
+
+EXPERIMENT = {
+    "id": "several",
+    "recipes": {"sound": "sound.yaml", "silent": "silent.yaml"},
+    "rows": {
+        "hbaf": {},
+        "plain": {"network.kind": "plain", "silent": {"fitting.rate": 0.01}},
+        "plain_offline": {"network": {"kind": "plain", "mode": "offline"}},
+    },
+    "seeds": [0],
+    "compare": [["plain", "hbaf"]],
+    "costs": True,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PlainConfig(NetworkConfig):
+    """Settings of the smallest network there is."""
+
+    kind: Literal["plain"] = "plain"
+    mode: Mode = "live"
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class TokensConfig(NetworkConfig):
+    """Settings of a network that is given tokens."""
+
+    kind: Literal["tokens"] = "tokens"
+
+    @property
+    def takes_tokens(self) -> bool:
+        return True
+
+
+class Plain(Network):
+    """One linear map of the words; offline of the mean over the dialogue, too."""
+
+    def __init__(self, config: PlainConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.linear = nn.Linear(config.text_width, config.classes)
+
+    def forward(self, features: Features) -> Output:
+        assert features.text is not None
+        logits = self.linear(features.text) * features.present()[..., None]
+        if self.config.mode == "offline":
+            logits = logits + logits.mean(dim=1, keepdim=True)
+        return Output(logits)
+
+    def step(self, features: Features, state: Any) -> tuple[Tensor, Any]:
+        return self.linear(features.text), state
+
+    def blank(self, streams: int) -> Nothing:
+        return Nothing(torch.zeros(streams, 0))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def plain() -> Iterator[None]:
+    """The smallest network is one of those that there are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(NETWORKS, "plain", (PlainConfig, Plain))  # type: ignore[arg-type]
+        yield
+
+
+def write_experiment(folder: Path, **changed: Any) -> Path:
+    """The experiment and its two recipes; a value of None leaves a key out."""
+    dropout = {"network": RECIPE["network"] | {"dropout": 0.2, "mode": "live"}}
+    for name, own in (("sound", {}), ("silent", {"audio": "none"})):
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(RECIPE | dropout | own))
+    file = folder / "several.yaml"
+    tree = {key: value for key, value in (EXPERIMENT | changed).items() if value is not None}
+    file.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
+    return file
+
+
+@dataclass
+class Place:
+    """Where the experiment has been run, and what it told."""
+
+    folder: Path
+    lines: list[str]
+
+    @property
+    def results(self) -> Path:
+        return self.folder / "models" / "results" / "several.json"
+
+    def run(self, **changed: Any) -> None:
+        self.lines = []
+        run_experiment(
+            write_experiment(self.folder, **changed),
+            self.folder / "corpora",
+            results=self.results.parent,
+            cache=self.folder / "cache",
+            workers=1,
+            progress=self.lines.append,
+        )
+
+    def rows(self, key: str) -> list[dict[str, Any]]:
+        """Those that have the key: "seed" of runs, "compare" or "cost"."""
+        return [row for row in read_rows(self.results) if key in row]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """Three rows with two recipes."""
+    place = Place(tmp_path_factory.mktemp("several"), [])
+    make_meld(place.folder / "corpora" / "meld")
+    place.run()
+    return place
+
+
+def test_each_row_is_run_with_each_recipe(done):
+    """Six runs, named by recipe and row, with the kind of network and what it sees."""
+    facts = [(r["row"], r["network"], r["mode"], r["modalities"]) for r in done.rows("seed")]
+    assert facts == [
+        ("sound-hbaf", "hbaf", "live", "audio+text"),
+        ("sound-plain", "plain", "live", "audio+text"),
+        ("sound-plain_offline", "plain", "offline", "audio+text"),
+        ("silent-hbaf", "hbaf", "live", "text"),
+        ("silent-plain", "plain", "live", "text"),
+        ("silent-plain_offline", "plain", "offline", "text"),
+    ]
+
+
+def test_rows_are_compared_within_a_recipe(done):
+    """One pair in the file is a pair with each recipe."""
+    pairs = [row["compare"] for row in done.rows("compare")]
+    assert pairs == [["sound-plain", "sound-hbaf"], ["silent-plain", "silent-hbaf"]]
+
+
+def test_settings_of_one_recipe_are_its_own(done):
+    """What stands under a recipe's name changes its row and no other."""
+    switches = {row["row"]: row["switches"] for row in done.rows("seed")}
+    assert switches["sound-plain"] == {"network.kind": "plain"}
+    assert switches["silent-plain"] == {"network.kind": "plain", "fitting.rate": 0.01}
+
+
+def test_what_each_network_costs_is_kept(done):
+    """A row for each, with its parameters exactly; a live step only where the network is live."""
+    costs = done.rows("cost")
+    assert [row["cost"] for row in costs] == [row["row"] for row in done.rows("seed")]
+    assert [row["recipe"] for row in costs] == [row["recipe"] for row in done.rows("seed")]
+    plain, offline = costs[1:3]
+    assert plain["parameters"] == offline["parameters"] == 384 * 7 + 7
+    assert costs[0]["parameters"] > plain["parameters"]
+    assert all(0 < row["train_step_s"] < 5 for row in costs)
+    assert 0 < plain["live_step_ms"] < costs[0]["live_step_ms"]
+    assert offline["live_step_ms"] is None
+    assert {(row["threads"], row["corpus"], row["experiment"]) for row in costs} == {
+        (2, "meld", "several")
+    }
+
+
+def test_the_page_has_the_networks_side_by_side(done):
+    """Several kinds in one experiment are a section, in which nothing is counted twice."""
+    page = (done.folder / "models" / "README.md").read_text(encoding="utf-8")
+    section = page.split("## Networks side by side: several, meld\n")[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("| s")]
+    assert len(lines) == 6
+    assert lines[1].startswith("| sound-plain | the past | ")
+    assert lines[2].startswith("| sound-plain offline | the future too | ")
+    assert "| 2,695 | " in lines[1]
+
+
+def test_an_experiment_that_is_done_measures_nothing_again(done):
+    """Started again, it trains nothing, times nothing, and leaves the same file."""
+    before = done.results.read_bytes()
+    done.run()
+    assert done.lines[0] == "several: 6 of 6 runs are done"
+    assert not any("cost" in line for line in done.lines)
+    assert done.results.read_bytes() == before
+
+
+def test_what_is_missing_is_run_and_measured_beside_its_own(done):
+    """A lost run and a lost cost: one training, and timings anew with that recipe alone."""
+    before = read_rows(done.results)
+    lost = {"row": "silent-hbaf", "cost": "silent-plain"}
+    write_rows(done.results, [r for r in before if not lost.items() & r.items()])
+    done.run()
+    trained = [line for line in done.lines if "dev weighted F1" in line]
+    assert [line.split(": dev")[0] for line in trained] == ["several: silent-hbaf, seed 0"]
+    assert [line for line in done.lines if "cost" in line] == ["several: what 3 networks cost"]
+    after = read_rows(done.results)
+    assert [(r.get("row"), r.get("cost")) for r in after] == [
+        (r.get("row"), r.get("cost")) for r in before
+    ]
+    kept = [row for row in before if row.get("cost", "").startswith("sound-")]
+    assert [row for row in after if row.get("cost", "").startswith("sound-")] == kept
+
+
+def test_an_experiment_goes_on_after_a_kill(tmp_path):
+    """Killed between two runs, it has kept the first and doesn't do it again."""
+    make_meld(tmp_path / "corpora" / "meld")
+    many = {
+        "rows": {"hbaf": {}, "narrow": {"network.hidden": 4}, "long": {"fitting.epochs": 4000}},
+        "recipes": {"sound": "sound.yaml"},
+        "compare": [],
+    }
+    file = write_experiment(tmp_path, **many)
+    place = Place(tmp_path, [])
+    line = (
+        "import sys; from pathlib import Path; "
+        "from stream_hbaf.training.experiment import run_experiment as run; f, d = sys.argv[1:]; "
+        "run(Path(f), Path(d, 'corpora'), results=Path(d, 'models/results'), "
+        "cache=Path(d, 'cache'), workers=1)"
+    )
+    running = subprocess.Popen(
+        [sys.executable, "-c", line, str(file), str(tmp_path)], stdout=subprocess.DEVNULL
+    )
+    try:
+        for _ in range(600):
+            if len(read_rows(place.results)) == 2:
+                break
+            time.sleep(0.1)
+        assert running.poll() is None
+    finally:
+        running.kill()
+        running.wait()
+    kept = place.rows("seed")
+    place.run(**many | {"rows": many["rows"] | {"long": {"fitting.epochs": 3}}})
+    assert place.lines[0] == "several: 2 of 3 runs are done"
+    assert place.rows("seed")[:2] == kept
+    assert [row["row"] for row in place.rows("seed")][2:] == ["sound-long"]
+    assert len(place.rows("cost")) == 3
+
+
+def test_another_kind_keeps_of_the_recipe_what_every_network_has(tmp_path):
+    """Sizes and dropout, but neither the other kind's own settings nor its mode."""
+    network = read_experiment(write_experiment(tmp_path)).recipes["sound-plain"].network
+    assert network == {"kind": "plain", "hidden": 8, "dropout": 0.2}
+
+
+def test_networks_share_a_preparation(tmp_path):
+    """Features are made once a recipe, whatever network is trained on them."""
+    runs = experiment_runs(read_experiment(write_experiment(tmp_path)))
+    assert [len(group) for group in by_preparation(runs)] == [3, 3]
+
+
+def test_a_network_that_takes_tokens_is_prepared_by_itself(tmp_path, monkeypatch):
+    """One vector an utterance isn't what it can use."""
+
+    monkeypatch.setitem(NETWORKS, "tokens", (TokensConfig, Plain))
+    rows = {"hbaf": {}, "tokens": {"network.kind": "tokens"}, "plain": {"network.kind": "plain"}}
+    file = write_experiment(tmp_path, rows=rows, recipes={"sound": "sound.yaml"}, compare=[])
+    runs = experiment_runs(read_experiment(file))
+    shared = [[run.facts["row"] for run in group] for group in by_preparation(runs)]
+    assert shared == [["sound-hbaf", "sound-plain"], ["sound-tokens"]]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"recipe": "sound.yaml"}, r"several\.yaml: 'recipes': give this, .* or 'recipe'"),
+        ({"recipes": None}, r"several\.yaml: 'recipes': give this, .* or 'recipe'"),
+        ({"recipes": {"fitting": "sound.yaml"}}, "'recipes': 'fitting' is a setting's name too"),
+        ({"recipes": {"a/b": "sound.yaml"}}, r"'recipes\.a/b"),
+        ({"recipes": {"sound": "none.yaml"}}, r"none\.yaml: can't be read"),
+        ({"rows": {"a": {"network.kind": "lstm"}}}, "row 'sound-a': .* no network 'lstm'; choose"),
+        (
+            {"rows": {"a": {"network.kind": "plain", "network.window": 3}}},
+            r"several\.yaml: row 'sound-a': 'network': there is no setting 'window'",
+        ),
+        (
+            {"rows": {"a": {"silent": {"network.scale": 3}}}},
+            "row 'silent-a': 'network': there is no setting 'scale'",
+        ),
+        ({"rows": {"a": {"silent": 3}}}, "row 'silent-a': 'silent': must hold settings, not 3"),
+        (
+            {
+                "recipes": {"s": "sound.yaml", "s-a": "sound.yaml"},
+                "rows": {"a-b": {}, "b": {}},
+                "compare": [],
+            },
+            "'s-a-b' is two rows",
+        ),
+        ({"compare": [["hbaf", "sound-hbaf"]]}, "there is no row 'sound-hbaf'"),
+    ],
+)
+def test_a_wrong_experiment_of_several_is_named_with_its_key(tmp_path, changed, message):
+    """File, row and setting in one line, before anything is computed."""
+    with pytest.raises(ConfigError, match=message) as raised:
+        read_experiment(write_experiment(tmp_path, **changed))
+    assert "\n" not in str(raised.value)

@@ -1,0 +1,91 @@
+#!/usr/bin/env python3
+"""Speech and text as networks bring them together: rows of an experiment side by side, as SVG.
+
+    tools/draw_embeddings.py configs/experiments/mgcma-iemocap-ablation.yaml \\
+        --corpora CORPORA --out models/results/mgcma-embeddings.svg
+
+Each row's network is trained with the experiment's first seed, and shown utterances of dev: t-SNE
+lays out what it makes of their speech and of their words. Printed, and above each panel: for how
+many utterances the own text is the nearest of all to the speech, and how much nearer it is than
+others, both by cosine.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from stream_hbaf.errors import ConfigError, StreamHbafError
+from stream_hbaf.training.embeddings import embed
+from stream_hbaf.training.fitting import one_thread
+from stream_hbaf.training.grid import Run, by_preparation, experiment_runs, read_experiment
+from stream_hbaf.training.pictures import Panel, embedding_panels
+from stream_hbaf.training.preparation import Prepared, prepare
+from stream_hbaf.training.remembering import write_whole
+from stream_hbaf.training.train import fit_seed
+
+MOST = 400  # utterances in a panel
+
+
+def chosen_runs(experiment_file: Path, rows: list[str]) -> list[Run]:
+    """The rows' runs with the first seed, in the order in which they were asked for."""
+    experiment = read_experiment(experiment_file)
+    by_row = {
+        run.facts["row"]: run
+        for run in experiment_runs(experiment)
+        if run.seed == experiment.seeds[0]
+    }
+    for row in rows:
+        if row not in by_row:
+            raise ConfigError(
+                f"{experiment_file}: there is no row '{row}'; choose from {', '.join(by_row)}"
+            )
+    return [by_row[row] for row in rows]
+
+
+def make_panel(run: Run, prepared: Prepared) -> Panel:
+    row = run.facts["row"]
+    with one_thread():
+        network = fit_seed(run.recipe, prepared, run.seed, None).network
+    embeddings = embed(network, prepared.material["dev"], most=MOST)
+    share, margin = 100 * embeddings.found(), embeddings.margin()
+    count = len(embeddings.labels)
+    print(
+        f"{row}: own text nearest for {share:.1f} % of {count} utterances (chance "
+        f"{100 / count:.1f} %), its cosine {margin:+.3f} over other texts'",
+        flush=True,
+    )
+    title = f"{row.replace('_', ' ')}\nown text nearest {share:.0f} %, cosine {margin:+.2f}"
+    return Panel(title, *embeddings.in_plane(), embeddings.labels)
+
+
+def draw(options: argparse.Namespace) -> None:
+    runs = chosen_runs(options.experiment, options.rows)
+    panels: dict[str, Panel] = {}
+    labels: tuple[str, ...] = ()
+    for group in by_preparation(runs):
+        prepared = prepare(group[0].recipe, options.corpora, cache=options.cache)
+        labels = prepared.labels
+        for run in group:
+            panels[run.facts["row"]] = make_panel(run, prepared)
+    title = f"Embeddings of speech and text, {options.experiment.stem}"
+    picture = embedding_panels([panels[row] for row in options.rows], labels=labels, title=title)
+    write_whole(options.out, lambda part: part.write_text(picture, encoding="utf-8"))
+    print(f"{options.out}: {len(picture) / 1000:.0f} kB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("experiment", type=Path, help="such as configs/experiments/….yaml")
+    parser.add_argument("--rows", nargs="+", default=["whole", "without_all"], metavar="ROW")
+    parser.add_argument("--corpora", type=Path, required=True)
+    parser.add_argument("--cache", type=Path, default=Path("cache"))
+    parser.add_argument("--out", type=Path, required=True, help="the picture, .svg")
+    options = parser.parse_args()
+    try:
+        draw(options)
+    except StreamHbafError as error:
+        sys.exit(f"draw_embeddings: {error}")
+
+
+if __name__ == "__main__":
+    main()
