@@ -465,6 +465,17 @@ def test_forward_hears_the_order_of_tokens() -> None:
             assert (logits - theirs).abs().max() > 1e-3
 
 
+def test_token_that_lacks_a_measurement_has_the_usual_one() -> None:
+    """NaN in one place of a token is zero there; the token stays."""
+    net, features = network(), utterances(2)
+    audio = features.audio.clone()
+    audio[:, :, 0, 2] = torch.nan
+    with torch.no_grad():
+        lacking = net(replace(features, audio=audio)).logits
+        audio[:, :, 0, 2] = 0.0
+        assert torch.equal(lacking, net(replace(features, audio=audio)).logits)
+
+
 ABSENCES = [
     ("masked out", lambda f: replace(f, text_mask=torch.zeros_like(f.text_mask))),
     ("not given", lambda f: replace(f, text=None)),
@@ -602,6 +613,17 @@ def test_switches_of_both_losses_off_leave_no_criterion() -> None:
     assert (
         network(use_distribution_alignment=False, use_instance_alignment=False).criterion() is None
     )
+
+
+def test_criterion_is_of_the_configuration() -> None:
+    """Weights, temperature and the supervised switch are those that the recipe names."""
+    criterion = network(
+        distribution=0.2, instance=0.5, supervised=True, temperature=0.3
+    ).criterion()
+    assert criterion.weights == {"distribution": 0.2, "instance": 0.5}
+    assert criterion.supervised is True
+    assert criterion.instance.temperature == 0.3
+    assert criterion.distribution.log_scale.exp().item() == pytest.approx(1 / 0.3)
 
 
 @pytest.mark.parametrize("left", ["distribution", "instance"])

@@ -1,4 +1,5 @@
-"""How fast the network trains, steps and reads whole dialogues, on features already cached.
+"""How fast HBAF trains, steps and reads whole dialogues, on features already cached; and how its
+live step compares with MGCMA's, in time and memory.
 
     python tools/bench_network.py [--hidden 128 --layers 1] [--device cpu] [--corpora DIR]
 
@@ -12,20 +13,28 @@ import argparse
 import csv
 import multiprocessing
 import random
+import resource
 import statistics
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from stream_hbaf.networks.config import NetworkConfig
 from stream_hbaf.networks.contrastive import InterModalLoss, total_loss
 from stream_hbaf.networks.hbaf import HBAF, HbafConfig
+from stream_hbaf.networks.mgcma import MgcmaConfig
+from stream_hbaf.networks.network import Network
+from stream_hbaf.networks.registry import build
 from stream_hbaf.networks.state import Features
 
 TURNS = (10, 100, 1_000, 10_000)
+COMPARED = (10, 1_000)
+SPEECH_TOKENS, TEXT_TOKENS = 38, 12  # an utterance of three seconds
 PROCESSES = 2
 
 
@@ -75,6 +84,19 @@ def utterances_of(features: Features, b: int) -> list[Features]:
     """One dialogue as the live recogniser hands it over."""
     one = replace(features, utterance_mask=None).map(lambda part: part[b])
     return [one.map(lambda part, t=t: part[t]) for t in range(len(one.present()))]
+
+
+def random_utterance(network: Network, *, device: str) -> Features:
+    """One utterance with audio and text, as the live recogniser hands it over."""
+    config = network.config
+    tokens = config.takes_tokens
+    return Features(
+        torch.randn(*([SPEECH_TOKENS] if tokens else []), config.audio_width),
+        torch.randn(*([TEXT_TOKENS] if tokens else []), config.text_width),
+        torch.randn(3, config.commonsense_width),
+        audio_mask=torch.tensor(True),
+        text_mask=torch.tensor(True),
+    ).map(lambda part: part.to(device))
 
 
 def settle(device: str) -> None:
@@ -145,6 +167,56 @@ def measure_step(network: HBAF, *, device: str, runs: int) -> None:
     print(f"live step: largest to smallest {ratio:.3f} (must be at most 1.1)")
 
 
+def compare_steps(configs: Sequence[NetworkConfig], *, device: str, runs: int) -> None:
+    """Live steps of several networks, timed in turn with one another."""
+    networks = {config.kind: build(config).eval().to(device) for config in configs}
+    spoken = {kind: random_utterance(net, device=device) for kind, net in networks.items()}
+    reached = {}
+    for kind, network in networks.items():
+        state = network.initial_state()
+        for turn in range(1, max(COMPARED) + 1):
+            if turn in COMPARED:
+                reached[kind, turn] = state
+            _, state = network.step(spoken[kind], state)
+    times: dict[tuple[str, int], list[float]] = {place: [] for place in reached}
+    for _ in range(runs):
+        for (kind, turn), state in reached.items():
+            settle(device)
+            began = time.perf_counter()
+            networks[kind].step(spoken[kind], state)
+            settle(device)
+            times[kind, turn].append(time.perf_counter() - began)
+    medians = {place: statistics.median(taken) * 1e3 for place, taken in times.items()}
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        grown = {c.kind: pool.apply(grown_memory, (c,)) for c in configs}
+    for kind, network in networks.items():
+        weights = sum(part.numel() * part.element_size() for part in network.parameters())
+        for turn in COMPARED:
+            parts = reached[kind, turn].tensors().values()
+            state = sum(part.numel() * part.element_size() for part in parts)
+            print(
+                f"{kind}: turn {turn:,} {medians[kind, turn]:.2f} ms, state {state:,} bytes, "
+                f"weights {weights / 1e6:.1f} MB"
+            )
+        print(f"{kind}: its process grew by {grown[kind]:.1f} MB from turn 10 to 1,000")
+    first, second = (medians[config.kind, COMPARED[-1]] for config in configs)
+    print(f"{configs[1].kind}'s step takes {second / first:.2f} of {configs[0].kind}'s")
+
+
+def grown_memory(config: NetworkConfig) -> float:
+    """MB by which this process has grown between the two turns; a process for each network."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    network = build(config).eval()
+    spoken, state, resident = random_utterance(network, device="cpu"), network.initial_state(), {}
+    for turn in range(1, max(COMPARED) + 1):
+        _, state = network.step(spoken, state)
+        if turn in COMPARED:
+            pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+            resident[turn] = pages * resource.getpagesize() / 1e6
+    return resident[COMPARED[-1]] - resident[COMPARED[0]]
+
+
 def measure_batched(network: HBAF, *, device: str) -> None:
     """Whole dialogues at once against the same dialogues one utterance at a time."""
     features = random_dialogues(network.config, (65,) * 4, device=device)
@@ -207,6 +279,8 @@ def main() -> None:
     measure_training(config, shapes, device=options.device, steps=options.steps)
     measure_step(network, device=options.device, runs=options.runs)
     measure_batched(network, device=options.device)
+    tokens = MgcmaConfig(audio_width=65, text_width=384)
+    compare_steps((config, tokens), device=options.device, runs=options.runs)
 
 
 if __name__ == "__main__":

@@ -182,6 +182,7 @@ def _evaluate_live(options: argparse.Namespace) -> int:
 
 
 def _experiment(options: argparse.Namespace) -> int:
+    share_the_cores()
     from stream_hbaf.training.experiment import run_experiment
 
     run_experiment(

@@ -43,6 +43,11 @@ class NetworkConfig:
         """Whether an utterance is given as tokens of speech and of text, not as one vector each."""
         return False
 
+    @property
+    def remembers(self) -> bool:
+        """Whether an utterance is seen among others, rather than by itself."""
+        return True
+
 
 @dataclass(frozen=True, slots=True)
 class HbafConfig(NetworkConfig):

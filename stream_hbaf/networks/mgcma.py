@@ -56,6 +56,11 @@ class MgcmaConfig(NetworkConfig):
         """Whether an utterance is given as tokens of speech and of text: it is."""
         return True
 
+    @property
+    def remembers(self) -> bool:
+        """Whether an utterance is seen among others: it isn't."""
+        return False
+
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
@@ -97,7 +102,8 @@ class FeatureProjection(nn.Module):
     """A modality's tokens as they were measured, to width H.
 
     Our choice: a linear map, normed, and the place of a token by sine and cosine (Vaswani et al.
-    2017). Of an utterance that has no token, one learned token is all there is.
+    2017). Of an utterance that has no token, one learned token is all there is; a measurement that
+    a token lacks (NaN) counts as the usual one, zero.
     """
 
     def __init__(self, width: int, *, hidden: int, standardised: bool, dropout: float) -> None:
@@ -110,7 +116,8 @@ class FeatureProjection(nn.Module):
 
     def forward(self, measured: Tokens) -> Tokens:
         """[N, A or L] → [N', H]; here an utterance may come without a token."""
-        projected = self.norm(self.linear(self.standardise(measured.values)))
+        values = self.standardise(measured.values)
+        projected = self.norm(self.linear(values.masked_fill(values.isnan(), 0.0)))
         known = measured.mask
         projected = projected + places(known.shape[1], like=self.absent)[known.nonzero()[:, 1]]
         mask = known.clone()
@@ -293,7 +300,7 @@ class MGCMA(Network):
     def standardise(self, text: Tensor) -> None:
         """Before training: hear text relative to the training set's tokens [.., L].
 
-        Rows of NaN aren't tokens and don't count.
+        Rows with NaN in them don't count.
         """
         super().standardise(text[~text.isnan().any(dim=-1)])
 
@@ -327,7 +334,7 @@ class MGCMA(Network):
             nothing = next(self.parameters()).new_zeros(0, width)
             return Tokens(nothing, there[0].new_zeros(len(there[0]), 1).bool())
         tokens = given[there]
-        token_mask = ~tokens.isnan().any(dim=-1)
+        token_mask = ~tokens.isnan().all(dim=-1)
         if mask is not None:
             token_mask = token_mask & mask[there][:, None]
         used = token_mask.any(dim=0).nonzero()

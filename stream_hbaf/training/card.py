@@ -18,7 +18,13 @@ SEEN = {
     "offline": "Offline, as the paper: it sees the whole dialogue, the future included, and can't "
     "be used live.",
 }
+PAPERS = {  # by the kind of the network; the baselines ship in no bundle of their own
+    "hbaf": "The paper is HBAF (Luo et al.)",
+    "mgcma": "The paper is MGCMA (Wang et al., ICASSP 2025), of which only a summary was to be had:"
+    " the forms of its parts are this project's",
+}
 SOUNDS = {
+    "lld": "openSMILE's 65 low-level descriptors of ComParE 2016, a token each 80 ms",
     "compare": "openSMILE's ComParE 2016 functionals, selected by a linear SVM",
     "egemaps": "openSMILE's eGeMAPS functionals",
     "mfcc": "openSMILE's MFCC",
@@ -40,7 +46,7 @@ Says which emotion an English utterance of a dialogue expresses
 - **Sound**: {sound}.
 - **Commonsense**: {commonsense}.
 
-The paper is HBAF (Luo et al.); `metrics.json` holds the whole recipe.
+{paper}; `metrics.json` holds the whole recipe.
 
 ## What was measured
 
@@ -74,6 +80,12 @@ Licence of the weights: {licence}.
 """
 
 
+def paper_of(recipe: Mapping[str, Any]) -> str:
+    """Whose network it is."""
+    kind = recipe["network"].get("kind", "hbaf")
+    return PAPERS.get(kind, f"The network is the baseline {kind}")
+
+
 def corpus_card(metrics: Mapping[str, Any]) -> str:
     """The card of a bundle that was trained on one corpus, from its metrics.json."""
     recipe, spread = metrics["recipe"], metrics["spread"]
@@ -87,6 +99,7 @@ def corpus_card(metrics: Mapping[str, Any]) -> str:
     for split in ("dev", "test"):
         by_class.append([split, *(f"{100 * value:.0f}" for value in own[split]["class_f1"])])
     return CORPUS_TEMPLATE.format(
+        paper=paper_of(recipe),
         id=metrics["id"],
         labels=", ".join(metrics["labels"]),
         corpus=CORPUS_NAMES.get(recipe["corpus"], recipe["corpus"]),

@@ -41,6 +41,7 @@ from stream_hbaf.training.mixing import (
 from stream_hbaf.training.mixture_card import mixture_licence, model_card
 from stream_hbaf.training.preparation import (
     Progress,
+    as_adapters,
     mean_of_tunings,
     prepare_heads,
     prepare_layers,
@@ -80,6 +81,8 @@ def train_mixture(
     words = read_words(recipe, corpora)
     voices = prepare_voices(recipe, corpora, cache=cache / "acoustics", progress=progress)
     tuned = _tune(recipe, words, cache=cache / "tuned", progress=progress)
+    if recipe.adapters is not None:
+        tuned = as_adapters(recipe.encoder, tuned, rank=recipe.adapters)
     encoder = TextEncoder(recipe.encoder, tuned=tuned, tokens=recipe.takes_tokens)
     encode = remember(encoder, cache / "text")
     heads, inferences, figures = _prepare_heads(

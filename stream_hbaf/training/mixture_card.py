@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stream_hbaf.training.card import SOUNDS, cells, table
+from stream_hbaf.bundle import read_network
+from stream_hbaf.training.card import SOUNDS, cells, paper_of, table
 from stream_hbaf.training.live_figures import class_table, hearing_table, live_table
 
 CONDITION_NAMES = {
@@ -19,13 +20,13 @@ TEMPLATE = """\
 
 Says which of seven emotions an English utterance expresses
 ({labels}),
-from its sound, its words, and the utterances before it. Causal: it sees nothing of the future.
+from its sound{seen}. Causal: it sees nothing of the future.
 
 ## What it was trained on
 
 - **Dialogues**: MELD, train part, text only (a television comedy), as written and in {misheard}
   versions as a recogniser might understand it.{beside} The top {layers} layers of {encoder} were
-  fine-tuned on these words{soup}.
+  fine-tuned on these words{soup}{adapters}.
 - **Voices**: {voices}: {clips:,} train clips, cut by the live segmenter, each as recorded and in
   {copies} versions with the level drawn between {quietest} and {loudest} dBFS, noise at 0 to 30 dB
   SNR or none, and at times a room response. Every class of every corpus weighs the same.
@@ -35,9 +36,9 @@ from its sound, its words, and the utterances before it. Causal: it sees nothing
   beside neutral words, which settle nothing, the voice was any and its label counted. {statement} %
   of the clips came with words: {own} % of these with their own statement, where it is English, the
   others with anybody's neutral words. No figure rests on such pairs.
-- **Commonsense**: three heads trained on {annotations}, in place of COMET.
+- **Commonsense**: {commonsense}.
 
-The paper is HBAF (Luo et al.), in the `live` mode of this project. There is no head for valence,
+{paper}, in the `live` mode of this project. There is no head for valence,
 arousal or dominance: none of these corpora rates them.
 
 ## What was measured
@@ -65,16 +66,7 @@ ECE is the expected calibration error over 15 bins, after temperatures fitted on
 
 {classes}
 
-### Commonsense heads, Event2Mind's test part
-
-Where the best-ranked true phrase stands among all phrases of the test part.
-
-{commonsense}
-
-A head by itself says what is special about an event; with how often a phrase is written at all it
-says what annotators would write. The network gets the head's vector.
-
-## How sure it is
+{heads}## How sure it is
 
 Probabilities, label sets and abstention are fitted on dev for each of: sound alone, words alone,
 both. Sets hold the right label {coverage} times in 100; it abstains where more than {risk} of 100
@@ -104,6 +96,17 @@ research and private use only. Words: {word_terms}. {encoder}: Apache-2.0; its u
 not part of the bundle.
 """
 
+HEADS = """\
+### Commonsense heads, Event2Mind's test part
+
+Where the best-ranked true phrase stands among all phrases of the test part.
+
+{table}
+
+A head by itself says what is special about an event; with how often a phrase is written at all it
+says what annotators would write. The network gets the head's vector.
+
+"""
 
 VOICE_TERMS = {
     "ravdess": "RAVDESS: CC BY-NC-SA 4.0",
@@ -136,7 +139,7 @@ def model_card(metrics: Mapping[str, Any]) -> str:
     fitting, acoustics = recipe["fitting"], recipe["acoustics"]
     names = recipe["words"]["corpora"] if recipe["words"] else ["meld"]
     others = [WORD_NAMES.get(name, name) for name in names if name != "meld"]
-    atomic = recipe["heads"]["atomic"]
+    alone = not read_network(recipe["network"]).remembers
     return TEMPLATE.format(
         id=metrics["id"],
         labels=", ".join(metrics["labels"]),
@@ -156,7 +159,13 @@ def model_card(metrics: Mapping[str, Any]) -> str:
         same=round(100 - 100 * fitting["mismatch"]),
         statement=round(100 * fitting["statement"]),
         own=round(100 - 100 * fitting["others_words"]),
-        annotations="Event2Mind and ATOMIC" if atomic else "Event2Mind",
+        adapters=f", and kept as changes of rank {recipe.get('adapters')}"
+        * bool(recipe.get("adapters")),
+        commonsense=_commonsense(recipe),
+        paper=paper_of(recipe),
+        seen=" and its words, each utterance by itself"
+        if alone
+        else ", its words, and the utterances before it",
         live=_live(metrics),
         members=f"the mean probability of {seeds} networks, one a seed"
         if seeds > 1
@@ -169,13 +178,32 @@ def model_card(metrics: Mapping[str, Any]) -> str:
             if pattern
         ),
         classes=_class_table(metrics),
-        commonsense=_commonsense_table(metrics["commonsense"]["test"]),
+        heads=_heads(metrics["commonsense"]),
         coverage=round(100 * calibration["coverage"]),
         risk=round(100 * calibration["risk"]),
         unheard=_unheard(metrics),
         licence=mixture_licence(recipe["voices"], audio=recipe["audio"]),
-        word_terms="; ".join(WORD_TERMS[n] for n in [*names, *(["atomic"] * atomic), "event2mind"]),
+        word_terms="; ".join(WORD_TERMS[name] for name in [*names, *_annotations(recipe)]),
     )
+
+
+def _annotations(recipe: Mapping[str, Any]) -> list[str]:
+    """What the commonsense heads learnt from."""
+    if recipe.get("commonsense") == "none":
+        return []
+    return [*(["atomic"] * recipe["heads"]["atomic"]), "event2mind"]
+
+
+def _commonsense(recipe: Mapping[str, Any]) -> str:
+    titles = {"event2mind": "Event2Mind", "atomic": "ATOMIC"}
+    read = sorted((titles[name] for name in _annotations(recipe)), reverse=True)
+    if not read:
+        return "none; the network has no use for it"
+    return f"three heads trained on {' and '.join(read)}, in place of COMET"
+
+
+def _heads(figures: Mapping[str, Any]) -> str:
+    return HEADS.format(table=_commonsense_table(figures["test"])) if figures else ""
 
 
 def _live(metrics: Mapping[str, Any]) -> str:
@@ -196,7 +224,7 @@ def _live(metrics: Mapping[str, Any]) -> str:
 def mixture_licence(voices: Sequence[str], *, audio: str) -> str:
     """One line on what may be done with a bundle that was trained on these voices."""
     terms = [VOICE_TERMS[name] for name in voices]
-    if "compare" in audio:
+    if "compare" in audio or "lld" in audio:
         terms.append("openSMILE's licence: research and private use only")
     return "non-commercial: " + "; ".join(terms)
 

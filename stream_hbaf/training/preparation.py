@@ -193,6 +193,25 @@ def mean_of_tunings(name: str, tunings: Sequence[Mapping[str, Tensor]]) -> dict[
     }
 
 
+def as_adapters(name: str, tuned: Mapping[str, Tensor], *, rank: int) -> dict[str, Tensor]:
+    """A tuning of whole layers as low-rank changes, float16: a quarter of the size or less.
+
+    Of each matrix the ``rank`` largest singular directions of what tuning changed; what is smaller
+    than that stays whole.
+    """
+    untuned = dict(TextEncoder(name).model.named_parameters())
+    kept = {}
+    for layer, tensor in tuned.items():
+        if tensor.dim() != 2 or min(tensor.shape) <= rank:
+            kept[layer] = tensor
+            continue
+        change = tensor.float() - untuned[layer].detach()
+        out, sizes, into = torch.linalg.svd(change, full_matrices=False)
+        kept[f"{layer}.lora_b"] = (out[:, :rank] * sizes[:rank]).half()
+        kept[f"{layer}.lora_a"] = into[:rank].half()
+    return {layer: tensor.contiguous() for layer, tensor in kept.items()}
+
+
 def prepare_heads(
     corpora: Path,
     plan: HeadsConfig,

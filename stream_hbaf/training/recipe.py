@@ -121,6 +121,7 @@ class MixtureRecipe(_Network):
     tuning: TuningConfig = TuningConfig()
     words: WordsConfig | None = None  # corpora of words, MELD among them; None: MELD alone
     soup: TuningConfig | None = None  # a second tuning, on MELD alone; the encoder is their mean
+    adapters: Positive | None = None  # rank to which whole tuned layers are reduced; None: as tuned
     voices: Annotated[tuple[str, ...], Field(min_length=1)] = ("ravdess",)
     audio: str = "compare"  # what is measured, as of Recipe; several with + between
     commonsense: Literal["event2mind", "none"] = "event2mind"
