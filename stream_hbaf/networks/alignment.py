@@ -62,38 +62,37 @@ def info_nce(similarity: Tensor, positive_mask: Tensor) -> Tensor:
 class DistributionAlignment(nn.Module):
     """Speech and text [N, H] → InfoNCE of their Gaussians' similarity -a W₂².
 
-    Our choice: a > 0 is learned, as its logarithm, and begins at 1 / ``temperature``. An offset b
+    Our choice: one constructor for both, so that what it draws together is speech and text, not two
+    maps of them. a > 0 is learned, as its logarithm, and begins at 1 / ``temperature``. An offset b
     added to the similarity would cancel out of every share, so there is none.
     """
 
     def __init__(self, hidden: int, *, temperature: float) -> None:
         super().__init__()
-        self.speech = DistributionConstructor(hidden)
-        self.text = DistributionConstructor(hidden)
+        self.construct = DistributionConstructor(hidden)
         self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
 
     def forward(self, speech: Tensor, text: Tensor, positive_mask: Tensor) -> Tensor:
-        distance = squared_wasserstein(self.speech(speech), self.text(text))
+        distance = squared_wasserstein(self.construct(speech), self.construct(text))
         return info_nce(-self.log_scale.exp() * distance, positive_mask)
 
 
 class InstanceAlignment(nn.Module):
     """Speech and text [N, H] → InfoNCE of the cosines of their projections, over ``temperature``.
 
-    Our choice: a projection of two layers a modality (Chen et al. 2020).
+    Our choice: a projection of two layers (Chen et al. 2020), one for both, as the constructor is.
     """
 
     def __init__(self, hidden: int, *, temperature: float) -> None:
         super().__init__()
-        self.speech, self.text = (
-            nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, hidden))
-            for _ in range(2)
+        self.project = nn.Sequential(
+            nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, hidden)
         )
         self.temperature = temperature
 
     def forward(self, speech: Tensor, text: Tensor, positive_mask: Tensor) -> Tensor:
-        speech = nn.functional.normalize(self.speech(speech), dim=-1)
-        text = nn.functional.normalize(self.text(text), dim=-1)
+        speech = nn.functional.normalize(self.project(speech), dim=-1)
+        text = nn.functional.normalize(self.project(text), dim=-1)
         return info_nce(speech @ text.T / self.temperature, positive_mask)
 
 
