@@ -149,8 +149,19 @@ def test_the_page_shows_an_ablation_beside_the_papers(tmp_path):
     rows = [row_of("both", 0, 0.65, **of), row_of("without_fusion", 0, 0.63, **of)]
     write_rows(tmp_path / "results" / "meld-ablation.json", rows)
     page = write_page(tmp_path / "results").read_text(encoding="utf-8")
-    assert "| both | 55.0 | 65.0 |  | 67.1 |  |" in page
-    assert "| without fusion | 53.0 | 63.0 | -2.0 | 63.5 | -3.6 |" in page
+    assert "| both | 55.0 | 65.0 |  | 65.0 | 65.0 | 67.1 |  |" in page
+    assert "| without fusion | 53.0 | 63.0 | -2.0 | 63.0 | 63.0 | 63.5 | -3.6 |" in page
+
+
+def test_the_page_shows_another_networks_ablation_with_its_own_papers_figures(tmp_path):
+    """A row's name is not enough to stand beside HBAF's paper: its network must be HBAF."""
+    of = {"experiment": "mgcma-ablation", "network": "mgcma"}
+    rows = [row_of("both", 0, 0.65, **of), row_of("text", 0, 0.63, **of)]
+    write_rows(tmp_path / "results" / "mgcma-ablation.json", rows)
+    page = write_page(tmp_path / "results").read_text(encoding="utf-8")
+    assert "WA 78.9 and UA 80.2" in page
+    assert "| text | 53.0 | 63.0 | -2.0 | 63.0 | 63.0 |" in page
+    assert "67.1" not in page
 
 
 def test_the_page_shows_comparisons(tmp_path):
