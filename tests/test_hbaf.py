@@ -67,6 +67,7 @@ def dialogues(*lengths: int, seed: int = 0, present: float = 1.0) -> Features:
         audio_mask=torch.rand(shape, generator=draw) < present,
         text_mask=torch.rand(shape, generator=draw) < present,
         utterance_mask=mask,
+        speaker=torch.randint(0, 12, shape, generator=draw),
     )
 
 
@@ -77,6 +78,7 @@ def turn(features: Features, b: int, t: int) -> Features:
         audio=features.audio[b, t] if heard else None,
         text=features.text[b, t] if spoken else None,
         commonsense=features.commonsense[b, t] if spoken else None,
+        speaker=features.speaker[b, t],
     )
 
 
@@ -140,6 +142,7 @@ SWITCHES = [
     {"use_residual": False},
     {"use_bimodal_attention": False, "use_gate": False, "use_residual": False},
     {"literal_cross": True},
+    {"by_speaker": True},
 ]
 
 
@@ -369,6 +372,42 @@ def test_states_of_dialogues_stacked_go_on_as_each_alone() -> None:
         torch.testing.assert_close(logits[b], alone, atol=1e-5, rtol=0)
         for name, part in next_state.tensors().items():
             torch.testing.assert_close(after.tensors()[name][b], part, atol=1e-5, rtol=0)
+
+
+def test_states_of_each_speaker_are_moved_by_his_own_turns_alone() -> None:
+    """What one speaker feels and wants stays as it was while another speaks; what others feel is
+    the dialogue's, and moves."""
+    net, features = network(by_speaker=True), dialogues(2)
+    speaks = (replace(turn(features, 0, t), speaker=torch.tensor(t)) for t in range(2))
+    _, first = net.step(next(speaks), net.initial_state())
+    _, second = net.step(next(speaks), first)
+    for name in ("internal", "purpose"):
+        before, after = getattr(first, name), getattr(second, name)
+        assert torch.equal(before[0], after[0])
+        assert not torch.equal(before[1], after[1])
+        assert (before[1:] == 0.0).all()
+    assert not torch.equal(first.external, second.external)
+
+
+def test_one_speakers_dialogue_is_the_same_by_speaker() -> None:
+    """With nobody to be told apart the switch changes nothing, and neither do its weights."""
+    features = replace(dialogues(6, 3, 9), speaker=None)
+    with torch.no_grad():
+        plain, apart = (network(by_speaker=kept)(features) for kept in (False, True))
+    torch.testing.assert_close(plain.logits, apart.logits, atol=1e-6, rtol=0)
+
+
+def test_a_step_of_many_streams_tells_their_speakers_apart() -> None:
+    """Side by side, each dialogue has its own speakers' states."""
+    net, features = network(by_speaker=True), dialogues(5, 5, 5)
+    together, logits = net.initial_state(3), []
+    for t in range(5):
+        now = replace(features, utterance_mask=None).map(lambda part, t=t: part[:, t])
+        one, together = net.step(now, together)
+        logits.append(one)
+    for b in range(3):
+        alone = stepped(net, features, b)
+        torch.testing.assert_close(torch.stack(logits)[:, b], alone, atol=1e-5, rtol=0)
 
 
 def test_state_saved_and_restored_goes_on_alike() -> None:

@@ -249,7 +249,9 @@ class TextEncoder:
         layers = torch.stack(hidden[-LAST_LAYERS:]).mean(0)  # [N, T, width]
         if self.tokens:
             lengths = batch["attention_mask"].sum(1).tolist()
-            return torch.stack([_as_tokens(own[:n]) for own, n in zip(layers, lengths, strict=True)])
+            return torch.stack(
+                [_as_tokens(own[:n]) for own, n in zip(layers, lengths, strict=True)]
+            )
         mask = batch["attention_mask"].unsqueeze(-1).to(layers.dtype)  # True (1) = a real token
         pooled: Tensor = (layers * mask).sum(1) / mask.sum(1)
         return pooled

@@ -59,6 +59,7 @@ class HbafConfig(NetworkConfig):
     layers: int = 3  # of the Transformer encoder
     window: int = 8  # W, utterances, the current one included; of no meaning offline
     attention: Literal["scalar", "literal", "query"] = "scalar"  # over past utterances, eqs 1-3
+    by_speaker: bool = False  # internal and purpose states of each speaker, not of the dialogue
     standardise_text: bool = True  # text features, by the training set's mean and deviation
     use_audio_context: bool = True  # else a linear map in the audio context network's place
     audio_skip: bool = False  # a linear map added to the audio context network

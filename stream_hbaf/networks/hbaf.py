@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from stream_hbaf.networks.config import HbafConfig
 from stream_hbaf.networks.fusion import BimodalAttention, DynamicFilterGate, Fusion, Residual
 from stream_hbaf.networks.network import Network, Output
-from stream_hbaf.networks.state import DialogueState, Features, lead
+from stream_hbaf.networks.state import PARTIES, DialogueState, Features, lead
 from stream_hbaf.networks.unimodal import (
     AudioContextNetwork,
     QueryAttention,
@@ -136,6 +136,7 @@ class HBAF(Network):
         slots = config.window - 1 if live else 0
         hidden = config.hidden if config.use_text else 0
         scores = {"scalar": min(hidden, 1), "literal": hidden, "query": 0}[config.attention]
+        own = (PARTIES, hidden) if config.by_speaker else (hidden,)
         past = slots if query and config.use_text else 0
 
         def zeros(*shape: int) -> Tensor:
@@ -151,8 +152,8 @@ class HBAF(Network):
             past_window=zeros(past, hidden),
             past_mask=zeros(past).bool(),
             external=zeros(hidden),
-            internal=zeros(hidden),
-            purpose=zeros(hidden),
+            internal=zeros(*own),
+            purpose=zeros(*own),
         )
 
     def _audio(self, features: Features, mask: Tensor) -> Tensor:

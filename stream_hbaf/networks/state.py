@@ -11,6 +11,8 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
+PARTIES = 9  # speakers of a dialogue that are told apart; all further ones are the ninth
+
 
 @dataclass(frozen=True, slots=True)
 class Features:
@@ -39,6 +41,11 @@ class Features:
             tensor = getattr(self, field.name)
             changed[field.name] = None if tensor is None else change(tensor)
         return Features(**changed)
+
+    def parties(self, mask: Tensor) -> Tensor:
+        """Who speaks, of the mask's shape [..], 0 .. PARTIES - 1."""
+        speaker = torch.zeros_like(mask, dtype=torch.long) if self.speaker is None else self.speaker
+        return speaker.clamp(0, PARTIES - 1)
 
     def present(self) -> Tensor:
         """utterance_mask, or all True if there is none: [..]."""
@@ -123,8 +130,8 @@ class DialogueState(State):
     past_window: Tensor  # [.., W-1, H] "query" attention only: the past utterances l themselves
     past_mask: Tensor  # [.., W-1] False where an utterance had no text
     external: Tensor  # [.., H] GRU states
-    internal: Tensor  # [.., H]
-    purpose: Tensor  # [.., H]
+    internal: Tensor  # [.., H], or by speaker [.., P, H]
+    purpose: Tensor  # likewise
 
 
 def lead(part: Tensor) -> Tensor:

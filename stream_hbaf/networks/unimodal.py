@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from stream_hbaf.networks.config import HbafConfig
 from stream_hbaf.networks.network import Standardise
-from stream_hbaf.networks.state import DialogueState, Features
+from stream_hbaf.networks.state import PARTIES, DialogueState, Features
 
 RELATIONS = ("external", "internal", "purpose")
+OWN = ("internal", "purpose")  # what is the speaker's
+Rows = dict[str, Tensor]  # by relation
 Places = tuple[Tensor, ...]  # (stream, turn) of the V utterances that aren't padding
 
 
@@ -199,6 +201,8 @@ class TextContextNetwork(nn.Module):
     is a linear map of [current utterance l_t; context l_t^c; its commonsense relation]
     (decision 1; the last is input, not state: decision 4), and the three states are mapped
     3H → H (decision 7). An utterance without text is a learned vector with no commonsense.
+    ``by_speaker``, not in the paper: what a speaker feels and wants is his own state, as in COSMIC
+    (Ghosal et al. 2020), and what others feel is the dialogue's.
     """
 
     def __init__(self, config: HbafConfig) -> None:
@@ -217,6 +221,7 @@ class TextContextNetwork(nn.Module):
         self.purpose = nn.GRU(hidden, hidden, batch_first=True)  # eq 6
         self.reduce = nn.Linear(3 * hidden, hidden)
         self.dropout = nn.Dropout(config.dropout)
+        self.by_speaker = config.by_speaker
 
     def forward(
         self, features: Features, mask: Tensor, state: DialogueState
@@ -230,18 +235,61 @@ class TextContextNetwork(nn.Module):
         context, state = self.attention(utterances, spoken, state)
         current = torch.cat([utterances[there], context[there]], dim=-1)
         relations = self._relations(features, spoken, there, like=current)
-        grus = [self.external, self.internal, self.purpose]
-        inputs, before = [], []
-        for position, name in enumerate(RELATIONS):
-            combined = self.combine[name](torch.cat([current, relations[:, position]], dim=-1))
-            inputs.append(_padded(combined, there, mask))
-            before.append(getattr(state, name))
-        states, last = run_side_by_side(grus, inputs, before)
-        joined = torch.cat([after[there] for after in states], dim=-1)
+        combined = {
+            name: self.combine[name](torch.cat([current, relations[:, position]], dim=-1))
+            for position, name in enumerate(RELATIONS)
+        }
+        whole, last = self._of_dialogue(combined, there, mask, state)
+        if self.by_speaker:
+            own, theirs = self._of_speakers(combined, features.parties(mask), there, state)
+            whole, last = whole | own, last | theirs
+        joined = torch.cat([whole[name] for name in RELATIONS], dim=-1)
         reduced = self.reduce(self.dropout(joined))
-        return _padded(reduced, there, mask), replace(
-            state, **dict(zip(RELATIONS, last, strict=True))
+        return _padded(reduced, there, mask), replace(state, **last)
+
+    def _of_dialogue(
+        self, combined: Rows, there: Places, mask: Tensor, state: DialogueState
+    ) -> tuple[Rows, Rows]:
+        """The states [V, H] that the dialogue has as a whole, and the last of them [S, H]."""
+        names = [name for name in RELATIONS if not (self.by_speaker and name in OWN)]
+        states, last = run_side_by_side(
+            [self.gru(name) for name in names],
+            [_padded(combined[name], there, mask) for name in names],
+            [getattr(state, name) for name in names],
         )
+        found = [after[there] for after in states]
+        return dict(zip(names, found, strict=True)), dict(zip(names, last, strict=True))
+
+    def _of_speakers(
+        self, combined: Rows, speaker: Tensor, there: Places, state: DialogueState
+    ) -> tuple[Rows, Rows]:
+        """The states [V, H] that each speaker has for himself, and all speakers' last [S, P, H].
+
+        A speaker's turns of a dialogue are a sequence of their own, N of them in all.
+        """
+        # The utterances are in the order of their dialogues, then of their turns.
+        who = there[0] * PARTIES + speaker[there]
+        used, sequence, counts = torch.unique(who, return_inverse=True, return_counts=True)
+        numbers = torch.arange(len(used), device=who.device)
+        place = (sequence[:, None] == numbers).cumsum(0)[torch.arange(len(who)), sequence] - 1
+        apart = torch.zeros(len(used), int(counts.max()), dtype=torch.bool, device=who.device)
+        states, _ = run_side_by_side(
+            [self.gru(name) for name in OWN],
+            [_padded(combined[name], (sequence, place), apart) for name in OWN],
+            [getattr(state, name).flatten(0, 1)[used] for name in OWN],
+        )
+        found, last = {}, {}
+        for name, after in zip(OWN, states, strict=True):
+            found[name] = after[sequence, place]
+            before = getattr(state, name)
+            ends = before.flatten(0, 1).index_copy(0, used, after[numbers, counts - 1])
+            last[name] = ends.view_as(before)
+        return found, last
+
+    def gru(self, relation: str) -> nn.GRU:
+        """The one of equations 4 to 6."""
+        found: nn.GRU = getattr(self, relation)
+        return found
 
     def _utterances(self, features: Features, spoken: Tensor, there: Places) -> Tensor:
         """l_t, [S, U, H]: a learned vector where there is no text."""

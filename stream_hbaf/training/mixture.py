@@ -200,9 +200,7 @@ def calibrate(network: Network, lessons: Lessons) -> Calibration:
     return fit_calibration(evidence, risk=RISK)
 
 
-def evaluate(
-    network: Network, lessons: Lessons, *, calibration: Calibration
-) -> dict[str, Score]:
+def evaluate(network: Network, lessons: Lessons, *, calibration: Calibration) -> dict[str, Score]:
     """Every figure of dev, by corpus, what was given, and condition."""
     return {
         name: score(labels[labels >= 0], probabilities[labels >= 0])

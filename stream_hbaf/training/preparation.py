@@ -49,6 +49,7 @@ from stream_hbaf.training.words import WordsConfig, labelled_turns, mixed_lesson
 Float32 = NDArray[np.float32]
 Progress = Callable[[str], None]
 
+
 @dataclass(frozen=True)
 class Prepared:
     """A corpus as a recipe wants it, and all of a bundle but the network.
@@ -110,9 +111,7 @@ def prepare(
     commonsense, figures = _prepare_commonsense(
         recipe, corpora, encoder, device=device, cache=cache, progress=progress
     )
-    sound = prepare_sound(
-        corpus, recipe, device=device, cache=cache / "sound", progress=progress
-    )
+    sound = prepare_sound(corpus, recipe, device=device, cache=cache / "sound", progress=progress)
     text = {split: encode(_turns(corpus.splits[split])) for split in SPLITS}
     inferred = {
         split: infer_commonsense(
@@ -127,8 +126,7 @@ def prepare(
         labels=corpus.labels,
         scaling=sound.scaling,
         material={
-            split: _material(corpus, split, text[split], inferred[split], sound)
-            for split in SPLITS
+            split: _material(corpus, split, text[split], inferred[split], sound) for split in SPLITS
         },
         ids={s: tuple(u.id for u in utterances_of(corpus.splits[s])) for s in SPLITS},
         encoder=encoder,

@@ -64,7 +64,9 @@ class Recipe(_Network):
 
     id: str
     corpus: str  # one of CORPORA, or a manifest's .csv, under --corpora
-    audio: str = "prosody"  # "compare", "egemaps", "mfcc", "lld", "none", or a speech encoder's name
+    audio: str = (
+        "prosody"  # "compare", "egemaps", "mfcc", "lld", "none", or a speech encoder's name
+    )
     selection: SelectionConfig = SelectionConfig()
     encoder: str = DEFAULT_ENCODER
     tuning: TuningConfig = TuningConfig(epochs=0)

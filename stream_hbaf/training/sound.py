@@ -58,9 +58,7 @@ def prepare_sound(
         progress(f"{recipe.audio}: {len(extracted.skipped)} without; {extracted.skipped[0]}")
     if not np.isfinite(extracted.features["train"]).any():
         raise CorpusError(f"{corpus.name}: no utterance of train has any sound to measure")
-    measured = {
-        split: shape_for(recipe, rows) for split, rows in extracted.features.items()
-    }
+    measured = {split: shape_for(recipe, rows) for split, rows in extracted.features.items()}
     plan = recipe.selection if recipe.audio in SELECTED else None
     scaling = fit_scaling(measured["train"], _labels(corpus), plan)
     return Sound(

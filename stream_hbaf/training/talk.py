@@ -35,7 +35,11 @@ def read_words(recipe: MixtureRecipe, corpora: Path) -> list[Corpus]:
 
 
 def prepare_words(
-    recipe: MixtureRecipe, words: Sequence[Corpus], *, encode: Encode, heads: Event2MindHeads | NoCommonsense
+    recipe: MixtureRecipe,
+    words: Sequence[Corpus],
+    *,
+    encode: Encode,
+    heads: Event2MindHeads | NoCommonsense,
 ) -> tuple[Spoken, dict[str, Material]]:
     """Train's words, MELD's in all versions; and MELD's dev, as it is and misheard."""
     lexicon = lexicon_of(

@@ -94,7 +94,9 @@ def prepare_voices(
     return Voices(scaling, tuple(scaled["train"]), tuple(scaled["dev"]))
 
 
-def acted_material(clips: Clips, *, encode: Encode, heads: Event2MindHeads | NoCommonsense) -> Material:
+def acted_material(
+    clips: Clips, *, encode: Encode, heads: Event2MindHeads | NoCommonsense
+) -> Material:
     """Clips with their sound and, where they are English, their words; each is a dialogue."""
     read = clips.corpus in READ
     text = encode([utterance.text if read else "" for utterance in clips.utterances])
@@ -108,7 +110,9 @@ def acted_material(clips: Clips, *, encode: Encode, heads: Event2MindHeads | NoC
     )
 
 
-def acted_lessons(every: tuple[Clips, ...], *, encode: Encode, heads: Event2MindHeads | NoCommonsense) -> Acted:
+def acted_lessons(
+    every: tuple[Clips, ...], *, encode: Encode, heads: Event2MindHeads | NoCommonsense
+) -> Acted:
     """All corpora's train clips together; dialogues are speakers."""
     parts = [acted_material(clips, encode=encode, heads=heads) for clips in every]
     speakers = np.array([f"{c.corpus} {u.speaker}" for c in every for u in c.utterances])

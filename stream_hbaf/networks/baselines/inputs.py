@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from stream_hbaf.errors import ConfigError, ModelError
 from stream_hbaf.networks.config import NetworkConfig
 from stream_hbaf.networks.network import Network, Standardise
+from stream_hbaf.networks.state import PARTIES as PARTIES
 from stream_hbaf.networks.state import Features
 
 SEES_THE_FUTURE = "this network was trained offline and sees the future; use a live one"
-PARTIES = 9  # speakers that are told apart; all further ones are the ninth
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +56,11 @@ class Inputs(nn.Module):
         )
         given = None if features.text is None else self.standardise(features.text)
         text = self._map(self.text, given, features.text_mask, absent=self.absent_text, mask=mask)
-        speaker = mask.long() * 0 if features.speaker is None else features.speaker
         return Heard(
             audio if self.use_audio else torch.zeros_like(audio),
             text if self.use_text else torch.zeros_like(text),
             mask,
-            speaker.clamp(0, PARTIES - 1),
+            features.parties(mask),
         )
 
     def _map(
