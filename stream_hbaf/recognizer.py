@@ -22,8 +22,8 @@ from stream_hbaf.errors import BundleError, ConfigError
 from stream_hbaf.events import Contributions, Inferred, Trigger
 from stream_hbaf.features.acoustic import LLD_MS, Acoustic, AcousticExtractor
 from stream_hbaf.features.context import EMPTY_WINDOW, Turn, TurnWindow
-from stream_hbaf.features.transcript import Transcriber, Transcript
 from stream_hbaf.features.tokens import to_tokens
+from stream_hbaf.features.transcript import Transcriber, Transcript
 from stream_hbaf.networks.state import Features, State
 from stream_hbaf.speech.segmenter import Action, Feed, Segmenter
 from stream_hbaf.speech.vad import SpeechDetector, open_detector
@@ -300,7 +300,7 @@ class Recognizer:
         return features.map(lambda tensor: tensor.to(self._device))
 
     def _heard(self, acoustic: Acoustic | None, words: Words | None) -> Float32 | None:
-        """The sound as the network hears it, [A] or tokens [F, A]; None if part of it is missing."""
+        """The sound as the network hears it, [A] or tokens [F, A]; None if a part is missing."""
         if acoustic is None or self.bundle.scaling is None:
             return None
         if self.bundle.config.hears == LLD:

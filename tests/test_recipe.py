@@ -24,8 +24,8 @@ from stream_hbaf.training.fitting import (
 )
 from stream_hbaf.training.material import NO_LABEL, Material, balance
 from stream_hbaf.training.preparation import Prepared, prepare
-from stream_hbaf.training.selection import fit_scaling
 from stream_hbaf.training.recipe import MixtureRecipe, Recipe, SelectionConfig, read_recipe
+from stream_hbaf.training.selection import fit_scaling
 from stream_hbaf.training.train import fit_seed, train
 
 CONFIGS = Path(__file__).parent.parent / "configs"

@@ -1,4 +1,4 @@
-"""Promises of tokens: what a network that aligns them is given of an utterance's sound and words."""
+"""Promises of tokens: what a network that aligns them is given of sound and of words."""
 
 from pathlib import Path
 

@@ -10,7 +10,6 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from stream_hbaf.networks.config import NetworkConfig
 from stream_hbaf.networks.network import Network, Output
 from stream_hbaf.networks.state import Features, State
 

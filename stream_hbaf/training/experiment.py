@@ -6,9 +6,7 @@ Then rows are compared, and what their networks cost is measured, where the expe
 
 import fcntl
 import multiprocessing
-import os
 import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -25,7 +23,7 @@ from numpy.typing import NDArray
 from stream_hbaf.errors import ConfigError, ModelError, StreamHbafError
 from stream_hbaf.evaluation import Score
 from stream_hbaf.training.costs import Cost, measure_costs
-from stream_hbaf.training.fitting import one_thread
+from stream_hbaf.training.fitting import end_with_parent, one_thread
 from stream_hbaf.training.grid import (
     Experiment,
     Run,
@@ -156,16 +154,8 @@ def _begin(prepared: Prepared) -> None:
     # One thread: sums of several would come in another order each time, and seeds not repeat.
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback of its own
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     _received[:] = [prepared]
-
-
-def _end_with_parent() -> None:
-    """An experiment that is killed leaves no training behind that nobody would hear of."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _run_received(run: Run, kept: Path) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from stream_hbaf.networks.config import NetworkConfig
 from stream_hbaf.networks.ensemble import join
 from stream_hbaf.networks.network import Network
 from stream_hbaf.training.calibration import Judgement, fit_calibration
-from stream_hbaf.training.fitting import one_thread
+from stream_hbaf.training.fitting import end_with_parent, one_thread
 from stream_hbaf.training.material import Material, digest_of_material, predict
 from stream_hbaf.training.mixing import (
     Acted,
@@ -236,7 +236,7 @@ def _fit_all(fit: Callable[[int], MixtureFitted], plan: MixtureConfig) -> Iterat
         return
     # Spawned, not forked: torch's threads don't survive a fork.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent) as pool:
         yield from pool.map(fit, plan.seeds)
 
 

@@ -18,7 +18,7 @@ from stream_hbaf.corpora.dialogue import Split
 from stream_hbaf.evaluation import majority_score, spread
 from stream_hbaf.networks.config import NetworkConfig
 from stream_hbaf.training.card import corpus_card, licence_of
-from stream_hbaf.training.fitting import Fitted, fit_network, one_thread
+from stream_hbaf.training.fitting import Fitted, end_with_parent, fit_network, one_thread
 from stream_hbaf.training.material import digest_of_material
 from stream_hbaf.training.mixture import train_mixture
 from stream_hbaf.training.preparation import Prepared, prepare
@@ -149,6 +149,7 @@ _received: list[tuple[Recipe, Prepared, Path]] = []  # in a training process: wh
 
 
 def _begin(recipe: Recipe, prepared: Prepared, folder: Path) -> None:
+    end_with_parent()
     _received[:] = [(recipe, prepared, folder)]
 
 
