@@ -24,8 +24,9 @@ from stream_hbaf.errors import StreamHbafError
 from stream_hbaf.events import Level, Speech, Stage, State, Status, Switch, SwitchName, Trigger
 from stream_hbaf.features.acoustic import Acoustic
 from stream_hbaf.features.transcript import Transcript
-from stream_hbaf.recognizer import Dialogue, Int16, Prediction, Sound, Words
+from stream_hbaf.recognizer import Dialogue, Int16, Prediction, Words
 from stream_hbaf.runtime import STAGES, Recognition, Runtime
+from stream_hbaf.speech.listener import Sound
 from stream_hbaf.speech.segmenter import Begin, Finish, Pause, Resume
 from stream_hbaf.utterance import SpokenUtterance
 

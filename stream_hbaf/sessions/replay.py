@@ -15,10 +15,11 @@ from pydantic import ValidationError
 from stream_hbaf.config import Config, SourceConfig
 from stream_hbaf.errors import BundleError, CorpusError
 from stream_hbaf.events import DialogueSummary, Model, Switch, Utterance
-from stream_hbaf.recognizer import Dialogue, Int16, Listener, Recognizer, Sound
+from stream_hbaf.recognizer import Dialogue, Int16, Recognizer
 from stream_hbaf.runtime import Conversation, Recognition
 from stream_hbaf.sessions.header import decisive_versions
 from stream_hbaf.sessions.session import Session, Stretch, sample_at
+from stream_hbaf.speech.listener import Listener, Sound
 from stream_hbaf.speech.segmenter import Begin, Finish
 from stream_hbaf.utterance import SpokenUtterance
 

@@ -29,11 +29,11 @@ from stream_hbaf.live import Recognition, replay
 from stream_hbaf.recognizer import (
     Dialogue,
     Int16,
-    Listener,
     Prediction,
     Recognizer,
     Words,
 )
+from stream_hbaf.speech.listener import Listener
 from stream_hbaf.training.preparation import utterances_of
 
 Flags = NDArray[np.bool_]
