@@ -20,8 +20,8 @@ SEEN = {
 }
 PAPERS = {  # by the kind of the network; the baselines ship in no bundle of their own
     "hbaf": "The paper is HBAF (Luo et al.)",
-    "mgcma": "The paper is MGCMA (Wang et al., ICASSP 2025), of which only a summary was to be had:"
-    " the forms of its parts are this project's",
+    "mgcma": "The network is MGCMA (Wang et al., ICASSP 2025), its forms this project's own where "
+    "the paper's summary,\nall that was to be had, gives none",
 }
 SOUNDS = {
     "lld": "openSMILE's 65 low-level descriptors of ComParE 2016, a token each 80 ms",

@@ -25,7 +25,7 @@ from its sound{seen}. Causal: it sees nothing of the future.
 ## What it was trained on
 
 - **Dialogues**: MELD, train part, text only (a television comedy), as written and in {misheard}
-  versions as a recogniser might understand it.{beside} The top {layers} layers of {encoder} were
+  {versions} as a recogniser might understand it.{beside} The top {layers} layers of {encoder} were
   fine-tuned on these words{soup}{adapters}.
 - **Voices**: {voices}: {clips:,} train clips, cut by the live segmenter, each as recorded and in
   {copies} versions with the level drawn between {quietest} and {loudest} dBFS, noise at 0 to 30 dB
@@ -144,6 +144,7 @@ def model_card(metrics: Mapping[str, Any]) -> str:
         id=metrics["id"],
         labels=", ".join(metrics["labels"]),
         misheard=fitting["misheard"],
+        versions="version" if fitting["misheard"] == 1 else "versions",
         beside=f" Beside it {' and '.join(others)}." if others else "",
         layers=recipe["tuning"]["layers"],
         encoder=recipe["encoder"],

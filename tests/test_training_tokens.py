@@ -1,0 +1,108 @@
+"""Promises of training networks that take tokens: from corpora to a bundle that listens."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from test_recognizer import transcript
+from test_training import RECIPE, make_corpora
+
+from stream_hbaf.audio.file import read_audio
+from stream_hbaf.bundle import Bundle
+from stream_hbaf.config import Config
+from stream_hbaf.features.text import DEFAULT_ENCODER, TextEncoder
+from stream_hbaf.networks.mgcma import MGCMA
+from stream_hbaf.recognizer import Recognizer
+from stream_hbaf.training.preparation import as_adapters
+from stream_hbaf.training.train import train
+
+RECORDINGS = Path(__file__).parent / "recordings"
+TOKENS = {
+    "network": {"kind": "mgcma", "hidden": 16, "heads": 2},
+    "audio": "lld",
+    "commonsense": "none",
+}
+MIXTURE = {**RECIPE, **TOKENS, "id": "mixed", "adapters": 4, "components": None}
+CORPUS = {
+    **TOKENS,
+    "id": "clips",
+    "corpus": "ravdess",
+    "classes": {"angry": ["anger"], "happy": ["joy"]},
+    "fitting": {"epochs": 2, "seeds": [0], "batch": 8, "workers": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    place = tmp_path_factory.mktemp("tokens")
+    make_corpora(place / "corpora")
+    return place
+
+
+def trained(place: Path, recipe: dict) -> Bundle:
+    file, name = place / f"{recipe['id']}.yaml", recipe["id"]
+    file.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    said = [].append
+    train(file, place / "corpora", place / name, cache=place / "cache", progress=said)
+    return Bundle.load(str(place / name))
+
+
+def test_a_mixture_gives_a_bundle_of_mgcma_that_listens(place: Path) -> None:
+    """Words and voices as tokens, tuned layers as adapters; and the whole is heard live."""
+    bundle = trained(place, MIXTURE)
+    assert bundle.config.hears == "lld"
+    assert (bundle.config.commonsense, bundle.inferences) == ("none", None)
+    assert bundle.config.network.kind == "mgcma"
+    assert all(isinstance(member, MGCMA) for member in bundle.network.members)
+    matrices = [name for name, tensor in bundle.tuned.items() if tensor.dim() == 2]
+    assert matrices
+    assert all(name.endswith((".lora_a", ".lora_b")) for name in matrices)
+    card = (place / "mixed" / "README.md").read_text(encoding="utf-8")
+    for words in ("each utterance by itself", "changes of rank 4", "MGCMA (Wang et al., ICASSP"):
+        assert words in card
+    assert "HBAF" not in card
+    samples = read_audio(RECORDINGS / "jfk.flac")[:48_000]
+    with Recognizer(Config(model=str(place / "mixed"))) as recognizer:
+        assert recognizer.acoustic is not None
+        dialogue = recognizer.dialogue()
+        words = recognizer.understand(transcript("And so my fellow Americans"))
+        final = recognizer.conclude(
+            acoustic=recognizer.acoustic.extract(samples),
+            words=words,
+            dialogue=dialogue,
+            explain=True,
+        )
+    assert final.modalities == ("audio", "text")
+    assert final.contributions is not None
+    assert final.contributions.context == 0.0  # each utterance by itself
+
+
+def test_one_corpus_gives_a_bundle_of_merged_classes(place: Path) -> None:
+    """A recipe's own labels are the bundle's, and its figures have accuracy and recall."""
+    bundle = trained(place, CORPUS)
+    assert bundle.labels == ("angry", "happy")
+    metrics = json.loads((place / "clips" / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["utterances"] == {"train": 36, "dev": 4, "test": 4}
+    assert 0.0 <= metrics["spread"]["test"]["uar"]["mean"] <= 1.0
+
+
+def test_adapters_are_the_largest_part_of_a_tuning() -> None:
+    """Of full rank they are the tuning; of less, what is lost is its smallest directions."""
+    name = "encoder.layer.5.attention.output.dense.weight"
+    untuned = dict(TextEncoder(DEFAULT_ENCODER).model.named_parameters())[name].detach()
+    torch.manual_seed(0)
+    change = torch.randn(384, 2) @ torch.randn(2, 384) / 100 + torch.randn(384, 384) / 1e4
+    bias = torch.ones(384)
+    tuning = {name: untuned + change, "encoder.layer.5.attention.output.dense.bias": bias}
+    kept = as_adapters(DEFAULT_ENCODER, tuning, rank=2)
+    lower, upper = (kept[f"{name}.lora_{half}"].float() for half in "ab")
+    sizes = torch.linalg.svdvals(change)
+    lost = torch.linalg.matrix_norm(change - upper @ lower)
+    assert lost == pytest.approx(float(sizes[2:].square().sum().sqrt()), rel=0.05)
+    assert torch.equal(kept["encoder.layer.5.attention.output.dense.bias"], bias)
+    encoder = TextEncoder(DEFAULT_ENCODER, tuned=kept)
+    found = dict(encoder.model.named_parameters())[name].detach()
+    np.testing.assert_allclose(found, untuned + upper @ lower, atol=1e-6)
