@@ -30,6 +30,7 @@ from stream_hbaf.errors import ConfigError, ModelError
 from stream_hbaf.features.acoustic import EGEMAPS, AcousticExtractor
 from stream_hbaf.features.representations import open_representation
 from stream_hbaf.features.speech_encoder import PIECE_S, SpeechEncoder
+from stream_hbaf.features.tokens import from_rows
 from stream_hbaf.features.transcript import WhisperEncoder
 
 RATE = 16_000
@@ -232,6 +233,18 @@ def test_tokens_of_long_sound_have_its_vector_as_mean(tiny: dict[str, Path]) -> 
     assert first is not None
     np.testing.assert_allclose(tokens, np.concatenate([first, first]), atol=1e-4)
     np.testing.assert_allclose(tokens.mean(0), encoder.extract(sound), atol=1e-5)
+
+
+def test_states_of_an_encoder_are_tokens_of_eighty_milliseconds(tiny: dict[str, Path]) -> None:
+    """By the name "tokens:" and the encoder's, four states each, as one row of a cache."""
+    opened = open_representation(f"tokens:{tiny['wav2vec2']}")
+    row, states = opened.extract(SPEECH[:32_000]), SpeechEncoder(str(tiny["wav2vec2"]))
+    tokens, expected = from_rows(row[None])[0], states.tokens(SPEECH[:32_000])
+    assert (opened.width, tokens.shape) == (64 * 16, (64, 16))
+    np.testing.assert_allclose(tokens[3], expected[12:16].mean(0), atol=1e-5)
+    assert np.isfinite(tokens).all(axis=1).sum() == -(-len(expected) // 4)
+    assert opened.extract(SPEECH[:300]) is None
+    opened.close()
 
 
 def test_encoder_version_names_its_weights(tiny: dict[str, Path], tmp_path: Path) -> None:
