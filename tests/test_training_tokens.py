@@ -13,9 +13,12 @@ from test_training import RECIPE, make_corpora
 from stream_hbaf.audio.file import read_audio
 from stream_hbaf.bundle import Bundle
 from stream_hbaf.config import Config
+from stream_hbaf.corpora.reading import open_corpus
+from stream_hbaf.evaluation import score
 from stream_hbaf.features.text import DEFAULT_ENCODER, TextEncoder
 from stream_hbaf.networks.mgcma import MGCMA
 from stream_hbaf.recognizer import Recognizer
+from stream_hbaf.training.judging import predict_corpus
 from stream_hbaf.training.preparation import as_adapters
 from stream_hbaf.training.train import train
 
@@ -87,6 +90,19 @@ def test_one_corpus_gives_a_bundle_of_merged_classes(place: Path) -> None:
     metrics = json.loads((place / "clips" / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["utterances"] == {"train": 36, "dev": 4, "test": 4}
     assert 0.0 <= metrics["spread"]["test"]["uar"]["mean"] <= 1.0
+
+
+def test_a_bundle_of_tokens_is_judged_as_it_was_trained(place: Path) -> None:
+    """``evaluate`` gives what training measured on its test split."""
+    recipe = {name: value for name, value in CORPUS.items() if name != "classes"}
+    bundle = trained(place, {**recipe, "id": "seven"})
+    metrics = json.loads((place / "seven" / "metrics.json").read_text(encoding="utf-8"))
+    corpus = open_corpus("ravdess", place / "corpora")
+    judged = predict_corpus(bundle, corpus, "test", cache=place / "cache")
+    assert judged.heard == 4
+    found = score(judged.gold, judged.probabilities)
+    assert found.accuracy == pytest.approx(metrics["seeds"]["0"]["test"]["accuracy"])
+    assert found.ece == pytest.approx(metrics["seeds"]["0"]["test"]["ece"], abs=1e-4)
 
 
 def test_adapters_are_the_largest_part_of_a_tuning() -> None:

@@ -21,8 +21,14 @@ from stream_hbaf.evaluation import Labels, Probabilities
 from stream_hbaf.features.commonsense import RELATIONS
 from stream_hbaf.features.context import Turn
 from stream_hbaf.training.material import Flags, Material, predict
-from stream_hbaf.training.preparation import label_indices, rows_of, utterances_of
+from stream_hbaf.training.preparation import (
+    label_indices,
+    number_speakers,
+    rows_of,
+    utterances_of,
+)
 from stream_hbaf.training.remembering import infer_commonsense, remember_dialogues
+from stream_hbaf.training.sound import shape_for
 
 Float32 = NDArray[np.float32]
 Progress = Callable[[str], None]
@@ -91,7 +97,8 @@ def _hear(
     workers: int,
     progress: Progress,
 ) -> Float32 | None:
-    """Scaled sound features [N, A], rows of NaN where there is none; None if none are heard."""
+    """Scaled sound features [N, A], or tokens [N, F, A], NaN where there is none; None if none
+    are heard."""
     acoustic = {"ComParE_2016": "compare"}.get(bundle.config.hears, bundle.config.hears)
     if acoustic == NONE:
         return None
@@ -118,9 +125,11 @@ def _hear(
         progress(extracted.leftovers)
     if extracted.skipped:
         progress(f"{len(extracted.skipped)} without sound, the first is {extracted.skipped[0]}")
-    rows = extracted.features[split]
-    there = np.isfinite(rows).any(axis=1, keepdims=True)
-    heard: Float32 = np.where(there, bundle.scale(rows), np.float32(np.nan))
+    takes = bundle.config.network.takes_tokens
+    rows = shape_for(extracted.features[split], representation=acoustic, tokens=takes)
+    there = np.isfinite(rows).any(axis=-1)
+    heard = np.full((*there.shape, bundle.config.network.audio_width), np.nan, np.float32)
+    heard[there] = bundle.scale(rows[there])
     return heard
 
 
@@ -133,7 +142,7 @@ def _gather(
     text, commonsense = _read(bundle, dialogues, cache=cache)
     heard: Flags | None = None
     if sound is not None:
-        heard = np.array(np.isfinite(sound).all(axis=1))
+        heard = np.asarray(np.isfinite(sound.reshape(len(sound), -1)).any(axis=1))
     return Material(
         labels=label_indices(utterances, corpus.labels),
         text=text,
@@ -142,6 +151,7 @@ def _gather(
         dialogues=rows_of(dialogues),
         audio_mask=heard,
         text_mask=np.array([bool(u.text.strip()) for u in utterances]),
+        speakers=number_speakers(dialogues),
     )
 
 

@@ -14,7 +14,7 @@ from stream_hbaf.errors import CorpusError
 from stream_hbaf.features.representations import LLD, TOKENS
 from stream_hbaf.features.tokens import from_rows
 from stream_hbaf.training.material import NO_LABEL, Flags
-from stream_hbaf.training.recipe import MixtureRecipe, Recipe
+from stream_hbaf.training.recipe import Recipe
 from stream_hbaf.training.selection import fit_scaling, scale
 
 Float32 = NDArray[np.float32]
@@ -58,7 +58,10 @@ def prepare_sound(
         progress(f"{recipe.audio}: {len(extracted.skipped)} without; {extracted.skipped[0]}")
     if not np.isfinite(extracted.features["train"]).any():
         raise CorpusError(f"{corpus.name}: no utterance of train has any sound to measure")
-    measured = {split: shape_for(recipe, rows) for split, rows in extracted.features.items()}
+    measured = {
+        split: shape_for(rows, representation=recipe.audio, tokens=recipe.takes_tokens)
+        for split, rows in extracted.features.items()
+    }
     plan = recipe.selection if recipe.audio in SELECTED else None
     scaling = fit_scaling(measured["train"], _labels(corpus), plan)
     return Sound(
@@ -72,11 +75,11 @@ def prepare_sound(
     )
 
 
-def shape_for(recipe: Recipe | MixtureRecipe, rows: Float32) -> Float32:
-    """Measured [N, W] as the recipe's network takes it: as it is, or as tokens [N, F, D]."""
-    if not recipe.takes_tokens:
+def shape_for(rows: Float32, *, representation: str, tokens: bool) -> Float32:
+    """Measured [N, W] as a network takes it: as it is, or as ``tokens`` [N, F, D]."""
+    if not tokens:
         return rows
-    if recipe.audio == LLD or recipe.audio.startswith(TOKENS):
+    if representation == LLD or representation.startswith(TOKENS):
         return from_rows(rows)
     return rows[:, None]  # one vector is one token
 

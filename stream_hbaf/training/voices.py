@@ -167,7 +167,7 @@ def _measure(
         workers=recipe.acoustics.workers,
         progress=progress,
     )
-    rows = shape_for(recipe, rows)
+    rows = shape_for(rows, representation=recipe.audio, tokens=recipe.takes_tokens)
     return {name: rows[n :: len(names)] for n, name in enumerate(names)}
 
 
