@@ -29,6 +29,17 @@ def own_state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Tiny tensors: more threads only wait for one another."""
+    import torch  # seconds, which most tests need not pay
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def recognizer() -> Iterator["Recognizer"]:
     """The recogniser as it ships, with real Whisper and the trained bundle."""

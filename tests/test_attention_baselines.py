@@ -4,7 +4,6 @@ The equations are written a second time: float64, plain loops, no torch.
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -76,13 +75,7 @@ ABLATIONS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tiny tensors: more threads only wait for one another."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def network(config: NetworkConfig, seed: int = 0) -> Network:

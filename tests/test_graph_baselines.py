@@ -38,13 +38,7 @@ NETWORKS = [(Mmgcn, MMGCN), (HgraphCl, HGRAPH), (AgfIb, AGF)]
 EACH = pytest.mark.parametrize(("build", "config"), NETWORKS, ids=["mmgcn", "hgraph-cl", "agf-ib"])
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Tiny tensors: more threads only wait for one another."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def ready(build, config) -> Network:

@@ -18,13 +18,7 @@ SMALL = MgcmaConfig(audio_width=6, text_width=5, hidden=8, heads=2, layers=2, cl
 Vector = list[float]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Tiny tensors: more threads only wait for one another."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
