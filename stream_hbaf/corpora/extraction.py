@@ -237,15 +237,22 @@ def _open_worker(work: _Work) -> None:
     _work = work
     os.environ["OMP_NUM_THREADS"] = "1"  # torch reads it when an encoder first imports it
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's: it ends the pool
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
 
 
-def _end_with_parent() -> None:
-    """A parent that was killed ends no pool: its processes would wait for work forever."""
+def end_with_parent() -> None:
+    """A parent that was killed ends no pool: its processes would work, or wait for work, forever.
+
+    For a process of a pool, at its beginning.
+    """
     parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+
+    def wait() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 @cache

@@ -20,10 +20,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from stream_hbaf.corpora.extraction import end_with_parent
 from stream_hbaf.errors import ConfigError, ModelError, StreamHbafError
 from stream_hbaf.evaluation import Score
 from stream_hbaf.training.costs import Cost, measure_costs
-from stream_hbaf.training.fitting import end_with_parent, one_thread
+from stream_hbaf.training.fitting import one_thread
 from stream_hbaf.training.grid import (
     Experiment,
     Run,

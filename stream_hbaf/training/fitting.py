@@ -2,9 +2,6 @@
 any other with its own.
 """
 
-import multiprocessing
-import os
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -172,18 +169,6 @@ def draw_batches(
         pool = sorted(order[start : start + POOLED * size], key=lambda n: len(dialogues[n]))
         batches += [pool[first : first + size] for first in range(0, len(pool), size)]
     return [[dialogues[n] for n in batches[k]] for k in draw.permutation(len(batches))]
-
-
-def end_with_parent() -> None:
-    """What is killed leaves no training process behind that nobody would hear of."""
-    parent = multiprocessing.parent_process()
-
-    def wait() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from torch import Tensor
 from stream_hbaf.bundle import NONE, Bundle, BundleConfig, read_network
 from stream_hbaf.certainty import Calibration, Pattern
 from stream_hbaf.corpora.dialogue import LABELS, Corpus
+from stream_hbaf.corpora.extraction import end_with_parent
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.evaluation import Score, majority_score, score, spread
 from stream_hbaf.features.commonsense import Event2MindHeads, NoCommonsense
@@ -27,7 +28,7 @@ from stream_hbaf.networks.config import NetworkConfig
 from stream_hbaf.networks.ensemble import join
 from stream_hbaf.networks.network import Network
 from stream_hbaf.training.calibration import Judgement, fit_calibration
-from stream_hbaf.training.fitting import end_with_parent, one_thread
+from stream_hbaf.training.fitting import one_thread
 from stream_hbaf.training.material import Material, digest_of_material, predict
 from stream_hbaf.training.mixing import (
     Acted,
