@@ -22,6 +22,7 @@ from stream_hbaf.errors import BundleError, ConfigError
 from stream_hbaf.events import Contributions, Inferred
 from stream_hbaf.features.acoustic import LLD_MS, Acoustic, AcousticExtractor
 from stream_hbaf.features.context import EMPTY_WINDOW, Turn, TurnWindow
+from stream_hbaf.features.representations import LLD
 from stream_hbaf.features.tokens import to_tokens
 from stream_hbaf.features.transcript import Transcriber, Transcript
 from stream_hbaf.networks.state import Features, State
@@ -34,7 +35,7 @@ Float32 = NDArray[np.float32]
 
 # Acoustic features that can be computed while sound comes in: ComParE's low-level descriptors as
 # tokens, its functionals, and beside these what the encoder of some Whisper model hears.
-LLD, FUNCTIONALS, WITH_WHISPER = "lld", "ComParE_2016", "compare+whisper:"
+FUNCTIONALS, WITH_WHISPER = "ComParE_2016", "compare+whisper:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,8 +256,8 @@ class Recognizer:
             if words is None or words.transcript.sound is None:
                 return None
             measured.append(words.transcript.sound)
-        heard: Float32 = self.bundle.scale(np.concatenate(measured)[None])[0]
-        return heard
+        heard: Float32 = self.bundle.scale(np.concatenate(measured)[None])
+        return heard if self.bundle.config.network.takes_tokens else heard[0]
 
     def _say_with(
         self, every: Sequence[frozenset[str]], *, features: Features, state: State

@@ -35,7 +35,7 @@ def configured(kind: str, mode: str = "live"):
     return read_network({"kind": kind, "mode": mode, **WIDTHS, **sizes})
 
 
-def saved(kind: str, place: Path, *, mode: str = "live") -> Config:
+def saved(kind: str, place: Path, *, mode: str = "live", acoustic: str = "") -> Config:
     """The settings of a recogniser whose bundle has a network of that kind."""
     (place / "encoder").mkdir()
     network = configured(kind, mode)
@@ -48,7 +48,7 @@ def saved(kind: str, place: Path, *, mode: str = "live") -> Config:
         labels=("anger", "joy", "sadness"),
         encoder=encoder.id,
         context=CONTEXT,
-        acoustic="lld" if tokens else "ComParE_2016",
+        acoustic=acoustic or ("lld" if tokens else "ComParE_2016"),
         commonsense="none",
         network=network,
     )
@@ -152,6 +152,16 @@ def test_tokens_are_the_sound_that_mgcma_hears(tmp_path: Path) -> None:
             acoustic=replace(heard(0), functionals=heard(1).functionals), words=None, state=state
         )
     assert first == same
+    assert first.probabilities != other.probabilities
+
+
+def test_functionals_are_one_token_for_mgcma(tmp_path: Path) -> None:
+    """Trained on one vector an utterance, it listens to one vector an utterance."""
+    with Recognizer(saved("mgcma", tmp_path, acoustic="ComParE_2016")) as recognizer:
+        state = recognizer.dialogue().state
+        first, _ = recognizer.classify(acoustic=heard(0), words=None, state=state)
+        other, _ = recognizer.classify(acoustic=heard(1), words=None, state=state)
+    assert first.modalities == ("audio",)
     assert first.probabilities != other.probabilities
 
 

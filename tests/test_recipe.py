@@ -379,3 +379,12 @@ def test_a_corpus_that_is_missing_is_named(tmp_path):
     """Before anything is computed."""
     with pytest.raises(CorpusError, match=r"train_sent_emo\.csv is missing"):
         train(write_recipe(tmp_path), tmp_path, tmp_path / "out", cache=tmp_path / "cache")
+
+
+def test_a_recipe_of_tokens_for_a_network_of_vectors_is_refused(tmp_path):
+    """One line that says which setting, before hours of work."""
+    file = tmp_path / "mixed-up.yaml"
+    tree = {"id": "x", "corpus": "ravdess", "audio": "lld", "network": {"kind": "mmgcn"}}
+    file.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    with pytest.raises(ConfigError, match="'audio': 'lld' is tokens, which only mgcma takes"):
+        read_recipe(file)

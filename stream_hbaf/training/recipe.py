@@ -14,6 +14,7 @@ from stream_hbaf.config import Positive, Section, read_yaml
 from stream_hbaf.corpora.acoustics import AcousticsConfig
 from stream_hbaf.corpora.reading import CORPORA, MANIFEST, SESSIONS
 from stream_hbaf.errors import ConfigError
+from stream_hbaf.features.representations import LLD, TOKENS
 from stream_hbaf.features.text import DEFAULT_ENCODER
 from stream_hbaf.networks.config import NetworkConfig
 from stream_hbaf.training.distillation import HeadsConfig
@@ -45,6 +46,15 @@ class _Network(Section):
     def takes_tokens(self) -> bool:
         """Whether the network is given tokens rather than one vector an utterance."""
         return read_network(self.network).takes_tokens
+
+    @field_validator("audio", check_fields=False)
+    @classmethod
+    def _can_be_taken(cls, audio: str, known: ValidationInfo) -> str:
+        tokens = audio == LLD or audio.startswith(TOKENS)
+        network = known.data.get("network")
+        if tokens and network is not None and not read_network(network).takes_tokens:
+            raise ValueError(f"'{audio}' is tokens, which only mgcma takes; choose another sound")
+        return audio
 
     @field_validator("network")
     @classmethod
