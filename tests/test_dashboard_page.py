@@ -1,6 +1,7 @@
 """The page in a real Chromium: what people see and do."""
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 from chromium import Loop, chromium
 from conftest import RECORDINGS
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Locator, Page, expect
 from spoken import INFO, Clerk, record, said
 
 from stream_hbaf.config import DashboardConfig, SourceConfig
@@ -183,14 +184,14 @@ def test_timeline_has_a_lane_for_each_speaker_and_a_table(browser: Browser, cler
     with serve(clerk) as served, page_at(browser, served.address) as page:
         served.send(said(1), said(2, "anger", source="ben"), said(3, "fear", at_s=300))
         expect(page.locator(".lane")).to_have_text(["Ann", "Ben"])
-        boxes = [block.bounding_box() for block in page.locator(".block rect").all()]
-        ann, ben, later = [box for box in boxes if box is not None]
+        blocks = page.locator(".block rect")
+        expect(blocks).to_have_count(3)
+        ann, ben, later = [box for box in map(Locator.bounding_box, blocks.all()) if box]
         assert ben["y"] > ann["y"] + 40
         assert later["x"] - ben["x"] < 300
         expect(page.locator(".silence")).to_have_text(["5 min"])
-        assert "3 utterances of Ann, Ben" in (
-            page.locator("svg.timeline").get_attribute("aria-label") or ""
-        )
+        timeline = page.locator("svg.timeline")
+        expect(timeline).to_have_attribute("aria-label", re.compile("3 utterances of Ann, Ben"))
         page.get_by_text("The timeline as a table").click()
         rows = page.get_by_role("table", name="Finished utterances").get_by_role("row")
         expect(rows).to_have_count(4)
@@ -204,7 +205,7 @@ def test_level_and_health_are_shown(browser: Browser, clerk: Clerk) -> None:
         served.send(Status(source="ann", stage="vad", state="degraded", detail="out of memory"))
         expect(page.get_by_text("−20 dB, somebody speaks")).to_be_visible()
         expect(page.get_by_text("▲ vad degraded out of memory")).to_be_visible()
-        assert page.locator("canvas").evaluate(PAINTED) > 10_000
+        page.wait_for_function(PAINTED)
 
 
 def test_correction_by_a_click_arrives_as_feedback(browser: Browser, clerk: Clerk) -> None:
@@ -435,10 +436,12 @@ def nameless(page: Page) -> list[str]:
     ]
 
 
-# Pixels that aren't empty.
-PAINTED = """canvas => canvas.getContext("2d")
-  .getImageData(0, 0, canvas.width, canvas.height).data
-  .filter((one, n) => n % 4 == 3 && one).length"""
+# Whether more than 10,000 pixels of the level meter aren't empty.
+PAINTED = """() => {
+  const canvas = document.querySelector("canvas");
+  const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+  return pixels.filter((one, n) => n % 4 == 3 && one).length > 10_000;
+}"""
 
 # Each text against what is painted behind it, by WCAG 2's formula.
 FAINT_TEXT = """() => {

@@ -22,6 +22,8 @@ class Ensemble(Network):
     moved and compared as any other.
     """
 
+    state_dims = 1  # M
+
     def __init__(self, members: Sequence[Network]) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
@@ -38,21 +40,15 @@ class Ensemble(Network):
         joined = torch.cat(parts, dim=-1) if parts else None
         return Output(_mean_logits([one.logits for one in said]), h_m=joined)
 
-    @torch.no_grad()
-    def step(self, features: Features, state: State) -> tuple[Tensor, State]:
+    def step_streams(self, turn: Features, state: State) -> tuple[Tensor, State]:
         """As every network's."""
-        streams = len(state.shape) == 2  # [S, M]
-        own = [
-            state.map(partial(torch.select, dim=1 if streams else 0, index=n))
-            for n in range(len(self.members))
-        ]
         stepped = [
-            member.step(features, before) for member, before in zip(self._each, own, strict=True)
+            member.step_streams(turn, state.map(partial(torch.select, dim=1, index=n)))
+            for n, member in enumerate(self._each)
         ]
         after = state.stack([state for _, state in stepped])
-        if streams:
-            after = after.map(lambda part: part.transpose(0, 1))
-        return _mean_logits([logits for logits, _ in stepped]), after
+        logits = _mean_logits([logits for logits, _ in stepped])
+        return logits, after.map(lambda part: part.transpose(0, 1))
 
     def blank(self, streams: int) -> State:
         """The state before the first utterance, [S, M, ..]."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from stream_hbaf.networks.config import HbafConfig
 from stream_hbaf.networks.fusion import BimodalAttention, DynamicFilterGate, Fusion, Residual
 from stream_hbaf.networks.network import Network, Output
-from stream_hbaf.networks.state import PARTIES, DialogueState, Features, lead
+from stream_hbaf.networks.state import PARTIES, DialogueState, Features
 from stream_hbaf.networks.unimodal import (
     AudioContextNetwork,
     QueryAttention,
@@ -100,16 +100,11 @@ class HBAF(Network):
         )
         return Output(logits, parts.get("a"), parts.get("l"), fused)
 
-    @torch.no_grad()
-    def step(self, features: Features, state: DialogueState) -> tuple[Tensor, DialogueState]:
-        """As every network's. No gradient: a state must not hold on to its past."""
-        if not state.shape:
-            one, after = self.step(features.map(lead), state.map(lead))
-            return one[0], after.map(lambda part: part[0])
-        features = features.map(lambda part: part[:, None])
-        mask = state.window_mask.new_ones(len(state.window_mask), 1)  # [S, 1]
-        audio = torch.cat([state.audio_window, self._audio(features, mask)], dim=1)
-        newest, state = self._text(features, mask, state)
+    def step_streams(self, turn: Features, state: DialogueState) -> tuple[Tensor, DialogueState]:
+        """As every network's."""
+        mask = turn.present()  # [S, 1]
+        audio = torch.cat([state.audio_window, self._audio(turn, mask)], dim=1)
+        newest, state = self._text(turn, mask, state)
         text = torch.cat([state.text_window, newest], dim=1)
         heard = torch.cat([state.window_mask, mask], dim=1)
         order = torch.argsort((~heard).int(), dim=1, stable=True)  # unused slots go last

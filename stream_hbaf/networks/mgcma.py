@@ -9,7 +9,7 @@ F speech and T text tokens of an utterance, n of either, N of all V together; A 
 speech and text tokens, H hidden, C classes.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -21,7 +21,7 @@ from stream_hbaf.networks.alignment import AlignmentCriterion
 from stream_hbaf.networks.config import NetworkConfig
 from stream_hbaf.networks.fusion import Residual
 from stream_hbaf.networks.network import Network, Output, Standardise
-from stream_hbaf.networks.state import Features, Nothing, lead
+from stream_hbaf.networks.state import Features, Nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,15 +286,9 @@ class MGCMA(Network):
         h_a, h_l = (padded(met[m]) if m in met else None for m in "al")
         return Output(padded(self.classifier(joined)), h_a, h_l, padded(joined))
 
-    @torch.no_grad()
-    def step(self, features: Features, state: Nothing) -> tuple[Tensor, Nothing]:
+    def step_streams(self, turn: Features, state: Nothing) -> tuple[Tensor, Nothing]:
         """As every network's; the state it gives is the one it got."""
-        if not state.shape:
-            return self.step(features.map(lead), state.map(lead))[0][0], state
-        features = features.map(lambda part: part[:, None])
-        mask = state.nothing.new_ones(len(state.nothing), 1).bool()  # [S, 1]
-        logits = self(replace(features, utterance_mask=mask)).logits
-        return logits[:, 0], state
+        return self(turn).logits[:, 0], state
 
     @torch.no_grad()
     def standardise(self, text: Tensor) -> None:

@@ -4,15 +4,15 @@ Letters as in state.py; C classes.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from stream_hbaf.errors import ModelError
 from stream_hbaf.networks.config import NetworkConfig
-from stream_hbaf.networks.state import Features, State
+from stream_hbaf.networks.state import Features, State, first, lead
 
 SMALLEST_DEVIATION = 1e-3  # of a text feature; half precision must still tell it from zero
 
@@ -39,33 +39,49 @@ class Network(nn.Module, ABC):
     """
 
     config: NetworkConfig
+    state_dims: ClassVar[int] = 0  # of a lone dialogue's state, before its parts' own
 
     @abstractmethod
     def forward(self, features: Features) -> Output:
         """[B, U, ..] → logits of every utterance of whole dialogues."""
 
-    @abstractmethod
+    @torch.no_grad()
     def step(self, features: Features, state: Any) -> tuple[Tensor, Any]:
         """One utterance of a dialogue → logits [C] and the state after it.
 
         With a state of S streams, one utterance of each: features [S, ..] → logits [S, C].
-        ``state``, which must be this network's own, stays as it was.
+        ``state``, which must be this network's own, stays as it was. No gradient: a state must not
+        hold on to its past. Raises ModelError offline.
         """
+        self._require_live()
+        if len(state.shape) == self.state_dims:  # one dialogue: one stream
+            logits, after = self.step(features.map(lead), state.map(lead))
+            return logits[0], after.map(first)
+        now = torch.ones(state.shape[0], 1, dtype=torch.bool, device=state.device)
+        turn = replace(features.map(lambda part: part[:, None]), utterance_mask=now)
+        return self.step_streams(turn, state)
+
+    @abstractmethod
+    def step_streams(self, turn: Features, state: Any) -> tuple[Tensor, Any]:
+        """What ``step`` does, of one utterance of each of S streams: [S, 1, ..] → logits [S, C]."""
 
     @abstractmethod
     def blank(self, streams: int) -> State:
-        """The state before the first utterance, [S, ..], of the device and type of the weights."""
+        """What ``initial_state`` gives: [S, ..], of the device and type of the weights."""
 
     def initial_state(self, streams: int | None = None) -> Any:
         """The state before a dialogue's first utterance, of one dialogue or of S streams.
 
         Raises ModelError offline: what needs the future can't be asked before it.
         """
-        if self.config.mode != "live":
-            raise ModelError("this network was trained offline and sees the future; use a live one")
+        self._require_live()
         if streams is not None:
             return self.blank(streams)
-        return self.blank(1).map(lambda part: part[0])
+        return self.blank(1).map(first)
+
+    def _require_live(self) -> None:
+        if self.config.mode != "live":
+            raise ModelError("this network was trained offline and sees the future; use a live one")
 
     @torch.no_grad()
     def standardise(self, text: Tensor) -> None:

@@ -75,8 +75,18 @@ class State:
     @property
     def shape(self) -> torch.Size:
         """The leading shape."""
-        first: Tensor = getattr(self, fields(self)[0].name)
-        return first.shape[: first.dim() - self.OWN]
+        part = self._first
+        return part.shape[: part.dim() - self.OWN]
+
+    @property
+    def device(self) -> torch.device:
+        """Where it lies."""
+        return self._first.device
+
+    @property
+    def _first(self) -> Tensor:
+        part: Tensor = getattr(self, fields(self)[0].name)
+        return part
 
     def tensors(self) -> dict[str, Tensor]:
         """Every part by name, contiguous, to be saved; ``Child(**tensors)`` restores it."""
@@ -137,3 +147,8 @@ class DialogueState(State):
 def lead(part: Tensor) -> Tensor:
     """One dialogue's tensor as that of one stream."""
     return part[None]
+
+
+def first(part: Tensor) -> Tensor:
+    """The first stream's tensor as that of one dialogue."""
+    return part[0]

@@ -13,18 +13,17 @@ map and dropout stand before the first LSTMs, as in all baselines here. Not give
 dropout stands and ReLU in the dense layer, both our choice.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from stream_hbaf.errors import ModelError
-from stream_hbaf.networks.baselines.inputs import SEES_THE_FUTURE, Inputs
+from stream_hbaf.networks.baselines.inputs import Inputs
 from stream_hbaf.networks.config import Mode, NetworkConfig
 from stream_hbaf.networks.network import Network, Output
-from stream_hbaf.networks.state import Features, State, lead
+from stream_hbaf.networks.state import Features, State
 
 Memory = tuple[Tensor, Tensor]  # an LSTM's hidden and cell, [S, H] each
 
@@ -130,17 +129,9 @@ class BcLstm(Network):
         logits = self.classifier(fused).masked_fill(hidden, 0.0)
         return Output(logits, parts.get("a"), parts.get("l"), fused.masked_fill(hidden, 0.0))
 
-    @torch.no_grad()
-    def step(self, features: Features, state: BcLstmState) -> tuple[Tensor, BcLstmState]:
-        """As every network's. Raises ModelError offline."""
-        if self.config.mode != "live":
-            raise ModelError(SEES_THE_FUTURE)
-        if not state.shape:
-            one, after = self.step(features.map(lead), state.map(lead))
-            return one[0], after.map(lambda part: part[0])
-        now = torch.ones(len(state.hidden), 1, dtype=torch.bool, device=state.hidden.device)
-        given = replace(features.map(lambda part: part[:, None]), utterance_mask=now)
-        streams = [stream[:, 0] for stream in self._streams(given)[0]]
+    def step_streams(self, turn: Features, state: BcLstmState) -> tuple[Tensor, BcLstmState]:
+        """As every network's."""
+        streams = [stream[:, 0] for stream in self._streams(turn)[0]]
         before = list(zip(state.hidden.unbind(1), state.cell.unbind(1), strict=True))
         after_each: list[Memory] = []
         for n, context in enumerate(self._each):
@@ -154,9 +145,7 @@ class BcLstm(Network):
         return self.classifier(fused), BcLstmState(hidden, cell)
 
     def blank(self, streams: int) -> BcLstmState:
-        """The state before the first utterance, [S, ..]. Raises ModelError offline."""
-        if self.config.mode != "live":
-            raise ModelError(SEES_THE_FUTURE)
+        """The state before the first utterance, [S, ..]."""
         lstms = len(self.contexts) + (self.fusing is not None)
         zeros = self.classifier.weight.new_zeros(streams, lstms, self.config.hidden)
         return BcLstmState(zeros, zeros.clone())

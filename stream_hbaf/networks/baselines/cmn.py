@@ -13,7 +13,7 @@ the scores, one memory for all hops. That code stacks two GRUs on each history a
 softmax count the other history's slots as zeros; here it is one GRU, and a history's own slots.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
@@ -24,7 +24,7 @@ from stream_hbaf.errors import ConfigError
 from stream_hbaf.networks.baselines.inputs import Heard, Inputs, require_live
 from stream_hbaf.networks.config import NetworkConfig
 from stream_hbaf.networks.network import Network, Output
-from stream_hbaf.networks.state import Features, State, lead
+from stream_hbaf.networks.state import Features, State
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,19 +112,13 @@ class Cmn(Network):
         logits = self.classifier(self.dropout(read)).masked_fill(~heard.mask[..., None], 0.0)
         return Output(logits, h_m=read)
 
-    @torch.no_grad()
-    def step(self, features: Features, state: CmnState) -> tuple[Tensor, CmnState]:
+    def step_streams(self, turn: Features, state: CmnState) -> tuple[Tensor, CmnState]:
         """As every network's."""
-        if not state.shape:
-            one, after = self.step(features.map(lead), state.map(lead))
-            return one[0], after.map(lambda part: part[0])
-        streams = torch.arange(len(state.speaker), device=state.speaker.device)
-        now = torch.ones_like(streams, dtype=torch.bool)[:, None]
-        given = replace(features.map(lambda part: part[:, None]), utterance_mask=now)
-        heard: Heard = self.inputs(given)
+        heard: Heard = self.inputs(turn)
         utterances = torch.cat([state.utterances, heard.both], dim=1)
         speaker = torch.cat([state.speaker, heard.speaker], dim=1)
-        mask = torch.cat([state.utterance_mask, now], dim=1)
+        mask = torch.cat([state.utterance_mask, heard.mask], dim=1)
+        streams = torch.arange(len(mask), device=mask.device)
         last = torch.full_like(streams, self.config.memory)
         read = self._read(utterances, speaker, mask, streams, last)
         after = CmnState(utterances[:, 1:], speaker[:, 1:], mask[:, 1:])

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stream_hbaf.errors import ConfigError, ModelError
-from stream_hbaf.networks.baselines.inputs import PARTIES, SEES_THE_FUTURE, Heard, Inputs
+from stream_hbaf.errors import ConfigError
+from stream_hbaf.networks.baselines.inputs import PARTIES, Heard, Inputs
 from stream_hbaf.networks.config import Mode, NetworkConfig
 from stream_hbaf.networks.network import Network, Output
-from stream_hbaf.networks.state import Features, State, lead
+from stream_hbaf.networks.state import Features, State
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +147,7 @@ class DialogueRnn(Network):
         """As every network's; h_m is e_t, offline that of both directions."""
         heard: Heard = self.inputs(features)
         utterances, speaker, mask = heard.both, heard.speaker, heard.mask
-        start = self._start(len(mask))
+        start = self.blank(len(mask))
         # Those who never speak say nothing to the others.
         start = replace(start, parties=start.parties[:, : int(speaker.max()) + 1])
         emotions, _ = self.forwards(utterances, speaker, start)
@@ -159,28 +159,19 @@ class DialogueRnn(Network):
         logits = self._classify(self._attend(emotions, mask)).masked_fill(~mask[..., None], 0.0)
         return Output(logits, h_m=emotions)
 
-    @torch.no_grad()
-    def step(self, features: Features, state: DialogueRnnState) -> tuple[Tensor, DialogueRnnState]:
-        """As every network's. Raises ModelError offline."""
-        if self.config.mode != "live":
-            raise ModelError(SEES_THE_FUTURE)
-        if not state.shape:
-            one, after = self.step(features.map(lead), state.map(lead))
-            return one[0], after.map(lambda part: part[0])
-        now = torch.ones_like(state.past_mask[:, :1])
-        given = replace(features.map(lambda part: part[:, None]), utterance_mask=now)
-        heard: Heard = self.inputs(given)
+    def step_streams(
+        self, turn: Features, state: DialogueRnnState
+    ) -> tuple[Tensor, DialogueRnnState]:
+        """As every network's."""
+        heard: Heard = self.inputs(turn)
         emotions, after = self.forwards(heard.both, heard.speaker, state)
         return self._classify(emotions[:, 0]), after
 
     def blank(self, streams: int) -> DialogueRnnState:
-        """The state before the first utterance, [S, ..]. Raises ModelError offline."""
-        if self.config.mode != "live":
-            raise ModelError(SEES_THE_FUTURE)
-        return self._start(streams)
+        """The state before the first utterance, [S, ..]: all zero.
 
-    def _start(self, streams: int) -> DialogueRnnState:
-        """All zero; offline with one unused slot, which is the global state before the first."""
+        Offline with one unused slot, which is the global state before the first.
+        """
         config, weight = self.config, self.classifier.weight
         slots = config.memory if config.mode == "live" else 1
         return DialogueRnnState(

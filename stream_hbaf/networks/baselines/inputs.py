@@ -10,13 +10,11 @@ from typing import Any, Never
 import torch
 from torch import Tensor, nn
 
-from stream_hbaf.errors import ConfigError, ModelError
+from stream_hbaf.errors import ConfigError
 from stream_hbaf.networks.config import NetworkConfig
 from stream_hbaf.networks.network import Network, Standardise
 from stream_hbaf.networks.state import PARTIES as PARTIES
 from stream_hbaf.networks.state import Features
-
-SEES_THE_FUTURE = "this network was trained offline and sees the future; use a live one"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +81,13 @@ class Inputs(nn.Module):
 class Offline(Network):
     """A network that has only the form that sees the future: it refuses all that is live."""
 
-    def step(self, features: Features, state: Any) -> Never:
-        """Raises ModelError: an utterance alone can't be told."""
-        raise ModelError(SEES_THE_FUTURE)
+    def step_streams(self, turn: Features, state: Any) -> Never:
+        """Never asked: ``step`` refuses before."""
+        raise NotImplementedError(self.config.kind)
 
     def blank(self, streams: int) -> Never:
-        """Raises ModelError: there is no state to begin with."""
-        raise ModelError(SEES_THE_FUTURE)
+        """Never asked: ``initial_state`` refuses before."""
+        raise NotImplementedError(self.config.kind)
 
 
 def require_offline(config: NetworkConfig) -> None:

@@ -30,7 +30,7 @@ from stream_hbaf.errors import ConfigError
 from stream_hbaf.networks.baselines.inputs import PARTIES, Heard, Inputs, require_live
 from stream_hbaf.networks.config import NetworkConfig
 from stream_hbaf.networks.network import Criterion, Network, Output
-from stream_hbaf.networks.state import Features, State, lead
+from stream_hbaf.networks.state import Features, State
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,14 +159,8 @@ class M2R2(Network):
         """As every network's; in training some modalities are taken away."""
         return self._hear(features, self.blank(len(features.present())))[0]
 
-    @torch.no_grad()
-    def step(self, features: Features, state: M2R2State) -> tuple[Tensor, M2R2State]:
+    def step_streams(self, turn: Features, state: M2R2State) -> tuple[Tensor, M2R2State]:
         """As every network's."""
-        if not state.shape:
-            one, after = self.step(features.map(lead), state.map(lead))
-            return one[0], after.map(lambda part: part[0])
-        there = torch.ones_like(state.spoken[:, :1])
-        turn = replace(features.map(lambda part: part[:, None]), utterance_mask=there)
         output, state = self._hear(turn, state)
         return output.logits[:, 0], state
 

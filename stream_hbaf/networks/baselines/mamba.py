@@ -19,18 +19,17 @@ M modalities, E inner width, N states of each inner dimension, K the convolution
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stream_hbaf.errors import ModelError
-from stream_hbaf.networks.baselines.inputs import SEES_THE_FUTURE, Inputs
+from stream_hbaf.networks.baselines.inputs import Inputs
 from stream_hbaf.networks.config import Mode, NetworkConfig
 from stream_hbaf.networks.network import Criterion, Network, Output
-from stream_hbaf.networks.state import Features, State, lead
+from stream_hbaf.networks.state import Features, State
 
 REACH = 4  # K, turns that the convolution sees
 SHORTEST, LONGEST = 0.01, 1.0  # Δ before training
@@ -201,16 +200,8 @@ class BroadMamba(Network):
         """As every network's."""
         return self._hear(features, self.blank(len(features.present())))[0]
 
-    @torch.no_grad()
-    def step(self, features: Features, state: MambaState) -> tuple[Tensor, MambaState]:
-        """As every network's. Raises ModelError offline."""
-        if self.config.mode != "live":
-            raise ModelError(SEES_THE_FUTURE)
-        if not state.shape:
-            one, after = self.step(features.map(lead), state.map(lead))
-            return one[0], after.map(lambda part: part[0])
-        there = state.memory.new_ones(len(state.memory), 1, dtype=torch.bool)
-        turn = replace(features.map(lambda part: part[:, None]), utterance_mask=there)
+    def step_streams(self, turn: Features, state: MambaState) -> tuple[Tensor, MambaState]:
+        """As every network's."""
         output, state = self._hear(turn, state)
         return output.logits[:, 0], state
 

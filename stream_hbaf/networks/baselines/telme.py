@@ -18,7 +18,7 @@ Causal: each utterance is by itself; all context is in the text features. Letter
 N utterances compared with one another, C classes.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from stream_hbaf.networks.baselines.inputs import Inputs, require_live
 from stream_hbaf.networks.config import NetworkConfig
 from stream_hbaf.networks.network import Criterion, Network, Output
-from stream_hbaf.networks.state import Features, Nothing, lead
+from stream_hbaf.networks.state import Features, Nothing
 
 SMALLEST_NORM = 1e-6
 
@@ -134,14 +134,8 @@ class Telme(Network):
         logits = self.classifier(self.dropout(fused)).masked_fill(padding, 0.0)
         return Output(logits, told.get("a"), told.get("l"), fused)
 
-    @torch.no_grad()
-    def step(self, features: Features, state: Nothing) -> tuple[Tensor, Nothing]:
+    def step_streams(self, turn: Features, state: Nothing) -> tuple[Tensor, Nothing]:
         """As every network's."""
-        if not state.shape:
-            one, after = self.step(features.map(lead), state.map(lead))
-            return one[0], after.map(lambda part: part[0])
-        there = state.nothing.new_ones(len(state.nothing), 1, dtype=torch.bool)
-        turn = replace(features.map(lambda part: part[:, None]), utterance_mask=there)
         return self.forward(turn).logits[:, 0], state
 
     def blank(self, streams: int) -> Nothing:
