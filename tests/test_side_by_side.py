@@ -72,8 +72,8 @@ class Plain(Network):
             logits = logits + logits.mean(dim=1, keepdim=True)
         return Output(logits)
 
-    def step(self, features: Features, state: Any) -> tuple[Tensor, Any]:
-        return self.linear(features.text), state
+    def step_streams(self, turn: Features, state: Any) -> tuple[Tensor, Any]:
+        return self(turn).logits[:, 0], state
 
     def blank(self, streams: int) -> Nothing:
         return Nothing(torch.zeros(streams, 0))
