@@ -45,7 +45,6 @@ class Words:
     transcript: Transcript
     text: Float32 | None  # [D]; None when nothing was said in words
     commonsense: Float32 | None  # [3, K]: external, internal, purpose
-    speaker: str = ""
     before: TurnWindow = EMPTY_WINDOW  # the dialogue's words that they were read with
     after: TurnWindow = EMPTY_WINDOW  # and those that the next ones are read with
 
@@ -160,11 +159,11 @@ class Recognizer:
         final goes on with the window in ``after``.
         """
         if not (transcript.text and self._reads(transcript.language)):
-            return Words(transcript, None, None, speaker, window, window)
+            return Words(transcript, None, None, window, window)
         turn = Turn(speaker, transcript.text)
         text, after = self.bundle.encoder.encode_next(turn, window)
         inferred = self.bundle.commonsense.infer_texts([transcript.text], features=text[None])[0]
-        return Words(transcript, text, inferred, speaker, window, after)
+        return Words(transcript, text, inferred, window, after)
 
     def _reads(self, language: str) -> bool:
         return self.bundle.config.network.use_text and language == self.bundle.config.language
@@ -175,6 +174,7 @@ class Recognizer:
         acoustic: Acoustic | None,
         words: Words | None,
         dialogue: Dialogue,
+        speaker: str = "",
         explain: bool = False,
     ) -> Prediction:
         """The final emotion of the dialogue's next utterance, which the dialogue remembers.
@@ -183,15 +183,14 @@ class Recognizer:
         read again. When one of the models fails, the dialogue stays as it was.
         """
         if words is not None and words.before != dialogue.window:
-            words = self.understand(words.transcript, speaker=words.speaker, window=dialogue.window)
-        name = "" if words is None else words.speaker
-        number = dialogue.number_of(name)
+            words = self.understand(words.transcript, speaker=speaker, window=dialogue.window)
+        number = dialogue.number_of(speaker)
         prediction, state = self.classify(
             acoustic=acoustic, words=words, state=dialogue.state, speaker=number, explain=explain
         )
         dialogue.state = state
         if number == len(dialogue.speakers):
-            dialogue.speakers.append(name)
+            dialogue.speakers.append(speaker)
         dialogue.window = dialogue.window if words is None else words.after
         return prediction
 

@@ -301,13 +301,14 @@ class SourcePipeline:
         """The emotion as far as it can be told; only a final one moves the dialogue's state."""
 
         def step(dialogue: Dialogue) -> Prediction:
+            recognizer, speaker = spoken.recognizer, self.config.speaker
             if commit:
-                return spoken.recognizer.conclude(
-                    acoustic=acoustic, words=words, dialogue=dialogue, explain=True
+                return recognizer.conclude(
+                    acoustic=acoustic, words=words, dialogue=dialogue, speaker=speaker, explain=True
                 )
-            speaker = dialogue.number_of("" if words is None else words.speaker)
-            prediction, _ = spoken.recognizer.classify(
-                acoustic=acoustic, words=words, state=dialogue.state, speaker=speaker
+            number = dialogue.number_of(speaker)
+            prediction, _ = recognizer.classify(
+                acoustic=acoustic, words=words, state=dialogue.state, speaker=number
             )
             return prediction
 

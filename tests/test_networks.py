@@ -104,7 +104,11 @@ def test_every_live_network_listens(kind: str, tmp_path: Path) -> None:
             acoustic = None if turn == 4 else heard(turn)
             provisional, _ = recognizer.classify(acoustic=None, words=words, state=dialogue.state)
             final = recognizer.conclude(
-                acoustic=acoustic, words=words, dialogue=dialogue, explain=True
+                acoustic=acoustic,
+                words=words,
+                dialogue=dialogue,
+                speaker=TURNS[turn].speaker,
+                explain=True,
             )
             assert sum(provisional.probabilities.values()) == pytest.approx(1.0)
             assert final.contributions is not None
@@ -130,11 +134,12 @@ def test_who_speaks_matters_to_a_network_that_tracks_speakers(tmp_path: Path) ->
                 dialogue = recognizer.dialogue()
                 for speaker in ("ross", second, "ross"):
                     # Read without names or context: only the number of the speaker differs.
-                    words = replace(recognizer.understand(transcript(SAID[0])), speaker=speaker)
+                    words = recognizer.understand(transcript(SAID[0]))
                     final = recognizer.conclude(
                         acoustic=heard(0),
                         words=replace(words, before=dialogue.window, after=dialogue.window),
                         dialogue=dialogue,
+                        speaker=speaker,
                     )
                 found.append(list(final.probabilities.values()))
             moved[kind] = np.abs(np.subtract(*found)).max()

@@ -165,7 +165,9 @@ def test_provisional_predictions_change_nothing(recognizer, expected):
                 transcript(text), speaker=turn.speaker, window=dialogue.window
             )
             recognizer.classify(acoustic=None, words=words, state=dialogue.state)
-        final = recognizer.conclude(acoustic=None, words=words, dialogue=dialogue)
+        final = recognizer.conclude(
+            acoustic=None, words=words, dialogue=dialogue, speaker=turn.speaker
+        )
         np.testing.assert_allclose(values(final), row, atol=1e-5)
 
 
@@ -173,8 +175,10 @@ def test_words_read_too_early_are_read_again(recognizer, expected):
     """The words of an utterance may be ready before the one before it is concluded."""
     dialogue = recognizer.dialogue()
     early = [recognizer.understand(transcript(t.text), speaker=t.speaker) for t in TURNS]
-    for words, row in zip(early, expected, strict=True):
-        final = recognizer.conclude(acoustic=None, words=words, dialogue=dialogue)
+    for turn, words, row in zip(TURNS, early, expected, strict=True):
+        final = recognizer.conclude(
+            acoustic=None, words=words, dialogue=dialogue, speaker=turn.speaker
+        )
         np.testing.assert_allclose(values(final), row, atol=1e-5)
 
 
@@ -182,13 +186,15 @@ def test_an_utterance_without_words_leaves_the_window(recognizer):
     """A cough is an utterance, but nothing to be read before the next one."""
     dialogue = recognizer.dialogue()
     words = recognizer.understand(transcript("no !"), speaker="ross", window=dialogue.window)
-    recognizer.conclude(acoustic=None, words=words, dialogue=dialogue)
+    his = {"acoustic": None, "dialogue": dialogue, "speaker": "ross"}
+    recognizer.conclude(words=words, **his)
     before = dialogue.window
     silent = recognizer.understand(transcript(""), speaker="ross", window=before)
-    prediction = recognizer.conclude(acoustic=None, words=silent, dialogue=dialogue)
+    prediction = recognizer.conclude(words=silent, **his)
     assert prediction.modalities == ()
-    recognizer.conclude(acoustic=None, words=None, dialogue=dialogue)
+    recognizer.conclude(words=None, **his)
     assert dialogue.window == before != EMPTY_WINDOW
+    assert dialogue.speakers == ["ross"]  # also where his transcript failed
 
 
 def test_words_that_the_bundle_cannot_read_are_left_to_people(recognizer):
@@ -462,7 +468,9 @@ def test_inferences_are_those_of_the_final_words(inferring):
         early = inferring.understand(transcript(turn.text), speaker=turn.speaker)
         read = inferring.understand(transcript(turn.text), speaker=turn.speaker, window=window)
         window = read.after
-        final = inferring.conclude(acoustic=None, words=early, dialogue=dialogue, explain=True)
+        final = inferring.conclude(
+            acoustic=None, words=early, dialogue=dialogue, speaker=turn.speaker, explain=True
+        )
         assert final.inferences.model_dump() == likeliest(read.commonsense)
         changed += likeliest(early.commonsense) != likeliest(read.commonsense)
     assert changed

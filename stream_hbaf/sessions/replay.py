@@ -179,7 +179,7 @@ class _Replay:
         )
         words = recognizer.understand(transcript, speaker=speaker, window=dialogue.window)
         prediction = recognizer.conclude(
-            acoustic=acoustic, words=words, dialogue=dialogue, explain=True
+            acoustic=acoustic, words=words, dialogue=dialogue, speaker=speaker, explain=True
         )
         return Recognition(spoken.id, found.finish, acoustic, words, prediction)
 

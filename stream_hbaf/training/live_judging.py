@@ -97,12 +97,14 @@ class JudgedRecognizer(Recognizer):
         acoustic: Acoustic | None,
         words: Words | None,
         dialogue: Dialogue,
+        speaker: str = "",
         explain: bool = False,
     ) -> Prediction:
         return super().conclude(
             acoustic=None if self.withheld == "audio" else acoustic,
             words=_unread(words) if self.withheld == "text" else words,
             dialogue=dialogue,
+            speaker=speaker,
             explain=explain,
         )
 
@@ -206,7 +208,9 @@ def judge_words(
                 window=dialogue.window,
             )
             understood[number] = text
-            predictions[number] = recognizer.conclude(acoustic=None, words=words, dialogue=dialogue)
+            predictions[number] = recognizer.conclude(
+                acoustic=None, words=words, dialogue=dialogue, speaker=said.speaker
+            )
             if len(predictions) % 500 == 0 or len(predictions) == len(utterances):
                 progress(f"{len(predictions)} of {len(utterances)} utterances, {said.id}")
     return _gather(
