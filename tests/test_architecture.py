@@ -2,6 +2,7 @@
 plain."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "stream_hbaf"
@@ -78,6 +79,7 @@ LOOPS = (
 )
 
 
+@cache
 def imports() -> list[tuple[str, str]]:
     """(file, imported module), wherever in the file the import stands."""
     found = []
