@@ -111,7 +111,16 @@ class VirtualMicrophone:
             recording.setsampwidth(2)
             recording.setframerate(SAMPLE_RATE_HZ)
             recording.writeframes(read_audio(path).tobytes())
-        return subprocess.Popen(["paplay", f"--device={SINK}", str(wav)])
+        return self.play_wav(wav)
+
+    def play_wav(self, path: Path) -> "subprocess.Popen[bytes]":
+        """The same of a WAV file, all its channels.
+
+        The player reads two seconds ahead: what it falls behind by on a busy machine would be
+        heard as a gap.
+        """
+        ahead = os.environ | {"PULSE_LATENCY_MSEC": "2000"}
+        return subprocess.Popen(["paplay", f"--device={SINK}", str(path)], env=ahead)
 
     def _wait_for_server(self, log: Path) -> None:
         deadline = time.monotonic() + 15
