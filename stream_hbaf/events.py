@@ -118,7 +118,7 @@ class Utterance(Event):
     speaker: str
     """As configured for the source; empty if unknown."""
     start_time: str
-    """When speech began, ISO 8601, UTC."""
+    """When speech began, ISO 8601, UTC; of a recording at ``--speed max``, as it was played."""
     end_time: str | None = None
     """When speech ended; of an ``end``."""
     audio_start_ms: float
