@@ -42,7 +42,7 @@ def long_speech(tmp_path: Path, sentences: list[NDArray[np.int16]]) -> Path:
 
 
 def test_interrupt_finishes_what_was_heard_and_exits_0(long_speech: Path) -> None:
-    """Ctrl-C in the middle of a sentence: its words come as an end event, and that is the end."""
+    """Ctrl-C in the middle of a sentence: its words come as an end event, within 3 s."""
     with subprocess.Popen(
         [*COMMAND, "--file", str(long_speech), "--mqtt", "none", "--json"],
         stdout=subprocess.PIPE,
@@ -59,7 +59,7 @@ def test_interrupt_finishes_what_was_heard_and_exits_0(long_speech: Path) -> Non
         asked = time.monotonic()
         rest, complaints = process.communicate(timeout=30)
     assert process.returncode == 0, complaints
-    assert time.monotonic() - asked < 15  # of 52 s
+    assert time.monotonic() - asked < 3
     (end,) = ended("".join(lines) + rest)
     assert end["trigger"] == "end_of_input"
     assert end["text"]

@@ -419,7 +419,7 @@ def test_live_use_is_refused(build, config) -> None:
     """No state, no step, no configuration that claims to be live."""
     network = ready(build, config)
     one = Features(audio=torch.randn(6), text=torch.randn(5))
-    for ask in (network.initial_state, lambda: network.step(one, None)):
+    for ask in (network.initial_state, lambda: network.blank(2), lambda: network.step(one, None)):
         with pytest.raises(ModelError, match="sees the future"):
             ask()
     with pytest.raises(ConfigError, match="mode is offline"):

@@ -108,8 +108,8 @@ def test_microphone_speech(virtual_microphone: VirtualMicrophone) -> None:  # no
     heard = np.concatenate([chunk.samples for chunk in chunks])
     assert aligned_likeness(heard, said) > 0.9
     # An idle sound server gives its first second or two in a burst.
-    captured = [chunk.captured_at for chunk in chunks[70:]]
-    assert np.polyfit(range(len(captured)), captured, 1)[0] == pytest.approx(0.032, rel=0.05)
+    captured = np.array([chunk.captured_at for chunk in chunks[70:]])
+    assert captured[-1] - captured[0] == pytest.approx(0.032 * (len(captured) - 1), abs=0.15)
     assert 0 <= np.median(late_s) < 0.2
     assert statuses == []
     assert children() == []
@@ -230,7 +230,7 @@ def test_microphone_slow_consumer(virtual_microphone: VirtualMicrophone) -> None
 def test_microphone_closed_while_offline(
     virtual_microphone: VirtualMicrophone,  # noqa: F811
 ) -> None:
-    """Closing leaves no process and doesn't wait for the device, which stays away."""
+    """Closing takes less than a second and leaves no process, even while the device is away."""
 
     async def run() -> float:
         statuses = Statuses()
@@ -246,7 +246,7 @@ def test_microphone_closed_while_offline(
         return closed_s
 
     try:
-        assert asyncio.run(run()) < 3.0
+        assert asyncio.run(run()) < 1.0
     finally:
         virtual_microphone.load()
     assert children() == []

@@ -349,8 +349,9 @@ def test_offline_output_sees_the_future(config) -> None:
 def test_offline_network_refuses_to_listen(live, offline) -> None:
     """It has no state to begin with, and takes no other's."""
     network = ready(offline)
-    with pytest.raises(ModelError, match="offline and sees the future"):
-        network.initial_state(2)
+    for refused in (network.initial_state, lambda: network.blank(2)):
+        with pytest.raises(ModelError, match="offline and sees the future"):
+            refused()
     with pytest.raises(ModelError, match="offline and sees the future"):
         network.step(turn(dialogues(1), 0, 0), ready(live).initial_state())
 

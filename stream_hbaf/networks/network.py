@@ -14,6 +14,7 @@ from stream_hbaf.errors import ModelError
 from stream_hbaf.networks.config import NetworkConfig
 from stream_hbaf.networks.state import Features, State, first, lead
 
+SEES_THE_FUTURE = "this network was trained offline and sees the future; use a live one"
 SMALLEST_DEVIATION = 1e-3  # of a text feature; half precision must still tell it from zero
 
 
@@ -53,7 +54,7 @@ class Network(nn.Module, ABC):
         ``state``, which must be this network's own, stays as it was. No gradient: a state must not
         hold on to its past. Raises ModelError offline.
         """
-        self._require_live()
+        self.require_live()
         if len(state.shape) == self.state_dims:  # one dialogue: one stream
             logits, after = self.step(features.map(lead), state.map(lead))
             return logits[0], after.map(first)
@@ -74,14 +75,15 @@ class Network(nn.Module, ABC):
 
         Raises ModelError offline: what needs the future can't be asked before it.
         """
-        self._require_live()
+        self.require_live()
         if streams is not None:
             return self.blank(streams)
         return self.blank(1).map(first)
 
-    def _require_live(self) -> None:
+    def require_live(self) -> None:
+        """Raise ModelError offline."""
         if self.config.mode != "live":
-            raise ModelError("this network was trained offline and sees the future; use a live one")
+            raise ModelError(SEES_THE_FUTURE)
 
     @torch.no_grad()
     def standardise(self, text: Tensor) -> None:

@@ -145,7 +145,8 @@ class BcLstm(Network):
         return self.classifier(fused), BcLstmState(hidden, cell)
 
     def blank(self, streams: int) -> BcLstmState:
-        """The state before the first utterance, [S, ..]."""
+        """The state before the first utterance, [S, ..]. Raises ModelError offline."""
+        self.require_live()
         lstms = len(self.contexts) + (self.fusing is not None)
         zeros = self.classifier.weight.new_zeros(streams, lstms, self.config.hidden)
         return BcLstmState(zeros, zeros.clone())

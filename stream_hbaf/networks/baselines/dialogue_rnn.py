@@ -147,7 +147,7 @@ class DialogueRnn(Network):
         """As every network's; h_m is e_t, offline that of both directions."""
         heard: Heard = self.inputs(features)
         utterances, speaker, mask = heard.both, heard.speaker, heard.mask
-        start = self.blank(len(mask))
+        start = self._start(len(mask))
         # Those who never speak say nothing to the others.
         start = replace(start, parties=start.parties[:, : int(speaker.max()) + 1])
         emotions, _ = self.forwards(utterances, speaker, start)
@@ -168,10 +168,12 @@ class DialogueRnn(Network):
         return self._classify(emotions[:, 0]), after
 
     def blank(self, streams: int) -> DialogueRnnState:
-        """The state before the first utterance, [S, ..]: all zero.
+        """The state before the first utterance, [S, ..]. Raises ModelError offline."""
+        self.require_live()
+        return self._start(streams)
 
-        Offline with one unused slot, which is the global state before the first.
-        """
+    def _start(self, streams: int) -> DialogueRnnState:
+        """All zero; offline with one unused slot, which is the global state before the first."""
         config, weight = self.config, self.classifier.weight
         slots = config.memory if config.mode == "live" else 1
         return DialogueRnnState(

@@ -10,9 +10,9 @@ from typing import Any, Never
 import torch
 from torch import Tensor, nn
 
-from stream_hbaf.errors import ConfigError
+from stream_hbaf.errors import ConfigError, ModelError
 from stream_hbaf.networks.config import NetworkConfig
-from stream_hbaf.networks.network import Network, Standardise
+from stream_hbaf.networks.network import SEES_THE_FUTURE, Network, Standardise
 from stream_hbaf.networks.state import PARTIES as PARTIES
 from stream_hbaf.networks.state import Features
 
@@ -82,12 +82,12 @@ class Offline(Network):
     """A network that has only the form that sees the future: it refuses all that is live."""
 
     def step_streams(self, turn: Features, state: Any) -> Never:
-        """Never asked: ``step`` refuses before."""
-        raise NotImplementedError(self.config.kind)
+        """Raises ModelError: an utterance alone can't be told."""
+        raise ModelError(SEES_THE_FUTURE)
 
     def blank(self, streams: int) -> Never:
-        """Never asked: ``initial_state`` refuses before."""
-        raise NotImplementedError(self.config.kind)
+        """Raises ModelError: there is no state to begin with."""
+        raise ModelError(SEES_THE_FUTURE)
 
 
 def require_offline(config: NetworkConfig) -> None:
