@@ -28,7 +28,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from stream_hbaf.certainty import Calibration, Pattern
 from stream_hbaf.config import Positive, Section
 from stream_hbaf.errors import BundleError, ConfigError, ModelError
 from stream_hbaf.features.comet import is_comet, open_comet
@@ -36,6 +35,7 @@ from stream_hbaf.features.commonsense import Commonsense, Event2MindHeads, NoCom
 from stream_hbaf.features.context import ContextConfig
 from stream_hbaf.features.inferences import Inferences
 from stream_hbaf.features.text import TextEncoder
+from stream_hbaf.networks.calibration import Calibration, Pattern
 from stream_hbaf.networks.config import NetworkConfig
 from stream_hbaf.networks.ensemble import join
 from stream_hbaf.networks.network import Network

@@ -29,7 +29,7 @@ from stream_hbaf.publish.connection import (
     read_address,
 )
 from stream_hbaf.publish.connection import subscribe as receive
-from stream_hbaf.topics import TOPICS, Topic, find_topic
+from stream_hbaf.publish.topics import TOPICS, Topic, find_topic
 
 E_co = TypeVar("E_co", bound=Event, covariant=True)
 

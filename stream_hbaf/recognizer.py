@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 
 from stream_hbaf.bundle import NONE, Bundle, BundleConfig, read_bundle_config
-from stream_hbaf.certainty import Modality, Probabilities, coalitions, pattern_of, shapley
 from stream_hbaf.config import SAMPLE_RATE_HZ, Config
 from stream_hbaf.errors import BundleError, ConfigError
 from stream_hbaf.events import Contributions, Inferred
@@ -24,7 +23,14 @@ from stream_hbaf.features.acoustic import LLD_MS, Acoustic, AcousticExtractor
 from stream_hbaf.features.context import EMPTY_WINDOW, Turn, TurnWindow
 from stream_hbaf.features.representations import LLD
 from stream_hbaf.features.tokens import to_tokens
-from stream_hbaf.features.transcript import Transcriber, Transcript
+from stream_hbaf.features.whisper import Transcriber, Transcript
+from stream_hbaf.networks.calibration import (
+    Modality,
+    Probabilities,
+    coalitions,
+    pattern_of,
+    shapley,
+)
 from stream_hbaf.networks.state import Features, State
 from stream_hbaf.speech.listener import Listener
 

@@ -10,8 +10,8 @@ from jsonschema import Draft202012Validator
 
 from stream_hbaf.events import Event, Response
 from stream_hbaf.publish.connection import Client
-from stream_hbaf.schema import json_schema
-from stream_hbaf.topics import find_topic
+from stream_hbaf.publish.schema import json_schema
+from stream_hbaf.publish.topics import find_topic
 
 
 @cache

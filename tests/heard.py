@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_hbaf.audio.arriving import ArrivingSource
+from stream_hbaf.audio.push_source import ArrivingSource
 from stream_hbaf.audio.source import Chunk
 
 

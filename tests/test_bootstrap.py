@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stream_hbaf.evaluation import (
+from stream_hbaf.evaluation.metrics import (
     FigureName,
     accuracy,
     macro_f1,

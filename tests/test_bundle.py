@@ -18,13 +18,13 @@ from stream_hbaf.bundle import (
     read_bundle_config,
     resolve_bundle,
 )
-from stream_hbaf.certainty import Calibration
 from stream_hbaf.corpora.dialogue import LABELS
 from stream_hbaf.errors import BundleError
 from stream_hbaf.features.acoustic import FUNCTIONALS_WIDTH
 from stream_hbaf.features.commonsense import Event2MindHeads, NoCommonsense
 from stream_hbaf.features.context import ContextConfig, Turn
 from stream_hbaf.features.text import TextEncoder
+from stream_hbaf.networks.calibration import Calibration
 from stream_hbaf.networks.hbaf import HBAF, HbafConfig
 from stream_hbaf.networks.state import Features
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from stream_hbaf.certainty import NEVER, PATTERNS, Calibration, softmax
 from stream_hbaf.errors import ConfigError
+from stream_hbaf.networks.calibration import NEVER, PATTERNS, Calibration, softmax
 from stream_hbaf.training.calibration import fit_calibration
 
 FRESH = 20_000

@@ -253,6 +253,6 @@ def test_command_without_its_packages_says_what_to_install(
 ) -> None:
     """Training's packages are an extra; the message names it."""
     monkeypatch.setitem(sys.modules, "jinja2", None)
-    monkeypatch.delitem(sys.modules, "stream_hbaf.training.report", raising=False)
+    monkeypatch.delitem(sys.modules, "stream_hbaf.evaluation.report", raising=False)
     said = complaint(capsys, "evaluate", "x", "--corpus", "meld", "--corpora", ".")
     assert said == "stream-hbaf: jinja2 is not installed; pip install 'stream-hbaf[train]'"

@@ -133,7 +133,7 @@ def test_narrow_terminal_shows_words_bars_and_latency() -> None:
     from rich.console import Console
 
     from stream_hbaf.events import Emotion, Latency, Utterance
-    from stream_hbaf.terminal import Terminal
+    from stream_hbaf.publish.terminal import Terminal
 
     labels = ["anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise"]
     probabilities = dict.fromkeys(labels, 0.05) | {"joy": 0.7}
@@ -171,7 +171,7 @@ def test_terminal_shows_doubt_and_contradiction() -> None:
     from rich.console import Console
 
     from stream_hbaf.events import Emotion, Utterance
-    from stream_hbaf.terminal import Terminal
+    from stream_hbaf.publish.terminal import Terminal
 
     event = Utterance(
         id="d-1",
@@ -210,7 +210,7 @@ def test_terminal_says_inferences_below_the_utterance(width: int, screen: bool) 
     from rich.console import Console
 
     from stream_hbaf.events import Inferred, Utterance
-    from stream_hbaf.terminal import Terminal
+    from stream_hbaf.publish.terminal import Terminal
 
     event = Utterance(
         id="d-1",

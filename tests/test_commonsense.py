@@ -6,7 +6,7 @@ import pytest
 from stream_hbaf.corpora.event2mind import CommonsenseEvent
 from stream_hbaf.features.commonsense import Event2MindHeads, NoCommonsense
 from stream_hbaf.features.text import TextEncoder
-from stream_hbaf.training.distillation import (
+from stream_hbaf.training.commonsense_heads import (
     HeadsConfig,
     by_chance,
     by_heads,

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from test_live import Notebook, Pieces
 
 from stream_hbaf.audio.source import AudioSource
+from stream_hbaf.commands.run import _sources
 from stream_hbaf.config import SourceConfig, load_config
-from stream_hbaf.control import Controls
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.events import (
     AnyEvent,
@@ -24,10 +24,10 @@ from stream_hbaf.events import (
     Switch,
     Utterance,
 )
-from stream_hbaf.listening import _sources
-from stream_hbaf.live import LivePipeline
+from stream_hbaf.live.control import Controls
+from stream_hbaf.live.pipeline import LivePipeline
+from stream_hbaf.publish.topics import COMMANDS
 from stream_hbaf.recognizer import Recognizer
-from stream_hbaf.topics import COMMANDS
 
 Sound = NDArray[np.int16]
 PATIENCE_S = 60

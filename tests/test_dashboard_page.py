@@ -25,7 +25,7 @@ from stream_hbaf.events import (
     Status,
     Switch,
 )
-from stream_hbaf.privacy import veil
+from stream_hbaf.live.privacy import veil
 
 PHONE, DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
 JFK = RECORDINGS / "jfk.flac"

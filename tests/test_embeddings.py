@@ -7,10 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from stream_hbaf.corpora.dataset import NO_LABEL, Material, lay_out, whole_features
 from stream_hbaf.errors import ModelError
+from stream_hbaf.evaluation.embeddings import Embeddings, embed
 from stream_hbaf.networks.hbaf import HBAF, HbafConfig
-from stream_hbaf.training.embeddings import Embeddings, embed
-from stream_hbaf.training.material import NO_LABEL, Material, lay_out, whole_features
 
 SIZES = {
     "audio_width": 5,

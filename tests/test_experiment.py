@@ -14,7 +14,7 @@ import yaml
 
 from stream_hbaf.corpora.dialogue import LABELS
 from stream_hbaf.errors import ConfigError, ModelError
-from stream_hbaf.evaluation import weighted_f1
+from stream_hbaf.evaluation.metrics import weighted_f1
 from stream_hbaf.features.prosody import PROSODY
 from stream_hbaf.training.experiment import run_experiment
 from stream_hbaf.training.grid import by_preparation, experiment_runs, read_experiment, revision

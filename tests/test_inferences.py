@@ -9,7 +9,7 @@ from stream_hbaf.corpora.event2mind import CommonsenseEvent
 from stream_hbaf.errors import ModelError
 from stream_hbaf.features.commonsense import RELATIONS
 from stream_hbaf.features.inferences import Inferences, make_plain, prior_of, score_phrases
-from stream_hbaf.training.distillation import Annotations, HeadsConfig, build_inferences
+from stream_hbaf.training.commonsense_heads import Annotations, HeadsConfig, build_inferences
 
 TEMPERATURE = 0.07
 WRITTEN = {

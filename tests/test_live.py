@@ -19,9 +19,9 @@ from stream_hbaf.config import SAMPLE_RATE_HZ
 from stream_hbaf.errors import ModelError
 from stream_hbaf.events import AnyEvent, Level, Partial, Speech, Status, Utterance
 from stream_hbaf.features.inferences import Inferences
-from stream_hbaf.live import LivePipeline, Publisher, Recognition
+from stream_hbaf.live.pipeline import LivePipeline, Publisher, Recognition
+from stream_hbaf.live.source import CHUNKS_WAITING
 from stream_hbaf.recognizer import Recognizer
-from stream_hbaf.source_pipeline import CHUNKS_WAITING
 
 Sound = NDArray[np.int16]
 

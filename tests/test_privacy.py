@@ -24,7 +24,7 @@ from stream_hbaf.events import (
     Status,
     Utterance,
 )
-from stream_hbaf.privacy import veil
+from stream_hbaf.live.privacy import veil
 
 SECRET = "the cellar key"
 EMOTION = Emotion(

@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from stream_hbaf.bundle import Bundle
+from stream_hbaf.corpora.dataset import NO_LABEL, Material, balance
 from stream_hbaf.corpora.dialogue import LABELS
 from stream_hbaf.errors import ConfigError, CorpusError, ModelError
 from stream_hbaf.features.prosody import PROSODY, PROSODY_WIDTH
@@ -22,7 +23,6 @@ from stream_hbaf.training.fitting import (
     fit_network,
     fit_temperature,
 )
-from stream_hbaf.training.material import NO_LABEL, Material, balance
 from stream_hbaf.training.preparation import Prepared, prepare
 from stream_hbaf.training.recipe import MixtureRecipe, Recipe, SelectionConfig, read_recipe
 from stream_hbaf.training.selection import fit_scaling

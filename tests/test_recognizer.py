@@ -12,7 +12,6 @@ import torch
 from tiny_encoder import save_tiny_bert
 
 from stream_hbaf.bundle import Bundle, BundleConfig, Scaling
-from stream_hbaf.certainty import Calibration
 from stream_hbaf.config import Config, SourceConfig
 from stream_hbaf.errors import BundleError, ConfigError
 from stream_hbaf.features.acoustic import Acoustic
@@ -20,13 +19,14 @@ from stream_hbaf.features.commonsense import RELATIONS, Event2MindHeads
 from stream_hbaf.features.context import EMPTY_WINDOW, ContextConfig, Turn
 from stream_hbaf.features.inferences import Inferences
 from stream_hbaf.features.text import TextEncoder
-from stream_hbaf.features.transcript import Transcript
+from stream_hbaf.features.whisper import Transcript
+from stream_hbaf.live.utterance import SpokenUtterance
+from stream_hbaf.networks.calibration import Calibration
 from stream_hbaf.networks.hbaf import HBAF, HbafConfig
 from stream_hbaf.networks.state import Features
 from stream_hbaf.publish.messages import encode
 from stream_hbaf.recognizer import Dialogue, Prediction, Recognizer, require_live
 from stream_hbaf.speech.segmenter import Finish
-from stream_hbaf.utterance import SpokenUtterance
 
 LABELS = ("angry", "happy", "sad")
 CALIBRATION = Calibration(

@@ -31,7 +31,7 @@ from stream_hbaf.features.acoustic import EGEMAPS, AcousticExtractor
 from stream_hbaf.features.representations import open_representation
 from stream_hbaf.features.speech_encoder import PIECE_S, SpeechEncoder
 from stream_hbaf.features.tokens import from_rows
-from stream_hbaf.features.transcript import WhisperEncoder
+from stream_hbaf.features.whisper import WhisperEncoder
 
 RATE = 16_000
 SPEECH = read_audio(RECORDINGS / "jfk.flac")

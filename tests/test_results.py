@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from stream_hbaf.errors import ConfigError
-from stream_hbaf.evaluation import weighted_f1
+from stream_hbaf.evaluation.metrics import weighted_f1
 from stream_hbaf.training.papers import PAPER, PAPER_NETWORKS
 from stream_hbaf.training.results import (
     compare_rows,

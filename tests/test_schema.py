@@ -35,11 +35,11 @@ from stream_hbaf.events import (
     Switch,
     Utterance,
 )
-from stream_hbaf.privacy import veil
+from stream_hbaf.live.privacy import veil
 from stream_hbaf.publish.homeassistant import discovery
 from stream_hbaf.publish.messages import available, encode, messages
-from stream_hbaf.schema import json_schema, reference, schema, write_schema
-from stream_hbaf.topics import COMMANDS, LEVELS, TOPICS, find_topic
+from stream_hbaf.publish.schema import json_schema, reference, schema, write_schema
+from stream_hbaf.publish.topics import COMMANDS, LEVELS, TOPICS, find_topic
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAYLOADS = (Utterance, Partial, Info, Health, DialogueSummary, Response)

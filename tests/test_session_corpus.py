@@ -15,19 +15,19 @@ from tiny_encoder import save_tiny_bert
 from stream_hbaf.audio.file import read_audio
 from stream_hbaf.audio.source import Chunk
 from stream_hbaf.bundle import Bundle
+from stream_hbaf.corpora.audformat import export_audformat, import_audformat
+from stream_hbaf.corpora.audiofolder import export_audiofolder, import_audiofolder
 from stream_hbaf.corpora.dialogue import Corpus, Dialogue, LabelledUtterance
+from stream_hbaf.corpora.exchange import export_manifest, import_corrections
 from stream_hbaf.corpora.reading import open_corpus
 from stream_hbaf.corpora.session import dialogues_of, divide
 from stream_hbaf.errors import ConfigError, CorpusError
+from stream_hbaf.evaluation.offline import predict_corpus
 from stream_hbaf.events import Emotion, Feedback, Model, Utterance
-from stream_hbaf.sessions.audformat import export_audformat, import_audformat
-from stream_hbaf.sessions.audiofolder import export_audiofolder, import_audiofolder
-from stream_hbaf.sessions.exchange import export_manifest, import_corrections
 from stream_hbaf.sessions.flac import FlacWriter
 from stream_hbaf.sessions.header import Header
 from stream_hbaf.sessions.session import sessions_in
 from stream_hbaf.sessions.writing import SessionWriter
-from stream_hbaf.training.judging import predict_corpus
 from stream_hbaf.training.train import train
 
 Sound = NDArray[np.int16]

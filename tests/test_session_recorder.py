@@ -12,6 +12,7 @@ import pytest
 from told import RECORDING, Sound, chunk, header, summary, utterance
 
 from stream_hbaf.audio.file import read_audio
+from stream_hbaf.audio.source import Cut
 from stream_hbaf.config import SAMPLE_RATE_HZ, Config, SourceConfig
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.events import Feedback, Model
@@ -20,7 +21,6 @@ from stream_hbaf.sessions import recorder as recorder_module
 from stream_hbaf.sessions.recorder import SessionRecorder
 from stream_hbaf.sessions.session import list_sessions, sessions_in
 from stream_hbaf.sessions.writing import SessionWriter
-from stream_hbaf.source_pipeline import Cut
 
 ANN, BEN = SourceConfig(name="a", speaker="Ann"), SourceConfig(name="b", speaker="Ben")
 

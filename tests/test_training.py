@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from stream_hbaf.audio.file import read_audio
 from stream_hbaf.bundle import Bundle
+from stream_hbaf.corpora.dataset import Material, predict
 from stream_hbaf.corpora.dialogue import LABELS
 from stream_hbaf.errors import ConfigError, CorpusError
 from stream_hbaf.networks.hbaf import HbafConfig
-from stream_hbaf.training.material import Material, predict
-from stream_hbaf.training.mixing import Acted, MixtureConfig, Spoken, fit_mixture
+from stream_hbaf.training.batches import Acted, MixtureConfig, Spoken, fit_mixture
 from stream_hbaf.training.recipe import SelectionConfig, read_recipe
 from stream_hbaf.training.selection import fit_components, fit_scaling
 from stream_hbaf.training.train import train

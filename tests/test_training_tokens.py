@@ -14,11 +14,11 @@ from stream_hbaf.audio.file import read_audio
 from stream_hbaf.bundle import Bundle
 from stream_hbaf.config import Config
 from stream_hbaf.corpora.reading import open_corpus
-from stream_hbaf.evaluation import score
+from stream_hbaf.evaluation.metrics import score
+from stream_hbaf.evaluation.offline import predict_corpus
 from stream_hbaf.features.text import DEFAULT_ENCODER, TextEncoder
 from stream_hbaf.networks.mgcma import MGCMA
 from stream_hbaf.recognizer import Recognizer
-from stream_hbaf.training.judging import predict_corpus
 from stream_hbaf.training.preparation import as_adapters
 from stream_hbaf.training.train import train
 

@@ -18,11 +18,11 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from stream_hbaf.audio.address import Address
-from stream_hbaf.audio.arriving import ArrivingSource
 from stream_hbaf.audio.file import read_audio
 from stream_hbaf.audio.pcm import to_int16
+from stream_hbaf.audio.protocol import take_message
+from stream_hbaf.audio.push_source import ArrivingSource
 from stream_hbaf.audio.websocket import WebSocketSource
-from stream_hbaf.audio.wire import take_message
 from stream_hbaf.errors import AudioError, DeviceError
 
 SPEECH = Path(__file__).parent / "recordings" / "sense_and_sensibility_01_austen_64kb-0880.flac"

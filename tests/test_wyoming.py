@@ -26,8 +26,8 @@ from wyoming.server import AsyncEventHandler, AsyncTcpServer
 
 from stream_hbaf.audio import wyoming
 from stream_hbaf.audio.address import Address
-from stream_hbaf.audio.arriving import ArrivingSource
 from stream_hbaf.audio.file import read_audio
+from stream_hbaf.audio.push_source import ArrivingSource
 from stream_hbaf.audio.wyoming import SatelliteSource, WyomingSource
 from stream_hbaf.errors import AudioError, DeviceError
 

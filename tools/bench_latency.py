@@ -30,8 +30,8 @@ from stream_hbaf.audio.file import FileSource, read_audio
 from stream_hbaf.config import SAMPLE_RATE_HZ, TranscriptConfig, load_config
 from stream_hbaf.events import AnyEvent, Info, Model, Utterance
 from stream_hbaf.features.acoustic import Acoustic
-from stream_hbaf.features.transcript import Transcript, resolve_whisper
-from stream_hbaf.live import LivePipeline, Recognition
+from stream_hbaf.features.whisper import Transcript, resolve_whisper
+from stream_hbaf.live.pipeline import LivePipeline, Recognition
 from stream_hbaf.publish.broker import embedded_broker
 from stream_hbaf.publish.mqtt import MqttPublisher
 from stream_hbaf.recognizer import Recognizer

@@ -14,13 +14,13 @@ import argparse
 import sys
 from pathlib import Path
 
+from stream_hbaf.corpora.cache import write_whole
 from stream_hbaf.errors import ConfigError, StreamHbafError
-from stream_hbaf.training.embeddings import embed
+from stream_hbaf.evaluation.embeddings import embed
+from stream_hbaf.evaluation.plots import Panel, embedding_panels
 from stream_hbaf.training.fitting import one_thread
 from stream_hbaf.training.grid import Run, by_preparation, experiment_runs, read_experiment
-from stream_hbaf.training.pictures import Panel, embedding_panels
 from stream_hbaf.training.preparation import Prepared, prepare
-from stream_hbaf.training.remembering import write_whole
 from stream_hbaf.training.train import fit_seed
 
 MOST = 400  # utterances in a panel

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from stream_hbaf.bundle import METRICS, Bundle
-from stream_hbaf.training.live_evaluation import CLEAN_ROW, GOLD_ROW, evaluate_live
-from stream_hbaf.training.live_figures import live_figures
+from stream_hbaf.evaluation.conditions import CLEAN_ROW, GOLD_ROW, evaluate_live
+from stream_hbaf.evaluation.summary import live_figures
 from stream_hbaf.training.mixture_card import model_card
 
 JUDGED = {"ravdess": CLEAN_ROW, "nemo": CLEAN_ROW, "meld": GOLD_ROW}  # the plainest way of each

@@ -20,18 +20,17 @@ from typing import Any
 
 import numpy as np
 
+from stream_hbaf.corpora.cache import Encode, remember
 from stream_hbaf.errors import StreamHbafError
 from stream_hbaf.features.commonsense import RELATIONS
 from stream_hbaf.features.text import DEFAULT_ENCODER, TextEncoder
-from stream_hbaf.training.distillation import (
+from stream_hbaf.training.commonsense_heads import (
     Annotations,
-    Encode,
     Float32,
     HeadsConfig,
     distil,
     read_annotations,
 )
-from stream_hbaf.training.remembering import remember
 
 WAYS = ("heads", "heads_and_frequency", "frequency", "event_feature", "chance")
 

@@ -19,8 +19,8 @@ from faster_whisper import WhisperModel
 
 from stream_hbaf.audio.file import FileSource, read_audio
 from stream_hbaf.config import TranscriptConfig, load_config
-from stream_hbaf.features.transcript import resolve_whisper
-from stream_hbaf.live import LivePipeline, Recognition
+from stream_hbaf.features.whisper import resolve_whisper
+from stream_hbaf.live.pipeline import LivePipeline, Recognition
 from stream_hbaf.recognizer import Recognizer
 
 STATEMENTS = {"01": "kids are talking by the door", "02": "dogs are sitting by the door"}

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from stream_hbaf.audio.pcm import RATE_HZ
 
 if TYPE_CHECKING:
-    from stream_hbaf.events import State
+    from stream_hbaf.events import State, Trigger
 
     OnStatus = Callable[[State, str], None]  # the second is one line for people
 else:
@@ -63,3 +63,11 @@ async def pace(
             captured_at = due
         yield Chunk(start=position, samples=samples, captured_at=captured_at)
         position = end
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """What is being said ends here; what follows is counted from ``resume_at``."""
+
+    resume_at: int
+    trigger: Trigger

@@ -8,8 +8,8 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Self, TypeVar
 
-from stream_hbaf.audio.arriving import Cutter
 from stream_hbaf.audio.file import Decoder, FileSource, Samples, public_name
+from stream_hbaf.audio.push_source import Cutter
 from stream_hbaf.audio.source import Chunk, OnStatus
 from stream_hbaf.errors import AudioError
 

@@ -18,9 +18,7 @@ from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 
 from stream_hbaf.audio.address import Address, cannot_listen, is_loopback
-from stream_hbaf.audio.arriving import AlreadySending, ArrivingSource
-from stream_hbaf.audio.source import OnStatus
-from stream_hbaf.audio.wire import (
+from stream_hbaf.audio.protocol import (
     BROKEN_RULE,
     LARGEST_MESSAGE,
     TRY_LATER,
@@ -28,6 +26,8 @@ from stream_hbaf.audio.wire import (
     take_message,
     too_large,
 )
+from stream_hbaf.audio.push_source import AlreadySending, ArrivingSource
+from stream_hbaf.audio.source import OnStatus
 from stream_hbaf.errors import AudioError, DeviceError
 
 FORM_S = 10.0  # for a connection to say its form, before it makes room for another

@@ -20,8 +20,8 @@ from typing import Any, Self
 
 from stream_hbaf import __version__
 from stream_hbaf.audio.address import Address, cannot_listen, plain_reason
-from stream_hbaf.audio.arriving import AlreadySending, ArrivingSource, Form, Sender
 from stream_hbaf.audio.pcm import RATE_HZ, SampleFormat
+from stream_hbaf.audio.push_source import AlreadySending, ArrivingSource, Form, Sender
 from stream_hbaf.audio.source import OnStatus
 from stream_hbaf.errors import AudioError, DeviceError
 

@@ -58,7 +58,7 @@ def _listen(options: argparse.Namespace) -> int:
     speed = read_speed(options.speed)
     config = read_config(options)
     share_the_cores()
-    from stream_hbaf.listening import Replaying, listen
+    from stream_hbaf.commands.run import Replaying, listen
 
     replaying = Replaying(speed=speed, example=EXAMPLE)
     return asyncio.run(_interruptibly(listen, config, replaying=replaying, json=options.json))
@@ -90,7 +90,7 @@ def _devices(options: argparse.Namespace) -> int:
 
 
 def _schema(options: argparse.Namespace) -> int:
-    from stream_hbaf.schema import schema, write_schema
+    from stream_hbaf.publish.schema import schema, write_schema
 
     if options.out is None:
         say(json.dumps(schema(), indent=2, ensure_ascii=False))

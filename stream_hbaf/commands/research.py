@@ -87,7 +87,7 @@ def _add_corpora(parser: argparse.ArgumentParser, *, models: bool = True) -> Non
 def _extract(options: argparse.Namespace) -> int:
     from stream_hbaf.corpora.extraction import extract
     from stream_hbaf.corpora.reading import open_corpus
-    from stream_hbaf.terminal import show_progress
+    from stream_hbaf.publish.terminal import show_progress
 
     corpus = open_corpus(options.corpus, options.corpora, whole=False)
     for representation in options.features.split(","):
@@ -138,7 +138,7 @@ def _evaluate(options: argparse.Namespace) -> int:
             raise ConfigError(f"--{option}: goes with --live CORPUS only; leave it out")
     if options.split == "all":
         raise ConfigError("--split all: goes with --live CORPUS only; choose train, dev or test")
-    from stream_hbaf.training.report import evaluate
+    from stream_hbaf.evaluation.report import evaluate
 
     evaluate(
         options.bundle,
@@ -165,7 +165,7 @@ def _evaluate_live(options: argparse.Namespace) -> int:
     speed = read_speed("max" if options.speed is None else options.speed)
     rows = () if options.rows is None else options.rows.split(",")
     from stream_hbaf.config import load_config
-    from stream_hbaf.training.live_evaluation import evaluate_live
+    from stream_hbaf.evaluation.conditions import evaluate_live
 
     evaluate_live(
         options.bundle[0],

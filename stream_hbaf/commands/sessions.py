@@ -50,7 +50,7 @@ def add_sessions(commands: Any) -> None:
 
 def _replay(options: argparse.Namespace) -> int:
     share_the_cores()
-    from stream_hbaf.sessions.replay import replay_session
+    from stream_hbaf.live.replay import replay_session
     from stream_hbaf.sessions.session import open_session
 
     def tell(event: "Utterance | DialogueSummary") -> None:
@@ -100,9 +100,9 @@ def _line(summary: "Summary") -> str:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from stream_hbaf.sessions.audformat import export_audformat
-    from stream_hbaf.sessions.audiofolder import export_audiofolder
-    from stream_hbaf.sessions.exchange import export_manifest
+    from stream_hbaf.corpora.audformat import export_audformat
+    from stream_hbaf.corpora.audiofolder import export_audiofolder
+    from stream_hbaf.corpora.exchange import export_manifest
 
     writers = dict(
         zip(FORMATS, (export_manifest, export_audformat, export_audiofolder), strict=True)
@@ -113,9 +113,9 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _import(options: argparse.Namespace) -> int:
-    from stream_hbaf.sessions.audformat import import_audformat
-    from stream_hbaf.sessions.audiofolder import import_audiofolder
-    from stream_hbaf.sessions.exchange import import_corrections
+    from stream_hbaf.corpora.audformat import import_audformat
+    from stream_hbaf.corpora.audiofolder import import_audiofolder
+    from stream_hbaf.corpora.exchange import import_corrections
 
     if options.format == "corrections":
         say(f"{options.folder}: {import_corrections(options.folder, options.table)} corrections")

@@ -18,15 +18,15 @@ from aiohttp import WSCloseCode, WSMsgType, web
 from pydantic import ValidationError
 
 from stream_hbaf.audio.address import Address, plain_reason
-from stream_hbaf.audio.arriving import AlreadySending, ArrivingSource
-from stream_hbaf.audio.source import OnStatus
-from stream_hbaf.audio.wire import (
+from stream_hbaf.audio.protocol import (
     BROKEN_RULE,
     LARGEST_MESSAGE,
     TRY_LATER,
     close_reason,
     take_message,
 )
+from stream_hbaf.audio.push_source import AlreadySending, ArrivingSource
+from stream_hbaf.audio.source import OnStatus
 from stream_hbaf.config import DashboardConfig, SourceConfig
 from stream_hbaf.dashboard.access import HEADERS, Gate
 from stream_hbaf.dashboard.feed import History, PageQueue, is_droppable, welcome, written

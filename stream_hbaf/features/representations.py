@@ -23,8 +23,8 @@ from stream_hbaf.features.acoustic import (
     AcousticExtractor,
     FeatureSet,
 )
-from stream_hbaf.features.tokens import MOST_TOKENS, to_row, to_tokens
-from stream_hbaf.features.transcript import WhisperEncoder
+from stream_hbaf.features.tokens import MOST_TOKENS, from_rows, to_row, to_tokens
+from stream_hbaf.features.whisper import WhisperEncoder
 
 if TYPE_CHECKING:
     from stream_hbaf.features.speech_encoder import SpeechEncoder
@@ -208,3 +208,12 @@ def _mfcc(result: Acoustic) -> Float32:
     columns = [n for n, column in enumerate(acoustic.LLD_NAMES) if column.startswith("mfcc_sma[")]
     frames = result.lld[:, columns].astype(np.float64)  # [T, 14]
     return np.concatenate([frames.mean(0), frames.std(0)]).astype(np.float32)
+
+
+def shape_for(rows: Float32, *, representation: str, tokens: bool) -> Float32:
+    """Measured [N, W] as a network takes it: as it is, or as ``tokens`` [N, F, D]."""
+    if not tokens:
+        return rows
+    if representation == LLD or representation.startswith(TOKENS):
+        return from_rows(rows)
+    return rows[:, None]  # one vector is one token

@@ -17,7 +17,7 @@ from stream_hbaf.events import (
     Switch,
     Utterance,
 )
-from stream_hbaf.topics import ANSWER_S, PASSING_S
+from stream_hbaf.publish.topics import ANSWER_S, PASSING_S
 
 MILLISECOND_DIGITS = 1
 PROBABILITY_DIGITS = 4

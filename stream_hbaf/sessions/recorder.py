@@ -26,8 +26,8 @@ from stream_hbaf.sessions.session import Told, is_being_recorded, sample_at, ses
 from stream_hbaf.sessions.writing import SessionWriter, add_feedback, erase_dialogue
 
 if TYPE_CHECKING:  # torch, which no recording needs
+    from stream_hbaf.audio.source import Cut
     from stream_hbaf.recognizer import Recognizer
-    from stream_hbaf.source_pipeline import Cut
 
 LOG = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_hbaf.certainty import NEVER, PATTERNS, Calibration, Pattern
 from stream_hbaf.errors import ConfigError
+from stream_hbaf.networks.calibration import NEVER, PATTERNS, Calibration, Pattern
 from stream_hbaf.training.fitting import fit_temperature
 
 Float64 = NDArray[np.float64]

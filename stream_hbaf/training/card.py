@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from stream_hbaf.evaluation.markdown import cells, table
+
 CORPUS_NAMES = {
     "meld": "MELD, dialogues of a television comedy",
     "iemocap": "IEMOCAP, dyadic dialogues of actors in a studio",
@@ -164,19 +166,3 @@ def _counts(by_split: Mapping[str, int]) -> str:
 
 def _without_sound(skipped: Sequence[str]) -> str:
     return f" {len(skipped):,} utterances had no sound to measure." if skipped else ""
-
-
-def cells(measured: Mapping[str, Any], figures: tuple[str, ...]) -> list[str]:
-    """'shipped (mean ± deviation)' of each figure."""
-    cells = []
-    for figure in figures:
-        spread = measured["seeds"][figure]
-        own = 100 * measured["shipped"][figure]
-        cells.append(f"{own:.1f} ({100 * spread['mean']:.1f} ± {100 * spread['sd']:.1f})")
-    return cells
-
-
-def table(rows: list[list[str]]) -> str:
-    """A Markdown table; the first row is its head."""
-    head, *body = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([head, "| --- " * len(rows[0]) + "|", *body])

@@ -13,10 +13,10 @@ from statistics import median
 import torch
 from torch import nn
 
+from stream_hbaf.corpora.dataset import Material, Rows, balance, lay_out, whole_features
 from stream_hbaf.networks.network import Network
 from stream_hbaf.networks.registry import build
 from stream_hbaf.training.fitting import criterion_of, draw_batches, loss_of, make_optimizer
-from stream_hbaf.training.material import Material, Rows, balance, lay_out, whole_features
 from stream_hbaf.training.preparation import Prepared
 from stream_hbaf.training.recipe import Recipe
 from stream_hbaf.training.train import network_config

@@ -20,9 +20,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from stream_hbaf.corpora.dataset import Material
 from stream_hbaf.corpora.extraction import end_with_parent
 from stream_hbaf.errors import ConfigError, ModelError, StreamHbafError
-from stream_hbaf.evaluation import Score
+from stream_hbaf.evaluation.metrics import Score
 from stream_hbaf.training.costs import Cost, measure_costs
 from stream_hbaf.training.fitting import one_thread
 from stream_hbaf.training.grid import (
@@ -33,7 +34,6 @@ from stream_hbaf.training.grid import (
     identity,
     read_experiment,
 )
-from stream_hbaf.training.material import Material
 from stream_hbaf.training.preparation import Prepared, prepare
 from stream_hbaf.training.recipe import Recipe
 from stream_hbaf.training.results import (

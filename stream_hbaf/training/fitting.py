@@ -18,17 +18,8 @@ from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from stream_hbaf.certainty import softmax
 from stream_hbaf.config import Positive, Section
-from stream_hbaf.corpora.dialogue import Split
-from stream_hbaf.errors import ModelError
-from stream_hbaf.evaluation import Score, score, weighted_f1
-from stream_hbaf.networks.config import NetworkConfig
-from stream_hbaf.networks.contrastive import InterModalLoss, total_loss
-from stream_hbaf.networks.hbaf import HBAF
-from stream_hbaf.networks.network import Criterion, Network
-from stream_hbaf.networks.registry import build
-from stream_hbaf.training.material import (
+from stream_hbaf.corpora.dataset import (
     Material,
     Rows,
     balance,
@@ -38,6 +29,15 @@ from stream_hbaf.training.material import (
     predict,
     whole_features,
 )
+from stream_hbaf.corpora.dialogue import Split
+from stream_hbaf.errors import ModelError
+from stream_hbaf.evaluation.metrics import Score, score, weighted_f1
+from stream_hbaf.networks.calibration import softmax
+from stream_hbaf.networks.config import NetworkConfig
+from stream_hbaf.networks.contrastive import InterModalLoss, total_loss
+from stream_hbaf.networks.hbaf import HBAF
+from stream_hbaf.networks.network import Criterion, Network
+from stream_hbaf.networks.registry import build
 from stream_hbaf.training.trainer import History, TrainerConfig, fit
 
 Float32 = NDArray[np.float32]

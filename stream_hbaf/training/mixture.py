@@ -16,21 +16,20 @@ import numpy as np
 from torch import Tensor
 
 from stream_hbaf.bundle import NONE, Bundle, BundleConfig, read_network
-from stream_hbaf.certainty import Calibration, Pattern
+from stream_hbaf.corpora.cache import key_of, remember
+from stream_hbaf.corpora.dataset import Material, digest_of_material, predict
 from stream_hbaf.corpora.dialogue import LABELS, Corpus
 from stream_hbaf.corpora.extraction import end_with_parent
 from stream_hbaf.errors import ConfigError
-from stream_hbaf.evaluation import Score, majority_score, score, spread
+from stream_hbaf.evaluation.metrics import Score, majority_score, score, spread
 from stream_hbaf.features.commonsense import Event2MindHeads, NoCommonsense
 from stream_hbaf.features.inferences import Inferences
 from stream_hbaf.features.text import TextEncoder
+from stream_hbaf.networks.calibration import Calibration, Pattern
 from stream_hbaf.networks.config import NetworkConfig
 from stream_hbaf.networks.ensemble import join
 from stream_hbaf.networks.network import Network
-from stream_hbaf.training.calibration import Judgement, fit_calibration
-from stream_hbaf.training.fitting import one_thread
-from stream_hbaf.training.material import Material, digest_of_material, predict
-from stream_hbaf.training.mixing import (
+from stream_hbaf.training.batches import (
     Acted,
     MixtureConfig,
     MixtureFitted,
@@ -39,6 +38,9 @@ from stream_hbaf.training.mixing import (
     fit_mixture,
     text_score,
 )
+from stream_hbaf.training.calibration import Judgement, fit_calibration
+from stream_hbaf.training.clip_data import acted_lessons, acted_material, prepare_voices
+from stream_hbaf.training.fitting import one_thread
 from stream_hbaf.training.mixture_card import mixture_licence, model_card
 from stream_hbaf.training.preparation import (
     Progress,
@@ -48,9 +50,7 @@ from stream_hbaf.training.preparation import (
     prepare_layers,
 )
 from stream_hbaf.training.recipe import ACOUSTIC, MixtureRecipe
-from stream_hbaf.training.remembering import key_of, remember
-from stream_hbaf.training.talk import TALK, prepare_words, read_words
-from stream_hbaf.training.voices import acted_lessons, acted_material, prepare_voices
+from stream_hbaf.training.text_data import TALK, prepare_words, read_words
 
 RISK = 0.3  # share of wrong answers that abstaining must keep to
 FIGURES = ("weighted_f1", "macro_f1", "accuracy", "uar", "ece")

@@ -16,25 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from stream_hbaf.bundle import Scaling
-from stream_hbaf.corpora.choosing import choose
-from stream_hbaf.corpora.dialogue import SPLITS, Corpus, Dialogue, LabelledUtterance, Split
-from stream_hbaf.corpora.reading import open_corpus
-from stream_hbaf.errors import ModelError
-from stream_hbaf.features.comet import open_comet
-from stream_hbaf.features.commonsense import Commonsense, Event2MindHeads, NoCommonsense
-from stream_hbaf.features.context import Turn
-from stream_hbaf.features.inferences import Inferences
-from stream_hbaf.features.text import TextEncoder
-from stream_hbaf.training.distillation import (
+from stream_hbaf.corpora.cache import (
     Encode,
-    HeadsConfig,
-    build_inferences,
-    distil,
-    read_annotations,
-)
-from stream_hbaf.training.material import NO_LABEL, Material
-from stream_hbaf.training.recipe import Recipe
-from stream_hbaf.training.remembering import (
     Encodes,
     digest_of,
     infer_commonsense,
@@ -42,9 +25,32 @@ from stream_hbaf.training.remembering import (
     remember_dialogues,
     write_whole,
 )
-from stream_hbaf.training.sound import Sound, prepare_sound
-from stream_hbaf.training.tuning import TuningConfig, lessons_of, tune_encoder
-from stream_hbaf.training.words import WordsConfig, labelled_turns, mixed_lessons
+from stream_hbaf.corpora.dataset import (
+    Material,
+    label_indices,
+    number_speakers,
+    rows_of,
+    utterances_of,
+)
+from stream_hbaf.corpora.dialogue import SPLITS, Corpus, Dialogue, Split
+from stream_hbaf.corpora.folds import choose
+from stream_hbaf.corpora.reading import open_corpus
+from stream_hbaf.errors import ModelError
+from stream_hbaf.features.comet import open_comet
+from stream_hbaf.features.commonsense import Commonsense, Event2MindHeads, NoCommonsense
+from stream_hbaf.features.context import Turn
+from stream_hbaf.features.inferences import Inferences
+from stream_hbaf.features.text import TextEncoder
+from stream_hbaf.training.audio_features import Sound, prepare_sound
+from stream_hbaf.training.commonsense_heads import (
+    HeadsConfig,
+    build_inferences,
+    distil,
+    read_annotations,
+)
+from stream_hbaf.training.recipe import Recipe
+from stream_hbaf.training.text_augment import WordsConfig, labelled_turns, mixed_lessons
+from stream_hbaf.training.text_encoder import TuningConfig, lessons_of, tune_encoder
 
 Float32 = NDArray[np.float32]
 Progress = Callable[[str], None]
@@ -249,32 +255,6 @@ def prepare_heads(
         Inferences.from_tensors(_under(kept, "inferences.")),
         json.loads(figures.read_text(encoding="utf-8")),
     )
-
-
-def utterances_of(dialogues: Sequence[Dialogue]) -> list[LabelledUtterance]:
-    return [utterance for dialogue in dialogues for utterance in dialogue.utterances]
-
-
-def rows_of(dialogues: Sequence[Dialogue]) -> tuple[NDArray[np.intp], ...]:
-    """Each dialogue's rows among all utterances."""
-    ends = np.cumsum([len(dialogue.utterances) for dialogue in dialogues])
-    return tuple(np.split(np.arange(ends[-1]), ends[:-1]))
-
-
-def number_speakers(dialogues: Sequence[Dialogue]) -> NDArray[np.int64]:
-    """Each utterance's speaker, in the order in which they appear in its dialogue."""
-    numbers: list[int] = []
-    for dialogue in dialogues:
-        known = list(dict.fromkeys(utterance.speaker for utterance in dialogue.utterances))
-        numbers += [known.index(utterance.speaker) for utterance in dialogue.utterances]
-    return np.array(numbers, dtype=np.int64)
-
-
-def label_indices(
-    utterances: Sequence[LabelledUtterance], labels: tuple[str, ...]
-) -> NDArray[np.int64]:
-    indices = [NO_LABEL if u.label is None else labels.index(u.label) for u in utterances]
-    return np.array(indices, dtype=np.int64)
 
 
 def _prepare_commonsense(

@@ -17,11 +17,11 @@ from stream_hbaf.errors import ConfigError
 from stream_hbaf.features.representations import LLD, TOKENS
 from stream_hbaf.features.text import DEFAULT_ENCODER
 from stream_hbaf.networks.config import NetworkConfig
-from stream_hbaf.training.distillation import HeadsConfig
+from stream_hbaf.training.batches import MixtureConfig
+from stream_hbaf.training.commonsense_heads import HeadsConfig
 from stream_hbaf.training.fitting import FittingConfig, LossConfig
-from stream_hbaf.training.mixing import MixtureConfig
-from stream_hbaf.training.tuning import TuningConfig
-from stream_hbaf.training.words import WordsConfig
+from stream_hbaf.training.text_augment import WordsConfig
+from stream_hbaf.training.text_encoder import TuningConfig
 
 # Sizes that the features and the corpus decide, whatever a recipe says.
 DECIDED = ("audio_width", "text_width", "commonsense_width", "classes")

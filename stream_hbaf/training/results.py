@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_hbaf.errors import ConfigError
-from stream_hbaf.evaluation import Spread, paired_bootstrap, spread
+from stream_hbaf.evaluation.metrics import Spread, paired_bootstrap, spread
 
 Row = Mapping[str, Any]
 FIGURES = ("weighted_f1", "macro_f1", "accuracy", "uar", "ece")

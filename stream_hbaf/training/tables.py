@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stream_hbaf.errors import ConfigError
-from stream_hbaf.evaluation import Spread
+from stream_hbaf.evaluation.metrics import Spread
+from stream_hbaf.evaluation.plots import window_curve
 from stream_hbaf.training.grid import HBAF
 from stream_hbaf.training.papers import PAPER
-from stream_hbaf.training.pictures import window_curve
 from stream_hbaf.training.results import (
     DRAWS,
     Row,

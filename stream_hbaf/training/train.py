@@ -14,17 +14,17 @@ from typing import Any, Literal
 import torch
 
 from stream_hbaf.bundle import Bundle, BundleConfig
+from stream_hbaf.corpora.cache import key_of
+from stream_hbaf.corpora.dataset import digest_of_material
 from stream_hbaf.corpora.dialogue import Split
 from stream_hbaf.corpora.extraction import end_with_parent
-from stream_hbaf.evaluation import majority_score, spread
+from stream_hbaf.evaluation.metrics import majority_score, spread
 from stream_hbaf.networks.config import NetworkConfig
 from stream_hbaf.training.card import corpus_card, licence_of
 from stream_hbaf.training.fitting import Fitted, fit_network, one_thread
-from stream_hbaf.training.material import digest_of_material
 from stream_hbaf.training.mixture import train_mixture
 from stream_hbaf.training.preparation import Prepared, prepare
 from stream_hbaf.training.recipe import ACOUSTIC, MixtureRecipe, Recipe, read_recipe
-from stream_hbaf.training.remembering import key_of
 from stream_hbaf.training.trainer import leads
 
 Progress = Callable[[str], None]

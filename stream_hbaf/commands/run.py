@@ -1,0 +1,216 @@
+"""One run of the recogniser: open sources, broker, models and publishers, listen, close them."""
+
+import asyncio
+import contextlib
+import sys
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stream_hbaf import __version__
+from stream_hbaf.audio.capture import list_devices
+from stream_hbaf.audio.open_source import open_source
+from stream_hbaf.audio.source import AudioSource, OnStatus
+from stream_hbaf.config import Config, SourceConfig
+from stream_hbaf.errors import ConfigError, DeviceError
+from stream_hbaf.events import Info, Model, State
+from stream_hbaf.live.control import Controls, Remembering
+from stream_hbaf.live.pipeline import LivePipeline, Publisher
+from stream_hbaf.publish.broker import embedded_broker
+from stream_hbaf.publish.mqtt import MqttPublisher
+from stream_hbaf.publish.terminal import JsonLines, Terminal
+from stream_hbaf.recognizer import Recognizer
+from stream_hbaf.sessions.recorder import SessionRecorder
+
+if TYPE_CHECKING:  # an extra
+    from stream_hbaf.dashboard.server import Dashboard
+
+# At full speed a larger chunk costs fewer hops between threads; it never changes the answer.
+FULL_SPEED_CHUNK_MS = 320
+HEALTH_EVERY_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Replaying:
+    """How recordings are listened to."""
+
+    speed: float | None  # times real time, None as fast as it goes
+    example: Path  # what to listen to when there is no microphone and none was asked for
+
+
+async def listen(config: Config, *, replaying: Replaying, json: bool, stop: asyncio.Event) -> None:
+    """Recognise until the sound ends or ``stop`` is set; raises a StreamHbafError that says why
+    it can't."""
+    config, replaying = _fall_back(config, replaying)
+    async with contextlib.AsyncExitStack() as opened:
+        page = _page(config)
+        pipelines: list[LivePipeline] = []
+
+        def report(source: str, state: State, detail: str) -> None:
+            for pipeline in pipelines:
+                pipeline.report_capture(state, detail, source=source)
+
+        sources: dict[SourceConfig, AudioSource] = {}
+        for source in _sources(config):
+            found = _find(source, replaying, page, on_status=partial(report, source.name))
+            sources[source] = await opened.enter_async_context(found)
+        config = await _with_broker(config, opened)
+        _say("loading the models")
+        loop = asyncio.get_running_loop()
+        recognizer = await loop.run_in_executor(None, partial(Recognizer, config))
+        run = _Run(config, recognizer, page=page)
+        opened.callback(lambda: run.pipeline.recognizer.close())  # maybe another one by then
+        await run.start(JsonLines(stop=stop) if json else Terminal())
+        pipelines.append(run.pipeline)
+        names = ", ".join(source.name for source in sources.values())
+        _say(f"listening to {names}; Ctrl-C ends")
+        await run.pipeline.run(sources, stop=stop, beside=[run.tell_health()])
+
+
+class _Run:
+    """The publishers of one run, and what may be asked of it."""
+
+    def __init__(self, config: Config, recognizer: Recognizer, *, page: "Dashboard | None") -> None:
+        self._config = config
+        self._page = page
+        self._mqtt: MqttPublisher | None = None
+        self._recorder: SessionRecorder | None = None
+        if config.record is not None:
+            self._recorder = SessionRecorder(config.record, config=config, recognizer=recognizer)
+        self._publishers: list[Publisher] = []
+        self.pipeline = LivePipeline(
+            recognizer,
+            self._publishers,
+            on_sound=self._recorder.hear if self._recorder else None,
+            recording=self._recorder is not None,
+        )
+
+    async def start(self, screen: Publisher) -> None:
+        """Connect everybody who is told; MQTT first, since it keeps what it is told on disk."""
+        controls = Controls(
+            self.pipeline,
+            info=self._info,
+            recording=self._recorder,
+            remembering=self._remembering,
+        )
+        if self._config.mqtt.url != "none":
+            self._mqtt = MqttPublisher(
+                self._config.mqtt,
+                info=self._info(),
+                on_status=lambda connected, line: _say(line),
+                control=controls,
+            )
+            await self._mqtt.connect()
+            self._publishers.append(self._mqtt)
+            _say(f"publishing to {self._mqtt.address}")
+        if self._recorder is not None:
+            self._publishers.append(self._recorder)
+            _say(f"recording to {self._recorder.folder}")
+        if self._page is not None:
+            self._page.info, self._page.control = self._info(), controls
+            await self._page.start()
+            self._publishers.append(self._page)
+            _say(f"showing all of it at {self._page.address}")
+        self._publishers.append(screen)
+
+    def _remembering(self) -> list[Remembering]:
+        keepers = (self._mqtt, self._recorder, self._page)
+        return [keeper for keeper in keepers if keeper is not None]
+
+    def _info(self) -> Info:
+        """Who publishes here, as it is now."""
+        bundle = self.pipeline.recognizer.bundle
+        return Info(
+            version=__version__,
+            model=Model(id=bundle.id, sha256=bundle.sha256),
+            labels=list(bundle.labels),
+            licence=bundle.config.licence,
+            sources=[source.name for source in _sources(self._config)],
+            privacy=self._config.privacy,
+        )
+
+    async def tell_health(self) -> None:
+        """Publish every minute how the run bears up."""
+        while True:
+            await asyncio.sleep(HEALTH_EVERY_S)
+            health = self.pipeline.health()
+            if self._mqtt is not None:
+                queues = health.queues | {"outbox": self._mqtt.waiting}
+                let_go = {"partials": self._mqtt.dropped, "utterances": self._mqtt.let_go}
+                health = health.model_copy(
+                    update={"queues": queues, "dropped": health.dropped | let_go}
+                )
+            await self.pipeline.tell(health)
+
+
+def _fall_back(config: Config, replaying: Replaying) -> tuple[Config, Replaying]:
+    """Without a wish and without a microphone: the bundled recording, in real time."""
+    if config.sources or "where" in config.source.model_fields_set:
+        return config, replaying
+    try:
+        if list_devices():
+            return config, replaying
+        why = "no microphone found"
+    except DeviceError as error:
+        why = str(error)
+    _say(f"{why}: listening to the bundled recording in real time")
+    source = config.source.model_copy(update={"where": str(replaying.example)})
+    return config.model_copy(update={"source": source}), replace(replaying, speed=1.0)
+
+
+def _sources(config: Config) -> list[SourceConfig]:
+    """All sources; one that isn't a microphone is called so only if the user says so.
+
+    ``source.token``, which no command line may hold, is every source's that has none of its own.
+    """
+    source = config.source
+    if config.sources:
+        return [
+            one.model_copy(update={"token": one.token or source.token}) for one in config.sources
+        ]
+    if "name" in source.model_fields_set or source.where.partition(":")[0] == "mic":
+        return [source]
+    return [source.model_copy(update={"name": "file"})]
+
+
+def _find(
+    source: SourceConfig, replaying: Replaying, page: "Dashboard | None", *, on_status: OnStatus
+) -> AudioSource:
+    if source.where == "browser" and page is not None:
+        return page.microphone(source, on_status=on_status)
+    return open_source(
+        source.where,
+        speed=replaying.speed,
+        token=source.token.get_secret_value() if source.token else None,
+        channel=source.channel,
+        chunk_ms=source.chunk_ms if replaying.speed is not None else FULL_SPEED_CHUNK_MS,
+        on_status=on_status,
+    )
+
+
+def _page(config: Config) -> "Dashboard | None":
+    if config.dashboard is None:
+        return None
+    try:
+        from stream_hbaf.dashboard.server import Dashboard
+    except ModuleNotFoundError:
+        raise ConfigError(
+            "--dashboard: aiohttp is not installed; pip install 'stream-hbaf[dashboard]'"
+        ) from None
+    return Dashboard(config.dashboard, sessions=config.record)
+
+
+async def _with_broker(config: Config, opened: contextlib.AsyncExitStack) -> Config:
+    """The settings with the broker's address, if it is to be our own."""
+    if config.mqtt.url != "embedded":
+        return config
+    broker = await opened.enter_async_context(embedded_broker(config.mqtt.port))
+    mqtt = config.mqtt.model_copy(update={"url": broker.url})
+    return config.model_copy(update={"mqtt": mqtt})
+
+
+def _say(line: str) -> None:
+    """To the person who started it; stdout is for results."""
+    sys.stderr.write(f"stream-hbaf: {line}\n")
+    sys.stderr.flush()

@@ -1,0 +1,243 @@
+"""Training: figures drawn as SVG that a page can hold.
+
+The only file that imports matplotlib, and only its object API: no window, no global state. Colours
+are CSS variables of the page (--ink, --paper, --accent, --second), so a picture is light or dark
+as the page is; it needs no file beside it.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import StringIO
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.legend_handler import HandlerTuple
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from numpy.typing import NDArray
+
+from stream_hbaf.evaluation.metrics import Bin, Spread
+
+# Colours that stand for the page's own until the picture is finished.
+INK, PAPER, ACCENT, SECOND = "#010203", "#fafbfc", "#0a141e", "#1e140a"
+_VARIABLES = {INK: "--ink", PAPER: "--paper", ACCENT: "--accent", SECOND: "--second"}
+_STYLE: Any = {  # its keys are literals to matplotlib's types
+    "svg.fonttype": "none",  # letters stay letters: small, found by searching, read aloud
+    "svg.hashsalt": "stream-hbaf",  # the same picture is the same file
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.parse_math": False,  # a dollar in a name is a dollar
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "legend.frameon": False,
+}
+_SHADES: Any = mpl.colormaps["tab20"]  # ten pairs of one hue, dark and light
+Series = Sequence[tuple[str, Sequence[Spread]]]  # a name, and a figure for each stretch
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One network's embeddings of n utterances, laid out in the plane."""
+
+    title: str
+    speech: NDArray[np.float32]  # [n, 2]
+    text: NDArray[np.float32]  # [n, 2]
+    labels: NDArray[np.int64]  # [n]
+
+
+def draw_confusion(
+    table: NDArray[np.integer | np.floating], *, labels: Sequence[str], name: str = "confusion"
+) -> str:
+    """A confusion table [C, C] (row: gold, column: said); each row's shares in per cent."""
+    with mpl.rc_context(_STYLE):
+        figure, axes = _sheet(width=4.7, height=4.4)
+        shares = table / np.maximum(table.sum(1, keepdims=True), 1)
+        classes = len(labels)
+        for row in range(classes):
+            for column in range(classes):
+                share = float(shares[row, column])
+                # Not an image: a bitmap couldn't take the page's colours.
+                cell = Rectangle(
+                    (column - 0.48, row - 0.48), 0.96, 0.96, facecolor=ACCENT, alpha=share, lw=0
+                )
+                axes.add_patch(cell)
+                colour = PAPER if share > 0.5 else INK
+                axes.text(column, row, f"{100 * share:.0f}", color=colour, ha="center", va="center")
+        axes.set_xlim(-0.5, classes - 0.5)
+        axes.set_ylim(classes - 0.5, -0.5)
+        axes.set_xticks(range(classes), labels, rotation=35, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(classes), labels)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        axes.set_xlabel("said")
+        axes.set_ylabel("gold")
+        axes.set_aspect("equal")
+        return _svg(figure, name=name, title="Confusion matrix, per cent of each gold label")
+
+
+def draw_reliability(bins: Sequence[Bin], *, name: str = "reliability") -> str:
+    """How sure against how right; below it, how many predictions each bin holds."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(4.6, 4.6), layout="constrained")
+        figure.patch.set_alpha(0)
+        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
+        middles = [(b.low + b.high) / 2 for b in bins]
+        width = 0.9 * (bins[0].high - bins[0].low) if bins else 0.1
+        upper.plot([0, 1], [0, 1], color=INK, lw=0.8, ls=(0, (3, 3)), alpha=0.6)
+        upper.bar(middles, [b.accuracy for b in bins], width, color=ACCENT, alpha=0.55, lw=0)
+        upper.plot([b.confidence for b in bins], [b.accuracy for b in bins], "o", ms=4, color=INK)
+        upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="right")
+        lower.bar(middles, [b.count for b in bins], width, color=SECOND, alpha=0.55, lw=0)
+        lower.set(xlabel="sure", ylabel="count")
+        lower.yaxis.set_major_locator(MaxNLocator(2, integer=True))
+        for axis in (upper.xaxis, upper.yaxis):
+            axis.set_major_formatter(PercentFormatter(1.0))
+        for axes in (upper, lower):
+            axes.patch.set_alpha(0)
+        return _svg(figure, name=name, title="Share of right predictions by confidence")
+
+
+def draw_stretches(names: Sequence[str], series: Series, *, name: str, about: str) -> str:
+    """Weighted F1 for stretches of utterances, one line a system, bars of one SD over its seeds."""
+    with mpl.rc_context(_STYLE):
+        figure, axes = _sheet(width=7.4, height=3.4)
+        for (system, figures), colour, marker in zip(series, (ACCENT, SECOND), "os", strict=False):
+            means, deviations = ([100 * getattr(f, part) for f in figures] for part in _PARTS)
+            axes.errorbar(
+                range(len(names)),
+                means,
+                yerr=deviations if any(deviations) else None,
+                color=colour,
+                marker=marker,
+                ms=4.5,
+                lw=1.4,
+                elinewidth=0.9,
+                capsize=2,
+                label=system,
+            )
+        axes.set_xticks(range(len(names)), names)
+        axes.set_xlabel(about)
+        axes.set_ylabel("weighted F1 × 100")
+        axes.yaxis.set_major_locator(MaxNLocator(6))
+        axes.grid(axis="y", color=INK, alpha=0.12, lw=0.6)
+        axes.margins(x=0.05, y=0.15)
+        bottom, top = axes.get_ylim()
+        axes.set_ylim(max(bottom, 0), min(top, 103))
+        if len(series) > 1:
+            axes.legend(loc="best")
+        return _svg(figure, name=name, title=f"Weighted F1 against {about}")
+
+
+def window_curve(points: Sequence[tuple[float, float, float]], *, title: str) -> str:
+    """Weighted F1 × 100 against window length, (utterances, mean, SD over seeds), as an SVG file.
+
+    It stands alone, so it brings the colours that a page would have given it.
+    """
+    lengths, means, deviations = zip(*points, strict=True)
+    with mpl.rc_context(_STYLE):
+        figure, axes = _sheet(width=7.4, height=3.4)
+        bars = deviations if any(deviations) else None
+        axes.errorbar(lengths, means, yerr=bars, color=ACCENT, marker="o", ms=4.5, capsize=2)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(lengths, [f"{length:g}" for length in lengths])
+        axes.minorticks_off()
+        axes.set_xlabel("window, utterances (the current one included)")
+        axes.set_ylabel("weighted F1 × 100")
+        axes.yaxis.set_major_locator(MaxNLocator(6))
+        axes.grid(axis="y", color=INK, alpha=0.12, lw=0.6)
+        axes.set_title(title)
+        drawn = _svg(figure, name="window", title=title)
+    return _standing_alone(drawn)
+
+
+def embedding_panels(panels: Sequence[Panel], *, labels: Sequence[str], title: str) -> str:
+    """What networks make of speech (dark) and of its words (light), side by side, as an SVG file.
+
+    A colour an emotion; at most ten emotions. It stands alone, as ``window_curve`` does.
+    """
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(3.7 * len(panels), 4.5), layout="constrained")
+        figure.patch.set_alpha(0)
+        row = figure.subplots(1, len(panels), squeeze=False)[0]
+        for axes, panel in zip(row, panels, strict=True):
+            for label in np.unique(panel.labels):
+                rows, dark, light = panel.labels == label, *_shades(label)
+                axes.plot(*panel.text[rows].T, "o", color=light, ms=3, mew=0)
+                axes.plot(*panel.speech[rows].T, "o", color=dark, ms=3, mew=0)
+            axes.set_title(panel.title, fontsize=10)
+            axes.set_aspect("equal", adjustable="datalim")
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+            axes.patch.set_alpha(0)
+        dots: list[Any] = [
+            tuple(Line2D([], [], color=shade, marker="o", ls="") for shade in _shades(label))
+            for label in range(len(labels))
+        ]
+        figure.legend(
+            dots,
+            labels,
+            handler_map={tuple: HandlerTuple(ndivide=None)},
+            loc="outside lower center",
+            ncols=min(len(labels), 2 * len(panels)),
+            title="speech dark, its words light",
+        )
+        drawn = _svg(figure, name="e", title=title)  # short: it stands in front of every point
+    # A tenth of a point is less than anybody sees; thousands of points are large otherwise.
+    return _standing_alone(re.sub(r'(?<= [xy]=")-?\d+\.\d+', _tenths, drawn))
+
+
+_PARTS = ("mean", "sd")
+
+
+def _shades(label: int) -> tuple[Any, Any]:
+    """Dark and light."""
+    return _SHADES(2 * label), _SHADES(2 * label + 1)
+
+
+def _tenths(number: re.Match[str]) -> str:
+    return f"{float(number[0]):.1f}"
+
+
+def _standing_alone(drawn: str) -> str:
+    """An <svg> element as a file, with the colours that a page would have given it."""
+    page = "svg { --ink: #222; --accent: #26a; background: #fff; font-family: sans-serif }"
+    return drawn.replace(">", f">\n <style>{page}</style>", 1) + "\n"
+
+
+def _sheet(*, width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.patch.set_alpha(0)
+    axes = figure.add_subplot()
+    axes.patch.set_alpha(0)
+    return figure, axes
+
+
+def _svg(figure: Figure, *, name: str, title: str) -> str:
+    """The figure as an <svg> element whose ids no other picture of the page has."""
+    out = StringIO()
+    nothing: dict[str, Any] = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(out, format="svg", metadata=nothing)
+    text = out.getvalue()
+    text = text[text.index("<svg") :].strip()
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
+    text = re.sub(r'\bid="', f'id="{name}-', text)
+    text = text.replace("url(#", f"url(#{name}-").replace('href="#', f'href="#{name}-')
+    text = re.sub(r' (?:width|height)="[\d.]+pt"', "", text, count=2)
+    text = text.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
+    text = re.sub(r"font: ([\d.]+)px [^;\"]+", r"font-size: \1px", text)  # the page's own font
+    for colour, variable in _VARIABLES.items():
+        text = text.replace(colour, f"var({variable})")
+    return text

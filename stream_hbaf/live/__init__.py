@@ -1,0 +1,1 @@
+"""The live pipeline: sound in, events out, without blocking the event loop."""

@@ -1,0 +1,372 @@
+"""Promises of replay: a recorded session says again what was said live, to the bit where it can."""
+
+import asyncio
+import shutil
+import wave
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from stream_hbaf.audio.file import FileSource, read_audio
+from stream_hbaf.audio.source import AudioSource, Chunk
+from stream_hbaf.config import SAMPLE_RATE_HZ, SourceConfig
+from stream_hbaf.errors import BundleError
+from stream_hbaf.events import DialogueSummary, Utterance
+from stream_hbaf.live.pipeline import LivePipeline, Recognition
+from stream_hbaf.live.replay import Replayed, replay_session
+from stream_hbaf.recognizer import Recognizer
+from stream_hbaf.sessions.recorder import SessionRecorder
+from stream_hbaf.sessions.session import (
+    EVENTS,
+    HEADER,
+    Session,
+    encode_line,
+    open_session,
+    sessions_in,
+)
+from stream_hbaf.sessions.source import SessionSource
+
+Sound = NDArray[np.int16]
+Play = Mapping[SourceConfig, AudioSource]
+Cue = Callable[["Prompted"], Awaitable[None]]
+AS_IT_WAS = {"id", "rev", "type", "source", "dialogue_id", "turn", "speaker", "start_time"} | {
+    "end_time",
+    "audio_start_ms",
+    "audio_end_ms",
+    "trigger",
+    "text",
+    "language",
+    "modalities",
+    "conflict",
+    "inferences",
+    "model",
+}
+
+
+def write_wav(path: Path, *pieces: Sound) -> Path:
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, SAMPLE_RATE_HZ, 0, "NONE", ""))
+        file.writeframes(np.concatenate(pieces).tobytes())
+    return path
+
+
+def file_source(path: Path, *, chunk_ms: int) -> FileSource:
+    return FileSource(path, speed=None, chunk_ms=chunk_ms, on_status=lambda *_: None)
+
+
+def record(
+    recognizer: Recognizer,
+    sources: Play,
+    folder: Path,
+    *,
+    on_stage: Callable[[LivePipeline, SessionRecorder], None] = lambda pipeline, recorder: None,
+) -> tuple[Session, list[Recognition]]:
+    """Run sources to their end and record them; the session, and what was recognised live."""
+    live: list[Recognition] = []
+
+    async def run() -> None:
+        recorder = SessionRecorder(folder, config=recognizer.config, recognizer=recognizer)
+        pipeline = LivePipeline(
+            recognizer, [recorder], on_recognition=live.append, on_sound=recorder.hear
+        )
+        for source in sources.values():
+            await source.__aenter__()
+        on_stage(pipeline, recorder)
+        await pipeline.run(sources, stop=asyncio.Event())
+        for source in sources.values():
+            await source.__aexit__()
+
+    asyncio.run(run())
+    (session,) = sessions_in(folder)
+    return session, live
+
+
+@pytest.fixture(scope="module")
+def conversation(
+    recognizer: Recognizer, sentences: list[Sound], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Session, list[Recognition]]:
+    """Two files heard in odd chunks, whose speakers talk with each other."""
+    folder = tmp_path_factory.mktemp("conversation")
+    ann = write_wav(folder / "ann.wav", sentences[1], sentences[4])
+    ben = write_wav(folder / "ben.wav", sentences[3], sentences[2])
+    sources = {
+        SourceConfig(name="a", speaker="Ann", dialogue="talk"): file_source(ann, chunk_ms=37),
+        SourceConfig(name="b", speaker="Ben", dialogue="talk"): file_source(ben, chunk_ms=101),
+    }
+    return record(recognizer, sources, folder / "recorded")
+
+
+def replay(
+    session: Session, recognizer: Recognizer, **options: Any
+) -> tuple[Replayed, list[Utterance | DialogueSummary], list[Recognition]]:
+    told: list[Utterance | DialogueSummary] = []
+    again: list[Recognition] = []
+    counted = replay_session(
+        session,
+        on_event=told.append,
+        on_recognition=again.append,
+        load=lambda config: nullcontext(recognizer),
+        **options,
+    )
+    return counted, told, again
+
+
+Replay = tuple[Replayed, list[Utterance | DialogueSummary], list[Recognition]]
+
+
+@pytest.fixture(scope="module")
+def replayed(recognizer: Recognizer, conversation: tuple[Session, list[Recognition]]) -> Replay:
+    """That conversation once more."""
+    return replay(conversation[0], recognizer)
+
+
+def test_replay_gives_the_same_features_words_and_probabilities(
+    conversation: tuple[Session, list[Recognition]], replayed: Replay
+) -> None:
+    """Two speakers in one dialogue: features to the bit, words to the letter, 1e-5."""
+    _, live = conversation
+    counted, _, again = replayed
+    assert counted == Replayed(told=len(live), missing=0, others=0)
+    assert len({recognition.id.rpartition("-")[0] for recognition in live}) == 1
+    assert len(live) >= 4
+    for one, other in zip(live, again, strict=True):
+        assert (one.id, one.finish) == (other.id, other.finish)
+        assert one.acoustic is not None
+        assert other.acoustic is not None
+        assert np.array_equal(one.acoustic.functionals, other.acoustic.functionals)
+        assert one.words is not None
+        assert other.words is not None
+        assert one.words.transcript == other.words.transcript
+        assert one.prediction.probabilities == pytest.approx(
+            other.prediction.probabilities, abs=1e-5
+        )
+
+
+def test_replay_tells_the_same_events(
+    conversation: tuple[Session, list[Recognition]], replayed: Replay
+) -> None:
+    """Each finished utterance and its dialogue's summary, with the ids and times it had."""
+    session, _ = conversation
+    _, told, _ = replayed
+    live = [e for e in session.events if isinstance(e, DialogueSummary) or e in session.ends]
+    assert [type(event) for event in told] == [type(event) for event in live]
+    for one, other in zip(live, told, strict=True):
+        if isinstance(one, Utterance):
+            assert other.model_dump(include=AS_IT_WAS) == one.model_dump(include=AS_IT_WAS)
+            assert other.emotion.set == one.emotion.set
+            assert other.contributions.model_dump() == pytest.approx(
+                one.contributions.model_dump(), abs=1e-5
+            )
+        else:
+            assert (other.emotions, other.speakers) == (one.emotions, one.speakers)
+            assert other.probabilities == pytest.approx(one.probabilities, abs=1e-5)
+
+
+def test_recorded_sound_is_what_was_heard(
+    conversation: tuple[Session, list[Recognition]],
+) -> None:
+    """The FLAC holds every sample of the file that was listened to, and no other."""
+    session, _ = conversation
+    for name, file in (("a", "ann.wav"), ("b", "ben.wav")):
+        original = read_audio(session.folder.parent.parent / file)
+        assert np.array_equal(read_audio(session.sound(name)), original)
+
+
+def test_session_as_a_source_of_a_live_pipeline_gives_the_same(
+    recognizer: Recognizer, conversation: tuple[Session, list[Recognition]], tmp_path: Path
+) -> None:
+    """Played into the live pipeline in other chunks, a source's sound says the same."""
+    session, live = conversation
+    source = SessionSource(session, "a", speed=None, chunk_ms=333)
+    _, again = record(recognizer, {SourceConfig(name="a"): source}, tmp_path)
+    ann = [one for one in live if one.finish in {other.finish for other in again}]
+    assert [one.finish for one in ann] == [one.finish for one in again]
+    for one, other in zip(ann, again, strict=True):
+        assert one.acoustic is not None
+        assert other.acoustic is not None
+        assert np.array_equal(one.acoustic.functionals, other.acoustic.functionals)
+
+
+def test_replay_after_a_gap_gives_the_same(
+    recognizer: Recognizer, sentences: list[Sound], tmp_path: Path
+) -> None:
+    """Sound that was lost live is missing in the replay at the same sample."""
+
+    class Broken(FileSource):
+        """Loses what is said between 2 s and 2.5 s."""
+
+        async def chunks(self) -> AsyncIterator[Chunk]:
+            heard_until = 0
+            async for chunk in super().chunks():
+                if not 2.0 < chunk.start / SAMPLE_RATE_HZ < 2.5:
+                    yield replace(chunk, after_gap=chunk.start != heard_until)
+                    heard_until = chunk.start + len(chunk.samples)
+
+    wav = write_wav(tmp_path / "one.wav", sentences[1], sentences[4])
+    source = Broken(wav, speed=None, chunk_ms=53, on_status=lambda *_: None)
+    session, live = record(recognizer, {SourceConfig(name="a"): source}, tmp_path / "recorded")
+    assert [stretch.why for stretch in session.stretches["a"]] == ["begin", "gap"]
+    counted, _, again = replay(session, recognizer)
+    assert counted.missing == counted.others == 0
+    assert [one.finish for one in live] == [one.finish for one in again]
+    assert live[0].finish.trigger == "end_of_input"
+
+
+class Prompted(FileSource):
+    """Plays on after each of its cues: what is to happen once so many seconds were heard."""
+
+    def __init__(self, path: Path, cues: dict[float, Cue], *, chunk_ms: int) -> None:
+        super().__init__(path, speed=None, chunk_ms=chunk_ms, on_status=lambda *_: None)
+        self._cues = sorted(cues.items())
+        self.pipeline: LivePipeline
+        self.recorder: SessionRecorder
+
+    def stage(self, pipeline: LivePipeline, recorder: SessionRecorder) -> None:
+        self.pipeline, self.recorder = pipeline, recorder
+
+    async def chunks(self) -> AsyncIterator[Chunk]:
+        async for chunk in super().chunks():
+            while self._cues and chunk.start >= self._cues[0][0] * SAMPLE_RATE_HZ:
+                await self._cues.pop(0)[1](self)
+            yield chunk
+
+
+async def flush(source: Prompted) -> None:
+    await source.pipeline.cut("request")
+
+
+async def stop_listening(source: Prompted) -> None:
+    await source.pipeline.turn("a", "listening", on=False)
+
+
+async def listen_again(source: Prompted) -> None:
+    await source.pipeline.turn("a", "listening", on=True)
+
+
+async def stop_writing(source: Prompted) -> None:
+    await source.pipeline.turn("a", "transcribe", on=False)
+
+
+async def stop_recording(source: Prompted) -> None:
+    source.recorder.record("a", on=False)
+    await source.pipeline.cut("request")
+
+
+async def record_again(source: Prompted) -> None:
+    source.recorder.record("a", on=True)
+    await source.pipeline.cut("request")
+
+
+@pytest.mark.parametrize(
+    ("cues", "whys", "untold"),
+    [
+        ({1.3: flush, 1.71: flush}, ["begin", "cut", "cut"], 0),
+        ({1.3: stop_listening, 2.1: listen_again}, ["begin", "cut", "pause"], 0),
+        ({1.3: stop_recording, 2.1: record_again}, ["begin", "pause"], 2),
+    ],
+)
+def test_replay_after_wishes_gives_the_same(
+    recognizer: Recognizer,
+    sentences: list[Sound],
+    tmp_path: Path,
+    cues: dict[float, Cue],
+    whys: list[str],
+    untold: int,
+) -> None:
+    """What was cut off or not listened to live is cut off at the same sample, for the same
+    reason; what was said while nobody recorded isn't told again."""
+    wav = write_wav(tmp_path / "one.wav", sentences[1], sentences[4])
+    source = Prompted(wav, cues, chunk_ms=53)
+    session, live = record(
+        recognizer, {SourceConfig(name="a"): source}, tmp_path / "recorded", on_stage=source.stage
+    )
+    assert [stretch.why for stretch in session.stretches["a"]] == whys
+    counted, told, again = replay(session, recognizer)
+    kept = {end.id for end in session.ends}
+    assert len(live) - len(kept) == untold
+    assert (counted.told, counted.missing) == (len(kept), 0)
+    for one, other in zip([one for one in live if one.id in kept], again, strict=True):
+        assert one.finish == other.finish
+        assert one.acoustic is not None
+        assert other.acoustic is not None
+        assert np.array_equal(one.acoustic.functionals, other.acoustic.functionals)
+    ends = [event for event in told if isinstance(event, Utterance)]
+    assert [end.trigger for end in ends] == [end.trigger for end in session.ends]
+
+
+def test_replay_writes_down_no_words_where_none_were_wanted(
+    recognizer: Recognizer, sentences: list[Sound], tmp_path: Path
+) -> None:
+    """With ``transcribe`` off an utterance is heard without its words, then as now."""
+    wav = write_wav(tmp_path / "one.wav", sentences[4])
+    source = Prompted(wav, {0.0: stop_writing}, chunk_ms=64)
+    session, live = record(
+        recognizer, {SourceConfig(name="a"): source}, tmp_path / "recorded", on_stage=source.stage
+    )
+    counted, told, again = replay(session, recognizer)
+    assert counted == Replayed(told=1, missing=0, others=0)
+    assert told[0].text == session.ends[0].text == ""
+    assert told[0].modalities == session.ends[0].modalities == ["audio"]
+    assert again[0].prediction.probabilities == pytest.approx(
+        live[0].prediction.probabilities, abs=1e-5
+    )
+
+
+def retold(session: Session, folder: Path, **changed: Any) -> Session:
+    """A copy of a session with its first ``end`` alone, and another header."""
+    shutil.copytree(session.folder, folder)
+    end = session.ends[0]
+    if "model" in changed:
+        end = end.model_copy(update=changed)
+    (folder / EVENTS).write_bytes(encode_line(end))
+    header = session.header.model_copy(update=changed)
+    (folder / HEADER).write_text(header.model_dump_json(), encoding="utf-8")
+    return open_session(folder)
+
+
+def test_replay_with_another_bundle_is_refused_in_a_line(
+    recognizer: Recognizer, conversation: tuple[Session, list[Recognition]], tmp_path: Path
+) -> None:
+    """A bundle of the same name that was trained anew doesn't pass for the one used live."""
+    session, _ = conversation
+    live = session.header.model.model_copy(update={"sha256": "0" * 64})
+    other = retold(session, tmp_path / "other", model=live)
+    with pytest.raises(BundleError, match=r"was read by bundle live-en 000000000000, but live-en"):
+        replay(other, recognizer)
+    counted, told, _ = replay(other, recognizer, model="live-en")
+    assert counted == Replayed(told=1, missing=0, others=len(session.ends) - 1)
+    assert told[0].text == session.ends[0].text
+
+
+def test_replay_tells_of_other_versions(
+    recognizer: Recognizer, conversation: tuple[Session, list[Recognition]], tmp_path: Path
+) -> None:
+    """Figures that another openSMILE may have made otherwise are said to be that."""
+    session, _ = conversation
+    versions = {**session.header.versions, "opensmile": "2.5.0"}
+    other = retold(session, tmp_path / "other", versions=versions)
+    lines: list[str] = []
+    replay(other, recognizer, progress=lines.append)
+    assert lines == [f"{other.folder}: recorded with opensmile 2.5.0; others may differ a little"]
+
+
+def test_replay_goes_on_where_sound_is_missing(
+    recognizer: Recognizer, conversation: tuple[Session, list[Recognition]], tmp_path: Path
+) -> None:
+    """An utterance whose sound is gone is told of in a line; the rest is replayed."""
+    session, live = conversation
+    folder = tmp_path / "other"
+    shutil.copytree(session.folder, folder)
+    (folder / "b.flac").unlink()
+    lines: list[str] = []
+    counted, told, _ = replay(open_session(folder), recognizer, progress=lines.append)
+    lost = [end for end in session.ends if end.source == "b"]
+    assert counted == Replayed(told=len(live) - len(lost), missing=len(lost), others=0)
+    assert {event.source for event in told} == {"a"}
+    assert lines == [f"{folder}: {len(lost)} utterances weren't found again"]
