@@ -237,15 +237,19 @@ def test_forward_of_a_dialogue_is_the_same_in_any_batch() -> None:
 
 @pytest.mark.parametrize("part", ["audio", "text", "audio_mask", "text_mask"])
 def test_output_of_an_utterance_depends_on_itself_alone(part: str) -> None:
-    """Changing one moves its own logits and, not by a single bit, no other's."""
+    """Changing one utterance moves its own logits and no other's.
+
+    A mask changes how many tokens the batch holds, and some processors round a product of
+    another size otherwise: there the others' logits agree to 1e-12, else to the last bit.
+    """
     net, features = network(), utterances(6, 6, speech=3)
     values = getattr(features, part).clone()
     values[0, 2] = ~values[0, 2] if values.dtype == torch.bool else 3 - values[0, 2]
     with torch.no_grad():
-        moved = net(features).logits != net(replace(features, **{part: values})).logits
-    expected = torch.zeros(2, 6, dtype=torch.bool)
-    expected[0, 2] = True
-    assert torch.equal(moved.any(dim=-1), expected)
+        moved = (net(features).logits - net(replace(features, **{part: values})).logits).abs()
+    assert moved[0, 2].max() > 1e-6
+    moved[0, 2] = 0.0
+    assert moved.max() <= (1e-12 if values.dtype == torch.bool else 0.0)
 
 
 def test_forward_hears_the_order_of_tokens() -> None:
