@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stream_hbaf.corpora.dataset import NO_LABEL, Material, lay_out, whole_features
+from stream_hbaf.corpora.dataset import NO_LABEL, Dataset, all_features, pad_dialogues
 from stream_hbaf.errors import ModelError
 from stream_hbaf.evaluation.embeddings import Embeddings, embed
 from stream_hbaf.networks.hbaf import HBAF, HbafConfig
@@ -30,7 +30,7 @@ def make_network(**switches: bool) -> HBAF:
     return HBAF(HbafConfig(**SIZES, **switches)).eval()  # type: ignore[arg-type]
 
 
-def make_material() -> Material:
+def make_material() -> Dataset:
     """Ten utterances in three dialogues that stand in no order; one each of no label, sound,
     words."""
     draw = np.random.default_rng(0)
@@ -38,7 +38,7 @@ def make_material() -> Material:
     audio_mask[1], text_mask[7] = False, False
     labels = np.arange(10) % 7
     labels[4] = NO_LABEL
-    return Material(
+    return Dataset(
         labels=labels,
         text=draw.normal(size=(10, 6)).astype(np.float32),
         commonsense=np.zeros((10, 3, 1), np.float32),
@@ -59,7 +59,7 @@ def test_embeddings_are_the_networks_of_utterances_with_both() -> None:
     network, material = make_network(), make_material()
     found = embed(network, material, most=100)
     with torch.inference_mode():
-        output = network(whole_features(material, lay_out(material.dialogues), version=""))
+        output = network(all_features(material, pad_dialogues(material.dialogues), version=""))
     # In the table: 6 7 8 9 | 0 1 | 2 3 4 5; without 1, 4 and 7.
     places = [(1, 0), (2, 0), (2, 1), (2, 3), (0, 0), (0, 2), (0, 3)]
     for name, h in (("speech", output.h_a), ("text", output.h_l)):
@@ -117,7 +117,7 @@ def test_networks_that_bring_nothing_together() -> None:
     material = make_material()
     with pytest.raises(ModelError, match="the network has one modality; choose one with both"):
         embed(make_network(use_text=False), material, most=10)
-    deaf = Material(
+    deaf = Dataset(
         labels=material.labels,
         text=material.text,
         commonsense=material.commonsense,
@@ -128,4 +128,4 @@ def test_networks_that_bring_nothing_together() -> None:
     assert len(embed(make_network(), deaf, most=10).labels) == 3
     mute = np.zeros(10, bool)
     with pytest.raises(ModelError, match="0 utterances have sound, words and a label"):
-        embed(make_network(), Material(**{**deaf.__dict__, "audio_mask": mute}), most=10)
+        embed(make_network(), Dataset(**{**deaf.__dict__, "audio_mask": mute}), most=10)

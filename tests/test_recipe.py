@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from stream_hbaf.bundle import Bundle
-from stream_hbaf.corpora.dataset import NO_LABEL, Material, balance
+from stream_hbaf.corpora.dataset import NO_LABEL, Dataset, class_weights
 from stream_hbaf.corpora.dialogue import LABELS
 from stream_hbaf.errors import ConfigError, CorpusError, ModelError
 from stream_hbaf.features.prosody import PROSODY, PROSODY_WIDTH
@@ -207,7 +207,7 @@ def test_an_epochs_batches_are_drawn_from_seed_and_epoch():
 
 def test_balanced_classes_weigh_the_same():
     """A class three times as rare weighs three times as much; context only doesn't count."""
-    weights = balance(np.array([0, 0, 0, 1, NO_LABEL, NO_LABEL]), classes=3)
+    weights = class_weights(np.array([0, 0, 0, 1, NO_LABEL, NO_LABEL]), classes=3)
     np.testing.assert_allclose(weights.numpy(), [2 / 3, 2.0, 0.0], rtol=1e-6)
 
 
@@ -217,7 +217,7 @@ def test_temperature_makes_too_sure_logits_less_sure():
     assert fit_temperature([(logits, np.arange(100) % 2)]) == pytest.approx(5.0)
 
 
-def make_material(**changes: object) -> Material:
+def make_material(**changes: object) -> Dataset:
     """Two dialogues of four; words tell half of the labels and voices the other half."""
     draw = np.random.default_rng(0)
     text, audio = draw.standard_normal((2, 8, 6)).astype(np.float32)
@@ -228,10 +228,10 @@ def make_material(**changes: object) -> Material:
         "audio": {"": audio},
         "dialogues": (np.arange(4), np.arange(4, 8)),
     }
-    return Material(**{**whole, **changes})
+    return Dataset(**{**whole, **changes})
 
 
-def fit_tiny(material: Material, *, losses: LossConfig | None = None, **plan: object):
+def fit_tiny(material: Dataset, *, losses: LossConfig | None = None, **plan: object):
     config = HbafConfig(
         audio_width=6,
         text_width=6,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from stream_hbaf.audio.file import read_audio
 from stream_hbaf.bundle import Bundle
-from stream_hbaf.corpora.dataset import Material, predict
+from stream_hbaf.corpora.dataset import Dataset, predict
 from stream_hbaf.corpora.dialogue import LABELS
 from stream_hbaf.errors import ConfigError, CorpusError
 from stream_hbaf.networks.hbaf import HbafConfig
@@ -207,14 +207,14 @@ def test_the_network_overfits_eight_utterances():
     labels = np.arange(8) % 7
     text, audio = draw.standard_normal((2, 8, 6)).astype(np.float32)
     blank = np.zeros((8, 3, 6), np.float32)
-    spoken = Material(labels, text, blank, {}, (np.arange(4), np.arange(4, 8)))
+    spoken = Dataset(labels, text, blank, {}, (np.arange(4), np.arange(4, 8)))
     voices = {"0": audio}
-    acted = Material(labels, np.zeros_like(text), blank, voices, tuple(np.arange(8)[:, None]))
+    acted = Dataset(labels, np.zeros_like(text), blank, voices, tuple(np.arange(8)[:, None]))
     plan = MixtureConfig(epochs=50, patience=50, rate=3e-3, batch=2, spoken_share=1.0)
 
     def right(network) -> float:
-        words = predict(network, spoken, version=None, reads=True).argmax(1)
-        heard = predict(network, acted, version="0", reads=False).argmax(1)
+        words = predict(network, spoken, version=None, with_text=True).argmax(1)
+        heard = predict(network, acted, version="0", with_text=False).argmax(1)
         return float(((words == labels).mean() + (heard == labels).mean()) / 2)
 
     fitted = fit_mixture(
@@ -235,9 +235,9 @@ def test_neutral_words_settle_nothing_against_a_voice():
     text, audio = draw.standard_normal((2, 7, 6)).astype(np.float32)
     blank = np.zeros((7, 3, 6), np.float32)
     alone = tuple(np.arange(7)[:, None])
-    spoken = Material(labels, text, blank, {}, alone)
+    spoken = Dataset(labels, text, blank, {}, alone)
     silent = np.zeros(7, dtype=bool)
-    acted = Material(labels, np.zeros_like(text), blank, {"0": audio}, alone, text_mask=silent)
+    acted = Dataset(labels, np.zeros_like(text), blank, {"0": audio}, alone, text_mask=silent)
     plan = MixtureConfig(
         epochs=60, patience=60, rate=3e-3, batch=2, spoken_share=1.0, pair=1.0, heard=1.0
     )
@@ -251,9 +251,9 @@ def test_neutral_words_settle_nothing_against_a_voice():
         seed=0,
     ).network
     neutral = LABELS.index("neutral")
-    beside_neutral = Material(labels, text[[neutral] * 7], blank, {"0": audio}, alone)
+    beside_neutral = Dataset(labels, text[[neutral] * 7], blank, {"0": audio}, alone)
     telling = [n for n in range(7) if n != neutral]
-    beside_telling = Material(labels, text, blank, {"0": np.roll(audio, 1, axis=0)}, alone)
+    beside_telling = Dataset(labels, text, blank, {"0": np.roll(audio, 1, axis=0)}, alone)
     heard = predict(network, beside_neutral, version="0").argmax(1)
     read = predict(network, beside_telling, version="0").argmax(1)
     assert heard.tolist() == labels.tolist()

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from stream_hbaf.corpora.cache import Encode, remember
+from stream_hbaf.corpora.cache import Encode, cached_encoder
 from stream_hbaf.errors import StreamHbafError
 from stream_hbaf.features.commonsense import RELATIONS
 from stream_hbaf.features.text import DEFAULT_ENCODER, TextEncoder
@@ -69,14 +69,14 @@ def _parse() -> argparse.Namespace:
 
 
 def _encoding(name: str, *, cache: Path) -> Encode:
-    """The encoder with a memory on disk, and one of single texts: the runs share most of them."""
-    remembered = remember(TextEncoder(name), cache)
+    """The encoder, cached on disk and by single text in memory: the runs share most texts."""
+    cached = cached_encoder(TextEncoder(name), cache)
     known: dict[str, Float32] = {}
 
     def encode(texts: Sequence[str]) -> Float32:
         new = sorted(set(texts) - known.keys())
         if new:
-            known.update(zip(new, remembered(new), strict=True))
+            known.update(zip(new, cached(new), strict=True))
         return np.stack([known[text] for text in texts])
 
     return encode

@@ -19,7 +19,7 @@ Encode = Callable[[Sequence[str]], Float32]  # texts → [N, D]
 Encodes = Callable[[Sequence[Sequence[Turn]]], Float32]  # dialogues of U turns → [sum of U, D]
 
 
-def remember(encoder: TextEncoder, cache: Path) -> Encode:
+def cached_encoder(encoder: TextEncoder, cache: Path) -> Encode:
     """The encoder's ``encode``, its results kept on disk."""
     weights = digest_of(encoder.model.state_dict())
 
@@ -30,7 +30,7 @@ def remember(encoder: TextEncoder, cache: Path) -> Encode:
     return encode
 
 
-def remember_dialogues(encoder: TextEncoder, cache: Path, *, half: bool = False) -> Encodes:
+def cached_dialogue_encoder(encoder: TextEncoder, cache: Path, *, half: bool = False) -> Encodes:
     """All rows of the encoder's ``encode_dialogues``, kept on disk; ``half`` is the encoder's."""
     weights = digest_of(encoder.model.state_dict())
     none = encoder.encode([])  # of no dialogues

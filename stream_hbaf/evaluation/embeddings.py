@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from sklearn.manifold import TSNE
 
-from stream_hbaf.corpora.dataset import Material, lay_out, on_device_of, whole_features
+from stream_hbaf.corpora.dataset import Dataset, all_features, on_device_of, pad_dialogues
 from stream_hbaf.errors import ModelError
 from stream_hbaf.networks.network import Network
 
@@ -55,7 +55,7 @@ class Embeddings:
         return plane[: len(self.speech)], plane[len(self.speech) :]
 
 
-def embed(network: Network, material: Material, *, most: int, seed: int = 0) -> Embeddings:
+def embed(network: Network, material: Dataset, *, most: int, seed: int = 0) -> Embeddings:
     """Embeddings of labelled utterances with sound and words, at most so many, drawn evenly.
 
     The network is used as it is: call ``eval()`` before. Raises ModelError for a network that
@@ -75,12 +75,12 @@ def embed(network: Network, material: Material, *, most: int, seed: int = 0) -> 
     return Embeddings(speech[rows], text[rows], material.labels[rows])
 
 
-def _embed_all(network: Network, material: Material) -> tuple[Float32, Float32]:
+def _embed_all(network: Network, material: Dataset) -> tuple[Float32, Float32]:
     """[N, H] of speech and of text, a dialogue at a time: tokens of many would fill the memory."""
     speech: list[Float32] = []
     text: list[Float32] = []
     for rows in material.dialogues:
-        features = whole_features(material, lay_out([rows]), version="")
+        features = all_features(material, pad_dialogues([rows]), version="")
         with torch.inference_mode():
             output = network(on_device_of(network, features))
         if output.h_a is None or output.h_l is None:

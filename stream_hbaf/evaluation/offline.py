@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_hbaf.bundle import NONE, Bundle
-from stream_hbaf.corpora.cache import infer_commonsense, remember_dialogues
+from stream_hbaf.corpora.cache import cached_dialogue_encoder, infer_commonsense
 from stream_hbaf.corpora.dataset import (
+    Dataset,
     Flags,
-    Material,
     label_indices,
     number_speakers,
     predict,
@@ -137,7 +137,7 @@ def _hear(
 
 def _gather(
     bundle: Bundle, corpus: Corpus, split: Split, *, sound: Float32 | None, cache: Path
-) -> Material:
+) -> Dataset:
     """The split's features as the network takes them, context included."""
     dialogues = corpus.splits[split]
     utterances = utterances_of(dialogues)
@@ -145,7 +145,7 @@ def _gather(
     heard: Flags | None = None
     if sound is not None:
         heard = np.asarray(np.isfinite(sound.reshape(len(sound), -1)).any(axis=1))
-    return Material(
+    return Dataset(
         labels=label_indices(utterances, corpus.labels),
         text=text,
         commonsense=commonsense,
@@ -158,7 +158,7 @@ def _gather(
 
 
 def _judged(
-    bundle: Bundle, corpus: Corpus, split: Split, *, material: Material, logits: Float32
+    bundle: Bundle, corpus: Corpus, split: Split, *, material: Dataset, logits: Float32
 ) -> Judged:
     """The labelled utterances alone, with what the report sorts them by."""
     said = utterances_of(corpus.splits[split])
@@ -189,7 +189,7 @@ def _read(bundle: Bundle, dialogues: Sequence[Dialogue], *, cache: Path) -> tupl
         relations = np.zeros((len(said), len(RELATIONS), network.commonsense_width), np.float32)
         return np.zeros((len(said), network.text_width), np.float32), relations
     turns = [tuple(Turn(u.speaker, u.text) for u in dialogue.utterances) for dialogue in dialogues]
-    text = remember_dialogues(bundle.encoder, cache / "text")(turns)
+    text = cached_dialogue_encoder(bundle.encoder, cache / "text")(turns)
     return text, infer_commonsense(
         bundle.commonsense, said, features=text, cache=cache / "commonsense"
     )

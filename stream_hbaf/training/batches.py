@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from stream_hbaf.config import Positive, Probability, Section
 from stream_hbaf.corpora.dataset import (
     NO_LABEL,
+    Dataset,
     Flags,
-    Material,
     Rows,
     features_of,
-    lay_out,
+    pad_dialogues,
     predict,
 )
 from stream_hbaf.corpora.dialogue import LABELS
@@ -75,7 +75,7 @@ class MixtureConfig(Section):
 class Spoken:
     """Words to learn from. Rows of ``material``; utterances have no sound."""
 
-    material: Material
+    material: Dataset
     dialogues: tuple[tuple[Rows, ...], ...]  # MELD's, each in every version: as said, misheard
     beside: tuple[Rows, ...] = ()  # other corpora's
 
@@ -84,7 +84,7 @@ class Spoken:
 class Acted:
     """Voices to learn from; a dialogue of ``material`` is a speaker."""
 
-    material: Material
+    material: Dataset
     weights: Float32  # [N], of each clip in the loss, 1 on average
 
 
@@ -119,7 +119,7 @@ def fit_mixture(
     """Train one network; stops and picks on ``dev_score``. The same seed gives the same network."""
     torch.manual_seed(seed)
     network = build(config)
-    network.standardise(torch.from_numpy(spoken.material.words))
+    network.standardise(torch.from_numpy(spoken.material.text_features))
     between = criterion_of(network, LossConfig(mu=plan.mu))
     both = nn.ModuleDict({"network": network} | ({"between": between} if between else {}))
 
@@ -150,15 +150,15 @@ def fit_mixture(
     return MixtureFitted(network.half().float().eval(), history)
 
 
-def text_score(network: Network, material: Material) -> float:
+def text_score(network: Network, material: Dataset) -> float:
     """Weighted F1 from words alone."""
-    said = predict(network, material, version=None, reads=True).argmax(1)
+    said = predict(network, material, version=None, with_text=True).argmax(1)
     return weighted_f1(material.labels, said, classes=network.config.classes)
 
 
-def audio_score(network: Network, material: Material, *, version: str, reads: bool) -> float:
+def audio_score(network: Network, material: Dataset, *, version: str, reads: bool) -> float:
     """Unweighted average recall from voices, with or without the words."""
-    said = predict(network, material, version=version, reads=reads).argmax(1)
+    said = predict(network, material, version=version, with_text=reads).argmax(1)
     return unweighted_recall(material.labels, said, classes=network.config.classes)
 
 
@@ -190,7 +190,7 @@ def _loss(
 
 
 def _steps(
-    spoken: Spoken, acted: Material, epoch: int, *, plan: MixtureConfig, seed: int
+    spoken: Spoken, acted: Dataset, epoch: int, *, plan: MixtureConfig, seed: int
 ) -> list[Step]:
     """One epoch: batches of dialogues, each beside its share of pseudo-dialogues."""
     draw = np.random.default_rng([seed, epoch])
@@ -224,7 +224,7 @@ def _some(dialogues: tuple[Rows, ...], utterances: float, *, draw: Draw) -> list
     return [dialogues[n] for n in order[: int(np.searchsorted(ends, utterances, side="right"))]]
 
 
-def _pseudo_dialogues(acted: Material, *, draw: Draw) -> list[Rows]:
+def _pseudo_dialogues(acted: Dataset, *, draw: Draw) -> list[Rows]:
     """Each speaker's clips, shuffled, as dialogues of one to four turns; all of them, shuffled."""
     cut: list[Rows] = []
     for clips in acted.dialogues:
@@ -237,7 +237,7 @@ def _pseudo_dialogues(acted: Material, *, draw: Draw) -> list[Rows]:
 
 
 def _with_voices(
-    spoken: Material, dialogues: list[Rows], *, voices: Acted, plan: MixtureConfig, draw: Draw
+    spoken: Dataset, dialogues: list[Rows], *, voices: Acted, plan: MixtureConfig, draw: Draw
 ) -> _Batch:
     """Dialogues with their words; in some, most utterances have a voice, of their label or not.
 
@@ -245,7 +245,7 @@ def _with_voices(
     say nothing against a voice: then the voice is right. The inter-modal loss, which draws voice
     and words together, leaves such pairs out.
     """
-    index = lay_out(dialogues)
+    index = pad_dialogues(dialogues)
     there = index >= 0
     labels = np.where(there, spoken.labels[index], NO_LABEL)
     hears = there & (draw.random((len(index), 1)) < plan.pair)
@@ -262,7 +262,7 @@ def _with_voices(
     labels[strange & neutral] = voices.material.labels[partners[strange & neutral]]
     audio = _any_version(voices.material, partners, plan=plan, draw=draw)
     reads = there & ~(hears & (draw.random(index.shape) < plan.text_dropout))
-    features = features_of(spoken, index, audio=audio, hears=hears, reads=reads)
+    features = features_of(spoken, index, audio=audio, audio_mask=hears, text_mask=reads)
     weights = np.ones(index.shape, np.float32)
     return _batch(labels, features, weights=weights, both=hears & reads & ~strange)
 
@@ -275,7 +275,7 @@ def _draw_clips(voices: Acted, among: Flags, count: int, *, draw: Draw) -> Rows:
 
 
 def _with_statements(
-    acted: Acted, dialogues: list[Rows], *, talk: Material, plan: MixtureConfig, draw: Draw
+    acted: Acted, dialogues: list[Rows], *, talk: Dataset, plan: MixtureConfig, draw: Draw
 ) -> _Batch:
     """Clips with their voices; some dialogues also with words, which tell nothing.
 
@@ -283,14 +283,14 @@ def _with_statements(
     and the network would learn them by heart rather than that neutral words settle nothing.
     """
     material = acted.material
-    index = lay_out(dialogues)
+    index = pad_dialogues(dialogues)
     there = index >= 0
     reads = there & (draw.random((len(index), 1)) < plan.statement)
     others = reads & (draw.random(index.shape) < plan.others_words)
     if material.text_mask is not None:
         reads &= material.text_mask[index] | others
     audio = _any_version(material, np.maximum(index, 0), plan=plan, draw=draw)
-    features = features_of(material, index, audio=audio, hears=there, reads=reads)
+    features = features_of(material, index, audio=audio, audio_mask=there, text_mask=reads)
     words = torch.from_numpy(draw.choice(np.flatnonzero(talk.labels == NEUTRAL), others.sum()))
     assert features.text is not None
     assert features.commonsense is not None
@@ -301,7 +301,7 @@ def _with_statements(
     return _batch(labels, features, weights=acted.weights[index], both=both)
 
 
-def _any_version(voices: Material, rows: Rows, *, plan: MixtureConfig, draw: Draw) -> Float32:
+def _any_version(voices: Dataset, rows: Rows, *, plan: MixtureConfig, draw: Draw) -> Float32:
     """[B, U, A], each utterance in a version of its own, without some of its columns.
 
     Of tokens, [B, U, F, A], a column is left out of all.

@@ -20,7 +20,7 @@ from stream_hbaf.corpora.acoustics import (
 )
 from stream_hbaf.corpora.augment import Surroundings, read_surroundings
 from stream_hbaf.corpora.cache import Encode
-from stream_hbaf.corpora.dataset import Material, label_indices
+from stream_hbaf.corpora.dataset import Dataset, label_indices
 from stream_hbaf.corpora.dialogue import LABELS, LabelledUtterance, Split
 from stream_hbaf.corpora.reading import open_corpus
 from stream_hbaf.errors import CorpusError
@@ -96,11 +96,11 @@ def prepare_voices(
 
 def acted_material(
     clips: Clips, *, encode: Encode, heads: Event2MindHeads | NoCommonsense
-) -> Material:
+) -> Dataset:
     """Clips with their sound and, where they are English, their words; each is a dialogue."""
     read = clips.corpus in READ
     text = encode([utterance.text if read else "" for utterance in clips.utterances])
-    return Material(
+    return Dataset(
         labels=label_indices(clips.utterances, LABELS),
         text=text,
         commonsense=heads.infer(text),
@@ -116,7 +116,7 @@ def acted_lessons(
     """All corpora's train clips together; dialogues are speakers."""
     parts = [acted_material(clips, encode=encode, heads=heads) for clips in every]
     speakers = np.array([f"{c.corpus} {u.speaker}" for c in every for u in c.utterances])
-    material = Material(
+    material = Dataset(
         labels=np.concatenate([part.labels for part in parts]),
         text=np.concatenate([part.text for part in parts]),
         commonsense=np.concatenate([part.commonsense for part in parts]),

@@ -13,7 +13,7 @@ from statistics import median
 import torch
 from torch import nn
 
-from stream_hbaf.corpora.dataset import Material, Rows, balance, lay_out, whole_features
+from stream_hbaf.corpora.dataset import Dataset, Rows, all_features, class_weights, pad_dialogues
 from stream_hbaf.networks.network import Network
 from stream_hbaf.networks.registry import build
 from stream_hbaf.training.fitting import criterion_of, draw_batches, loss_of, make_optimizer
@@ -59,15 +59,15 @@ def measure_costs(recipes: Sequence[Recipe], prepared: Prepared) -> list[Cost]:
     ]
 
 
-def _training(network: Network, recipe: Recipe, material: Material) -> Callable[[], None]:
+def _training(network: Network, recipe: Recipe, material: Dataset) -> Callable[[], None]:
     """One step of its training; the same batch, that of the middle size, each time."""
     plan, losses = recipe.fitting, recipe.losses
-    network.standardise(torch.from_numpy(material.words))
+    network.standardise(torch.from_numpy(material.text_features))
     between = criterion_of(network, losses)
     every = draw_batches(material.dialogues, 0, size=plan.batch, seed=0)
     batch = sorted(every, key=lambda dialogues: sum(map(len, dialogues)))[len(every) // 2]
     classes = network.config.classes
-    weights = balance(material.labels, classes=classes) if losses.balanced else None
+    weights = class_weights(material.labels, classes=classes) if losses.balanced else None
     version = "" if network.config.use_audio else None
     both = nn.ModuleList([network] if between is None else [network, between])
     optimizer, _ = make_optimizer(both, 1, rate=plan.rate, decay=plan.decay, kind=plan.optimizer)
@@ -83,11 +83,11 @@ def _training(network: Network, recipe: Recipe, material: Material) -> Callable[
     return step
 
 
-def _conversation(network: Network, material: Material) -> Callable[[], None]:
+def _conversation(network: Network, material: Dataset) -> Callable[[], None]:
     """A dialogue of the middle length, utterance by utterance."""
     version = "" if network.config.use_audio else None
     dialogue = _middle(material)
-    whole = whole_features(material, lay_out([dialogue]), version=version)
+    whole = all_features(material, pad_dialogues([dialogue]), version=version)
     utterances = [
         replace(whole.map(itemgetter((0, turn))), utterance_mask=None)
         for turn in range(len(dialogue))
@@ -102,7 +102,7 @@ def _conversation(network: Network, material: Material) -> Callable[[], None]:
     return converse
 
 
-def _middle(material: Material) -> Rows:
+def _middle(material: Dataset) -> Rows:
     """The rows of a dialogue of the middle length."""
     return sorted(material.dialogues, key=len)[len(material.dialogues) // 2]
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stream_hbaf.corpora.dataset import Material
+from stream_hbaf.corpora.dataset import Dataset
 from stream_hbaf.corpora.extraction import end_with_parent
 from stream_hbaf.errors import ConfigError, ModelError, StreamHbafError
 from stream_hbaf.evaluation.metrics import Score
@@ -181,7 +181,7 @@ def _run(run: Run, prepared: Prepared, *, kept: Path) -> dict[str, Any]:
 
 
 def _predictions(
-    split: str, material: Material, probabilities: NDArray[np.floating]
+    split: str, material: Dataset, probabilities: NDArray[np.floating]
 ) -> dict[str, NDArray[Any]]:
     """Of the labelled utterances: probabilities, labels, and the number of each one's dialogue."""
     known = material.labels >= 0

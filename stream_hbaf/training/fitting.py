@@ -20,14 +20,14 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from stream_hbaf.config import Positive, Section
 from stream_hbaf.corpora.dataset import (
-    Material,
+    Dataset,
     Rows,
-    balance,
+    all_features,
+    class_weights,
     labels_of,
-    lay_out,
     on_device_of,
+    pad_dialogues,
     predict,
-    whole_features,
 )
 from stream_hbaf.corpora.dialogue import Split
 from stream_hbaf.errors import ModelError
@@ -123,7 +123,7 @@ def fit_network(
     *,
     losses: LossConfig,
     plan: FittingConfig,
-    material: Mapping[Split, Material],
+    material: Mapping[Split, Dataset],
     seed: int,
     folder: Path | None = None,
     progress: Callable[[str], None] = lambda line: None,
@@ -135,11 +135,11 @@ def fit_network(
     """
     torch.manual_seed(seed)
     network = build(config)
-    network.standardise(torch.from_numpy(material["train"].words))
+    network.standardise(torch.from_numpy(material["train"].text_features))
     between = criterion_of(network, losses)
     both = nn.ModuleDict({"network": network} | ({"between": between} if between else {}))
     train, dev = material["train"], material["dev"]
-    weights = balance(train.labels, classes=config.classes) if losses.balanced else None
+    weights = class_weights(train.labels, classes=config.classes) if losses.balanced else None
     version = "" if config.use_audio else None
     history = fit(
         both,
@@ -205,7 +205,7 @@ def fit_temperature(sets: Sequence[tuple[Float32, NDArray[np.int64]]]) -> float:
     return float(min(TEMPERATURES, key=lambda t: sum(_surprise(x / t, gold) for x, gold in sets)))
 
 
-def judge(material: Material, probabilities: NDArray[np.float64]) -> Score:
+def judge(material: Dataset, probabilities: NDArray[np.float64]) -> Score:
     """Every figure of the labelled utterances, from probabilities [N, C] of all."""
     counted = material.labelled
     return score(material.labels[counted], probabilities[counted])
@@ -228,15 +228,15 @@ def criterion_of(network: Network, losses: LossConfig) -> Criterion | None:
 def loss_of(
     network: Network,
     between: Criterion | None,
-    material: Material,
+    material: Dataset,
     batch: Sequence[Rows],
     *,
     version: str | None,
     weights: Tensor | None = None,
 ) -> Tensor:
     """The loss of a batch of dialogues; ``weights`` [C] balance the classes."""
-    index = lay_out(batch)
-    features = on_device_of(network, whole_features(material, index, version=version))
+    index = pad_dialogues(batch)
+    features = on_device_of(network, all_features(material, index, version=version))
     output = network(features)
     labels = labels_of(material, index).to(output.logits.device)
     inter: Tensor | float = 0.0
@@ -251,7 +251,7 @@ def loss_of(
 
 
 def _measure(
-    network: Network, material: Material, *, version: str | None, weights: Tensor | None
+    network: Network, material: Dataset, *, version: str | None, weights: Tensor | None
 ) -> dict[str, float]:
     """Weighted F1 and cross entropy of the labelled utterances."""
     counted = material.labelled
@@ -263,7 +263,7 @@ def _measure(
 
 
 def _judge(
-    network: Network, history: History, material: Mapping[Split, Material], *, version: str | None
+    network: Network, history: History, material: Mapping[Split, Dataset], *, version: str | None
 ) -> Fitted:
     splits: tuple[Split, ...] = ("dev", "test")
     logits = {split: predict(network, material[split], version=version) for split in splits}

@@ -16,8 +16,8 @@ import numpy as np
 from torch import Tensor
 
 from stream_hbaf.bundle import NONE, Bundle, BundleConfig, read_network
-from stream_hbaf.corpora.cache import key_of, remember
-from stream_hbaf.corpora.dataset import Material, digest_of_material, predict
+from stream_hbaf.corpora.cache import cached_encoder, key_of
+from stream_hbaf.corpora.dataset import Dataset, digest_of_dataset, predict
 from stream_hbaf.corpora.dialogue import LABELS, Corpus
 from stream_hbaf.corpora.extraction import end_with_parent
 from stream_hbaf.errors import ConfigError
@@ -62,8 +62,8 @@ class Lessons:
 
     spoken: Spoken
     acted: Acted
-    talk: Mapping[str, Material]  # dev's dialogues, their words as they are and misheard
-    voices: Mapping[str, Material]  # dev's clips by corpus; versions are conditions
+    talk: Mapping[str, Dataset]  # dev's dialogues, their words as they are and misheard
+    voices: Mapping[str, Dataset]  # dev's clips by corpus; versions are conditions
 
 
 def train_mixture(
@@ -85,7 +85,7 @@ def train_mixture(
     if recipe.adapters is not None:
         tuned = as_adapters(recipe.encoder, tuned, rank=recipe.adapters)
     encoder = TextEncoder(recipe.encoder, tuned=tuned, tokens=recipe.takes_tokens)
-    encode = remember(encoder, cache / "text")
+    encode = cached_encoder(encoder, cache / "text")
     heads, inferences, figures = _prepare_heads(
         recipe, corpora, encoder=encoder, cache=cache, progress=progress
     )
@@ -183,12 +183,12 @@ def judged(network: Network, lessons: Lessons) -> dict[tuple[Pattern, str], Judg
         for condition in material.audio:
             for pattern in _patterns(material):
                 reads = pattern == "audio+text"
-                logits = predict(network, material, version=condition, reads=reads)
+                logits = predict(network, material, version=condition, with_text=reads)
                 found[pattern, f"{name}/{pattern}/{condition}"] = logits, material.labels
     return found
 
 
-def _patterns(clips: Material) -> tuple[Pattern, ...]:
+def _patterns(clips: Dataset) -> tuple[Pattern, ...]:
     reads = clips.text_mask is None or bool(clips.text_mask.any())
     return ("audio", "audio+text") if reads else ("audio",)
 
@@ -264,7 +264,7 @@ def _digest(lessons: Lessons) -> str:
         *lessons.talk.values(),
         *lessons.voices.values(),
     ]
-    return key_of(*(digest_of_material(one) for one in used))
+    return key_of(*(digest_of_dataset(one) for one in used))
 
 
 def _dev_score(lessons: Lessons, network: Network) -> dict[str, float]:

@@ -19,14 +19,14 @@ from stream_hbaf.bundle import Scaling
 from stream_hbaf.corpora.cache import (
     Encode,
     Encodes,
+    cached_dialogue_encoder,
     digest_of,
     infer_commonsense,
     key_of,
-    remember_dialogues,
     write_whole,
 )
 from stream_hbaf.corpora.dataset import (
-    Material,
+    Dataset,
     label_indices,
     number_speakers,
     rows_of,
@@ -65,7 +65,7 @@ class Prepared:
 
     labels: tuple[str, ...]
     scaling: Scaling | None  # None without sound
-    material: Mapping[Split, Material]
+    material: Mapping[Split, Dataset]
     ids: Mapping[Split, tuple[str, ...]]  # of the material's rows
     encoder: TextEncoder | None
     tuned: Mapping[str, Tensor]
@@ -113,7 +113,7 @@ def prepare(
     encoder = TextEncoder(
         recipe.encoder, tuned=tuned, context=context, device=device, tokens=recipe.takes_tokens
     )
-    encode = remember_dialogues(encoder, cache / "text")
+    encode = cached_dialogue_encoder(encoder, cache / "text")
     commonsense, figures = _prepare_commonsense(
         recipe, corpora, encoder, device=device, cache=cache, progress=progress
     )
@@ -238,7 +238,7 @@ def prepare_heads(
     figures = file.with_suffix(".json")
     if not file.exists():  # it is written last
         encode, encode_phrases = (
-            _of_single_turns(remember_dialogues(read, cache / "text", half=half))
+            _of_single_turns(cached_dialogue_encoder(read, cache / "text", half=half))
             for read in (encoder, untuned)
         )
         heads, found = distil(
@@ -296,7 +296,7 @@ def _material(
     text: Float32,
     commonsense: Float32,
     sound: Sound,
-) -> Material:
+) -> Dataset:
     utterances = utterances_of(corpus.splits[split])
     first = text if text.ndim == 2 else text[:, 0]  # of tokens, further ones may be missing
     for name, features in (("text", first), ("commonsense", commonsense)):
@@ -307,7 +307,7 @@ def _material(
                 f"{utterances[int(broken.argmax())].id} in {split} aren't numbers; "
                 "look at its words, or tune the encoder again at a lower rate"
             )
-    return Material(
+    return Dataset(
         labels=label_indices(utterances, corpus.labels),
         text=text,
         commonsense=commonsense,

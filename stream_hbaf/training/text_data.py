@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from stream_hbaf.corpora.asr_errors import Lexicon, lexicon_of, mishear, unpunctuated
 from stream_hbaf.corpora.cache import Encode
-from stream_hbaf.corpora.dataset import Material, label_indices, rows_of, utterances_of
+from stream_hbaf.corpora.dataset import Dataset, label_indices, rows_of, utterances_of
 from stream_hbaf.corpora.dialogue import LABELS, Corpus, Dialogue
 from stream_hbaf.corpora.reading import open_corpus
 from stream_hbaf.errors import ConfigError
@@ -39,7 +39,7 @@ def prepare_words(
     *,
     encode: Encode,
     heads: Event2MindHeads | NoCommonsense,
-) -> tuple[Spoken, dict[str, Material]]:
+) -> tuple[Spoken, dict[str, Dataset]]:
     """Train's words, MELD's in all versions; and MELD's dev, as it is and misheard."""
     lexicon = lexicon_of(
         said.text for corpus in words for said in utterances_of(corpus.splits["train"])
@@ -85,11 +85,11 @@ def spoken_material(
     encode: Encode,
     heads: Event2MindHeads | NoCommonsense,
     hear: Callable[[str], str] = str,
-) -> Material:
+) -> Dataset:
     """Dialogues with words, as ``hear`` understands them, and without sound."""
     utterances = utterances_of(dialogues)
     text = encode([hear(utterance.text) for utterance in utterances])
-    return Material(
+    return Dataset(
         labels=label_indices(utterances, LABELS),
         text=text,
         commonsense=heads.infer(text),
@@ -98,14 +98,14 @@ def spoken_material(
     )
 
 
-def _join(parts: Sequence[Material]) -> tuple[Material, list[tuple[NDArray[np.intp], ...]]]:
+def _join(parts: Sequence[Dataset]) -> tuple[Dataset, list[tuple[NDArray[np.intp], ...]]]:
     """All rows in one material, and each part's dialogues there."""
     starts = np.cumsum([0, *(len(part.labels) for part in parts)])
     rows = [
         tuple(dialogue + start for dialogue in part.dialogues)
         for part, start in zip(parts, starts, strict=False)
     ]
-    together = Material(
+    together = Dataset(
         labels=np.concatenate([part.labels for part in parts]),
         text=np.concatenate([part.text for part in parts]),
         commonsense=np.concatenate([part.commonsense for part in parts]),

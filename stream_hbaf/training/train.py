@@ -15,7 +15,7 @@ import torch
 
 from stream_hbaf.bundle import Bundle, BundleConfig
 from stream_hbaf.corpora.cache import key_of
-from stream_hbaf.corpora.dataset import digest_of_material
+from stream_hbaf.corpora.dataset import digest_of_dataset
 from stream_hbaf.corpora.dialogue import Split
 from stream_hbaf.corpora.extraction import end_with_parent
 from stream_hbaf.evaluation.metrics import majority_score, spread
@@ -165,7 +165,7 @@ def _key(recipe: Recipe, prepared: Prepared) -> str:
     settings = recipe.model_dump_json(
         include={"losses": True, "fitting": True}, exclude={"fitting": {"seeds", "workers"}}
     )
-    material = (digest_of_material(prepared.material[split]) for split in ("train", "dev"))
+    material = (digest_of_dataset(prepared.material[split]) for split in ("train", "dev"))
     return key_of(repr(network_config(recipe, prepared)), settings, *material)
 
 
