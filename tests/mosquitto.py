@@ -81,8 +81,8 @@ def _openssl(*words: str | Path) -> None:
 class Mosquitto:
     """One broker, which can be stopped and started again at the same port."""
 
-    def __init__(self, folder: Path, *settings: str) -> None:
-        self.port = free_port()
+    def __init__(self, folder: Path, *settings: str, port: int = 0) -> None:
+        self.port = port or free_port()
         self.url = f"mqtt://127.0.0.1:{self.port}"
         self._file = folder / f"mosquitto-{self.port}.conf"
         self._file.write_text("\n".join([f"listener {self.port} 127.0.0.1", *settings, ""]))
@@ -114,12 +114,15 @@ class Mosquitto:
 
 
 @contextmanager
-def mosquitto(folder: Path, *settings: str) -> Iterator[Mosquitto]:
-    """``settings`` are lines of mosquitto.conf; anybody may connect unless they say otherwise."""
+def mosquitto(folder: Path, *settings: str, port: int = 0) -> Iterator[Mosquitto]:
+    """``settings`` are lines of mosquitto.conf; anybody may connect unless they say otherwise.
+
+    Without a ``port`` it gets a free one.
+    """
     require_mosquitto()
     if not any(line.startswith("password_file") for line in settings):
         settings = ("allow_anonymous true", *settings)
-    broker = Mosquitto(folder, *settings)
+    broker = Mosquitto(folder, *settings, port=port)
     broker.start()
     try:
         yield broker

@@ -5,22 +5,34 @@ import io
 import json
 import os
 import socket
+import subprocess
 import sys
 import textwrap
 from datetime import datetime
 from pathlib import Path
 
 import pytest
-from mosquitto import Subscriber, find_program, free_port, mosquitto, require_mosquitto
+from conftest import RECORDINGS
+from mosquitto import (
+    Subscriber,
+    find_program,
+    free_port,
+    mosquitto,
+    password_file,
+    require_mosquitto,
+)
 from test_mqtt_publisher import INFO, config, partial, utterance
 from test_mqtt_requests import Recorder
 
+from stream_hbaf.cli import main
 from stream_hbaf.errors import BrokerError
 from stream_hbaf.events import Request, Status
 from stream_hbaf.publish.broker import LocalBroker, embedded_broker
 from stream_hbaf.publish.connection import Received
 from stream_hbaf.publish.mqtt import MqttPublisher, messages
 from stream_hbaf.publish.watch import human_line, json_line, watch
+
+SPEECH = RECORDINGS / "sense_and_sensibility_01_austen_64kb-0880.flac"
 
 
 async def publish(port: int, topic: str, payload: str, *options: str) -> None:
@@ -166,40 +178,89 @@ def test_embedded_is_for_this_machine_only() -> None:
     asyncio.run(main())
 
 
-def test_second_instance_uses_the_broker_already_there(tmp_path: Path) -> None:
-    """A port where MQTT is spoken is used: our own broker's, mosquitto's, even a locked one."""
+async def open_and_close(port: int) -> LocalBroker:
+    async with embedded_broker(port) as broker:
+        return broker
 
-    async def main(port: int) -> LocalBroker:
-        async with embedded_broker(port) as broker:
-            return broker
 
-    async def twice(port: int) -> list[LocalBroker]:
+def test_second_instance_shares_the_first_ones_broker() -> None:
+    """Two recognisers of one user publish to one broker; after them the port is free at once."""
+    port = free_port()
+
+    async def twice() -> list[LocalBroker]:
         async with embedded_broker(port) as first, embedded_broker(port) as second:
             return [first, second]
 
+    assert [broker.started for broker in asyncio.run(twice())] == [True, False]
+    assert asyncio.run(open_and_close(port)).started
+
+
+def test_broker_of_another_process_is_shared_until_that_process_is_killed(tmp_path: Path) -> None:
+    """A lock file that a killed recogniser left behind makes no other broker ours."""
     port = free_port()
-    assert [broker.started for broker in asyncio.run(twice(port))] == [True, False]
-    assert asyncio.run(main(port)).started  # the port is free again at once
+    script = """
+        import asyncio, sys
+        from stream_hbaf.publish.broker import embedded_broker
+        async def main():
+            async with embedded_broker(int(sys.argv[1])):
+                print("ready", flush=True)
+                await asyncio.Event().wait()
+        asyncio.run(main())
+    """
+    words = [sys.executable, "-c", textwrap.dedent(script), str(port)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        shared = asyncio.run(open_and_close(port))
+        process.kill()
+    assert shared == LocalBroker(f"mqtt://127.0.0.1:{port}", started=False)
+    with mosquitto(tmp_path, port=port), pytest.raises(BrokerError, match="another program's"):
+        asyncio.run(open_and_close(port))
+
+
+def test_broker_of_another_program_is_refused(tmp_path: Path) -> None:
+    """It may be open to the network: it is named, and used only if its URL is given."""
     with mosquitto(tmp_path) as other:
-        assert asyncio.run(main(other.port)) == LocalBroker(other.url, started=False)
+        line = rf"port {other.port} is taken by another program's MQTT broker \(mosquitto, process "
+        advice = rf"--mqtt mqtt://127\.0\.0\.1:{other.port}"
+        with pytest.raises(BrokerError, match=f"{line}.*user .*{advice}"):
+            asyncio.run(open_and_close(other.port))
     (tmp_path / "none").touch()
-    with mosquitto(tmp_path, f"password_file {tmp_path / 'none'}", "user root") as locked:
-        assert asyncio.run(main(locked.port)) == LocalBroker(locked.url, started=False)
+    with (
+        mosquitto(tmp_path, f"password_file {tmp_path / 'none'}", "user root") as locked,
+        pytest.raises(BrokerError, match="another program's MQTT broker"),
+    ):
+        asyncio.run(open_and_close(locked.port))
+
+
+def test_broker_is_tried_before_the_models_are_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A foreign broker on the port, a closed port, a wrong password: one line, and no loading."""
+    passwords = password_file(tmp_path, user="ann", password="right")
+    monkeypatch.setenv("STREAM_HBAF_MQTT__USERNAME", "ann")
+    monkeypatch.setenv("STREAM_HBAF_MQTT__PASSWORD", "wrong")
+    with mosquitto(tmp_path, f"password_file {passwords}", "user root") as broker:
+        for arguments, line in (
+            (["--set", f"mqtt.port={broker.port}"], "another program's MQTT broker"),
+            (["--mqtt", "mqtt://127.0.0.1:1"], "nothing listens there"),
+            (["--mqtt", broker.url], "refuses user 'ann' or the password"),
+        ):
+            assert main(["--file", str(SPEECH), *arguments]) == 2
+            complaint = capsys.readouterr().err
+            assert line in complaint
+            assert complaint.count("\n") == 1
 
 
 def test_port_taken() -> None:
     """A port with something else at it ends in one line that says how to go on."""
-
-    async def main(port: int) -> None:
-        async with embedded_broker(port):
-            pass
 
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
         with pytest.raises(BrokerError, match=rf"port {port} is taken.*--set mqtt\.port=PORT"):
-            asyncio.run(main(port))
+            asyncio.run(open_and_close(port))
 
 
 def test_watch_shows_json_lines() -> None:

@@ -18,6 +18,7 @@ from stream_hbaf.events import Info, Model, State
 from stream_hbaf.live.control import Controls, Remembering
 from stream_hbaf.live.pipeline import LivePipeline, Publisher
 from stream_hbaf.publish.broker import embedded_broker
+from stream_hbaf.publish.connection import check_connection
 from stream_hbaf.publish.mqtt import MqttPublisher
 from stream_hbaf.publish.terminal import JsonLines, Terminal
 from stream_hbaf.recognizer import Recognizer
@@ -202,11 +203,18 @@ def _page(config: Config) -> "Dashboard | None":
 
 
 async def _with_broker(config: Config, opened: contextlib.AsyncExitStack) -> Config:
-    """The settings with the broker's address, if it is to be our own."""
-    if config.mqtt.url != "embedded":
+    """The settings with the embedded broker's address, if there is one to start.
+
+    Any broker is tried here, so that a wrong address or password shows before the models load.
+    Raises BrokerError.
+    """
+    mqtt = config.mqtt
+    if mqtt.url == "none":
         return config
-    broker = await opened.enter_async_context(embedded_broker(config.mqtt.port))
-    mqtt = config.mqtt.model_copy(update={"url": broker.url})
+    if mqtt.url == "embedded":
+        broker = await opened.enter_async_context(embedded_broker(mqtt.port))
+        mqtt = mqtt.model_copy(update={"url": broker.url})
+    await check_connection(mqtt)
     return config.model_copy(update={"mqtt": mqtt})
 
 

@@ -1,11 +1,17 @@
-"""Where emotions go when nobody runs a broker: one on this machine, inside the recogniser."""
+"""An MQTT broker inside the recogniser, for machines that have none.
+
+It listens on the loopback address only, asks for no password, speaks MQTT 3.1.1 and keeps nothing
+on disk.
+"""
 
 import asyncio
 import contextlib
 import logging
+import pwd
 import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from amqtt.broker import Broker
@@ -14,41 +20,58 @@ from amqtt.errors import BrokerError as NotStarted
 from stream_hbaf.errors import BrokerError
 from stream_hbaf.publish.address import Address
 from stream_hbaf.publish.connection import speaks_mqtt
+from stream_hbaf.publish.outbox import is_locked, lock_file, state_folder
 
-LOOPBACK = "127.0.0.1"  # anybody may connect, so nobody from outside may
+LOOPBACK = "127.0.0.1"  # the broker asks for no password, so no other machine may reach it
 GRACE_S = 30  # amqtt cuts a client off after exactly its keepalive, before most have pinged
 FORWARD_S = 0.2  # amqtt acknowledges before it forwards, and forgets what it hasn't forwarded
 SHUTDOWN_S = 1.0
+LISTEN = "0A"  # a socket's state in /proc/net/tcp
 
 
 @dataclass(frozen=True, slots=True)
 class LocalBroker:
     url: str
-    started: bool  # False: the broker was already there
+    started: bool  # False: another stream-hbaf of this user runs it
 
 
 @contextlib.asynccontextmanager
 async def embedded_broker(port: int) -> AsyncIterator[LocalBroker]:
-    """A broker on this machine: our own, or the one that already listens at the port.
+    """Run a broker at 127.0.0.1, or share the one that another stream-hbaf runs at this port.
 
-    Ours speaks MQTT 3.1.1, keeps nothing on disk, and lives as long as the context: leave it
-    after the publisher has said goodbye. Raises BrokerError if something else has the port.
+    The broker ends with the context: close the publisher first. A running broker is recognised
+    as ours by a lock file in the state folder of the user. Raises BrokerError if anything else
+    listens at the port, another program's broker included: it may be open to the network.
     """
     url = f"mqtt://{LOOPBACK}:{port}"
+    lock = state_folder() / f"broker-{port}.lock"
     if not _is_free(port):
-        if not await speaks_mqtt(Address(LOOPBACK, port)):
-            raise BrokerError(_taken(port))
+        is_broker = await speaks_mqtt(Address(LOOPBACK, port))
+        if not is_broker or not is_locked(lock):
+            raise BrokerError(_refusal(port, is_broker=is_broker))
         yield LocalBroker(url, started=False)
         return
-    for name in ("amqtt", "transitions"):  # they report each client that hangs up
+    async with _run_broker(port):
+        with contextlib.ExitStack() as held:
+            # Without a state folder the broker runs all the same; nobody shares it then.
+            with contextlib.suppress(OSError):
+                lock.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                if opened := lock_file(lock):
+                    held.enter_context(opened)
+            yield LocalBroker(url, started=True)
+
+
+@contextlib.asynccontextmanager
+async def _run_broker(port: int) -> AsyncIterator[None]:
+    for name in ("amqtt", "transitions"):  # they log an error for each client that hangs up
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     broker = Broker(_settings(port))
     try:
         await broker.start()
-    except NotStarted as error:  # somebody was quicker
-        raise BrokerError(_taken(port)) from error
+    except NotStarted as error:  # another program has taken the port since it was probed
+        raise BrokerError(_refusal(port, is_broker=False)) from error
     try:
-        yield LocalBroker(url, started=True)
+        yield
     finally:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(SHUTDOWN_S):
@@ -78,8 +101,46 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def _taken(port: int) -> str:
+def _refusal(port: int, *, is_broker: bool) -> str:
+    """Who has the port, and what to do about it, in one line."""
+    known = ", ".join(_listener(port))
+    who = f" ({known})" if known else ""
+    if is_broker:
+        return (
+            f"mqtt.port: port {port} is taken by another program's MQTT broker{who}, which other "
+            f"machines may read; to publish there use --mqtt mqtt://{LOOPBACK}:{port}, else "
+            "choose another port with --set mqtt.port=PORT, or --mqtt none"
+        )
     return (
-        f"mqtt.port: port {port} is taken by something that is not an MQTT broker; choose another "
-        "with --set mqtt.port=PORT, or use --mqtt mqtt://HOST or --mqtt none"
+        f"mqtt.port: port {port} is taken by something that is not an MQTT broker{who}; choose "
+        "another with --set mqtt.port=PORT, or use --mqtt mqtt://HOST or --mqtt none"
     )
+
+
+def _listener(port: int) -> list[str]:
+    """The program and the user that listen at a port, as far as Linux shows them to this user."""
+    for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
+        with contextlib.suppress(OSError):
+            for line in table.read_text(encoding="ascii").splitlines()[1:]:
+                fields = line.split()  # 1: local address, 3: state, 7: user, 9: inode
+                if int(fields[1].rpartition(":")[2], 16) == port and fields[3] == LISTEN:
+                    return [*_program(fields[9]), f"user {_user_name(int(fields[7]))}"]
+    return []
+
+
+def _program(inode: str) -> list[str]:
+    """The name and the process id of the program that holds a socket; none if that is hidden."""
+    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            if str(descriptor.readlink()) == f"socket:[{inode}]":
+                process = descriptor.parent.parent
+                name = (process / "comm").read_text(encoding="utf-8").strip()
+                return [f"{name}, process {process.name}"]
+    return []
+
+
+def _user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)

@@ -93,6 +93,11 @@ async def open_client(config: MqttConfig, *, will: Message | None = None) -> Cli
     return client
 
 
+async def check_connection(config: MqttConfig) -> None:
+    """Connect once and leave. Raises BrokerError or ConfigError if that is impossible."""
+    await close_client(await open_client(config))
+
+
 async def close_client(client: Client) -> None:
     """Say goodbye; to a broker that doesn't listen any more, just hang up."""
     with contextlib.suppress(MqttError):

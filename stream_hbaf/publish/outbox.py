@@ -217,7 +217,9 @@ class _Store:
         left: list[Waiting] = []
         for number in range(MOST_FILES):
             path = self.folder / f"{self._name}-{number}.sqlite"
-            if (self._database and not path.exists()) or not (lock := _lock(path)):
+            if (self._database and not path.exists()) or not (
+                lock := lock_file(path.with_suffix(".lock"))
+            ):
                 continue
             if self._database is None:
                 self._lock, self._database = lock, self._connect(path)
@@ -306,16 +308,29 @@ def _file_name(config: MqttConfig) -> str:
     return f"outbox-{readable}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
 
 
-def _lock(path: Path) -> TextIO | None:
-    """None if another recogniser, which runs, has it. On a file of its own: closing any handle of
-    a database's file would give up SQLite's locks."""
-    lock = open(path.with_suffix(".lock"), "a", opener=_private)  # noqa: SIM115  it stays open
+def lock_file(path: Path) -> TextIO | None:
+    """Lock a file until the returned handle is closed; None if another process has locked it.
+
+    Locks end with their process, however it ends. The locked file is never the database itself:
+    closing any handle of a database's file would give up SQLite's own locks.
+    """
+    lock = open(path, "a", opener=_private)  # noqa: SIM115  it stays open
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         lock.close()
         return None
     return lock
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a running process has locked the file."""
+    if not path.exists():
+        return False
+    lock = lock_file(path)
+    if lock is not None:
+        lock.close()
+    return lock is None
 
 
 def _private(path: str, flags: int) -> int:
