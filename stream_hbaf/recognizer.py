@@ -6,7 +6,7 @@ code; they differ only in where sound comes from and where emotions go.
 
 import logging
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Self
@@ -25,6 +25,7 @@ from stream_hbaf.features.representations import LLD
 from stream_hbaf.features.tokens import to_tokens
 from stream_hbaf.features.whisper import Transcriber, Transcript
 from stream_hbaf.networks.calibration import (
+    MODALITIES,
     Modality,
     Probabilities,
     coalitions,
@@ -182,22 +183,31 @@ class Recognizer:
         dialogue: Dialogue,
         speaker: str = "",
         explain: bool = False,
+        modalities: Collection[Modality] = MODALITIES,
     ) -> Prediction:
         """The final emotion of the dialogue's next utterance, which the dialogue remembers.
 
         Words may have been read before those of an earlier utterance were final: then they are
-        read again. When one of the models fails, the dialogue stays as it was.
+        read again. A modality that isn't among ``modalities`` is withheld from the network, and
+        withheld words are no context of later ones. When one of the models fails, the dialogue
+        stays as it was.
         """
         if words is not None and words.before != dialogue.window:
             words = self.understand(words.transcript, speaker=speaker, window=dialogue.window)
         number = dialogue.number_of(speaker)
         prediction, state = self.classify(
-            acoustic=acoustic, words=words, state=dialogue.state, speaker=number, explain=explain
+            acoustic=acoustic,
+            words=words,
+            state=dialogue.state,
+            speaker=number,
+            explain=explain,
+            modalities=modalities,
         )
         dialogue.state = state
         if number == len(dialogue.speakers):
             dialogue.speakers.append(speaker)
-        dialogue.window = dialogue.window if words is None else words.after
+        if words is not None and "text" in modalities:
+            dialogue.window = words.after
         return prediction
 
     @torch.inference_mode()
@@ -209,29 +219,35 @@ class Recognizer:
         state: State,
         speaker: int = 0,
         explain: bool = False,
+        modalities: Collection[Modality] = MODALITIES,
     ) -> tuple[Prediction, State]:
-        """One step of the network; either modality may be missing.
+        """One step of the network; either modality may be missing, or withheld from it.
 
         ``speaker`` is a number of the dialogue's, for networks that tell speakers apart. A
         provisional emotion is the same call with the new state thrown away. To ``explain``, the
         same step is taken with every coalition of what was given, side by side.
         """
+        if "audio" not in modalities:
+            acoustic = None
+        if "text" not in modalities and words is not None:
+            # What Whisper's encoder computed is part of the audio and stays.
+            words = replace(words, text=None, commonsense=None)
         features = self._features(acoustic, words, speaker=speaker)
-        modalities: list[Modality] = ["audio"] if features.audio is not None else []
+        given: list[Modality] = ["audio"] if features.audio is not None else []
         if features.text is not None:
-            modalities.append("text")
-        parts = [*modalities, "context"]
+            given.append("text")
+        parts = [*given, "context"]
         if explain and state == self.bundle.network.initial_state():
             parts.remove("context")
         every = coalitions(parts) if explain else [frozenset(parts)]
         said, after = self._say_with(every, features=features, state=state)
         whole = said[every[-1]]
-        pattern = pattern_of(audio="audio" in modalities, text="text" in modalities)
+        pattern = pattern_of(audio="audio" in given, text="text" in given)
         labels, calibration = self.bundle.labels, self.bundle.calibration
         inside = calibration.label_sets(whole, pattern=pattern)
         prediction = Prediction(
             dict(zip(labels, map(float, whole), strict=True)),
-            tuple(modalities),
+            tuple(given),
             abstained=bool(calibration.abstains(whole, pattern=pattern)),
             labels_in_set=tuple(labels[n] for n in np.argsort(-whole) if inside[n]),
         )

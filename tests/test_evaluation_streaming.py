@@ -24,10 +24,10 @@ from stream_hbaf.evaluation.conditions import (
 )
 from stream_hbaf.evaluation.report import render_live
 from stream_hbaf.evaluation.streaming import (
-    JudgedRecognizer,
     LiveJudged,
     judge_live,
     judge_words,
+    open_recognizer,
 )
 from stream_hbaf.features.whisper import Transcript
 
@@ -41,7 +41,7 @@ WORDS = [clip.with_suffix(".txt").read_text().strip() for clip in CLIPS]
 
 @pytest.fixture(scope="module")
 def judge():
-    with JudgedRecognizer.open(BUNDLE) as opened:
+    with open_recognizer(BUNDLE) as opened:
         yield opened
 
 
@@ -119,7 +119,7 @@ def test_a_bundle_that_is_not_live_is_refused(tmp_path):
     sums = offline / "SHA256SUMS"
     sums.write_text(sums.read_text().replace(*digests))
     with pytest.raises(BundleError, match=r"was trained offline .*; listen with one of mode live"):
-        JudgedRecognizer.open(str(offline))
+        open_recognizer(str(offline))
 
 
 def test_a_withheld_modality_is_not_used(judge, played, monkeypatch):
@@ -128,8 +128,8 @@ def test_a_withheld_modality_is_not_used(judge, played, monkeypatch):
     # The words as the corpus writes them: Whisper's full stop and capitals count as well.
     words = Transcript(WORDS[0], "en", avg_logprob=0.0, no_speech_prob=0.0)
     monkeypatch.setattr(judge.transcriber, "final", lambda *_, **__: words)
-    text = judge_live(judge, one, "test", withhold="audio", progress=lambda line: None)
-    audio = judge_live(judge, one, "test", withhold="text", progress=lambda line: None)
+    text = judge_live(judge, one, "test", modalities=["text"], progress=lambda line: None)
+    audio = judge_live(judge, one, "test", modalities=["audio"], progress=lambda line: None)
     probabilities = [played.probabilities[0], text.probabilities[0], audio.probabilities[0]]
     for a, b in ((0, 1), (0, 2), (1, 2)):
         assert np.abs(probabilities[a] - probabilities[b]).max() > 1e-3
@@ -138,16 +138,17 @@ def test_a_withheld_modality_is_not_used(judge, played, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("withheld", "used"), [(None, ("audio", "text")), ("text", ("audio",)), ("audio", ("text",))]
+    "modalities", [("audio", "text"), ("audio",), ("text",)], ids=lambda given: "+".join(given)
 )
-def test_what_is_withheld_takes_nothing_else_along(judge, monkeypatch, withheld, used):
-    """Whisper hears the voice as well as the words: without these, the voice is still heard."""
-    monkeypatch.setattr(judge, "withheld", withheld)
+def test_a_withheld_modality_takes_nothing_else_along(judge, modalities):
+    """Whisper's encoder gives audio features as well: without the text they are still used."""
     samples = read_audio(read(0).audio)
     words = judge.understand(judge.transcriber.final(samples, speech_score=1.0))
     acoustic = judge.acoustic.extract(samples)
-    said = judge.conclude(acoustic=acoustic, words=words, dialogue=judge.dialogue())
-    assert said.modalities == used
+    prediction = judge.conclude(
+        acoustic=acoustic, words=words, dialogue=judge.dialogue(), modalities=modalities
+    )
+    assert prediction.modalities == modalities
 
 
 def test_words_are_read_with_their_dialogue(judge):

@@ -197,6 +197,25 @@ def test_an_utterance_without_words_leaves_the_window(recognizer):
     assert dialogue.speakers == ["ross"]  # also where his transcript failed
 
 
+def test_a_withheld_modality_is_as_if_it_were_not_there(hearing):
+    """Audio alone, text alone: the prediction without the other; withheld text is no context."""
+    dialogue = hearing.dialogue()
+    words = hearing.understand(transcript(SAID[0]), window=dialogue.window)
+    without = {"text": (sound(1), None), "audio": (None, words)}
+    for modality, (acoustic, read) in without.items():
+        kept = tuple(one for one in ("audio", "text") if one != modality)
+        ours, alone = hearing.dialogue(), hearing.dialogue()
+        withheld = hearing.conclude(
+            acoustic=sound(1), words=words, dialogue=ours, explain=True, modalities=kept
+        )
+        assert withheld == hearing.conclude(
+            acoustic=acoustic, words=read, dialogue=alone, explain=True
+        )
+        assert withheld.modalities == kept
+        assert ours.window == alone.window
+        assert (ours.window == EMPTY_WINDOW) == (modality == "text")
+
+
 def test_words_that_the_bundle_cannot_read_are_left_to_people(recognizer):
     """The transcript stays as it is; the network isn't given it, nor are the next words."""
     polish = Transcript(SAID[0], "pl", avg_logprob=0.0, no_speech_prob=0.0)

@@ -35,13 +35,14 @@ from stream_hbaf.evaluation.report import REPORT, write_report
 from stream_hbaf.evaluation.streaming import (
     TIMED_S,
     Flags,
-    JudgedRecognizer,
     LiveJudged,
     Progress,
     judge_live,
     judge_words,
+    open_recognizer,
 )
-from stream_hbaf.networks.calibration import Modality
+from stream_hbaf.networks.calibration import MODALITIES, Modality
+from stream_hbaf.recognizer import Recognizer
 
 CLEAN_ROW, NOISY_ROW, GOLD_ROW, MISHEARD_ROW = "clean", "noise_10db_room", "words", "misheard_15"
 SOFTENED_ROW = "misheard_15_softened"
@@ -56,7 +57,7 @@ class Row:
 
     about: str
     condition: Condition = CLEAN
-    withheld: Modality | None = None
+    modalities: tuple[Modality, ...] = MODALITIES  # the others are withheld
     error_rate: float | None = None  # of words that are read instead of heard
     softened: float = 0.0  # of their exclamation marks, if they are misheard
 
@@ -70,8 +71,8 @@ PLAYED = {
     },
     "gain_minus_10db": Row("gain minus 10db", condition=Condition(gain_db=-10.0)),
     "gain_plus_10db": Row("gain plus 10db", condition=Condition(gain_db=10.0)),
-    AUDIO_ROW: Row("as recorded, its words withheld", withheld="text"),
-    TEXT_ROW: Row("as recorded, its sound withheld but for the words", withheld="audio"),
+    AUDIO_ROW: Row("as recorded, its words withheld", modalities=("audio",)),
+    TEXT_ROW: Row("as recorded, its sound withheld but for the words", modalities=("text",)),
 }
 READ = {
     GOLD_ROW: Row("the corpus's own words", error_rate=0.0),
@@ -117,7 +118,7 @@ def evaluate_live(
     noisy = any(row.condition.snr_db is not None or row.condition.room for row in chosen.values())
     surroundings = read_surroundings(corpora / SURROUNDINGS) if noisy else None
     judged: dict[str, LiveJudged] = {}
-    with JudgedRecognizer.open(bundle, config=config) as recognizer:
+    with open_recognizer(bundle, config=config) as recognizer:
         for name, row in chosen.items():
             judged[name] = _judge(
                 recognizer,
@@ -326,7 +327,7 @@ def _under(heading: str, progress: Progress) -> Progress:
 
 
 def _judge(
-    recognizer: JudgedRecognizer,
+    recognizer: Recognizer,
     corpus: Corpus,
     split: Split,
     *,
@@ -350,7 +351,7 @@ def _judge(
         split,
         condition=row.condition,
         surroundings=surroundings,
-        withhold=row.withheld,
+        modalities=row.modalities,
         speed=speed,
         progress=progress,
     )

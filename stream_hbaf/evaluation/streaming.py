@@ -6,9 +6,8 @@ without clips is read turn by turn instead, in its own words or in misheard ones
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Self
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,17 +22,10 @@ from stream_hbaf.corpora.dialogue import Corpus, LabelledUtterance, Split
 from stream_hbaf.corpora.playlist import GAP_S, Playlist
 from stream_hbaf.errors import BundleError, CorpusError
 from stream_hbaf.evaluation.metrics import Labels, Probabilities
-from stream_hbaf.features.acoustic import Acoustic
 from stream_hbaf.features.whisper import Transcript
 from stream_hbaf.live.pipeline import Recognition, replay
-from stream_hbaf.networks.calibration import Modality
-from stream_hbaf.recognizer import (
-    Dialogue,
-    Int16,
-    Prediction,
-    Recognizer,
-    Words,
-)
+from stream_hbaf.networks.calibration import MODALITIES, Modality
+from stream_hbaf.recognizer import Int16, Prediction, Recognizer
 from stream_hbaf.speech.listener import Listener
 
 Flags = NDArray[np.bool_]
@@ -73,57 +65,28 @@ class LiveJudged:
         return tuple(one for one, heard in zip(self.ids, self.heard, strict=True) if not heard)
 
 
-class JudgedRecognizer(Recognizer):
-    """The live recogniser, which can be kept from using a modality that it heard all the same."""
+def open_recognizer(bundle: str, *, config: Config | None = None) -> Recognizer:
+    """Load a bundle by folder or name for evaluation, to be closed by ``with``.
 
-    withheld: Modality | None = None
-
-    @classmethod
-    def open(cls, bundle: str, *, config: Config | None = None) -> Self:
-        """Load a bundle by folder or name, to be closed by ``with``.
-
-        Raises BundleError for one that can't be had or isn't live, ModelError, ConfigError.
-        """
-        config = config or Config()
-        # Nobody reads running transcripts here; the final ones are the same without them.
-        transcript = config.transcript.model_copy(update={"partial_every_ms": 10**9})
-        dialogue = config.dialogue.model_copy(update={"gap_s": GAP_S})
-        changed = {"model": bundle, "transcript": transcript, "dialogue": dialogue}
-        return cls(config.model_copy(update=changed))
-
-    def conclude(
-        self,
-        *,
-        acoustic: Acoustic | None,
-        words: Words | None,
-        dialogue: Dialogue,
-        speaker: str = "",
-        explain: bool = False,
-    ) -> Prediction:
-        return super().conclude(
-            acoustic=None if self.withheld == "audio" else acoustic,
-            words=_unread(words) if self.withheld == "text" else words,
-            dialogue=dialogue,
-            speaker=speaker,
-            explain=explain,
-        )
-
-
-def _unread(words: Words | None) -> Words | None:
-    """What was said, understood by nobody; what Whisper heard besides the words is still there."""
-    if words is None:
-        return None
-    return replace(words, text=None, commonsense=None, after=words.before)
+    Partial transcripts are off, since nothing reads them and final ones don't depend on them; a
+    dialogue ends after the silence that ``Playlist`` puts between dialogues. Raises BundleError
+    for a bundle that can't be loaded or isn't live, ModelError, ConfigError.
+    """
+    config = config or Config()
+    transcript = config.transcript.model_copy(update={"partial_every_ms": 10**9})
+    dialogue = config.dialogue.model_copy(update={"gap_s": GAP_S})
+    changed = {"model": bundle, "transcript": transcript, "dialogue": dialogue}
+    return Recognizer(config.model_copy(update=changed))
 
 
 def judge_live(
-    recognizer: JudgedRecognizer,
+    recognizer: Recognizer,
     corpus: Corpus,
     split: Split,
     *,
     condition: Condition = CLEAN,
     surroundings: Surroundings | None = None,
-    withhold: Modality | None = None,
+    modalities: Collection[Modality] = MODALITIES,
     speed: float | None = None,
     progress: Progress = print,
 ) -> LiveJudged:
@@ -147,11 +110,11 @@ def judge_live(
         found = _Heard(finish.start, finish.end, words, recognition.prediction)
         heard.setdefault(number, []).append(found)
 
-    recognizer.withheld = withhold
     replay(
         recognizer,
         MemorySource(playlist, speed=speed, chunk_ms=CHUNK_MS),
         on_recognition=keep,
+        modalities=modalities,
     )
     if len(playlist.unread) == len(utterances):
         raise CorpusError(f"{corpus.name}: no clip can be played: {playlist.unread[0]}")
@@ -169,7 +132,7 @@ def judge_live(
 
 
 def judge_words(
-    recognizer: JudgedRecognizer,
+    recognizer: Recognizer,
     corpus: Corpus,
     split: Split,
     *,
@@ -188,7 +151,6 @@ def judge_words(
     require_shared_labels(recognizer.bundle, corpus, utterances)
     if not recognizer.bundle.config.network.use_text:
         raise BundleError(f"bundle {recognizer.bundle.id}: hears only; {corpus.name} has no clips")
-    recognizer.withheld = None
     every = (said.text for turns in corpus.splits.values() for said in utterances_of(turns))
     lexicon = lexicon_of(every) if error_rate else None
     language = recognizer.config.transcript.language
@@ -282,7 +244,7 @@ def _gather(
 
 
 def _measure_cost(
-    recognizer: JudgedRecognizer, playlist: Playlist, heard: Mapping[int, _Heard]
+    recognizer: Recognizer, playlist: Playlist, heard: Mapping[int, _Heard]
 ) -> dict[str, Milliseconds]:
     """Each stage's own time but Whisper's, one after another, for utterances of about 3 s.
 
@@ -306,7 +268,7 @@ def _measure_cost(
 
 
 def _time_stages(
-    recognizer: JudgedRecognizer, listener: Listener, samples: Int16, transcript: Transcript | None
+    recognizer: Recognizer, listener: Listener, samples: Int16, transcript: Transcript | None
 ) -> list[float]:
     """Milliseconds of each of STAGES for one utterance, as the first of its dialogue."""
     dialogue = recognizer.dialogue()

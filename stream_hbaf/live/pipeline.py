@@ -4,7 +4,7 @@ the event loop."""
 import asyncio
 import resource
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
@@ -14,6 +14,7 @@ from stream_hbaf.errors import ConfigError
 from stream_hbaf.events import AnyEvent, Health, State, SwitchName, Trigger
 from stream_hbaf.live.runtime import STAGES, Conversation, Publisher, Recognition, Runtime
 from stream_hbaf.live.source import OnSound, SourcePipeline
+from stream_hbaf.networks.calibration import MODALITIES, Modality
 from stream_hbaf.recognizer import Recognizer
 
 __all__ = ["LivePipeline", "OnSound", "Publisher", "Recognition", "replay"]
@@ -33,10 +34,17 @@ class LivePipeline:
         on_recognition: Callable[[Recognition], None] = lambda recognition: None,
         on_sound: OnSound | None = None,
         recording: bool = False,
+        modalities: Collection[Modality] = MODALITIES,
     ) -> None:
-        """``on_sound`` hears every chunk; where ``recording``, each source has that switch, on."""
+        """``on_sound`` hears every chunk; where ``recording``, each source has that switch, on.
+
+        A modality that isn't among ``modalities`` is withheld from the network; it is transcribed
+        and measured all the same.
+        """
         self.sources: dict[str, SourcePipeline] = {}  # by name, once it runs
-        self._runtime = Runtime(recognizer, publishers, on_recognition=on_recognition)
+        self._runtime = Runtime(
+            recognizer, publishers, on_recognition=on_recognition, modalities=modalities
+        )
         self._on_sound = on_sound or (lambda source, heard: None)
         self._recording = recording
 
@@ -195,11 +203,17 @@ def replay(
     source: AudioSource,
     *,
     on_recognition: Callable[[Recognition], None],
+    modalities: Collection[Modality] = MODALITIES,
 ) -> None:
-    """Run a source to its end and publish nothing, for callers that have no event loop."""
+    """Run a source to its end and publish nothing, for callers that have no event loop.
+
+    A modality that isn't among ``modalities`` is withheld from the network.
+    """
 
     async def run() -> None:
-        pipeline = LivePipeline(recognizer, [], on_recognition=on_recognition)
+        pipeline = LivePipeline(
+            recognizer, [], on_recognition=on_recognition, modalities=modalities
+        )
         async with source:
             await pipeline.run(source, stop=asyncio.Event())
 

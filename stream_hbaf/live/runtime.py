@@ -8,7 +8,7 @@ utterance is finished by the one that it began with.
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
@@ -19,6 +19,7 @@ from stream_hbaf.config import Config, SourceConfig
 from stream_hbaf.events import AnyEvent, DialogueSummary, Latency, Quantiles, Stage, Utterance
 from stream_hbaf.features.acoustic import Acoustic
 from stream_hbaf.live.privacy import veil
+from stream_hbaf.networks.calibration import MODALITIES, Modality
 from stream_hbaf.recognizer import Dialogue, Prediction, Recognizer, Words
 from stream_hbaf.speech.segmenter import Finish
 
@@ -106,7 +107,9 @@ class Runtime:
         publishers: Sequence[Publisher],
         *,
         on_recognition: Callable[[Recognition], None],
+        modalities: Collection[Modality] = MODALITIES,
     ) -> None:
+        self.modalities = modalities  # the others are withheld from the network
         self.recognizer = recognizer
         self.config: Config = recognizer.config
         self.publishers = publishers

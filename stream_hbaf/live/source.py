@@ -293,13 +293,23 @@ class SourcePipeline:
 
         def step(dialogue: Dialogue) -> Prediction:
             recognizer, speaker = spoken.recognizer, self.config.speaker
+            modalities = self._runtime.modalities
             if commit:
                 return recognizer.conclude(
-                    acoustic=acoustic, words=words, dialogue=dialogue, speaker=speaker, explain=True
+                    acoustic=acoustic,
+                    words=words,
+                    dialogue=dialogue,
+                    speaker=speaker,
+                    explain=True,
+                    modalities=modalities,
                 )
             number = dialogue.number_of(speaker)
             prediction, _ = recognizer.classify(
-                acoustic=acoustic, words=words, state=dialogue.state, speaker=number
+                acoustic=acoustic,
+                words=words,
+                state=dialogue.state,
+                speaker=number,
+                modalities=modalities,
             )
             return prediction
 

@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 from stream_hbaf.config import Probability, Section
 
 Modality = Literal["audio", "text"]
+MODALITIES: tuple[Modality, ...] = get_args(Modality)
 Pattern = Literal["", "audio", "text", "audio+text"]  # the modalities given; "": the past alone
 PATTERNS: tuple[Pattern, ...] = get_args(Pattern)
 Flags = NDArray[np.bool_]
