@@ -15,7 +15,6 @@ from stream_hbaf.errors import ConfigError, StreamHbafError
 TRAINING_PACKAGES = {
     "jellyfish",
     "jinja2",
-    "lightning",
     "matplotlib",
     "peft",
     "scipy",

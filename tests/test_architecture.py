@@ -38,7 +38,6 @@ LIBRARIES = {
     "rich": {"publish/terminal.py"},
     "jellyfish": {"corpora/asr_errors.py"},
     "jinja2": {"evaluation/report.py"},
-    "lightning": {"training/trainer.py"},
     "markupsafe": {"evaluation/report.py"},
     "matplotlib": {"evaluation/plots.py"},
     "paho": {"publish/connection.py"},

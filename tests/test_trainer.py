@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from stream_hbaf.errors import ModelError
-from stream_hbaf.training.trainer import CHECKPOINT, OWN, History, TrainerConfig, fit
+from stream_hbaf.training.trainer import CHECKPOINT, TrainerConfig, TrainingHistory, fit
 
 # A process that trains as ``learn`` does and is killed in the middle of its third epoch.
 CHILD = """
@@ -25,36 +25,57 @@ def die(epoch, step):
         os.kill(os.getpid(), signal.SIGKILL)
 learn(folder=Path(sys.argv[1]), average=2.0, watch=die)
 """
-RANKS = """
-import sys
-from pathlib import Path
+# Two processes, of which the second fails in its second epoch if the program has an argument.
+TWO = """
+import os, sys
+import numpy as np
 from tests.test_trainer import learn
-from stream_hbaf.training.trainer import leads
-net, history = learn(devices=2, epochs=2)
-if leads():
-    print(repr(history.scores))
+from stream_hbaf.errors import ModelError
+from stream_hbaf.training.processes import is_main_process
+def fail(epoch, step):
+    if epoch == 2 and not is_main_process() and len(sys.argv) > 2:
+        raise SystemExit(1)
+try:
+    net, history = learn(devices=2, epochs=2, dropout=0.0, watch=fail)
+except ModelError as error:
+    sys.exit(str(error))
+if is_main_process():
+    weights = [tensor.numpy() for tensor in net.state_dict().values()]
+    np.savez(sys.argv[1], *weights, losses=history.losses)
 """
 
 
 def learn(
-    *, folder=None, epochs=6, patience=6, average=0.0, devices=1, seed=0, watch=None, told=None
-) -> tuple[nn.Module, History]:
-    """Fit a sum of four numbers with a little network that has dropout and a schedule."""
+    *,
+    folder=None,
+    seed=0,
+    dropout=0.2,
+    joined=1,
+    watch=None,
+    progress=lambda line: None,
+    **plan,
+) -> tuple[nn.Module, TrainingHistory]:
+    """Fit a sum of four numbers with a little network that has dropout and a schedule.
+
+    A step takes ``joined`` of the eight batches and averages their losses; ``watch`` is called
+    with epoch and step.
+    """
     torch.manual_seed(seed)
-    net = nn.Sequential(nn.Linear(4, 16), nn.Dropout(0.2), nn.ReLU(), nn.Linear(16, 1))
+    net = nn.Sequential(nn.Linear(4, 16), nn.Dropout(dropout), nn.ReLU(), nn.Linear(16, 1))
     x = torch.from_numpy(np.random.default_rng(7).standard_normal((64, 4)).astype(np.float32))
     y = x.sum(1, keepdim=True)
     at = [0, 0]
 
-    def batches(epoch: int) -> list[np.ndarray]:
+    def batches(epoch: int) -> list[list[np.ndarray]]:
         at[:] = [epoch, 0]
-        return np.array_split(np.random.default_rng([seed, epoch]).permutation(64), 8)
+        split = np.array_split(np.random.default_rng([seed, epoch]).permutation(64), 8)
+        return [split[first : first + joined] for first in range(0, 8, joined)]
 
-    def loss(rows: np.ndarray) -> Tensor:
+    def loss(batch: list[np.ndarray]) -> Tensor:
         at[1] += 1
         if watch is not None:
             watch(*at)
-        return ((net(x[rows]) - y[rows]) ** 2).mean()
+        return torch.stack([((net(x[rows]) - y[rows]) ** 2).mean() for rows in batch]).mean()
 
     def optimizer(steps: int):
         adam = torch.optim.AdamW(net.parameters(), lr=1e-2)
@@ -72,11 +93,11 @@ def learn(
         optimizer=optimizer,
         score=score,
         plan=TrainerConfig(
-            epochs=epochs, patience=patience, average=average, accelerator="cpu", devices=devices
+            **{"epochs": 6, "patience": 6, "devices": 1, "accelerator": "cpu"} | plan
         ),
         seed=seed,
         folder=folder,
-        progress=(lambda line: None) if told is None else told,
+        progress=progress,
     )
     return net, history
 
@@ -86,11 +107,9 @@ def same(one: nn.Module, other: nn.Module) -> bool:
     return all(torch.equal(tensor, theirs[name]) for name, tensor in one.state_dict().items())
 
 
-def run(place: Path, program: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    file = place / "child.py"
-    file.write_text(program, encoding="utf-8")
+def run_python(*arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, str(file), *arguments],
+        [sys.executable, *arguments],
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
         capture_output=True,
         text=True,
@@ -98,11 +117,17 @@ def run(place: Path, program: str, *arguments: str) -> "subprocess.CompletedProc
     )
 
 
+def run(place: Path, program: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    file = place / "child.py"
+    file.write_text(program, encoding="utf-8")
+    return run_python(str(file), *arguments)
+
+
 def test_a_killed_training_goes_on_to_the_same_bits(tmp_path):
     """Killed in the middle of epoch 3 and started again: weights and history as if never killed."""
     assert run(tmp_path, CHILD, str(tmp_path / "killed")).returncode == -signal.SIGKILL
     lines: list[str] = []
-    resumed, history = learn(folder=tmp_path / "killed", average=2.0, told=lines.append)
+    resumed, history = learn(folder=tmp_path / "killed", average=2.0, progress=lines.append)
     whole, uninterrupted = learn(average=2.0)
     assert lines[0].startswith("epoch 3 of 6")
     assert same(resumed, whole)
@@ -196,6 +221,69 @@ def test_a_loss_that_is_no_number_names_epoch_and_step():
     assert "\n" not in str(raised.value)
 
 
+def fit_weight(net: nn.Module, *, loss, optimizer, **plan) -> TrainingHistory:
+    """Fit with two steps an epoch and a score that does not change."""
+    return fit(
+        net,
+        loss=loss,
+        batches=lambda epoch: [0, 1],
+        optimizer=optimizer,
+        score=lambda: 0.0,
+        plan=TrainerConfig(patience=9, accelerator="cpu", devices=1, **plan),
+        seed=0,
+        progress=lambda line: None,
+    )
+
+
+@pytest.mark.parametrize(("clip", "step"), [(1.0, [0.6, 0.8]), (0.0, [30.0, 40.0])])
+def test_gradients_are_clipped_by_their_joint_norm(clip, step):
+    """A gradient of (30, 40) is scaled to the norm 1; clip 0 leaves it as it is."""
+    net = nn.Linear(2, 1, bias=False)
+    net.weight.data.zero_()
+    fit_weight(
+        net,
+        loss=lambda batch: -net(torch.tensor([[30.0, 40.0]])).sum(),
+        optimizer=lambda steps: (torch.optim.SGD(net.parameters(), lr=0.5), None),
+        epochs=1,
+        clip=clip,
+    )
+    assert net.weight.detach()[0].tolist() == pytest.approx(step)
+
+
+def test_the_schedule_advances_at_each_step():
+    """Three epochs of two steps: the scheduler is made for six, and the rate falls at each."""
+    net = nn.Linear(1, 1, bias=False)
+    sgd = torch.optim.SGD(net.parameters(), lr=6.0)
+    rates: list[float] = []
+
+    def optimizer(steps: int):
+        return sgd, torch.optim.lr_scheduler.LambdaLR(sgd, lambda step: 1 - step / steps)
+
+    def loss(batch: int) -> Tensor:
+        rates.append(sgd.param_groups[0]["lr"])
+        return net(torch.ones(1, 1)).sum()
+
+    fit_weight(net, loss=loss, optimizer=optimizer, epochs=3)
+    assert rates == pytest.approx([6.0, 5.0, 4.0, 3.0, 2.0, 1.0])
+
+
+@pytest.mark.parametrize(("precision", "computed"), [("bf16", torch.bfloat16), ("32", torch.float)])
+def test_bf16_computes_in_half_precision_on_float32_weights(precision, computed):
+    """Layers compute in the precision asked for; the weights that are trained stay float32."""
+    net = nn.Linear(4, 1)
+    types = []
+
+    def loss(batch: int) -> Tensor:
+        output = net(torch.ones(2, 4))
+        types.append(output.dtype)
+        return output.float().sum()
+
+    sgd = torch.optim.SGD(net.parameters(), lr=0.1)
+    fit_weight(net, loss=loss, optimizer=lambda steps: (sgd, None), epochs=1, precision=precision)
+    assert types == [computed] * 2
+    assert net.weight.dtype == torch.float
+
+
 def test_frozen_parameters_are_not_in_the_checkpoint(tmp_path):
     """A pretrained encoder's untouched layers aren't written at every epoch."""
     net = nn.Sequential(nn.Linear(1, 50), nn.Linear(50, 1))
@@ -212,36 +300,66 @@ def test_frozen_parameters_are_not_in_the_checkpoint(tmp_path):
         progress=lambda line: None,
     )
     kept = torch.load(tmp_path / CHECKPOINT, weights_only=True)
-    assert set(kept["state_dict"]) == {"module.1.weight", "module.1.bias"}
-    assert set(kept["stream_hbaf"]["best"]) == {"1.weight", "1.bias"}
+    assert set(kept["weights"]) == {"1.weight", "1.bias"}
+    assert set(kept["best"]) == {"1.weight", "1.bias"}
 
 
 def test_training_says_only_what_it_is_asked_to(tmp_path, capfd):
     """Nothing of the trainer's own on either stream; logs for TensorBoard in the folder."""
     lines: list[str] = []
-    learn(folder=tmp_path, epochs=2, told=lines.append)
+    learn(folder=tmp_path, epochs=2, progress=lines.append)
     assert capfd.readouterr() == ("", "")
     assert [line.split(":")[0] for line in lines] == ["epoch 1 of 2", "epoch 2 of 2"]
     assert len(list((tmp_path / "logs").glob("events.out.tfevents.*"))) == 1
 
 
-def test_two_processes_share_the_batches(tmp_path):
-    """On two devices of one machine training learns and ends, and one of them has the say."""
-    done = run(tmp_path, RANKS)
+def test_two_processes_train_as_one_with_their_joined_batches(tmp_path):
+    """Each takes every other batch; averaged gradients are those of the two batches' mean loss."""
+    done = run(tmp_path, TWO, str(tmp_path / "two.npz"))
     assert done.returncode == 0, done.stderr
-    scores = eval(done.stdout.strip().splitlines()[-1])
-    assert len(scores) == 2
-    assert scores[1] > scores[0]
+    net, history = learn(epochs=2, dropout=0.0, joined=2)
+    with np.load(tmp_path / "two.npz") as two:
+        for number, tensor in enumerate(net.state_dict().values()):
+            np.testing.assert_allclose(two[f"arr_{number}"], tensor.numpy(), atol=1e-5)
+        assert len(two["losses"]) == len(history.losses) == 2
+
+
+def test_a_process_that_fails_ends_the_training_of_all(tmp_path):
+    """The main process does not wait for one that is gone; it says so in one line."""
+    done = run(tmp_path, TWO, str(tmp_path / "two.npz"), "fail")
+    assert done.returncode == 1
+    assert "training: another process failed; its error stands above" in done.stderr
+    assert not (tmp_path / "two.npz").exists()
+
+
+def test_processes_of_torchrun_are_used(tmp_path):
+    """Processes that torchrun started train together and start no others."""
+    (tmp_path / "child.py").write_text(TWO, encoding="utf-8")
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = run_python(*launch, str(tmp_path / "child.py"), str(tmp_path / "two.npz"))
+    assert done.returncode == 0, done.stderr
+    net, _ = learn(epochs=2, dropout=0.0, joined=2)
+    with np.load(tmp_path / "two.npz") as two:
+        for number, tensor in enumerate(net.state_dict().values()):
+            np.testing.assert_allclose(two[f"arr_{number}"], tensor.numpy(), atol=1e-5)
+
+
+def test_devices_that_are_not_there_are_refused():
+    """A GPU that the machine lacks ends in one line before the first step."""
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(ModelError, match="accelerator gpu: no GPU was found; choose cpu or auto"):
+        learn(accelerator="gpu")
 
 
 def test_a_checkpoint_of_another_network_is_told_and_left_alone(tmp_path):
     """Code that changed the network's parts doesn't go on with weights of the old ones."""
     learn(folder=tmp_path, epochs=2)
     kept = torch.load(tmp_path / CHECKPOINT, weights_only=True)
-    kept[OWN]["best"]["gone"] = torch.zeros(1)
+    kept["weights"]["gone"] = torch.zeros(1)
     torch.save(kept, tmp_path / CHECKPOINT)
     lines: list[str] = []
-    anew, _ = learn(folder=tmp_path, epochs=2, told=lines.append)
+    anew, _ = learn(folder=tmp_path, epochs=2, progress=lines.append)
     assert (
         lines[0]
         == f"{tmp_path / CHECKPOINT}: of another version's network; starting from the beginning"

@@ -35,7 +35,7 @@ from stream_hbaf.networks.network import Criterion, Network
 from stream_hbaf.networks.registry import build
 from stream_hbaf.networks.state import Features
 from stream_hbaf.training.fitting import LossConfig, criterion_of, make_optimizer
-from stream_hbaf.training.trainer import History, Measured, TrainerConfig, fit
+from stream_hbaf.training.trainer import Measured, TrainerConfig, TrainingHistory, fit
 
 Float32 = NDArray[np.float32]
 Draw = np.random.Generator
@@ -93,7 +93,7 @@ class MixtureFitted:
     """The network of the best epoch, in the precision that ships, and how it got there."""
 
     network: Network
-    history: History
+    history: TrainingHistory
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ from stream_hbaf.networks.contrastive import InterModalLoss, total_loss
 from stream_hbaf.networks.hbaf import HBAF
 from stream_hbaf.networks.network import Criterion, Network
 from stream_hbaf.networks.registry import build
-from stream_hbaf.training.trainer import History, TrainerConfig, fit
+from stream_hbaf.training.trainer import TrainerConfig, TrainingHistory, fit
 
 Float32 = NDArray[np.float32]
 Share = Annotated[float, Field(ge=0.0)]
@@ -99,7 +99,7 @@ class Fitted:
     """A network in the precision that ships, how it got there, and how good it is."""
 
     network: Network
-    history: History
+    history: TrainingHistory
     temperature: float  # fitted on dev
     dev_by_loss: float  # dev weighted F1 of the epoch of the lowest dev loss (decision 15)
     scores: Mapping[Split, Score]  # dev and test, the labelled utterances
@@ -263,7 +263,11 @@ def _measure(
 
 
 def _judge(
-    network: Network, history: History, material: Mapping[Split, Dataset], *, version: str | None
+    network: Network,
+    history: TrainingHistory,
+    material: Mapping[Split, Dataset],
+    *,
+    version: str | None,
 ) -> Fitted:
     splits: tuple[Split, ...] = ("dev", "test")
     logits = {split: predict(network, material[split], version=version) for split in splits}

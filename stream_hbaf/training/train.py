@@ -24,8 +24,8 @@ from stream_hbaf.training.card import corpus_card, licence_of
 from stream_hbaf.training.fitting import Fitted, fit_network, one_thread
 from stream_hbaf.training.mixture import train_mixture
 from stream_hbaf.training.preparation import Prepared, prepare
+from stream_hbaf.training.processes import is_main_process
 from stream_hbaf.training.recipe import ACOUSTIC, MixtureRecipe, Recipe, read_recipe
-from stream_hbaf.training.trainer import leads
 
 Progress = Callable[[str], None]
 FIGURES = ("weighted_f1", "macro_f1", "accuracy", "uar", "ece")
@@ -83,7 +83,7 @@ def train_corpus(
         )
     shipped = max(fitted, key=lambda seed: fitted[seed].dev.weighted_f1)
     metrics = _report(recipe, prepared, fitted, shipped=shipped)
-    if leads():
+    if is_main_process():
         for seed in fitted:
             own = {**metrics, "id": f"{recipe.id}-seed-{seed}", "seed": seed}
             _save(_bundle(recipe, prepared, fitted[seed], id_=own["id"]), own, out / f"seed-{seed}")

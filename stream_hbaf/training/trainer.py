@@ -1,56 +1,54 @@
-"""Training: one loop for all that is trained, through Lightning; the only file that imports it.
+"""Run a training: epochs, checkpoints, early stopping, weight averaging, logs, several devices.
 
-Whoever trains brings the module, its loss, its batches and its score; epochs, devices, early
-stopping, weight averaging, checkpoints and logs are here.
+A plain torch loop. Lightning was taken out: its hooks hid the order of the steps, and checkpoints,
+averaging, logs and agreement between processes were ours already. accelerate would replace four
+calls of torch only, and leave checkpoints to us.
 """
 
-import logging
 import math
-import os
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.tensorboard import SummaryWriter
 
 from stream_hbaf.config import Positive, Section
+from stream_hbaf.corpora.cache import write_whole
 from stream_hbaf.errors import ModelError
+from stream_hbaf.training.processes import Processes, join_processes
 
 CHECKPOINT = "last.ckpt"
-OWN = "stream_hbaf"  # our part of a checkpoint
-SILENCED = ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_utilities")
 
 Measured = float | Mapping[str, float]  # the score, or the "score" beside other figures
 Progress = Callable[[str], None]
+Weights = dict[str, Tensor]
 
 
 class TrainerConfig(Section):
-    """How long, how precisely and where something is trained."""
+    """Length, precision and devices of a training."""
 
     epochs: Positive
     patience: Positive  # epochs without a better score after which training stops
     precision: Literal["32", "bf16"] = "32"
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    devices: int | Literal["auto"] = "auto"  # of each node; each takes its share of the batches
+    devices: int | Literal["auto"] = "auto"  # of each node; batches are divided among them
     nodes: Positive = 1
     clip: float = 1.0  # largest norm of all gradients; 0 for no limit
     average: float = 0.0  # epochs over which weights are averaged, exponentially; 0 for none
 
 
 @dataclass(frozen=True)
-class History:
-    """How a training went, epoch by epoch; the first epoch is 1."""
+class TrainingHistory:
+    """Scores and losses of a training, epoch by epoch; the first epoch is 1."""
 
     best_score: float
     best_epoch: int
@@ -71,308 +69,235 @@ def fit(
     seed: int,
     folder: Path | None = None,
     progress: Progress,
-) -> History:
-    """Train ``module``, which ends with the weights of the epoch of the highest score.
+) -> TrainingHistory:
+    """Train ``module``, which ends in eval mode with the weights of the epoch of the highest score.
 
     ``batches(epoch)`` must depend on the seed and the epoch alone, and give at least one batch;
-    ``loss`` moves a batch to the module's device itself. ``optimizer`` is given the number of
-    steps in all; its scheduler advances at each step. ``score`` is asked after each epoch, the
-    module in eval mode. torch is seeded from (seed, epoch) before each epoch, so a training that
-    was killed goes on from ``folder``'s checkpoint to the same bits. The folder belongs to this
-    one training: its checkpoint holds the trained parameters only, the others are the caller's.
+    ``loss`` moves a batch to the module's device itself. ``optimizer`` receives the number of
+    steps of all epochs; its scheduler advances at each step. ``score`` is called after each epoch,
+    the module in eval mode. torch is seeded from (seed, epoch) before each epoch, so a training
+    that was killed resumes from ``folder``'s checkpoint to the same bits. The folder belongs to
+    this training alone. Its checkpoint holds the trained parameters; frozen ones are the caller's.
 
-    Raises ModelError, naming epoch and step, for a loss that isn't a number.
+    With several devices, each process takes its share of an epoch's batches, gradients are
+    averaged, and the main process writes, logs and reports. Raises ModelError, naming epoch and
+    step, for a loss that is not finite, and for devices that the machine doesn't have.
     """
-    task = _Task(
-        module,
-        loss=loss,
-        batches=batches,
-        optimizer=optimizer,
-        score=score,
-        plan=plan,
-        seed=seed,
-        folder=folder,
-        progress=progress,
-    )
     home = next(module.parameters()).device
-    with _silence():
-        trainer = _open_trainer(plan, folder)
-        found = None if folder is None else _checkpoint(folder, task)
-        trainer.fit(task, ckpt_path=found, weights_only=True)
-    task.restore_best()
-    module.to(home).eval()  # Lightning leaves it on the processor
-    return task.history()
+    with join_processes(plan.accelerator, devices=plan.devices, nodes=plan.nodes) as processes:
+        module.to(processes.device)
+        run = _Run(module, loss, batches, plan, seed, processes)
+        run.optimizer, run.schedule = optimizer(plan.epochs * len(run.share(1)))
+        run.resume(folder, progress)
+        with _open_log(folder if processes.is_main else None) as log:
+            while not run.is_over():
+                run.train_epoch()
+                run.measure(score)
+                if processes.is_main:
+                    run.save(folder)
+                    run.report(log, progress)
+    run.put(run.best)
+    module.to(home).eval()
+    return run.history()
 
 
-def _checkpoint(folder: Path, task: "_Task") -> Path | None:
-    """The checkpoint to go on from, unless there is none or it is of a module of other parts."""
-    file = folder / CHECKPOINT
-    if not file.is_file():
-        return None
-    kept = torch.load(file, map_location="cpu", weights_only=True)[OWN]["best"]
-    live = task.live()
-    if {n: t.shape for n, t in kept.items()} == {n: t.shape for n, t in live.items()}:
-        return file
-    task.progress(f"{file}: of another version's network; starting from the beginning")
-    return None
+@dataclass
+class _Run:
+    """A training between two epochs; the fields from ``step`` on are in the checkpoint."""
 
+    module: nn.Module
+    loss: Callable[[Any], Tensor]
+    batches: Callable[[int], Sequence[Any]]
+    plan: TrainerConfig
+    seed: int
+    processes: Processes
+    optimizer: Optimizer = field(init=False)
+    schedule: LRScheduler | None = field(init=False)
+    step: int = 0  # of all epochs
+    seconds: float = 0.0
+    losses: list[float] = field(default_factory=list)
+    measured: list[dict[str, float]] = field(default_factory=list)
+    best: Weights = field(default_factory=dict)
+    averaged: Weights = field(default_factory=dict)
 
-def leads() -> bool:
-    """Whether this process, among those of a training on several devices, writes the results."""
-    return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"
+    def __post_init__(self) -> None:
+        step: nn.Module = _LossModule(self.module, self.loss)
+        if self.processes.count > 1:
+            # A modality that a batch lacks leaves parameters without a gradient.
+            step = DistributedDataParallel(step, find_unused_parameters=True)
+        self.loss_module = step
 
+    def share(self, epoch: int) -> list[Any]:
+        """This process's batches; the same number in each, or processes would wait forever."""
+        whole = self.batches(epoch)
+        if not len(whole):
+            raise ModelError(f"training: epoch {epoch} has no batches; the train split is empty")
+        count = self.processes.count
+        short = -len(whole) % count
+        return [*whole, *whole[:short]][self.processes.rank :: count]
 
-class _Batches:
-    """One rank's share of an epoch; all ranks have the same number, or they would wait forever."""
-
-    def __init__(self, every: Sequence[Any], *, rank: int, ranks: int) -> None:
-        short = -len(every) % ranks
-        self.own = [*every, *every[:short]][rank::ranks]
-
-    def __len__(self) -> int:
-        return len(self.own)
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.own)
-
-
-class _Task(LightningModule):
-    """What Lightning calls; holds all that a checkpoint must hold."""
-
-    def __init__(
-        self,
-        module: nn.Module,
-        *,
-        loss: Callable[[Any], Tensor],
-        batches: Callable[[int], Sequence[Any]],
-        optimizer: Callable[[int], tuple[Optimizer, LRScheduler | None]],
-        score: Callable[[], Measured],
-        plan: TrainerConfig,
-        seed: int,
-        folder: Path | None,
-        progress: Progress,
-    ) -> None:
-        super().__init__()
-        self.strict_loading = False  # frozen parameters aren't in a checkpoint
-        self.module = module
-        self.loss, self.batches, self.optimizer = loss, batches, optimizer
-        self.score, self.plan, self.seed = score, plan, seed
-        self.folder, self.progress = folder, progress
-        self.measured: list[dict[str, float]] = []
-        self.losses: list[float] = []
-        self.seconds = 0.0
-        self.best: dict[str, Tensor] = {}
-        self.averaged: dict[str, Tensor] = {}
-        self._sum, self._steps, self._started = 0.0, 0, 0.0
-        self._share_size = 0
-
-    # What Lightning asks for, in its order.
-
-    def configure_optimizers(self) -> Any:
-        steps = self.plan.epochs * len(self._share(1))
-        optimizer, schedule = self.optimizer(max(1, steps))
-        if schedule is None:
-            return optimizer
-        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
-
-    def train_dataloader(self) -> _Batches:
-        return self._share(self.current_epoch + 1)
-
-    def transfer_batch_to_device(
-        self, batch: Any, device: torch.device, dataloader_idx: int
-    ) -> Any:
-        return batch  # ``loss`` knows what a batch holds
-
-    def on_train_start(self) -> None:
-        if self._is_over():  # the checkpoint of a training that had ended
-            self.trainer.should_stop = True
-
-    def on_train_epoch_start(self) -> None:
-        words = [self.seed, self.current_epoch + 1, self.global_rank]
+    def train_epoch(self) -> None:
+        began, epoch = time.monotonic(), len(self.measured) + 1
+        words = [self.seed, epoch, self.processes.rank]
         torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1)[0]))
-        self._sum, self._steps, self._started = 0.0, 0, time.monotonic()
         self.module.train()
+        batches = self.share(epoch)
+        total = 0.0
+        for number, batch in enumerate(batches, start=1):
+            value = self._train_step(batch)
+            if not math.isfinite(value):
+                raise ModelError(
+                    f"training: the loss is {value} at epoch {epoch}, step {number}; look for "
+                    "features that are not finite, or lower the rate"
+                )
+            total += value
+            if self.plan.average:
+                self._average(window=self.plan.average * len(batches))
+        self.losses.append(total / len(batches))
+        self.seconds += time.monotonic() - began
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        loss = self.loss(batch)
+    def _train_step(self, batch: Any) -> float:
+        """One step of the optimiser, unless the loss is not finite; the loss."""
+        half = self.plan.precision == "bf16"
+        self.optimizer.zero_grad()
+        with torch.autocast(self.processes.device.type, torch.bfloat16, enabled=half):
+            loss: Tensor = self.loss_module(batch)
         value = float(loss.detach())
         if not math.isfinite(value):
-            raise ModelError(
-                f"training: the loss is {value} at epoch {self.current_epoch + 1}, "
-                f"step {batch_idx + 1}; look for features that aren't numbers, or lower the rate"
-            )
-        self._sum += value
-        self._steps += 1
-        return loss
+            return value
+        torch.autograd.backward(loss)
+        if self.plan.clip:
+            groups = self.optimizer.param_groups
+            nn.utils.clip_grad_norm_([p for g in groups for p in g["params"]], self.plan.clip)
+        self.optimizer.step()
+        if self.schedule is not None:
+            self.schedule.step()
+        self.step += 1
+        return value
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if self.plan.average:
-            self._average()
+    @torch.no_grad()
+    def _average(self, *, window: float) -> None:
+        """Exponential moving average over ``window`` steps; the plain mean of the first ones."""
+        trained = self.trained()
+        if not self.averaged:
+            self.averaged = {name: tensor.clone() for name, tensor in trained.items()}
+        weight = max(1.0 / max(1.0, window), 1.0 / self.step)
+        for name, mean in self.averaged.items():
+            tensor = trained[name]
+            if tensor.is_floating_point():
+                mean.lerp_(tensor, weight)
+            else:
+                mean.copy_(tensor)
 
-    def on_train_epoch_end(self) -> None:
-        self._measure()
-        self.seconds += time.monotonic() - self._started
-        self.losses.append(self._sum / max(1, self._steps))
-        if self._is_over():
-            self.trainer.should_stop = True
-        self._report()
+    def measure(self, score: Callable[[], Measured]) -> None:
+        """Score the averaged weights, if there are, and keep the best; training keeps its own."""
+        began = time.monotonic()
+        own = {name: tensor.clone() for name, tensor in self.trained().items()}
+        self.put(self.averaged)
+        self.module.eval()
+        found = score()
+        figures = dict(found) if isinstance(found, Mapping) else {"score": float(found)}
+        # The main process's figures for all: processes that disagree about stopping would hang.
+        self.measured.append(self.processes.from_main(figures))
+        if self.best_epoch() == len(self.measured):
+            self.best = {name: tensor.cpu().clone() for name, tensor in self.trained().items()}
+        self.put(own)
+        self.seconds += time.monotonic() - began
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        frozen = {name for name, p in self.named_parameters() if not p.requires_grad}
-        weights = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {n: t for n, t in weights.items() if n not in frozen}
-        checkpoint[OWN] = {
-            "measured": self.measured,
-            "losses": self.losses,
-            "seconds": self.seconds,
-            "best": self.best,
-            "averaged": self.averaged,
+    def trained(self) -> Weights:
+        """The module's own tensors that training changes."""
+        frozen = {name for name, p in self.module.named_parameters() if not p.requires_grad}
+        state: Weights = self.module.state_dict()
+        return {name: tensor.detach() for name, tensor in state.items() if name not in frozen}
+
+    @torch.no_grad()
+    def put(self, weights: Mapping[str, Tensor]) -> None:
+        trained = self.trained()
+        for name, tensor in weights.items():
+            trained[name].copy_(tensor)
+
+    def best_epoch(self) -> int:
+        scores = [figures["score"] for figures in self.measured]
+        return 1 + scores.index(max(scores))  # the first of equals
+
+    def is_over(self) -> bool:
+        done = len(self.measured)
+        return done > 0 and (
+            done >= self.plan.epochs or done - self.best_epoch() >= self.plan.patience
+        )
+
+    def save(self, folder: Path | None) -> None:
+        """Write the checkpoint, whole or not at all."""
+        if folder is None:
+            return
+        kept = {
+            "weights": self.trained(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": None if self.schedule is None else self.schedule.state_dict(),
+            **{name: getattr(self, name) for name in _KEPT},
         }
+        write_whole(folder / CHECKPOINT, lambda part: torch.save(kept, part))
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        own = checkpoint[OWN]
-        self.measured, self.losses = own["measured"], own["losses"]
-        self.seconds, self.best, self.averaged = own["seconds"], own["best"], own["averaged"]
+    def resume(self, folder: Path | None, progress: Progress) -> None:
+        """Go on from the folder's checkpoint, if it is one of a module of the same tensors."""
+        file = None if folder is None else folder / CHECKPOINT
+        kept = None
+        if self.processes.is_main and file is not None and file.is_file():
+            kept = torch.load(file, map_location="cpu", weights_only=True)
+            shapes = {name: tensor.shape for name, tensor in self.trained().items()}
+            if {name: tensor.shape for name, tensor in kept["weights"].items()} != shapes:
+                progress(f"{file}: of another version's network; starting from the beginning")
+                kept = None
+        kept = self.processes.from_main(kept)
+        if kept is None:
+            return
+        self.put(kept["weights"])
+        self.optimizer.load_state_dict(kept["optimizer"])
+        if self.schedule is not None:
+            self.schedule.load_state_dict(kept["schedule"])
+        for name in _KEPT:
+            setattr(self, name, kept[name])
+        trained = self.trained()
+        self.averaged = {name: t.to(trained[name].device) for name, t in self.averaged.items()}
 
-    # What is done with it.
+    def report(self, log: SummaryWriter | None, progress: Progress) -> None:
+        epoch, score = len(self.measured), self.measured[-1]["score"]
+        progress(
+            f"epoch {epoch} of {self.plan.epochs}: loss {self.losses[-1]:.4f}, "
+            f"dev score {score:.4f}"
+        )
+        if log is not None:
+            rate = self.optimizer.param_groups[0]["lr"]
+            figures = {"loss": self.losses[-1], "rate": rate, "seconds": self.seconds}
+            for name, value in (figures | self.measured[-1]).items():
+                log.add_scalar(name, value, epoch)
 
-    def history(self) -> History:
-        best = self._best_epoch()
+    def history(self) -> TrainingHistory:
         scores = tuple(figures["score"] for figures in self.measured)
-        return History(
-            best_score=scores[best - 1],
-            best_epoch=best,
+        return TrainingHistory(
+            best_score=max(scores),
+            best_epoch=self.best_epoch(),
             scores=scores,
             losses=tuple(self.losses),
             measured=tuple(self.measured),
             seconds=self.seconds,
         )
 
-    def restore_best(self) -> None:
-        self._put(self.best)
 
-    def _share(self, epoch: int) -> _Batches:
-        every = self.batches(epoch)
-        if not len(every):
-            raise ModelError(f"training: epoch {epoch} has no batches; the train split is empty")
-        share = _Batches(every, rank=self.global_rank, ranks=self.trainer.world_size)
-        self._share_size = len(share)
-        return share
-
-    def _measure(self) -> None:
-        """The score of the weights as they would be kept; training goes on from its own."""
-        trained = {name: tensor.clone() for name, tensor in self.live().items()}
-        self._put(self.averaged)
-        self.module.eval()
-        found = self.score()
-        figures = dict(found) if isinstance(found, Mapping) else {"score": float(found)}
-        # One rank's figures for all: ranks that disagree about stopping would wait forever.
-        agreed: dict[str, float] = self.trainer.strategy.broadcast(figures)
-        self.measured.append(agreed)
-        if self._best_epoch() == len(self.measured):
-            self.best = {n: tensor.cpu().clone() for n, tensor in self.live().items()}
-        self._put(trained)
-
-    def live(self) -> dict[str, Tensor]:
-        """The module's own tensors that training changes."""
-        frozen = {name for name, p in self.module.named_parameters() if not p.requires_grad}
-        state: dict[str, Tensor] = self.module.state_dict()
-        return {name: tensor.detach() for name, tensor in state.items() if name not in frozen}
-
-    @torch.no_grad()
-    def _put(self, weights: Mapping[str, Tensor]) -> None:
-        live = self.live()
-        for name, tensor in weights.items():
-            live[name].copy_(tensor)
-
-    @torch.no_grad()
-    def _average(self) -> None:
-        """Go a small part of the way to the weights after this step; at first, their plain mean."""
-        live = self.live()
-        if not self.averaged:
-            self.averaged = {name: tensor.clone() for name, tensor in live.items()}
-            return
-        if next(iter(self.averaged.values())).device != next(iter(live.values())).device:
-            self.averaged = {name: t.to(live[name].device) for name, t in self.averaged.items()}
-        steps = self.plan.average * self._share_size
-        weight = max(1.0 / max(1.0, steps), 1.0 / self.global_step)
-        for name, tensor in live.items():
-            mean = self.averaged[name]
-            if tensor.is_floating_point():
-                mean.lerp_(tensor, weight)
-            else:
-                mean.copy_(tensor)
-
-    def _best_epoch(self) -> int:
-        scores = [figures["score"] for figures in self.measured]
-        return 1 + scores.index(max(scores))  # the first of equals
-
-    def _is_over(self) -> bool:
-        done = len(self.measured)
-        return done > 0 and (
-            done >= self.plan.epochs or done - self._best_epoch() >= self.plan.patience
-        )
-
-    def _report(self) -> None:
-        epoch, score = len(self.measured), self.measured[-1]["score"]
-        self.progress(
-            f"epoch {epoch} of {self.plan.epochs}: loss {self.losses[-1]:.4f}, "
-            f"dev score {score:.4f}"
-        )
-        if self.folder is None:
-            return
-        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-        figures = {"loss": self.losses[-1], "rate": rate, "seconds": self.seconds}
-        assert self.logger is not None
-        self.logger.log_metrics({**figures, **self.measured[-1]}, step=epoch)
+_KEPT = ("step", "seconds", "losses", "measured", "best", "averaged")
 
 
-class _Keeper(Checkpoint):
-    """Writes the checkpoint after each epoch, all or nothing."""
+class _LossModule(nn.Module):
+    """The loss as the forward of a module, which is what DistributedDataParallel wraps."""
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
+    def __init__(self, module: nn.Module, loss: Callable[[Any], Tensor]) -> None:
+        super().__init__()
+        self.module, self.loss = module, loss
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        unfinished = self.file.with_suffix(".part")
-        trainer.save_checkpoint(unfinished)  # on every rank: Lightning lets the first one write
-        if trainer.is_global_zero:
-            unfinished.replace(self.file)
+    def forward(self, batch: Any) -> Tensor:
+        return self.loss(batch)
 
 
-def _open_trainer(plan: TrainerConfig, folder: Path | None) -> Trainer:
-    several = plan.nodes > 1 or plan.devices not in (1, "auto") or torch.cuda.device_count() > 1
-    return Trainer(
-        accelerator=plan.accelerator,
-        devices=plan.devices,
-        num_nodes=plan.nodes,
-        # A modality that a batch lacks leaves parameters without a gradient.
-        strategy="ddp_find_unused_parameters_true" if several else "auto",
-        precision="bf16-mixed" if plan.precision == "bf16" else "32-true",
-        max_epochs=plan.epochs,
-        gradient_clip_val=plan.clip or None,
-        reload_dataloaders_every_n_epochs=1,
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        logger=False if folder is None else TensorBoardLogger(folder, name="", version="logs"),
-        callbacks=[] if folder is None else [_Keeper(folder / CHECKPOINT)],
-        enable_checkpointing=folder is not None,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Lightning's banners and advice are for those who write its modules, not for our users."""
-    loggers = [logging.getLogger(name) for name in SILENCED]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+def _open_log(folder: Path | None) -> AbstractContextManager[SummaryWriter | None]:
+    """TensorBoard's log under ``folder``; None without a folder."""
+    return nullcontext() if folder is None else SummaryWriter(folder / "logs")

@@ -1,0 +1,138 @@
+"""Join the processes of a training on several devices: one a device, on one machine or more."""
+
+import atexit
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from stream_hbaf.errors import ModelError
+
+T = TypeVar("T")
+GRACE_S = 5.0  # in which a process that fails ends, after its connections have closed
+
+
+@dataclass(frozen=True, slots=True)
+class Processes:
+    """This process's place among those that train together."""
+
+    device: torch.device
+    rank: int
+    count: int
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def from_main(self, value: T) -> T:
+        """The main process's value, in every process."""
+        if self.count == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
+
+
+def is_main_process() -> bool:
+    """Whether this process, among those of a training on several devices, writes the results."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+@contextmanager
+def join_processes(
+    accelerator: Literal["auto", "cpu", "gpu"], *, devices: int | Literal["auto"], nodes: int
+) -> Iterator[Processes]:
+    """The processes of a training on ``devices`` of each of ``nodes`` machines.
+
+    Where torchrun has set RANK and WORLD_SIZE, these processes are used. Otherwise each machine's
+    first process starts the others, by its own command line: they come to the same call and wait.
+    Raises ModelError if there is no such GPU, or another process has failed meanwhile.
+    """
+    on_gpu = accelerator != "cpu" and torch.cuda.is_available()
+    there = torch.cuda.device_count() if on_gpu else 1
+    if accelerator == "gpu" and not on_gpu:
+        raise ModelError("training: accelerator gpu: no GPU was found; choose cpu or auto")
+    if devices == "auto":
+        started = int(os.environ.get("WORLD_SIZE", "0"))
+        devices = started // nodes if started else there
+    if on_gpu and devices > there:
+        raise ModelError(f"training: {devices} devices, but {there} are there; lower the number")
+    count = devices * nodes
+    if count == 1:
+        yield Processes(torch.device("cuda" if on_gpu else "cpu"), 0, 1)
+        return
+    if not dist.is_initialized():
+        _start(devices, nodes=nodes)
+    local = int(os.environ["LOCAL_RANK"])
+    device = torch.device("cuda", local) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+        atexit.register(_end)
+    if dist.get_world_size() != count:
+        raise ModelError(
+            f"training: {dist.get_world_size()} processes were started for {devices} devices on "
+            f"{nodes} nodes; start {count}"
+        )
+    try:
+        yield Processes(device, dist.get_rank(), count)
+    except RuntimeError as error:  # torch's, of a connection that another process has closed
+        if _has_failed():
+            raise ModelError("training: another process failed; its error stands above") from error
+        raise
+
+
+_started: list["subprocess.Popen[bytes]"] = []  # by this process
+
+
+def _start(devices: int, *, nodes: int) -> None:
+    """Start this machine's other processes, unless torchrun or its first process has done so."""
+    if "RANK" in os.environ:
+        return
+    node = int(os.environ.get("NODE_RANK", "0"))
+    if nodes == 1:
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    elif not {"MASTER_ADDR", "MASTER_PORT", "NODE_RANK"} <= os.environ.keys():
+        raise ModelError(
+            f"training: {nodes} nodes need MASTER_ADDR, MASTER_PORT and NODE_RANK in each one's "
+            "environment; set them, or start with torchrun"
+        )
+    os.environ["WORLD_SIZE"] = str(devices * nodes)
+    for local in reversed(range(devices)):
+        os.environ |= {"RANK": str(node * devices + local), "LOCAL_RANK": str(local)}
+        if local:
+            command = [sys.executable, *sys.orig_argv[1:]]
+            _started.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
+
+
+def _end() -> None:
+    dist.destroy_process_group()
+    for process in _started:
+        process.terminate()
+        process.wait()
+
+
+def _has_failed() -> bool:
+    """Whether a process that this one started has ended with an error."""
+    for process in _started:
+        try:
+            if process.wait(GRACE_S):
+                return True
+        except subprocess.TimeoutExpired:
+            continue
+    return False
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
