@@ -198,6 +198,38 @@ def test_timeline_has_a_lane_for_each_speaker_and_a_table(browser: Browser, cler
         expect(rows.nth(2)).to_contain_text("Benanger 70 %agreeSentence 2.")
 
 
+@pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_lane_names_and_blocks_do_not_overlap(
+    browser: Browser, clerk: Clerk, size: dict[str, int], scheme: str
+) -> None:
+    """Wherever the timeline is scrolled to, no block is painted over a name or hidden by one."""
+    long_name = "microphone with quite a long name"
+    with serve(clerk) as served, page_at(browser, served.address, size=size, scheme=scheme) as page:
+        served.send(*(said(turn, source="ann" if turn % 2 else "ben") for turn in range(60)))
+        served.send(said(60, speaker=long_name))
+        expect(page.locator(".lane")).to_have_text(["Ben", "Ann", long_name])
+        expect(page.locator(".block")).to_have_count(61)
+        timeline = page.locator("#timeline")
+        width = timeline.evaluate("timeline => timeline.scrollWidth - timeline.clientWidth")
+        assert width > 0
+        for share in (0, 0.5, 1):
+            timeline.evaluate("(timeline, x) => { timeline.scrollLeft = x }", share * width)
+            names = page.evaluate(BOXES, [".lane", "#course"])
+            blocks = page.evaluate(BOXES, [".block rect", "#timeline"])
+            assert len(names) == 3
+            assert len(blocks) > 3
+            assert max(right for _, right in names) <= min(left for left, _ in blocks)
+            on_top = page.evaluate(TOPMOST_AT_NAMES)
+            assert on_top == ["lane"] * 3
+        timeline.evaluate("timeline => { timeline.scrollLeft = 0 }")
+        first = page.locator(".block rect").first.bounding_box()
+        box = timeline.bounding_box()
+        assert first is not None
+        assert box is not None
+        assert first["x"] >= box["x"]
+
+
 def test_level_and_health_are_shown(browser: Browser, clerk: Clerk) -> None:
     """How loud it is, and which stage is in trouble, in words as well as in pictures."""
     with serve(clerk) as served, page_at(browser, served.address) as page:
@@ -435,6 +467,21 @@ def nameless(page: Page) -> list[str]:
         and not node.get("name", {}).get("value")
     ]
 
+
+# Left and right edges of what is visible of each element inside its container, which clips it.
+BOXES = """([each, container]) => {
+  const clip = document.querySelector(container).getBoundingClientRect();
+  return [...document.querySelectorAll(each)].map((element) => element.getBoundingClientRect())
+    .map(({left, right}) => [Math.max(left, clip.left), Math.min(right, clip.right)])
+    .filter(([left, right]) => left < right);
+}"""
+
+# The class of what a click on each lane's name would hit.
+TOPMOST_AT_NAMES = """() => [...document.querySelectorAll(".lane")].map((name) => {
+  name.scrollIntoView({block: "nearest"});
+  const {left, right, top, bottom} = name.getBoundingClientRect();
+  return document.elementFromPoint((left + right) / 2, (top + bottom) / 2).className;
+})"""
 
 # Whether more than 10,000 pixels of the level meter aren't empty.
 PAINTED = """() => {

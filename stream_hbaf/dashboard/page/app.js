@@ -129,7 +129,7 @@ function drawSaid() {
   place("forget").hidden = !hello.control || !one;
   place("forget").onclick = () => forget(one.dialogue_id, story);
   drawLegend(all, story);
-  drawTimeline(place("timeline"), view);
+  drawTimeline(place("timeline"), place("lane-names"), view);
   pointAt(place("timeline"), moment);
   if (place("table").parentElement.open) drawTable(place("table"), view);
   drawUtterances(place("utterances"), view);

@@ -21,17 +21,18 @@ const FASTEST = 48;
 
 let drawn = null; // the scale of what stands there now
 
-/** Draw `said` into `place`. */
-export function drawTimeline(place, {said, story, selected, onSelect}) {
+/** Draw `said` into `place`, and the names of its lanes beside it, into `names`. */
+export function drawTimeline(place, names, {said, story, selected, onSelect}) {
   const atEnd = place.scrollLeft + place.clientWidth >= place.scrollWidth - 2 * BREAK;
   drawn = null;
+  const speakers = [...new Set(said.map(who))];
+  names.replaceChildren(...speakers.map((name) => make("div", {class: "lane"}, name)));
   if (!said.length) {
     place.replaceChildren(make("p", {class: "soft"}, "No finished utterance yet."));
     return;
   }
   const spans = stretch(said);
-  const speakers = [...new Set(said.map(who))];
-  const scale = new Scale(spans, place.clientWidth - 110);
+  const scale = new Scale(spans, place.clientWidth);
   const height = speakers.length * LANE + TICKS;
   const picture = draw(
     "svg",
@@ -50,8 +51,7 @@ export function drawTimeline(place, {said, story, selected, onSelect}) {
       block(span, {scale, lane: speakers.indexOf(who(span.one)), story, selected, onSelect}),
     ),
   );
-  const names = speakers.map((name) => make("div", {class: "lane"}, name));
-  place.replaceChildren(make("div", {class: "lanes", "aria-hidden": "true"}, names), picture);
+  place.replaceChildren(picture);
   drawn = {scale, picture, height};
   if (atEnd) place.scrollLeft = place.scrollWidth;
 }
