@@ -135,3 +135,45 @@ def test_manifest_missing_says_what_was_expected_where(tmp_path):
     """The message holds the path that was looked for."""
     with pytest.raises(CorpusError, match=rf"{tmp_path}/none\.csv is missing"):
         open_corpus("none.csv", tmp_path)
+
+
+def test_manifest_for_evaluation_needs_a_label_and_a_clip(tmp_path):
+    """With a bundle's labels: no train rows, no other column, and its labels are the corpus's."""
+    path = write(tmp_path, "one.wav,joy", "one.wav,", header="audio,label")
+    corpus = open_corpus(str(path), tmp_path, whole=False, labels=("joy", "anger", "fear"))
+    sound = tmp_path / "one.wav"
+    assert corpus.labels == ("anger", "fear", "joy")
+    assert corpus.splits == {
+        "train": (),
+        "dev": (),
+        "test": (
+            Dialogue("line 2", (LabelledUtterance("line 2", "speaker", "", "joy", sound),)),
+            Dialogue("line 3", (LabelledUtterance("line 3", "speaker", "", None, sound),)),
+        ),
+    }
+
+
+def test_manifest_for_evaluation_keeps_the_columns_that_are_there(tmp_path):
+    """Dialogues, ids, speakers, words and splits count where the table has them."""
+    labels = ("joy", "sadness", "anger")
+    corpus = open_corpus(str(write(tmp_path, *GOOD)), tmp_path, whole=False, labels=labels)
+    assert corpus.splits == open_corpus("own.csv", tmp_path).splits
+
+
+@pytest.mark.parametrize(
+    ("row", "complaint"),
+    [
+        ("one.wav,bored", r"own\.csv:3: unknown label 'bored'; the bundle has fear, joy"),
+        (",joy", r"own\.csv:3: neither text nor audio; fill in one or remove the line"),
+        ("two.wav,joy", r"own\.csv:3: .*two\.wav is missing; correct the path"),
+    ],
+)
+def test_manifest_for_evaluation_names_the_line_it_cannot_use(tmp_path, row, complaint):
+    """An unknown label and a clip that isn't there end in one line with file and line number."""
+    path = write(tmp_path, "one.wav,joy", row, header="audio,label")
+    with pytest.raises(CorpusError, match=complaint):
+        open_corpus(str(path), tmp_path, whole=False, labels=("joy", "fear"))
+    with pytest.raises(CorpusError, match=r"own\.csv:1: column 'label' is missing"):
+        open_corpus(
+            str(write(tmp_path, "one.wav", header="audio")), tmp_path, whole=False, labels=("joy",)
+        )

@@ -7,9 +7,14 @@ A row is an utterance, in the order in which they were spoken. ``label`` may be 
 is then context only. ``split`` is train, dev or test, one for a whole dialogue. The columns
 ``audio`` (a path, relative to the table), ``start`` and ``end`` (seconds in that recording) may be
 left out or empty.
+
+A table that a trained bundle is evaluated on needs ``label``, ``audio`` or ``text``, and no more:
+without the column ``id`` an utterance is named by its line, without ``dialogue`` each is a dialogue
+of its own, and without ``split`` all are test.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,25 +43,30 @@ class _Entry:
     utterance: LabelledUtterance
 
 
-def read_manifest(path: Path) -> Corpus:
+def read_manifest(path: Path, *, labels: Sequence[str] = ()) -> Corpus:
     """Read all splits; the labels are those of the train rows, in alphabetical order.
+
+    With ``labels``, those of a trained bundle, they are the corpus's labels: no train rows are
+    needed, and of the columns only ``label`` with ``audio`` or ``text``.
 
     Raises CorpusError with file and line for bytes that aren't UTF-8, a missing or unknown column,
     an id that stands there twice, a recording that is missing, times out of order, a dialogue in
-    two splits, and a dev or test label that training never sees.
+    two splits, and a label that isn't among the corpus's.
     """
     content = read_utf8(require_file(path, corpus="manifest"))
-    rows = read_rows(content, path=path, columns=REQUIRED)
+    rows = read_rows(content, path=path, columns=("label",) if labels else REQUIRED)
     if not rows:
         raise CorpusError(f"{path}: no rows; list one utterance a line below the columns' names")
     _refuse_unknown_columns(rows[0][1], path=path)
+    if labels:
+        rows = [(where, _with_defaults(row, where=where)) for where, row in rows]
     entries = [_entry(row, where=where, folder=path.parent) for where, row in rows]
-    trained = {entry.utterance.label for entry in entries if entry.split == "train"}
-    labels = sorted(label for label in trained if label is not None)
-    if len(labels) < 2:
-        raise CorpusError(f"{path}: the train rows hold {len(labels)} labels; at least two needed")
     _check_ids(entries)
-    _check_labels(entries, labels=labels)
+    if labels:
+        _check_labels(entries, labels=sorted(labels), whose="the bundle has")
+    else:
+        labels = _trained_labels(entries, path=path)
+        _check_labels(entries, labels=labels, whose="the train rows have")
     dialogues = _gather(entries)
     for turns in dialogues.values():
         _check_times(turns)
@@ -68,7 +78,22 @@ def read_manifest(path: Path) -> Corpus:
         )
         for split in SPLITS
     }
-    return Corpus("manifest", tuple(labels), splits)
+    return Corpus("manifest", tuple(sorted(labels)), splits)
+
+
+def _with_defaults(row: Row, *, where: str) -> Row:
+    """The row with a value for each column that evaluation can do without."""
+    name = row.get("id", f"line {where.rpartition(':')[2]}")
+    defaults = {"dialogue": name, "id": name, "speaker": "speaker", "text": "", "split": "test"}
+    return defaults | row
+
+
+def _trained_labels(entries: Sequence[_Entry], *, path: Path) -> list[str]:
+    trained = {entry.utterance.label for entry in entries if entry.split == "train"}
+    labels = sorted(label for label in trained if label is not None)
+    if len(labels) < 2:
+        raise CorpusError(f"{path}: the train rows hold {len(labels)} labels; at least two needed")
+    return labels
 
 
 def _refuse_unknown_columns(row: Row, *, path: Path) -> None:
@@ -130,12 +155,12 @@ def _check_ids(entries: list[_Entry]) -> None:
         first[name] = entry.where
 
 
-def _check_labels(entries: list[_Entry], *, labels: list[str]) -> None:
+def _check_labels(entries: list[_Entry], *, labels: Sequence[str], whose: str) -> None:
     for entry in entries:
         label = entry.utterance.label
         if label is not None and label not in labels:
             raise CorpusError(
-                f"{entry.where}: unknown label '{label}'; the train rows have {', '.join(labels)}"
+                f"{entry.where}: unknown label '{label}'; {whose} {', '.join(labels)}"
             )
 
 

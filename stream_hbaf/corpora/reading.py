@@ -1,6 +1,6 @@
 """A recorded corpus, by name: the reader that knows its files, and what all corpora must hold."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,17 +37,20 @@ MANIFEST = ".csv"  # how the name of a corpus of one's own ends
 SESSIONS = "/"  # how the name of a folder of recorded sessions ends, or of one session
 
 
-def open_corpus(name: str, corpora: Path, *, whole: bool = True) -> Corpus:
+def open_corpus(
+    name: str, corpora: Path, *, whole: bool = True, labels: Sequence[str] = ()
+) -> Corpus:
     """Read all splits of a corpus under ``corpora``: one of CORPORA, or a manifest or a folder of
     recorded sessions by its name.
 
     The latter two may also be paths of their own. Raises ConfigError for an unknown name, and
     CorpusError with file and line for what can't be read, an empty split, an empty dialogue, or a
-    split without any label. Not ``whole``: dev and test may be empty, as TESS's are.
+    split without any label. Not ``whole``: dev and test may be empty, as TESS's are. ``labels``,
+    those of a trained bundle, let a manifest be without train rows; see ``read_manifest``.
     """
     if name.endswith(MANIFEST):
         place = Path(name) if Path(name).is_file() else corpora / name
-        corpus = read_manifest(place)
+        corpus = read_manifest(place, labels=labels)
     elif name in _PUBLISHED:
         place, known = corpora / name, _PUBLISHED[name]
         corpus = Corpus(
@@ -63,7 +66,7 @@ def open_corpus(name: str, corpora: Path, *, whole: bool = True) -> Corpus:
             "sessions"
         )
     for split, dialogues in corpus.splits.items():
-        if split != "train" and not dialogues and not whole:
+        if not dialogues and not whole and (split != "train" or labels):
             continue
         _require_turns(dialogues, where=f"{place}: {corpus.name}'s {split} split")
     return corpus
