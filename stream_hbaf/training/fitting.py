@@ -102,8 +102,8 @@ class Fitted:
     history: TrainingHistory
     temperature: float  # fitted on dev
     dev_by_loss: float  # dev weighted F1 of the epoch of the lowest dev loss (decision 15)
-    scores: Mapping[Split, Score]  # dev and test, the labelled utterances
-    probabilities: Mapping[Split, NDArray[np.float64]]  # dev and test, all utterances [N, C]
+    scores: Mapping[Split, Score]  # of the splits asked for, the labelled utterances
+    probabilities: Mapping[Split, NDArray[np.float64]]  # of those splits, all utterances [N, C]
 
     @property
     def dev(self) -> Score:
@@ -125,10 +125,11 @@ def fit_network(
     plan: FittingConfig,
     material: Mapping[Split, Dataset],
     seed: int,
+    splits: Sequence[Split] = ("dev", "test"),
     folder: Path | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Fitted:
-    """Train on train, stop and pick by dev's weighted F1, then score dev and test, once.
+    """Train on train, stop and pick by dev's weighted F1, then score ``splits``, dev among them.
 
     The same seed gives the same network; ``folder`` keeps the training's checkpoint, from which
     it goes on. Raises ModelError for a loss that isn't a number.
@@ -155,7 +156,7 @@ def fit_network(
         progress=progress,
     )
     network = network.half().float().eval()
-    return _judge(network, history, material, version=version)
+    return _judge(network, history, {split: material[split] for split in splits}, version=version)
 
 
 def draw_batches(
@@ -269,8 +270,7 @@ def _judge(
     *,
     version: str | None,
 ) -> Fitted:
-    splits: tuple[Split, ...] = ("dev", "test")
-    logits = {split: predict(network, material[split], version=version) for split in splits}
+    logits = {split: predict(network, data, version=version) for split, data in material.items()}
     for split, found in logits.items():
         if not np.isfinite(found).all():
             raise ModelError(f"training: the network says NaN on {split}; lower fitting.rate")
@@ -283,7 +283,7 @@ def _judge(
         history=history,
         temperature=temperature,
         dev_by_loss=by_loss["score"],
-        scores={split: judge(material[split], probabilities[split]) for split in splits},
+        scores={split: judge(data, probabilities[split]) for split, data in material.items()},
         probabilities=probabilities,
     )
 

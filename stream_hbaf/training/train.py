@@ -5,7 +5,7 @@ the precision that ships.
 """
 
 import multiprocessing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -99,6 +99,8 @@ def fit_seed(
     seed: int,
     folder: Path | None,
     progress: Progress = lambda line: None,
+    *,
+    splits: Sequence[Split] = REPORTED,
 ) -> Fitted:
     """One network of a recipe on what was prepared for it; ``folder`` keeps its checkpoint.
 
@@ -111,6 +113,7 @@ def fit_seed(
         plan=recipe.fitting,
         material=prepared.material,
         seed=seed,
+        splits=splits,
         folder=folder,
         progress=progress,
     )
