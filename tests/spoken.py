@@ -84,7 +84,7 @@ class Clerk:
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
-        self.turned: list[tuple[str, SwitchName, bool]] = []
+        self.switched: list[tuple[str, SwitchName, bool]] = []
         self.corrections: list[Feedback] = []
 
     async def answer(self, request: Request) -> Response:
@@ -96,8 +96,8 @@ class Clerk:
             transaction=request.transaction,
         )
 
-    async def turn(self, source: str, switch: SwitchName, on: bool) -> None:
-        self.turned.append((source, switch, on))
+    async def set_switch(self, source: str, *, switch: SwitchName, on: bool) -> None:
+        self.switched.append((source, switch, on))
 
     async def correct(self, feedback: Feedback) -> None:
         if feedback.label not in LABELS:

@@ -208,7 +208,7 @@ def test_nothing_is_heard_while_not_listening(
 
     async def close_ears(controls: Controls, diary: Diary) -> None:
         await diary.until(speaking)
-        await controls.turn("ann", "listening", on=False)
+        await controls.set_switch("ann", switch="listening", on=False)
 
     source = Pieces(np.concatenate([sentences[1]] * 2), seed=7, pace=True)
     diary = listen(recognizer, {named("ann"): source}, close_ears)
@@ -225,7 +225,7 @@ def test_words_are_not_looked_for_while_not_transcribing(
 
     async def no_words(controls: Controls, diary: Diary) -> None:
         await diary.until(lambda diary: any(isinstance(e, Switch) for e in diary.events))
-        await controls.turn("ann", "transcribe", on=False)
+        await controls.set_switch("ann", switch="transcribe", on=False)
 
     source = Pieces(sentences[1], seed=8, pace=True)
     ends = listen(recognizer, {named("ann"): source}, no_words).ends()
@@ -321,7 +321,7 @@ def test_a_correction_without_a_recording_says_so(
         with pytest.raises(ConfigError, match="no label 'bliss'; there is anger"):
             await controls.correct(Feedback(id="x", label="bliss"))
         with pytest.raises(ConfigError, match="start with --record"):
-            await controls.turn("ann", "record", on=True)
+            await controls.set_switch("ann", switch="record", on=True)
 
     listen(recognizer, {named("ann"): Pieces(np.zeros(16_000, np.int16), seed=1)}, correct)
 

@@ -366,14 +366,14 @@ def test_wishes_reach_control_and_are_answered() -> None:
             page = await session.ws_connect("/events")
             answer = await ask(page, "reset", source="ann")
             assert (answer["status"], answer["data"]) == ("ok", {"asked": {"source": "ann"}})
-            answer = await ask(page, "turn", source="ann", switch="record", on=True)
+            answer = await ask(page, "set_switch", source="ann", switch="record", on=True)
             assert answer["status"] == "ok"
             answer = await ask(page, "correct", id="d-1", label="joy", by="page")
             assert answer["status"] == "ok"
 
     run(scene)
     assert [request.command for request in clerk.requests] == ["reset"]
-    assert clerk.turned == [("ann", "record", True)]
+    assert clerk.switched == [("ann", "record", True)]
     assert clerk.corrections == [Feedback(id="d-1", label="joy", by="page")]
 
 
@@ -400,11 +400,16 @@ def test_what_cannot_be_done_is_an_answer() -> None:
             page = await session.ws_connect("/events")
             answer = await ask(page, "correct", id="d-1", label="hunger")
             assert (answer["status"], answer["error"]) == ("error", "no label 'hunger'")
-            for wish in ("[1]", "nonsense", '{"command": "turn", "arguments": 3}', "[" * 9000):
+            for wish in (
+                "[1]",
+                "nonsense",
+                '{"command": "set_switch", "arguments": 3}',
+                "[" * 9000,
+            ):
                 await page.send_str(wish)
                 answer = await told(page, kind="response")
                 assert answer["status"] == "error", wish
-            assert (await ask(page, "turn", source="ann", switch="x"))["status"] == "error"
+            assert (await ask(page, "set_switch", source="ann", switch="x"))["status"] == "error"
             assert (await ask(page, "ping"))["status"] == "ok"
 
     run(scene)

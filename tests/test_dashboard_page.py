@@ -304,7 +304,7 @@ def test_switches_and_requests_reach_control(browser: Browser, clerk: Clerk) -> 
         page.keyboard.press("Tab")
         page.keyboard.press("Enter")
         expect(page.get_by_text("A new dialogue begins.")).to_be_visible()
-    assert clerk.turned == [("ann", "listening", False)]
+    assert clerk.switched == [("ann", "listening", False)]
     assert "reset" in [request.command for request in clerk.requests]
 
 

@@ -38,7 +38,7 @@ class Recorder:
             transaction=request.transaction,
         )
 
-    async def turn(self, source: str, switch: SwitchName, on: bool) -> None:
+    async def set_switch(self, source: str, *, switch: SwitchName, on: bool) -> None:
         self.done.append((source, switch, on))
 
     async def correct(self, feedback: Feedback) -> None:

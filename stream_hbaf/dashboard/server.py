@@ -251,9 +251,9 @@ class Dashboard:
             feedback = Feedback.model_validate(wish.arguments)
             await control.correct(feedback)
             self._tell(feedback)
-        elif wish.command == "turn":
+        elif wish.command == "set_switch":
             wanted = Switch.model_validate(wish.arguments)
-            await control.turn(wanted.source, wanted.switch, wanted.on)
+            await control.set_switch(wanted.source, switch=wanted.switch, on=wanted.on)
         else:
             return await control.answer(wish)
         return Response(command=wish.command, status="ok", transaction=wish.transaction)

@@ -80,7 +80,7 @@ class Controls:
         except StreamHbafError as error:
             return found(status="error", error=" ".join(str(error).split()))
 
-    async def turn(self, source: str, switch: SwitchName, on: bool) -> None:
+    async def set_switch(self, source: str, *, switch: SwitchName, on: bool) -> None:
         """Set a switch of a source. Raises ConfigError where that can't be."""
         if switch == "record" and self._recording is None:
             raise ConfigError("record: no folder to write to; start with --record DIR")

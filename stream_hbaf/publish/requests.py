@@ -27,8 +27,8 @@ class Control(Protocol):
     async def answer(self, request: Request) -> Response:
         """Carry out a command."""
 
-    async def turn(self, source: str, switch: SwitchName, on: bool) -> None:
-        """Put a switch of a source where it is wanted."""
+    async def set_switch(self, source: str, *, switch: SwitchName, on: bool) -> None:
+        """Switch something of a source on or off."""
 
     async def correct(self, feedback: Feedback) -> None:
         """Take somebody's word for what an utterance's emotion really was."""
@@ -110,7 +110,7 @@ class Requests:
                 case Response():
                     return self._message(asked.what, asked)
                 case Switch(source=source, switch=switch, on=on):
-                    await self._control.turn(source, switch, on)
+                    await self._control.set_switch(source, switch=switch, on=on)
                 case Feedback():
                     await self._control.correct(asked.what)
         except StreamHbafError as error:

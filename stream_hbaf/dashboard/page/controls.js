@@ -47,10 +47,10 @@ function switchButtons(switches, {recordings, ask}) {
     for (const [name, says] of Object.entries(SWITCHES)) {
       if (!stands.has(name) && !(name === "record" && recordings)) continue;
       const on = stands.get(name) ?? false;
-      const turn = () => ask("turn", {source, switch: name, on: !on});
+      const flip = () => ask("set_switch", {source, switch: name, on: !on});
       found.push(
         button(
-          {role: "switch", id: `${name}-${source}`, "aria-checked": String(on), onclick: turn},
+          {role: "switch", id: `${name}-${source}`, "aria-checked": String(on), onclick: flip},
           switches.size > 1 ? `${says}, ${source}` : says,
         ),
       );
