@@ -1,0 +1,106 @@
+"""Writes files atomically: a reader sees the old file or the whole new one, never a part.
+
+The new content is written to a temporary file in the same folder, which then takes the file's
+name. Standard library only.
+"""
+
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from stream_hbaf.errors import StreamHbafError
+
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+UNFINISHED = ".part"  # suffix of the temporary files
+
+
+class WriteError(StreamHbafError, OSError):
+    """A file can't be written: the disk is full, or the folder refuses.
+
+    ``errno`` and ``strerror`` are those of the operating system's error.
+    """
+
+    def __init__(self, message: str, cause: OSError | None = None) -> None:
+        super().__init__(message)
+        if cause is not None:
+            self.errno, self.strerror = cause.errno, cause.strerror
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+@contextmanager
+def atomic_write(path: Path, *, mode: int = 0o666, durable: bool = False) -> Iterator[Path]:
+    """Give the path of an empty temporary file; at the end of the block it replaces ``path``.
+
+    The folder is made if it is missing. The file's permissions are ``mode`` less the umask.
+    ``durable`` has everything on the disk before the block ends, so that it survives a loss of
+    power. If the block raises, ``path`` stays as it was and the temporary file is removed. Raises
+    WriteError in place of an OSError of this file or its folder.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{UNFINISHED}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
+        try:
+            yield part
+            if durable:
+                _sync(part)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+        if durable:
+            _sync(path.parent)
+    except OSError as error:
+        if error.filename and Path(error.filename) not in (part, *part.parents):
+            raise  # of another file, which the block reads
+        raise write_error(path, error) from None
+
+
+def atomic_write_bytes(
+    path: Path, content: bytes, *, mode: int = 0o666, durable: bool = False
+) -> None:
+    """Replace ``path`` by a file of these bytes, as ``atomic_write`` does."""
+    with atomic_write(path, mode=mode, durable=durable) as part:
+        part.write_bytes(content)
+
+
+def atomic_write_text(path: Path, text: str, *, mode: int = 0o666, durable: bool = False) -> None:
+    """Replace ``path`` by a file of this text in UTF-8, as ``atomic_write`` does."""
+    atomic_write_bytes(path, text.encode(), mode=mode, durable=durable)
+
+
+def remove_unfinished(path: Path) -> None:
+    """Remove what killed writers of ``path`` left; nobody else may be writing it."""
+    for part in path.parent.glob(f".{path.name}.*{UNFINISHED}"):
+        part.unlink(missing_ok=True)
+
+
+def write_error(path: Path, error: OSError) -> WriteError:
+    """One line on why ``path`` can't be written, for any writer."""
+    if error.errno in DISK_FULL:
+        left = f"{free_mb(path.parent):.0f} MB left"
+        return WriteError(f"{path.parent}: disk full ({error.strerror}, {left}); make room", error)
+    return WriteError(
+        f"{path}: can't be written ({error.strerror}); correct the folder or its permissions",
+        error,
+    )
+
+
+def free_mb(folder: Path) -> float:
+    """Free space where ``folder`` is or would be, in MiB."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free / 2**20
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
