@@ -38,6 +38,7 @@ LIBRARIES = {
     "rich": {"publish/terminal.py"},
     "jellyfish": {"corpora/asr_errors.py"},
     "jinja2": {"evaluation/report.py"},
+    "jiwer": {"evaluation/metrics.py"},
     "markupsafe": {"evaluation/report.py"},
     "matplotlib": {"evaluation/plots.py"},
     "paho": {"publish/connection.py"},
@@ -57,7 +58,11 @@ LIBRARIES = {
     },
     "webrtcvad": {"speech/vad.py"},
     "websockets": {"audio/websocket.py"},
-    "sklearn": {"evaluation/embeddings.py", "training/selection.py"},
+    "sklearn": {
+        "evaluation/embeddings.py",
+        "evaluation/metrics.py",
+        "training/selection.py",
+    },
 }
 ASYNC_ROOMS = (
     "audio/",

@@ -6,8 +6,8 @@ import pytest
 from stream_hbaf.evaluation.metrics import (
     Bin,
     ClassScore,
+    Interval,
     Spread,
-    Stretch,
     accuracy,
     by_class,
     calibration_error,
@@ -19,6 +19,7 @@ from stream_hbaf.evaluation.metrics import (
     spread,
     unweighted_recall,
     weighted_f1,
+    word_error_rate,
 )
 
 GOLD = np.array([0, 0, 0, 0, 1, 1, 2])
@@ -32,18 +33,18 @@ def test_confusion_counts_gold_in_rows():
 
 def test_f1_by_hand():
     """F1 is 3/4, 2/5 and 0 here; weighted by 4, 2 and 1 utterances, or evenly."""
-    assert weighted_f1(GOLD, SAID, classes=3) == pytest.approx((4 * 0.75 + 2 * 0.4) / 7)
-    assert macro_f1(GOLD, SAID, classes=3) == pytest.approx((0.75 + 0.4) / 3)
+    assert weighted_f1(GOLD, SAID) == pytest.approx((4 * 0.75 + 2 * 0.4) / 7)
+    assert macro_f1(GOLD, SAID) == pytest.approx((0.75 + 0.4) / 3)
 
 
 def test_macro_f1_leaves_out_classes_that_never_occur():
     """A class that was neither there nor said doesn't pull the mean down."""
-    assert macro_f1(GOLD, SAID, classes=7) == macro_f1(GOLD, SAID, classes=3)
+    assert macro_f1(GOLD, SAID) == macro_f1(GOLD, SAID)
 
 
 def test_recall_and_accuracy_by_hand():
     """UAR counts each class once, accuracy each utterance once."""
-    assert unweighted_recall(GOLD, SAID, classes=3) == pytest.approx((0.75 + 0.5 + 0.0) / 3)
+    assert unweighted_recall(GOLD, SAID) == pytest.approx((0.75 + 0.5 + 0.0) / 3)
     assert accuracy(GOLD, SAID) == pytest.approx(4 / 7)
 
 
@@ -68,15 +69,15 @@ def test_score_holds_every_figure():
     probabilities = np.eye(3)[SAID] * 0.7 + 0.1
     found = score(GOLD, probabilities)
     assert found.count == 7
-    assert found.weighted_f1 == weighted_f1(GOLD, SAID, classes=3)
-    assert found.uar == unweighted_recall(GOLD, SAID, classes=3)
+    assert found.weighted_f1 == weighted_f1(GOLD, SAID)
+    assert found.uar == unweighted_recall(GOLD, SAID)
     assert found.class_f1 == pytest.approx((0.75, 0.4, 0.0))
     assert found.confusion == ((3, 1, 0), (1, 1, 0), (0, 1, 0))
 
 
 def test_classes_by_hand():
     """Precision by what was said, recall by what was there, nothing is divided by nothing."""
-    assert by_class(confusion(GOLD, SAID, classes=4)) == (
+    assert by_class(GOLD, SAID, classes=4) == (
         ClassScore(precision=3 / 4, recall=3 / 4, f1=0.75, support=4),
         ClassScore(precision=1 / 3, recall=1 / 2, f1=0.4, support=2),
         ClassScore(precision=0.0, recall=0.0, f1=0.0, support=1),
@@ -110,17 +111,17 @@ def test_calibration_error_of_nothing_is_nothing():
 def test_f1_by_turn_by_hand():
     """Each stretch's F1 is that of its utterances alone; a stretch without any is left out."""
     turns = np.array([1, 2, 3, 4, 1, 2, 3])
-    found = f1_by(GOLD, SAID, keys=turns, starts=(1, 2, 3, 10), classes=3)
+    found = f1_by(GOLD, SAID, keys=turns, starts=(1, 2, 3, 10))
     assert found == (
-        Stretch(1, 1, 2, 1.0),
-        Stretch(2, 2, 2, pytest.approx((1 * 2 / 3 + 1 * 0) / 2)),  # meant 0 1, said 0 0
-        Stretch(3, 9, 3, pytest.approx((2 * 2 / 3 + 1 * 0) / 3)),  # meant 0 0 2, said 1 0 1
+        Interval(1, 1, 2, 1.0),
+        Interval(2, 2, 2, pytest.approx((1 * 2 / 3 + 1 * 0) / 2)),  # meant 0 1, said 0 0
+        Interval(3, 9, 3, pytest.approx((2 * 2 / 3 + 1 * 0) / 3)),  # meant 0 0 2, said 1 0 1
     )
 
 
 def test_f1_by_turn_has_an_open_end():
     """The last stretch holds all that comes after its start."""
-    found = f1_by(GOLD, SAID, keys=np.arange(1, 8), starts=(1, 3), classes=3)
+    found = f1_by(GOLD, SAID, keys=np.arange(1, 8), starts=(1, 3))
     assert [(s.first, s.last, s.count) for s in found] == [(1, 2, 2), (3, None, 5)]
 
 
@@ -128,3 +129,12 @@ def test_spread_over_seeds():
     """The deviation is the sample's; one seed has none."""
     assert spread([0.60, 0.62, 0.64]) == Spread(pytest.approx(0.62), pytest.approx(0.02))
     assert spread([0.6]) == Spread(0.6, 0.0)
+
+
+def test_word_error_rate_counts_all_texts_words_together():
+    """One of two words wrong and none of three: a fifth; an inserted word counts as well."""
+    assert word_error_rate(["Oh no!", "So it is."], ["oh know", "so it is"]) == 0.2
+    assert word_error_rate(["Yes"], ["yes it is"]) == 2.0
+    assert word_error_rate(["Yes, it is"], [""]) == 1.0
+    assert word_error_rate([""], [""]) == 0.0
+    assert word_error_rate(["..."], ["Well, yes"]) == 2.0  # of no words: the inserted ones

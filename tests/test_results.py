@@ -51,7 +51,7 @@ def keep_predictions(folder: Path, row: dict[str, Any], *, right: float, draw: i
     said = np.where(chance.random(300) < right, gold, (gold + 1) % CLASSES)
     probabilities = np.full((300, CLASSES), 0.1, np.float16)
     probabilities[np.arange(300), said] = 0.8
-    row["test"]["weighted_f1"] = weighted_f1(gold, said, classes=CLASSES)
+    row["test"]["weighted_f1"] = weighted_f1(gold, said)
     file = predictions_file(folder, row)
     file.parent.mkdir(parents=True, exist_ok=True)
     np.savez(file, test=probabilities, test_gold=gold, test_dialogues=np.arange(300) // 10)

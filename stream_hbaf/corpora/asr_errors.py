@@ -8,7 +8,7 @@ that imports jellyfish.
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import cache
 
 import jellyfish
@@ -129,22 +129,6 @@ def words_of(text: str) -> list[str]:
     """The words alone, in lower case, as error rates count them."""
     found = _WORD.findall(text.replace("\u2019", "'").lower())
     return [bare for word in found if (bare := word.strip("'"))]
-
-
-def word_error_rate(said: Sequence[str], *, heard: Sequence[str]) -> float:
-    """Substituted, lost and inserted words of all texts together, as a share of the words said.
-
-    The least number of them that turns one into the other; case and marks don't count.
-    """
-    pairs = [(words_of(a), words_of(b)) for a, b in zip(said, heard, strict=True)]
-    errors = sum(_distance(a, b) for a, b in pairs)
-    return errors / max(1, sum(len(a) for a, _ in pairs))
-
-
-def _distance(said: list[str], heard: list[str]) -> int:
-    letters = {word: chr(0x100 + n) for n, word in enumerate({*said, *heard})}
-    a, b = ("".join(letters[word] for word in words) for words in (said, heard))
-    return jellyfish.levenshtein_distance(a, b)
 
 
 def _err(said: list[str | None], place: int, *, budget: int, lexicon: Lexicon, draw: Draw) -> int:

@@ -230,7 +230,7 @@ def measure_row(judged: LiveJudged, *, labels: Sequence[str] = ()) -> dict[str, 
     }
     if labels:
         table = confusion(gold[heard], sure.argmax(1), classes=len(labels))
-        classes = by_class(_table(judged))
+        classes = by_class(gold, _said(judged), classes=len(labels) + 1)
         figures["classes"] = {
             label: asdict(one) for label, one in zip(labels, classes, strict=False)
         }
@@ -273,9 +273,9 @@ def _right(judged: LiveJudged, counted: Flags) -> dict[str, Any]:
     likeliest = np.where(nothing, classes, likely)
     return {
         "count": len(gold),
-        "uar": unweighted_recall(gold, said, classes=classes + 1),
-        "uar_shared": unweighted_recall(gold, likeliest, classes=classes + 1),
-        "weighted_f1": weighted_f1(gold, said, classes=classes + 1),
+        "uar": unweighted_recall(gold, said),
+        "uar_shared": unweighted_recall(gold, likeliest),
+        "weighted_f1": weighted_f1(gold, said),
         "accuracy": accuracy(gold, said),
     }
 
@@ -286,11 +286,6 @@ def _said(judged: LiveJudged) -> Labels:
         judged.heard, judged.probabilities.argmax(1), judged.probabilities.shape[1]
     )
     return said
-
-
-def _table(judged: LiveJudged) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """The confusion table with a class more: nothing was said."""
-    return confusion(judged.gold, _said(judged), classes=judged.probabilities.shape[1] + 1)
 
 
 def _sets(judged: LiveJudged) -> dict[str, float | None]:

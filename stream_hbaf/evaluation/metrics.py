@@ -1,14 +1,26 @@
-"""Training, evaluation: how right the predictions are, and how much their probabilities mean.
+"""Figures from predictions: classification scores, calibration error, word error rate, bootstrap.
 
-Plain numpy on label indices int [N] and probabilities float [N, C]; figures are fractions of 1.
+Classification scores are scikit-learn's, the word error rate is jiwer's (the only file that imports
+it). Inputs are label indices int [N] and probabilities float [N, C]. Figures are fractions of 1,
+not per cent, and 0 without utterances.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import jiwer
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.metrics import (
+    accuracy_score,
+    confusion_matrix,
+    f1_score,
+    precision_recall_fscore_support,
+    recall_score,
+)
+
+from stream_hbaf.corpora.asr_errors import unpunctuated
 
 Labels = NDArray[np.int64]
 Probabilities = NDArray[np.float64]
@@ -20,48 +32,54 @@ DRAWS_AT_ONCE = 1000  # of a bootstrap: 10 MB for MELD's test split
 
 
 def confusion(gold: Labels, predicted: Labels, *, classes: int) -> NDArray[np.int64]:
-    """Count [C, C]: row = gold label, column = predicted label."""
-    table = np.zeros((classes, classes), dtype=np.int64)
-    np.add.at(table, (gold, predicted), 1)
-    return table
+    """Counts [C, C]: row = gold label, column = predicted label."""
+    if not len(gold):
+        return np.zeros((classes, classes), np.int64)
+    counts: NDArray[np.int64] = confusion_matrix(gold, predicted, labels=range(classes))
+    return counts
 
 
-def class_f1(table: NDArray[np.int64]) -> NDArray[np.float64]:
-    """F1 of each class [C]; 0 where it was neither said nor there."""
-    hits = np.diag(table).astype(np.float64)
-    total = table.sum(0) + table.sum(1)
-    scores: NDArray[np.float64] = 2 * hits / np.maximum(total, 1)
-    return scores
+def weighted_f1(gold: Labels, predicted: Labels) -> float:
+    """F1 averaged by how often each class occurs: the figure that papers report on MELD."""
+    return _average(f1_score, gold, predicted, average="weighted")
 
 
-def weighted_f1(gold: Labels, predicted: Labels, *, classes: int) -> float:
-    """F1 averaged by how often each class is there: the figure that papers report on MELD."""
-    table = confusion(gold, predicted, classes=classes)
-    return float(class_f1(table) @ table.sum(1) / max(table.sum(), 1))
-
-
-def macro_f1(gold: Labels, predicted: Labels, *, classes: int) -> float:
-    """F1 averaged over the classes that are there or were said, rare ones counting as much."""
-    table = confusion(gold, predicted, classes=classes)
-    present = (table.sum(0) + table.sum(1)) > 0
-    return float(class_f1(table)[present].mean()) if present.any() else 0.0
+def macro_f1(gold: Labels, predicted: Labels) -> float:
+    """F1 averaged over the classes that occur or are predicted, each counting the same."""
+    return _average(f1_score, gold, predicted, average="macro")
 
 
 def accuracy(gold: Labels, predicted: Labels) -> float:
-    return float((gold == predicted).mean()) if len(gold) else 0.0
+    """Share of the utterances whose predicted label is the gold one."""
+    return float(accuracy_score(gold, predicted)) if len(gold) else 0.0
 
 
-def unweighted_recall(gold: Labels, predicted: Labels, *, classes: int) -> float:
-    """UAR: recall averaged over the classes that are there; chance is one over their number."""
-    table = confusion(gold, predicted, classes=classes)
-    there = table.sum(1)
-    return float((np.diag(table)[there > 0] / there[there > 0]).mean()) if there.any() else 0.0
+def unweighted_recall(gold: Labels, predicted: Labels) -> float:
+    """UAR: recall averaged over the classes that occur; chance is one over their number."""
+    return _average(recall_score, gold, predicted, average="macro", labels=np.unique(gold))
+
+
+def _average(
+    figure: Callable[..., float], gold: Labels, predicted: Labels, **options: Any
+) -> float:
+    """A figure of scikit-learn's; a class with a denominator of 0 counts as 0."""
+    return float(figure(gold, predicted, zero_division=0.0, **options)) if len(gold) else 0.0
+
+
+def word_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> float:
+    """Substituted, deleted and inserted words of all texts, over the number of reference words.
+
+    Case and punctuation don't count. Above 1 where more words were inserted than there were;
+    without any reference word, the number of inserted ones.
+    """
+    plain = [[unpunctuated(text) for text in texts] for texts in (references, hypotheses)]
+    return float(jiwer.wer(plain[0], plain[1]))
 
 
 def calibration_error(gold: Labels, probabilities: Probabilities) -> float:
-    """ECE: mean distance between how sure and how right, over 15 bins of equal width.
+    """ECE: mean distance between confidence and accuracy, over 15 bins of equal width.
 
-    Guo et al. 2017, section 2; each bin (low, high] weighs as many predictions as it holds.
+    Guo et al. 2017, section 2; each bin (low, high] is weighted by its number of predictions.
     """
     distances = [b.count * abs(b.accuracy - b.confidence) for b in reliability(gold, probabilities)]
     return float(sum(distances) / len(gold)) if len(gold) else 0.0
@@ -69,13 +87,13 @@ def calibration_error(gold: Labels, probabilities: Probabilities) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """Predictions about equally sure, those with a confidence in (low, high]."""
+    """Predictions whose confidence, the probability of their label, lies in (low, high]."""
 
     low: float
     high: float
-    confidence: float  # mean probability of what was said
-    accuracy: float  # share of them that were right
-    count: int
+    confidence: float  # mean
+    accuracy: float
+    count: int  # of predictions
 
 
 def reliability(gold: Labels, probabilities: Probabilities) -> tuple[Bin, ...]:
@@ -83,8 +101,10 @@ def reliability(gold: Labels, probabilities: Probabilities) -> tuple[Bin, ...]:
 
     Fifteen bins of equal width (Guo et al. 2017, section 2).
     """
-    sure, right = probabilities.max(1), probabilities.argmax(1) == gold
-    bins = np.clip(np.ceil(sure * CALIBRATION_BINS).astype(np.int64) - 1, 0, CALIBRATION_BINS - 1)
+    confidence, correct = probabilities.max(1), probabilities.argmax(1) == gold
+    bins = np.clip(
+        np.ceil(confidence * CALIBRATION_BINS).astype(np.int64) - 1, 0, CALIBRATION_BINS - 1
+    )
     found = []
     for index in np.unique(bins):
         inside = bins == index
@@ -92,8 +112,8 @@ def reliability(gold: Labels, probabilities: Probabilities) -> tuple[Bin, ...]:
             Bin(
                 low=index / CALIBRATION_BINS,
                 high=(index + 1) / CALIBRATION_BINS,
-                confidence=float(sure[inside].mean()),
-                accuracy=float(right[inside].mean()),
+                confidence=float(confidence[inside].mean()),
+                accuracy=float(correct[inside].mean()),
                 count=int(inside.sum()),
             )
         )
@@ -116,75 +136,70 @@ class Score:
 
 def score(gold: Labels, probabilities: Probabilities) -> Score:
     """Every figure at once, from label indices [N] and probabilities [N, C]."""
-    classes, said = probabilities.shape[1], probabilities.argmax(1)
-    table = confusion(gold, said, classes=classes)
+    classes, predicted = probabilities.shape[1], probabilities.argmax(1)
     return Score(
         count=len(gold),
-        weighted_f1=weighted_f1(gold, said, classes=classes),
-        macro_f1=macro_f1(gold, said, classes=classes),
-        accuracy=accuracy(gold, said),
-        uar=unweighted_recall(gold, said, classes=classes),
+        weighted_f1=weighted_f1(gold, predicted),
+        macro_f1=macro_f1(gold, predicted),
+        accuracy=accuracy(gold, predicted),
+        uar=unweighted_recall(gold, predicted),
         ece=calibration_error(gold, probabilities),
-        class_f1=tuple(float(value) for value in class_f1(table)),
-        confusion=tuple(tuple(int(n) for n in row) for row in table),
+        class_f1=tuple(one.f1 for one in by_class(gold, predicted, classes=classes)),
+        confusion=tuple(
+            tuple(int(n) for n in row) for row in confusion(gold, predicted, classes=classes)
+        ),
     )
 
 
 @dataclass(frozen=True, slots=True)
 class ClassScore:
-    """How well one class is told from the others."""
+    """One class's figures; 0 where there is nothing to divide by."""
 
-    precision: float  # of what was said to be it; 0 if nothing was
-    recall: float  # of what is it; 0 if nothing is
+    precision: float
+    recall: float
     f1: float
-    support: int
+    support: int  # utterances with this gold label
 
 
-def by_class(table: NDArray[np.int64]) -> tuple[ClassScore, ...]:
-    """Every class's figures from a confusion table [C, C]."""
-    hits, said, there = np.diag(table), table.sum(0), table.sum(1)
+def by_class(gold: Labels, predicted: Labels, *, classes: int) -> tuple[ClassScore, ...]:
+    """Every class's figures, also of classes that neither occur nor are predicted."""
+    if not len(gold):
+        return (ClassScore(0.0, 0.0, 0.0, 0),) * classes
+    columns = precision_recall_fscore_support(
+        gold, predicted, labels=range(classes), zero_division=0.0
+    )
     return tuple(
-        ClassScore(
-            precision=float(hits[c] / max(said[c], 1)),
-            recall=float(hits[c] / max(there[c], 1)),
-            f1=float(f1),
-            support=int(there[c]),
-        )
-        for c, f1 in enumerate(class_f1(table))
+        ClassScore(float(precision), float(recall), float(f1), int(support))
+        for precision, recall, f1, support in zip(*columns, strict=True)
     )
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
+class Interval:
     """Utterances whose turn number or length lies in [first, last]; last None has no end."""
 
     first: int
     last: int | None
-    count: int
+    count: int  # of utterances
     weighted_f1: float
 
 
 def f1_by(
-    gold: Labels,
-    said: Labels,
-    *,
-    keys: NDArray[np.integer],
-    starts: Sequence[int],
-    classes: int,
-) -> tuple[Stretch, ...]:
+    gold: Labels, predicted: Labels, *, keys: NDArray[np.integer], starts: Sequence[int]
+) -> tuple[Interval, ...]:
     """Weighted F1 of the utterances between one of the rising ``starts`` and the next.
 
-    ``keys`` [N] are turn numbers or word counts; smaller ones than the first start aren't
-    counted. A stretch without utterances is left out. The classes are mixed differently in each
-    stretch, so the stretches' mean is not the F1 of all.
+    ``keys`` [N] are turn numbers or word counts; utterances below the first start aren't counted.
+    An interval without utterances is left out. Each interval has its own distribution of classes,
+    so the intervals' mean is not the F1 of all.
     """
     found = []
     for first, after in zip(starts, [*starts[1:], None], strict=True):
         inside = (keys >= first) if after is None else (keys >= first) & (keys < after)
         if inside.any():
-            figure = weighted_f1(gold[inside], said[inside], classes=classes)
+            figure = weighted_f1(gold[inside], predicted[inside])
             last = None if after is None else after - 1
-            found.append(Stretch(first, last, int(inside.sum()), figure))
+            found.append(Interval(first, last, int(inside.sum()), figure))
     return tuple(found)
 
 
@@ -204,11 +219,11 @@ def spread(values: Sequence[float]) -> Spread:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """How much better a is than b, and how surely."""
+    """The gain of system a over system b with its 95 % interval."""
 
-    gain: float  # a - b on the utterances as they are
-    low: float  # 95 % percentile interval of the gain
-    high: float
+    gain: float  # figure of a minus figure of b, on the test set itself
+    low: float  # 2.5th percentile of the drawn gains
+    high: float  # 97.5th
     p: float  # two-sided
 
 
@@ -222,17 +237,17 @@ def paired_bootstrap(
     figure: FigureName = "weighted_f1",
     groups: Labels | None = None,
 ) -> Comparison:
-    """Whether system a is better than b on other utterances of the same kind.
+    """Test whether system a is better than system b beyond the choice of test utterances.
 
     Test sets are drawn from this one with replacement, the same utterances for both systems
-    (Koehn 2004), or the same dialogues where ``groups`` [N] says which each utterance is of:
-    utterances of one dialogue are alike, so that is the stricter test. The interval lies between
-    the 2.5th and 97.5th percentile of the drawn gains; p inverts it (Efron and Tibshirani 1993,
-    chapter 13): p = 2 min(P(gain <= 0), P(gain >= 0)), at most 1, each share (k + 1) / (draws + 1)
-    since no number of draws shows a probability of nothing. Systems that say the same have p = 1.
+    (Koehn 2004), or the same dialogues where ``groups`` [N] gives each utterance's dialogue:
+    utterances of one dialogue depend on each other, so that is the stricter test. The interval lies
+    between the 2.5th and 97.5th percentile of the drawn gains; p inverts it (Efron and Tibshirani
+    1993, chapter 13): p = 2 min(P(gain <= 0), P(gain >= 0)), at most 1, each share estimated as
+    (k + 1) / (draws + 1) so that it is never 0. Systems with equal predictions have p = 1.
 
-    Probabilities [N, C], or [S, N, C] of S seeds: then a system's figure is the mean of its
-    seeds', and p says nothing about seeds that weren't trained.
+    Probabilities are [N, C], or [S, N, C] for S seeds: then a system's figure is the mean over its
+    seeds, and p doesn't cover the variation between seeds.
     """
     units = np.arange(len(gold)) if groups is None else np.unique(groups, return_inverse=True)[1]
     a, b = (_Tally.of(gold, p, units=units) for p in (probabilities_a, probabilities_b))
@@ -253,32 +268,35 @@ def paired_bootstrap(
 
 @dataclass(frozen=True)
 class _Tally:
-    """One system's counts in each unit that is drawn: G units, S seeds."""
+    """One system's counts in each unit that is drawn (utterance or dialogue): G units, S seeds."""
 
-    hits: NDArray[np.float32]  # [G, S, C]
-    said: NDArray[np.float32]  # [G, S, C]
-    there: NDArray[np.float32]  # [G, 1, C]
+    hits: NDArray[np.float32]  # [G, S, C], true positives
+    predicted: NDArray[np.float32]  # [G, S, C]
+    support: NDArray[np.float32]  # [G, 1, C]
 
     @classmethod
     def of(cls, gold: Labels, probabilities: Probabilities, *, units: Labels) -> "_Tally":
         seeds = probabilities if probabilities.ndim == 3 else probabilities[None]
         classes = seeds.shape[2]
         ones = np.eye(classes, dtype=np.float32)
-        said, there = ones[seeds.argmax(2).T], ones[gold][:, None]  # [N, S, C], [N, 1, C]
+        predicted, support = ones[seeds.argmax(2).T], ones[gold][:, None]  # [N, S, C], [N, 1, C]
 
         def gather(counts: NDArray[np.float32]) -> NDArray[np.float32]:
             gathered = np.zeros((int(units.max()) + 1, *counts.shape[1:]), np.float32)
             np.add.at(gathered, units, counts)
             return gathered
 
-        return cls(gather(said * there), gather(said), gather(there))
+        return cls(gather(predicted * support), gather(predicted), gather(support))
 
     def figure(
         self, measure: "_Measure", *, times: NDArray[np.float32] | None
     ) -> NDArray[np.float64]:
-        """The mean over seeds, for each of R draws [R]; ``times`` [R, G] says what was drawn."""
+        """The mean over seeds for each of R draws [R]; ``times`` [R, G] counts each unit's draws.
+
+        Without ``times``: of the test set itself [1].
+        """
         if times is None:
-            times = np.ones((1, len(self.there)), np.float32)
+            times = np.ones((1, len(self.support)), np.float32)
 
         def add(counts: NDArray[np.float32]) -> Counts:
             # Whole numbers below 2^24: float32 adds them exactly.
@@ -286,7 +304,7 @@ class _Tally:
             added: Counts = drawn.reshape(len(times), *counts.shape[1:]).astype(np.float64)
             return added
 
-        found: NDArray[np.float64] = measure(add(self.hits), add(self.said), add(self.there))
+        found: NDArray[np.float64] = measure(add(self.hits), add(self.predicted), add(self.support))
         over_seeds: NDArray[np.float64] = found.mean(1)
         return over_seeds
 
@@ -298,31 +316,31 @@ def _draw_times(draw: np.random.Generator, *, draws: int, units: int) -> NDArray
     return times.reshape(draws, units).astype(np.float32)
 
 
-# Figures of many draws at once, from hits, what was said and what is there, each [.., C].
+# Figures of many draws at once, from hits, predicted counts and support, each [.., C].
 _Measure = Callable[[Counts, Counts, Counts], NDArray[np.float64]]
 
 
-def _f1(hits: Counts, said: Counts, there: Counts) -> Counts:
-    return 2 * hits / np.maximum(said + there, 1)
+def _f1(hits: Counts, predicted: Counts, support: Counts) -> Counts:
+    return 2 * hits / np.maximum(predicted + support, 1)
 
 
-def _weighted_f1(hits: Counts, said: Counts, there: Counts) -> Counts:
-    total = np.maximum(there.sum(-1), 1)
-    return np.asarray((_f1(hits, said, there) * there).sum(-1) / total)
+def _weighted_f1(hits: Counts, predicted: Counts, support: Counts) -> Counts:
+    total = np.maximum(support.sum(-1), 1)
+    return np.asarray((_f1(hits, predicted, support) * support).sum(-1) / total)
 
 
-def _macro_f1(hits: Counts, said: Counts, there: Counts) -> Counts:
-    present = (said + there > 0).sum(-1)
-    return np.asarray(_f1(hits, said, there).sum(-1) / np.maximum(present, 1))
+def _macro_f1(hits: Counts, predicted: Counts, support: Counts) -> Counts:
+    present = (predicted + support > 0).sum(-1)
+    return np.asarray(_f1(hits, predicted, support).sum(-1) / np.maximum(present, 1))
 
 
-def _accuracy(hits: Counts, said: Counts, there: Counts) -> Counts:
-    return np.asarray(hits.sum(-1) / np.maximum(said.sum(-1), 1))
+def _accuracy(hits: Counts, predicted: Counts, support: Counts) -> Counts:
+    return np.asarray(hits.sum(-1) / np.maximum(predicted.sum(-1), 1))
 
 
-def _uar(hits: Counts, said: Counts, there: Counts) -> Counts:
-    recall = np.where(there > 0, hits / np.maximum(there, 1), 0.0)
-    return np.asarray(recall.sum(-1) / np.maximum((there > 0).sum(-1), 1))
+def _uar(hits: Counts, predicted: Counts, support: Counts) -> Counts:
+    recall = np.where(support > 0, hits / np.maximum(support, 1), 0.0)
+    return np.asarray(recall.sum(-1) / np.maximum((support > 0).sum(-1), 1))
 
 
 _FIGURES: dict[FigureName, _Measure] = {
@@ -334,6 +352,6 @@ _FIGURES: dict[FigureName, _Measure] = {
 
 
 def majority_score(train: Labels, gold: Labels, *, classes: int) -> Score:
-    """The baseline that always says train's most frequent label, as surely as it is frequent."""
+    """The baseline that gives every utterance the label frequencies of ``train`` [M]."""
     shares = np.bincount(train, minlength=classes) / len(train)
     return score(gold, np.tile(shares, (len(gold), 1)))

@@ -23,8 +23,8 @@ from stream_hbaf.evaluation.metrics import (
     Bin,
     Comparison,
     FigureName,
+    Interval,
     Spread,
-    Stretch,
     by_class,
     f1_by,
     paired_bootstrap,
@@ -229,7 +229,7 @@ def _measure_system(system: System) -> dict[str, Any]:
         ],
         "config": system.configs[0].model_dump(mode="json"),
         "figures": _spreads([_figures(s) for s in scores]),
-        "classes": _class_spreads(tables, labels=system.labels),
+        "classes": _class_spreads(system),
         "confusion": np.mean(tables, axis=0).tolist(),
         "reliability": [asdict(b) for b in _pooled(system)],
         "by_turn": _stretches(system, keys=lambda one: one.turns, starts=TURNS),
@@ -245,10 +245,13 @@ def _spreads(values: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
     return {key: asdict(spread([one[key] for one in values])) for key in values[0]}
 
 
-def _class_spreads(tables: Sequence[Any], *, labels: Sequence[str]) -> dict[str, Any]:
+def _class_spreads(system: System) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    by_seed = [by_class(table) for table in tables]
-    for number, label in enumerate(labels):
+    by_seed = [
+        by_class(one.gold, one.probabilities.argmax(1), classes=len(system.labels))
+        for one in system.judged
+    ]
+    for number, label in enumerate(system.labels):
         seeds = [asdict(classes[number]) for classes in by_seed]
         supports = {one.pop("support") for one in seeds}
         found[label] = {**_spreads(seeds), "support": supports.pop()}
@@ -265,10 +268,10 @@ def _stretches(
     system: System, *, keys: Callable[[Judged], Any], starts: Sequence[int]
 ) -> list[dict[str, Any]]:
     """Each stretch with its weighted F1's mean and spread; each seed judged the same utterances."""
-    seeds: list[tuple[Stretch, ...]] = []
+    seeds: list[tuple[Interval, ...]] = []
     for one in system.judged:
-        said, classes = one.probabilities.argmax(1), one.probabilities.shape[1]
-        seeds.append(f1_by(one.gold, said, keys=keys(one), starts=starts, classes=classes))
+        predicted = one.probabilities.argmax(1)
+        seeds.append(f1_by(one.gold, predicted, keys=keys(one), starts=starts))
     return [
         {**asdict(same[0]), "weighted_f1": asdict(spread([s.weighted_f1 for s in same]))}
         for same in zip(*seeds, strict=True)

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from stream_hbaf.audio.memory import MemorySource
 from stream_hbaf.bundle import Bundle
 from stream_hbaf.config import SAMPLE_RATE_HZ, Config
-from stream_hbaf.corpora.asr_errors import lexicon_of, mishear, word_error_rate
+from stream_hbaf.corpora.asr_errors import lexicon_of, mishear
 from stream_hbaf.corpora.augment import CLEAN, Condition, Surroundings
 from stream_hbaf.corpora.dataset import utterances_of
 from stream_hbaf.corpora.dialogue import Corpus, LabelledUtterance, Split
 from stream_hbaf.corpora.playlist import GAP_S, Playlist
 from stream_hbaf.errors import BundleError, CorpusError
-from stream_hbaf.evaluation.metrics import Labels, Probabilities
+from stream_hbaf.evaluation.metrics import Labels, Probabilities, word_error_rate
 from stream_hbaf.features.whisper import Transcript
 from stream_hbaf.live.pipeline import Recognition, replay
 from stream_hbaf.networks.calibration import MODALITIES, Modality
@@ -238,7 +238,7 @@ def _gather(
         abstained=abstained,
         heard=np.array([n in predictions for n in counted]),
         foreign=labelled - len(counted),
-        wer=word_error_rate(said, heard=heard) if any(said) else None,
+        wer=word_error_rate(said, heard) if any(said) else None,
         cost_ms=cost_ms,
     )
 

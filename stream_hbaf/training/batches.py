@@ -153,13 +153,13 @@ def fit_mixture(
 def text_score(network: Network, material: Dataset) -> float:
     """Weighted F1 from words alone."""
     said = predict(network, material, version=None, with_text=True).argmax(1)
-    return weighted_f1(material.labels, said, classes=network.config.classes)
+    return weighted_f1(material.labels, said)
 
 
 def audio_score(network: Network, material: Dataset, *, version: str, reads: bool) -> float:
     """Unweighted average recall from voices, with or without the words."""
     said = predict(network, material, version=version, with_text=reads).argmax(1)
-    return unweighted_recall(material.labels, said, classes=network.config.classes)
+    return unweighted_recall(material.labels, said)
 
 
 @dataclass(frozen=True)

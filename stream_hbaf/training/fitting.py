@@ -259,7 +259,7 @@ def _measure(
     gold = material.labels[counted]
     logits = predict(network, material, version=version)[counted]
     loss = F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(gold), weight=weights)
-    reached = weighted_f1(gold, logits.argmax(1), classes=network.config.classes)
+    reached = weighted_f1(gold, logits.argmax(1))
     return {"score": reached, "loss": float(loss)}
 
 

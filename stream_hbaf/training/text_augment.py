@@ -26,8 +26,8 @@ TELLING = 5  # words; a text of so many that two corpora have is the same scene 
 FigureName = Literal["weighted_f1", "macro_f1"]
 JUDGED: Mapping[str, FigureName] = {"goemotions": "macro_f1", "meld": "weighted_f1"}
 FIGURES: Mapping[FigureName, Figure] = {
-    "macro_f1": lambda gold, said, classes: macro_f1(gold, said, classes=classes),
-    "weighted_f1": lambda gold, said, classes: weighted_f1(gold, said, classes=classes),
+    "macro_f1": lambda gold, said, classes: macro_f1(gold, said),
+    "weighted_f1": lambda gold, said, classes: weighted_f1(gold, said),
 }
 
 
