@@ -1,9 +1,9 @@
-"""A trained bundle: everything that turns features and a state into an emotion, in one folder.
+"""Loads and saves trained bundles: folders with all that turns features into an emotion.
 
-``config.yaml`` (sizes, labels, encoder, calibration), ``model.safetensors`` (network and tuned
-layers in float16, scaling in float32), ``metrics.json`` (what was measured), ``README.md`` (the
-model card) and ``SHA256SUMS`` over the first three. Scaling, selection, labels and calibration
-are done here and nowhere else, in training as in live use.
+``config.yaml`` (sizes, labels, encoder, calibration, digests of the pretrained weights),
+``model.safetensors`` (network and tuned layers in float16, scaling in float32), ``metrics.json``
+(what was measured), ``README.md`` (the model card) and ``SHA256SUMS`` over the first two. Scaling,
+feature selection, labels and calibration are implemented here only, for training and live use.
 """
 
 import hashlib
@@ -19,8 +19,8 @@ import yaml
 from numpy.typing import NDArray
 from pydantic import (
     BeforeValidator,
+    Field,
     SerializeAsAny,
-    TypeAdapter,
     ValidationError,
     field_validator,
 )
@@ -28,24 +28,28 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from stream_hbaf.config import Positive, Section
+from stream_hbaf.config import Positive, Section, TranscriptConfig, VadConfig
 from stream_hbaf.errors import BundleError, ConfigError, ModelError
 from stream_hbaf.features.comet import is_comet, open_comet
 from stream_hbaf.features.commonsense import Commonsense, Event2MindHeads, NoCommonsense
 from stream_hbaf.features.context import ContextConfig
 from stream_hbaf.features.inferences import Inferences
+from stream_hbaf.features.scaling import Scaling
 from stream_hbaf.features.text import TextEncoder
 from stream_hbaf.networks.calibration import Calibration, Pattern
 from stream_hbaf.networks.config import NetworkConfig
 from stream_hbaf.networks.ensemble import join
 from stream_hbaf.networks.network import Network
-from stream_hbaf.networks.registry import build, config_class
+from stream_hbaf.networks.registry import build, read_network
+from stream_hbaf.weights import digest_parts
 
 Float32 = NDArray[np.float32]
 
 FORMAT = 1
 EVENT2MIND, NONE = "event2mind", "none"
-FARTHEST = 5.0  # standard deviations: another microphone must not drown what is known
+# Acoustic features without pretrained weights; all others are encoders.
+MEASURED = (NONE, "compare", "egemaps", "mfcc", "prosody", "lld")
+LIVE_PARTS = (f"whisper:{TranscriptConfig().model}", f"vad:{VadConfig().engine}")  # by default
 CONFIG, WEIGHTS, METRICS, CARD, SUMS = (
     "config.yaml",
     "model.safetensors",
@@ -53,25 +57,10 @@ CONFIG, WEIGHTS, METRICS, CARD, SUMS = (
     "README.md",
     "SHA256SUMS",
 )
-SUMMED = (CONFIG, WEIGHTS)  # what decides; figures and card are for people, who add to them
+SUMMED = (CONFIG, WEIGHTS)  # all that predictions depend on; figures and card may change later
 REPAIR = "get it again, or train it with 'stream-hbaf train'"
 PACKAGE = Path(__file__).parent
-PLACES = (PACKAGE.parent / "models", PACKAGE / "models")  # a checkout's, an installed package's
-
-
-def read_network(settings: Any) -> NetworkConfig:
-    """Settings by name → the configuration of their ``kind``; ConfigError for the first wrong."""
-    if isinstance(settings, NetworkConfig):
-        return settings
-    kind = config_class(settings.get("kind", "hbaf"))
-    for name in settings:
-        if name not in kind.__dataclass_fields__:
-            raise ConfigError(f"there is no setting '{name}' of the network")
-    try:
-        return TypeAdapter(kind).validate_python(settings)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ConfigError(f"'{first['loc'][0]}': {first['msg']}") from None
+PLACES = (PACKAGE.parent / "models", PACKAGE / "models")  # in a clone, in an installed package
 
 
 def _checked(settings: Any) -> NetworkConfig:
@@ -87,19 +76,19 @@ class BundleConfig(Section):
     format: int = FORMAT
     id: str
     labels: tuple[str, ...]
-    encoder: str  # name of the text encoder whose top layers the bundle replaces
-    language: str = "en"  # the one that it reads
-    context: ContextConfig = ContextConfig()  # how much of the dialogue the encoder reads
-    # ComParE_2016, lld, prosody, egemaps, mfcc, none, or a speech encoder's name
-    acoustic: str = "ComParE_2016"
+    encoder: str  # the text encoder, whose top layers the bundle replaces
+    language: str = "en"  # of the text that the network was trained on
+    context: ContextConfig = ContextConfig()  # how much of the dialogue the encoder is given
+    acoustic: str = "compare"  # acoustic features, named as in features/representations.py
     commonsense: str = "event2mind"  # event2mind, none, or comet:<name>
-    temperature: float = 1.0  # of a bundle without calibration: logits are divided by it
-    calibration: Calibration | None = None  # fitted on dev, for each modality pattern
-    licence: str = (  # one line for whoever receives the emotions
+    calibration: Calibration = Calibration.of_temperature(1.0)  # fitted on the dev set
+    licence: str = (  # published with the predictions
         "non-commercial: openSMILE's licence, and RAVDESS (CC BY-NC-SA 4.0) in the trained weights"
     )
     network: Annotated[SerializeAsAny[NetworkConfig], BeforeValidator(_checked)]
-    members: Positive = 1  # networks of that configuration whose mean probability counts
+    members: Positive = 1  # networks of that configuration, whose probabilities are averaged
+    digests: dict[str, str] = Field(default_factory=dict)  # of pretrained parts, see weights.py
+    replaces: tuple[str, ...] = ()  # published SHA-256 of earlier editions with the same weights
 
     @field_validator("commonsense")
     @classmethod
@@ -109,49 +98,27 @@ class BundleConfig(Section):
         return commonsense
 
     @property
-    def hears(self) -> str:
-        """The acoustic features that the network is given; none if it is given none."""
+    def acoustic_input(self) -> str:
+        """The acoustic features that the network is given; ``none`` if it is given none."""
         return self.acoustic if self.network.use_audio else NONE
 
-
-@dataclass(frozen=True)
-class Scaling:
-    """Which acoustic features the network hears, and how they are standardised.
-
-    Of ComParE's functionals a selection, or their principal components; of narrow features,
-    prosody among them, every column.
-    """
-
-    selected: NDArray[np.int64]  # [S], columns of the F measured: 6373 for ComParE
-    mean: Float32  # [S], of training
-    deviation: Float32  # [S], of training, positive
-    components: Float32 | None = None  # [J, K]: the first J of S become K, of training's deviation
-
     @property
-    def width(self) -> int:
-        """A, how many features the network hears."""
-        if self.components is None:
-            return len(self.selected)
-        joined = len(self.components)
-        return len(self.selected) - joined + len(self.components[0])
-
-    def __call__(self, measured: Float32) -> Float32:
-        """Measured [N, F] → [N, A] in standard deviations, at most 5 from the mean.
-
-        What isn't a number becomes the training mean: one undefined pitch must not cost the rest.
-        """
-        with np.errstate(all="ignore"):
-            scaled = (measured[:, self.selected] - self.mean) / self.deviation
-        near = _near(np.nan_to_num(scaled, nan=0.0))
-        if self.components is None:
-            return near
-        joined = len(self.components)
-        return np.concatenate([_near(near[:, :joined] @ self.components), near[:, joined:]], axis=1)
+    def parts(self) -> list[str]:
+        """The pretrained parts that the network's features come from, as weights.py names them."""
+        parts = [f"text:{self.encoder}"]
+        if is_comet(self.commonsense):
+            parts.append(f"comet:{self.commonsense.partition(':')[2]}")
+        for representation in self.acoustic_input.split("+"):
+            if representation.startswith("whisper:"):
+                parts.append(representation)
+            elif representation not in MEASURED:
+                parts.append(f"speech:{representation.removeprefix('tokens:')}")
+        return parts
 
 
 @dataclass(frozen=True, eq=False)
 class Bundle:
-    """A trained recogniser of emotions, loaded. Immutable."""
+    """A trained emotion classifier with its features' encoders, loaded. Immutable."""
 
     config: BundleConfig
     scaling: Scaling | None  # None for a network without audio
@@ -159,8 +126,8 @@ class Bundle:
     commonsense: Commonsense
     network: Network
     tuned: Mapping[str, Tensor] = field(default_factory=dict)  # the encoder's layers or adapters
-    inferences: Inferences | None = None  # what the heads infer, in words
-    sha256: str = ""  # of SHA256SUMS, so of all that was loaded; empty until saved
+    inferences: Inferences | None = None  # phrases for what the commonsense heads infer
+    sha256: str = ""  # of SHA256SUMS, so of the folder and the digests in it; "" until loaded
 
     @property
     def id(self) -> str:
@@ -173,30 +140,37 @@ class Bundle:
     def scale(self, measured: Float32) -> Float32:
         """Acoustic features [N, F], or an utterance's tokens, → the network's, [N, A].
 
-        Raises BundleError if its network hears nothing.
+        Raises BundleError for a network without acoustic input.
         """
         if self.scaling is None:
-            raise BundleError(f"bundle {self.id}: reads words only; don't give it sound")
+            raise BundleError(f"bundle {self.id}: takes text only; leave the audio out")
         return self.scaling(measured)
 
     @property
     def calibration(self) -> Calibration:
-        """How its logits are read; without promises for a bundle that has one temperature."""
-        return self.config.calibration or Calibration.of_temperature(self.config.temperature)
+        """Turns its logits into probabilities, label sets and abstention."""
+        return self.config.calibration
 
     def probabilities(
         self, logits: NDArray[np.floating], *, pattern: Pattern | Sequence[Pattern]
     ) -> NDArray[np.float64]:
         """Logits [.., C] → calibrated probabilities [.., C] in the order of ``labels``.
 
-        ``pattern`` is what the network was given: one for all, or one for each row.
+        ``pattern`` names the modalities that the network was given: one for all, or one a row.
         """
         return self.calibration.probabilities(logits, pattern=pattern)
 
     def save(self, folder: Path, *, metrics: Mapping[str, Any], card: str) -> None:
-        """Write the folder, sums last; what stood there under these names is replaced."""
+        """Write the folder, SHA256SUMS last; files of these names are replaced.
+
+        The digests of the pretrained parts on this machine are recorded, for a live bundle also
+        those of the default speech recogniser and voice activity detector.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        settings = self.config.model_dump(mode="json")
+        parts = [*self.config.parts, *(LIVE_PARTS if self.config.network.mode == "live" else ())]
+        digests = digest_parts(parts, known=self.config.digests, bundle=self.id)
+        config = self.config.model_copy(update={"digests": digests})
+        settings = config.model_dump(mode="json")
         (folder / CONFIG).write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
         (folder / WEIGHTS).write_bytes(save(_narrow(self._tensors())))
         self.describe(folder, metrics=metrics, card=card)
@@ -205,17 +179,17 @@ class Bundle:
 
     @staticmethod
     def describe(folder: Path, *, metrics: Mapping[str, Any], card: str) -> None:
-        """Write a bundle's figures and its card, or write them anew: it stays the same bundle."""
+        """Write a bundle's figures and its model card; its SHA-256 does not depend on them."""
         text = json.dumps(metrics, indent=1, ensure_ascii=False)
         (folder / METRICS).write_text(text + "\n", encoding="utf-8")
         (folder / CARD).write_text(card, encoding="utf-8")
 
     @classmethod
     def load(cls, name: str, *, device: str = "cpu") -> "Bundle":
-        """Load a bundle by its folder or its name, every byte checked.
+        """Load a bundle by its folder or its name, and verify its files and pretrained parts.
 
-        Raises BundleError naming the file that is missing, damaged or of another format, or the
-        encoder that can't be found.
+        Raises BundleError naming the file that is missing, damaged or of another format, the
+        encoder that can't be found, or the part whose weights are other ones than in training.
         """
         folder = resolve_bundle(name)
         contents, sha256 = _read_checked(folder)
@@ -234,8 +208,9 @@ class Bundle:
             network.load_state_dict(_widen(_under(tensors, "network.")))
             scaling = _scaling(tensors) if config.network.use_audio else None
             commonsense = _commonsense(config, tensors, device=device)
-            said = _under(tensors, "inferences.")
-            inferences = Inferences.from_tensors(said) if said else None
+            phrases = _under(tensors, "inferences.")
+            inferences = Inferences.from_tensors(phrases) if phrases else None
+            digest_parts(config.parts, known=config.digests, bundle=config.id)
         except ModelError as error:
             raise BundleError(f"bundle {config.id}: {error}") from None
         except (SafetensorError, KeyError, RuntimeError) as error:
@@ -277,10 +252,6 @@ class Bundle:
         }
 
 
-def _near(deviations: Float32) -> Float32:
-    return np.clip(deviations, -FARTHEST, FARTHEST).astype(np.float32)
-
-
 def resolve_bundle(name: str) -> Path:
     """The folder of a bundle given by folder or name, or BundleError listing the names."""
     folder = Path(name)
@@ -297,9 +268,9 @@ def resolve_bundle(name: str) -> Path:
 
 
 def read_bundle_config(name: str) -> BundleConfig:
-    """A bundle's settings alone, at once; whether they are damaged is for ``Bundle.load`` to see.
+    """A bundle's settings, without loading or verifying its weights.
 
-    Raises BundleError if there are none or they can't be read.
+    Raises BundleError if they are missing or invalid.
     """
     folder = resolve_bundle(name)
     return _read_config(folder, _read(folder, CONFIG))
@@ -362,7 +333,7 @@ def _commonsense(
 
 
 def _narrow(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Float16 for all weights: half the size; scaling keeps its width, its sums span decades."""
+    """Weights in float16, which halves the file; scaling in float32, for its range of values."""
     return {
         name: (tensor.half() if _is_weight(name, tensor) else tensor).cpu().contiguous()
         for name, tensor in tensors.items()

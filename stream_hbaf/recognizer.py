@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Self
 
 import numpy as np
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from stream_hbaf.bundle import NONE, Bundle, BundleConfig, read_bundle_config
 from stream_hbaf.config import SAMPLE_RATE_HZ, Config
 from stream_hbaf.errors import BundleError, ConfigError
-from stream_hbaf.events import Contributions, Inferred
+from stream_hbaf.events import Contributions, Inferred, Model
 from stream_hbaf.features.acoustic import LLD_MS, Acoustic, AcousticExtractor
 from stream_hbaf.features.context import EMPTY_WINDOW, Turn, TurnWindow
 from stream_hbaf.features.representations import LLD
@@ -34,6 +35,7 @@ from stream_hbaf.networks.calibration import (
 )
 from stream_hbaf.networks.state import Features, State
 from stream_hbaf.speech.listener import Listener
+from stream_hbaf.weights import combine, digest_parts
 
 LOG = logging.getLogger(__name__)
 
@@ -42,7 +44,7 @@ Float32 = NDArray[np.float32]
 
 # Acoustic features that can be computed while sound comes in: ComParE's low-level descriptors as
 # tokens, its functionals, and beside these what the encoder of some Whisper model hears.
-FUNCTIONALS, WITH_WHISPER = "ComParE_2016", "compare+whisper:"
+FUNCTIONALS, WITH_WHISPER = "compare", "compare+whisper:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +108,15 @@ class Recognizer:
                 Transcriber, config.transcript, ear=ear_of(settings), device=device
             )
             bundle = pool.submit(Bundle.load, config.model, device=device)
-            self.acoustic = None if settings.hears == NONE else AcousticExtractor()
+            parts = live_parts(settings, config)
+            verify = partial(digest_parts, parts, known=settings.digests, bundle=settings.id)
+            verified = pool.submit(verify)
+            self.acoustic = None if settings.acoustic_input == NONE else AcousticExtractor()
             try:
                 self.transcriber = transcriber.result()
                 self.bundle = bundle.result()
+                verified.result()
+                self._digests = verify()  # remembered, but for what was downloaded meanwhile
                 require_inferences(config, self.bundle)
                 self._tell_of_language()
                 self._warm_up()
@@ -150,6 +157,11 @@ class Recognizer:
         if self.acoustic is not None:
             acoustic = self.acoustic.extract(np.zeros(SAMPLE_RATE_HZ, np.int16))
         self.classify(acoustic=acoustic, words=words, state=self.dialogue().state, explain=True)
+
+    @property
+    def model(self) -> Model:
+        """The bundle's id, with one SHA-256 of all weights that take part."""
+        return Model(id=self.bundle.id, sha256=combine(self.bundle.sha256, self._digests))
 
     def listener(self) -> Listener:
         return Listener(self.config)
@@ -269,7 +281,7 @@ class Recognizer:
         """The sound as the network hears it, [A] or tokens [F, A]; None if a part is missing."""
         if acoustic is None or self.bundle.scaling is None:
             return None
-        if self.bundle.config.hears == LLD:
+        if self.bundle.config.acoustic_input == LLD:
             tokens = to_tokens(acoustic.lld, frame_ms=LLD_MS)
             return self.bundle.scale(tokens) if len(tokens) else None
         measured = [acoustic.functionals]
@@ -342,6 +354,11 @@ class Recognizer:
         return Inferred(**known.nearest(words.commonsense))
 
 
+def live_parts(settings: BundleConfig, config: Config) -> list[str]:
+    """The pretrained parts of a recogniser, the bundle's among them, as weights.py names them."""
+    return [*settings.parts, f"whisper:{config.transcript.model}", f"vad:{config.vad.engine}"]
+
+
 def require_inferences(config: Config, bundle: Bundle) -> None:
     """Raise ConfigError if inferences are wanted and the bundle has no phrases to say them in."""
     if config.inferences and bundle.inferences is None:
@@ -353,11 +370,11 @@ def require_inferences(config: Config, bundle: Bundle) -> None:
 
 def require_live(config: BundleConfig) -> None:
     """Raise BundleError if what the bundle's network needs can't be had while sound comes in."""
-    if config.hears not in (FUNCTIONALS, LLD, NONE) and ear_of(config) is None:
+    if config.acoustic_input not in (FUNCTIONALS, LLD, NONE) and ear_of(config) is None:
         raise BundleError(
-            f"bundle {config.id}: hears '{config.hears}', which can't be computed live, only "
-            f"evaluated; listen with one that hears {FUNCTIONALS} or reads words only, "
-            "like live-en"
+            f"bundle {config.id}: its features '{config.acoustic_input}' can't be computed live; "
+            f"evaluate it offline, or choose one with {FUNCTIONALS}, {WITH_WHISPER}NAME, {LLD} or "
+            f"{NONE}, such as live-en"
         )
     if config.network.mode != "live":
         raise BundleError(
@@ -368,7 +385,7 @@ def require_live(config: BundleConfig) -> None:
 
 def ear_of(config: BundleConfig) -> str | None:
     """The Whisper model whose encoder the bundle's network hears with, if it does."""
-    heard = config.hears
+    heard = config.acoustic_input
     return heard.removeprefix(WITH_WHISPER) if heard.startswith(WITH_WHISPER) else None
 
 

@@ -1,5 +1,6 @@
 """Promises of the bundle: what was saved is what is loaded, every byte of it, or a clear error."""
 
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -11,22 +12,20 @@ import torch
 from pydantic import ValidationError
 from tiny_encoder import save_tiny_mpnet
 
-from stream_hbaf.bundle import (
-    Bundle,
-    BundleConfig,
-    Scaling,
-    read_bundle_config,
-    resolve_bundle,
-)
+from stream_hbaf.bundle import Bundle, BundleConfig, read_bundle_config, resolve_bundle
 from stream_hbaf.corpora.dialogue import LABELS
 from stream_hbaf.errors import BundleError
 from stream_hbaf.features.acoustic import FUNCTIONALS_WIDTH
 from stream_hbaf.features.commonsense import Event2MindHeads, NoCommonsense
 from stream_hbaf.features.context import ContextConfig, Turn
-from stream_hbaf.features.text import TextEncoder
+from stream_hbaf.features.scaling import Scaling
+from stream_hbaf.features.text import TextEncoder, resolve_encoder
+from stream_hbaf.features.whisper import find_whisper
 from stream_hbaf.networks.calibration import Calibration
 from stream_hbaf.networks.hbaf import HBAF, HbafConfig
 from stream_hbaf.networks.state import Features
+from stream_hbaf.speech.vad import find_silero
+from stream_hbaf.weights import combine, digest_part
 
 AUDIO = 12
 LAYER = "encoder.layer.5.output.dense.bias"
@@ -43,7 +42,11 @@ def make_bundle() -> Bundle:
     tuned = {LAYER: torch.linspace(-1, 1, 384).half()}
     return Bundle(
         config=BundleConfig(
-            id="tiny", labels=LABELS, encoder="all-MiniLM-L6-v2", temperature=1.7, network=network
+            id="tiny",
+            labels=LABELS,
+            encoder="all-MiniLM-L6-v2",
+            calibration=Calibration.of_temperature(1.7),
+            network=network,
         ),
         scaling=scaling,
         encoder=TextEncoder(tuned=tuned),
@@ -87,7 +90,8 @@ def test_a_loaded_bundle_predicts_what_the_saved_one_did(bundle, saved):
     loaded = Bundle.load(str(saved))
     text = "Are you serious?"
     assert np.array_equal(predict(loaded, text), predict(bundle, text))
-    assert (loaded.id, loaded.labels, loaded.config.temperature) == ("tiny", LABELS, 1.7)
+    assert (loaded.id, loaded.labels) == ("tiny", LABELS)
+    assert loaded.calibration == bundle.calibration
     assert json.loads((saved / "metrics.json").read_text()) == {"dev": 0.5}
 
 
@@ -107,7 +111,7 @@ def test_probabilities_are_softened_by_the_temperature(bundle):
 
 
 def test_a_calibrated_bundle_reads_its_logits_by_what_was_given(bundle, tmp_path):
-    """Through the file: each pattern's temperature, sets and silence; the one temperature rests."""
+    """Through the file: each pattern's temperature, label sets and abstention."""
     calibration = Calibration(
         temperatures={"": 4.0, "audio": 2.0, "text": 1.0, "audio+text": 0.3},
         thresholds={"": 0.0, "audio": 0.1, "text": 1 / 3, "audio+text": 0.25},
@@ -125,15 +129,12 @@ def test_a_calibrated_bundle_reads_its_logits_by_what_was_given(bundle, tmp_path
         np.testing.assert_allclose(row, expected / expected.sum(), rtol=1e-12)
 
 
-def test_a_bundle_from_before_calibration_promises_nothing():
-    """It has one temperature; every label is possible, and it is always said."""
-    config = BundleConfig(
-        id="old", labels=LABELS, encoder="x", temperature=1.5, network=HbafConfig()
-    )
-    assert config.calibration is None
-    old = Calibration.of_temperature(config.temperature)
-    assert set(old.temperatures.values()) == {1.5}
-    assert (set(old.thresholds.values()), set(old.answers_above.values())) == ({0.0}, {0.0})
+def test_an_uncalibrated_bundle_promises_nothing():
+    """Its temperature is 1; every label is possible, and it never abstains."""
+    config = BundleConfig(id="new", labels=LABELS, encoder="x", network=HbafConfig())
+    assert set(config.calibration.temperatures.values()) == {1.0}
+    assert set(config.calibration.thresholds.values()) == {0.0}
+    assert set(config.calibration.answers_above.values()) == {0.0}
 
 
 def test_scaling_selects_and_standardises(bundle):
@@ -166,6 +167,64 @@ def test_a_damaged_file_is_named(copied, name):
     (copied / name).write_bytes(content)
     with pytest.raises(BundleError, match=rf"{name} is damaged"):
         Bundle.load(str(copied))
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_saved_bundle_records_the_weights_that_it_builds_on(saved):
+    """The encoder's frozen layers, and what a live bundle is used with: as sha256sum has them."""
+    encoder = Path(resolve_encoder("all-MiniLM-L6-v2")) / "model.safetensors"
+    whisper = find_whisper("base")
+    assert whisper is not None
+    assert read_bundle_config(str(saved)).digests == {
+        "text:all-MiniLM-L6-v2": sha256(encoder),
+        "whisper:base": sha256(whisper / "model.bin"),
+        "vad:silero": sha256(find_silero()),
+    }
+
+
+@pytest.mark.parametrize("name", ["live-en", "mgcma-en"])
+def test_a_shipped_bundle_names_the_weights_that_are_installed(name):
+    """With them it loads, and its own files alone give the SHA-256 that evaluation reports."""
+    config = read_bundle_config(name)
+    assert {part: digest_part(part) for part in config.digests} == config.digests
+    assert set(config.parts) <= set(config.digests)
+    assert Bundle.load(name).sha256 == sha256(resolve_bundle(name) / "SHA256SUMS")
+
+
+def test_other_weights_of_the_encoder_are_refused(tmp_path):
+    """One bit of a frozen layer: the part, its place, both digests and what to do, in a line."""
+    bundle = make_tiny(tmp_path / "encoder", use_audio=False)
+    bundle.save(tmp_path / "read", metrics={}, card="")
+    weights = tmp_path / "encoder" / "model.safetensors"
+    expected = sha256(weights)
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(BundleError) as raised:
+        Bundle.load(str(tmp_path / "read"))
+    assert str(raised.value) == (
+        f"bundle read: the weights text:{tmp_path / 'encoder'} in {tmp_path / 'encoder'} have "
+        f"SHA-256 {sha256(weights)}, but the bundle was made with {expected}; delete that folder "
+        "and get them again: pip install --force-reinstall 'stream-hbaf[offline]'"
+    )
+
+
+def test_the_published_digest_changes_with_every_part():
+    """Not with a part's place, nor with the order of parts; another model beside counts."""
+    parts = {"text:a": "1", "whisper:base": "2", "vad:silero": "3"}
+    known = combine("0", parts)
+    assert combine("0", dict(reversed(parts.items()))) == known
+    assert combine("0", {**parts, "whisper:/a/copy": "2"}) == known
+    others = [
+        combine("9", parts),
+        *(combine("0", {**parts, part: "9"}) for part in parts),
+        combine("0", {**parts, "whisper:tiny.en": "9"}),
+        combine("0", {part: parts[part] for part in list(parts)[:2]}),
+    ]
+    assert len({known, *others}) == 7
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "model.safetensors", "SHA256SUMS"])
@@ -258,7 +317,7 @@ def test_a_bundle_that_reads_dialogues_survives(tmp_path):
     features = Features(text=torch.from_numpy(text)[None])
     with torch.no_grad():
         assert torch.equal(loaded.network(features).logits, bundle.network(features).logits)
-    assert loaded.config == bundle.config
+    assert loaded.config.model_copy(update={"digests": {}}) == bundle.config
     assert loaded.labels == ("ang", "hap", "neu", "sad")
     plain = TextEncoder(bundle.encoder.id, context=bundle.config.context)
     assert np.abs(plain.encode_dialogue(turns) - text).max() > 1e-3
@@ -269,8 +328,8 @@ def test_a_bundle_without_audio_has_no_scaling(tmp_path):
     bundle = make_tiny(tmp_path / "encoder", use_audio=False)
     bundle.save(tmp_path / "read", metrics={}, card="")
     loaded = Bundle.load(str(tmp_path / "read"))
-    assert (loaded.scaling, loaded.config.hears) == (None, "none")
-    with pytest.raises(BundleError, match="bundle read: reads words only"):
+    assert (loaded.scaling, loaded.config.acoustic_input) == (None, "none")
+    with pytest.raises(BundleError, match="bundle read: takes text only"):
         loaded.scale(np.zeros((1, 6373), np.float32))
 
 
@@ -281,7 +340,7 @@ def test_a_bundle_of_prosody_scales_every_column(tmp_path):
     loaded = Bundle.load(str(tmp_path / "read"))
     measured = np.array([[1, 1, 1, np.nan, 99]], np.float32)
     assert loaded.scale(measured).tolist() == [[1.0, 0.0, -1.0, 0.0, 5.0]]
-    assert loaded.config.hears == "prosody"
+    assert loaded.config.acoustic_input == "prosody"
 
 
 def test_settings_are_read_without_the_weights(copied):
@@ -302,7 +361,7 @@ def test_an_unknown_commonsense_is_refused():
 def test_the_shipped_bundle_reads_utterances_by_themselves(shipped):
     """Its encoder is given no dialogue: that is the network's part."""
     assert shipped.config.context == shipped.encoder.context == ContextConfig(tokens=0)
-    assert (shipped.config.hears, shipped.config.commonsense) == (
+    assert (shipped.config.acoustic_input, shipped.config.commonsense) == (
         "compare+whisper:base",
         "event2mind",
     )

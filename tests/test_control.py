@@ -18,7 +18,6 @@ from stream_hbaf.events import (
     DialogueSummary,
     Feedback,
     Info,
-    Model,
     Request,
     Response,
     Switch,
@@ -71,7 +70,7 @@ def controls_of(pipeline: LivePipeline, *keepers: Keeper) -> Controls:
     bundle = pipeline.recognizer.bundle
 
     def info() -> Info:
-        model = Model(id=bundle.id, sha256=bundle.sha256)
+        model = pipeline.recognizer.model
         return Info(version="0", model=model, labels=list(bundle.labels), licence="", sources=[])
 
     return Controls(pipeline, info=info, recording=None, remembering=lambda: keepers)
@@ -248,7 +247,7 @@ def test_another_bundle_takes_over_between_utterances(
     ends = diary.ends()
     assert answers[0].content == {
         "model": recognizer.bundle.id,
-        "sha256": recognizer.bundle.sha256,
+        "sha256": recognizer.model.sha256,
     }
     assert len(ends) == 4
     assert len({end.dialogue_id for end in ends}) == 2

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from stream_hbaf.audio.file import read_audio
-from stream_hbaf.bundle import Bundle, BundleConfig, Scaling
+from stream_hbaf.bundle import Bundle, BundleConfig
 from stream_hbaf.corpora.dialogue import LABELS, Corpus
 from stream_hbaf.corpora.reading import open_corpus
 from stream_hbaf.errors import BundleError, ConfigError, CorpusError
@@ -21,7 +21,9 @@ from stream_hbaf.evaluation.offline import predict_corpus
 from stream_hbaf.evaluation.report import evaluate
 from stream_hbaf.features.commonsense import Event2MindHeads
 from stream_hbaf.features.context import Turn
+from stream_hbaf.features.scaling import Scaling
 from stream_hbaf.features.text import TextEncoder
+from stream_hbaf.networks.calibration import Calibration
 from stream_hbaf.networks.hbaf import HBAF, HbafConfig
 from stream_hbaf.networks.state import Features
 
@@ -56,7 +58,11 @@ def make_bundle(name: str, *, seed: int, labels: tuple[str, ...] = LABELS, **net
     sizes = HbafConfig(audio_width=12, hidden=16, heads=2, layers=1, filters=4, window=3, **network)
     return Bundle(
         config=BundleConfig(
-            id=name, labels=labels, encoder="all-MiniLM-L6-v2", temperature=0.7, network=sizes
+            id=name,
+            labels=labels,
+            encoder="all-MiniLM-L6-v2",
+            calibration=Calibration.of_temperature(0.7),
+            network=sizes,
         ),
         scaling=Scaling(
             selected=np.arange(0, 120, 10),

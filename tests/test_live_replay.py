@@ -330,6 +330,18 @@ def retold(session: Session, folder: Path, **changed: Any) -> Session:
     return open_session(folder)
 
 
+def test_replay_takes_the_edition_that_replaces_the_recorded_one(
+    recognizer: Recognizer, conversation: tuple[Session, list[Recognition]], tmp_path: Path
+) -> None:
+    """Recorded by version 0.1, whose digest was of the bundle's files alone: the same weights."""
+    session, _ = conversation
+    former = "0143b4135a8f9ffe50034cd8ad1a91f7837bc1360e2482b74fcce6a50ffb5a46"
+    live = session.header.model.model_copy(update={"sha256": former})
+    counted, told, _ = replay(retold(session, tmp_path / "former", model=live), recognizer)
+    assert counted.missing == 0
+    assert told[0].model == recognizer.model
+
+
 def test_replay_with_another_bundle_is_refused_in_a_line(
     recognizer: Recognizer, conversation: tuple[Session, list[Recognition]], tmp_path: Path
 ) -> None:
@@ -337,7 +349,9 @@ def test_replay_with_another_bundle_is_refused_in_a_line(
     session, _ = conversation
     live = session.header.model.model_copy(update={"sha256": "0" * 64})
     other = retold(session, tmp_path / "other", model=live)
-    with pytest.raises(BundleError, match=r"was read by bundle live-en 000000000000, but live-en"):
+    with pytest.raises(
+        BundleError, match=r"recorded with bundle live-en 000000000000, but live-en"
+    ):
         replay(other, recognizer)
     counted, told, _ = replay(other, recognizer, model="live-en")
     assert counted == Replayed(told=1, missing=0, others=len(session.ends) - 1)

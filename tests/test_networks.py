@@ -9,13 +9,14 @@ import torch
 from test_recognizer import CONTEXT, SAID, TURNS, sound, transcript
 from tiny_encoder import save_tiny_bert
 
-from stream_hbaf.bundle import Bundle, BundleConfig, Scaling, read_network
+from stream_hbaf.bundle import Bundle, BundleConfig
 from stream_hbaf.config import Config
 from stream_hbaf.errors import BundleError, ConfigError, ModelError
 from stream_hbaf.features.acoustic import Acoustic
 from stream_hbaf.features.commonsense import NoCommonsense
+from stream_hbaf.features.scaling import Scaling
 from stream_hbaf.features.text import TextEncoder
-from stream_hbaf.networks.registry import NETWORKS, build
+from stream_hbaf.networks.registry import NETWORKS, build, read_network
 from stream_hbaf.recognizer import Recognizer, require_live
 
 WIDTHS = {"audio_width": 65, "text_width": 16, "commonsense_width": 1, "classes": 3}
@@ -48,7 +49,7 @@ def saved(kind: str, place: Path, *, mode: str = "live", acoustic: str = "") -> 
         labels=("anger", "joy", "sadness"),
         encoder=encoder.id,
         context=CONTEXT,
-        acoustic=acoustic or ("lld" if tokens else "ComParE_2016"),
+        acoustic=acoustic or ("lld" if tokens else "compare"),
         commonsense="none",
         network=network,
     )
@@ -162,7 +163,7 @@ def test_tokens_are_the_sound_that_mgcma_hears(tmp_path: Path) -> None:
 
 def test_functionals_are_one_token_for_mgcma(tmp_path: Path) -> None:
     """Trained on one vector an utterance, it listens to one vector an utterance."""
-    with Recognizer(saved("mgcma", tmp_path, acoustic="ComParE_2016")) as recognizer:
+    with Recognizer(saved("mgcma", tmp_path, acoustic="compare")) as recognizer:
         state = recognizer.dialogue().state
         first, _ = recognizer.classify(acoustic=heard(0), words=None, state=state)
         other, _ = recognizer.classify(acoustic=heard(1), words=None, state=state)

@@ -15,7 +15,7 @@ from stream_hbaf.audio.file import read_audio
 from stream_hbaf.audio.source import Cut
 from stream_hbaf.config import SAMPLE_RATE_HZ, Config, SourceConfig
 from stream_hbaf.errors import ConfigError
-from stream_hbaf.events import Feedback, Model
+from stream_hbaf.events import Feedback
 from stream_hbaf.recognizer import Recognizer
 from stream_hbaf.sessions import recorder as recorder_module
 from stream_hbaf.sessions.recorder import SessionRecorder
@@ -84,7 +84,7 @@ def test_recorder_writes_what_a_run_says(
     )
     assert session.corrections == {"d1-1": Feedback(id="d1-1", label="neutral", by="Cas")}
     bundle = recognizer.bundle
-    assert session.header.model == Model(id=bundle.id, sha256=bundle.sha256)
+    assert session.header.model == recognizer.model
     assert session.header.labels == bundle.labels
     assert session.header.versions["opensmile"] == "2.6.0"
     assert session.header.settings["transcript"]["model"] == recognizer.config.transcript.model

@@ -7,10 +7,10 @@ import pytest
 from tiny_encoder import save_tiny_bert
 
 from stream_hbaf.audio.file import read_audio
-from stream_hbaf.bundle import Scaling
 from stream_hbaf.features.acoustic import AcousticExtractor
 from stream_hbaf.features.context import EMPTY_WINDOW, ContextConfig, Turn
 from stream_hbaf.features.representations import open_representation
+from stream_hbaf.features.scaling import Scaling
 from stream_hbaf.features.text import TextEncoder
 from stream_hbaf.features.tokens import (
     MOST_TEXT_TOKENS,

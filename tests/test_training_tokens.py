@@ -56,7 +56,7 @@ def trained(place: Path, recipe: dict) -> Bundle:
 def test_a_mixture_gives_a_bundle_of_mgcma_that_listens(place: Path) -> None:
     """Words and voices as tokens, tuned layers as adapters; and the whole is heard live."""
     bundle = trained(place, MIXTURE)
-    assert bundle.config.hears == "lld"
+    assert bundle.config.acoustic_input == "lld"
     assert (bundle.config.commonsense, bundle.inferences) == ("none", None)
     assert bundle.config.network.kind == "mgcma"
     assert all(isinstance(member, MGCMA) for member in bundle.network.members)

@@ -149,7 +149,7 @@ def test_silero_missing(tmp_path: Path) -> None:
 
 def test_silero_damaged(tmp_path: Path) -> None:
     """A file that is no network, or a cut one, is a ModelError of one line."""
-    whole = vad._find_silero().read_bytes()
+    whole = vad.find_silero().read_bytes()
     for name, content in {"text": b"not a network", "cut": whole[: len(whole) // 2]}.items():
         network = tmp_path / f"{name}.onnx"
         network.write_bytes(content)
@@ -161,7 +161,7 @@ def test_silero_damaged(tmp_path: Path) -> None:
 def test_silero_other_inputs(tmp_path: Path) -> None:
     """Another release's network, which would have to be called otherwise, is refused."""
     network = tmp_path / "other.onnx"
-    network.write_bytes(vad._find_silero().read_bytes().replace(b"input", b"sound"))
+    network.write_bytes(vad.find_silero().read_bytes().replace(b"input", b"sound"))
     with pytest.raises(ModelError, match=r"other\.onnx takes sound, h, c, not input, h, c"):
         SileroDetector(network)
 

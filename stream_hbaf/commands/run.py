@@ -14,7 +14,7 @@ from stream_hbaf.audio.open_source import open_source
 from stream_hbaf.audio.source import AudioSource, OnStatus
 from stream_hbaf.config import Config, SourceConfig
 from stream_hbaf.errors import ConfigError, DeviceError
-from stream_hbaf.events import Info, Model, State
+from stream_hbaf.events import Info, State
 from stream_hbaf.live.control import Controls, Remembering
 from stream_hbaf.live.pipeline import LivePipeline, Publisher
 from stream_hbaf.publish.broker import embedded_broker
@@ -121,10 +121,11 @@ class _Run:
 
     def _info(self) -> Info:
         """Who publishes here, as it is now."""
-        bundle = self.pipeline.recognizer.bundle
+        recognizer = self.pipeline.recognizer
+        bundle = recognizer.bundle
         return Info(
             version=__version__,
-            model=Model(id=bundle.id, sha256=bundle.sha256),
+            model=recognizer.model,
             labels=list(bundle.labels),
             licence=bundle.config.licence,
             sources=[source.name for source in _sources(self._config)],

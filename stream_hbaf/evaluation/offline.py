@@ -101,7 +101,7 @@ def _hear(
 ) -> Float32 | None:
     """Scaled sound features [N, A], or tokens [N, F, A], NaN where there is none; None if none
     are heard."""
-    acoustic = {"ComParE_2016": "compare"}.get(bundle.config.hears, bundle.config.hears)
+    acoustic = bundle.config.acoustic_input
     if acoustic == NONE:
         return None
     utterances = utterances_of(corpus.splits[split])

@@ -134,7 +134,7 @@ def evaluate(
 def require_same_kind(configs: Sequence[BundleConfig]) -> None:
     """Raise BundleError unless the bundles differ by nothing but their training."""
     first, last = configs[0], configs[-1]
-    trained = {"id", "temperature", "calibration", "licence"}  # what may differ from seed to seed
+    trained = {"id", "calibration", "licence", "replaces"}  # what may differ from seed to seed
     if first.model_dump(exclude=trained) != last.model_dump(exclude=trained):
         raise BundleError(
             f"bundles {first.id} and {last.id}: not seeds of one system, their config.yaml differ; "
@@ -224,7 +224,7 @@ def _measure_system(system: System) -> dict[str, Any]:
         "modalities": [{"a": "audio", "l": "text"}[letter] for letter in network.modalities],
         "heard": first.heard,
         "bundles": [
-            {"id": c.id, "sha256": sha256, "temperature": c.temperature, **_figures(s)}
+            {"id": c.id, "sha256": sha256, **_figures(s)}
             for c, sha256, s in zip(system.configs, system.sums, scores, strict=True)
         ],
         "config": system.configs[0].model_dump(mode="json"),

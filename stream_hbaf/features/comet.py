@@ -18,7 +18,7 @@ from transformers.models.auto.modeling_auto import AutoModelForSeq2SeqLM
 from transformers.models.auto.tokenization_auto import AutoTokenizer
 
 from stream_hbaf.errors import ModelError
-from stream_hbaf.features.pretrained import UNUSABLE, quietly
+from stream_hbaf.features.pretrained import UNUSABLE, downloading, quietly
 
 LOG = logging.getLogger(__name__)
 
@@ -173,11 +173,12 @@ def _load(name: str) -> tuple[Any, Any]:
         return _read(name, offline=True)
     except (OSError, ValueError) as error:
         LOG.debug("COMET %s is not on this machine: %s", name, error)
-    return _try(
-        lambda: _read(name, offline=False),
-        f"COMET {name}: not on this machine and "
-        "can't be downloaded; check its name or go online once",
-    )
+    with downloading(name):
+        return _try(
+            lambda: _read(name, offline=False),
+            f"COMET {name}: not on this machine and "
+            "can't be downloaded; check its name or go online once",
+        )
 
 
 def _try(read: Callable[[], tuple[Any, Any]], message: str) -> tuple[Any, Any]:

@@ -21,7 +21,7 @@ from transformers.models.auto.modeling_auto import AutoModel
 
 from stream_hbaf.config import SAMPLE_RATE_HZ
 from stream_hbaf.errors import ConfigError, ModelError
-from stream_hbaf.features.pretrained import UNUSABLE, quietly
+from stream_hbaf.features.pretrained import UNUSABLE, downloading, quietly
 
 LOG = logging.getLogger(__name__)
 
@@ -105,7 +105,8 @@ def _load(name: str) -> tuple[Any, Any]:
                 "model.safetensors and preprocessor_config.json"
             ) from None
     try:
-        return _read(name, local_files_only=False)
+        with downloading(name):
+            return _read(name, local_files_only=False)
     except UNUSABLE as error:
         LOG.debug("loading %s from the hub failed: %s", name, error)
         raise ModelError(

@@ -36,7 +36,7 @@ from stream_hbaf.features.context import (
     passages,
     phrase,
 )
-from stream_hbaf.features.pretrained import UNUSABLE, quietly
+from stream_hbaf.features.pretrained import UNUSABLE, downloading, quietly
 from stream_hbaf.features.tokens import MOST_TEXT_TOKENS
 
 LOG = logging.getLogger(__name__)
@@ -363,5 +363,6 @@ def _from_disk(path: str) -> tuple[Any, Any]:
 
 
 def _from_hub(name: str) -> tuple[Any, Any]:
-    model = AutoModel.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
-    return model, AutoTokenizer.from_pretrained(name)
+    with downloading(name):
+        model = AutoModel.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
+        return model, AutoTokenizer.from_pretrained(name)

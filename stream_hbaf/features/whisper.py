@@ -18,11 +18,13 @@ import numpy as np
 from faster_whisper import WhisperModel
 from faster_whisper.tokenizer import Tokenizer
 from faster_whisper.transcribe import get_ctranslate2_storage
+from faster_whisper.utils import _MODELS as HUB_NAMES
 from faster_whisper.utils import download_model
 from numpy.typing import NDArray
 
 from stream_hbaf.config import SAMPLE_RATE_HZ, TranscriptConfig
 from stream_hbaf.errors import ConfigError, ModelError
+from stream_hbaf.features.pretrained import download
 from stream_hbaf.features.whisper_weights import (
     resolve_whisper as resolve_whisper,  # ours to offer, too
 )
@@ -49,6 +51,7 @@ MAX_COMPRESSION = 2.4  # text that packs better than this repeats itself (Whispe
 SHORTEST_LOOP = 3  # words; "no no" is real, the same three twice in a row seldom
 
 FILES = ("model.bin", "config.json", "tokenizer.json")
+DOWNLOADED = [*FILES, "preprocessor_config.json", "vocabulary.*"]
 
 
 @dataclass(frozen=True)
@@ -298,11 +301,21 @@ def find_loop(text: str) -> int | None:
     return None
 
 
-def _locate(name: str) -> Path:
-    """The folder of a model's files, all of them there."""
+def find_whisper(name: str) -> Path | None:
+    """The folder of a model that is on this machine: given, in a package or in the hub's cache."""
     folder = Path(resolve_whisper(name))
-    if not folder.is_dir():
-        folder = _fetch(name)
+    if folder.is_dir():
+        return folder
+    try:
+        return Path(download_model(name, local_files_only=True))
+    except Exception as error:  # noqa: BLE001  # any failure to find it here means: it isn't
+        LOG.debug("%s is not in the hub's cache: %s", name, error)
+        return None
+
+
+def _locate(name: str) -> Path:
+    """The folder of a model's files, downloaded if need be, all of them there."""
+    folder = find_whisper(name) or _download(name)
     for file in FILES:
         # faster-whisper would look for a missing tokenizer on the hub.
         if not (folder / file).is_file():
@@ -329,15 +342,10 @@ def _load(folder: Path, *, device: str, threads: int) -> WhisperModel:
         ) from error
 
 
-def _fetch(name: str) -> Path:
-    """The folder of a model in the hub's cache, downloaded if need be."""
+def _download(name: str) -> Path:
+    """Download a model from the hub. faster-whisper's own function hides the progress."""
     try:
-        return Path(download_model(name, local_files_only=True))
-    except Exception as error:  # noqa: BLE001  # any failure to find it here means: download it
-        LOG.debug("%s is not in the hub's cache: %s", name, error)
-    LOG.info("downloading the Whisper model %s", name)
-    try:
-        return Path(download_model(name))
+        return download(HUB_NAMES.get(name, name), files=DOWNLOADED)
     except Exception as error:
         raise ModelError(
             f"speech recognition: no Whisper model '{name}' in the packages installed, the hub's "

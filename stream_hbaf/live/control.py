@@ -119,7 +119,7 @@ class Controls:
             await self._pipeline.tell(self._info())
             # What began with it is still being finished.
             asyncio.get_running_loop().call_later(FINISH_S, former.close)
-        return {"model": recognizer.bundle.id, "sha256": recognizer.bundle.sha256}
+        return {"model": recognizer.model.id, "sha256": recognizer.model.sha256}
 
     async def _get_state(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         health = self._pipeline.health().model_dump(by_alias=True)

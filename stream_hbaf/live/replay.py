@@ -243,11 +243,12 @@ def _name(session: Session, wanted: Model) -> str:
 
 
 def _require_same(session: Session, recognizer: Recognizer, live: Model) -> None:
-    bundle = recognizer.bundle
-    if bundle.sha256 != live.sha256:
+    model = recognizer.model
+    if live.sha256 not in (model.sha256, *recognizer.bundle.config.replaces):
         raise BundleError(
-            f"{session.folder}: was read by bundle {live.id} {live.sha256[:12]}, but {bundle.id} "
-            f"here is {bundle.sha256[:12]}; install that version, or choose one with --model"
+            f"{session.folder}: was recorded with bundle {live.id} {live.sha256[:12]}, but "
+            f"{model.id} here is {model.sha256[:12]}; install that version, or choose one with "
+            "--model"
         )
 
 

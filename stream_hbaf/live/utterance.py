@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from stream_hbaf.config import SAMPLE_RATE_HZ, SourceConfig
-from stream_hbaf.events import Asr, Emotion, Latency, Model, Partial, Stage, Utterance
+from stream_hbaf.events import Asr, Emotion, Latency, Partial, Stage, Utterance
 from stream_hbaf.features.acoustic import AcousticSession
 from stream_hbaf.recognizer import Dialogue, Int16, Prediction, Recognizer, Words
 from stream_hbaf.speech.segmenter import Finish
@@ -114,12 +114,8 @@ class SpokenUtterance:
             inferences=prediction.inferences if prediction else None,
             degraded="; ".join(f"{stage}: {why}" for stage, why in self.failures.items()),
             latency_ms=self.timing.latency(now) if finish else None,
-            model=self._model() if finish else None,
+            model=self.recognizer.model if finish else None,
         )
-
-    def _model(self) -> Model:
-        bundle = self.recognizer.bundle
-        return Model(id=bundle.id, sha256=bundle.sha256)
 
     def partial(self, source: SourceConfig, *, words: Words, prediction: Prediction) -> Partial:
         """The running transcript with its provisional emotion."""

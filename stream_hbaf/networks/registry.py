@@ -1,6 +1,9 @@
 """All networks by the kind that configurations name."""
 
 from collections.abc import Mapping
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.networks.baselines.agf_ib import AgfIb, AgfIbConfig
@@ -46,3 +49,21 @@ def build(config: NetworkConfig) -> Network:
     """A new network of that configuration, its weights drawn from torch's generator."""
     network: Network = NETWORKS[config.kind][1](config)
     return network
+
+
+def read_network(settings: Any) -> NetworkConfig:
+    """Network settings by name → the configuration class of their ``kind``.
+
+    Raises ConfigError for the first unknown name or invalid value.
+    """
+    if isinstance(settings, NetworkConfig):
+        return settings
+    kind = config_class(settings.get("kind", "hbaf"))
+    for name in settings:
+        if name not in kind.__dataclass_fields__:
+            raise ConfigError(f"there is no setting '{name}' of the network")
+    try:
+        return TypeAdapter(kind).validate_python(settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"'{first['loc'][0]}': {first['msg']}") from None

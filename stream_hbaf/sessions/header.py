@@ -2,17 +2,15 @@
 
 import contextlib
 import uuid
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from stream_hbaf.config import Config
 from stream_hbaf.events import Model
-
-if TYPE_CHECKING:  # torch, which reading needs not
-    from stream_hbaf.bundle import Bundle
 
 FORMAT = 1
 # What isn't kept of the settings: where sound came from and events went to, with all secrets.
@@ -45,14 +43,14 @@ class Header(Frozen):
     versions: dict[str, str]  # of the packages that do
 
 
-def describe(config: Config, *, model: "Bundle") -> Header:
+def describe(config: Config, *, model: Model, labels: Sequence[str]) -> Header:
     """The header of a session that begins now."""
     now = datetime.now(UTC)
     return Header(
         id=f"{now:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}",
         began=now.isoformat(timespec="milliseconds"),
-        model=Model(id=model.id, sha256=model.sha256),
-        labels=model.labels,
+        model=model,
+        labels=tuple(labels),
         settings=config.model_dump(mode="json", exclude=NOT_KEPT),
         versions=decisive_versions(),
     )

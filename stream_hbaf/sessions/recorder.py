@@ -60,7 +60,7 @@ class SessionRecorder:
                 f"--record {folder}: can't be made ({error.strerror}); give another folder"
             ) from None
         self.folder = folder
-        self._config, self._bundle = config, recognizer.bundle
+        self._config, self._recognizer = config, recognizer
         self._off: set[str] = set()  # sources that aren't recorded
         self._since: dict[str, int] = {}  # the first sample recorded of each source, this time
         self._whole: dict[str, str] = {}  # utterances recorded since they began: their source
@@ -243,7 +243,8 @@ class SessionRecorder:
         if self._failed:
             return
         if self._writer is None:
-            header = describe(self._config, model=self._bundle)
+            recognizer = self._recognizer
+            header = describe(self._config, model=recognizer.model, labels=recognizer.bundle.labels)
             self._writer = SessionWriter(self.folder, header=header)
             LOG.info("recording: %s", self._writer.folder)
             for switch in self._switches.values():

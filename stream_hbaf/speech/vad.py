@@ -62,7 +62,7 @@ class SileroDetector:
     _cell: NDArray[np.float32]
 
     def __init__(self, network: Path | None = None) -> None:
-        self._session = _open_session(network or _find_silero())
+        self._session = _open_session(network or find_silero())
         self.reset()
 
     def feed(self, samples: NDArray[np.int16]) -> NDArray[np.float32]:
@@ -141,7 +141,8 @@ def _cut_frames(
     return joined[:whole].reshape(-1, frame_samples), joined[whole:].copy()
 
 
-def _find_silero() -> Path:
+def find_silero() -> Path:
+    """The file of Silero's network in faster-whisper; ModelError if that is not installed."""
     # find_spec looks without importing: faster-whisper takes a second to import.
     spec = find_spec("faster_whisper")
     if spec is None or not spec.submodule_search_locations:

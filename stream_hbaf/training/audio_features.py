@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_hbaf.bundle import Scaling
 from stream_hbaf.corpora.dataset import NO_LABEL, Flags
 from stream_hbaf.corpora.dialogue import Corpus, Split
 from stream_hbaf.corpora.extraction import extract
 from stream_hbaf.errors import CorpusError
 from stream_hbaf.features.representations import shape_for
+from stream_hbaf.features.scaling import Scaling
 from stream_hbaf.training.recipe import Recipe
 from stream_hbaf.training.selection import fit_scaling, scale
 

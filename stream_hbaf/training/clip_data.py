@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_hbaf.bundle import Scaling
 from stream_hbaf.corpora.acoustics import (
     CONDITIONS,
     measure,
@@ -27,6 +26,7 @@ from stream_hbaf.errors import CorpusError
 from stream_hbaf.features.acoustic import COMPARE
 from stream_hbaf.features.commonsense import Event2MindHeads, NoCommonsense
 from stream_hbaf.features.representations import shape_for
+from stream_hbaf.features.scaling import Scaling
 from stream_hbaf.training.batches import Acted
 from stream_hbaf.training.preparation import Progress
 from stream_hbaf.training.recipe import MixtureRecipe

@@ -11,11 +11,10 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationInfo, field_validator
 
 import stream_hbaf
-from stream_hbaf.bundle import read_network
 from stream_hbaf.config import Section, flatten, read_yaml
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.networks.config import NetworkConfig
-from stream_hbaf.networks.registry import NETWORKS
+from stream_hbaf.networks.registry import NETWORKS, read_network
 from stream_hbaf.training.recipe import Recipe, read_recipe, validate
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]  # also a file's name

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from stream_hbaf.bundle import NONE, Bundle, BundleConfig, read_network
+from stream_hbaf.bundle import NONE, Bundle, BundleConfig
 from stream_hbaf.corpora.cache import cached_encoder, key_of
 from stream_hbaf.corpora.dataset import Dataset, digest_of_dataset, predict
 from stream_hbaf.corpora.dialogue import LABELS, Corpus
@@ -29,6 +29,7 @@ from stream_hbaf.networks.calibration import Calibration, Pattern
 from stream_hbaf.networks.config import NetworkConfig
 from stream_hbaf.networks.ensemble import join
 from stream_hbaf.networks.network import Network
+from stream_hbaf.networks.registry import read_network
 from stream_hbaf.training.batches import (
     Acted,
     MixtureConfig,
@@ -49,7 +50,7 @@ from stream_hbaf.training.preparation import (
     prepare_heads,
     prepare_layers,
 )
-from stream_hbaf.training.recipe import ACOUSTIC, MixtureRecipe
+from stream_hbaf.training.recipe import MixtureRecipe
 from stream_hbaf.training.text_data import TALK, prepare_words, read_words
 
 RISK = 0.3  # share of wrong answers that abstaining must keep to
@@ -113,7 +114,7 @@ def train_mixture(
         labels=LABELS,
         encoder=recipe.encoder,
         context=recipe.tuning.context,
-        acoustic=ACOUSTIC.get(recipe.audio, recipe.audio),
+        acoustic=recipe.audio,
         commonsense=recipe.commonsense,
         calibration=calibration,
         licence=mixture_licence(recipe.voices, audio=recipe.audio),

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stream_hbaf.bundle import read_network
 from stream_hbaf.evaluation.markdown import cells, table
 from stream_hbaf.evaluation.summary import class_table, hearing_table, live_table
+from stream_hbaf.networks.registry import read_network
 from stream_hbaf.training.card import SOUNDS, paper_of
 
 CONDITION_NAMES = {

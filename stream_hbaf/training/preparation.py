@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from stream_hbaf.bundle import Scaling
 from stream_hbaf.corpora.cache import (
     Encode,
     Encodes,
@@ -40,6 +39,7 @@ from stream_hbaf.features.comet import open_comet
 from stream_hbaf.features.commonsense import Commonsense, Event2MindHeads, NoCommonsense
 from stream_hbaf.features.context import Turn
 from stream_hbaf.features.inferences import Inferences
+from stream_hbaf.features.scaling import Scaling
 from stream_hbaf.features.text import TextEncoder
 from stream_hbaf.training.audio_features import Sound, prepare_sound
 from stream_hbaf.training.commonsense_heads import (

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
-from stream_hbaf.bundle import read_network
 from stream_hbaf.config import Positive, Section, read_yaml
 from stream_hbaf.corpora.acoustics import AcousticsConfig
 from stream_hbaf.corpora.reading import CORPORA, MANIFEST, SESSIONS
@@ -17,6 +16,7 @@ from stream_hbaf.errors import ConfigError
 from stream_hbaf.features.representations import LLD, TOKENS
 from stream_hbaf.features.text import DEFAULT_ENCODER
 from stream_hbaf.networks.config import NetworkConfig
+from stream_hbaf.networks.registry import read_network
 from stream_hbaf.training.batches import MixtureConfig
 from stream_hbaf.training.commonsense_heads import HeadsConfig
 from stream_hbaf.training.fitting import FittingConfig, LossConfig
@@ -26,7 +26,6 @@ from stream_hbaf.training.text_encoder import TuningConfig
 # Sizes that the features and the corpus decide, whatever a recipe says.
 DECIDED = ("audio_width", "text_width", "commonsense_width", "classes")
 VOICES = ("ravdess", "nemo", "tess")  # corpora of clips without a dialogue
-ACOUSTIC = {"compare": "ComParE_2016"}  # a recipe's word for sound: a bundle's, where they differ
 COMET = ("comet:", "comet-cosmic:")
 Checked = TypeVar("Checked", bound=Section)
 

@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 from sklearn.svm import LinearSVC
 from sklearn.utils.extmath import randomized_svd
 
-from stream_hbaf.bundle import Scaling
 from stream_hbaf.corpora.dataset import NO_LABEL
+from stream_hbaf.features.scaling import Scaling
 from stream_hbaf.training.recipe import SelectionConfig
 
 Float32 = NDArray[np.float32]

@@ -19,13 +19,14 @@ from stream_hbaf.corpora.dataset import digest_of_dataset
 from stream_hbaf.corpora.dialogue import Split
 from stream_hbaf.corpora.extraction import end_with_parent
 from stream_hbaf.evaluation.metrics import majority_score, spread
+from stream_hbaf.networks.calibration import Calibration
 from stream_hbaf.networks.config import NetworkConfig
 from stream_hbaf.training.card import corpus_card, licence_of
 from stream_hbaf.training.fitting import Fitted, fit_network, one_thread
 from stream_hbaf.training.mixture import train_mixture
 from stream_hbaf.training.preparation import Prepared, prepare
 from stream_hbaf.training.processes import is_main_process
-from stream_hbaf.training.recipe import ACOUSTIC, MixtureRecipe, Recipe, read_recipe
+from stream_hbaf.training.recipe import MixtureRecipe, Recipe, read_recipe
 
 Progress = Callable[[str], None]
 FIGURES = ("weighted_f1", "macro_f1", "accuracy", "uar", "ece")
@@ -184,9 +185,9 @@ def _bundle(recipe: Recipe, prepared: Prepared, fitted: Fitted, *, id_: str) -> 
         labels=prepared.labels,
         encoder=recipe.encoder,
         context=recipe.tuning.context,
-        acoustic=ACOUSTIC.get(recipe.audio, recipe.audio),
+        acoustic=recipe.audio,
         commonsense=recipe.commonsense,
-        temperature=fitted.temperature,
+        calibration=Calibration.of_temperature(fitted.temperature),
         licence=licence_of(recipe.corpus, audio=recipe.audio),
         network=fitted.network.config,
     )
