@@ -37,9 +37,8 @@ from stream_hbaf.features.inferences import Inferences
 from stream_hbaf.features.scaling import Scaling
 from stream_hbaf.features.text import TextEncoder
 from stream_hbaf.networks.calibration import Calibration, Pattern
-from stream_hbaf.networks.config import NetworkConfig
 from stream_hbaf.networks.ensemble import join
-from stream_hbaf.networks.network import Network
+from stream_hbaf.networks.network import Network, NetworkConfig
 from stream_hbaf.networks.registry import build, read_network
 from stream_hbaf.weights import digest_parts
 

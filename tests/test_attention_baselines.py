@@ -44,8 +44,7 @@ from stream_hbaf.networks.baselines.telme import (
     feature_loss,
     response_loss,
 )
-from stream_hbaf.networks.config import NetworkConfig
-from stream_hbaf.networks.network import Network
+from stream_hbaf.networks.network import Network, NetworkConfig
 from stream_hbaf.networks.state import Features
 
 SIZES = {"audio_width": 6, "text_width": 5, "hidden": 8, "classes": 3, "dropout": 0.0}

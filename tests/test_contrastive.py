@@ -6,14 +6,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from stream_hbaf.networks.contrastive import (
+from stream_hbaf.networks.hbaf import (
+    HBAF,
+    Features,
+    HbafConfig,
     InterModalLoss,
+    Output,
     absolute_inter_modal_loss,
     inter_modal_loss,
     relative_inter_modal_loss,
     total_loss,
 )
-from stream_hbaf.networks.hbaf import HBAF, Features, HbafConfig, Output
 
 
 def representations(n: int = 5, *, count: int = 3) -> list[Tensor]:

@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from stream_hbaf.errors import ModelError
-from stream_hbaf.networks.config import HbafConfig
 from stream_hbaf.networks.ensemble import Ensemble, join
-from stream_hbaf.networks.hbaf import HBAF
-from stream_hbaf.networks.state import DialogueState, Features
+from stream_hbaf.networks.hbaf import HBAF, DialogueState, HbafConfig
+from stream_hbaf.networks.state import Features
 
 CONFIG = HbafConfig(
     audio_width=5, text_width=6, commonsense_width=4, hidden=16, classes=3, window=3, heads=2

@@ -11,7 +11,7 @@ from stream_hbaf.errors import ConfigError
 from stream_hbaf.networks.ensemble import Ensemble
 from stream_hbaf.networks.mgcma import MGCMA, MgcmaConfig
 from stream_hbaf.networks.network import Output
-from stream_hbaf.networks.state import Features, Nothing
+from stream_hbaf.networks.state import Features, Stateless
 
 SMALL = MgcmaConfig(audio_width=6, text_width=5, hidden=8, heads=2, layers=2, classes=3)
 
@@ -353,7 +353,7 @@ def test_step_of_many_streams_equals_each_alone() -> None:
     net, features = network(), utterances(1, 1, 1, present=0.6)
     now = replace(features, utterance_mask=None).map(lambda part: part[:, 0])
     together, after = net.step(now, net.initial_state(3))
-    assert after == Nothing(torch.zeros(3, 0, dtype=torch.float64))
+    assert after == Stateless(torch.zeros(3, 0, dtype=torch.float64))
     for b in range(3):
         alone, _ = net.step(turn(features, b, 0), net.initial_state())
         torch.testing.assert_close(together[b], alone, atol=1e-12, rtol=0)

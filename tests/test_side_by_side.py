@@ -15,10 +15,9 @@ from test_experiment import RECIPE, make_meld
 from torch import Tensor, nn
 
 from stream_hbaf.errors import ConfigError
-from stream_hbaf.networks.config import Mode, NetworkConfig
-from stream_hbaf.networks.network import Network, Output
+from stream_hbaf.networks.network import Mode, Network, NetworkConfig, Output
 from stream_hbaf.networks.registry import NETWORKS
-from stream_hbaf.networks.state import Features, Nothing
+from stream_hbaf.networks.state import Features, Stateless
 from stream_hbaf.training.experiment import run_experiment
 from stream_hbaf.training.grid import by_preparation, experiment_runs, read_experiment
 from stream_hbaf.training.results import read_rows, write_rows
@@ -75,8 +74,8 @@ class Plain(Network):
     def step_streams(self, turn: Features, state: Any) -> tuple[Tensor, Any]:
         return self(turn).logits[:, 0], state
 
-    def blank(self, streams: int) -> Nothing:
-        return Nothing(torch.zeros(streams, 0))
+    def blank(self, streams: int) -> Stateless:
+        return Stateless(torch.zeros(streams, 0))
 
 
 @pytest.fixture(scope="module", autouse=True)

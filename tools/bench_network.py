@@ -24,11 +24,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from stream_hbaf.networks.config import NetworkConfig
-from stream_hbaf.networks.contrastive import InterModalLoss, total_loss
-from stream_hbaf.networks.hbaf import HBAF, HbafConfig
+from stream_hbaf.networks.hbaf import HBAF, HbafConfig, InterModalLoss, total_loss
 from stream_hbaf.networks.mgcma import MgcmaConfig
-from stream_hbaf.networks.network import Network
+from stream_hbaf.networks.network import Network, NetworkConfig
 from stream_hbaf.networks.registry import build
 from stream_hbaf.networks.state import Features
 

@@ -14,7 +14,7 @@ from stream_hbaf.networks.network import Network, Output
 from stream_hbaf.networks.state import Features, State
 
 
-class Ensemble(Network):
+class Ensemble(Network[State]):
     """M networks of one configuration, used like one of them: the logits are of the mean
     probability.
 
@@ -40,10 +40,10 @@ class Ensemble(Network):
         joined = torch.cat(parts, dim=-1) if parts else None
         return Output(_mean_logits([one.logits for one in said]), h_m=joined)
 
-    def step_streams(self, turn: Features, state: State) -> tuple[Tensor, State]:
+    def step_streams(self, utterance: Features, state: State) -> tuple[Tensor, State]:
         """As every network's."""
         stepped = [
-            member.step_streams(turn, state.map(partial(torch.select, dim=1, index=n)))
+            member.step_streams(utterance, state.map(partial(torch.select, dim=1, index=n)))
             for n, member in enumerate(self._each)
         ]
         after = state.stack([state for _, state in stepped])

@@ -1,59 +1,645 @@
-"""HBAF (the paper's section 3), top to bottom: features and state become logits and next state.
+"""HBAF: Luo, Phan, Wang, Reiss, "Heterogeneous bimodal attention fusion for speech emotion
+recognition", sections 3.1 to 3.5, in the paper's order.
 
-Letters, here and in all shapes: a audio, l text (language), m either or both; B dialogues,
-U utterances, S streams, N windows, n utterances in a window, W the longest window, H hidden,
-A, L, K the widths of audio, text and commonsense features, C classes.
+| section | equations | here |
+| --- | --- | --- |
+| 3.1.1 audio context network | – | ``AudioContextNetwork`` |
+| 3.1.2 textual context network | 1-3 | ``SoftAttention``, ``QueryAttention`` |
+| | 4-6 | ``TextContextNetwork``: ``external``, ``internal``, ``purpose`` |
+| 3.2.1 bimodal attention network | 7-9 | ``BimodalAttention`` |
+| 3.2.2 dynamic filter gate | 10-13 | ``DynamicFilterGate`` |
+| 3.2.3 residual connection | 14-17 | ``Residual`` |
+| 3.3 inter-modal contrastive learning | 18-19 | ``absolute_inter_modal_loss`` |
+| | 20 | ``relative_inter_modal_loss`` |
+| | 21 | ``inter_modal_loss``, ``InterModalLoss`` |
+| 3.4 emotion classification | 22 | ``Classifier`` |
+| 3.5 training | 23 | ``total_loss`` |
 
-No module here pads or masks over time: windows of one length are computed together, so each
-module sees utterances only, as in the paper, and one dialogue's result can't depend on another's.
+Letters: a audio, l text (language), m either or both; H_a, H_l uni-modal representations, h_a, h_l
+those after fusion, h_m = [h_a; h_l]. In shapes: B dialogues, U utterances, S streams, N windows of
+n utterances, the last of which (offline all of which) are its Q targets, W the longest window,
+H hidden, A, L, K the widths of audio, text and commonsense features, C classes.
+
+Departures from the paper are numbered as in the README's list of decisions. Padding, windows and
+grouping for speed are in windows.py.
 """
 
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stream_hbaf.networks.config import HbafConfig
-from stream_hbaf.networks.fusion import BimodalAttention, DynamicFilterGate, Fusion, Residual
-from stream_hbaf.networks.network import Network, Output
-from stream_hbaf.networks.state import PARTIES, DialogueState, Features
-from stream_hbaf.networks.unimodal import (
-    AudioContextNetwork,
-    QueryAttention,
-    SoftAttention,
-    TextContextNetwork,
-)
+from stream_hbaf.errors import ConfigError
+from stream_hbaf.networks.network import Criterion, Network, NetworkConfig, Output, Standardise
+from stream_hbaf.networks.state import PARTIES, Features, State
+from stream_hbaf.networks.windows import Sequences, Windows
 
-__all__ = [
-    "HBAF",
-    "AudioContextNetwork",
-    "BimodalAttention",
-    "Classifier",
-    "DialogueState",
-    "DynamicFilterGate",
-    "Features",
-    "Fusion",
-    "HbafConfig",
-    "Output",
-    "QueryAttention",
-    "Residual",
-    "SoftAttention",
-    "TextContextNetwork",
-]
+RELATIONS = ("external", "internal", "purpose")  # COMET's oReact, xReact, xIntent (decision 5)
+OF_THE_SPEAKER = ("internal", "purpose")  # with ``by_speaker``
+Streams = Mapping[str, Tensor]  # by modality: "a", "l"
+
+
+@dataclass(frozen=True, slots=True)
+class HbafConfig(NetworkConfig):
+    """HBAF's sizes (the paper's section 4.3 by default) and every switch of its ablations.
+
+    Raises ConfigError if they can't fit.
+    """
+
+    kind: Literal["hbaf"] = "hbaf"
+    filters: int = 64
+    heads: int = 8
+    layers: int = 3  # of the Transformer encoder
+    window: int = 8  # W, utterances, the current one included; of no meaning offline
+    attention: Literal["scalar", "literal", "query"] = "scalar"  # over past utterances, eqs 1-3
+    by_speaker: bool = False  # internal and purpose states of each speaker, not of the dialogue
+    standardise_text: bool = True  # text features, by the training set's mean and deviation
+    use_audio_context: bool = True  # else a linear map in the audio context network's place
+    audio_skip: bool = False  # a linear map added to the audio context network
+    use_bimodal_attention: bool = True
+    use_gate: bool = True
+    use_residual: bool = True
+    literal_cross: bool = False  # eqs 8-9 into eqs 11 and 13 as printed
+
+    def __post_init__(self) -> None:
+        NetworkConfig.__post_init__(self)
+        if self.hidden % 2 or self.hidden % self.heads:
+            raise ConfigError(f"network: hidden {self.hidden} must divide by 2 and by heads")
+        if self.window < 1:
+            raise ConfigError(f"network: window {self.window} must be at least 1 utterance")
+        if self.attention not in ("scalar", "literal", "query"):
+            raise ConfigError(
+                f"network: attention '{self.attention}' must be scalar, literal or query"
+            )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DialogueState(State):
+    """All that HBAF carries from one utterance to the next, of a size that doesn't grow.
+
+    The size depends on the window W, not on how many utterances there were. Windows end with the
+    newest utterance; unused slots come first. A field that a configuration doesn't use has
+    width 0.
+    """
+
+    OWN: ClassVar[int] = 2
+
+    audio_window: Tensor  # [.., W-1, A] audio features, absent ones replaced
+    text_window: Tensor  # [.., W-1, H] text representations H_l
+    window_mask: Tensor  # [.., W-1]
+    score_max: Tensor  # [.., E] soft attention: largest score so far; E = 1, or H if literal
+    score_sum: Tensor  # [.., E] sum of exp(score - score_max)
+    weighted_sum: Tensor  # [.., H] sum of exp(score - score_max) * l
+    past_window: Tensor  # [.., W-1, H] "query" attention only: the past utterances l themselves
+    past_mask: Tensor  # [.., W-1] False where an utterance had no text
+    external: Tensor  # [.., H] GRU states
+    internal: Tensor  # [.., H], or by speaker [.., PARTIES, H]
+    purpose: Tensor  # likewise
+
+
+# --- 3.1.1 Audio features extraction and context network ------------------------------------------
+
+
+class AudioContextNetwork(nn.Module):
+    """Section 3.1.1: audio features a [N, n, A] → H_a [N, n, H].
+
+    Convolution (kernel 3, 64 filters) → two BiLSTM layers (H/2 units a direction) → three
+    Transformer encoder layers (8 heads, width H). Departure (decision 8): the sequence is a
+    dialogue's utterances, one vector each, since there is one functional vector an utterance. Not
+    given by the paper: ReLU after the convolution, feed-forward width H; no position code, since
+    the LSTM carries the order. ``audio_skip`` adds a linear map of the input, an ablation.
+    """
+
+    def __init__(self, config: HbafConfig) -> None:
+        super().__init__()
+        hidden = config.hidden
+        self.convolution = nn.Conv1d(config.audio_width, config.filters, kernel_size=3, padding=1)
+        self.lstm = nn.LSTM(
+            config.filters,
+            hidden // 2,
+            num_layers=2,
+            bidirectional=True,
+            dropout=config.dropout,
+            batch_first=True,
+        )
+        self.transformer = TransformerEncoder(config)
+        self.skip = nn.Linear(config.audio_width, hidden) if config.audio_skip else None
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, audio: Tensor) -> Tensor:
+        local = torch.relu(self.convolution(audio.transpose(1, 2))).transpose(1, 2)
+        ordered, _ = self.lstm(self.dropout(local))
+        H_a: Tensor = self.transformer(ordered)
+        return H_a if self.skip is None else H_a + self.skip(audio)
+
+
+class TransformerEncoder(nn.Module):
+    """Vaswani et al. 2017, norm after each sum as there: [N, n, H] → [N, n, H]."""
+
+    def __init__(self, config: HbafConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.layers))
+
+    def forward(self, sequence: Tensor) -> Tensor:
+        for layer in self.layers:
+            sequence = layer(sequence)
+        return sequence
+
+
+class EncoderLayer(nn.Module):
+    """One layer, with the weights and the results of ``nn.TransformerEncoderLayer``.
+
+    Written out, because a window of 8 utterances costs torch's own more in copies and calls than
+    in products.
+    """
+
+    def __init__(self, config: HbafConfig) -> None:
+        super().__init__()
+        hidden = config.hidden
+        self.self_attn = nn.MultiheadAttention(hidden, config.heads, batch_first=True)
+        self.linear1 = nn.Linear(hidden, hidden)
+        self.linear2 = nn.Linear(hidden, hidden)
+        self.norm1 = nn.LayerNorm(hidden)
+        self.norm2 = nn.LayerNorm(hidden)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, sequence: Tensor) -> Tensor:
+        attended = self.norm1(sequence + self.dropout(self._attend(sequence)))
+        fed = self.linear2(self.dropout(torch.relu(self.linear1(attended))))
+        result: Tensor = self.norm2(attended + self.dropout(fed))
+        return result
+
+    def _attend(self, sequence: Tensor) -> Tensor:
+        weights = self.self_attn
+        joined = F.linear(sequence, weights.in_proj_weight, weights.in_proj_bias)
+        heads = joined.view(*sequence.shape[:2], 3, weights.num_heads, weights.head_dim)
+        query, key, value = heads.permute(2, 0, 3, 1, 4).unbind(0)  # [N, heads, n, H/heads]
+        scores = query @ key.transpose(2, 3) / weights.head_dim**0.5
+        mixed = self.dropout(torch.softmax(scores, dim=-1)) @ value
+        attended: Tensor = weights.out_proj(mixed.transpose(1, 2).flatten(2))
+        return attended
+
+
+# --- 3.1.2 Textual features extraction and context network ----------------------------------------
+
+
+class SoftAttention(nn.Module):
+    """Equations 1-3: utterances l [S, U, H] → l^c [S, U, H], the context of each from its past.
+
+    u_i = tanh(W_s l_i + b_s) (1), α_i = softmax over the past of the score of u_i (2),
+    l_t^c = Σ α_i l_i for i < t (3). W_s and b_s are ``project``. Departure (decision 2): "scalar"
+    scores wᵀ u_i (w is ``score``), since eq 2 would take the softmax of a vector; "literal" takes
+    it, for each dimension by itself. Utterances without text don't take part; an empty sum is zero
+    (decision 3).
+
+    Neither score depends on t, so the sums of eqs 2-3 are carried from block to block, and from
+    step to step. That is exact for any length, because numerator and denominator are kept relative
+    to the largest score so far.
+    """
+
+    BLOCK = 32  # utterances in one softmax: its table grows with their square
+
+    def __init__(self, config: HbafConfig) -> None:
+        super().__init__()
+        hidden = config.hidden
+        self.project = nn.Linear(hidden, hidden)  # W_s, b_s
+        scalar = config.attention == "scalar"
+        self.score = nn.Linear(hidden, 1, bias=False) if scalar else nn.Identity()  # w
+
+    def forward(
+        self, utterances: Tensor, text_mask: Tensor, state: DialogueState
+    ) -> tuple[Tensor, DialogueState]:
+        scores = self.score(torch.tanh(self.project(utterances)))  # [S, U, E]
+        scores = scores.masked_fill(~text_mask[..., None], -torch.inf)
+        contexts = []
+        for start in range(0, utterances.shape[1], self.BLOCK):
+            block = slice(start, start + self.BLOCK)
+            contexts.append(self._of_past(utterances[:, block], scores[:, block], state))
+            state = self._carry(utterances[:, block], scores[:, block], state)
+        return torch.cat(contexts, dim=1), state
+
+    @staticmethod
+    def _of_past(utterances: Tensor, scores: Tensor, state: DialogueState) -> Tensor:
+        """Equations 2-3 of a block [S, u, H]; all that was carried is one utterance before it."""
+        # A sum that isn't empty is at least 1: the largest score adds exp(0).
+        total = state.score_sum.clamp_min(1.0)
+        scores = torch.cat([(state.score_max + total.log())[:, None], scores[:, :-1]], dim=1)
+        values = torch.cat([(state.weighted_sum / total)[:, None], utterances[:, :-1]], dim=1)
+        size = utterances.shape[1]
+        past = torch.ones(size, size, dtype=torch.bool, device=scores.device).tril()
+        included = past[:, :, None] & scores.isfinite()[:, None]  # [S, t, i, E]
+        # Not -inf: before the first text there would be NaN instead of an empty sum.
+        lowest = torch.finfo(scores.dtype).min
+        weights = torch.softmax(scores[:, None].masked_fill(~included, lowest), dim=2) * included
+        if weights.shape[-1] == 1:
+            return weights[..., 0] @ values
+        return (weights * values[:, None]).sum(dim=2)
+
+    @staticmethod
+    def _carry(utterances: Tensor, scores: Tensor, state: DialogueState) -> DialogueState:
+        """The state with a block's terms added to the sums of eqs 2-3."""
+        # The largest score cancels out of eq 3, so no gradient runs through it.
+        largest = torch.maximum(state.score_max, scores.amax(dim=1)).detach()
+        finite = largest.clamp_min(torch.finfo(largest.dtype).min)  # -inf before the first text
+        decay, weights = torch.exp(state.score_max - finite), torch.exp(scores - finite[:, None])
+        return replace(
+            state,
+            score_max=largest,
+            score_sum=state.score_sum * decay + weights.sum(dim=1),
+            weighted_sum=state.weighted_sum * decay + (weights * utterances).sum(dim=1),
+        )
+
+
+class QueryAttention(nn.Module):
+    """Equations 1-3 with a query: score (W_q l_t)ᵀ tanh(W_s l_i + b_s); shapes as SoftAttention.
+
+    Departure (decision 2, switch "query"): the current utterance stands in for the fixed vector
+    w. The score depends on t, so the past must be kept: in live mode the last W-1 utterances
+    only, offline all of them.
+    """
+
+    def __init__(self, config: HbafConfig) -> None:
+        super().__init__()
+        self.project = nn.Linear(config.hidden, config.hidden)  # W_s, b_s
+        self.query = nn.Linear(config.hidden, config.hidden, bias=False)  # W_q
+        self.reach = config.window - 1 if config.mode == "live" else None
+
+    def forward(
+        self, utterances: Tensor, text_mask: Tensor, state: DialogueState
+    ) -> tuple[Tensor, DialogueState]:
+        kept = state.past_window.shape[1]
+        past = torch.cat([state.past_window, utterances], dim=1)  # [S, i, H]
+        mask = torch.cat([state.past_mask, text_mask], dim=1)
+        scores = self.query(utterances) @ torch.tanh(self.project(past)).transpose(1, 2)
+        before = scores.new_ones(scores.shape[1:], dtype=torch.bool).tril(kept - 1)  # [t, i]
+        if self.reach is not None:
+            before = before.triu(kept - self.reach)
+        included = before & mask[:, None]
+        # Not -inf: a row without any text would be NaN instead of an empty sum.
+        scores = scores.masked_fill(~included, torch.finfo(scores.dtype).min)
+        contexts = (torch.softmax(scores, dim=-1) * included) @ past
+        surplus = 0 if self.reach is None else past.shape[1] - self.reach
+        return contexts, replace(state, past_window=past[:, surplus:], past_mask=mask[:, surplus:])
+
+
+class TextContextNetwork(nn.Module):
+    """Section 3.1.2: text l^r [S, U, L] and commonsense [S, U, 3, K] → H_l [S, U, H].
+
+    Equations 4-6: l_t^e = GRU_e(l_{t-1}^e, x^e), and so GRU_i and GRU_p, are ``external``,
+    ``internal`` and ``purpose``; H_l is their states side by side. It uses the current and past
+    utterances only, in both modes.
+
+    Departures: the input x of each GRU is a linear map (``combine``) of [current utterance l_t;
+    context l_t^c; its commonsense relation], because from l_t^c alone the utterance that is
+    classified would be unknown (decision 1); the relations are inputs, and states start at zero
+    (decision 4); the three states are mapped 3H → H by ``reduce``, since eq 7 needs one width
+    (decision 7). An utterance without text is a learned vector with no commonsense.
+    ``by_speaker``, not in the paper: the states of what a speaker feels and wants belong to that
+    speaker, as in COSMIC (Ghosal et al. 2020), and that of what others feel to the dialogue.
+    """
+
+    def __init__(self, config: HbafConfig) -> None:
+        super().__init__()
+        hidden = config.hidden
+        self.relation_width = config.commonsense_width if config.use_commonsense else 0
+        self.standardise = Standardise(config.text_width)
+        self.project = nn.Linear(config.text_width, hidden)
+        self.absent = nn.Parameter(torch.zeros(hidden))
+        query = config.attention == "query"
+        self.attention = QueryAttention(config) if query else SoftAttention(config)
+        combined = 2 * hidden + self.relation_width
+        self.combine = nn.ModuleDict({name: nn.Linear(combined, hidden) for name in RELATIONS})
+        self.external = nn.GRU(hidden, hidden, batch_first=True)  # eq 4
+        self.internal = nn.GRU(hidden, hidden, batch_first=True)  # eq 5
+        self.purpose = nn.GRU(hidden, hidden, batch_first=True)  # eq 6
+        self.reduce = nn.Linear(3 * hidden, hidden)
+        self.dropout = nn.Dropout(config.dropout)
+        self.by_speaker = config.by_speaker
+
+    def forward(
+        self, features: Features, mask: Tensor, state: DialogueState
+    ) -> tuple[Tensor, DialogueState]:
+        """H_l of U more utterances after ``state``, and the state after them."""
+        dialogues = Sequences.of_dialogues(mask)  # only V utterances that exist are multiplied
+        text_mask = torch.zeros_like(mask) if features.text is None else mask
+        if features.text_mask is not None:
+            text_mask = text_mask & features.text_mask
+        l = self.dropout(self._utterances(features, text_mask, dialogues))
+        l_c, state = self.attention(l, text_mask, state)  # eqs 1-3
+        current = torch.cat([dialogues.pack(l), dialogues.pack(l_c)], dim=-1)
+        relations = self._relations(features, text_mask, dialogues, like=current)
+        x = {
+            name: self.combine[name](torch.cat([current, relations[:, k]], dim=-1))
+            for k, name in enumerate(RELATIONS)
+        }
+        states, state = self._states(x, dialogues, features.parties(mask), state)  # eqs 4-6
+        joined = torch.cat([states[name] for name in RELATIONS], dim=-1)
+        H_l = self.reduce(self.dropout(joined))
+        return dialogues.pad(H_l), state
+
+    def _states(
+        self, x: Streams, dialogues: Sequences, speaker: Tensor, state: DialogueState
+    ) -> tuple[dict[str, Tensor], DialogueState]:
+        """Equations 4-6: inputs [V, H] → states [V, H] by relation, and the state after them."""
+        of_speaker = OF_THE_SPEAKER if self.by_speaker else ()
+        names = [name for name in RELATIONS if name not in of_speaker]
+        states, last = dialogues.run(
+            [self.gru(name) for name in names],
+            [x[name] for name in names],
+            [getattr(state, name) for name in names],
+        )
+        after = dict(zip(names, states, strict=True))
+        state = replace(state, **dict(zip(names, last, strict=True)))
+        if not of_speaker:
+            return after, state
+        turns, used = dialogues.by_speaker(speaker)
+        states, last = turns.run(
+            [self.gru(name) for name in of_speaker],
+            [x[name] for name in of_speaker],
+            [getattr(state, name).flatten(0, 1)[used] for name in of_speaker],
+        )
+        kept = {}
+        for name, end in zip(of_speaker, last, strict=True):
+            before = getattr(state, name)  # [S, PARTIES, H]
+            kept[name] = before.flatten(0, 1).index_copy(0, used, end).view_as(before)
+        return after | dict(zip(of_speaker, states, strict=True)), replace(state, **kept)
+
+    def gru(self, relation: str) -> nn.GRU:
+        """GRU_e, GRU_i or GRU_p of equations 4-6."""
+        found: nn.GRU = getattr(self, relation)
+        return found
+
+    def _utterances(self, features: Features, text_mask: Tensor, dialogues: Sequences) -> Tensor:
+        """l [S, U, H]: a learned vector where there is no text."""
+        if features.text is None:
+            return self.absent.expand(*text_mask.shape, -1)
+        present = dialogues.pack(text_mask)[:, None]
+        l_r = self.standardise(dialogues.pack(features.text)).masked_fill(~present, 0.0)
+        return dialogues.pad(torch.where(present, self.project(l_r), self.absent))
+
+    def _relations(
+        self, features: Features, text_mask: Tensor, dialogues: Sequences, *, like: Tensor
+    ) -> Tensor:
+        """[V, 3, K], zero where there is no text; K is 0 without commonsense."""
+        if self.relation_width and features.commonsense is not None:
+            present = dialogues.pack(text_mask)[:, None, None]
+            return dialogues.pack(features.commonsense).masked_fill(~present, 0.0)
+        return like.new_zeros(len(like), len(RELATIONS), self.relation_width)
+
+
+# --- 3.2 Multi-modal fusion module ----------------------------------------------------------------
+
+
+class BimodalAttention(nn.Module):
+    """Section 3.2.1: targets [N, Q, H] and their window H_m [N, n, H] → both kinds of ζ [N, Q, H].
+
+    Own, of each modality m: ζH_m = softmax(Q_m K_mᵀ/√d) V_m (7). Cross: for audio
+    ζH_{a-l} = softmax(Q_a K_lᵀ/√d) V_l (8), for text ζH_{l-a} = softmax(Q_l K_aᵀ/√d) V_a (9).
+    Projections have no bias. Departure (decision 10): eqs 10-13 as printed use the two the other
+    way round, so that audio would receive audio values only; ``literal_cross`` does so.
+    """
+
+    def __init__(self, config: HbafConfig) -> None:
+        super().__init__()
+
+        def projections() -> nn.ModuleDict:
+            hidden = config.hidden
+            return nn.ModuleDict(
+                {m: nn.Linear(hidden, hidden, bias=False) for m in config.modalities}
+            )
+
+        self.query, self.key, self.value = projections(), projections(), projections()
+        self.literal_cross = config.literal_cross
+
+    def forward(self, targets: Streams, window: Streams) -> tuple[Streams, Streams]:
+        Q = {m: self.query[m](targets[m]) for m in targets}
+        own = {m: self._attend(Q[m], window, m) for m in targets}  # eq 7
+        if len(targets) < 2:
+            return own, {}
+        a_l = self._attend(Q["a"], window, "l")  # eq 8
+        l_a = self._attend(Q["l"], window, "a")  # eq 9
+        return own, {"a": l_a, "l": a_l} if self.literal_cross else {"a": a_l, "l": l_a}
+
+    def _attend(self, Q: Tensor, window: Streams, m: str) -> Tensor:
+        """softmax(Q Kᵀ/√d) V with K = H_m W_kᵀ, V = H_m W_vᵀ, as softmax((Q W_k) H_mᵀ/√d) H_m W_vᵀ.
+
+        The same products in another order: W_k and W_v meet one target, not a window's n.
+        """
+        H_m = window[m]
+        scores = (Q @ self.key[m].get_parameter("weight")) @ H_m.transpose(1, 2)
+        weights = torch.softmax(scores / Q.shape[-1] ** 0.5, dim=-1)
+        attended: Tensor = self.value[m](weights @ H_m)
+        return attended
+
+
+class DynamicFilterGate(nn.Module):
+    """Section 3.2.2, of one modality: own ζH and cross ζH, [.., H] each → H_m* [.., H].
+
+    G = sigmoid(own W_s + cross W_c + b) (10, 12), H_m* = G ⊙ own + (1 - G) ⊙ cross (11, 13).
+    """
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.own = nn.Linear(hidden, hidden)  # W_sa, b_a or W_sl, b_l
+        self.cross = nn.Linear(hidden, hidden, bias=False)  # W_ca or W_cl
+
+    def forward(self, own: Tensor, cross: Tensor) -> Tensor:
+        G = torch.sigmoid(self.own(own) + self.cross(cross))
+        return G * own + (1 - G) * cross
+
+
+class Residual(nn.Module):
+    """Section 3.2.3, of one modality: H_m and H_m* [.., H] → h_m [.., H].
+
+    H^LN = LayerNorm(H_m ⊕ H_m*) (14, 16), h_m = AddNorm(H^LN ⊕ FeedForward(H^LN)) (15, 17).
+    Departure (decision 11): ⊕ is addition, and AddNorm adds once. Not given by the paper:
+    feed-forward width H.
+    """
+
+    def __init__(self, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(hidden)
+        self.feed_forward = nn.Sequential(
+            nn.Linear(hidden, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, hidden)
+        )
+        self.add_norm = nn.LayerNorm(hidden)
+
+    def forward(self, before: Tensor, refined: Tensor) -> Tensor:
+        H_LN = self.norm(before + refined)
+        result: Tensor = self.add_norm(H_LN + self.feed_forward(H_LN))
+        return result
+
+
+class Fusion(nn.Module):
+    """Section 3.2: H_a and H_l of windows → h_a and h_l of their targets.
+
+    Each part can be switched off. Without the gate both parts weigh the same (G = 1/2). Without
+    the attention, or with one modality, there is no cross-modal information to gate:
+    H_m* = ζH_m, or H_m itself. Without all three, h_m is [H_a; H_l].
+    """
+
+    def __init__(self, config: HbafConfig) -> None:
+        super().__init__()
+        hidden, modalities = config.hidden, config.modalities
+        crosses = config.use_bimodal_attention and len(modalities) == 2
+        gated = modalities if config.use_gate and crosses else ()
+        kept = modalities if config.use_residual else ()
+        self.attention = BimodalAttention(config) if config.use_bimodal_attention else None
+        self.gate = nn.ModuleDict({m: DynamicFilterGate(hidden) for m in gated})
+        self.residual = nn.ModuleDict({m: Residual(hidden, config.dropout) for m in kept})
+
+    def forward(self, groups: Sequence[tuple[Streams, Streams]]) -> Streams:
+        """Groups of (targets [N, Q, H], window [N, n, H]), each of its own N and n → [ΣNQ, H].
+
+        Only the attention looks at windows; what follows takes the targets of all at once.
+        """
+        before = _joined([targets for targets, _ in groups])
+        refined = before
+        if self.attention is not None:
+            spread = [self.attention(targets, window) for targets, window in groups]
+            own, cross = (_joined([part[k] for part in spread]) for k in (0, 1))
+            refined = self._weigh(own, cross)
+        if not self.residual:
+            return refined
+        return {m: self.residual[m](before[m], refined[m]) for m in before}
+
+    def _weigh(self, own: Streams, cross: Streams) -> Streams:
+        if not cross:
+            return own
+        if not self.gate:
+            return {m: (own[m] + cross[m]) / 2 for m in own}
+        return {m: self.gate[m](own[m], cross[m]) for m in own}
+
+
+def _joined(groups: Sequence[Streams]) -> Streams:
+    return {m: torch.cat([group[m].flatten(0, 1) for group in groups]) for m in groups[0]}
+
+
+# --- 3.3 Inter-modal contrastive learning module --------------------------------------------------
+
+
+def contrast(anchor: Tensor, other: Tensor, *, temperature: float) -> Tensor:
+    """-log of the positive pair's share, mean over N and over both directions: [N, H] twice → [].
+
+    The common form of equations 18-20, ⟨·⟩ the cosine, τ ``temperature``, over the N valid
+    utterances of a batch. Departure (decision 13): the paper draws K negatives and prints 2K pairs
+    in one place, K - 1 in another. Here every other utterance of the batch is a negative, in both
+    directions, and the positive is counted once; the printed readings are this up to a constant.
+    Zero for N = 0, so that a batch without pairs can be trained on.
+    """
+    if len(anchor) == 0:
+        return (anchor.sum() + other.sum()) * 0.0
+    similarity = (F.normalize(anchor, dim=-1) / temperature) @ F.normalize(other, dim=-1).T
+    among_others, among_anchors = similarity.logsumexp(dim=1), similarity.logsumexp(dim=0)
+    return ((among_others + among_anchors) / 2 - similarity.diagonal()).mean()
+
+
+def absolute_inter_modal_loss(
+    unimodal: Tensor, bimodal: Tensor, *, temperature: float = 0.1
+) -> Tensor:
+    """L_{a,m} (18, unimodal is h_a) or L_{l,m} (19, h_l): [N, H] and [N, H] → [].
+
+    Departure (decision 12): ``bimodal`` is h_m projected to H, since a cosine needs one width.
+    """
+    return contrast(unimodal, bimodal, temperature=temperature)
+
+
+def relative_inter_modal_loss(h_a: Tensor, h_l: Tensor, *, temperature: float = 0.1) -> Tensor:
+    """L_{a,l} (20): h_a [N, H], h_l [N, H] → []."""
+    return contrast(h_a, h_l, temperature=temperature)
+
+
+def inter_modal_loss(
+    h_a: Tensor,
+    h_l: Tensor,
+    h_m: Tensor,
+    *,
+    weights: Sequence[float] = (1 / 3, 1 / 3, 1 / 3),
+    temperature: float = 0.1,
+) -> Tensor:
+    """L_inter = λ1 L_{a,m} + λ2 L_{l,m} + λ3 L_{a,l} (21); each [N, H] → [].
+
+    ``weights`` are λ1, λ2, λ3; ``h_m`` is already projected to H. The paper doesn't give λ and τ
+    (decision 14). The ablations are weights: relative loss only is (0, 0, 1), absolute only
+    (1/2, 1/2, 0).
+    """
+    lambda_1, lambda_2, lambda_3 = weights
+    return (
+        lambda_1 * absolute_inter_modal_loss(h_a, h_m, temperature=temperature)
+        + lambda_2 * absolute_inter_modal_loss(h_l, h_m, temperature=temperature)
+        + lambda_3 * relative_inter_modal_loss(h_a, h_l, temperature=temperature)
+    )
+
+
+class InterModalLoss(Criterion):
+    """μ L_inter, the second term of equation 23, of a network's output.
+
+    Holds the projection of h_m that only the loss needs (decision 12): trained beside the network
+    and not part of a bundle, since prediction doesn't use it.
+    """
+
+    def __init__(
+        self,
+        hidden: int,
+        *,
+        mu: float = 1.0,
+        weights: Sequence[float] = (1 / 3, 1 / 3, 1 / 3),
+        temperature: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.mu = mu
+        self.project = nn.Linear(2 * hidden, hidden)
+        self.weights = tuple(weights)
+        self.temperature = temperature
+
+    def forward(self, output: Output, mask: Tensor, labels: Tensor | None = None) -> Tensor:
+        """``mask`` [B, U] chooses the utterances that have both; labels aren't used.
+
+        Raises ValueError for a network of one modality, which has nothing to contrast.
+        """
+        if output.h_a is None or output.h_l is None or output.h_m is None:
+            raise ValueError("a network of one modality has no inter-modal loss; leave it out")
+        return self.mu * inter_modal_loss(
+            output.h_a[mask],
+            output.h_l[mask],
+            self.project(output.h_m[mask]),
+            weights=self.weights,
+            temperature=self.temperature,
+        )
+
+
+# --- 3.4 Emotion classification and 3.5 Training --------------------------------------------------
 
 
 class Classifier(nn.Linear):
-    """Section 3.4, equation 22: h_m [.., 2H] → logits [.., C]; p is their softmax."""
+    """Section 3.4: h_m [.., 2H] → logits [.., C]; p of equation 22 is their softmax."""
 
 
-class HBAF(Network):
-    """The whole network: ``forward`` over dialogues, ``step`` one utterance at a time.
+def total_loss(
+    logits: Tensor,
+    labels: Tensor,
+    inter: Tensor | float = 0.0,
+    *,
+    mu: float = 0.2,
+    class_weights: Tensor | None = None,
+) -> Tensor:
+    """L = L_ce + μ L_inter (22, 23): logits [N, C], labels [N] and eq 21's value → [].
 
-    ``live``: utterance t is seen in the window of the last W utterances; older ones through the
-    text context network's state. ``forward`` builds exactly the windows that ``step`` would have
-    had: the logits agree to 1e-5, and none depends on a later utterance. ``offline``: the window
-    is the whole dialogue, future included. The inter-modal loss of section 3.3, whose weights a
-    recipe decides, is in contrastive.py.
+    ``class_weights`` [C] balances the classes (decision 16); then the mean is weighted as well.
+    """
+    return F.cross_entropy(logits, labels, weight=class_weights) + mu * inter
+
+
+class HBAF(Network[DialogueState]):
+    """The whole of section 3: ``forward`` over dialogues, ``step`` one utterance at a time.
+
+    Both are ``_continue``, from the state before the first utterance or from a later one, so
+    that their logits agree to 1e-5. ``live``: utterance t is seen in the window of the last W
+    utterances, older ones through the text context network's state; nothing depends on a later
+    utterance. ``offline``: the window is the whole dialogue, future included.
     """
 
     config: HbafConfig
@@ -82,45 +668,79 @@ class HBAF(Network):
         mask = features.present()
         if bool((mask[:, 1:] & ~mask[:, :-1]).any()):
             raise ValueError("utterance_mask: a dialogue's utterances come first, then padding")
-        audio = self._audio(features, mask)
-        text, _ = self._text(features, mask, self.blank(len(mask)))
-        fused = self.classifier.weight.new_zeros(*mask.shape, self.classifier.in_features)
-        if self.config.mode == "offline":
-            fused = self._fuse(audio, text, mask.sum(dim=1))
-        else:
-            dialogue, turn = mask.nonzero(as_tuple=True)
-            first = (turn - self.config.window + 1).clamp_min(0)
-            slots = first[:, None] + torch.arange(self.config.window, device=mask.device)
-            rows = dialogue[:, None], torch.minimum(slots, turn[:, None])
-            last = self._fuse(audio[rows], text[rows], turn - first + 1)
-            fused[dialogue, turn] = last[:, 0]
-        logits = self.classifier(self.dropout(fused)).masked_fill(~mask[..., None], 0.0)
-        parts = dict(
-            zip(self.config.modalities, torch.split(fused, self.config.hidden, dim=-1), strict=True)
-        )
-        return Output(logits, parts.get("a"), parts.get("l"), fused)
+        return self._continue(features, mask, self.blank(len(mask)))[0]
 
-    def step_streams(self, turn: Features, state: DialogueState) -> tuple[Tensor, DialogueState]:
+    def step_streams(
+        self, utterance: Features, state: DialogueState
+    ) -> tuple[Tensor, DialogueState]:
         """As every network's."""
-        mask = turn.present()  # [S, 1]
-        audio = torch.cat([state.audio_window, self._audio(turn, mask)], dim=1)
-        newest, state = self._text(turn, mask, state)
-        text = torch.cat([state.text_window, newest], dim=1)
-        heard = torch.cat([state.window_mask, mask], dim=1)
-        order = torch.argsort((~heard).int(), dim=1, stable=True)  # unused slots go last
-        rows = torch.arange(len(order), device=order.device)[:, None], order
-        fused = self._fuse(audio[rows], text[rows], heard.sum(dim=1))
-        logits: Tensor = self.classifier(self.dropout(fused[:, 0]))
-        return logits, replace(
+        output, state = self._continue(utterance, utterance.present(), state)
+        return output.logits[:, 0], state
+
+    def _continue(
+        self, features: Features, mask: Tensor, state: DialogueState
+    ) -> tuple[Output, DialogueState]:
+        """The output of U more utterances after ``state``, and the state after them."""
+        modalities = self.config.modalities
+        a = self._audio(features, mask)
+        H_l, state = self._text(features, mask, state)  # eqs 1-6
+        seen = {
+            "a": torch.cat([state.audio_window, a], dim=1),
+            "l": torch.cat([state.text_window, H_l], dim=1),
+        }
+        seen_mask = torch.cat([state.window_mask, mask], dim=1)
+        windows = self._windows(seen_mask, new=mask.shape[1])
+        h_m = self._fuse({m: seen[m] for m in modalities}, windows)[:, state.window_mask.shape[1] :]
+        logits = self.classifier(self.dropout(h_m)).masked_fill(~mask[..., None], 0.0)  # eq 22
+        h = dict(zip(modalities, torch.split(h_m, self.config.hidden, dim=-1), strict=True))
+        kept = mask.shape[1]  # the first U of W-1+U slots fall out of the window
+        return Output(logits, h.get("a"), h.get("l"), h_m), replace(
             state,
-            audio_window=audio[:, 1:],
-            text_window=text[:, 1:],
-            window_mask=heard[:, 1:],
+            audio_window=seen["a"][:, kept:],
+            text_window=seen["l"][:, kept:],
+            window_mask=seen_mask[:, kept:],
         )
+
+    def _windows(self, mask: Tensor, *, new: int) -> Windows:
+        if self.config.mode == "offline":
+            return Windows.offline(mask)
+        return Windows.live(mask, new=new, longest=self.config.window)
+
+    def _fuse(self, seen: Streams, windows: Windows) -> Tensor:
+        """a [B, P, A] and H_l [B, P, H], seen in windows → h_m [B, P, 2H] of the targets."""
+        if not windows.groups:
+            return self.classifier.weight.new_zeros(*windows.shape, self.classifier.in_features)
+        groups: list[tuple[Streams, Streams]] = []
+        for parts in zip(*(windows.of(sequences) for sequences in seen.values()), strict=True):
+            H = dict(zip(seen, parts, strict=True))
+            if "a" in H:
+                H["a"] = self.audio_context(H["a"])
+            groups.append(({m: windows.targets(H[m]) for m in H}, H))
+        h = self.fusion(groups)  # eqs 7-17
+        h_m = torch.cat(list(h.values()), dim=-1)
+        return windows.scatter(h_m.to(self.classifier.weight.dtype))
+
+    def _audio(self, features: Features, mask: Tensor) -> Tensor:
+        """a [S, U, A]: a learned vector stands where there is no audio; width 0 if not in use."""
+        if not self.config.use_audio:
+            return self.classifier.weight.new_zeros(*mask.shape, 0)
+        if features.audio is None:
+            return self.absent_audio.expand(*mask.shape, -1)
+        mask = mask if features.audio_mask is None else mask & features.audio_mask
+        return torch.where(mask[..., None], features.audio, self.absent_audio)
+
+    def _text(
+        self, features: Features, mask: Tensor, state: DialogueState
+    ) -> tuple[Tensor, DialogueState]:
+        """H_l [S, U, H] and the state after; width 0 if text is not in use."""
+        if not self.config.use_text:
+            return self.classifier.weight.new_zeros(*mask.shape, 0), state
+        H_l, state = self.text_context(features, mask, state)
+        return H_l, state
 
     @torch.no_grad()
     def standardise(self, text: Tensor) -> None:
-        """Before training: hear text relative to the training set's features [N, L]."""
+        """Fit mean and deviation of the text features [N, L] of the training set, if in use."""
         if self.config.use_text and self.config.standardise_text:
             self.text_context.standardise.fit(text)
 
@@ -150,46 +770,3 @@ class HBAF(Network):
             internal=zeros(*own),
             purpose=zeros(*own),
         )
-
-    def _audio(self, features: Features, mask: Tensor) -> Tensor:
-        """[S, U, A]: a learned vector stands where there is no audio; width 0 if not in use."""
-        if not self.config.use_audio:
-            return self.classifier.weight.new_zeros(*mask.shape, 0)
-        if features.audio is None:
-            return self.absent_audio.expand(*mask.shape, -1)
-        mask = mask if features.audio_mask is None else mask & features.audio_mask
-        return torch.where(mask[..., None], features.audio, self.absent_audio)
-
-    def _text(
-        self, features: Features, mask: Tensor, state: DialogueState
-    ) -> tuple[Tensor, DialogueState]:
-        """H_l [S, U, H] and the state after; width 0 if text is not in use."""
-        if not self.config.use_text:
-            return self.classifier.weight.new_zeros(*mask.shape, 0), state
-        text, state = self.text_context(features, mask, state)
-        return text, state
-
-    def _fuse(self, audio: Tensor, text: Tensor, lengths: Tensor) -> Tensor:
-        """Windows [N, W, A] and [N, W, H] of N lengths → h_m of their targets [N, Q, 2H].
-
-        The target is each window's last utterance (Q = 1), offline each of its utterances
-        (Q = W, zero after a window's end). Windows of one length are computed together.
-        """
-        every = self.config.mode == "offline"
-        slots = text.shape[1] if every else 1
-        fused = self.classifier.weight.new_zeros(len(lengths), slots, self.classifier.in_features)
-        groups, places = [], []
-        for length in sorted(set(lengths.tolist()) - {0}):
-            rows = (lengths == length).nonzero()[:, 0]
-            window = {}
-            if self.config.use_audio:
-                window["a"] = self.audio_context(audio[rows, :length])
-            if self.config.use_text:
-                window["l"] = text[rows, :length]
-            groups.append(({m: H if every else H[:, -1:] for m, H in window.items()}, window))
-            taken = torch.arange(length if every else 1, device=rows.device)
-            places.append((rows[:, None] * slots + taken).flatten())
-        if groups:
-            h_m = torch.cat(list(self.fusion(groups).values()), dim=-1)
-            fused.flatten(0, 1)[torch.cat(places)] = h_m.to(fused.dtype)
-        return fused

@@ -18,10 +18,9 @@ from torch import Tensor, nn
 
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.networks.alignment import AlignmentCriterion
-from stream_hbaf.networks.config import NetworkConfig
-from stream_hbaf.networks.fusion import Residual
-from stream_hbaf.networks.network import Network, Output, Standardise
-from stream_hbaf.networks.state import Features, Nothing
+from stream_hbaf.networks.hbaf import Residual
+from stream_hbaf.networks.network import Network, NetworkConfig, Output, Standardise
+from stream_hbaf.networks.state import Features, Stateless
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +230,7 @@ class TokenAlignment(nn.Module):
         return self.speech(speech, text), self.text(text, speech)
 
 
-class MGCMA(Network):
+class MGCMA(Network[Stateless]):
     """The whole network: each utterance by itself, so that it remembers nothing and sees no other.
 
     Speech and text are projected, attend to themselves, are aligned token by token, pooled and
@@ -286,9 +285,9 @@ class MGCMA(Network):
         h_a, h_l = (padded(met[m]) if m in met else None for m in "al")
         return Output(padded(self.classifier(joined)), h_a, h_l, padded(joined))
 
-    def step_streams(self, turn: Features, state: Nothing) -> tuple[Tensor, Nothing]:
+    def step_streams(self, utterance: Features, state: Stateless) -> tuple[Tensor, Stateless]:
         """As every network's; the state it gives is the one it got."""
-        return self(turn).logits[:, 0], state
+        return self(utterance).logits[:, 0], state
 
     @torch.no_grad()
     def standardise(self, text: Tensor) -> None:
@@ -298,9 +297,9 @@ class MGCMA(Network):
         """
         super().standardise(text[~text.isnan().any(dim=-1)])
 
-    def blank(self, streams: int) -> Nothing:
+    def blank(self, streams: int) -> Stateless:
         """The state before the first utterance, [S, 0]: nothing is remembered."""
-        return Nothing(next(self.parameters()).new_zeros(streams, 0))
+        return Stateless(next(self.parameters()).new_zeros(streams, 0))
 
     def criterion(self) -> AlignmentCriterion | None:
         """The alignment of distributions and of instances, of what is switched on."""

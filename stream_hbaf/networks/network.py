@@ -1,79 +1,141 @@
-"""What every network offers, so that all train, evaluate, ablate and stream the same way.
+"""The interface of all networks: configuration, output, one forward for training and live use.
 
 Letters as in state.py; C classes.
 """
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar, Generic, Literal
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import TypeVar
 
-from stream_hbaf.errors import ModelError
-from stream_hbaf.networks.config import NetworkConfig
+from stream_hbaf.errors import ConfigError, ModelError
 from stream_hbaf.networks.state import Features, State, first, lead
+
+Mode = Literal["live", "offline"]
 
 SEES_THE_FUTURE = "this network was trained offline and sees the future; use a live one"
 SMALLEST_DEVIATION = 1e-3  # of a text feature; half precision must still tell it from zero
 
+# A network's own state. Covariant, so that every network is a Network[State] to callers that only
+# pass on the states which it gave them. Type checkers forbid a covariant type as a parameter's,
+# hence the ignores below: the caller promises to pass a network states of its own.
+StateT = TypeVar("StateT", bound=State, covariant=True, default=State)
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkConfig:
+    """What every network has. A subclass names its ``kind`` and adds its own sizes and switches.
+
+    ``live``: nothing after an utterance is used for it. ``offline``: the whole dialogue is.
+    Raises ConfigError if the settings contradict one another.
+    """
+
+    kind: str = ""
+    audio_width: int = 512  # A, after selection
+    text_width: int = 384  # L
+    commonsense_width: int = 384  # K
+    hidden: int = 512  # H
+    classes: int = 7
+    dropout: float = 0.3
+    mode: Mode = "live"
+    use_audio: bool = True
+    use_text: bool = True
+    use_commonsense: bool = True  # where the network has a use for it
+
+    def __post_init__(self) -> None:
+        if not self.modalities:
+            raise ConfigError("network: use_audio and use_text are both off; switch one on")
+        if self.mode not in ("live", "offline"):
+            raise ConfigError(f"network: mode '{self.mode}' must be live or offline")
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The letters of the modalities in use: "a" audio, "l" text."""
+        return ("a",) * self.use_audio + ("l",) * self.use_text
+
+    @property
+    def takes_tokens(self) -> bool:
+        """Whether an utterance is given as tokens of speech and of text, not as one vector each."""
+        return False
+
+    @property
+    def remembers(self) -> bool:
+        """Whether an utterance's result depends on other utterances of its dialogue."""
+        return True
+
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What ``forward`` gives; zero where there is no utterance. None: the network has no such part.
+    """What ``forward`` gives; zero in padding. None: the network has no such part.
 
-    A network whose criterion looks at more than this gives a child of it.
+    A network whose criterion needs more than this gives a subclass of it.
     """
 
     logits: Tensor  # [B, U, C]
-    h_a: Tensor | None = None  # [B, U, H] audio, as it meets the text
-    h_l: Tensor | None = None  # [B, U, H] text, as it meets the audio
+    h_a: Tensor | None = None  # [B, U, H] the audio representation that is contrasted with text
+    h_l: Tensor | None = None  # [B, U, H] the text representation that is contrasted with audio
     h_m: Tensor | None = None  # [B, U, ..] what is classified
 
 
-class Network(nn.Module, ABC):
+# A network's own output, covariant for the same reason: a criterion is given no other's.
+OutputT = TypeVar("OutputT", bound=Output, covariant=True, default=Output)
+
+
+class Network(nn.Module, ABC, Generic[StateT]):
     """Features and a dialogue's state become logits and the next state.
 
     A network of mode ``live`` gives by ``step`` what ``forward`` gives (1e-5), and nothing at or
-    before an utterance depends on a later one. One of mode ``offline`` sees the future, says so in
+    before an utterance depends on a later one. One of mode ``offline`` uses the future, says so in
     its configuration, and has no state to begin with.
     """
 
     config: NetworkConfig
-    state_dims: ClassVar[int] = 0  # of a lone dialogue's state, before its parts' own
+    state_dims: ClassVar[int] = 0  # of one dialogue's state, before its fields' own dimensions
 
     @abstractmethod
     def forward(self, features: Features) -> Output:
         """[B, U, ..] → logits of every utterance of whole dialogues."""
 
     @torch.no_grad()
-    def step(self, features: Features, state: Any) -> tuple[Tensor, Any]:
+    def step(
+        self,
+        features: Features,
+        state: StateT,  # type: ignore[misc]
+    ) -> tuple[Tensor, StateT]:
         """One utterance of a dialogue → logits [C] and the state after it.
 
-        With a state of S streams, one utterance of each: features [S, ..] → logits [S, C].
-        ``state``, which must be this network's own, stays as it was. No gradient: a state must not
-        hold on to its past. Raises ModelError offline.
+        With a state of S streams, one utterance of each: features [S, ..] → logits [S, C]. The
+        given state is left as it was; it must come from this network's ``initial_state`` or
+        ``step``. Without gradient, since a state must not hold on to the graph of its past.
+        Raises ModelError offline.
         """
         self.require_live()
         if len(state.shape) == self.state_dims:  # one dialogue: one stream
             logits, after = self.step(features.map(lead), state.map(lead))
             return logits[0], after.map(first)
-        now = torch.ones(state.shape[0], 1, dtype=torch.bool, device=state.device)
-        turn = replace(features.map(lambda part: part[:, None]), utterance_mask=now)
-        return self.step_streams(turn, state)
+        present = torch.ones(state.shape[0], 1, dtype=torch.bool, device=state.device)
+        utterance = replace(features.map(lambda part: part[:, None]), utterance_mask=present)
+        return self.step_streams(utterance, state)
 
     @abstractmethod
-    def step_streams(self, turn: Features, state: Any) -> tuple[Tensor, Any]:
-        """What ``step`` does, of one utterance of each of S streams: [S, 1, ..] → logits [S, C]."""
+    def step_streams(
+        self,
+        utterance: Features,
+        state: StateT,  # type: ignore[misc]
+    ) -> tuple[Tensor, StateT]:
+        """``step`` of one utterance of each of S streams: features [S, 1, ..] → logits [S, C]."""
 
     @abstractmethod
-    def blank(self, streams: int) -> State:
-        """What ``initial_state`` gives: [S, ..], of the device and type of the weights."""
+    def blank(self, streams: int) -> StateT:
+        """``initial_state`` of S streams, [S, ..], of the device and type of the weights."""
 
-    def initial_state(self, streams: int | None = None) -> Any:
+    def initial_state(self, streams: int | None = None) -> StateT:
         """The state before a dialogue's first utterance, of one dialogue or of S streams.
 
-        Raises ModelError offline: what needs the future can't be asked before it.
+        Raises ModelError offline: a network that needs the future has no state to step from.
         """
         self.require_live()
         if streams is not None:
@@ -87,21 +149,29 @@ class Network(nn.Module, ABC):
 
     @torch.no_grad()
     def standardise(self, text: Tensor) -> None:
-        """Before training: hear text relative to the training set's features [N, L]."""
+        """Fit mean and deviation of the text features [N, L] of the training set, before training.
+
+        A network that takes tokens is given [.., T, L].
+        """
         for part in self.modules():
             if isinstance(part, Standardise):
                 part.fit(text)
 
     def criterion(self) -> "Criterion | None":
-        """What it is trained with beside cross entropy; None: nothing."""
+        """The loss that is trained with beside cross entropy; None if there is none."""
         return None
 
 
-class Criterion(nn.Module, ABC):
-    """A loss beside cross entropy, already weighed. Its own parameters are trained, not shipped."""
+class Criterion(nn.Module, ABC, Generic[OutputT]):
+    """A weighted loss beside cross entropy. Its own parameters are trained but not shipped."""
 
     @abstractmethod
-    def forward(self, output: Any, mask: Tensor, labels: Tensor) -> Tensor:
+    def forward(
+        self,
+        output: OutputT,  # type: ignore[misc]
+        mask: Tensor,
+        labels: Tensor,
+    ) -> Tensor:
         """The network's output → a scalar; zero, with a gradient, where nothing can be compared.
 
         ``mask`` [B, U] chooses the utterances that have both audio and text; ``labels`` [B, U] is
@@ -114,7 +184,7 @@ class Standardise(nn.Module):
 
     Not in any paper. An encoder's dimensions differ fivefold in size, and on dev it costs more
     than a point to leave that to the first linear map. Fitted once, never trained; the identity
-    until then, and in bundles from before it was there.
+    until then.
     """
 
     mean: Tensor
@@ -133,8 +203,3 @@ class Standardise(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         return (features - self.mean) / self.deviation
-
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-        for name, buffer in self.named_buffers():
-            state_dict.setdefault(prefix + name, buffer)
-        super()._load_from_state_dict(state_dict, prefix, *rest)

@@ -16,10 +16,9 @@ from stream_hbaf.networks.baselines.m2r2 import M2R2, M2R2Config
 from stream_hbaf.networks.baselines.mamba import BroadMamba, MambaConfig
 from stream_hbaf.networks.baselines.mmgcn import Mmgcn, MmgcnConfig
 from stream_hbaf.networks.baselines.telme import Telme, TelmeConfig
-from stream_hbaf.networks.config import HbafConfig, NetworkConfig
-from stream_hbaf.networks.hbaf import HBAF
+from stream_hbaf.networks.hbaf import HBAF, HbafConfig
 from stream_hbaf.networks.mgcma import MGCMA, MgcmaConfig
-from stream_hbaf.networks.network import Network
+from stream_hbaf.networks.network import Network, NetworkConfig
 
 # Each kind's configuration and the network that it is of. The first is meant where none is named.
 NETWORKS: Mapping[str, tuple[type[NetworkConfig], type[Network]]] = {

@@ -1,7 +1,7 @@
-"""What goes into the network and what it remembers: "features and the dialogue's state".
+"""What goes into a network, ``Features``, and what it carries between utterances, ``State``.
 
-Shape letters: B dialogues, U utterances, S streams, W window, H hidden, A, L and K the widths of
-the audio, text and commonsense features.
+Letters in shapes: B dialogues, U utterances, S streams (dialogues stepped together), A, L and K
+the widths of audio, text and commonsense features, F and T tokens of speech and of text.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,19 +11,19 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-PARTIES = 9  # speakers of a dialogue that are told apart; all further ones are the ninth
+PARTIES = 9  # speakers of a dialogue that are told apart; all further ones share the ninth number
 
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """What was measured of utterances: one for ``step``, whole dialogues for ``forward``.
+    """The features of utterances: one for ``step``, whole dialogues for ``forward``.
 
     The leading shape ``..`` is nothing (one utterance), [S] (one utterance of each of S streams)
-    or [B, U]. A modality is absent where its mask is False, or everywhere if it is None; what its
-    tensor holds there is never read, NaN included. A mask of None means "wherever there is a
-    tensor". ``utterance_mask`` is for [B, U] only: a dialogue's utterances stand first, padding
-    after them. A network that takes tokens is given audio [.., F, A] and text [.., T, L]: rows of
-    NaN, after all others, where an utterance has fewer.
+    or [B, U]. A modality is absent where its mask is False, or everywhere if its tensor is None;
+    values at absent places are never used, NaN included. A mask of None means that the modality
+    is present wherever there is a tensor. ``utterance_mask`` is for [B, U] only: a dialogue's
+    utterances stand first, padding after them. A network that takes tokens is given audio
+    [.., F, A] and text [.., T, L]; an utterance with fewer tokens ends with rows of NaN.
     """
 
     audio: Tensor | None = None  # [.., A], scaled and selected
@@ -43,12 +43,15 @@ class Features:
         return Features(**changed)
 
     def parties(self, mask: Tensor) -> Tensor:
-        """Who speaks, of the mask's shape [..], 0 .. PARTIES - 1."""
+        """The number of each utterance's speaker, of the mask's shape [..], 0 .. PARTIES - 1."""
         speaker = torch.zeros_like(mask, dtype=torch.long) if self.speaker is None else self.speaker
         return speaker.clamp(0, PARTIES - 1)
 
     def present(self) -> Tensor:
-        """utterance_mask, or all True if there is none: [..]."""
+        """utterance_mask, or all True if there is none: [..].
+
+        Raises ValueError if no tensor shows the shape.
+        """
         if self.utterance_mask is not None:
             return self.utterance_mask
         for mask in (self.audio_mask, self.text_mask):
@@ -62,12 +65,12 @@ class Features:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class State:
-    """All that a network remembers of a dialogue, as an immutable value of fixed size.
+    """All that a network carries from one utterance to the next, as an immutable value.
 
-    Its fields are tensors, [.., own dimensions]; the leading shape ``..`` is nothing (one
-    dialogue), [S] (S streams) or [S, M] (those of an ensemble's M members). A child says how many
-    dimensions of its first field are its own. A provisional prediction steps from a state and
-    drops the one it gets.
+    Its fields are tensors of fixed size, [.., own dimensions]; the leading shape ``..`` is nothing
+    (one dialogue), [S] (S streams) or [S, M] (those of an ensemble's M members). A subclass says
+    in ``OWN`` how many dimensions of its first field are its own. A provisional prediction steps
+    from a state and drops the one that it is given back.
     """
 
     OWN: ClassVar[int]
@@ -80,7 +83,7 @@ class State:
 
     @property
     def device(self) -> torch.device:
-        """Where it lies."""
+        """The device of its tensors."""
         return self._first.device
 
     @property
@@ -89,7 +92,7 @@ class State:
         return part
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every part by name, contiguous, to be saved; ``Child(**tensors)`` restores it."""
+        """Every field by name, contiguous, to be saved; ``Subclass(**tensors)`` restores it."""
         return {field.name: getattr(self, field.name).contiguous() for field in fields(self)}
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Self:
@@ -105,43 +108,19 @@ class State:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, State) or type(self) is not type(other):
             return NotImplemented
-        theirs = other.tensors()
-        return all(torch.equal(part, theirs[name]) for name, part in self.tensors().items())
+        others = other.tensors()
+        return all(torch.equal(part, others[name]) for name, part in self.tensors().items())
 
     __hash__ = None  # type: ignore[assignment]  # compared by value, so not a key
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Nothing(State):
-    """The state of a network that remembers nothing: each utterance is by itself."""
+class Stateless(State):
+    """The state of a network whose result for an utterance depends on that utterance alone."""
 
     OWN: ClassVar[int] = 1
 
-    nothing: Tensor  # [.., 0]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class DialogueState(State):
-    """What HBAF remembers.
-
-    Its size depends on the window W, never on how many utterances were heard. Windows end with
-    the newest utterance; slots not yet used come first. What a configuration has no use for has
-    width 0.
-    """
-
-    OWN: ClassVar[int] = 2
-
-    audio_window: Tensor  # [.., W-1, A] audio features, absent ones replaced
-    text_window: Tensor  # [.., W-1, H] text representations H_l
-    window_mask: Tensor  # [.., W-1]
-    score_max: Tensor  # [.., E] soft attention: largest score so far; E = 1, or H if literal
-    score_sum: Tensor  # [.., E] sum of exp(score - score_max)
-    weighted_sum: Tensor  # [.., H] sum of exp(score - score_max) * l
-    past_window: Tensor  # [.., W-1, H] "query" attention only: the past utterances l themselves
-    past_mask: Tensor  # [.., W-1] False where an utterance had no text
-    external: Tensor  # [.., H] GRU states
-    internal: Tensor  # [.., H], or by speaker [.., P, H]
-    purpose: Tensor  # likewise
+    empty: Tensor  # [.., 0]
 
 
 def lead(part: Tensor) -> Tensor:

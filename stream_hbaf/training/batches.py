@@ -30,8 +30,7 @@ from stream_hbaf.corpora.dataset import (
 )
 from stream_hbaf.corpora.dialogue import LABELS
 from stream_hbaf.evaluation.metrics import unweighted_recall, weighted_f1
-from stream_hbaf.networks.config import NetworkConfig
-from stream_hbaf.networks.network import Criterion, Network
+from stream_hbaf.networks.network import Criterion, Network, NetworkConfig
 from stream_hbaf.networks.registry import build
 from stream_hbaf.networks.state import Features
 from stream_hbaf.training.fitting import LossConfig, criterion_of, make_optimizer

@@ -33,10 +33,8 @@ from stream_hbaf.corpora.dialogue import Split
 from stream_hbaf.errors import ModelError
 from stream_hbaf.evaluation.metrics import Score, score, weighted_f1
 from stream_hbaf.networks.calibration import softmax
-from stream_hbaf.networks.config import NetworkConfig
-from stream_hbaf.networks.contrastive import InterModalLoss, total_loss
-from stream_hbaf.networks.hbaf import HBAF
-from stream_hbaf.networks.network import Criterion, Network
+from stream_hbaf.networks.hbaf import HBAF, InterModalLoss, total_loss
+from stream_hbaf.networks.network import Criterion, Network, NetworkConfig
 from stream_hbaf.networks.registry import build
 from stream_hbaf.training.trainer import TrainerConfig, TrainingHistory, fit
 

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationInfo, field_validator
 import stream_hbaf
 from stream_hbaf.config import Section, flatten, read_yaml
 from stream_hbaf.errors import ConfigError
-from stream_hbaf.networks.config import NetworkConfig
+from stream_hbaf.networks.network import NetworkConfig
 from stream_hbaf.networks.registry import NETWORKS, read_network
 from stream_hbaf.training.recipe import Recipe, read_recipe, validate
 

@@ -20,7 +20,7 @@ from stream_hbaf.corpora.dialogue import Split
 from stream_hbaf.corpora.extraction import end_with_parent
 from stream_hbaf.evaluation.metrics import majority_score, spread
 from stream_hbaf.networks.calibration import Calibration
-from stream_hbaf.networks.config import NetworkConfig
+from stream_hbaf.networks.network import NetworkConfig
 from stream_hbaf.training.card import corpus_card, licence_of
 from stream_hbaf.training.fitting import Fitted, fit_network, one_thread
 from stream_hbaf.training.mixture import train_mixture

@@ -30,8 +30,7 @@ from stream_hbaf.networks.baselines.inputs import (
     Offline,
     require_offline,
 )
-from stream_hbaf.networks.config import Mode, NetworkConfig
-from stream_hbaf.networks.network import Criterion, Output
+from stream_hbaf.networks.network import Criterion, Mode, NetworkConfig, Output
 from stream_hbaf.networks.state import Features
 
 AT_FIRST = -4.0  # log variance: with that of N(0, 1) there would be noise only, and no gradient
@@ -188,7 +187,7 @@ def neighbours(mask: Tensor, *, modalities: int) -> Tensor:
     return joined & there[:, None] & there[..., None]
 
 
-class AgfIbLoss(Criterion):
+class AgfIbLoss(Criterion[AgfIbOutput]):
     """The adversary, the contrast and the bottleneck, each weighed; holds the discriminator."""
 
     def __init__(

@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from stream_hbaf.networks.baselines.inputs import Inputs
-from stream_hbaf.networks.config import Mode, NetworkConfig
-from stream_hbaf.networks.network import Network, Output
+from stream_hbaf.networks.network import Mode, Network, NetworkConfig, Output
 from stream_hbaf.networks.state import Features, State
 
 Memory = tuple[Tensor, Tensor]  # an LSTM's hidden and cell, [S, H] each
@@ -89,7 +88,7 @@ class ContextualLstm(nn.Module):
         return features
 
 
-class BcLstm(Network):
+class BcLstm(Network[BcLstmState]):
     """The whole network: a contextual LSTM for each modality, and one that fuses them.
 
     With one modality there is nothing to fuse: its own is all.

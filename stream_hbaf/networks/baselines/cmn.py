@@ -22,8 +22,7 @@ from torch.nn import functional as F
 
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.networks.baselines.inputs import Heard, Inputs, require_live
-from stream_hbaf.networks.config import NetworkConfig
-from stream_hbaf.networks.network import Network, Output
+from stream_hbaf.networks.network import Network, NetworkConfig, Output
 from stream_hbaf.networks.state import Features, State
 
 
@@ -85,7 +84,7 @@ class History(nn.Module):
         return torch.stack(memory, dim=1)
 
 
-class Cmn(Network):
+class Cmn(Network[CmnState]):
     """The whole network: N utterances, each with the K before it, are read at once."""
 
     config: CmnConfig

@@ -23,8 +23,7 @@ from torch.nn import functional as F
 
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.networks.baselines.inputs import PARTIES, Heard, Inputs
-from stream_hbaf.networks.config import Mode, NetworkConfig
-from stream_hbaf.networks.network import Network, Output
+from stream_hbaf.networks.network import Mode, Network, NetworkConfig, Output
 from stream_hbaf.networks.state import Features, State
 
 
@@ -124,7 +123,7 @@ class OneWay(nn.Module):
         return replace(state, past=past[:, surplus:], past_mask=mask[:, surplus:])
 
 
-class DialogueRnn(Network):
+class DialogueRnn(Network[DialogueRnnState]):
     """The whole network: DialogueRNN, offline a second one backwards and attention over both."""
 
     config: DialogueRnnConfig

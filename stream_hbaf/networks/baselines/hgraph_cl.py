@@ -27,8 +27,7 @@ from torch import Tensor, nn
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.networks.baselines.inputs import Heard, Inputs, Offline, require_offline
 from stream_hbaf.networks.baselines.mmgcn import TwoWayLstm
-from stream_hbaf.networks.config import Mode, NetworkConfig
-from stream_hbaf.networks.network import Criterion, Output
+from stream_hbaf.networks.network import Criterion, Mode, NetworkConfig, Output
 from stream_hbaf.networks.state import Features
 
 
@@ -216,7 +215,7 @@ class AttentionLayer(nn.Module):
         return result
 
 
-class ViewsContrast(Criterion):
+class ViewsContrast(Criterion[HgraphClOutput]):
     """Each level's two views alike, each level's same labels alike: their sum, weighed."""
 
     def __init__(

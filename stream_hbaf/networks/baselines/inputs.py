@@ -5,16 +5,15 @@ that HBAF is given, but for commonsense, which none of them knows.
 """
 
 from dataclasses import dataclass
-from typing import Any, Never
+from typing import Never
 
 import torch
 from torch import Tensor, nn
 
 from stream_hbaf.errors import ConfigError, ModelError
-from stream_hbaf.networks.config import NetworkConfig
-from stream_hbaf.networks.network import SEES_THE_FUTURE, Network, Standardise
+from stream_hbaf.networks.network import SEES_THE_FUTURE, Network, NetworkConfig, Standardise
 from stream_hbaf.networks.state import PARTIES as PARTIES
-from stream_hbaf.networks.state import Features
+from stream_hbaf.networks.state import Features, Stateless
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +77,10 @@ class Inputs(nn.Module):
         return torch.where(there[..., None], known, absent)
 
 
-class Offline(Network):
+class Offline(Network[Stateless]):
     """A network that has only the form that sees the future: it refuses all that is live."""
 
-    def step_streams(self, turn: Features, state: Any) -> Never:
+    def step_streams(self, utterance: Features, state: Stateless) -> Never:
         """Raises ModelError: an utterance alone can't be told."""
         raise ModelError(SEES_THE_FUTURE)
 

@@ -24,8 +24,7 @@ from torch import Tensor, nn
 
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.networks.baselines.inputs import Inputs, Offline, require_offline
-from stream_hbaf.networks.config import Mode, NetworkConfig
-from stream_hbaf.networks.network import Output
+from stream_hbaf.networks.network import Mode, NetworkConfig, Output
 from stream_hbaf.networks.state import Features
 
 

@@ -28,8 +28,7 @@ from torch import Tensor, nn
 
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.networks.baselines.inputs import PARTIES, Heard, Inputs, require_live
-from stream_hbaf.networks.config import NetworkConfig
-from stream_hbaf.networks.network import Criterion, Network, Output
+from stream_hbaf.networks.network import Criterion, Network, NetworkConfig, Output
 from stream_hbaf.networks.state import Features, State
 
 
@@ -137,7 +136,7 @@ def _attend(query: Tensor, *, topic: Tensor, parties: Tensor, others: Tensor) ->
     return hears
 
 
-class M2R2(Network):
+class M2R2(Network[M2R2State]):
     """The whole network: missing modalities are made up, then told to PANet."""
 
     config: M2R2Config
@@ -213,7 +212,7 @@ class M2R2(Network):
         return missing | (lost & (audio & text)[..., None])
 
 
-class RebuildingLoss(Criterion):
+class RebuildingLoss(Criterion[M2R2Output]):
     """Mean squared: what is made up less what was there; one common representation less the other.
 
     What was there is detached, or it would shrink to be easily made up.

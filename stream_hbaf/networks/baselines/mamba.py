@@ -27,8 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stream_hbaf.networks.baselines.inputs import Inputs
-from stream_hbaf.networks.config import Mode, NetworkConfig
-from stream_hbaf.networks.network import Criterion, Network, Output
+from stream_hbaf.networks.network import Criterion, Mode, Network, NetworkConfig, Output
 from stream_hbaf.networks.state import Features, State
 
 REACH = 4  # K, turns that the convolution sees
@@ -179,7 +178,7 @@ class Context(nn.Module):
         return told, torch.stack(seen, dim=1), torch.stack(remembered, dim=1)
 
 
-class BroadMamba(Network):
+class BroadMamba(Network[MambaState]):
     """The whole network; ``step`` goes on with the recurrence that ``forward`` begins."""
 
     config: MambaConfig
@@ -246,7 +245,7 @@ class BroadMamba(Network):
         return (parts * (sure / sure.sum(dim=-2, keepdim=True))).sum(dim=-2), alone
 
 
-class GuidanceLoss(Criterion):
+class GuidanceLoss(Criterion[MambaOutput]):
     """Cross entropy of what each modality predicts by itself, the mean over modalities."""
 
     def __init__(self, weight: float) -> None:

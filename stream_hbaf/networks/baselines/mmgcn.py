@@ -29,8 +29,7 @@ from stream_hbaf.networks.baselines.inputs import (
     Offline,
     require_offline,
 )
-from stream_hbaf.networks.config import Mode, NetworkConfig
-from stream_hbaf.networks.network import Output
+from stream_hbaf.networks.network import Mode, NetworkConfig, Output
 from stream_hbaf.networks.state import Features
 
 ALMOST_ONE = 0.99999  # of a cosine: the arc cosine's slope at 1 is infinite

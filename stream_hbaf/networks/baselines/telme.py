@@ -26,9 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stream_hbaf.networks.baselines.inputs import Inputs, require_live
-from stream_hbaf.networks.config import NetworkConfig
-from stream_hbaf.networks.network import Criterion, Network, Output
-from stream_hbaf.networks.state import Features, Nothing
+from stream_hbaf.networks.network import Criterion, Network, NetworkConfig, Output
+from stream_hbaf.networks.state import Features, Stateless
 
 SMALLEST_NORM = 1e-6
 
@@ -104,7 +103,7 @@ class Join(nn.Module):
         return result
 
 
-class Telme(Network):
+class Telme(Network[Stateless]):
     """The whole network. With one modality in use there is nobody to teach or to shift."""
 
     config: TelmeConfig
@@ -134,13 +133,13 @@ class Telme(Network):
         logits = self.classifier(self.dropout(fused)).masked_fill(padding, 0.0)
         return Output(logits, told.get("a"), told.get("l"), fused)
 
-    def step_streams(self, turn: Features, state: Nothing) -> tuple[Tensor, Nothing]:
+    def step_streams(self, turn: Features, state: Stateless) -> tuple[Tensor, Stateless]:
         """As every network's."""
         return self.forward(turn).logits[:, 0], state
 
-    def blank(self, streams: int) -> Nothing:
+    def blank(self, streams: int) -> Stateless:
         """Nothing to remember, of each stream."""
-        return Nothing(self.classifier.weight.new_zeros(streams, 0))
+        return Stateless(self.classifier.weight.new_zeros(streams, 0))
 
     def criterion(self) -> "TelmeLoss | None":
         """What teacher and student learn by themselves, and the student of the teacher."""

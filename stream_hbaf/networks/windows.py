@@ -1,0 +1,159 @@
+"""Padding, windows and grouping: how HBAF computes a batch of dialogues fast.
+
+The modules in hbaf.py see sequences of utterances, as in the paper, and neither padding nor masks
+over time. Here padding is taken out before and put back after them, utterances that are seen in
+windows of one length are computed together, and GRUs side by side. Letters as in hbaf.py;
+V utterances of a batch that aren't padding, P places of a padded sequence, Q targets of a window.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stream_hbaf.networks.state import PARTIES
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """The windows in which a batch's utterances are seen, in groups of one length.
+
+    Each group holds, of its N windows, the n places of their utterances as rows of the batch
+    [B · P, ..], so that one window's result can't depend on what else is in the batch.
+    """
+
+    shape: torch.Size  # (B, P)
+    groups: tuple[Tensor, ...]  # each [N, n] int64
+    every: bool  # whether each utterance of a window is a target, or its last one alone
+
+    @classmethod
+    def live(cls, mask: Tensor, *, new: int, longest: int) -> "Windows":
+        """For each of the last ``new`` utterances a window of at most ``longest``, itself the last.
+
+        ``mask`` [B, P]: unused slots of the state stand first, padding last.
+        """
+        places = mask.shape[1]
+        dialogue, turn = mask[:, places - new :].nonzero(as_tuple=True)
+        unused = mask.int().argmax(dim=1)
+        lengths = (places - new + turn + 1 - unused[dialogue]).clamp_max(longest)
+        ends = dialogue * places + places - new + turn
+        groups = []
+        for n in sorted(set(lengths.tolist())):
+            before = torch.arange(1 - n, 1, device=mask.device)
+            groups.append(ends[lengths == n][:, None] + before)
+        return cls(mask.shape, tuple(groups), every=False)
+
+    @classmethod
+    def offline(cls, mask: Tensor) -> "Windows":
+        """Each dialogue of ``mask`` [B, P] as one window, all of its utterances targets."""
+        lengths = mask.sum(dim=1)
+        starts = torch.arange(len(mask), device=mask.device) * mask.shape[1]
+        groups = []
+        for n in sorted(set(lengths.tolist()) - {0}):
+            within = torch.arange(n, device=mask.device)
+            groups.append(starts[lengths == n][:, None] + within)
+        return cls(mask.shape, tuple(groups), every=True)
+
+    def of(self, sequences: Tensor) -> list[Tensor]:
+        """[B, P, D] → each group's windows [N, n, D]."""
+        flat = sequences.flatten(0, 1)
+        # Not flat[rows]: the gradient of index_select is the faster by far.
+        return [
+            flat.index_select(0, rows.flatten()).view(*rows.shape, flat.shape[1])
+            for rows in self.groups
+        ]
+
+    def targets(self, window: Tensor) -> Tensor:
+        """A group's windows [N, n, D] → the utterances that are asked about: [N, Q, D]."""
+        return window if self.every else window[:, -1:]
+
+    def scatter(self, targets: Tensor) -> Tensor:
+        """All groups' targets [ΣNQ, D] → their places in the batch [B, P, D], zero elsewhere."""
+        rows = torch.cat([self.targets(group).flatten() for group in self.groups])
+        batch = targets.new_zeros(self.shape.numel(), targets.shape[1])
+        return batch.index_copy(0, rows, targets).view(*self.shape, targets.shape[1])
+
+
+@dataclass(frozen=True, slots=True)
+class Sequences:
+    """Where the V utterances of a batch stand in N padded sequences of at most n."""
+
+    mask: Tensor  # [N, n] True where an utterance stands; padding is last
+    sequence: Tensor  # [V]
+    place: Tensor  # [V]
+
+    @classmethod
+    def of_dialogues(cls, mask: Tensor) -> "Sequences":
+        """Each dialogue of ``mask`` [B, U] as one sequence."""
+        return cls(mask, *mask.nonzero(as_tuple=True))
+
+    def by_speaker(self, speaker: Tensor) -> tuple["Sequences", Tensor]:
+        """The turns of each speaker of a dialogue as one sequence, for speakers [B, U].
+
+        The second value [N] says which sequence is whose: dialogue · PARTIES + speaker.
+        """
+        owner = self.sequence * PARTIES + self.pack(speaker)
+        used, sequence, counts = torch.unique(owner, return_inverse=True, return_counts=True)
+        numbers = torch.arange(len(used), device=owner.device)
+        # The utterances are in the order of their dialogues, then of their turns.
+        so_far = (sequence[:, None] == numbers).cumsum(0)
+        place = so_far.gather(1, sequence[:, None])[:, 0] - 1
+        mask = torch.arange(int(counts.max()), device=owner.device) < counts[:, None]
+        return Sequences(mask, sequence, place), used
+
+    def pack(self, padded: Tensor) -> Tensor:
+        """[N, n, ..] → [V, ..]."""
+        return padded[self.sequence, self.place]
+
+    def pad(self, rows: Tensor) -> Tensor:
+        """[V, ..] → [N, n, ..], zero in padding."""
+        padded = rows.new_zeros(*self.mask.shape, *rows.shape[1:])
+        return padded.index_put((self.sequence, self.place), rows)
+
+    def run(
+        self, grus: Sequence[nn.GRU], inputs: Sequence[Tensor], before: Sequence[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Each GRU over its own inputs [V, H], from its states ``before`` [N, H].
+
+        Gives its states after each utterance [V, H], and after each sequence [N, H].
+        """
+        after = run_side_by_side(grus, [self.pad(rows) for rows in inputs], before)
+        if self.mask.shape[1] == 1:
+            last = [states[:, 0] for states in after]
+        else:
+            counts = self.mask.sum(dim=1)
+            numbers = torch.arange(len(counts), device=counts.device)
+            ways = zip(before, after, strict=True)
+            last = [torch.cat([h[:, None], states], 1)[numbers, counts] for h, states in ways]
+        return [self.pack(states) for states in after], last
+
+
+def run_side_by_side(
+    grus: Sequence[nn.GRU], inputs: Sequence[Tensor], before: Sequence[Tensor]
+) -> list[Tensor]:
+    """The states of each GRU over its own input [N, n, H], from its own state [N, H]: [N, n, H].
+
+    On a CPU a step of a recurrent batch costs mostly calls, so that all GRUs share them. For one
+    step laying the weights side by side costs more than it saves; on a GPU each GRU is one kernel.
+    """
+    if inputs[0].is_cuda or inputs[0].shape[1] == 1:
+        ways = zip(grus, inputs, before, strict=True)
+        return [gru(x, h[None].contiguous())[0] for gru, x, h in ways]
+    size = grus[0].hidden_size
+    weight = torch.stack([gru.get_parameter("weight_hh_l0") for gru in grus]).transpose(1, 2)
+    bias = torch.stack([gru.get_parameter("bias_hh_l0") for gru in grus])[:, None]
+    given = [
+        F.linear(x, gru.get_parameter("weight_ih_l0"), gru.get_parameter("bias_ih_l0"))
+        for gru, x in zip(grus, inputs, strict=True)
+    ]
+    hidden, states = torch.stack(list(before)), []  # [G, N, H] of G GRUs
+    for step in torch.stack(given).unbind(2):  # [G, N, 3H]
+        recurrent = torch.baddbmm(bias, hidden, weight)
+        opened = torch.sigmoid(step[..., : 2 * size] + recurrent[..., : 2 * size])
+        reset, update = opened.chunk(2, dim=-1)
+        new = torch.tanh(torch.addcmul(step[..., 2 * size :], reset, recurrent[..., 2 * size :]))
+        hidden = new + update * (hidden - new)
+        states.append(hidden)
+    return list(torch.stack(states, dim=2))
