@@ -1,7 +1,7 @@
-"""The one path: sound becomes utterances, an utterance becomes features, features an emotion.
+"""Loads all models of a recogniser and turns an utterance's features into an emotion.
 
-Plain calls without a clock or an event loop. The live pipeline and training replay call the same
-code; they differ only in where sound comes from and where emotions go.
+Plain calls without a clock or an event loop. The live pipeline, the replay of sessions and the
+evaluation call the same code.
 """
 
 import logging
@@ -34,7 +34,7 @@ from stream_hbaf.networks.calibration import (
     shapley,
 )
 from stream_hbaf.networks.state import Features, State
-from stream_hbaf.speech.listener import Listener
+from stream_hbaf.speech.detector import UtteranceDetector
 from stream_hbaf.weights import combine, digest_parts
 
 LOG = logging.getLogger(__name__)
@@ -42,20 +42,20 @@ LOG = logging.getLogger(__name__)
 Int16 = NDArray[np.int16]
 Float32 = NDArray[np.float32]
 
-# Acoustic features that can be computed while sound comes in: ComParE's low-level descriptors as
-# tokens, its functionals, and beside these what the encoder of some Whisper model hears.
+# Acoustic inputs that can be computed while sound comes in: ComParE's low-level descriptors as
+# tokens, its functionals, and these with the mean state of a Whisper model's encoder.
 FUNCTIONALS, WITH_WHISPER = "compare", "compare+whisper:"
 
 
 @dataclass(frozen=True, slots=True)
-class Words:
-    """What was said and how it means: the transcript with its text features."""
+class TextFeatures:
+    """A transcript with what the text encoder and the commonsense model make of it."""
 
     transcript: Transcript
-    text: Float32 | None  # [D]; None when nothing was said in words
+    embedding: Float32 | None  # [D]; None without text in the bundle's language
     commonsense: Float32 | None  # [3, K]: external, internal, purpose
-    before: TurnWindow = EMPTY_WINDOW  # the dialogue's words that they were read with
-    after: TurnWindow = EMPTY_WINDOW  # and those that the next ones are read with
+    window_before: TurnWindow = EMPTY_WINDOW  # the dialogue's text that it was encoded with
+    window_after: TurnWindow = EMPTY_WINDOW  # the one that the next utterance is encoded with
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,29 +64,30 @@ class Prediction:
 
     probabilities: dict[str, float]
     modalities: tuple[Modality, ...]
-    abstained: bool  # the best label isn't sure enough to be an answer
-    labels_in_set: tuple[str, ...]  # it is one of these, likeliest first; never empty
+    abstained: bool  # the best label isn't probable enough to be an answer
+    labels_in_set: tuple[str, ...]  # the conformal set, most probable first; never empty
     contributions: Contributions | None = None  # where an explanation was asked for
-    conflict: bool | None = None  # likewise, if there were both sound and words
-    inferences: Inferred | None = None  # likewise, if there were words and the settings want them
+    conflict: bool | None = None  # likewise, if there were both audio and text
+    inferences: Inferred | None = None  # likewise, if there was text and the settings ask for them
 
     @property
     def label(self) -> str:
+        """The most probable label."""
         return max(self.probabilities, key=self.probabilities.__getitem__)
 
 
 @dataclass(slots=True)
-class Dialogue:
-    """What is remembered between utterances, and what counts them."""
+class LiveDialogue:
+    """A dialogue that is going on: what is remembered between its utterances."""
 
     state: State
-    window: TurnWindow = EMPTY_WINDOW  # the words that the next ones are read with
+    window: TurnWindow = EMPTY_WINDOW  # the text that the next utterance is encoded with
     id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     turns: int = 0
     speakers: list[str] = field(default_factory=list)  # in order of appearance
 
     def number_of(self, speaker: str) -> int:
-        """The speaker's place in the order of appearance, the next one for somebody new."""
+        """The speaker's place in the order of appearance, the next free one for a new speaker."""
         known = self.speakers
         return known.index(speaker) if speaker in known else len(known)
 
@@ -94,18 +95,20 @@ class Dialogue:
 class Recognizer:
     """All models of one recogniser, loaded once. A context manager: openSMILE holds threads."""
 
-    acoustic: AcousticExtractor | None  # None: the bundle reads words only
+    acoustic: AcousticExtractor | None  # None: the bundle takes text only
 
     def __init__(self, config: Config) -> None:
-        """Load everything, side by side; raises ModelError, BundleError or ConfigError."""
+        """Load all models, in parallel; raises ModelError, BundleError or ConfigError."""
         self.config = config
+        self._warned_of_other_language = False
         device = self._device = resolve_device(config.device)
-        torch.set_num_threads(1)  # the network is small; Whisper has more use for the cores
+        torch.set_num_threads(1)  # the network is small; Whisper makes better use of the cores
         settings = read_bundle_config(config.model)
         require_live(settings)
+        encoder = whisper_encoder_of(settings)
         with ThreadPoolExecutor() as pool:
             transcriber = pool.submit(
-                Transcriber, config.transcript, ear=ear_of(settings), device=device
+                Transcriber, config.transcript, acoustic_encoder=encoder, device=device
             )
             bundle = pool.submit(Bundle.load, config.model, device=device)
             parts = live_parts(settings, config)
@@ -118,7 +121,7 @@ class Recognizer:
                 verified.result()
                 self._digests = verify()  # remembered, but for what was downloaded meanwhile
                 require_inferences(config, self.bundle)
-                self._tell_of_language()
+                self._warn_of_unread_language()
                 self._warm_up()
             except BaseException:
                 self.close()
@@ -131,85 +134,88 @@ class Recognizer:
         self.close()
 
     def close(self) -> None:
-        """Let openSMILE's threads go; no utterance can be heard after that."""
+        """Stop openSMILE's threads; no utterance can be recognised after that."""
         if self.acoustic is not None:
             self.acoustic.close()
 
-    def _tell_of_language(self) -> None:
-        spoken, read = self.config.transcript.language, self.bundle.config.language
-        if spoken != read and self.bundle.config.network.use_text:
+    def _warn_of_unread_language(self) -> None:
+        transcribed, read = self.config.transcript.language, self.bundle.config.language
+        if transcribed != read and self.bundle.config.network.use_text:
             LOG.warning(
                 "bundle %s reads '%s' only: words in '%s' are shown, but emotion comes from the "
                 "sound alone",
                 self.bundle.id,
                 read,
-                spoken,
+                transcribed,
             )
 
     def _warm_up(self) -> None:
-        """The first call of each model takes longer: let that not be at the first utterance.
-
-        The transcriber sees to that itself.
-        """
-        sound = np.zeros(self.transcriber.ear_width, np.float32)
-        words = self.understand(Transcript("hello", self.bundle.config.language, 0.0, 0.0, sound))
+        """Run each model once: the first call takes longer (the transcriber has done so)."""
+        mean = np.zeros(self.transcriber.encoder_width, np.float32)
+        transcript = Transcript("hello", self.bundle.config.language, 0.0, 0.0, mean)
+        text = self.encode_text(transcript)
         acoustic = None
         if self.acoustic is not None:
             acoustic = self.acoustic.extract(np.zeros(SAMPLE_RATE_HZ, np.int16))
-        self.classify(acoustic=acoustic, words=words, state=self.dialogue().state, explain=True)
+        state = self.new_dialogue().state
+        self.classify(acoustic=acoustic, text=text, state=state, explain=True)
 
     @property
     def model(self) -> Model:
         """The bundle's id, with one SHA-256 of all weights that take part."""
         return Model(id=self.bundle.id, sha256=combine(self.bundle.sha256, self._digests))
 
-    def listener(self) -> Listener:
-        return Listener(self.config)
+    def utterance_detector(self) -> UtteranceDetector:
+        """A detector of one source's utterances, by the recogniser's settings."""
+        return UtteranceDetector(self.config)
 
-    def dialogue(self) -> Dialogue:
-        return Dialogue(self.bundle.network.initial_state())
+    def new_dialogue(self) -> LiveDialogue:
+        """A dialogue without any utterance yet."""
+        return LiveDialogue(self.bundle.network.initial_state())
 
-    def understand(
+    def encode_text(
         self, transcript: Transcript, *, speaker: str = "", window: TurnWindow = EMPTY_WINDOW
-    ) -> Words:
-        """Text features of the words, if there are any, read with the dialogue's ``window``.
+    ) -> TextFeatures:
+        """The features of a transcript, encoded with the dialogue's ``window`` before it.
 
-        Words of a language that the bundle can't read have none. Whoever takes the words for
-        final goes on with the window in ``after``.
+        Empty text, and text of a language that the bundle doesn't read, has no features.
         """
         if not (transcript.text and self._reads(transcript.language)):
-            return Words(transcript, None, None, window, window)
+            return TextFeatures(transcript, None, None, window, window)
         turn = Turn(speaker, transcript.text)
-        text, after = self.bundle.encoder.encode_next(turn, window)
-        inferred = self.bundle.commonsense.infer_texts([transcript.text], features=text[None])[0]
-        return Words(transcript, text, inferred, window, after)
+        embedding, after = self.bundle.encoder.encode_next(turn, window)
+        inferred = self.bundle.commonsense.infer_texts([transcript.text], features=embedding[None])[
+            0
+        ]
+        return TextFeatures(transcript, embedding, inferred, window, after)
 
     def _reads(self, language: str) -> bool:
         return self.bundle.config.network.use_text and language == self.bundle.config.language
 
-    def conclude(
+    def classify_final(
         self,
         *,
         acoustic: Acoustic | None,
-        words: Words | None,
-        dialogue: Dialogue,
+        text: TextFeatures | None,
+        dialogue: LiveDialogue,
         speaker: str = "",
         explain: bool = False,
         modalities: Collection[Modality] = MODALITIES,
     ) -> Prediction:
-        """The final emotion of the dialogue's next utterance, which the dialogue remembers.
+        """The emotion of the dialogue's next utterance, which moves the dialogue on.
 
-        Words may have been read before those of an earlier utterance were final: then they are
-        read again. A modality that isn't among ``modalities`` is withheld from the network, and
-        withheld words are no context of later ones. When one of the models fails, the dialogue
-        stays as it was.
+        Text that was encoded before an earlier utterance was final is encoded again. Text that is
+        withheld isn't context of later utterances either. When one of the models fails, the
+        dialogue stays as it was. ``explain`` and ``modalities`` as in ``classify``.
         """
-        if words is not None and words.before != dialogue.window:
-            words = self.understand(words.transcript, speaker=speaker, window=dialogue.window)
+        if text is not None:
+            self._warn_of_other_language(text.transcript)
+            if text.window_before != dialogue.window:
+                text = self.encode_text(text.transcript, speaker=speaker, window=dialogue.window)
         number = dialogue.number_of(speaker)
         prediction, state = self.classify(
             acoustic=acoustic,
-            words=words,
+            text=text,
             state=dialogue.state,
             speaker=number,
             explain=explain,
@@ -218,33 +224,48 @@ class Recognizer:
         dialogue.state = state
         if number == len(dialogue.speakers):
             dialogue.speakers.append(speaker)
-        if words is not None and "text" in modalities:
-            dialogue.window = words.after
+        if text is not None and "text" in modalities:
+            dialogue.window = text.window_after
         return prediction
+
+    def _warn_of_other_language(self, transcript: Transcript) -> None:
+        """Say once that an utterance's text is left out because it is in another language."""
+        expected = self.config.transcript.language
+        if transcript.language == expected or self._warned_of_other_language:
+            return
+        self._warned_of_other_language = True
+        LOG.warning(
+            "that sounded like language '%s', not '%s': its words are left out; "
+            "--language %s writes them down",
+            transcript.language,
+            expected,
+            transcript.language,
+        )
 
     @torch.inference_mode()
     def classify(
         self,
         *,
         acoustic: Acoustic | None,
-        words: Words | None,
+        text: TextFeatures | None,
         state: State,
         speaker: int = 0,
         explain: bool = False,
         modalities: Collection[Modality] = MODALITIES,
     ) -> tuple[Prediction, State]:
-        """One step of the network; either modality may be missing, or withheld from it.
+        """One step of the network: the utterance's emotion and the state after it.
 
-        ``speaker`` is a number of the dialogue's, for networks that tell speakers apart. A
-        provisional emotion is the same call with the new state thrown away. To ``explain``, the
-        same step is taken with every coalition of what was given, side by side.
+        Either modality may be missing; one that isn't among ``modalities`` is withheld from the
+        network. ``speaker`` is the number of a speaker in the dialogue, for networks that tell
+        speakers apart. A provisional emotion is the same call with the new state thrown away.
+        With ``explain``, the same step is computed for every coalition of the inputs, in one batch.
         """
         if "audio" not in modalities:
             acoustic = None
-        if "text" not in modalities and words is not None:
-            # What Whisper's encoder computed is part of the audio and stays.
-            words = replace(words, text=None, commonsense=None)
-        features = self._features(acoustic, words, speaker=speaker)
+        if "text" not in modalities and text is not None:
+            # The mean of Whisper's encoder is part of the acoustic input and stays.
+            text = replace(text, embedding=None, commonsense=None)
+        features = self._features(acoustic, text, speaker=speaker)
         given: list[Modality] = ["audio"] if features.audio is not None else []
         if features.text is not None:
             given.append("text")
@@ -252,8 +273,8 @@ class Recognizer:
         if explain and state == self.bundle.network.initial_state():
             parts.remove("context")
         every = coalitions(parts) if explain else [frozenset(parts)]
-        said, after = self._say_with(every, features=features, state=state)
-        whole = said[every[-1]]
+        predicted, after = self._step_with(every, features=features, state=state)
+        whole = predicted[every[-1]]
         pattern = pattern_of(audio="audio" in given, text="text" in given)
         labels, calibration = self.bundle.labels, self.bundle.calibration
         inside = calibration.label_sets(whole, pattern=pattern)
@@ -263,52 +284,52 @@ class Recognizer:
             abstained=bool(calibration.abstains(whole, pattern=pattern)),
             labels_in_set=tuple(labels[n] for n in np.argsort(-whole) if inside[n]),
         )
-        return (self._explained(prediction, said, words) if explain else prediction), after
+        return (self._explained(prediction, predicted, text) if explain else prediction), after
 
     def _features(
-        self, acoustic: Acoustic | None, words: Words | None, *, speaker: int = 0
+        self, acoustic: Acoustic | None, text: TextFeatures | None, *, speaker: int = 0
     ) -> Features:
-        """What the network is given of one utterance, where its weights are."""
+        """The network's input for one utterance, on its device."""
         features = Features(
-            audio=_tensor(self._heard(acoustic, words)),
-            text=_tensor(None if words is None else words.text),
-            commonsense=_tensor(None if words is None else words.commonsense),
+            audio=_tensor(self._audio_input(acoustic, text)),
+            text=_tensor(None if text is None else text.embedding),
+            commonsense=_tensor(None if text is None else text.commonsense),
             speaker=torch.tensor(speaker),
         )
         return features.map(lambda tensor: tensor.to(self._device))
 
-    def _heard(self, acoustic: Acoustic | None, words: Words | None) -> Float32 | None:
-        """The sound as the network hears it, [A] or tokens [F, A]; None if a part is missing."""
+    def _audio_input(self, acoustic: Acoustic | None, text: TextFeatures | None) -> Float32 | None:
+        """The network's acoustic input, [A] or tokens [F, A]; None if a part of it is missing."""
         if acoustic is None or self.bundle.scaling is None:
             return None
         if self.bundle.config.acoustic_input == LLD:
             tokens = to_tokens(acoustic.lld, frame_ms=LLD_MS)
             return self.bundle.scale(tokens) if len(tokens) else None
         measured = [acoustic.functionals]
-        if ear_of(self.bundle.config) is not None:
-            if words is None or words.transcript.sound is None:
+        if whisper_encoder_of(self.bundle.config) is not None:
+            if text is None or text.transcript.encoder_mean is None:
                 return None
-            measured.append(words.transcript.sound)
-        heard: Float32 = self.bundle.scale(np.concatenate(measured)[None])
-        return heard if self.bundle.config.network.takes_tokens else heard[0]
+            measured.append(text.transcript.encoder_mean)
+        scaled: Float32 = self.bundle.scale(np.concatenate(measured)[None])
+        return scaled if self.bundle.config.network.takes_tokens else scaled[0]
 
-    def _say_with(
+    def _step_with(
         self, every: Sequence[frozenset[str]], *, features: Features, state: State
     ) -> tuple[dict[frozenset[str], Probabilities], State]:
-        """Probabilities [C] given each of S coalitions of parts, and the state after the last.
+        """Probabilities [C] for each of S coalitions of inputs, and the state after the last.
 
-        Without "context" the network starts anew. The words' features stay as they are: read with
-        the dialogue's words before them, if the encoder does that.
+        Without "context" the network starts from its initial state. Text features stay as they
+        are: encoded with the dialogue's earlier text, if the encoder does that.
         """
 
-        def given(part: str) -> torch.Tensor:
+        def mask(part: str) -> torch.Tensor:
             return torch.tensor([part in parts for parts in every], device=self._device)
 
         network = self.bundle.network
         streams = replace(
             features.map(lambda tensor: tensor.expand(len(every), *tensor.shape)),
-            audio_mask=given("audio"),
-            text_mask=given("text"),
+            audio_mask=mask("audio"),
+            text_mask=mask("text"),
         )
         initial = network.initial_state()
         before = state.stack([state if "context" in parts else initial for parts in every])
@@ -320,38 +341,37 @@ class Recognizer:
     def _explained(
         self,
         prediction: Prediction,
-        said: Mapping[frozenset[str], Probabilities],
-        words: Words | None,
+        predicted: Mapping[frozenset[str], Probabilities],
+        text: TextFeatures | None,
     ) -> Prediction:
-        """The prediction with what made it so, exactly: each part's Shapley value.
+        """The prediction with the exact Shapley value of each input.
 
-        A coalition of parts is worth the probability that the recogniser gives the label with
-        these parts alone. A part that isn't there adds exactly 0, as does the context of a
-        dialogue's first utterance.
+        The worth of a coalition is the label's probability given that coalition alone. An input
+        that is absent adds exactly 0, as does the context of a dialogue's first utterance.
         """
         labels = self.bundle.labels
         label = labels.index(prediction.label)
-        shares = shapley({parts: float(p[label]) for parts, p in said.items()})
-        every = max(said, key=len)
+        shares = shapley({parts: float(p[label]) for parts, p in predicted.items()})
+        every = max(predicted, key=len)
         conflict = None
         if {"audio", "text"} <= every:
             conflict = self.bundle.calibration.conflicts(
-                labels, audio=said[every - {"text"}], text=said[every - {"audio"}]
+                labels, audio=predicted[every - {"text"}], text=predicted[every - {"audio"}]
             )
         none = {"audio": 0.0, "text": 0.0, "context": 0.0}
         return replace(
             prediction,
             contributions=Contributions(**none | shares),
             conflict=conflict,
-            inferences=self._inferred(words),
+            inferences=self._inferred(text),
         )
 
-    def _inferred(self, words: Words | None) -> Inferred | None:
-        """The words' commonsense in phrases; None without words, or if nobody wants to know."""
+    def _inferred(self, text: TextFeatures | None) -> Inferred | None:
+        """The text's commonsense as phrases; None without text, or if the settings don't ask."""
         known = self.bundle.inferences if self.config.inferences else None
-        if known is None or words is None or words.commonsense is None:
+        if known is None or text is None or text.commonsense is None:
             return None
-        return Inferred(**known.nearest(words.commonsense))
+        return Inferred(**known.nearest(text.commonsense))
 
 
 def live_parts(settings: BundleConfig, config: Config) -> list[str]:
@@ -360,7 +380,7 @@ def live_parts(settings: BundleConfig, config: Config) -> list[str]:
 
 
 def require_inferences(config: Config, bundle: Bundle) -> None:
-    """Raise ConfigError if inferences are wanted and the bundle has no phrases to say them in."""
+    """Raise ConfigError if inferences are asked for and the bundle has no phrases for them."""
     if config.inferences and bundle.inferences is None:
         raise ConfigError(
             f"inferences: bundle {bundle.id} has no phrases to say them in; leave --inferences "
@@ -369,8 +389,8 @@ def require_inferences(config: Config, bundle: Bundle) -> None:
 
 
 def require_live(config: BundleConfig) -> None:
-    """Raise BundleError if what the bundle's network needs can't be had while sound comes in."""
-    if config.acoustic_input not in (FUNCTIONALS, LLD, NONE) and ear_of(config) is None:
+    """Raise BundleError if the network's input can't be computed while sound comes in."""
+    if config.acoustic_input not in (FUNCTIONALS, LLD, NONE) and whisper_encoder_of(config) is None:
         raise BundleError(
             f"bundle {config.id}: its features '{config.acoustic_input}' can't be computed live; "
             f"evaluate it offline, or choose one with {FUNCTIONALS}, {WITH_WHISPER}NAME, {LLD} or "
@@ -379,14 +399,14 @@ def require_live(config: BundleConfig) -> None:
     if config.network.mode != "live":
         raise BundleError(
             f"bundle {config.id}: was trained offline and sees the future, so it can't be used "
-            "live, only evaluated; listen with one of mode live, like live-en"
+            "live, only evaluated; take one of mode live, such as live-en"
         )
 
 
-def ear_of(config: BundleConfig) -> str | None:
-    """The Whisper model whose encoder the bundle's network hears with, if it does."""
-    heard = config.acoustic_input
-    return heard.removeprefix(WITH_WHISPER) if heard.startswith(WITH_WHISPER) else None
+def whisper_encoder_of(config: BundleConfig) -> str | None:
+    """The Whisper model whose encoder is part of the bundle's acoustic input, if one is."""
+    acoustic = config.acoustic_input
+    return acoustic.removeprefix(WITH_WHISPER) if acoustic.startswith(WITH_WHISPER) else None
 
 
 def resolve_device(device: str) -> str:

@@ -26,7 +26,9 @@ def find_part(part: str) -> tuple[Path, ...]:
         case "text":
             return find_weights(resolve_encoder(name))
         case "whisper":
-            from stream_hbaf.features.whisper import find_whisper  # a second, if nobody needs it
+            from stream_hbaf.features.whisper_encoder import (
+                find_whisper,
+            )  # a second, if nobody needs it
 
             folder = find_whisper(name)
             return () if folder is None else (folder / "model.bin",)

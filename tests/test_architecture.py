@@ -33,7 +33,7 @@ LIBRARIES = {
     "amqtt": {"publish/broker.py"},
     "audformat": {"corpora/audformat.py"},
     "av": {"audio/file.py", "sessions/flac.py"},
-    "faster_whisper": {"features/whisper.py"},
+    "faster_whisper": {"features/whisper_encoder.py"},
     "huggingface_hub": {"features/pretrained.py"},
     "onnxruntime": {"speech/vad.py"},
     "opensmile": {"features/acoustic.py"},

@@ -6,15 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from live_kit import EventLog, RandomChunks
 from numpy.typing import NDArray
-from test_live import Notebook, Pieces
 
 from stream_hbaf.audio.source import AudioSource
 from stream_hbaf.commands.run import _sources
 from stream_hbaf.config import SourceConfig, load_config
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.events import (
-    AnyEvent,
     DialogueSummary,
     Feedback,
     Info,
@@ -29,36 +28,14 @@ from stream_hbaf.publish.topics import COMMANDS
 from stream_hbaf.recognizer import Recognizer
 
 Sound = NDArray[np.int16]
-PATIENCE_S = 60
 
 
-class Diary(Notebook):
-    """A publisher that wakes whoever waits for an event."""
+class Store:
+    """Stores dialogues; notes which utterances had ended when it was told to forget."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._told = asyncio.Condition()
-
-    async def send(self, event: AnyEvent) -> None:
-        await super().send(event)
-        async with self._told:
-            self._told.notify_all()
-
-    async def until(self, there: Callable[["Diary"], bool]) -> None:
-        async with asyncio.timeout(PATIENCE_S), self._told:
-            await self._told.wait_for(lambda: there(self))
-
-
-def speaking(diary: Diary) -> bool:
-    return any(isinstance(e, Utterance) and e.type == "new" for e in diary.events)
-
-
-class Keeper:
-    """Whoever keeps something; writes down what had ended when it was to forget."""
-
-    def __init__(self, diary: Diary) -> None:
+    def __init__(self, log: EventLog) -> None:
         self.found: list[str] = []
-        self._diary = diary
+        self._diary = log
 
     async def forget(self, dialogue_id: str) -> int:
         ends = [end.id for end in self._diary.ends() if end.dialogue_id == dialogue_id]
@@ -66,36 +43,36 @@ class Keeper:
         return len(ends)
 
 
-def controls_of(pipeline: LivePipeline, *keepers: Keeper) -> Controls:
+def controls_of(pipeline: LivePipeline, *stores: Store) -> Controls:
     bundle = pipeline.recognizer.bundle
 
     def info() -> Info:
         model = pipeline.recognizer.model
         return Info(version="0", model=model, labels=list(bundle.labels), licence="", sources=[])
 
-    return Controls(pipeline, info=info, recording=None, remembering=lambda: keepers)
+    return Controls(pipeline, info=info, recording=None, stores=lambda: stores)
 
 
 def listen(
     recognizer: Recognizer,
     sources: Mapping[SourceConfig, AudioSource],
-    meanwhile: Callable[[Controls, Diary], Awaitable[Any]] | None = None,
+    meanwhile: Callable[[Controls, EventLog], Awaitable[Any]] | None = None,
     *,
-    diary: Diary | None = None,
-    keepers: Sequence[Keeper] = (),
-) -> Diary:
+    log: EventLog | None = None,
+    stores: Sequence[Store] = (),
+) -> EventLog:
     """Run the sources to their end; what was published."""
-    diary = diary or Diary()
+    log = log or EventLog()
 
     async def run() -> None:
-        pipeline = LivePipeline(recognizer, [diary])
+        pipeline = LivePipeline(recognizer, [log])
         running = asyncio.create_task(pipeline.run(sources, stop=asyncio.Event()))
         if meanwhile is not None:
-            await meanwhile(controls_of(pipeline, *keepers), diary)
+            await meanwhile(controls_of(pipeline, *stores), log)
         await running
 
     asyncio.run(run())
-    return diary
+    return log
 
 
 def named(name: str, *, dialogue: str = "") -> SourceConfig:
@@ -112,18 +89,18 @@ def test_sources_talk_with_each_other_only_if_they_share_a_dialogue(
 ) -> None:
     """Two microphones at one table are one dialogue with two speakers; else each has its own."""
     sources = {
-        named("ann", dialogue=dialogue): Pieces(sentences[1], seed=1),
-        named("bob", dialogue=dialogue): Pieces(sentences[4], seed=2),
+        named("ann", dialogue=dialogue): RandomChunks(sentences[1], seed=1),
+        named("bob", dialogue=dialogue): RandomChunks(sentences[4], seed=2),
     }
-    diary = listen(recognizer, sources)
-    ends = diary.ends()
+    log = listen(recognizer, sources)
+    ends = log.ends()
     assert {(end.source, end.speaker) for end in ends} == {("ann", "Ann"), ("bob", "Bob")}
     assert all(end.text for end in ends)
     shared = len({end.dialogue_id for end in ends}) == 1
     assert shared == bool(dialogue)
     if shared:
         assert sorted(end.turn for end in ends) == list(range(1, len(ends) + 1))
-        last = [e for e in diary.events if isinstance(e, DialogueSummary)][-1]
+        last = [e for e in log.events if isinstance(e, DialogueSummary)][-1]
         assert (last.turns, set(last.speakers)) == (len(ends), {"Ann", "Bob"})
         assert sum(last.emotions.values()) == len(ends)
 
@@ -132,12 +109,12 @@ def test_a_source_beside_others_says_what_it_says_alone(
     recognizer: Recognizer, sentences: list[Sound]
 ) -> None:
     """Sharing the models changes no answer."""
-    alone = listen(recognizer, {named("ann"): Pieces(sentences[1], seed=1)}).ends()
+    alone = listen(recognizer, {named("ann"): RandomChunks(sentences[1], seed=1)}).ends()
     both = listen(
         recognizer,
         {
-            named("ann"): Pieces(sentences[1], seed=3),
-            named("bob"): Pieces(sentences[4], seed=4),
+            named("ann"): RandomChunks(sentences[1], seed=3),
+            named("bob"): RandomChunks(sentences[4], seed=4),
         },
     )
     beside = [end for end in both.ends() if end.source == "ann"]
@@ -148,15 +125,15 @@ def test_a_source_beside_others_says_what_it_says_alone(
         assert one.emotion.probabilities == pytest.approx(other.emotion.probabilities, abs=1e-5)
 
 
-def test_flush_ends_what_is_being_said(recognizer: Recognizer, sentences: list[Sound]) -> None:
-    """The utterance so far is told at once; what follows is another one of the same dialogue."""
+def test_flush_ends_the_open_utterance(recognizer: Recognizer, sentences: list[Sound]) -> None:
+    """The utterance so far is published at once; the next one belongs to the same dialogue."""
 
-    async def flush(controls: Controls, diary: Diary) -> None:
-        await diary.until(speaking)
+    async def flush(controls: Controls, log: EventLog) -> None:
+        await log.until(log.has_begun)
         answer = await controls.answer(ask("flush"))
         assert (answer.status, answer.transaction) == ("ok", "t")
 
-    source = Pieces(sentences[0], seed=5, pace=True)
+    source = RandomChunks(sentences[0], seed=5, pace=True)
     first, *others = listen(recognizer, {named("ann"): source}, flush).ends()
     assert first.trigger == "request"
     assert others
@@ -164,98 +141,96 @@ def test_flush_ends_what_is_being_said(recognizer: Recognizer, sentences: list[S
 
 
 def test_reset_begins_a_new_dialogue(recognizer: Recognizer, sentences: list[Sound]) -> None:
-    """What comes after is somebody else's: another id, turn 1."""
+    """The next utterance has another dialogue id, and turn 1."""
 
-    async def reset(controls: Controls, diary: Diary) -> None:
-        await diary.until(speaking)
+    async def reset(controls: Controls, log: EventLog) -> None:
+        await log.until(log.has_begun)
         answer = await controls.answer(ask("reset"))
         assert answer.content == {"ended": 1}
 
-    source = Pieces(sentences[0], seed=6, pace=True)
+    source = RandomChunks(sentences[0], seed=6, pace=True)
     first, *others = listen(recognizer, {named("ann"): source}, reset).ends()
     assert others[0].turn == 1
     assert others[0].dialogue_id != first.dialogue_id
 
 
-def test_what_is_being_said_is_forgotten_too(
-    recognizer: Recognizer, sentences: list[Sound]
-) -> None:
+def test_an_open_utterance_is_forgotten_too(recognizer: Recognizer, sentences: list[Sound]) -> None:
     """An open utterance ends before its dialogue is erased, so that nothing of it comes later."""
-    diary = Diary()
-    keeper = Keeper(diary)
+    log = EventLog()
+    store = Store(log)
 
-    async def forget(controls: Controls, diary: Diary) -> None:
-        await diary.until(speaking)
-        (new,) = [e for e in diary.events if isinstance(e, Utterance)]
+    async def forget(controls: Controls, log: EventLog) -> None:
+        await log.until(log.has_begun)
+        (new,) = [e for e in log.events if isinstance(e, Utterance)]
         answer = await controls.answer(ask("forget", dialogue_id=new.dialogue_id))
-        assert answer.content == {"erased": 2}  # the dialogue, and what the keeper had of it
-        told.append(new)
+        assert answer.content == {"erased": 2}  # the dialogue, and what the store held of it
+        forgotten.append(new)
 
-    told: list[Utterance] = []
-    source = Pieces(sentences[0], seed=10, pace=True)
-    listen(recognizer, {named("ann"): source}, forget, diary=diary, keepers=[keeper])
-    assert keeper.found == [told[0].id]
-    mine = [end.id for end in diary.ends() if end.dialogue_id == told[0].dialogue_id]
-    assert mine == keeper.found
-    assert len(diary.ends()) > 1
+    forgotten: list[Utterance] = []
+    source = RandomChunks(sentences[0], seed=10, pace=True)
+    listen(recognizer, {named("ann"): source}, forget, log=log, stores=[store])
+    assert store.found == [forgotten[0].id]
+    mine = [end.id for end in log.ends() if end.dialogue_id == forgotten[0].dialogue_id]
+    assert mine == store.found
+    assert len(log.ends()) > 1
 
 
-def test_nothing_is_heard_while_not_listening(
+def test_nothing_is_recognised_while_not_listening(
     recognizer: Recognizer, sentences: list[Sound]
 ) -> None:
-    """Switched off, the open utterance ends and the rest of the sound is nobody's."""
+    """Switched off, the open utterance ends and the rest of the sound is skipped."""
 
-    async def close_ears(controls: Controls, diary: Diary) -> None:
-        await diary.until(speaking)
+    async def stop_listening(controls: Controls, log: EventLog) -> None:
+        await log.until(log.has_begun)
         await controls.set_switch("ann", switch="listening", on=False)
 
-    source = Pieces(np.concatenate([sentences[1]] * 2), seed=7, pace=True)
-    diary = listen(recognizer, {named("ann"): source}, close_ears)
-    (end,) = diary.ends()
+    source = RandomChunks(np.concatenate([sentences[1]] * 2), seed=7, pace=True)
+    log = listen(recognizer, {named("ann"): source}, stop_listening)
+    (end,) = log.ends()
     assert end.trigger == "request"
-    states = [e.on for e in diary.events if isinstance(e, Switch) and e.switch == "listening"]
+    states = [e.on for e in log.events if isinstance(e, Switch) and e.switch == "listening"]
     assert states == [True, False]
 
 
-def test_words_are_not_looked_for_while_not_transcribing(
+def test_nothing_is_transcribed_while_the_switch_is_off(
     recognizer: Recognizer, sentences: list[Sound]
 ) -> None:
-    """Switched off, emotion comes from the voice alone."""
+    """The emotion comes from the audio alone."""
 
-    async def no_words(controls: Controls, diary: Diary) -> None:
-        await diary.until(lambda diary: any(isinstance(e, Switch) for e in diary.events))
+    async def stop_transcribing(controls: Controls, log: EventLog) -> None:
+        await log.until(lambda: any(isinstance(e, Switch) for e in log.events))
         await controls.set_switch("ann", switch="transcribe", on=False)
 
-    source = Pieces(sentences[1], seed=8, pace=True)
-    ends = listen(recognizer, {named("ann"): source}, no_words).ends()
+    source = RandomChunks(sentences[1], seed=8, pace=True)
+    ends = listen(recognizer, {named("ann"): source}, stop_transcribing).ends()
     assert ends
     assert {(end.text, tuple(end.modalities)) for end in ends} == {("", ("audio",))}
 
 
-def test_another_bundle_takes_over_between_utterances(
+def test_the_bundle_is_swapped_between_utterances(
     recognizer: Recognizer, sentences: list[Sound]
 ) -> None:
-    """The model of the answer begins a new dialogue; nothing is lost in between."""
+    """The new bundle begins a new dialogue; nothing is lost in between."""
     answers: list[Response] = []
 
-    async def exchange(controls: Controls, diary: Diary) -> None:
-        await diary.until(speaking)
+    async def exchange(controls: Controls, log: EventLog) -> None:
+        await log.until(log.has_begun)
         answers.append(await controls.answer(ask("set_model", model=recognizer.bundle.id)))
 
-    source = Pieces(np.concatenate([sentences[1]] * 4), seed=9, pace=True)
-    diary = listen(recognizer, {named("ann"): source}, exchange)
-    ends = diary.ends()
+    source = RandomChunks(np.concatenate([sentences[1]] * 4), seed=9, pace=True)
+    log = listen(recognizer, {named("ann"): source}, exchange)
+    ends = log.ends()
     assert answers[0].content == {
         "model": recognizer.bundle.id,
         "sha256": recognizer.model.sha256,
     }
     assert len(ends) == 4
     assert len({end.dialogue_id for end in ends}) == 2
-    assert [e for e in diary.events if isinstance(e, Info)]
+    assert [e for e in log.events if isinstance(e, Info)]
 
 
 def test_every_command_of_the_contract_is_known(recognizer: Recognizer) -> None:
-    """What is documented can be asked for, and nothing else."""
+    """The documented commands are implemented, and no others."""
     answer = asyncio.run(controls_of(LivePipeline(recognizer, [])).answer(ask("dance")))
     known = answer.error.partition("there is ")[2].split(", ")
     assert set(known) == {command.name for command in COMMANDS}
@@ -272,38 +247,38 @@ def test_every_command_of_the_contract_is_known(recognizer: Recognizer) -> None:
         (ask("forget"), "give the dialogue's id"),
     ],
 )
-def test_what_cannot_be_granted_is_an_answer(
+def test_a_request_that_fails_is_answered(
     recognizer: Recognizer, sentences: list[Sound], request_: Request, complaint: str
 ) -> None:
     """One line that says what is wrong; the run goes on."""
 
-    async def wish(controls: Controls, diary: Diary) -> None:
-        await diary.until(lambda diary: bool(diary.events))
+    async def send(controls: Controls, log: EventLog) -> None:
+        await log.until(lambda: bool(log.events))
         answer = await controls.answer(request_)
         assert answer.status == "error"
         assert complaint in answer.error
         assert "\n" not in answer.error
 
     silence = np.zeros(16_000, np.int16)
-    listen(recognizer, {named("ann"): Pieces(silence, seed=1)}, wish)
+    listen(recognizer, {named("ann"): RandomChunks(silence, seed=1)}, send)
 
 
-def test_state_tells_of_switches_dialogues_and_health(
+def test_get_state_gives_switches_dialogues_and_health(
     recognizer: Recognizer, sentences: list[Sound]
 ) -> None:
-    """Whoever comes later can know how things stand."""
+    """A late client can learn the current state."""
     found: list[dict[str, Any]] = []
 
-    async def look(controls: Controls, diary: Diary) -> None:
-        await diary.until(lambda diary: bool(diary.ends()))
+    async def look(controls: Controls, log: EventLog) -> None:
+        await log.until(lambda: bool(log.ends()))
         found.append((await controls.answer(ask("get_state"))).content)
 
-    diary = listen(
-        recognizer, {named("ann"): Pieces(np.tile(sentences[1], 2), seed=2, pace=True)}, look
+    log = listen(
+        recognizer, {named("ann"): RandomChunks(np.tile(sentences[1], 2), seed=2, pace=True)}, look
     )
     (state,) = found
     assert state["switches"] == {"ann": {"listening": True, "transcribe": True}}
-    assert state["dialogues"] == {"ann": diary.ends()[0].dialogue_id}
+    assert state["dialogues"] == {"ann": log.ends()[0].dialogue_id}
     assert state["health"]["utterances"] >= 1
     assert state["health"]["latency_ms"]["total"]["p50"] > 0
 
@@ -313,8 +288,8 @@ def test_a_correction_without_a_recording_says_so(
 ) -> None:
     """Nothing is recorded unless asked, so there is nothing to correct."""
 
-    async def correct(controls: Controls, diary: Diary) -> None:
-        await diary.until(lambda diary: bool(diary.events))
+    async def correct(controls: Controls, log: EventLog) -> None:
+        await log.until(lambda: bool(log.events))
         with pytest.raises(ConfigError, match="start with --record"):
             await controls.correct(Feedback(id="x", label="joy"))
         with pytest.raises(ConfigError, match="no label 'bliss'; there is anger"):
@@ -322,7 +297,7 @@ def test_a_correction_without_a_recording_says_so(
         with pytest.raises(ConfigError, match="start with --record"):
             await controls.set_switch("ann", switch="record", on=True)
 
-    listen(recognizer, {named("ann"): Pieces(np.zeros(16_000, np.int16), seed=1)}, correct)
+    listen(recognizer, {named("ann"): RandomChunks(np.zeros(16_000, np.int16), seed=1)}, correct)
 
 
 def test_the_token_of_the_environment_is_that_of_every_source() -> None:

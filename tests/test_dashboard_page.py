@@ -25,7 +25,7 @@ from stream_hbaf.events import (
     Status,
     Switch,
 )
-from stream_hbaf.live.privacy import veil
+from stream_hbaf.live.privacy import redact
 
 PHONE, DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
 JFK = RECORDINGS / "jfk.flac"
@@ -156,9 +156,9 @@ def test_words_that_are_kept_back_are_not_called_missing(browser: Browser, clerk
     with serve(clerk) as served, page_at(browser, served.address) as page:
         modes: list[Privacy] = ["no_text", "label_only"]
         for turn, privacy in enumerate(modes):
-            veiled = veil(said(turn), privacy)
-            assert veiled is not None
-            served.send(veiled)
+            redacted = redact(said(turn), privacy)
+            assert redacted is not None
+            served.send(redacted)
         words = page.locator(".utterance .words")
         expect(words).to_have_text(["(no words)", "(words are kept back)"])
         expect(page.get_by_role("region", name="Newest utterance")).to_contain_text("J joy")

@@ -118,7 +118,7 @@ def test_a_bundle_that_is_not_live_is_refused(tmp_path):
     digests = [hashlib.sha256(content).hexdigest() for content in (settings, changed)]
     sums = offline / "SHA256SUMS"
     sums.write_text(sums.read_text().replace(*digests))
-    with pytest.raises(BundleError, match=r"was trained offline .*; listen with one of mode live"):
+    with pytest.raises(BundleError, match=r"was trained offline .*; take one of mode live"):
         open_recognizer(str(offline))
 
 
@@ -143,10 +143,10 @@ def test_a_withheld_modality_is_not_used(judge, played, monkeypatch):
 def test_a_withheld_modality_takes_nothing_else_along(judge, modalities):
     """Whisper's encoder gives audio features as well: without the text they are still used."""
     samples = read_audio(read(0).audio)
-    words = judge.understand(judge.transcriber.final(samples, speech_score=1.0))
+    text = judge.encode_text(judge.transcriber.final(samples, speech_score=1.0))
     acoustic = judge.acoustic.extract(samples)
-    prediction = judge.conclude(
-        acoustic=acoustic, words=words, dialogue=judge.dialogue(), modalities=modalities
+    prediction = judge.classify_final(
+        acoustic=acoustic, text=text, dialogue=judge.new_dialogue(), modalities=modalities
     )
     assert prediction.modalities == modalities
 

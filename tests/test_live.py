@@ -1,120 +1,29 @@
 """The live pipeline on real sound: live equals replay, events, failures, bounds."""
 
 import asyncio
-import random
 import threading
-import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pytest
+from live_kit import PATIENCE_S, EventLog, RandomChunks, assert_same, recognise
 from numpy.typing import NDArray
 
 from stream_hbaf.audio.file import FileSource
-from stream_hbaf.audio.source import AudioSource, Chunk
+from stream_hbaf.audio.source import Chunk
 from stream_hbaf.config import SAMPLE_RATE_HZ
 from stream_hbaf.errors import ModelError
 from stream_hbaf.events import AnyEvent, Level, Partial, Speech, Status, Utterance
 from stream_hbaf.features.inferences import Inferences
-from stream_hbaf.live.pipeline import LivePipeline, Publisher, Recognition
+from stream_hbaf.features.whisper import Transcript
+from stream_hbaf.live.pipeline import LivePipeline
 from stream_hbaf.live.source import CHUNKS_WAITING
 from stream_hbaf.recognizer import Recognizer
 
 Sound = NDArray[np.int16]
-
-PATIENCE_S = 60  # for what takes 0.1 s on a machine that isn't busy
-
-
-class Pieces:
-    """A source of given sound in chunks of random size; counts what was taken from it."""
-
-    name = "pieces"
-
-    def __init__(self, sound: Sound, *, seed: int, pace: bool = False) -> None:
-        self._sound = sound
-        self._draw = random.Random(seed)
-        self._pace = pace
-        self.taken = 0
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exception: object) -> None:
-        pass
-
-    async def chunks(self) -> AsyncIterator[Chunk]:
-        position = 0
-        while position < len(self._sound):
-            samples = self._sound[position : position + self._draw.randint(1, 4000)]
-            end = position + len(samples)
-            if self._pace:
-                await asyncio.sleep(len(samples) / SAMPLE_RATE_HZ)
-            self.taken += 1
-            yield Chunk(start=position, samples=samples, captured_at=time.monotonic())
-            position = end
-
-
-class Notebook:
-    """A publisher that writes down what it is sent."""
-
-    def __init__(self) -> None:
-        self.events: list[AnyEvent] = []
-
-    async def send(self, event: AnyEvent) -> None:
-        self.events.append(event)
-
-    async def run(self) -> None:
-        await asyncio.Event().wait()
-
-    async def close(self, timeout_s: float) -> None:
-        pass
-
-    def ends(self) -> list[Utterance]:
-        return [e for e in self.events if isinstance(e, Utterance) and e.type == "end"]
-
-    def partials(self) -> list[Partial]:
-        return [e for e in self.events if isinstance(e, Partial)]
-
-
-def recognise(
-    recognizer: Recognizer,
-    source: AudioSource,
-    publishers: Sequence[Publisher] = (),
-    *,
-    meanwhile: Callable[[LivePipeline], Any] | None = None,
-) -> list[Recognition]:
-    """Run a source to its end and return what was recognised."""
-    found: list[Recognition] = []
-
-    async def run() -> None:
-        pipeline = LivePipeline(recognizer, publishers, on_recognition=found.append)
-        async with source:
-            running = asyncio.create_task(pipeline.run(source, stop=asyncio.Event()))
-            if meanwhile is not None:
-                await meanwhile(pipeline)
-            await running
-
-    asyncio.run(run())
-    return found
-
-
-def assert_same(live: list[Recognition], replayed: list[Recognition], *, shift: int = 0) -> None:
-    assert [(r.finish.start - shift, r.finish.end - shift) for r in live] == [
-        (r.finish.start, r.finish.end) for r in replayed
-    ]
-    for one, other in zip(live, replayed, strict=True):
-        assert one.acoustic is not None
-        assert other.acoustic is not None
-        assert np.array_equal(one.acoustic.functionals, other.acoustic.functionals)
-        assert np.array_equal(one.acoustic.lld, other.acoustic.lld)
-        assert one.words is not None
-        assert other.words is not None
-        assert one.words.transcript == other.words.transcript
-        for label, probability in one.prediction.probabilities.items():
-            assert probability == pytest.approx(other.prediction.probabilities[label], abs=1e-5)
 
 
 def test_chunks_of_any_size_give_the_same_utterances(
@@ -122,16 +31,16 @@ def test_chunks_of_any_size_give_the_same_utterances(
 ) -> None:
     """Promise 1, for the whole path: how the sound is cut into chunks changes nothing."""
     sound = np.concatenate(sentences[1:3])
-    first = recognise(recognizer, Pieces(sound, seed=1))
-    second = recognise(recognizer, Pieces(sound, seed=2, pace=True))
+    first = recognise(recognizer, RandomChunks(sound, seed=1))
+    second = recognise(recognizer, RandomChunks(sound, seed=2, pace=True))
     assert len(first) >= 2
     assert_same(first, second)
 
 
-class SpeakerWhoWaits(Pieces):
-    """Speaks on after 1.5 s, and after 2.75 s, once the running transcript has caught up.
+class WaitsForPartials(RandomChunks):
+    """Goes on after 1.5 s, and after 2.75 s, once a partial transcript has been published.
 
-    How busy the machine is then makes no difference to how many there are.
+    So the number of partials doesn't depend on how busy the machine is.
     """
 
     def __init__(self, sound: Sound, *, seed: int) -> None:
@@ -148,32 +57,34 @@ class SpeakerWhoWaits(Pieces):
                     await self.read_partial.acquire()
 
 
-def test_utterance_is_told_from_new_to_end(recognizer: Recognizer, sentences: list[Sound]) -> None:
+def test_utterance_is_published_from_new_to_end(
+    recognizer: Recognizer, sentences: list[Sound]
+) -> None:
     """One id, rising revs, new first and end last, a partial a second, then the whole event."""
-    speaker = SpeakerWhoWaits(sentences[1], seed=3)
+    source = WaitsForPartials(sentences[1], seed=3)
 
-    class Read(Notebook):
+    class Releasing(EventLog):
         async def send(self, event: AnyEvent) -> None:
             await super().send(event)
             if isinstance(event, Partial):
-                speaker.read_partial.release()
+                source.read_partial.release()
 
-    notebook = Read()
-    recognise(recognizer, speaker, [notebook])
-    told = [e for e in notebook.events if isinstance(e, Utterance)]
-    assert len({e.id for e in told}) == 1
-    assert [e.rev for e in told] == list(range(1, len(told) + 1))
-    assert [told[0].type, told[-1].type] == ["new", "end"]
-    assert {e.type for e in told[1:-1]} <= {"update"}
-    partials = notebook.partials()
+    log = Releasing()
+    recognise(recognizer, source, [log])
+    events = [e for e in log.events if isinstance(e, Utterance)]
+    assert len({e.id for e in events}) == 1
+    assert [e.rev for e in events] == list(range(1, len(events) + 1))
+    assert [events[0].type, events[-1].type] == ["new", "end"]
+    assert {e.type for e in events[1:-1]} <= {"update"}
+    partials = log.partials()
     assert len(partials) >= 2
-    assert partials[-1].id == told[0].id
+    assert partials[-1].id == events[0].id
     assert "was not" in partials[-1].text
-    speech = [e.on for e in notebook.events if isinstance(e, Speech)]
+    speech = [e.on for e in log.events if isinstance(e, Speech)]
     assert speech == [True, False]
-    assert any(isinstance(e, Level) and e.dbfs > -40 for e in notebook.events)
+    assert any(isinstance(e, Level) and e.dbfs > -40 for e in log.events)
 
-    end = told[-1]
+    end = events[-1]
     assert "young man" in end.text
     assert end.speaker == "reader"
     assert end.trigger == "silence"
@@ -186,7 +97,7 @@ def test_utterance_is_told_from_new_to_end(recognizer: Recognizer, sentences: li
     assert end.contributions.context == 0.0  # a dialogue's first
     assert end.contributions.audio != 0.0 != end.contributions.text
     assert end.conflict is not None
-    assert all(e.contributions is None for e in told[:-1])
+    assert all(e.contributions is None for e in events[:-1])
     assert end.latency_ms is not None
     assert end.latency_ms.total >= end.latency_ms.vad > 300
     assert end.degraded == ""
@@ -197,7 +108,7 @@ def test_utterance_is_told_from_new_to_end(recognizer: Recognizer, sentences: li
 def test_failing_transcript_degrades_one_utterance_only(
     recognizer: Recognizer, sentences: list[Sound], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A Whisper that fails once costs that utterance its words and what it would have heard."""
+    """A Whisper that fails once costs that utterance its text and its Whisper encoder's mean."""
     real, calls = recognizer.transcriber.final, []
 
     def failing_first(*arguments: Any, **named: Any) -> Any:
@@ -207,23 +118,23 @@ def test_failing_transcript_degrades_one_utterance_only(
         return real(*arguments, **named)
 
     monkeypatch.setattr(recognizer.transcriber, "final", failing_first)
-    notebook = Notebook()
-    recognise(recognizer, Pieces(np.concatenate(sentences[1:3]), seed=4), [notebook])
-    first, *others = notebook.ends()
+    log = EventLog()
+    recognise(recognizer, RandomChunks(np.concatenate(sentences[1:3]), seed=4), [log])
+    first, *others = log.ends()
     assert first.degraded == "transcript: out of memory; close other programs"
     assert first.modalities == []
     assert first.emotion is not None
     assert first.emotion.abstained
     assert others
     assert all(end.degraded == "" and end.text for end in others)
-    states = [e.state for e in notebook.events if isinstance(e, Status) and e.stage == "transcript"]
+    states = [e.state for e in log.events if isinstance(e, Status) and e.stage == "transcript"]
     assert states == ["online", "degraded", "online"]
 
 
-def test_inferences_are_told_at_the_end_and_only_of_words(
+def test_inferences_are_published_at_the_end_and_only_of_text(
     recognizer: Recognizer, sentences: list[Sound], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An ``end`` with text says what its words imply; one without, or before the end, doesn't."""
+    """An ``end`` with text has its inferences; one without text, or an earlier event, has none."""
     width = recognizer.bundle.config.network.commonsense_width
 
     def encode(phrases: Sequence[str]) -> NDArray[np.float32]:
@@ -247,22 +158,56 @@ def test_inferences_are_told_at_the_end_and_only_of_words(
         return replace(found, text="") if len(calls) == 1 else found
 
     monkeypatch.setattr(recognizer.transcriber, "final", silent_first)
-    notebook = Notebook()
-    found = recognise(recognizer, Pieces(np.concatenate(sentences[1:3]), seed=4), [notebook])
-    silent, *spoken = notebook.ends()
+    log = EventLog()
+    found = recognise(recognizer, RandomChunks(np.concatenate(sentences[1:3]), seed=4), [log])
+    silent, *others = log.ends()
     assert (silent.text, silent.inferences) == ("", None)
-    assert spoken
-    for end, recognition in zip(spoken, found[1:], strict=True):
-        assert recognition.words is not None
-        assert recognition.words.commonsense is not None
+    assert others
+    for end, recognition in zip(others, found[1:], strict=True):
+        assert recognition.text is not None
+        assert recognition.text.commonsense is not None
         assert end.inferences is not None
-        said = end.inferences.model_dump()
-        assert said == known.nearest(recognition.words.commonsense)
-        assert {relation: sorted(phrases) for relation, phrases in said.items()} == {
+        phrases_of = end.inferences.model_dump()
+        assert phrases_of == known.nearest(recognition.text.commonsense)
+        assert {relation: sorted(phrases) for relation, phrases in phrases_of.items()} == {
             relation: sorted(phrases) for relation, phrases in written.items()
         }
-    others = [e for e in notebook.events if isinstance(e, Utterance) and e.type != "end"]
-    assert all(e.inferences is None for e in others)
+    earlier = [e for e in log.events if isinstance(e, Utterance) and e.type != "end"]
+    assert all(e.inferences is None for e in earlier)
+
+
+def test_other_language_is_logged_only_of_final_transcripts(
+    recognizer: Recognizer,
+    sentences: list[Sound],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A partial or discarded transcript in another language loses no text; a final one does."""
+    monkeypatch.setattr(recognizer, "_warned_of_other_language", False)
+    transcriber, spanish = recognizer.transcriber, Transcript("", "es", 0.0, 1.0)
+    monkeypatch.setattr(transcriber, "partial", lambda *_, **__: spanish)
+    source = WaitsForPartials(sentences[1], seed=3)
+
+    class Releasing(EventLog):
+        async def send(self, event: AnyEvent) -> None:
+            await super().send(event)
+            if isinstance(event, Partial):
+                source.read_partial.release()
+
+    log = Releasing()
+    recognise(recognizer, source, [log])
+    assert len(log.partials()) >= 2
+    assert all(end.text for end in log.ends())
+    assert caplog.messages == []
+    monkeypatch.setattr(transcriber, "final", lambda *_, **__: spanish)
+    log = EventLog()
+    recognise(recognizer, RandomChunks(np.concatenate(sentences[1:3]), seed=4), [log])
+    assert [end.text for end in log.ends()] == [""] * len(log.ends())
+    assert len(log.ends()) >= 2
+    assert caplog.messages == [
+        "that sounded like language 'es', not 'en': its words are left out; "
+        "--language es writes them down"
+    ]
 
 
 def test_models_never_run_on_the_event_loop(
@@ -283,38 +228,38 @@ def test_models_never_run_on_the_event_loop(
     watch(recognizer.transcriber, "final", "transcript")
     watch(recognizer.transcriber, "partial", "transcript")
     watch(recognizer.acoustic, "open", "acoustic")
-    watch(recognizer, "understand", "classifier")
+    watch(recognizer, "encode_text", "classifier")
     watch(recognizer, "classify", "classifier")
-    recognise(recognizer, Pieces(sentences[1], seed=5))
+    recognise(recognizer, RandomChunks(sentences[1], seed=5))
     assert threads == {stage: {f"{stage}_0"} for stage in ("transcript", "acoustic", "classifier")}
 
 
 def test_slow_publisher_holds_the_source_back_and_loses_nothing(
     recognizer: Recognizer, sentences: list[Sound]
 ) -> None:
-    """Promise 6: queues are bounded; what is finished waits, and comes in order."""
+    """Promise 6: queues are bounded; finished utterances wait, and are published in order."""
     gate = asyncio.Event()
 
-    class Stuck(Notebook):
+    class Stuck(EventLog):
         async def send(self, event: AnyEvent) -> None:
             if isinstance(event, Utterance) and event.type == "end":
                 await gate.wait()
             await super().send(event)
 
     stuck = Stuck()
-    source = Pieces(np.tile(sentences[4], 20), seed=6)
+    source = RandomChunks(np.tile(sentences[4], 20), seed=6)
 
-    async def let_go(_: LivePipeline) -> None:
+    async def open_gate(_: LivePipeline) -> None:
         before = -1
         while source.taken != before:  # until nothing moves any more
             before = source.taken
             await asyncio.sleep(3)
-        heard = len([e for e in stuck.events if isinstance(e, Utterance) and e.type == "new"])
-        assert heard <= 8
+        begun = len([e for e in stuck.events if isinstance(e, Utterance) and e.type == "new"])
+        assert begun <= 8
         assert source.taken * 2000 < 9 * len(sentences[4]) + CHUNKS_WAITING * 4000
         gate.set()
 
-    recognise(recognizer, source, [stuck], meanwhile=let_go)
+    recognise(recognizer, source, [stuck], meanwhile=open_gate)
     ends = stuck.ends()
     assert [end.turn for end in ends] == list(range(1, 21))
 
@@ -322,54 +267,43 @@ def test_slow_publisher_holds_the_source_back_and_loses_nothing(
 def test_utterance_ends_when_the_device_is_lost(
     recognizer: Recognizer, sentences: list[Sound]
 ) -> None:
-    """What was said before a microphone went is told at once, not when it comes back."""
+    """The utterance before a microphone is lost is published at once, not when it is back."""
 
-    class EndTold(Notebook):
-        def __init__(self) -> None:
-            super().__init__()
-            self.told = asyncio.Event()
-
-        async def send(self, event: AnyEvent) -> None:
-            await super().send(event)
-            if self.ends():
-                self.told.set()
-
-    notebook = EndTold()
+    log = EventLog()
     pipelines: list[LivePipeline] = []
 
-    class Unplugged(Pieces):
+    class Unplugged(RandomChunks):
         async def chunks(self) -> AsyncIterator[Chunk]:
             async for chunk in super().chunks():
                 yield chunk
             pipelines[0].report_capture("offline", "unplugged")
-            async with asyncio.timeout(PATIENCE_S):
-                await notebook.told.wait()
+            await log.until(lambda: bool(log.ends()))
 
     async def know(pipeline: LivePipeline) -> None:
         pipelines.append(pipeline)
 
     half = sentences[1][: 3 * SAMPLE_RATE_HZ // 2]
-    recognise(recognizer, Unplugged(half, seed=9), [notebook], meanwhile=know)
-    (end,) = notebook.ends()
+    recognise(recognizer, Unplugged(half, seed=9), [log], meanwhile=know)
+    (end,) = log.ends()
     assert end.text
     assert end.trigger == "end_of_input"
-    states = [e.state for e in notebook.events if isinstance(e, Status) and e.stage == "capture"]
+    states = [e.state for e in log.events if isinstance(e, Status) and e.stage == "capture"]
     assert states == ["online", "offline"]
 
 
 def test_long_silence_begins_a_new_dialogue(
     recognizer: Recognizer, sentences: list[Sound], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After dialogue.gap_s nothing is remembered: a new dialogue id, turn 1."""
+    """After dialogue.gap_s the state is forgotten: a new dialogue id, turn 1."""
     config = recognizer.config.model_copy(
         update={"dialogue": recognizer.config.dialogue.model_copy(update={"gap_s": 3})}
     )
     monkeypatch.setattr(recognizer, "config", config)
     silence = np.zeros(4 * SAMPLE_RATE_HZ, np.int16)
     sound = np.concatenate([sentences[1], sentences[4], silence, sentences[4]])
-    notebook = Notebook()
-    recognise(recognizer, Pieces(sound, seed=7), [notebook])
-    ends = notebook.ends()
+    log = EventLog()
+    recognise(recognizer, RandomChunks(sound, seed=7), [log])
+    ends = log.ends()
     assert [end.turn for end in ends] == [1, 2, 1]
     assert ends[0].dialogue_id == ends[1].dialogue_id != ends[2].dialogue_id
 
@@ -387,4 +321,4 @@ def test_recording_replayed_from_a_file_equals_live(
     replayed = recognise(
         recognizer, FileSource(path, speed=None, chunk_ms=320, on_status=lambda *_: None)
     )
-    assert_same(recognise(recognizer, Pieces(sentences[2], seed=8, pace=True)), replayed)
+    assert_same(recognise(recognizer, RandomChunks(sentences[2], seed=8, pace=True)), replayed)

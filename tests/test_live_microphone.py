@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
+from live_kit import assert_same, recognise
 from mosquitto import mosquitto, require_mosquitto
 from numpy.typing import NDArray
-from test_live import assert_same, recognise
 from virtual_microphone import DEVICE, VirtualMicrophone, virtual_microphone
 
 from stream_hbaf.audio.file import FileSource
@@ -38,7 +38,7 @@ class Recorder:
 
     def __init__(self, source: AudioSource) -> None:
         self._source = source
-        self.chunks_heard: list[NDArray[np.int16]] = []
+        self.samples: list[NDArray[np.int16]] = []
         self.start = 0
 
     async def __aenter__(self) -> Self:
@@ -52,10 +52,10 @@ class Recorder:
         since = time.monotonic()
         async for chunk in self._source.chunks():
             if chunk.captured_at >= since:
-                if not self.chunks_heard:
+                if not self.samples:
                     self.start = chunk.start
                 assert not chunk.after_gap
-                self.chunks_heard.append(chunk.samples)
+                self.samples.append(chunk.samples)
                 yield chunk
 
 
@@ -82,12 +82,12 @@ def test_live_equals_replay(
     recording = tmp_path / "recording.wav"
     with wave.open(str(recording), "wb") as file:
         file.setparams((1, 2, SAMPLE_RATE_HZ, 0, "NONE", ""))
-        file.writeframes(np.concatenate(recorder.chunks_heard).tobytes())
+        file.writeframes(np.concatenate(recorder.samples).tobytes())
     replayed = recognise(
         recognizer, FileSource(recording, speed=None, chunk_ms=320, on_status=lambda *_: None)
     )
     assert len(live) >= 2
-    assert "amiable" in (live[0].words.transcript.text if live[0].words else "")
+    assert "amiable" in (live[0].text.transcript.text if live[0].text else "")
     assert_same(live, replayed, shift=recorder.start)
 
 
@@ -130,9 +130,9 @@ def test_command_publishes_what_the_microphone_hears_and_survives_its_loss(
             virtual_microphone.play(SENTENCE).wait()
             wait_for('"type":"end"', times=2)
             process.send_signal(signal.SIGINT)
-            _, said = process.communicate(timeout=20)
-            assert process.returncode == 0, said
-            assert "Traceback" not in said
+            _, output = process.communicate(timeout=20)
+            assert process.returncode == 0, output
+            assert "Traceback" not in output
         finally:
             process.kill()
             time.sleep(0.3)

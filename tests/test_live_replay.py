@@ -1,4 +1,4 @@
-"""Promises of replay: a recorded session says again what was said live, to the bit where it can."""
+"""Replay of a recorded session gives what was recognised live, to the bit where possible."""
 
 import asyncio
 import shutil
@@ -73,7 +73,7 @@ def record(
     async def run() -> None:
         recorder = SessionRecorder(folder, config=recognizer.config, recognizer=recognizer)
         pipeline = LivePipeline(
-            recognizer, [recorder], on_recognition=live.append, on_sound=recorder.hear
+            recognizer, [recorder], on_recognition=live.append, on_audio=recorder.hear
         )
         for source in sources.values():
             await source.__aenter__()
@@ -91,7 +91,7 @@ def record(
 def conversation(
     recognizer: Recognizer, sentences: list[Sound], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Session, list[Recognition]]:
-    """Two files heard in odd chunks, whose speakers talk with each other."""
+    """Two files in odd chunks, whose speakers talk with each other."""
     folder = tmp_path_factory.mktemp("conversation")
     ann = write_wav(folder / "ann.wav", sentences[1], sentences[4])
     ben = write_wav(folder / "ben.wav", sentences[3], sentences[2])
@@ -105,16 +105,16 @@ def conversation(
 def replay(
     session: Session, recognizer: Recognizer, **options: Any
 ) -> tuple[Replayed, list[Utterance | DialogueSummary], list[Recognition]]:
-    told: list[Utterance | DialogueSummary] = []
+    events: list[Utterance | DialogueSummary] = []
     again: list[Recognition] = []
     counted = replay_session(
         session,
-        on_event=told.append,
+        on_event=events.append,
         on_recognition=again.append,
         load=lambda config: nullcontext(recognizer),
         **options,
     )
-    return counted, told, again
+    return counted, events, again
 
 
 Replay = tuple[Replayed, list[Utterance | DialogueSummary], list[Recognition]]
@@ -126,13 +126,13 @@ def replayed(recognizer: Recognizer, conversation: tuple[Session, list[Recogniti
     return replay(conversation[0], recognizer)
 
 
-def test_replay_gives_the_same_features_words_and_probabilities(
+def test_replay_gives_the_same_features_text_and_probabilities(
     conversation: tuple[Session, list[Recognition]], replayed: Replay
 ) -> None:
     """Two speakers in one dialogue: features to the bit, words to the letter, 1e-5."""
     _, live = conversation
     counted, _, again = replayed
-    assert counted == Replayed(told=len(live), missing=0, others=0)
+    assert counted == Replayed(matched=len(live), missing=0, extra=0)
     assert len({recognition.id.rpartition("-")[0] for recognition in live}) == 1
     assert len(live) >= 4
     for one, other in zip(live, again, strict=True):
@@ -140,23 +140,23 @@ def test_replay_gives_the_same_features_words_and_probabilities(
         assert one.acoustic is not None
         assert other.acoustic is not None
         assert np.array_equal(one.acoustic.functionals, other.acoustic.functionals)
-        assert one.words is not None
-        assert other.words is not None
-        assert one.words.transcript == other.words.transcript
+        assert one.text is not None
+        assert other.text is not None
+        assert one.text.transcript == other.text.transcript
         assert one.prediction.probabilities == pytest.approx(
             other.prediction.probabilities, abs=1e-5
         )
 
 
-def test_replay_tells_the_same_events(
+def test_replay_gives_the_same_events(
     conversation: tuple[Session, list[Recognition]], replayed: Replay
 ) -> None:
     """Each finished utterance and its dialogue's summary, with the ids and times it had."""
     session, _ = conversation
-    _, told, _ = replayed
+    _, events, _ = replayed
     live = [e for e in session.events if isinstance(e, DialogueSummary) or e in session.ends]
-    assert [type(event) for event in told] == [type(event) for event in live]
-    for one, other in zip(live, told, strict=True):
+    assert [type(event) for event in events] == [type(event) for event in live]
+    for one, other in zip(live, events, strict=True):
         if isinstance(one, Utterance):
             assert other.model_dump(include=AS_IT_WAS) == one.model_dump(include=AS_IT_WAS)
             assert other.emotion.set == one.emotion.set
@@ -168,7 +168,7 @@ def test_replay_tells_the_same_events(
             assert other.probabilities == pytest.approx(one.probabilities, abs=1e-5)
 
 
-def test_recorded_sound_is_what_was_heard(
+def test_recorded_sound_is_what_was_recognised(
     conversation: tuple[Session, list[Recognition]],
 ) -> None:
     """The FLAC holds every sample of the file that was listened to, and no other."""
@@ -199,27 +199,27 @@ def test_replay_after_a_gap_gives_the_same(
     """Sound that was lost live is missing in the replay at the same sample."""
 
     class Broken(FileSource):
-        """Loses what is said between 2 s and 2.5 s."""
+        """Loses the sound between 2 s and 2.5 s."""
 
         async def chunks(self) -> AsyncIterator[Chunk]:
-            heard_until = 0
+            given_until = 0
             async for chunk in super().chunks():
                 if not 2.0 < chunk.start / SAMPLE_RATE_HZ < 2.5:
-                    yield replace(chunk, after_gap=chunk.start != heard_until)
-                    heard_until = chunk.start + len(chunk.samples)
+                    yield replace(chunk, after_gap=chunk.start != given_until)
+                    given_until = chunk.start + len(chunk.samples)
 
     wav = write_wav(tmp_path / "one.wav", sentences[1], sentences[4])
     source = Broken(wav, speed=None, chunk_ms=53, on_status=lambda *_: None)
     session, live = record(recognizer, {SourceConfig(name="a"): source}, tmp_path / "recorded")
     assert [stretch.why for stretch in session.stretches["a"]] == ["begin", "gap"]
     counted, _, again = replay(session, recognizer)
-    assert counted.missing == counted.others == 0
+    assert counted.missing == counted.extra == 0
     assert [one.finish for one in live] == [one.finish for one in again]
     assert live[0].finish.trigger == "end_of_input"
 
 
 class Prompted(FileSource):
-    """Plays on after each of its cues: what is to happen once so many seconds were heard."""
+    """A file that runs each of its cues once so many seconds of it were played."""
 
     def __init__(self, path: Path, cues: dict[float, Cue], *, chunk_ms: int) -> None:
         super().__init__(path, speed=None, chunk_ms=chunk_ms, on_status=lambda *_: None)
@@ -242,15 +242,15 @@ async def flush(source: Prompted) -> None:
 
 
 async def stop_listening(source: Prompted) -> None:
-    await source.pipeline.turn("a", "listening", on=False)
+    await source.pipeline.set_switch("a", "listening", on=False)
 
 
 async def listen_again(source: Prompted) -> None:
-    await source.pipeline.turn("a", "listening", on=True)
+    await source.pipeline.set_switch("a", "listening", on=True)
 
 
-async def stop_writing(source: Prompted) -> None:
-    await source.pipeline.turn("a", "transcribe", on=False)
+async def stop_transcribing(source: Prompted) -> None:
+    await source.pipeline.set_switch("a", "transcribe", on=False)
 
 
 async def stop_recording(source: Prompted) -> None:
@@ -264,61 +264,61 @@ async def record_again(source: Prompted) -> None:
 
 
 @pytest.mark.parametrize(
-    ("cues", "whys", "untold"),
+    ("cues", "whys", "unrecorded"),
     [
         ({1.3: flush, 1.71: flush}, ["begin", "cut", "cut"], 0),
         ({1.3: stop_listening, 2.1: listen_again}, ["begin", "cut", "pause"], 0),
         ({1.3: stop_recording, 2.1: record_again}, ["begin", "pause"], 2),
     ],
 )
-def test_replay_after_wishes_gives_the_same(
+def test_replay_after_requests_gives_the_same(
     recognizer: Recognizer,
     sentences: list[Sound],
     tmp_path: Path,
     cues: dict[float, Cue],
     whys: list[str],
-    untold: int,
+    unrecorded: int,
 ) -> None:
     """What was cut off or not listened to live is cut off at the same sample, for the same
-    reason; what was said while nobody recorded isn't told again."""
+    reason; utterances that weren't recorded aren't replayed."""
     wav = write_wav(tmp_path / "one.wav", sentences[1], sentences[4])
     source = Prompted(wav, cues, chunk_ms=53)
     session, live = record(
         recognizer, {SourceConfig(name="a"): source}, tmp_path / "recorded", on_stage=source.stage
     )
     assert [stretch.why for stretch in session.stretches["a"]] == whys
-    counted, told, again = replay(session, recognizer)
+    counted, events, again = replay(session, recognizer)
     kept = {end.id for end in session.ends}
-    assert len(live) - len(kept) == untold
-    assert (counted.told, counted.missing) == (len(kept), 0)
+    assert len(live) - len(kept) == unrecorded
+    assert (counted.matched, counted.missing) == (len(kept), 0)
     for one, other in zip([one for one in live if one.id in kept], again, strict=True):
         assert one.finish == other.finish
         assert one.acoustic is not None
         assert other.acoustic is not None
         assert np.array_equal(one.acoustic.functionals, other.acoustic.functionals)
-    ends = [event for event in told if isinstance(event, Utterance)]
+    ends = [event for event in events if isinstance(event, Utterance)]
     assert [end.trigger for end in ends] == [end.trigger for end in session.ends]
 
 
-def test_replay_writes_down_no_words_where_none_were_wanted(
+def test_replay_transcribes_only_what_was_transcribed_live(
     recognizer: Recognizer, sentences: list[Sound], tmp_path: Path
 ) -> None:
-    """With ``transcribe`` off an utterance is heard without its words, then as now."""
+    """With ``transcribe`` off an utterance has no text, live and in the replay."""
     wav = write_wav(tmp_path / "one.wav", sentences[4])
-    source = Prompted(wav, {0.0: stop_writing}, chunk_ms=64)
+    source = Prompted(wav, {0.0: stop_transcribing}, chunk_ms=64)
     session, live = record(
         recognizer, {SourceConfig(name="a"): source}, tmp_path / "recorded", on_stage=source.stage
     )
-    counted, told, again = replay(session, recognizer)
-    assert counted == Replayed(told=1, missing=0, others=0)
-    assert told[0].text == session.ends[0].text == ""
-    assert told[0].modalities == session.ends[0].modalities == ["audio"]
+    counted, events, again = replay(session, recognizer)
+    assert counted == Replayed(matched=1, missing=0, extra=0)
+    assert events[0].text == session.ends[0].text == ""
+    assert events[0].modalities == session.ends[0].modalities == ["audio"]
     assert again[0].prediction.probabilities == pytest.approx(
         live[0].prediction.probabilities, abs=1e-5
     )
 
 
-def retold(session: Session, folder: Path, **changed: Any) -> Session:
+def shortened(session: Session, folder: Path, **changed: Any) -> Session:
     """A copy of a session with its first ``end`` alone, and another header."""
     shutil.copytree(session.folder, folder)
     end = session.ends[0]
@@ -337,7 +337,7 @@ def test_replay_takes_the_edition_that_replaces_the_recorded_one(
     session, _ = conversation
     former = "0143b4135a8f9ffe50034cd8ad1a91f7837bc1360e2482b74fcce6a50ffb5a46"
     live = session.header.model.model_copy(update={"sha256": former})
-    counted, told, _ = replay(retold(session, tmp_path / "former", model=live), recognizer)
+    counted, told, _ = replay(shortened(session, tmp_path / "former", model=live), recognizer)
     assert counted.missing == 0
     assert told[0].model == recognizer.model
 
@@ -348,23 +348,23 @@ def test_replay_with_another_bundle_is_refused_in_a_line(
     """A bundle of the same name that was trained anew doesn't pass for the one used live."""
     session, _ = conversation
     live = session.header.model.model_copy(update={"sha256": "0" * 64})
-    other = retold(session, tmp_path / "other", model=live)
+    other = shortened(session, tmp_path / "other", model=live)
     with pytest.raises(
-        BundleError, match=r"recorded with bundle live-en 000000000000, but live-en"
+        BundleError, match=r"was recorded with bundle live-en 000000000000, but live-en"
     ):
         replay(other, recognizer)
-    counted, told, _ = replay(other, recognizer, model="live-en")
-    assert counted == Replayed(told=1, missing=0, others=len(session.ends) - 1)
-    assert told[0].text == session.ends[0].text
+    counted, events, _ = replay(other, recognizer, model="live-en")
+    assert counted == Replayed(matched=1, missing=0, extra=len(session.ends) - 1)
+    assert events[0].text == session.ends[0].text
 
 
-def test_replay_tells_of_other_versions(
+def test_replay_reports_other_versions(
     recognizer: Recognizer, conversation: tuple[Session, list[Recognition]], tmp_path: Path
 ) -> None:
-    """Figures that another openSMILE may have made otherwise are said to be that."""
+    """One line says that another openSMILE may give other figures."""
     session, _ = conversation
     versions = {**session.header.versions, "opensmile": "2.5.0"}
-    other = retold(session, tmp_path / "other", versions=versions)
+    other = shortened(session, tmp_path / "other", versions=versions)
     lines: list[str] = []
     replay(other, recognizer, progress=lines.append)
     assert lines == [f"{other.folder}: recorded with opensmile 2.5.0; others may differ a little"]
@@ -373,14 +373,14 @@ def test_replay_tells_of_other_versions(
 def test_replay_goes_on_where_sound_is_missing(
     recognizer: Recognizer, conversation: tuple[Session, list[Recognition]], tmp_path: Path
 ) -> None:
-    """An utterance whose sound is gone is told of in a line; the rest is replayed."""
+    """An utterance whose sound is gone is events of in a line; the rest is replayed."""
     session, live = conversation
     folder = tmp_path / "other"
     shutil.copytree(session.folder, folder)
     (folder / "b.flac").unlink()
     lines: list[str] = []
-    counted, told, _ = replay(open_session(folder), recognizer, progress=lines.append)
+    counted, events, _ = replay(open_session(folder), recognizer, progress=lines.append)
     lost = [end for end in session.ends if end.source == "b"]
-    assert counted == Replayed(told=len(live) - len(lost), missing=len(lost), others=0)
-    assert {event.source for event in told} == {"a"}
+    assert counted == Replayed(matched=len(live) - len(lost), missing=len(lost), extra=0)
+    assert {event.source for event in events} == {"a"}
     assert lines == [f"{folder}: {len(lost)} utterances weren't found again"]

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_recognizer import CONTEXT, SAID, TURNS, sound, transcript
+from recognizer_kit import CONTEXT, SENTENCES, TURNS, random_acoustic, transcript
 from tiny_encoder import save_tiny_bert
 
 from stream_hbaf.bundle import Bundle, BundleConfig
@@ -64,7 +64,7 @@ def saved(kind: str, place: Path, *, mode: str = "live", acoustic: str = "") -> 
 def heard(turn: int) -> Acoustic:
     """Made up, with descriptors of one second."""
     lld = np.random.default_rng(turn).standard_normal((100, 65)).astype(np.float32)
-    return replace(sound(turn), lld=lld)
+    return replace(random_acoustic(turn), lld=lld)
 
 
 @pytest.mark.parametrize(("kind", "mode"), FORMS)
@@ -95,18 +95,18 @@ def test_what_sees_the_future_refuses_to_listen(kind: str, tmp_path: Path) -> No
 def test_every_live_network_listens(kind: str, tmp_path: Path) -> None:
     """A dialogue of sound and words, some without either: each turn has its emotion, explained."""
     with Recognizer(saved(kind, tmp_path)) as recognizer:
-        dialogue, said = recognizer.dialogue(), []
-        for turn, text in enumerate(SAID):
-            words = recognizer.understand(
-                transcript("" if turn == 3 else text),
+        dialogue, said = recognizer.new_dialogue(), []
+        for turn, sentence in enumerate(SENTENCES):
+            text = recognizer.encode_text(
+                transcript("" if turn == 3 else sentence),
                 speaker=TURNS[turn].speaker,
                 window=dialogue.window,
             )
             acoustic = None if turn == 4 else heard(turn)
-            provisional, _ = recognizer.classify(acoustic=None, words=words, state=dialogue.state)
-            final = recognizer.conclude(
+            provisional, _ = recognizer.classify(acoustic=None, text=text, state=dialogue.state)
+            final = recognizer.classify_final(
                 acoustic=acoustic,
-                words=words,
+                text=text,
                 dialogue=dialogue,
                 speaker=TURNS[turn].speaker,
                 explain=True,
@@ -120,7 +120,7 @@ def test_every_live_network_listens(kind: str, tmp_path: Path) -> None:
             ("audio",),
             ("text",),
         ]
-        assert len({probabilities for _, probabilities in said}) == len(SAID)
+        assert len({probabilities for _, probabilities in said}) == len(SENTENCES)
 
 
 def test_who_speaks_matters_to_a_network_that_tracks_speakers(tmp_path: Path) -> None:
@@ -132,13 +132,15 @@ def test_who_speaks_matters_to_a_network_that_tracks_speakers(tmp_path: Path) ->
         with Recognizer(saved(kind, place)) as recognizer:
             found = []
             for second in ("ross", "rachel"):
-                dialogue = recognizer.dialogue()
+                dialogue = recognizer.new_dialogue()
                 for speaker in ("ross", second, "ross"):
                     # Read without names or context: only the number of the speaker differs.
-                    words = recognizer.understand(transcript(SAID[0]))
-                    final = recognizer.conclude(
+                    text = recognizer.encode_text(transcript(SENTENCES[0]))
+                    final = recognizer.classify_final(
                         acoustic=heard(0),
-                        words=replace(words, before=dialogue.window, after=dialogue.window),
+                        text=replace(
+                            text, window_before=dialogue.window, window_after=dialogue.window
+                        ),
                         dialogue=dialogue,
                         speaker=speaker,
                     )
@@ -151,11 +153,11 @@ def test_who_speaks_matters_to_a_network_that_tracks_speakers(tmp_path: Path) ->
 def test_tokens_are_the_sound_that_mgcma_hears(tmp_path: Path) -> None:
     """Of low-level descriptors; functionals alone tell it nothing."""
     with Recognizer(saved("mgcma", tmp_path)) as recognizer:
-        state = recognizer.dialogue().state
-        first, _ = recognizer.classify(acoustic=heard(0), words=None, state=state)
-        other, _ = recognizer.classify(acoustic=heard(1), words=None, state=state)
+        state = recognizer.new_dialogue().state
+        first, _ = recognizer.classify(acoustic=heard(0), text=None, state=state)
+        other, _ = recognizer.classify(acoustic=heard(1), text=None, state=state)
         same, _ = recognizer.classify(
-            acoustic=replace(heard(0), functionals=heard(1).functionals), words=None, state=state
+            acoustic=replace(heard(0), functionals=heard(1).functionals), text=None, state=state
         )
     assert first == same
     assert first.probabilities != other.probabilities
@@ -164,9 +166,9 @@ def test_tokens_are_the_sound_that_mgcma_hears(tmp_path: Path) -> None:
 def test_functionals_are_one_token_for_mgcma(tmp_path: Path) -> None:
     """Trained on one vector an utterance, it listens to one vector an utterance."""
     with Recognizer(saved("mgcma", tmp_path, acoustic="compare")) as recognizer:
-        state = recognizer.dialogue().state
-        first, _ = recognizer.classify(acoustic=heard(0), words=None, state=state)
-        other, _ = recognizer.classify(acoustic=heard(1), words=None, state=state)
+        state = recognizer.new_dialogue().state
+        first, _ = recognizer.classify(acoustic=heard(0), text=None, state=state)
+        other, _ = recognizer.classify(acoustic=heard(1), text=None, state=state)
     assert first.modalities == ("audio",)
     assert first.probabilities != other.probabilities
 

@@ -24,7 +24,7 @@ from stream_hbaf.events import (
     Status,
     Utterance,
 )
-from stream_hbaf.live.privacy import veil
+from stream_hbaf.live.privacy import redact
 
 SECRET = "the cellar key"
 EMOTION = Emotion(
@@ -85,13 +85,13 @@ WORDLESS: list[AnyEvent] = [
 @pytest.mark.parametrize("event", [END, PARTIAL, SUMMARY, *WORDLESS])
 def test_full_changes_nothing(event: AnyEvent) -> None:
     """Whoever asks for nothing keeps everything."""
-    assert veil(event, "full") is event
+    assert redact(event, "full") is event
 
 
 @pytest.mark.parametrize("event", [END, END.model_copy(update={"type": "update"}), PARTIAL])
 def test_no_text_takes_the_words_and_nothing_else(event: AnyEvent) -> None:
     """The words and the phrases inferred from them are gone; the rest is as it was."""
-    seen = veil(event, "no_text")
+    seen = redact(event, "no_text")
     assert seen is not None
     assert SECRET not in seen.model_dump_json()
     before, after = event.model_dump(), seen.model_dump()
@@ -100,7 +100,7 @@ def test_no_text_takes_the_words_and_nothing_else(event: AnyEvent) -> None:
 
 def test_label_only_leaves_label_and_time() -> None:
     """Of a finished utterance: which, when, and the label; not who, what, nor how sure."""
-    seen = veil(END, "label_only")
+    seen = redact(END, "label_only")
     assert seen is not None
     assert seen.model_dump(exclude_defaults=True) == {
         "id": "d-1",
@@ -121,12 +121,12 @@ def test_label_only_leaves_label_and_time() -> None:
 @pytest.mark.parametrize("event", [PARTIAL, END.model_copy(update={"type": "new"})])
 def test_label_only_says_nothing_before_the_end(event: AnyEvent) -> None:
     """What is provisional doesn't leave."""
-    assert veil(event, "label_only") is None
+    assert redact(event, "label_only") is None
 
 
 def test_label_only_summarises_by_labels() -> None:
     """How many utterances had which label, and no more."""
-    seen = veil(SUMMARY, "label_only")
+    seen = redact(SUMMARY, "label_only")
     assert isinstance(seen, DialogueSummary)
     assert (seen.emotions, seen.speakers, seen.probabilities) == ({"joy": 1}, {}, {})
 
@@ -135,7 +135,7 @@ def test_label_only_summarises_by_labels() -> None:
 @pytest.mark.parametrize("privacy", ["no_text", "label_only"])
 def test_what_has_no_words_leaves_as_it_is(event: AnyEvent, privacy: str) -> None:
     """State is no secret."""
-    assert veil(event, privacy) == event
+    assert redact(event, privacy) == event
 
 
 @pytest.mark.parametrize(("privacy", "told"), [("full", True), ("no_text", False)])

@@ -1,4 +1,4 @@
-"""Promises of the one path: a dialogue told utterance by utterance is the dialogue read whole."""
+"""The recogniser: a dialogue classified utterance by utterance equals the dialogue at once."""
 
 import json
 from collections.abc import Iterator
@@ -9,24 +9,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from recognizer_kit import CONTEXT, SENTENCES, TURNS, random_acoustic, transcript
 from tiny_encoder import save_tiny_bert
 
 from stream_hbaf.bundle import Bundle, BundleConfig
 from stream_hbaf.config import Config, SourceConfig
 from stream_hbaf.errors import BundleError, ConfigError
-from stream_hbaf.features.acoustic import Acoustic
 from stream_hbaf.features.commonsense import RELATIONS, Event2MindHeads
-from stream_hbaf.features.context import EMPTY_WINDOW, ContextConfig, Turn
+from stream_hbaf.features.context import EMPTY_WINDOW
 from stream_hbaf.features.inferences import Inferences
 from stream_hbaf.features.scaling import Scaling
 from stream_hbaf.features.text import TextEncoder
 from stream_hbaf.features.whisper import Transcript
-from stream_hbaf.live.utterance import SpokenUtterance
+from stream_hbaf.live.utterance import LiveUtterance
 from stream_hbaf.networks.calibration import Calibration
 from stream_hbaf.networks.hbaf import HBAF, HbafConfig
 from stream_hbaf.networks.state import Features
 from stream_hbaf.publish.messages import encode
-from stream_hbaf.recognizer import Dialogue, Prediction, Recognizer, require_live
+from stream_hbaf.recognizer import LiveDialogue, Prediction, Recognizer, require_live
 from stream_hbaf.speech.segmenter import Finish
 
 LABELS = ("angry", "happy", "sad")
@@ -36,17 +36,6 @@ CALIBRATION = Calibration(
     answers_above={"": 1.0, "audio": 0.6, "text": 0.7, "audio+text": 0.5},
     risk=0.3,
 )
-CONTEXT = ContextConfig(tokens=24, speakers=True)
-SAID = (
-    "i can't believe it !",
-    "no , you never came home",
-    "what ? joey left",
-    "so sad . the friend is great",
-    "always work",
-    "are you angry ?",
-    "well , i am happy today",
-)
-TURNS = [Turn(("ross", "rachel")[n % 2], text) for n, text in enumerate(SAID)]
 
 
 def settings(encoder: str, **changes: object) -> BundleConfig:
@@ -89,16 +78,16 @@ def recognizer(tmp_path_factory) -> Iterator[Recognizer]:
 
 @pytest.fixture(scope="module")
 def hearing(tmp_path_factory) -> Iterator[Recognizer]:
-    """A recogniser of sound and words: its words alone say joy, voices say anything."""
+    """A recogniser of audio and text: its text alone gives joy, random audio any label."""
     network = replace(settings("x").network, use_audio=True, audio_width=12, audio_skip=True)
     changes = {"acoustic": "compare", "network": network, "calibration": CALIBRATION}
     place = tmp_path_factory.mktemp("hears")
     with Recognizer(save_bundle(place, labels=("anger", "joy", "neutral"), **changes)) as loaded:
-        words = loaded.understand(transcript(SAID[0]))
-        spoken, network = loaded._features(None, words), loaded.bundle.network
+        text = loaded.encode_text(transcript(SENTENCES[0]))
+        features, network = loaded._features(None, text), loaded.bundle.network
         with torch.no_grad():
-            said, _ = network.step(spoken, network.initial_state())
-            network.classifier.bias += torch.tensor([0.0, 0.2, 0.0]) - said
+            logits, _ = network.step(features, network.initial_state())
+            network.classifier.bias += torch.tensor([0.0, 0.2, 0.0]) - logits
         yield loaded
 
 
@@ -107,7 +96,7 @@ def expected(recognizer) -> np.ndarray:
     """Probabilities of the whole dialogue read at once, [U, C]."""
     bundle = recognizer.bundle
     text = bundle.encoder.encode_dialogue(TURNS)
-    inferred = bundle.commonsense.infer_texts(SAID, features=text)
+    inferred = bundle.commonsense.infer_texts(SENTENCES, features=text)
     features = Features(
         text=torch.from_numpy(text)[None], commonsense=torch.from_numpy(inferred)[None]
     )
@@ -116,21 +105,17 @@ def expected(recognizer) -> np.ndarray:
     return bundle.probabilities(logits, pattern="text")
 
 
-def transcript(text: str) -> Transcript:
-    return Transcript(text, "en", avg_logprob=0.0, no_speech_prob=0.0)
-
-
-def sound(seed: int) -> Acoustic:
-    """Made up, in standard deviations."""
-    drawn = 2 * np.random.default_rng(seed).standard_normal(6373)
-    return Acoustic(np.zeros((1, 65), np.float32), drawn.astype(np.float32))
-
-
-def conclude(recognizer: Recognizer, dialogue: Dialogue, turn: int, *, hears: bool, reads: bool):
-    """Explain the next utterance of SAID, with or without its words and made-up sound."""
-    words = recognizer.understand(transcript(SAID[turn] if reads else ""), window=dialogue.window)
-    acoustic = sound(turn) if hears else None
-    return recognizer.conclude(acoustic=acoustic, words=words, dialogue=dialogue, explain=True)
+def classify_next(
+    recognizer: Recognizer, dialogue: LiveDialogue, turn: int, *, audio: bool, text: bool
+):
+    """Classify the next of SENTENCES and explain it, with or without its text and random audio."""
+    spoken = transcript(SENTENCES[turn] if text else "")
+    return recognizer.classify_final(
+        acoustic=random_acoustic(turn) if audio else None,
+        text=recognizer.encode_text(spoken, window=dialogue.window),
+        dialogue=dialogue,
+        explain=True,
+    )
 
 
 def shares(prediction: Prediction) -> dict[str, float]:
@@ -143,14 +128,14 @@ def values(prediction: Prediction) -> list[float]:
 
 def test_utterance_by_utterance_equals_the_whole_dialogue(recognizer, expected):
     """Words, commonsense and state: live gives what evaluation gives, through several windows."""
-    dialogue, state, window = recognizer.dialogue(), None, EMPTY_WINDOW
+    dialogue, state, window = recognizer.new_dialogue(), None, EMPTY_WINDOW
     windows = []
     for turn, row in zip(TURNS, expected, strict=True):
-        words = recognizer.understand(transcript(turn.text), speaker=turn.speaker, window=window)
+        text = recognizer.encode_text(transcript(turn.text), speaker=turn.speaker, window=window)
         stepped, state = recognizer.classify(
-            acoustic=None, words=words, state=state or dialogue.state
+            acoustic=None, text=text, state=state or dialogue.state
         )
-        window = words.after
+        window = text.window_after
         windows.append(len(window.turns))
         np.testing.assert_allclose(values(stepped), row, atol=1e-5)
         assert stepped.modalities == ("text",)
@@ -158,79 +143,79 @@ def test_utterance_by_utterance_equals_the_whole_dialogue(recognizer, expected):
 
 
 def test_provisional_predictions_change_nothing(recognizer, expected):
-    """Running transcripts are read and told, and the dialogue remembers final words only."""
-    dialogue = recognizer.dialogue()
+    """Partial transcripts are classified too, but the dialogue remembers final text only."""
+    dialogue = recognizer.new_dialogue()
     for turn, row in zip(TURNS, expected, strict=True):
         for text in (turn.text[: len(turn.text) // 2], turn.text):
-            words = recognizer.understand(
+            text = recognizer.encode_text(
                 transcript(text), speaker=turn.speaker, window=dialogue.window
             )
-            recognizer.classify(acoustic=None, words=words, state=dialogue.state)
-        final = recognizer.conclude(
-            acoustic=None, words=words, dialogue=dialogue, speaker=turn.speaker
+            recognizer.classify(acoustic=None, text=text, state=dialogue.state)
+        final = recognizer.classify_final(
+            acoustic=None, text=text, dialogue=dialogue, speaker=turn.speaker
         )
         np.testing.assert_allclose(values(final), row, atol=1e-5)
 
 
-def test_words_read_too_early_are_read_again(recognizer, expected):
-    """The words of an utterance may be ready before the one before it is concluded."""
-    dialogue = recognizer.dialogue()
-    early = [recognizer.understand(transcript(t.text), speaker=t.speaker) for t in TURNS]
-    for turn, words, row in zip(TURNS, early, expected, strict=True):
-        final = recognizer.conclude(
-            acoustic=None, words=words, dialogue=dialogue, speaker=turn.speaker
+def test_text_encoded_too_early_is_encoded_again(recognizer, expected):
+    """The text of an utterance may be encoded before the utterance before it is final."""
+    dialogue = recognizer.new_dialogue()
+    early = [recognizer.encode_text(transcript(t.text), speaker=t.speaker) for t in TURNS]
+    for turn, text, row in zip(TURNS, early, expected, strict=True):
+        final = recognizer.classify_final(
+            acoustic=None, text=text, dialogue=dialogue, speaker=turn.speaker
         )
         np.testing.assert_allclose(values(final), row, atol=1e-5)
 
 
 def test_an_utterance_without_words_leaves_the_window(recognizer):
     """A cough is an utterance, but nothing to be read before the next one."""
-    dialogue = recognizer.dialogue()
-    words = recognizer.understand(transcript("no !"), speaker="ross", window=dialogue.window)
+    dialogue = recognizer.new_dialogue()
+    text = recognizer.encode_text(transcript("no !"), speaker="ross", window=dialogue.window)
     his = {"acoustic": None, "dialogue": dialogue, "speaker": "ross"}
-    recognizer.conclude(words=words, **his)
+    recognizer.classify_final(text=text, **his)
     before = dialogue.window
-    silent = recognizer.understand(transcript(""), speaker="ross", window=before)
-    prediction = recognizer.conclude(words=silent, **his)
+    silent = recognizer.encode_text(transcript(""), speaker="ross", window=before)
+    prediction = recognizer.classify_final(text=silent, **his)
     assert prediction.modalities == ()
-    recognizer.conclude(words=None, **his)
+    recognizer.classify_final(text=None, **his)
     assert dialogue.window == before != EMPTY_WINDOW
     assert dialogue.speakers == ["ross"]  # also where his transcript failed
 
 
 def test_a_withheld_modality_is_as_if_it_were_not_there(hearing):
     """Audio alone, text alone: the prediction without the other; withheld text is no context."""
-    dialogue = hearing.dialogue()
-    words = hearing.understand(transcript(SAID[0]), window=dialogue.window)
-    without = {"text": (sound(1), None), "audio": (None, words)}
+    dialogue = hearing.new_dialogue()
+    text = hearing.encode_text(transcript(SENTENCES[0]), window=dialogue.window)
+    without = {"text": (random_acoustic(1), None), "audio": (None, text)}
     for modality, (acoustic, read) in without.items():
         kept = tuple(one for one in ("audio", "text") if one != modality)
-        ours, alone = hearing.dialogue(), hearing.dialogue()
-        withheld = hearing.conclude(
-            acoustic=sound(1), words=words, dialogue=ours, explain=True, modalities=kept
+        ours, alone = hearing.new_dialogue(), hearing.new_dialogue()
+        withheld = hearing.classify_final(
+            acoustic=random_acoustic(1), text=text, dialogue=ours, explain=True, modalities=kept
         )
-        assert withheld == hearing.conclude(
-            acoustic=acoustic, words=read, dialogue=alone, explain=True
+        assert withheld == hearing.classify_final(
+            acoustic=acoustic, text=read, dialogue=alone, explain=True
         )
         assert withheld.modalities == kept
         assert ours.window == alone.window
         assert (ours.window == EMPTY_WINDOW) == (modality == "text")
 
 
-def test_words_that_the_bundle_cannot_read_are_left_to_people(recognizer):
-    """The transcript stays as it is; the network isn't given it, nor are the next words."""
-    polish = Transcript(SAID[0], "pl", avg_logprob=0.0, no_speech_prob=0.0)
-    window = recognizer.understand(transcript(SAID[1])).after
-    words = recognizer.understand(polish, window=window)
-    assert words.transcript == polish
-    assert words.text is None
-    assert words.commonsense is None
-    assert words.after == window
-    assert recognizer.understand(transcript(SAID[0]), window=window).text is not None
+def test_text_that_the_bundle_cannot_read_is_published_only(recognizer):
+    """The transcript stays as it is; the network isn't given it, and no later text either."""
+    polish = Transcript(SENTENCES[0], "pl", avg_logprob=0.0, no_speech_prob=0.0)
+    window = recognizer.encode_text(transcript(SENTENCES[1])).window_after
+    text = recognizer.encode_text(polish, window=window)
+    assert text.transcript == polish
+    assert text.embedding is None
+    assert text.commonsense is None
+    assert text.window_after == window
+    assert recognizer.encode_text(transcript(SENTENCES[0]), window=window).embedding is not None
 
 
-def test_a_language_that_the_bundle_cannot_read_is_said_at_the_start(tmp_path, caplog):
-    """Nobody should wonder why their words don't count."""
+def test_a_language_that_the_bundle_cannot_read_is_logged_at_the_start(tmp_path, caplog):
+    """The log says why the text doesn't count."""
     config = save_bundle(tmp_path)
     polish = config.transcript.model_copy(update={"language": "pl"})
     with Recognizer(config.model_copy(update={"transcript": polish})):
@@ -238,20 +223,20 @@ def test_a_language_that_the_bundle_cannot_read_is_said_at_the_start(tmp_path, c
     assert "reads 'en' only: words in 'pl' are shown" in caplog.text
 
 
-def test_a_bundle_of_words_needs_no_sound_features(recognizer):
+def test_a_bundle_of_text_needs_no_audio_features(recognizer):
     """Nothing is measured of the sound, and what is given is not used."""
     assert recognizer.acoustic is None
     assert recognizer.bundle.scaling is None
 
 
 @pytest.mark.parametrize("acoustic", ["prosody", "egemaps", "facebook/wav2vec2-base"])
-def test_a_bundle_that_cannot_hear_live_is_refused(tmp_path, acoustic):
-    """Before anything is loaded: which bundle, what it hears, and what to take instead."""
-    hears = HbafConfig(audio_width=9, text_width=16, commonsense_width=6, classes=3)
-    config = save_bundle(tmp_path, acoustic=acoustic, network=hears)
-    with pytest.raises(BundleError, match=rf"bundle read: .*'{acoustic}'.*live-en") as told:
+def test_a_bundle_whose_acoustic_input_is_not_live_is_refused(tmp_path, acoustic):
+    """Before anything is loaded: which bundle, its acoustic input, and what to take instead."""
+    network = HbafConfig(audio_width=9, text_width=16, commonsense_width=6, classes=3)
+    config = save_bundle(tmp_path, acoustic=acoustic, network=network)
+    with pytest.raises(BundleError, match=rf"bundle read: .*'{acoustic}'.*live-en") as raised:
         Recognizer(config)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(raised.value)
 
 
 def test_a_bundle_that_sees_the_future_is_refused():
@@ -260,11 +245,11 @@ def test_a_bundle_that_sees_the_future_is_refused():
         require_live(settings("x", network=HbafConfig(mode="offline", use_audio=False)))
 
 
-# --- certainty ----------------------------------------------------------------------------------
+# --- calibration ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("hears", "reads", "pattern"),
+    ("audio", "text", "pattern"),
     [
         (False, False, ""),
         (True, False, "audio"),
@@ -272,11 +257,11 @@ def test_a_bundle_that_sees_the_future_is_refused():
         (True, True, "audio+text"),
     ],
 )
-def test_a_prediction_is_calibrated_by_what_it_was_given(hearing, hears, reads, pattern):
+def test_a_prediction_is_calibrated_by_what_it_was_given(hearing, audio, text, pattern):
     """Temperature, set and silence are those of the modalities that were there."""
     abstained = set()
-    for turn in range(len(SAID)):
-        prediction = conclude(hearing, hearing.dialogue(), turn, hears=hears, reads=reads)
+    for turn in range(len(SENTENCES)):
+        prediction = classify_next(hearing, hearing.new_dialogue(), turn, audio=audio, text=text)
         assert "+".join(prediction.modalities) == pattern
         found = prediction.probabilities
         ranked = sorted(found, key=found.__getitem__, reverse=True)
@@ -317,36 +302,39 @@ def by_permutation(
     return added | {"sum": worth(("audio", "text", "context")) - worth(())}
 
 
-def test_what_whispers_encoder_hears_is_part_of_the_sound(tmp_path):
-    """A bundle that hears with Whisper as well is given both, and is deaf where one is missing."""
+def test_the_mean_of_whispers_encoder_is_part_of_the_acoustic_input(tmp_path):
+    """Such a bundle is given it beside the functionals; without either there is no audio."""
     network = replace(settings("x").network, use_audio=True, audio_width=12)
     config = save_bundle(tmp_path, acoustic="compare+whisper:tiny.en", network=network)
     with Recognizer(config) as recognizer:
         columns = np.array([0, 1, 2, 6372, *range(6373, 6381)])  # both parts
         standard = Scaling(columns, np.zeros(12, np.float32), np.ones(12, np.float32))
         recognizer.bundle = replace(recognizer.bundle, scaling=standard)
-        assert recognizer.transcriber.ear_width == 384
+        assert recognizer.transcriber.encoder_width == 384
         encoded = np.linspace(-1, 1, 384, dtype=np.float32)
-        heard = recognizer.understand(replace(transcript(SAID[0]), sound=encoded))
-        deaf = recognizer.understand(transcript(SAID[0]))
-        given = recognizer._features(sound(0), heard).audio
-        both = np.concatenate([sound(0).functionals, encoded])[columns]
+        whole = recognizer.encode_text(replace(transcript(SENTENCES[0]), encoder_mean=encoded))
+        lacking = recognizer.encode_text(transcript(SENTENCES[0]))
+        given = recognizer._features(random_acoustic(0), whole).audio
+        both = np.concatenate([random_acoustic(0).functionals, encoded])[columns]
         np.testing.assert_array_equal(given.numpy(), np.clip(both, -5, 5))
-        for acoustic, words in ((None, heard), (sound(0), deaf), (sound(0), None)):
-            assert recognizer._features(acoustic, words).audio is None
+        acoustic = random_acoustic(0)
+        for functionals, text in ((None, whole), (acoustic, lacking), (acoustic, None)):
+            assert recognizer._features(functionals, text).audio is None
 
 
 def test_contributions_are_shapley_values(hearing):
     """To 1e-5 the mean over all orders of what each part adds, computed the long way in float64."""
-    dialogue, past = hearing.dialogue(), []
+    dialogue, past = hearing.new_dialogue(), []
     for turn in range(4):
-        words = hearing.understand(transcript(SAID[turn]), window=dialogue.window)
+        text = hearing.encode_text(transcript(SENTENCES[turn]), window=dialogue.window)
         features = Features(
-            audio=torch.from_numpy(hearing.bundle.scale(sound(turn).functionals[None])[0]),
-            text=torch.from_numpy(words.text),
-            commonsense=torch.from_numpy(words.commonsense),
+            audio=torch.from_numpy(
+                hearing.bundle.scale(random_acoustic(turn).functionals[None])[0]
+            ),
+            text=torch.from_numpy(text.embedding),
+            commonsense=torch.from_numpy(text.commonsense),
         ).map(torch.Tensor.double)
-        prediction = conclude(hearing, dialogue, turn, hears=True, reads=True)
+        prediction = classify_next(hearing, dialogue, turn, audio=True, text=True)
         expected = by_permutation(hearing, features, past, prediction.label)
         found = shares(prediction)
         assert sum(found.values()) == pytest.approx(expected.pop("sum"), abs=1e-5)
@@ -355,33 +343,33 @@ def test_contributions_are_shapley_values(hearing):
     assert min(map(abs, found.values())) > 1e-3
 
 
-@pytest.mark.parametrize(("hears", "reads"), [(True, True), (True, False), (False, True)])
-def test_what_is_not_there_adds_exactly_nothing(hearing, hears, reads):
+@pytest.mark.parametrize(("audio", "text"), [(True, True), (True, False), (False, True)])
+def test_what_is_not_there_adds_exactly_nothing(hearing, audio, text):
     """A missing modality, and the past of a dialogue's first utterance."""
-    dialogue = hearing.dialogue()
-    first, second = (conclude(hearing, dialogue, n, hears=hears, reads=reads) for n in (0, 1))
+    dialogue = hearing.new_dialogue()
+    first, second = (classify_next(hearing, dialogue, n, audio=audio, text=text) for n in (0, 1))
     assert [name for name, share in shares(first).items() if share == 0.0] == (
-        ["audio"] * (not hears) + ["text"] * (not reads) + ["context"]
+        ["audio"] * (not audio) + ["text"] * (not text) + ["context"]
     )
     assert [name for name, share in shares(second).items() if share == 0.0] == (
-        ["audio"] * (not hears) + ["text"] * (not reads)
+        ["audio"] * (not audio) + ["text"] * (not text)
     )
 
 
-def test_nothing_given_is_nobodys_doing(hearing):
-    """Without sound, words and past there is a guess, and nothing that it came from."""
-    prediction = conclude(hearing, hearing.dialogue(), 0, hears=False, reads=False)
+def test_without_any_input_nothing_contributes(hearing):
+    """Without audio, text and context there is a guess, and it is abstained."""
+    prediction = classify_next(hearing, hearing.new_dialogue(), 0, audio=False, text=False)
     assert shares(prediction) == {"audio": 0.0, "text": 0.0, "context": 0.0}
     assert prediction.abstained
     assert set(prediction.labels_in_set) == {"anger", "joy", "neutral"}
 
 
 def test_explaining_changes_neither_prediction_nor_state(hearing):
-    """What is remembered and said is the same to 1e-5, and only an explanation has shares."""
-    dialogue = hearing.dialogue()
-    conclude(hearing, dialogue, 0, hears=True, reads=True)
-    words = hearing.understand(transcript(SAID[1]), window=dialogue.window)
-    given = {"acoustic": sound(1), "words": words, "state": dialogue.state}
+    """State and probabilities are the same to 1e-5, and only an explanation has shares."""
+    dialogue = hearing.new_dialogue()
+    classify_next(hearing, dialogue, 0, audio=True, text=True)
+    text = hearing.encode_text(transcript(SENTENCES[1]), window=dialogue.window)
+    given = {"acoustic": random_acoustic(1), "text": text, "state": dialogue.state}
     plain, after = hearing.classify(**given)
     explained, same = hearing.classify(**given, explain=True)
     assert explained.probabilities == pytest.approx(plain.probabilities, abs=1e-5)
@@ -390,59 +378,61 @@ def test_explaining_changes_neither_prediction_nor_state(hearing):
     assert (plain.contributions, plain.conflict) == (None, None)
 
 
-def test_conflict_is_what_voice_and_words_say_by_themselves(hearing):
+def test_conflict_is_audio_alone_against_text_alone(hearing):
     """Each read alone, with the same past; opposite and sure, else there is none."""
-    dialogue, conflicts = hearing.dialogue(), []
-    conclude(hearing, dialogue, 0, hears=True, reads=True)
+    dialogue, conflicts = hearing.new_dialogue(), []
+    classify_next(hearing, dialogue, 0, audio=True, text=True)
     for seed in range(42):
-        said = transcript(SAID[seed % len(SAID)])
-        words = hearing.understand(said, window=dialogue.window)
-        state, acoustic = dialogue.state, sound(seed)
-        voice, _ = hearing.classify(acoustic=acoustic, words=None, state=state)
-        read, _ = hearing.classify(acoustic=None, words=words, state=state)
-        both, _ = hearing.classify(acoustic=acoustic, words=words, state=state, explain=True)
-        opposite = {voice.label, read.label} == {"anger", "joy"}
-        sure = all(max(p.probabilities.values()) >= 0.5 for p in (voice, read))
+        spoken = transcript(SENTENCES[seed % len(SENTENCES)])
+        text = hearing.encode_text(spoken, window=dialogue.window)
+        state, acoustic = dialogue.state, random_acoustic(seed)
+        audio, _ = hearing.classify(acoustic=acoustic, text=None, state=state)
+        alone, _ = hearing.classify(acoustic=None, text=text, state=state)
+        both, _ = hearing.classify(acoustic=acoustic, text=text, state=state, explain=True)
+        opposite = {audio.label, alone.label} == {"anger", "joy"}
+        sure = all(max(p.probabilities.values()) >= 0.5 for p in (audio, alone))
         assert both.conflict == (opposite and sure)
         conflicts.append(both.conflict)
     assert 0 < sum(conflicts) < len(conflicts)
 
 
-@pytest.mark.parametrize(("hears", "reads"), [(True, False), (False, True), (False, False)])
-def test_one_modality_cannot_contradict_itself(hearing, hears, reads):
+@pytest.mark.parametrize(("audio", "text"), [(True, False), (False, True), (False, False)])
+def test_one_modality_cannot_contradict_itself(hearing, audio, text):
     """Whether there is a conflict isn't known then."""
-    assert conclude(hearing, hearing.dialogue(), 1, hears=hears, reads=reads).conflict is None
+    assert (
+        classify_next(hearing, hearing.new_dialogue(), 1, audio=audio, text=text).conflict is None
+    )
 
 
-def test_end_event_tells_all_of_it(hearing):
-    """An ``end`` has exactly these fields; a provisional emotion tells no contributions."""
-    dialogue = hearing.dialogue()
-    words = hearing.understand(transcript(SAID[0]))
-    given = {"acoustic": sound(0), "words": words, "state": dialogue.state}
+def test_fields_of_an_end_event(hearing):
+    """An ``end`` has exactly these fields; a provisional emotion has no contributions."""
+    dialogue = hearing.new_dialogue()
+    text = hearing.encode_text(transcript(SENTENCES[0]))
+    given = {"acoustic": random_acoustic(0), "text": text, "state": dialogue.state}
     explained, _ = hearing.classify(**given, explain=True)
-    spoken = SpokenUtterance(hearing, dialogue=dialogue, turn=1, start=0, started_at=0.0)
-    spoken.finish = Finish(
+    utterance = LiveUtterance(hearing, dialogue=dialogue, turn=1, start=0, started_at=0.0)
+    utterance.finish = Finish(
         0, 16000, "silence", confirmed_at=24000, mean_score=0.9, speech_end=15000
     )
     source = SourceConfig(name="m")
-    end = spoken.event("end", source, words=words, prediction=explained, now=1.0)
-    told = json.loads(encode(end))
-    assert list(told) == [
+    end = utterance.event("end", source, text=text, prediction=explained, now=1.0)
+    fields = json.loads(encode(end))
+    assert list(fields) == [
         *("schema", "id", "rev", "type", "source", "dialogue_id", "turn", "speaker"),
         *("start_time", "end_time", "audio_start_ms", "audio_end_ms", "trigger", "text"),
         *("language", "asr", "modalities", "emotion", "contributions", "conflict"),
         *("degraded", "latency_ms", "model"),
     ]
-    assert list(told["emotion"]) == ["label", "score", "abstained", "set", "probabilities"]
-    assert told["emotion"]["set"] == list(explained.labels_in_set)
-    assert told["emotion"]["abstained"] is explained.abstained
-    assert told["contributions"] == pytest.approx(shares(explained), abs=1e-4)
-    assert told["conflict"] is explained.conflict
+    assert list(fields["emotion"]) == ["label", "score", "abstained", "set", "probabilities"]
+    assert fields["emotion"]["set"] == list(explained.labels_in_set)
+    assert fields["emotion"]["abstained"] is explained.abstained
+    assert fields["contributions"] == pytest.approx(shares(explained), abs=1e-4)
+    assert fields["conflict"] is explained.conflict
     provisional, _ = hearing.classify(**given)
-    update = spoken.event("update", source, words=words, prediction=provisional)
+    update = utterance.event("update", source, text=text, prediction=provisional)
     assert not {"contributions", "conflict"} & set(json.loads(encode(update)))
-    partial = json.loads(encode(spoken.partial(source, words=words, prediction=provisional)))
-    assert partial["emotion"] == told["emotion"]
+    partial = json.loads(encode(utterance.partial(source, text=text, prediction=provisional)))
+    assert partial["emotion"] == fields["emotion"]
     assert "contributions" not in partial
 
 
@@ -470,47 +460,47 @@ def inferring(tmp_path_factory) -> Iterator[Recognizer]:
 
 def likeliest(inferred: np.ndarray) -> dict[str, list[str]]:
     """The three phrases of each relation that score best, computed the long way."""
-    said = {}
+    phrases = {}
     for relation, direction in zip(RELATIONS, inferred, strict=True):
         known = made_up_inferences().relations[relation]
         scores = {
             text: sum(float(a) * float(b) for a, b in zip(row, direction, strict=True)) + prior
             for text, row, prior in zip(known.texts, known.embeddings, known.prior, strict=True)
         }
-        said[relation] = sorted(scores, key=scores.__getitem__, reverse=True)[:3]
-    return said
+        phrases[relation] = sorted(scores, key=scores.__getitem__, reverse=True)[:3]
+    return phrases
 
 
-def test_inferences_are_those_of_the_final_words(inferring):
-    """Of words read too early they are what the words mean after those before them."""
-    dialogue, window, changed = inferring.dialogue(), EMPTY_WINDOW, 0
+def test_inferences_are_those_of_the_final_text(inferring):
+    """Of text encoded too early they are those of the text with its context."""
+    dialogue, window, changed = inferring.new_dialogue(), EMPTY_WINDOW, 0
     for turn in TURNS:
-        early = inferring.understand(transcript(turn.text), speaker=turn.speaker)
-        read = inferring.understand(transcript(turn.text), speaker=turn.speaker, window=window)
-        window = read.after
-        final = inferring.conclude(
-            acoustic=None, words=early, dialogue=dialogue, speaker=turn.speaker, explain=True
+        early = inferring.encode_text(transcript(turn.text), speaker=turn.speaker)
+        read = inferring.encode_text(transcript(turn.text), speaker=turn.speaker, window=window)
+        window = read.window_after
+        final = inferring.classify_final(
+            acoustic=None, text=early, dialogue=dialogue, speaker=turn.speaker, explain=True
         )
         assert final.inferences.model_dump() == likeliest(read.commonsense)
         changed += likeliest(early.commonsense) != likeliest(read.commonsense)
     assert changed
 
 
-def test_nothing_is_inferred_without_words(inferring):
+def test_nothing_is_inferred_without_text(inferring):
     """Zeros would say the most frequent phrases; a provisional emotion says none either."""
-    dialogue = inferring.dialogue()
-    for words in (None, inferring.understand(transcript(""))):
-        given = {"acoustic": None, "words": words, "dialogue": dialogue}
-        assert inferring.conclude(**given, explain=True).inferences is None
-    words = inferring.understand(transcript(SAID[0]))
-    provisional, _ = inferring.classify(acoustic=None, words=words, state=dialogue.state)
+    dialogue = inferring.new_dialogue()
+    for text in (None, inferring.encode_text(transcript(""))):
+        given = {"acoustic": None, "text": text, "dialogue": dialogue}
+        assert inferring.classify_final(**given, explain=True).inferences is None
+    text = inferring.encode_text(transcript(SENTENCES[0]))
+    provisional, _ = inferring.classify(acoustic=None, text=text, state=dialogue.state)
     assert provisional.inferences is None
 
 
-def test_inferences_are_said_only_if_wanted(tmp_path):
+def test_inferences_are_given_only_if_asked_for(tmp_path):
     """A bundle that has phrases keeps them to itself by default."""
     with Recognizer(save_bundle(tmp_path, inferences=made_up_inferences())) as recognizer:
-        prediction = conclude(recognizer, recognizer.dialogue(), 0, hears=False, reads=True)
+        prediction = classify_next(recognizer, recognizer.new_dialogue(), 0, audio=False, text=True)
     assert prediction.contributions is not None
     assert prediction.inferences is None
 
@@ -518,9 +508,9 @@ def test_inferences_are_said_only_if_wanted(tmp_path):
 def test_inferences_that_the_bundle_has_no_phrases_for_are_refused(tmp_path):
     """In one line: which bundle, and what to do."""
     config = save_bundle(tmp_path).model_copy(update={"inferences": True})
-    with pytest.raises(ConfigError, match=r"read has no phrases.*leave --inferences out") as told:
+    with pytest.raises(ConfigError, match=r"read has no phrases.*leave --inferences out") as raised:
         Recognizer(config)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(raised.value)
 
 
 def test_the_published_digest_tells_another_speech_recogniser(recognizer: Recognizer) -> None:

@@ -31,7 +31,7 @@ from stream_hbaf.features.acoustic import EGEMAPS, AcousticExtractor
 from stream_hbaf.features.representations import open_representation
 from stream_hbaf.features.speech_encoder import PIECE_S, SpeechEncoder
 from stream_hbaf.features.tokens import from_rows
-from stream_hbaf.features.whisper import WhisperEncoder
+from stream_hbaf.features.whisper_encoder import WhisperEncoder
 
 RATE = 16_000
 SPEECH = read_audio(RECORDINGS / "jfk.flac")
@@ -144,7 +144,7 @@ def test_whisper_is_its_encoders_description() -> None:
     encoder = WhisperEncoder("tiny.en", threads=1)
     assert (representation.name, representation.width) == ("whisper:tiny.en", 384)
     assert representation.version == f"1-{encoder.version}"
-    np.testing.assert_array_equal(representation.extract(SPEECH), encoder.describe(SPEECH))
+    np.testing.assert_array_equal(representation.extract(SPEECH), encoder.embed(SPEECH))
     assert representation.extract(np.zeros(RATE, np.int16)) is None
     representation.close()
 

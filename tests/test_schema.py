@@ -35,7 +35,7 @@ from stream_hbaf.events import (
     Switch,
     Utterance,
 )
-from stream_hbaf.live.privacy import veil
+from stream_hbaf.live.privacy import redact
 from stream_hbaf.publish.homeassistant import discovery
 from stream_hbaf.publish.messages import available, encode, messages
 from stream_hbaf.publish.schema import json_schema, reference, schema, write_schema
@@ -167,8 +167,8 @@ def test_every_field_has_a_meaning() -> None:
 INFO = Info(version="0", model=Model(id="b", sha256="c"), labels=["joy"], licence="", sources=["m"])
 PUBLISHED: tuple[tuple[AnyEvent | Response, tuple[str, ...]], ...] = (
     (END, ("utterance", "emotion")),
-    (veil(END, "no_text") or INFO, ("utterance", "emotion")),
-    (veil(END, "label_only") or INFO, ("utterance", "emotion")),
+    (redact(END, "no_text") or INFO, ("utterance", "emotion")),
+    (redact(END, "label_only") or INFO, ("utterance", "emotion")),
     (
         Partial(
             id="d-1", source="m", dialogue_id="d", speaker="", text="", modalities=["audio"],

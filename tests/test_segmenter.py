@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from stream_hbaf.audio.file import read_audio
 from stream_hbaf.config import SegmenterConfig, VadConfig
 from stream_hbaf.errors import ConfigError
-from stream_hbaf.speech.segmenter import Action, Begin, Feed, Finish, Pause, Resume, Segmenter
+from stream_hbaf.speech.segmenter import (
+    Begin,
+    Extend,
+    Finish,
+    Pause,
+    Resume,
+    Segmenter,
+    SegmenterAction,
+)
 from stream_hbaf.speech.vad import open_detector
 
 RECORDINGS = Path(__file__).parent / "recordings"
@@ -34,22 +42,22 @@ def scores_of(pattern: str) -> list[float]:
     return [SCORES[letter] for letter in pattern.replace(" ", "")]
 
 
-def segment(scores: Iterable[float], *, config: SegmenterConfig = CONFIG) -> list[Action]:
+def segment(scores: Iterable[float], *, config: SegmenterConfig = CONFIG) -> list[SegmenterAction]:
     segmenter = Segmenter(config, VAD, frame_samples=F)
     return [action for score in scores for action in segmenter.feed(score)]
 
 
-def in_frames(actions: Iterable[Action]) -> list[tuple[object, ...]]:
-    """Actions in short: Begin and Feed with frames, Finish with its limits and trigger."""
+def in_frames(actions: Iterable[SegmenterAction]) -> list[tuple[object, ...]]:
+    """Actions in short: Begin and Extend with frames, Finish with its limits and trigger."""
     short: list[tuple[object, ...]] = []
     for action in actions:
         match action:
             case Begin(start):
                 short.append(("begin", start / F))
-            case Feed(start, end) if short[-1][0] == "feed" and short[-1][-1] == start / F:
-                short[-1] = ("feed", short[-1][1], end / F)
-            case Feed(start, end):
-                short.append(("feed", start / F, end / F))
+            case Extend(start, end) if short[-1][0] == "extend" and short[-1][-1] == start / F:
+                short[-1] = ("extend", short[-1][1], end / F)
+            case Extend(start, end):
+                short.append(("extend", start / F, end / F))
             case Pause(end):
                 short.append(("pause", end / F))
             case Resume():
@@ -64,7 +72,7 @@ def test_utterance_in_silence() -> None:
     actions = segment(scores_of("..... ..... sssss ........"))
     assert in_frames(actions) == [
         ("begin", 6),
-        ("feed", 6, 17),
+        ("extend", 6, 17),
         ("pause", 17),
         ("finish", 6, 17, "silence"),
     ]
@@ -86,7 +94,7 @@ def test_begin_as_soon_as_min_speech() -> None:
     """The frame that completes min_speech begins the utterance, and feeds all of it so far."""
     segmenter = Segmenter(CONFIG, VAD, frame_samples=F)
     assert [segmenter.feed(score) for score in scores_of("..... ss")] == [[]] * 7
-    assert segmenter.feed(0.9) == [Begin(1 * F), Feed(1 * F, 8 * F)]
+    assert segmenter.feed(0.9) == [Begin(1 * F), Extend(1 * F, 8 * F)]
 
 
 def test_burst_alone() -> None:
@@ -96,7 +104,7 @@ def test_burst_alone() -> None:
 
 def test_burst_with_brief_gap() -> None:
     """Bursts less than a pause apart add up to one beginning, backdated to the first."""
-    assert in_frames(segment(scores_of("..... s..s..s"))) == [("begin", 1), ("feed", 1, 12)]
+    assert in_frames(segment(scores_of("..... s..s..s"))) == [("begin", 1), ("extend", 1, 12)]
 
 
 def test_gap_does_not_count_as_speech() -> None:
@@ -112,14 +120,14 @@ def test_low_scores() -> None:
 
 def test_score_at_threshold() -> None:
     """A score equal to the threshold starts speech; one equal to the release goes on with it."""
-    assert in_frames(segment([0.5, 0.3, 0.3])) == [("begin", 0), ("feed", 0, 3)]
+    assert in_frames(segment([0.5, 0.3, 0.3])) == [("begin", 0), ("extend", 0, 3)]
 
 
 def test_dip_inside_word() -> None:
     """A dip shorter than the post-roll changes nothing: no pause, sound fed on as it comes."""
     segmenter = Segmenter(CONFIG, VAD, frame_samples=F)
     actions = [segmenter.feed(score) for score in scores_of("sss .. s")]
-    assert actions[3:] == [[Feed(i * F, (i + 1) * F)] for i in (3, 4, 5)]
+    assert actions[3:] == [[Extend(i * F, (i + 1) * F)] for i in (3, 4, 5)]
 
 
 def test_silence_held_back() -> None:
@@ -127,12 +135,12 @@ def test_silence_held_back() -> None:
     segmenter = Segmenter(CONFIG, VAD, frame_samples=F)
     actions = [segmenter.feed(score) for score in scores_of("sss ..... s")]
     assert actions[3:] == [
-        [Feed(3 * F, 4 * F)],
-        [Feed(4 * F, 5 * F)],
+        [Extend(3 * F, 4 * F)],
+        [Extend(4 * F, 5 * F)],
         [Pause(5 * F, mean_score=0.75)],
         [],
         [],
-        [Resume(), Feed(5 * F, 9 * F)],
+        [Resume(), Extend(5 * F, 9 * F)],
     ]
 
 
@@ -140,13 +148,13 @@ def test_pause_again() -> None:
     """Each pause is told once, and taken back once when speech goes on."""
     assert in_frames(segment(scores_of("sss .... ss .... s ......"))) == [
         ("begin", 0),
-        ("feed", 0, 5),
+        ("extend", 0, 5),
         ("pause", 5),
         ("resume",),
-        ("feed", 5, 11),
+        ("extend", 5, 11),
         ("pause", 11),
         ("resume",),
-        ("feed", 11, 16),
+        ("extend", 11, 16),
         ("pause", 16),
         ("finish", 0, 16, "silence"),
     ]
@@ -155,7 +163,7 @@ def test_pause_again() -> None:
 def test_pre_roll_next_utterance() -> None:
     """The next utterance's pre-roll stops where the utterance before ended."""
     actions = in_frames(segment(scores_of("sss ...... sss")))
-    assert actions[3:] == [("finish", 0, 5, "silence"), ("begin", 5), ("feed", 5, 12)]
+    assert actions[3:] == [("finish", 0, 5, "silence"), ("begin", 5), ("extend", 5, 12)]
 
 
 def test_soft_limit_pause() -> None:
@@ -163,7 +171,7 @@ def test_soft_limit_pause() -> None:
     actions = segment(scores_of("s" * 60 + "..."))
     assert in_frames(actions) == [
         ("begin", 0),
-        ("feed", 0, 62),
+        ("extend", 0, 62),
         ("finish", 0, 62, "length"),
     ]
     assert isinstance(actions[-1], Finish)
@@ -172,7 +180,7 @@ def test_soft_limit_pause() -> None:
 
 def test_soft_limit_speech() -> None:
     """Past the soft limit, speech and dips too short for a pause go on."""
-    assert in_frames(segment(scores_of("s" * 60 + ".." + "s" * 10)))[-1] == ("feed", 0, 72)
+    assert in_frames(segment(scores_of("s" * 60 + ".." + "s" * 10)))[-1] == ("extend", 0, 72)
 
 
 def test_soft_limit_during_pause() -> None:
@@ -184,10 +192,10 @@ def test_hard_limit_speech() -> None:
     """Speech without a pause is cut at the longest length; the next begins at that very sample."""
     assert in_frames(segment(scores_of("s" * 110 + "......"))) == [
         ("begin", 0),
-        ("feed", 0, 100),
+        ("extend", 0, 100),
         ("finish", 0, 100, "length"),
         ("begin", 100),
-        ("feed", 100, 112),
+        ("extend", 100, 112),
         ("pause", 112),
         ("finish", 100, 112, "silence"),
     ]
@@ -219,7 +227,7 @@ def test_hard_limit_sparse_bursts() -> None:
     )
     assert in_frames(segment(scores_of("s..." * 40), config=config))[:3] == [
         ("begin", 107),
-        ("feed", 107, 157),
+        ("extend", 107, 157),
         ("finish", 107, 157, "length"),
     ]
 
@@ -259,7 +267,7 @@ def test_flush_then_speech() -> None:
         segmenter.feed(score)
     segmenter.flush()
     actions = [action for score in scores_of(". l sss") for action in segmenter.feed(score)]
-    assert actions == [Begin(7 * F), Feed(7 * F, 12 * F)]
+    assert actions == [Begin(7 * F), Extend(7 * F, 12 * F)]
 
 
 def test_mean_score_speech_only() -> None:
@@ -300,7 +308,7 @@ def test_origin() -> None:
     segmenter = Segmenter(CONFIG, VAD, frame_samples=F, origin=1_001)
     assert segmenter.keep_from == 1_001
     actions = [action for score in scores_of(".. sss") for action in segmenter.feed(score)]
-    assert actions == [Begin(1_001), Feed(1_001, 1_001 + 5 * F)]
+    assert actions == [Begin(1_001), Extend(1_001, 1_001 + 5 * F)]
 
 
 @pytest.mark.parametrize(
@@ -367,7 +375,7 @@ def configs(draw: st.DrawFn) -> SegmenterConfig:
 @settings(max_examples=400, deadline=None)
 @given(scores=any_scores, config=configs(), flush_at=st.integers(0, 400))
 def test_actions_any_scores(scores: list[float], config: SegmenterConfig, flush_at: int) -> None:
-    """Feeds tile each utterance; utterances are ordered, apart, announced, and not too long."""
+    """Extends tile each utterance; utterances are ordered, apart, announced, and not too long."""
     segmenter = Segmenter(config, VAD, frame_samples=F)
     last_end = 0
     begin: int | None = None
@@ -385,7 +393,7 @@ def test_actions_any_scores(scores: list[float], config: SegmenterConfig, flush_
                     assert begin is None
                     assert max(last_end, kept_from) <= start < heard
                     begin = fed = start
-                case Feed(start, end):
+                case Extend(start, end):
                     assert begin is not None
                     assert paused_at is None
                     assert kept_from <= start == fed < end <= heard

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from test_recognizer import transcript
+from recognizer_kit import transcript
 from test_training import RECIPE, make_corpora
 
 from stream_hbaf.audio.file import read_audio
@@ -70,11 +70,11 @@ def test_a_mixture_gives_a_bundle_of_mgcma_that_listens(place: Path) -> None:
     samples = read_audio(RECORDINGS / "jfk.flac")[:48_000]
     with Recognizer(Config(model=str(place / "mixed"))) as recognizer:
         assert recognizer.acoustic is not None
-        dialogue = recognizer.dialogue()
-        words = recognizer.understand(transcript("And so my fellow Americans"))
-        final = recognizer.conclude(
+        dialogue = recognizer.new_dialogue()
+        text = recognizer.encode_text(transcript("And so my fellow Americans"))
+        final = recognizer.classify_final(
             acoustic=recognizer.acoustic.extract(samples),
-            words=words,
+            text=text,
             dialogue=dialogue,
             explain=True,
         )

@@ -1,4 +1,4 @@
-"""The words of an utterance, read by the real Whisper from real sound."""
+"""Transcripts and encoder means of real sound, by the real Whisper."""
 
 import os
 import shutil
@@ -6,6 +6,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import jiwer
 import numpy as np
@@ -16,14 +17,9 @@ from numpy.typing import NDArray
 
 from stream_hbaf.config import TranscriptConfig
 from stream_hbaf.errors import ConfigError, ModelError
-from stream_hbaf.features import whisper_weights as weights
-from stream_hbaf.features.whisper import (
-    Transcriber,
-    WhisperEncoder,
-    find_loop,
-    log_mel,
-    resolve_whisper,
-)
+from stream_hbaf.features import whisper_encoder as weights
+from stream_hbaf.features.whisper import Transcriber, find_loop
+from stream_hbaf.features.whisper_encoder import WhisperEncoder, log_mel, resolve_whisper
 
 RECORDINGS = Path(__file__).parent / "recordings"
 Sound = NDArray[np.int16]
@@ -65,10 +61,10 @@ def chords(*, seconds: float) -> Sound:
 def test_final_of_read_sentences(transcriber: Transcriber) -> None:
     """At most one word in twelve of the LibriVox sentences is wrong (0.03 to 0.05 is usual)."""
     files = sorted(RECORDINGS.glob("sense*.flac"))
-    said = [plain(file.with_suffix(".txt").read_text()) for file in files]
-    heard = [plain(transcriber.final(read(file), speech_score=1.0).text) for file in files]
-    assert len(said) == 5
-    assert jiwer.wer(said, heard) <= 1 / 12
+    reference = [plain(file.with_suffix(".txt").read_text()) for file in files]
+    found = [plain(transcriber.final(read(file), speech_score=1.0).text) for file in files]
+    assert len(reference) == 5
+    assert jiwer.wer(reference, found) <= 1 / 12
 
 
 def test_final_of_a_speech(transcriber: Transcriber) -> None:
@@ -112,8 +108,8 @@ def test_final_of_the_longest_sound(transcriber: Transcriber) -> None:
     assert len(sound) < 480_000
     long = np.concatenate([np.zeros(480_000 - len(sound), np.int16), sound])
     last = (RECORDINGS / "sense_and_sensibility_01_austen_64kb-0930.txt").read_text()
-    heard = plain(transcriber.final(long, speech_score=1.0).text)
-    assert heard.split()[-1] == plain(last).split()[-1]
+    found = plain(transcriber.final(long, speech_score=1.0).text)
+    assert found.split()[-1] == plain(last).split()[-1]
     with pytest.raises(ValueError, match="over 30 s"):
         transcriber.final(np.zeros(480_001, np.int16), speech_score=1.0)
 
@@ -155,58 +151,72 @@ def test_partial_abandoned_after_encoding(transcriber: Transcriber) -> None:
     assert list(answers) == []
 
 
-def test_described_sound_is_the_mean_of_the_encoders_states(encoder: WhisperEncoder) -> None:
+def test_embedding_is_the_mean_of_the_encoders_states(encoder: WhisperEncoder) -> None:
     """512 values: the states of the utterance, 50 a second; those of the silence don't count."""
     sound = read(RECORDINGS / "jfk.flac")[:40_000]
     states = np.asarray(encoder.encode(sound, window_s=10.6))
     assert states.shape == (1, 530, 512)
-    described = encoder.describe(sound)
-    assert (described.shape, described.dtype, encoder.width) == ((512,), np.float32, 512)
-    np.testing.assert_allclose(described, states[0, :125].mean(0), atol=1e-5)
-    np.testing.assert_array_equal(encoder.describe(sound), described)
+    embedding = encoder.embed(sound)
+    assert (embedding.shape, embedding.dtype, encoder.width) == ((512,), np.float32, 512)
+    np.testing.assert_allclose(embedding, states[0, :125].mean(0), atol=1e-5)
+    np.testing.assert_array_equal(encoder.embed(sound), embedding)
 
 
 @pytest.mark.parametrize("name", ["jfk", "sense_and_sensibility_01_austen_64kb-0930"])
-def test_described_sound_is_the_same_at_any_level(encoder: WhisperEncoder, name: str) -> None:
+def test_embedding_is_the_same_at_any_level(encoder: WhisperEncoder, name: str) -> None:
     """12 dB less change it by about 1 %, of rounding; other words change it by half."""
     sound = read(RECORDINGS / f"{name}.flac")
     first, second = sound[:32_000], sound[32_000:64_000]
     quiet = np.rint(first * 10 ** (-12 / 20)).astype(np.int16)
-    here, quieter, other = (encoder.describe(part) for part in (first, quiet, second))
+    here, quieter, other = (encoder.embed(part) for part in (first, quiet, second))
     length = np.linalg.norm(here)
     assert np.linalg.norm(here - quieter) < 0.025 * length
     assert np.linalg.norm(here - other) > 0.2 * length
 
 
-def test_transcript_holds_what_was_heard(transcriber: Transcriber, encoder: WhisperEncoder) -> None:
-    """Its sound is the encoder's description bit for bit, in a partial as in a final transcript."""
+def test_final_transcript_holds_the_encoders_mean(
+    transcriber: Transcriber, encoder: WhisperEncoder
+) -> None:
+    """It is the encoder's embedding bit for bit."""
     sound = read(RECORDINGS / "jfk.flac")[:64_000]
-    described = encoder.describe(sound)
     final = transcriber.final(sound, speech_score=1.0)
-    partial = transcriber.partial(sound, abandon=lambda: False)
-    assert partial is not None
-    np.testing.assert_array_equal(final.sound, described)
-    np.testing.assert_array_equal(partial.sound, described)
+    np.testing.assert_array_equal(final.encoder_mean, encoder.embed(sound))
 
 
-def test_transcript_of_nothing_heard_nothing(transcriber: Transcriber) -> None:
-    """Sound that isn't decoded isn't described; sound without words is."""
+def test_encoders_mean_where_nobody_speaks(transcriber: Transcriber) -> None:
+    """Sound that isn't decoded has none; sound without words has one."""
     speech = read(RECORDINGS / "jfk.flac")[:32_000]
-    assert transcriber.final(speech, speech_score=0.1).sound is None
-    assert transcriber.final(np.zeros(48_000, np.int16), speech_score=1.0).sound is None
+    assert transcriber.final(speech, speech_score=0.1).encoder_mean is None
+    assert transcriber.final(np.zeros(48_000, np.int16), speech_score=1.0).encoder_mean is None
     roar = transcriber.final(white_noise(seconds=3, level=0.3), speech_score=1.0)
     assert roar.text == ""
-    assert roar.sound is not None
+    assert roar.encoder_mean is not None
 
 
-def test_another_ear_describes_the_same_sound() -> None:
-    """The words are one model's, the description another's."""
+def test_another_models_encoder_is_run_for_final_transcripts_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Text from one model, mean from another; a partial runs the first one's encoder alone."""
     sound = read(RECORDINGS / "jfk.flac")[:48_000]
-    listening = Transcriber(TranscriptConfig(), ear="tiny.en", device="cpu")
-    heard = listening.final(sound, speech_score=1.0)
-    assert plain(heard.text).endswith(" fellow americans")
-    other = WhisperEncoder("tiny.en")
-    np.testing.assert_array_equal(heard.sound, other.describe(sound))
+    transcriber = Transcriber(TranscriptConfig(), acoustic_encoder="tiny.en", device="cpu")
+    other = WhisperEncoder("tiny.en", threads=1)
+    runs: list[int] = []
+    real = WhisperEncoder.encode
+
+    def counting(self: WhisperEncoder, samples: Sound, *, window_s: float) -> Any:
+        runs.append(self.width)
+        return real(self, samples, window_s=window_s)
+
+    monkeypatch.setattr(WhisperEncoder, "encode", counting)
+    partial = transcriber.partial(sound, abandon=lambda: False)
+    assert runs == [512]
+    final = transcriber.final(sound, speech_score=1.0)
+    assert runs == [512, 512, 384]
+    assert partial is not None
+    assert plain(partial.text).endswith(" fellow americans")
+    assert partial.encoder_mean is None
+    assert plain(final.text).endswith(" fellow americans")
+    np.testing.assert_array_equal(final.encoder_mean, other.embed(sound))
 
 
 @pytest.mark.parametrize("samples", [150, 500, 16_000, 40_001])
@@ -335,21 +345,17 @@ def test_transcriber_of_a_language_unknown_to_the_model() -> None:
         Transcriber(TranscriptConfig(model="tiny.en", language="de"), device="cpu")
 
 
-def test_another_language_than_the_one_asked_for(caplog: pytest.LogCaptureFixture) -> None:
-    """English asked for as Polish: no words made up, but its sound, its language, and advice."""
+def test_another_language_than_the_one_asked_for() -> None:
+    """English asked for as Polish: no invented text, but its language and the encoder's mean."""
     polish = Transcriber(TranscriptConfig(language="pl"), device="cpu")
     speech = read(RECORDINGS / "jfk.flac")
     final = polish.final(speech, speech_score=0.9)
-    running = polish.partial(speech, abandon=lambda: False)
-    for transcript in (final, running):
-        assert transcript is not None
-        assert (transcript.text, transcript.language) == ("", "en")
-        assert transcript.sound is not None
-        assert transcript.sound.shape == (polish.ear_width,)
-    assert [record.getMessage() for record in caplog.records] == [
-        "that sounded like language 'en', not 'pl': its words are left out; "
-        "--language en writes them down"
-    ]
+    partial = polish.partial(speech, abandon=lambda: False)
+    assert partial is not None
+    assert (partial.text, partial.language) == ("", "en")
+    assert (final.text, final.language) == ("", "en")
+    assert final.encoder_mean is not None
+    assert final.encoder_mean.shape == (polish.encoder_width,)
 
 
 def test_another_language_when_none_is_refused() -> None:

@@ -30,7 +30,8 @@ from stream_hbaf.audio.file import FileSource, read_audio
 from stream_hbaf.config import SAMPLE_RATE_HZ, TranscriptConfig, load_config
 from stream_hbaf.events import AnyEvent, Info, Model, Utterance
 from stream_hbaf.features.acoustic import Acoustic
-from stream_hbaf.features.whisper import Transcript, resolve_whisper
+from stream_hbaf.features.whisper import Transcript
+from stream_hbaf.features.whisper_encoder import resolve_whisper
 from stream_hbaf.live.pipeline import LivePipeline, Recognition
 from stream_hbaf.publish.broker import embedded_broker
 from stream_hbaf.publish.mqtt import MqttPublisher
@@ -139,9 +140,9 @@ def naive(
         lld=np.zeros((0, 65), np.float32), functionals=functionals.to_numpy(np.float32)[0]
     )
     transcript = Transcript(text=text, language="en", avg_logprob=0.0, no_speech_prob=0.0)
-    words = timed("text", lambda: recognizer.understand(transcript))
-    state = recognizer.dialogue().state
-    timed("classify", lambda: recognizer.classify(acoustic=acoustic, words=words, state=state))
+    text = timed("text", lambda: recognizer.encode_text(transcript))
+    state = recognizer.new_dialogue().state
+    timed("classify", lambda: recognizer.classify(acoustic=acoustic, text=text, state=state))
     spent["total"] = sum(spent.values())
     return spent
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from stream_hbaf.config import SegmenterConfig, TranscriptConfig, VadConfig
 from stream_hbaf.features import whisper as transcript
-from stream_hbaf.features.whisper_weights import resolve_whisper
+from stream_hbaf.features.whisper_encoder import resolve_whisper
 from stream_hbaf.speech.segmenter import Finish, Segmenter
 from stream_hbaf.speech.vad import SileroDetector
 

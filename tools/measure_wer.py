@@ -19,7 +19,7 @@ from faster_whisper import WhisperModel
 
 from stream_hbaf.audio.file import FileSource, read_audio
 from stream_hbaf.config import TranscriptConfig, load_config
-from stream_hbaf.features.whisper import resolve_whisper
+from stream_hbaf.features.whisper_encoder import resolve_whisper
 from stream_hbaf.live.pipeline import LivePipeline, Recognition
 from stream_hbaf.recognizer import Recognizer
 
@@ -50,7 +50,7 @@ def live_words(recognizer: Recognizer, path: Path) -> str:
             await pipeline.run(source, stop=asyncio.Event())
 
     asyncio.run(run())
-    return " ".join(r.words.transcript.text for r in found if r.words is not None)
+    return " ".join(r.text.transcript.text for r in found if r.text is not None)
 
 
 def main() -> None:

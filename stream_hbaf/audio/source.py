@@ -33,6 +33,10 @@ class Chunk:
     captured_at: float  # time.monotonic() when its last sample was captured
     after_gap: bool = False  # sound before it was lost: open utterances end here
 
+    def time_of(self, sample: int) -> float:
+        """When a sample in or near this chunk was captured, on the monotonic clock."""
+        return self.captured_at - (self.start + len(self.samples) - sample) / RATE_HZ
+
 
 class AudioSource(Protocol):
     name: str

@@ -15,7 +15,7 @@ from stream_hbaf.audio.source import AudioSource, OnStatus
 from stream_hbaf.config import Config, SourceConfig
 from stream_hbaf.errors import ConfigError, DeviceError
 from stream_hbaf.events import Info, State
-from stream_hbaf.live.control import Controls, Remembering
+from stream_hbaf.live.control import Controls, DialogueStore
 from stream_hbaf.live.pipeline import LivePipeline, Publisher
 from stream_hbaf.publish.broker import embedded_broker
 from stream_hbaf.publish.connection import check_connection
@@ -83,7 +83,7 @@ class _Run:
         self.pipeline = LivePipeline(
             recognizer,
             self._publishers,
-            on_sound=self._recorder.hear if self._recorder else None,
+            on_audio=self._recorder.hear if self._recorder else None,
             recording=self._recorder is not None,
         )
 
@@ -93,7 +93,7 @@ class _Run:
             self.pipeline,
             info=self._info,
             recording=self._recorder,
-            remembering=self._remembering,
+            stores=self._stores,
         )
         if self._config.mqtt.url != "none":
             self._mqtt = MqttPublisher(
@@ -115,9 +115,9 @@ class _Run:
             _say(f"showing all of it at {self._page.address}")
         self._publishers.append(screen)
 
-    def _remembering(self) -> list[Remembering]:
-        keepers = (self._mqtt, self._recorder, self._page)
-        return [keeper for keeper in keepers if keeper is not None]
+    def _stores(self) -> list[DialogueStore]:
+        stores = (self._mqtt, self._recorder, self._page)
+        return [store for store in stores if store is not None]
 
     def _info(self) -> Info:
         """Who publishes here, as it is now."""
@@ -143,7 +143,7 @@ class _Run:
                 health = health.model_copy(
                     update={"queues": queues, "dropped": health.dropped | let_go}
                 )
-            await self.pipeline.tell(health)
+            await self.pipeline.publish(health)
 
 
 def _fall_back(config: Config, replaying: Replaying) -> tuple[Config, Replaying]:

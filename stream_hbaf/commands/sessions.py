@@ -73,7 +73,7 @@ def _replay(options: argparse.Namespace) -> int:
         model=options.model,
         device=options.device,
     )
-    remark(f"{replayed.told} utterances told again")
+    remark(f"{replayed.matched} utterances replayed")
     return 0
 
 

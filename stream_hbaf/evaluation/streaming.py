@@ -26,7 +26,7 @@ from stream_hbaf.features.whisper import Transcript
 from stream_hbaf.live.pipeline import Recognition, replay
 from stream_hbaf.networks.calibration import MODALITIES, Modality
 from stream_hbaf.recognizer import Int16, Prediction, Recognizer
-from stream_hbaf.speech.listener import Listener
+from stream_hbaf.speech.detector import UtteranceDetector
 
 Flags = NDArray[np.bool_]
 Milliseconds = NDArray[np.float64]
@@ -106,7 +106,7 @@ def judge_live(
     def keep(recognition: Recognition) -> None:
         finish = recognition.finish
         number = playlist.number_at((finish.start + finish.end) // 2)
-        words = None if recognition.words is None else recognition.words.transcript
+        words = None if recognition.text is None else recognition.text.transcript
         found = _Heard(finish.start, finish.end, words, recognition.prediction)
         heard.setdefault(number, []).append(found)
 
@@ -157,21 +157,20 @@ def judge_words(
     predictions: dict[int, Prediction] = {}
     understood: dict[int, str] = {}
     for turns in corpus.splits[split]:
-        dialogue = recognizer.dialogue()
+        dialogue = recognizer.new_dialogue()
         for said in turns.utterances:
             number = len(predictions)
             draw = np.random.default_rng([seed, number])
-            text = mishear(
+            understood[number] = mishear(
                 said.text, rate=error_rate, draw=draw, lexicon=lexicon, softened=softened
             )
-            words = recognizer.understand(
-                Transcript(text, language, avg_logprob=0.0, no_speech_prob=0.0),
+            text = recognizer.encode_text(
+                Transcript(understood[number], language, avg_logprob=0.0, no_speech_prob=0.0),
                 speaker=said.speaker,
                 window=dialogue.window,
             )
-            understood[number] = text
-            predictions[number] = recognizer.conclude(
-                acoustic=None, words=words, dialogue=dialogue, speaker=said.speaker
+            predictions[number] = recognizer.classify_final(
+                acoustic=None, text=text, dialogue=dialogue, speaker=said.speaker
             )
             if len(predictions) % 500 == 0 or len(predictions) == len(utterances):
                 progress(f"{len(predictions)} of {len(utterances)} utterances, {said.id}")
@@ -253,35 +252,38 @@ def _measure_cost(
     """
     shortest, longest = (limit * SAMPLE_RATE_HZ for limit in TIMED_S)
     chosen = [n for n, one in sorted(heard.items()) if shortest <= one.length <= longest][:TIMED]
-    listener = recognizer.listener()
+    detector = recognizer.utterance_detector()
     rows = []
     for number in chosen:
         one, clip = heard[number], playlist.start_of(number)
         samples = playlist.sound(number)[max(0, one.start - clip) : one.end - clip]
         times = []
         for _ in range(TIMES):
-            times.append(_time_stages(recognizer, listener, samples, one.words))
-            listener.flush(resume_at=0)
+            times.append(_time_stages(recognizer, detector, samples, one.words))
+            detector.flush(resume_at=0)
         rows.append(np.min(times, axis=0))
     measured = np.array(rows).reshape(-1, len(STAGES))
     return dict(zip(STAGES, measured.T, strict=True))
 
 
 def _time_stages(
-    recognizer: Recognizer, listener: Listener, samples: Int16, transcript: Transcript | None
+    recognizer: Recognizer,
+    detector: UtteranceDetector,
+    samples: Int16,
+    transcript: Transcript | None,
 ) -> list[float]:
     """Milliseconds of each of STAGES for one utterance, as the first of its dialogue."""
-    dialogue = recognizer.dialogue()
-    acoustic = words = None
+    dialogue = recognizer.new_dialogue()
+    acoustic = text = None
     clock = [time.perf_counter()]
-    listener.feed(samples)
+    detector.feed(samples)
     clock.append(time.perf_counter())
     if recognizer.acoustic is not None:
         acoustic = recognizer.acoustic.extract(samples)
     clock.append(time.perf_counter())
     if transcript is not None:
-        words = recognizer.understand(transcript)
+        text = recognizer.encode_text(transcript)
     clock.append(time.perf_counter())
-    recognizer.conclude(acoustic=acoustic, words=words, dialogue=dialogue, explain=True)
+    recognizer.classify_final(acoustic=acoustic, text=text, dialogue=dialogue, explain=True)
     clock.append(time.perf_counter())
     return [1000 * float(step) for step in np.diff(clock)]

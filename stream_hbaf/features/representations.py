@@ -24,7 +24,7 @@ from stream_hbaf.features.acoustic import (
     FeatureSet,
 )
 from stream_hbaf.features.tokens import MOST_TOKENS, from_rows, to_row, to_tokens
-from stream_hbaf.features.whisper import WhisperEncoder
+from stream_hbaf.features.whisper_encoder import WhisperEncoder
 
 if TYPE_CHECKING:
     from stream_hbaf.features.speech_encoder import SpeechEncoder
@@ -177,7 +177,7 @@ class WhisperRepresentation:
 
     def extract(self, samples: NDArray[np.int16]) -> Float32 | None:
         """One utterance of at most 30 s -> [width]; None if there is nothing in it."""
-        return self._encoder.describe(samples) if samples.any() else None
+        return self._encoder.embed(samples) if samples.any() else None
 
     def close(self) -> None:
         """Nothing is open."""

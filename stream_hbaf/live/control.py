@@ -1,12 +1,13 @@
-"""What others may ask of a running recogniser, over MQTT or from the page: every wish in one place.
+"""Carries out what is asked of a running recogniser, over MQTT or from the dashboard.
 
-A wish that can't be granted is an answer that says why, never the end of the run.
+A request that can't be carried out is answered with the reason; it never ends the run.
 """
 
 import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Any, Protocol
 
@@ -19,29 +20,29 @@ from stream_hbaf.recognizer import Recognizer
 
 LOG = logging.getLogger(__name__)
 
-Answer = Callable[[Mapping[str, Any]], Awaitable[dict[str, Any]]]
+Handler = Callable[[Mapping[str, Any]], Awaitable[dict[str, Any]]]
 FINISH_S = 60.0  # an utterance that began with the former bundle is over by then
 
 
-class Remembering(Protocol):
-    """Whoever keeps something of a dialogue."""
+class DialogueStore(Protocol):
+    """Anything that stores parts of a dialogue: outbox, recorder, dashboard."""
 
     async def forget(self, dialogue_id: str) -> int:
-        """Erase it; returns how many things that were."""
+        """Erase a dialogue; returns how many stored items were erased."""
 
 
 class Recording(Protocol):
-    """Whoever writes sessions down."""
+    """Anything that records sessions."""
 
     def record(self, source: str, *, on: bool) -> None:
         """Begin or end the recording of a source. Raises ConfigError where there is no folder."""
 
     async def correct(self, feedback: Feedback) -> None:
-        """Keep what somebody says that an utterance's emotion was."""
+        """Store a correction of an utterance's emotion."""
 
 
 class Controls:
-    """Grants what is asked of one pipeline."""
+    """Carries out requests, switches and corrections on one pipeline."""
 
     def __init__(
         self,
@@ -49,15 +50,15 @@ class Controls:
         *,
         info: Callable[[], Info],
         recording: Recording | None,
-        remembering: Callable[[], Sequence[Remembering]],
+        stores: Callable[[], Sequence[DialogueStore]],
     ) -> None:
-        """``info`` tells who publishes here, and ``remembering`` who keeps something, now."""
+        """``info`` and ``stores`` give the publisher's description and the stores as of now."""
         self._pipeline = pipeline
         self._info = info
         self._recording = recording
-        self._remembering = remembering
+        self._stores = stores
         self._loading = asyncio.Lock()  # one bundle after another
-        self._answers: dict[str, Answer] = {
+        self._handlers: dict[str, Handler] = {
             "ping": self._ping,
             "reset": self._reset,
             "flush": self._flush,
@@ -68,28 +69,31 @@ class Controls:
         }
 
     async def answer(self, request: Request) -> Response:
-        """Do what is asked; what can't be done is said in the answer."""
-        found = partial(Response, command=request.command, transaction=request.transaction)
+        """Carry out a command; an error becomes the answer's ``error``."""
+        respond = partial(Response, command=request.command, transaction=request.transaction)
         try:
-            answer = self._answers.get(request.command)
-            if answer is None:
+            handler = self._handlers.get(request.command)
+            if handler is None:
                 raise ConfigError(
-                    f"no command '{request.command}'; there is {', '.join(self._answers)}"
+                    f"no command '{request.command}'; there is {', '.join(self._handlers)}"
                 )
-            return found(status="ok", content=await answer(request.arguments))
+            return respond(status="ok", content=await handler(request.arguments))
         except StreamHbafError as error:
-            return found(status="error", error=" ".join(str(error).split()))
+            return respond(status="error", error=" ".join(str(error).split()))
 
     async def set_switch(self, source: str, *, switch: SwitchName, on: bool) -> None:
-        """Set a switch of a source. Raises ConfigError where that can't be."""
+        """Set a switch of a source. Raises ConfigError for a source or switch that isn't there."""
         if switch == "record" and self._recording is None:
             raise ConfigError("record: no folder to write to; start with --record DIR")
-        await self._pipeline.turn(source, switch, on=on)
+        await self._pipeline.set_switch(source, switch, on=on)
         if switch == "record" and self._recording is not None:
             self._recording.record(source, on=on)
 
     async def correct(self, feedback: Feedback) -> None:
-        """Take a correction; it is kept where the session is recorded."""
+        """Store a correction with the recorded session.
+
+        Raises ConfigError for an unknown label, and if nothing is recorded.
+        """
         labels = self._pipeline.recognizer.bundle.labels
         if feedback.label not in labels:
             raise ConfigError(f"no label '{feedback.label}'; there is {', '.join(labels)}")
@@ -97,31 +101,32 @@ class Controls:
             raise ConfigError("feedback: nothing is recorded; start with --record DIR")
         await self._recording.correct(feedback)
 
-    async def _ping(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+    async def _ping(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         return {"time": time.time()}
 
-    async def _reset(self, asked: Mapping[str, Any]) -> dict[str, Any]:
-        await self._pipeline.cut("request", source=_text(asked, "source"))
-        return {"ended": self._pipeline.restart(source=_text(asked, "source"))}
+    async def _reset(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        source = _text(arguments, "source")
+        await self._pipeline.cut("request", source=source)
+        return {"ended": self._pipeline.end_dialogues(source=source)}
 
-    async def _flush(self, asked: Mapping[str, Any]) -> dict[str, Any]:
-        await self._pipeline.cut("request", source=_text(asked, "source"))
+    async def _flush(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        await self._pipeline.cut("request", source=_text(arguments, "source"))
         return {}
 
-    async def _set_model(self, asked: Mapping[str, Any]) -> dict[str, Any]:
-        name = _text(asked, "model")
+    async def _set_model(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        name = _text(arguments, "model")
         if not name:
             raise ConfigError("set_model: give a bundle's name or folder as 'model'")
         async with self._loading:
             config: Config = self._pipeline.recognizer.config.model_copy(update={"model": name})
             recognizer = await asyncio.to_thread(Recognizer, config)
-            former = self._pipeline.take(recognizer)
-            await self._pipeline.tell(self._info())
-            # What began with it is still being finished.
+            former = self._pipeline.swap_recognizer(recognizer)
+            await self._pipeline.publish(self._info())
+            # Utterances that began with it are still being finished.
             asyncio.get_running_loop().call_later(FINISH_S, former.close)
         return {"model": recognizer.model.id, "sha256": recognizer.model.sha256}
 
-    async def _get_state(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+    async def _get_state(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         health = self._pipeline.health().model_dump(by_alias=True)
         switches = {name: dict(pipe.switches) for name, pipe in self._pipeline.sources.items()}
         return {
@@ -131,34 +136,22 @@ class Controls:
             "dialogues": self._pipeline.dialogues(),
         }
 
-    async def _forget(self, asked: Mapping[str, Any]) -> dict[str, Any]:
-        dialogue_id = _text(asked, "dialogue_id")
+    async def _forget(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        dialogue_id = _text(arguments, "dialogue_id")
         if not dialogue_id:
             raise ConfigError("forget: give the dialogue's id as 'dialogue_id'")
-        # What is being said would be told, and kept, after it was forgotten.
-        erased = await self._pipeline.end_dialogue(dialogue_id)
-        for keeper in self._remembering():
-            erased += await keeper.forget(dialogue_id)
+        # An utterance that is still open would be published, and stored, after the erasure.
+        erased = await self._pipeline.finish_dialogue(dialogue_id)
+        for store in self._stores():
+            erased += await store.forget(dialogue_id)
         return {"erased": erased}
 
-    async def _devices(self, asked: Mapping[str, Any]) -> dict[str, Any]:
-        found = await asyncio.to_thread(list_devices)
-        return {
-            "devices": [
-                {
-                    "index": device.index,
-                    "name": device.name,
-                    "channels": device.channels,
-                    "rate_hz": device.rate_hz,
-                    "is_default": device.is_default,
-                }
-                for device in found
-            ]
-        }
+    async def _devices(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        return {"devices": [asdict(one) for one in await asyncio.to_thread(list_devices)]}
 
 
-def _text(asked: Mapping[str, Any], name: str) -> str:
-    value = asked.get(name, "")
+def _text(arguments: Mapping[str, Any], name: str) -> str:
+    value = arguments.get(name, "")
     if not isinstance(value, str):
         raise ConfigError(f"'{name}' must be text, not {value!r}")
     return value

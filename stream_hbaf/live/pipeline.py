@@ -1,5 +1,5 @@
-"""The live pipeline: sound in, events out, from one source or several, without ever blocking
-the event loop."""
+"""The live pipeline: runs sources through the recogniser and publishes events, without ever
+blocking the event loop."""
 
 import asyncio
 import resource
@@ -12,19 +12,18 @@ from stream_hbaf.audio.source import AudioSource
 from stream_hbaf.config import SourceConfig
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.events import AnyEvent, Health, State, SwitchName, Trigger
-from stream_hbaf.live.runtime import STAGES, Conversation, Publisher, Recognition, Runtime
-from stream_hbaf.live.source import OnSound, SourcePipeline
+from stream_hbaf.live.runtime import STAGES, DialogueTracker, Publisher, Recognition, Runtime
+from stream_hbaf.live.source import OnAudio, SourcePipeline
 from stream_hbaf.networks.calibration import MODALITIES, Modality
 from stream_hbaf.recognizer import Recognizer
 
-__all__ = ["LivePipeline", "OnSound", "Publisher", "Recognition", "replay"]
+__all__ = ["LivePipeline", "OnAudio", "Publisher", "Recognition", "replay"]
 
-POLL_S = 0.02
 GOODBYE_S = 1.0  # for each publisher to deliver what is finished
 
 
 class LivePipeline:
-    """Runs sources through the recogniser and tells the publishers what happens."""
+    """Runs one source or several through the recogniser and publishes what is recognised."""
 
     def __init__(
         self,
@@ -32,20 +31,20 @@ class LivePipeline:
         publishers: Sequence[Publisher],
         *,
         on_recognition: Callable[[Recognition], None] = lambda recognition: None,
-        on_sound: OnSound | None = None,
+        on_audio: OnAudio | None = None,
         recording: bool = False,
         modalities: Collection[Modality] = MODALITIES,
     ) -> None:
-        """``on_sound`` hears every chunk; where ``recording``, each source has that switch, on.
+        """``on_audio`` gets every chunk. With ``recording``, each source has a switch for it, on.
 
-        A modality that isn't among ``modalities`` is withheld from the network; it is transcribed
-        and measured all the same.
+        A modality that isn't among ``modalities`` is withheld from the network, though it is
+        transcribed or measured all the same.
         """
-        self.sources: dict[str, SourcePipeline] = {}  # by name, once it runs
+        self.sources: dict[str, SourcePipeline] = {}  # by name, once they run
         self._runtime = Runtime(
             recognizer, publishers, on_recognition=on_recognition, modalities=modalities
         )
-        self._on_sound = on_sound or (lambda source, heard: None)
+        self._on_audio = on_audio or (lambda source, audio: None)
         self._recording = recording
 
     @property
@@ -60,11 +59,11 @@ class LivePipeline:
         stop: asyncio.Event,
         beside: Sequence[Coroutine[object, object, None]] = (),
     ) -> None:
-        """Recognise until all sources end or ``stop`` is set, then finish what was heard.
+        """Recognise until all sources end or ``stop`` is set, then finish the utterances.
 
-        Sources are open already; what they captured before now is skipped, because nobody had
-        been told that we listen. What runs ``beside`` is cancelled in the end. Errors come out as
-        an ExceptionGroup.
+        Sources are open already; what they captured before this call is skipped, because the user
+        had not been told yet that the program listens. The coroutines ``beside`` run along and are
+        cancelled in the end. Errors are raised as an ExceptionGroup.
         """
         since = time.monotonic()
         runtime = self._runtime
@@ -77,14 +76,14 @@ class LivePipeline:
             }
             async with asyncio.TaskGroup() as tasks:
                 runtime.tasks = tasks
-                lasting = [
+                background = [
                     runtime.task(publisher.run(), f"publish {type(publisher).__name__}")
                     for publisher in runtime.publishers
                 ]
-                lasting += [runtime.task(other, "beside") for other in beside]
+                background += [runtime.task(other, "beside") for other in beside]
                 self.sources = {
                     config.name: SourcePipeline(
-                        runtime, config, on_sound=self._on_sound, recording=self._recording
+                        runtime, config, on_audio=self._on_audio, recording=self._recording
                     )
                     for config in source
                 }
@@ -92,11 +91,11 @@ class LivePipeline:
                     runtime.task(self.sources[config.name].run(opened, since=since), config.name)
                     for config, opened in source.items()
                 ]
-                lasting.append(runtime.task(self._stop_when(stop), "stop"))
+                background.append(runtime.task(self._stop_when(stop), "stop"))
                 await asyncio.wait(running)
                 for publisher in runtime.publishers:
                     await publisher.close(GOODBYE_S)
-                for task in lasting:
+                for task in background:
                     task.cancel()
                 runtime.tasks = None
 
@@ -106,9 +105,9 @@ class LivePipeline:
             pipeline.stop()
 
     def report_capture(self, state: State, detail: str, *, source: str = "") -> None:
-        """How a source is; meant to be the source's ``on_status``.
+        """Publish the state of a source's capture; meant to be the source's ``on_status``.
 
-        A lost device may never come back: what was said until then ends here and now.
+        A lost device may never come back, so the open utterance ends at once.
         """
         if self._runtime.tasks is None:
             return
@@ -117,67 +116,69 @@ class LivePipeline:
                 report = pipeline.report("capture", state, detail)
                 self._runtime.task(report, "report capture")
                 if state == "offline":
-                    self._runtime.task(pipeline.cut("end_of_input"), "break off")
+                    self._runtime.task(pipeline.cut("end_of_input"), "cut")
 
-    def take(self, recognizer: Recognizer) -> Recognizer:
-        """Let another recogniser begin the next utterances; returns the one so far.
+    def swap_recognizer(self, recognizer: Recognizer) -> Recognizer:
+        """Let another recogniser begin the next utterances; returns the former one.
 
-        That one is needed until what began with it is finished. Dialogues begin anew.
+        The former one is needed until the utterances that began with it are finished. Each source
+        begins a new dialogue.
         """
-        before, self._runtime.recognizer = self._runtime.recognizer, recognizer
-        return before
+        former, self._runtime.recognizer = self._runtime.recognizer, recognizer
+        return former
 
     async def cut(self, trigger: Trigger, *, source: str = "") -> None:
-        """End what is being said, at one source or at all of them."""
+        """End the open utterance of a source, or of all. Raises ConfigError for an unknown one."""
         for pipeline in self._chosen(source):
             await pipeline.cut(trigger)
 
-    async def turn(self, source: str, switch: SwitchName, *, on: bool) -> None:
-        """Set a source's switch. Raises ConfigError for a source that isn't there."""
+    async def set_switch(self, source: str, switch: SwitchName, *, on: bool) -> None:
+        """Set a source's switch. Raises ConfigError for an unknown source."""
         for pipeline in self._chosen(source):
-            await pipeline.turn(switch, on=on)
+            await pipeline.set_switch(switch, on=on)
 
-    def restart(self, *, source: str = "", dialogue_id: str = "") -> int:
-        """End the dialogues of a source, or this one, or all; returns how many ended."""
-        chosen = {id(c): c for c in map(self._conversation, self._chosen(source))}
+    def end_dialogues(self, *, source: str = "", dialogue_id: str = "") -> int:
+        """End the dialogues of a source, or one of them, or all; returns how many were ended.
+
+        Raises ConfigError for an unknown source.
+        """
+        chosen = {id(one): one for one in map(self._tracker, self._chosen(source))}
         ended = [
-            conversation
-            for conversation in chosen.values()
-            if conversation.dialogue is not None and dialogue_id in ("", conversation.dialogue.id)
+            tracker
+            for tracker in chosen.values()
+            if tracker.dialogue is not None and dialogue_id in ("", tracker.dialogue.id)
         ]
-        for conversation in ended:
-            conversation.restart()
+        for tracker in ended:
+            tracker.end()
         return len(ended)
 
-    async def end_dialogue(self, dialogue_id: str) -> int:
-        """End a dialogue, and wait until all that was said in it is told; 1 if it was going on."""
+    async def finish_dialogue(self, dialogue_id: str) -> int:
+        """End a dialogue and wait until all its utterances are published; 1 if it was going on."""
         speaking = [
             pipeline
             for pipeline in self.sources.values()
-            if (dialogue := self._conversation(pipeline).dialogue) and dialogue.id == dialogue_id
+            if (dialogue := self._tracker(pipeline).dialogue) and dialogue.id == dialogue_id
         ]
-        ended = self.restart(dialogue_id=dialogue_id)
+        ended = self.end_dialogues(dialogue_id=dialogue_id)
         for pipeline in speaking:
             await pipeline.cut("request")
-        while self._runtime.open[dialogue_id] > 0:  # noqa: ASYNC110  seldom, and soon over
-            await asyncio.sleep(POLL_S)
-        del self._runtime.open[dialogue_id]
+        await self._runtime.wait_closed(dialogue_id)
         return ended
 
-    def _conversation(self, pipeline: SourcePipeline) -> Conversation:
-        return self._runtime.conversation(pipeline.config)
+    def _tracker(self, pipeline: SourcePipeline) -> DialogueTracker:
+        return self._runtime.tracker(pipeline.config)
 
     def dialogues(self) -> dict[str, str]:
-        """The dialogue that each source is in, where one has begun."""
+        """The id of the dialogue that each source is in, where one has begun."""
         return {
-            name: conversation.dialogue.id
+            name: tracker.dialogue.id
             for name, pipeline in self.sources.items()
-            if (conversation := self._conversation(pipeline)).dialogue is not None
+            if (tracker := self._tracker(pipeline)).dialogue is not None
         }
 
     def health(self) -> Health:
-        """How the pipeline bears up now; what publishers hold is theirs to add."""
-        waiting = [pipeline.waiting() for pipeline in self.sources.values()]
+        """The pipeline's memory, queues and latency now; publishers' queues are not included."""
+        waiting = [pipeline.queue_lengths() for pipeline in self.sources.values()]
         return Health(
             uptime_s=round(time.monotonic() - self._runtime.began_at, 1),
             memory_mb=round(_resident_mb(), 1),
@@ -187,9 +188,9 @@ class LivePipeline:
             latency_ms=self._runtime.latency(),
         )
 
-    async def tell(self, event: AnyEvent) -> None:
-        """Publish what isn't about a source's sound."""
-        await self._runtime.emit(event)
+    async def publish(self, event: AnyEvent) -> None:
+        """Publish an event that isn't about a source's sound."""
+        await self._runtime.publish(event)
 
     def _chosen(self, source: str) -> list[SourcePipeline]:
         if source and source not in self.sources:
@@ -205,7 +206,7 @@ def replay(
     on_recognition: Callable[[Recognition], None],
     modalities: Collection[Modality] = MODALITIES,
 ) -> None:
-    """Run a source to its end and publish nothing, for callers that have no event loop.
+    """Run a source to its end without publishing, for callers that have no event loop.
 
     A modality that isn't among ``modalities`` is withheld from the network.
     """
@@ -221,9 +222,9 @@ def replay(
 
 
 def _resident_mb() -> float:
-    """Memory held now, where the system tells; else the most that was ever held."""
+    """Resident memory now where /proc tells it, else the peak so far."""
     try:
-        with open("/proc/self/statm", encoding="ascii") as told:  # noqa: PTH123
-            return int(told.read().split()[1]) * resource.getpagesize() / 1e6
+        with open("/proc/self/statm", encoding="ascii") as statm:  # noqa: PTH123
+            return int(statm.read().split()[1]) * resource.getpagesize() / 1e6
     except OSError:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3

@@ -1,8 +1,8 @@
-"""What of an event may leave the process: applied once, before any publisher is told.
+"""Removes from an event what may not leave the process, before any publisher gets it.
 
-full        everything
-no_text     everything but words, and what was inferred from them in phrases
-label_only  the label of each finished utterance and when it was; nothing on the way there
+full        everything is published
+no_text     everything but the text, and the inferences that are made from it
+label_only  the label of each finished utterance and its times; nothing of utterances before that
 """
 
 from stream_hbaf.events import (
@@ -15,12 +15,12 @@ from stream_hbaf.events import (
 )
 
 
-def veil(event: AnyEvent, privacy: Privacy) -> AnyEvent | None:
-    """The event as it may leave; None if it may not."""
+def redact(event: AnyEvent, privacy: Privacy) -> AnyEvent | None:
+    """The event as it may be published; None if it may not be."""
     if privacy == "full":
         return event
     if privacy == "no_text":
-        return _without_words(event)
+        return _without_text(event)
     match event:
         case Utterance(type="end"):
             return _label_alone(event)
@@ -32,7 +32,7 @@ def veil(event: AnyEvent, privacy: Privacy) -> AnyEvent | None:
             return event
 
 
-def _without_words(event: AnyEvent) -> AnyEvent:
+def _without_text(event: AnyEvent) -> AnyEvent:
     match event:
         case Utterance():
             return event.model_copy(update={"text": "", "inferences": None})

@@ -1,7 +1,7 @@
-"""A session is recognised again: the same sound through the same models, in the recorded order.
+"""Replays a recorded session: the same sound through the same models, in the recorded order.
 
-The recording decides what only chance decided live: which dialogue an utterance belonged to, and
-in which order sources that talk with each other were answered. Everything else is found anew.
+The recording decides what timing decided live: which dialogue an utterance belonged to, and in
+which order the utterances of several sources were classified. Everything else is computed anew.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,12 +15,12 @@ from pydantic import ValidationError
 from stream_hbaf.config import Config, SourceConfig
 from stream_hbaf.errors import BundleError, CorpusError
 from stream_hbaf.events import DialogueSummary, Model, Switch, Utterance
-from stream_hbaf.live.runtime import Conversation, Recognition
-from stream_hbaf.live.utterance import SpokenUtterance
-from stream_hbaf.recognizer import Dialogue, Int16, Recognizer
+from stream_hbaf.live.runtime import DialogueTracker, Recognition
+from stream_hbaf.live.utterance import LiveUtterance
+from stream_hbaf.recognizer import Int16, LiveDialogue, Recognizer
 from stream_hbaf.sessions.header import decisive_versions
 from stream_hbaf.sessions.session import Session, Stretch, sample_at
-from stream_hbaf.speech.listener import Listener, Sound
+from stream_hbaf.speech.detector import Feed, UtteranceDetector
 from stream_hbaf.speech.segmenter import Begin, Finish
 
 Load = Callable[[Config], AbstractContextManager[Recognizer]]
@@ -29,16 +29,16 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """How a replay went, in numbers of utterances."""
+    """The numbers of utterances in a replay."""
 
-    told: int  # found again, and told
-    missing: int  # the recording tells of them, but they weren't found
-    others: int  # found, but the recording doesn't tell of them
+    matched: int  # recorded, detected again and classified
+    missing: int  # recorded, but not detected again
+    extra: int  # detected, but not recorded
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
-    """One utterance in the recorded sound."""
+class _Detected:
+    """One utterance that was detected in the recorded sound."""
 
     start: int  # sample, since the source was opened
     samples: Int16
@@ -55,33 +55,33 @@ def replay_session(
     device: str = "auto",
     load: Load = Recognizer,
 ) -> Replayed:
-    """Tell again, as fast as it goes, each finished utterance that a session tells of.
+    """Recognise each finished utterance of a session again, as fast as it goes.
 
-    Ids, turns and times of day are the recorded ones; features are the same to the bit, words to
-    the letter, probabilities to 1e-5. What is provisional live (``update``, ``partial``) and
-    latencies aren't told again. ``progress`` hears in a line each what makes this replay another.
-    With ``model``, that bundle reads what others read live.
+    Ids, turns and times of day are the recorded ones; features are the same to the bit, text to
+    the letter, probabilities to 1e-5. Provisional events (``update``, ``partial``) and latencies
+    aren't repeated. ``progress`` gets a line for each known difference from the recording's
+    conditions. ``model`` replaces the bundles that were used live.
 
-    Raises BundleError if the bundle that was used live isn't there in the same version, CorpusError
+    Raises BundleError if a bundle that was used live isn't there in the same version, CorpusError
     if the session can't be read.
     """
     for line in _other_versions(session):
         progress(line)
     config = _config(session, device=device)
     replay = _Replay(session, config, on_event=on_event, on_recognition=on_recognition)
-    reading: Model | str | None = None
+    loaded: Model | str | None = None
     with ExitStack() as opened:
-        for end, write in _ends(session):
+        for end, transcribed in _ends(session):
             wanted = model or end.model or session.header.model
-            if wanted != reading:
+            if wanted != loaded:
                 opened.close()
                 name = wanted if isinstance(wanted, str) else _name(session, wanted)
                 recognizer = load(config.model_copy(update={"model": name}))
                 replay.recognizer = opened.enter_context(recognizer)
                 if isinstance(wanted, Model):
                     _require_same(session, replay.recognizer, wanted)
-                reading = wanted
-            replay.tell(end, write=write)
+                loaded = wanted
+            replay.recognise(end, transcribed=transcribed)
     counted = replay.count()
     if counted.missing:
         progress(f"{session.folder}: {counted.missing} utterances weren't found again")
@@ -90,132 +90,138 @@ def replay_session(
 
 @dataclass(slots=True)
 class _Replay:
-    """One run over a session's finished utterances, in their recorded order."""
+    """One pass over a session's finished utterances, in their recorded order."""
 
     session: Session
     config: Config
     on_event: Callable[[Utterance | DialogueSummary], None]
     on_recognition: Callable[[Recognition], None]
-    recognizer: Recognizer = field(init=False)  # that reads now
-    _conversations: dict[str, Conversation] = field(default_factory=dict)  # by dialogue's id
-    _found: dict[str, Iterator[_Found]] = field(default_factory=dict)  # by source
-    _next: dict[str, _Found] = field(default_factory=dict)  # found, but not told yet
-    _told: int = 0
+    recognizer: Recognizer = field(init=False)  # the one in use
+    _trackers: dict[str, DialogueTracker] = field(default_factory=dict)  # by dialogue id
+    _detections: dict[str, Iterator[_Detected]] = field(default_factory=dict)  # by source
+    _next: dict[str, _Detected] = field(default_factory=dict)  # detected, not matched yet
+    _matched: int = 0
     _missing: int = 0
-    _others: int = 0
+    _extra: int = 0
 
-    def tell(self, end: Utterance, *, write: bool) -> None:
-        """Find the utterance again, and tell of it; ``write`` down its words if that was on."""
-        found = self._find(end)
-        if found is None:
+    def recognise(self, end: Utterance, *, transcribed: bool) -> None:
+        """Find a recorded utterance in the sound, classify it and pass its events on.
+
+        ``transcribed``: whether its source was being transcribed when it was recorded.
+        """
+        detected = self._find(end)
+        if detected is None:
             self._missing += 1
             return
-        conversation = self._conversation(end.dialogue_id)
-        assert conversation.dialogue is not None
-        spoken = SpokenUtterance(
+        tracker = self._tracker(end.dialogue_id)
+        assert tracker.dialogue is not None
+        utterance = LiveUtterance(
             recognizer=self.recognizer,
-            dialogue=conversation.dialogue,
+            dialogue=tracker.dialogue,
             turn=end.turn,
-            start=found.start,
-            started_at=0.0,  # the recorded times are told
-            finish=found.finish,
+            start=detected.start,
+            started_at=0.0,  # replaced by the recorded times
+            finish=detected.finish,
         )
-        again = self._recognise(spoken, found, speaker=end.speaker, write=write)
-        said = spoken.event(
+        recognition = self._classify(
+            utterance, detected, speaker=end.speaker, transcribed=transcribed
+        )
+        event = utterance.event(
             "end",
             SourceConfig(name=end.source, speaker=end.speaker),
-            words=again.words,
-            prediction=again.prediction,
+            text=recognition.text,
+            prediction=recognition.prediction,
         ).model_copy(update=_recorded(end))
-        self._told += 1
-        self.on_recognition(again)
-        self.on_event(said)
-        summary = conversation.summarise(said)
+        self._matched += 1
+        self.on_recognition(recognition)
+        self.on_event(event)
+        summary = tracker.summarise(event)
         if summary is not None:
             self.on_event(summary)
 
     def count(self) -> Replayed:
-        """What came of it; nothing can be told after that."""
-        self._others += len(self._next)
+        """The numbers of utterances; ends the replay."""
+        self._extra += len(self._next)
         for source in self.session.stretches:
-            self._others += sum(1 for _ in self._listen(source))
-        return Replayed(self._told, self._missing, self._others)
+            self._extra += sum(1 for _ in self._detect(source))
+        return Replayed(self._matched, self._missing, self._extra)
 
-    def _find(self, end: Utterance) -> _Found | None:
-        """The source's next utterance that begins where this one did; earlier ones are passed."""
+    def _find(self, end: Utterance) -> _Detected | None:
+        """The source's next utterance with the start of this one; earlier ones are passed over."""
         start = sample_at(end.audio_start_ms)
         while True:
-            found = self._next.pop(end.source, None) or next(self._listen(end.source), None)
+            found = self._next.pop(end.source, None) or next(self._detect(end.source), None)
             if found is None or found.start == start:
                 return found
             if found.start > start:
                 self._next[end.source] = found
                 return None
-            self._others += 1
+            self._extra += 1
 
-    def _listen(self, source: str) -> Iterator[_Found]:
-        if source not in self._found:
-            self._found[source] = _utterances(self.session, source, Listener(self.config))
-        return self._found[source]
+    def _detect(self, source: str) -> Iterator[_Detected]:
+        if source not in self._detections:
+            detector = UtteranceDetector(self.config)
+            self._detections[source] = _utterances(self.session, source, detector)
+        return self._detections[source]
 
-    def _conversation(self, dialogue_id: str) -> Conversation:
-        known = self._conversations.get(dialogue_id)
+    def _tracker(self, dialogue_id: str) -> DialogueTracker:
+        known = self._trackers.get(dialogue_id)
         if known is None:
-            dialogue = Dialogue(self.recognizer.bundle.network.initial_state(), id=dialogue_id)
-            known = Conversation(dialogue=dialogue, recognizer=self.recognizer)
-            self._conversations[dialogue_id] = known
+            dialogue = LiveDialogue(self.recognizer.bundle.network.initial_state(), id=dialogue_id)
+            known = DialogueTracker(dialogue=dialogue, recognizer=self.recognizer)
+            self._trackers[dialogue_id] = known
         return known
 
-    def _recognise(
-        self, spoken: SpokenUtterance, found: _Found, *, speaker: str, write: bool
+    def _classify(
+        self, utterance: LiveUtterance, detected: _Detected, *, speaker: str, transcribed: bool
     ) -> Recognition:
-        """What the pipeline does with a finished utterance, one step after another."""
-        recognizer, dialogue = self.recognizer, spoken.dialogue
+        """The live pipeline's steps for a finished utterance, one after another."""
+        recognizer, dialogue = self.recognizer, utterance.dialogue
         acoustic = None
         if recognizer.acoustic is not None:
-            acoustic = recognizer.acoustic.extract(found.samples)
+            acoustic = recognizer.acoustic.extract(detected.samples)
         transcript = recognizer.transcriber.final(
-            found.samples, speech_score=found.finish.mean_score, write=write
+            detected.samples, speech_score=detected.finish.mean_score, decode=transcribed
         )
-        words = recognizer.understand(transcript, speaker=speaker, window=dialogue.window)
-        prediction = recognizer.conclude(
-            acoustic=acoustic, words=words, dialogue=dialogue, speaker=speaker, explain=True
+        text = recognizer.encode_text(transcript, speaker=speaker, window=dialogue.window)
+        prediction = recognizer.classify_final(
+            acoustic=acoustic, text=text, dialogue=dialogue, speaker=speaker, explain=True
         )
-        return Recognition(spoken.id, found.finish, acoustic, words, prediction)
+        return Recognition(utterance.id, detected.finish, acoustic, text, prediction)
 
 
 def _ends(session: Session) -> Iterator[tuple[Utterance, bool]]:
-    """Finished utterances in the order in which they were told, and whether words were wanted."""
-    unwritten: set[str] = set()
-    for told in session.events:
-        if isinstance(told, Switch) and told.switch == "transcribe":
-            (unwritten.discard if told.on else unwritten.add)(told.source)
-        elif isinstance(told, Utterance) and told.type == "end":
-            yield told, told.source not in unwritten
+    """Finished utterances in the order of publication, and whether they were transcribed."""
+    off: set[str] = set()  # sources that weren't transcribed
+    for event in session.events:
+        if isinstance(event, Switch) and event.switch == "transcribe":
+            (off.discard if event.on else off.add)(event.source)
+        elif isinstance(event, Utterance) and event.type == "end":
+            yield event, event.source not in off
 
 
-def _utterances(session: Session, source: str, listener: Listener) -> Iterator[_Found]:
-    """All utterances in a source's sound, found as they were live."""
-    sound: list[Int16] = []
+def _utterances(session: Session, source: str, detector: UtteranceDetector) -> Iterator[_Detected]:
+    """All utterances in a source's sound, detected as they were live."""
+    pieces: list[Int16] = []
     for piece in (*session.heard(source), None):
         if piece is None:
-            heard = listener.flush(resume_at=0)
+            actions = detector.flush(resume_at=0)
         elif isinstance(piece, Stretch):
-            heard = listener.flush(resume_at=piece.start, trigger=piece.trigger)
+            actions = detector.flush(resume_at=piece.start, trigger=piece.trigger)
         else:
-            heard = listener.feed(piece)
-        for action in heard:
+            actions = detector.feed(piece)
+        for action in actions:
             match action:
                 case Begin():
-                    sound = []
-                case Sound(samples=samples):
-                    sound.append(samples)
+                    pieces = []
+                case Feed(samples=samples):
+                    pieces.append(samples)
                 case Finish():
-                    yield _Found(action.start, np.concatenate(sound), action)
+                    yield _Detected(action.start, np.concatenate(pieces), action)
 
 
 def _recorded(end: Utterance) -> dict[str, Any]:
-    """What the recording knows better."""
+    """The fields that are taken from the recording."""
     return {
         "id": end.id,
         "rev": end.rev,
@@ -237,7 +243,7 @@ def _config(session: Session, *, device: str) -> Config:
 
 
 def _name(session: Session, wanted: Model) -> str:
-    """Where a bundle is to be found: the first one's folder may have been given instead of it."""
+    """A bundle's name; of the session's first one the name or folder that it was started with."""
     header = session.header
     return str(header.settings.get("model", wanted.id)) if wanted == header.model else wanted.id
 
@@ -253,7 +259,7 @@ def _require_same(session: Session, recognizer: Recognizer, live: Model) -> None
 
 
 def _other_versions(session: Session) -> list[str]:
-    """One line if packages that decide have changed since."""
+    """One line if packages that affect results have changed since."""
     now, then = decisive_versions(), session.header.versions
     changed = [f"{name} {then[name]}" for name in then if now.get(name) != then[name]]
     if not changed:

@@ -1,4 +1,4 @@
-"""An utterance on its way, from its first sample to its end event."""
+"""An utterance in the live pipeline, from its first sample to its end event."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ import numpy as np
 from stream_hbaf.config import SAMPLE_RATE_HZ, SourceConfig
 from stream_hbaf.events import Asr, Emotion, Latency, Partial, Stage, Utterance
 from stream_hbaf.features.acoustic import AcousticSession
-from stream_hbaf.recognizer import Dialogue, Int16, Prediction, Recognizer, Words
+from stream_hbaf.recognizer import Int16, LiveDialogue, Prediction, Recognizer, TextFeatures
 from stream_hbaf.speech.segmenter import Finish
 
 
@@ -18,8 +18,8 @@ from stream_hbaf.speech.segmenter import Finish
 class Timing:
     """When each part was ready, in seconds of the monotonic clock; 0 is never."""
 
-    spoken: float = 0.0  # the last speech sample was captured
-    confirmed: float = 0.0  # the segmenter was sure of the end
+    speech_end: float = 0.0  # the last speech sample was captured
+    confirmed: float = 0.0  # the segmenter decided on the end
     transcript: float = 0.0
     text: float = 0.0
     acoustic: float = 0.0
@@ -27,51 +27,54 @@ class Timing:
     classified: float = 0.0
 
     def latency(self, now: float) -> Latency:
-        """What the milliseconds from the last speech sample until ``now`` were spent on."""
+        """The milliseconds of each stage between the last speech sample and ``now``."""
 
         def ms(start: float, end: float) -> float:
             return round(max(0.0, end - start) * 1000, 1)
 
         return Latency(
-            vad=ms(self.spoken, self.confirmed),
+            vad=ms(self.speech_end, self.confirmed),
             transcript=ms(self.confirmed, self.transcript),
             acoustic=ms(self.confirmed, self.acoustic),
             text=ms(max(self.confirmed, self.transcript), self.text),
             classify=ms(self.classify_began, self.classified),
             publish=ms(self.classified, now),
-            total=ms(self.spoken, now),
+            total=ms(self.speech_end, now),
         )
 
 
 @dataclass(slots=True)
-class SpokenUtterance:
+class LiveUtterance:
     """What the live pipeline knows of one utterance so far."""
 
-    recognizer: Recognizer  # that it began with, and is finished by
-    dialogue: Dialogue
+    recognizer: Recognizer  # the one that it began with, which finishes it
+    dialogue: LiveDialogue
     turn: int
     start: int  # sample
     started_at: float  # Unix time in seconds
     session: AcousticSession | None = None
     rev: int = 0
-    sound: list[Int16] = field(default_factory=list)
-    length: int = 0  # samples in ``sound``
-    partial_due: int = 0  # length at which the next running transcript is due
-    words: "asyncio.Task[Words | None] | None" = None  # of all that was said, if that is all
+    pieces: list[Int16] = field(default_factory=list)
+    length: int = 0  # samples in ``pieces``
+    partial_due: int = 0  # length at which the next partial transcript is due
+    text: "asyncio.Task[TextFeatures | None] | None" = None  # of all samples so far
     finish: Finish | None = None
     failures: dict[Stage, str] = field(default_factory=dict)
     timing: Timing = field(default_factory=Timing)
 
     @property
     def id(self) -> str:
+        """The id that is published."""
         return f"{self.dialogue.id}-{self.turn}"
 
     @property
     def samples(self) -> Int16:
-        return np.concatenate(self.sound) if self.sound else np.zeros(0, np.int16)
+        """All samples so far, [n]."""
+        return np.concatenate(self.pieces) if self.pieces else np.zeros(0, np.int16)
 
     def add(self, samples: Int16) -> None:
-        self.sound.append(samples)
+        """Append the utterance's next samples."""
+        self.pieces.append(samples)
         self.length += len(samples)
 
     def event(
@@ -79,13 +82,13 @@ class SpokenUtterance:
         kind: Literal["new", "update", "end"],
         source: SourceConfig,
         *,
-        words: Words | None = None,
+        text: TextFeatures | None = None,
         prediction: Prediction | None = None,
         now: float = 0.0,
     ) -> Utterance:
         """The next message about this utterance; ``now`` is the monotonic clock's."""
         self.rev += 1
-        transcript = words.transcript if words is not None else None
+        transcript = text.transcript if text is not None else None
         finish = self.finish if kind == "end" else None
         return Utterance(
             id=self.id,
@@ -117,14 +120,16 @@ class SpokenUtterance:
             model=self.recognizer.model if finish else None,
         )
 
-    def partial(self, source: SourceConfig, *, words: Words, prediction: Prediction) -> Partial:
-        """The running transcript with its provisional emotion."""
+    def partial(
+        self, source: SourceConfig, *, text: TextFeatures, prediction: Prediction
+    ) -> Partial:
+        """The partial transcript with its provisional emotion."""
         return Partial(
             id=self.id,
             source=source.name,
             dialogue_id=self.dialogue.id,
             speaker=source.speaker,
-            text=words.transcript.text,
+            text=text.transcript.text,
             modalities=list(prediction.modalities),
             emotion=_emotion(prediction),
         )

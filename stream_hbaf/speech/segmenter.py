@@ -1,7 +1,7 @@
-"""Sound becomes utterances, second half: where an utterance begins, pauses and ends.
+"""Decides from speech scores where utterances begin, pause and end.
 
-A pure state machine: scores in, actions out, no clock and no sound. All positions are sample
-numbers, and all of them but ``origin`` are whole frames from it.
+A pure state machine: scores in, actions out, without a clock and without sound. All positions are
+sample numbers, a whole number of frames from ``origin``.
 """
 
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ from stream_hbaf.events import Trigger
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """An utterance is under way since ``start``."""
+    """An utterance has begun at ``start``."""
 
     start: int
 
 
 @dataclass(frozen=True, slots=True)
-class Feed:
-    """The samples [start, end) surely belong to the utterance; no gap since the last Feed."""
+class Extend:
+    """The samples [start, end) belong to the utterance; no gap since the last Extend."""
 
     start: int
     end: int
@@ -28,15 +28,15 @@ class Feed:
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """If nothing more is said the utterance ends at ``end``; all of it has been fed."""
+    """Unless speech resumes the utterance ends at ``end``; all of it has been given."""
 
     end: int
-    mean_score: float  # what Finish will give if nothing more is said
+    mean_score: float  # what Finish will give unless speech resumes
 
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """Something more is said: the last Pause was not the end."""
+    """Speech goes on: the last Pause was not the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,17 +46,17 @@ class Finish:
     start: int
     end: int
     trigger: Trigger
-    confirmed_at: int  # samples heard when the end was sure
+    confirmed_at: int  # samples taken in when the end was decided
     mean_score: float  # of the frames from the first of speech to the last
     speech_end: int  # the last speech sample; what follows it until ``end`` is post-roll
 
 
-Action = Begin | Feed | Pause | Resume | Finish
+SegmenterAction = Begin | Extend | Pause | Resume | Finish
 
 
 @dataclass(slots=True)
 class _Run:
-    """Speech that is going on, an utterance once it has begun. Frame numbers, ends exclusive."""
+    """Speech under way, an utterance once ``begin`` is set. Frame numbers, ends exclusive."""
 
     first: int  # frame of speech
     last: int  # end of the last frame of speech
@@ -64,7 +64,7 @@ class _Run:
     score_sum: float = 0.0  # from first to last
     silent_score_sum: float = 0.0  # since last
     begin: int | None = None  # of the utterance
-    fed: int = 0
+    given: int = 0  # end of the last Extend
     paused: bool = False
 
     @property
@@ -104,45 +104,45 @@ class Segmenter:
         self._origin = origin
 
         # From here on positions are frame numbers; ends are exclusive.
-        self._heard = 0  # frames so far
+        self._frames = 0  # so far
         self._floor = 0  # nothing before this may be used again
         self._is_speech = False
         self._run: _Run | None = None
 
     @property
     def keep_from(self) -> int:
-        """No later action names a sample before this one: older sound may be let go."""
+        """No later action refers to a sample before this one: older sound may be dropped."""
         run = self._run
         if run is None:
-            return self._sample(self._backdated(self._heard))
+            return self._sample(self._backdated(self._frames))
         if run.begin is None:
             return self._sample(self._backdated(run.first))
-        return self._sample(run.fed)
+        return self._sample(run.given)
 
-    def feed(self, score: float) -> list[Action]:
+    def feed(self, score: float) -> list[SegmenterAction]:
         """What the next frame's score brings about, in order."""
         self._is_speech = score >= (self._release if self._is_speech else self._threshold)
         if self._is_speech and self._run is None:
-            self._run = _Run(first=self._heard, last=self._heard)
-        self._heard += 1
+            self._run = _Run(first=self._frames, last=self._frames)
+        self._frames += 1
         run = self._run
         if run is None:
             return []
         self._count(run, score)
-        return self._listen(run) if run.begin is None else self._go_on(run, run.begin)
+        return self._await_speech(run) if run.begin is None else self._continue(run, run.begin)
 
-    def flush(self, *, trigger: Trigger = "end_of_input") -> list[Action]:
-        """End what is open: the input is over, sound is missing from here on, or so it is wished.
+    def flush(self, *, trigger: Trigger = "end_of_input") -> list[SegmenterAction]:
+        """End the open utterance: the input is over or has a gap, or somebody asks for the end.
 
-        Frames fed afterwards are taken to follow on; where they don't, make a new Segmenter with
+        Frames fed afterwards count as consecutive; where they aren't, make a new Segmenter with
         their first sample as its origin.
         """
         run = self._run
-        actions: list[Action] = []
+        actions: list[SegmenterAction] = []
         if run is not None and run.begin is not None:
             actions.append(self._finish(run, run.begin, trigger=trigger))
         self._run = None
-        self._floor = self._heard
+        self._floor = self._frames
         self._is_speech = False
         return actions
 
@@ -150,58 +150,58 @@ class Segmenter:
         if not self._is_speech:
             run.silent_score_sum += score
             return
-        run.last = self._heard
+        run.last = self._frames
         run.speech_frames += 1
-        # Frames of silence count once more speech shows that they were inside.
+        # Silent frames count once speech after them shows that they were inside.
         run.score_sum += run.silent_score_sum + score
         run.silent_score_sum = 0.0
 
-    def _listen(self, run: _Run) -> list[Action]:
-        """Wait until enough speech is heard, with no gap in it that would be a pause."""
-        if self._heard - run.last >= self._pause:
+    def _await_speech(self, run: _Run) -> list[SegmenterAction]:
+        """Wait for enough speech without a gap in it that would be a pause."""
+        if self._frames - run.last >= self._pause:
             self._run = None
             return []
         if run.speech_frames < self._min_speech:
             return []
         # Long gaps between very short sounds could make it too long before it has begun.
-        begin = max(self._backdated(run.first), self._heard - self._longest)
-        run.begin = run.fed = begin
-        return [Begin(self._sample(begin)), *self._go_on(run, begin)]
+        begin = max(self._backdated(run.first), self._frames - self._longest)
+        run.begin = run.given = begin
+        return [Begin(self._sample(begin)), *self._continue(run, begin)]
 
-    def _go_on(self, run: _Run, begin: int) -> list[Action]:
-        """The frame just heard belongs to the utterance, or brings its end nearer."""
-        actions: list[Action] = []
-        silence = self._heard - run.last
+    def _continue(self, run: _Run, begin: int) -> list[SegmenterAction]:
+        """Add the newest frame to the utterance, or end it."""
+        actions: list[SegmenterAction] = []
+        silence = self._frames - run.last
         limit = begin + self._longest
         if run.paused and not silence:
             actions.append(Resume())
             run.paused = False
-        # Speech takes the silence before it along; without speech only the post-roll belongs.
-        belongs_until = min(self._heard, run.last + self._post_roll, limit)
-        if belongs_until > run.fed:
-            actions.append(Feed(self._sample(run.fed), self._sample(belongs_until)))
-            run.fed = belongs_until
+        # Silence followed by speech belongs to the utterance; after speech only the post-roll does.
+        belongs_until = min(self._frames, run.last + self._post_roll, limit)
+        if belongs_until > run.given:
+            actions.append(Extend(self._sample(run.given), self._sample(belongs_until)))
+            run.given = belongs_until
         is_pause = silence >= self._pause
-        is_long = run.fed - begin >= self._soft_limit
+        is_long = run.given - begin >= self._soft_limit
         if silence >= self._min_silence:
             actions.append(self._finish(run, begin, trigger="silence"))
-        elif self._heard >= limit or (is_pause and is_long):
+        elif self._frames >= limit or (is_pause and is_long):
             actions.append(self._finish(run, begin, trigger="length"))
         elif is_pause and not run.paused:
-            actions.append(Pause(self._sample(run.fed), run.mean_score))
+            actions.append(Pause(self._sample(run.given), run.mean_score))
             run.paused = True
         return actions
 
     def _finish(self, run: _Run, begin: int, *, trigger: Trigger) -> Finish:
         self._run = None
-        self._floor = run.fed
+        self._floor = run.given
         return Finish(
             self._sample(begin),
-            self._sample(run.fed),
+            self._sample(run.given),
             trigger=trigger,
-            confirmed_at=self._sample(self._heard),
+            confirmed_at=self._sample(self._frames),
             mean_score=run.mean_score,
-            speech_end=self._sample(min(run.last, run.fed)),
+            speech_end=self._sample(min(run.last, run.given)),
         )
 
     def _backdated(self, first: int) -> int:
@@ -212,7 +212,7 @@ class Segmenter:
 
 
 def _check(config: SegmenterConfig, vad: VadConfig) -> None:
-    """Settings that would make a pause's end, or a frame's meaning, ambiguous are refused."""
+    """Raise ConfigError for settings that would make a pause or a frame's meaning ambiguous."""
     ordered = [
         ("vad.release", vad.release, "vad.threshold", vad.threshold),
         ("segmenter.post_roll_ms", config.post_roll_ms, "segmenter.pause_ms", config.pause_ms),

@@ -1,8 +1,7 @@
-"""Sound becomes utterances, first half: how much each frame of sound is like speech.
+"""Voice activity detection: how much each frame of sound resembles speech.
 
-Two engines give the same thing, one score in [0, 1] a frame, so that the segmenter has one
-threshold scheme. Both keep what they need from one frame to the next and nothing else: any split
-of the same samples gives the same scores, bit for bit.
+Both engines give one score in [0, 1] a frame, so that the segmenter has one threshold scheme. Any
+split of the same samples gives the same scores, bit for bit.
 """
 
 from collections import deque
@@ -26,7 +25,7 @@ SILERO_STATE = (1, 1, 128)  # of each of the LSTM's two states
 # Silero misses some speech near full scale: 4 of 240 acted clips 20 dB too loud, 1 with this.
 CLIPPED = 0.97  # of full scale
 CLIPPED_FRAMES = 32  # a second
-SOFTENED = np.float32(0.25)
+ATTENUATION = np.float32(0.25)  # of frames that clip
 SILERO_INPUTS = ("input", "h", "c")
 OTHER_ENGINE = "or choose --set vad.engine=webrtc"
 
@@ -46,10 +45,10 @@ class SpeechDetector(Protocol):
 
 
 class SileroDetector:
-    """Silero's network, the one that faster-whisper carries, run without torch.
+    """Silero's network, the one in faster-whisper's package, run without torch.
 
-    Frames go through one at a time even when many are given: batches of other sizes may round
-    differently on another processor, and would save a third of very little.
+    Frames are scored one at a time even when many are given: another batch size may round
+    differently on another processor, and batches would save a third of 0.11 ms a frame.
 
     Raises ModelError when the network is missing or is not the one expected.
     """
@@ -69,7 +68,7 @@ class SileroDetector:
         frames, self._pending = _cut_frames(self._pending, samples, frame_samples=SILERO_FRAME)
         scores = np.empty(len(frames), np.float32)
         for index, recorded in enumerate(frames.astype(np.float32) / 32768):
-            frame = self._softened(recorded)
+            frame = self._attenuated(recorded)
             self._window[0, SILERO_CONTEXT:] = frame
             score, self._hidden, self._cell = self._session.run(
                 None, {"input": self._window, "h": self._hidden, "c": self._cell}
@@ -78,11 +77,11 @@ class SileroDetector:
             self._window[0, :SILERO_CONTEXT] = frame[-SILERO_CONTEXT:]
         return scores
 
-    def _softened(self, frame: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Sound that clips, or has just done so, as the network knows speech: quieter."""
+    def _attenuated(self, frame: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The frame, attenuated if sound clips in it or did so within the last second."""
         clips = np.abs(frame).max() >= CLIPPED
         self._unclipped = 0 if clips else self._unclipped + 1
-        return frame * SOFTENED if self._unclipped < CLIPPED_FRAMES else frame
+        return frame * ATTENUATION if self._unclipped < CLIPPED_FRAMES else frame
 
     def reset(self) -> None:
         self._unclipped = CLIPPED_FRAMES
@@ -93,7 +92,7 @@ class SileroDetector:
 
 
 class WebRtcDetector:
-    """WebRTC's detector; its yes or no becomes a score: the share of yes in ``smoothing_ms``.
+    """WebRTC's detector; a score is the share of frames in ``smoothing_ms`` that it calls speech.
 
     ``aggressiveness`` runs from 0 (most is speech) to 3. ``frame_ms`` is 10, 20 or 30.
     """
@@ -126,14 +125,14 @@ class WebRtcDetector:
 
 
 def open_detector(engine: Engine) -> SpeechDetector:
-    """The engine that ``vad.engine`` names, or ModelError when its weights are missing."""
+    """Open the engine that ``vad.engine`` names. Raises ModelError if its weights are missing."""
     return SileroDetector() if engine == "silero" else WebRtcDetector()
 
 
 def _cut_frames(
     pending: NDArray[np.int16], samples: NDArray[np.int16], *, frame_samples: int
 ) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
-    """Whole frames [k, frame_samples], and the samples that wait for the rest of theirs."""
+    """Whole frames [k, frame_samples], and the samples of a frame that isn't complete yet."""
     if samples.dtype != np.int16 or samples.ndim != 1:
         raise TypeError(f"sound must be int16 [n], not {samples.dtype} {list(samples.shape)}")
     joined = np.concatenate((pending, samples))
