@@ -1,10 +1,10 @@
-"""For other programs in Python: what is published, as the typed events it was.
+"""A client for Python programs: subscribes to published events, and sends requests.
 
     async for event in subscribe("mqtt://broker.local", kinds=(Utterance,)):
         print(event.speaker, event.emotion)
 
-Neither models nor numpy are imported. Where a url is not enough, an ``MqttConfig`` has the rest:
-prefix, user, password, certificates.
+Importing it imports neither models nor numpy. An ``MqttConfig`` may take the
+place of the URL; it also holds prefix, user, password and certificates.
 """
 
 import asyncio
@@ -22,56 +22,57 @@ from stream_hbaf.errors import BrokerError
 from stream_hbaf.events import Event, Response, Speech, Status, Switch, Utterance
 from stream_hbaf.publish.connection import (
     MqttError,
-    OnStatus,
+    OnConnectionStatus,
     Received,
     close_client,
     open_client,
-    read_address,
 )
-from stream_hbaf.publish.connection import subscribe as receive
-from stream_hbaf.publish.topics import TOPICS, Topic, find_topic
+from stream_hbaf.publish.connection import subscribe as subscribe_raw
+from stream_hbaf.publish.messages import TOPICS, Topic, find_topic
+from stream_hbaf.publish.node import read_address
 
 E_co = TypeVar("E_co", bound=Event, covariant=True)
 
-REMEMBERED = 20_000  # utterances whose newest revision is known: more than an outbox sends again
+MAX_REVISIONS = 20_000  # utterances whose latest revision is kept: more than an outbox resends
 
 
-class Available(Event):
-    """A recogniser has come or gone."""
+class Availability(Event):
+    """A recogniser has connected, stopped, or lost its connection (the topic ``available``)."""
 
     node: str
     state: Literal["online", "offline", "stopped"]
 
 
-class Label(Event):
-    """What a source's latest finished utterance was."""
+class EmotionLabel(Event):
+    """The label of a source's latest utterance, when it changes (the topic ``emotion``)."""
 
     source: str
     label: str
 
 
-# By the topic's name; requests and the like are for the recogniser, not for those who watch it.
+# By the topic's name; without the topics that other programs publish.
 KINDS: dict[str, type[Event]] = {
-    "available": Available,
+    "available": Availability,
     "status": Status,
     "speech": Speech,
-    "emotion": Label,
+    "emotion": EmotionLabel,
     "switch": Switch,
     **{
-        topic.name: topic.carries
+        topic.name: topic.payload
         for topic in TOPICS
-        if topic.ours and not isinstance(topic.carries, tuple) and topic.name != "discovery"
+        if topic.published and not isinstance(topic.payload, tuple) and topic.name != "discovery"
     },
 }
 
 
 class Subscription(AsyncIterator[E_co], Generic[E_co]):
-    """Events as they come, each utterance message once, over as many connections as it takes."""
+    """Events as they arrive. Utterance messages that are repeated are skipped, a lost connection
+    is restored."""
 
-    node = ""  # that published the latest event
-    retained = False  # whether that was published before we subscribed
-    damaged = 0  # messages that could not be read and were skipped
-    repeated = 0  # utterance messages that had come before and were skipped
+    node = ""  # the recogniser that published the latest event
+    retained = False  # whether that event was published before the subscription
+    damaged = 0  # skipped messages that could not be decoded
+    repeated = 0  # skipped utterance messages that had been received before
 
     def __init__(
         self,
@@ -91,21 +92,21 @@ class Subscription(AsyncIterator[E_co], Generic[E_co]):
         return self
 
     async def __anext__(self) -> E_co:
-        """The next event. Raises BrokerError or ConfigError if there is no first connection."""
+        """The next event. Raises BrokerError or ConfigError if the first connection fails."""
         async for message in self._received:
-            event = self._read(message)
+            event = self._decode(message)
             if event is not None:
                 return cast(E_co, event)
         raise StopAsyncIteration
 
     async def aclose(self) -> None:
-        """Disconnect. Also happens when nobody holds the subscription any more."""
+        """Disconnect. Also happens when the subscription is garbage collected."""
         await self._received.aclose()
 
-    def _read(self, message: Received) -> Event | None:
-        """None for what is not wanted, not known, not new, or damaged."""
+    def _decode(self, message: Received) -> Event | None:
+        """None for a message that is not subscribed to, not known, repeated or damaged."""
         found = find_topic(message.topic)
-        if found is None or not message.payload:  # an empty one takes a retained one away
+        if found is None or not message.payload:  # an empty payload erases a retained message
             return None
         topic, levels = found
         if KINDS.get(topic.name) not in self._kinds or levels["prefix"] != self._prefix:
@@ -124,11 +125,12 @@ class Subscription(AsyncIterator[E_co], Generic[E_co]):
         return event
 
     def _is_new(self, event: Utterance, *, node: str) -> bool:
-        """Revisions rise: one that doesn't is sent again after a connection or a process broke."""
+        """Whether the revision is higher than before: after a broken connection or a crash
+        messages are sent again."""
         key = (node, event.id)
         new = event.rev > self._revisions.get(key, 0)
-        self._revisions[key] = max(event.rev, self._revisions.pop(key, 0))  # now the youngest
-        if len(self._revisions) > REMEMBERED:
+        self._revisions[key] = max(event.rev, self._revisions.pop(key, 0))  # moved to the end
+        if len(self._revisions) > MAX_REVISIONS:
             self._revisions.popitem(last=False)
         return new
 
@@ -139,7 +141,7 @@ def subscribe(
     *,
     node: str | None = None,
     source: str | None = None,
-    on_status: OnStatus | None = None,
+    on_status: OnConnectionStatus | None = None,
 ) -> Subscription[Event]: ...
 
 
@@ -150,7 +152,7 @@ def subscribe(
     kinds: Collection[type[E_co]],
     node: str | None = None,
     source: str | None = None,
-    on_status: OnStatus | None = None,
+    on_status: OnConnectionStatus | None = None,
 ) -> Subscription[E_co]: ...
 
 
@@ -160,16 +162,17 @@ def subscribe(
     kinds: Collection[type[Event]] = tuple(KINDS.values()),
     node: str | None = None,
     source: str | None = None,
-    on_status: OnStatus | None = None,
+    on_status: OnConnectionStatus | None = None,
 ) -> Subscription[Any]:
-    """What recognisers publish, from now on and as far as it is retained.
+    """Subscribe to the events that recognisers publish, retained ones first.
 
-    ``where`` is a url or the settings of ``mqtt``; ``kinds`` are the types to give, ``node`` and
-    ``source`` whose. A lost connection comes back by itself, ``on_status`` hears of it; what was
-    published in between is not seen.
+    ``where`` is a URL or the settings of ``mqtt``; ``kinds`` are the types of events to yield,
+    ``node`` and ``source`` limit them to one recogniser or audio source. A lost connection is
+    restored; events published meanwhile are missed. ``on_status`` is called when the connection
+    is lost and restored.
     """
     config = MqttConfig(url=where) if isinstance(where, str) else where
-    received = receive(
+    received = subscribe_raw(
         config,
         topic=_topic_filter(kinds, prefix=config.prefix, node=node, source=source),
         on_status=on_status or (lambda _connected, _line: None),
@@ -185,23 +188,23 @@ async def request(
     timeout_s: float = 10.0,
     **arguments: Any,
 ) -> Response:
-    """Ask one recogniser for something, and wait for its answer, which may be an error.
+    """Send a command to a recogniser and return its response, whose ``status`` may be ``error``.
 
-    Raises BrokerError if there is no broker, or no answer in time.
+    Raises BrokerError if the broker can't be reached, or there is no response in time.
     """
     config = MqttConfig(url=where) if isinstance(where, str) else where
     root = f"{config.prefix}/{node}"
     transaction = uuid.uuid4().hex
-    asked = json.dumps({**arguments, "transaction": transaction})
+    payload = json.dumps({**arguments, "transaction": transaction})
     client = await open_client(config)
     try:
         async with asyncio.timeout(timeout_s):
             await client.subscribe(f"{root}/response/{command}", qos=1)
-            await client.publish(f"{root}/request/{command}", asked, qos=1)
+            await client.publish(f"{root}/request/{command}", payload, qos=1)
             async for message in client.messages:
-                answer = _answer(message.payload)
-                if answer is not None and answer.transaction == transaction:
-                    return answer
+                response = _response(message.payload)
+                if response is not None and response.transaction == transaction:
+                    return response
         raise AssertionError("messages have no end")
     except TimeoutError:
         raise BrokerError(
@@ -217,27 +220,27 @@ async def request(
 
 
 def _decode(payload: bytes, *, topic: Topic, levels: dict[str, str]) -> Event:
-    """The event that a message was; fields that we don't know are ignored. Raises ValueError."""
+    """The event of a payload; unknown fields are ignored. Raises ValueError for a damaged one."""
     model = KINDS[topic.name]
-    if not isinstance(topic.carries, tuple):
+    if not isinstance(topic.payload, tuple):
         return model.model_validate(from_json(payload, allow_inf_nan=False))
     word = payload.decode()
-    if topic.carries and word not in topic.carries:
-        raise ValueError(f"'{word}' says nothing on {topic.address}")
+    if topic.payload and word not in topic.payload:
+        raise ValueError(f"'{word}' is not a payload of {topic.address}")
     return model.model_validate({**levels, "state": word, "label": word, "on": word == "ON"})
 
 
-def _answer(payload: object) -> Response | None:
+def _response(payload: object) -> Response | None:
     try:
         return Response.model_validate_json(payload if isinstance(payload, bytes) else b"")
     except ValidationError:
-        return None  # others may ask for the same, and anybody may answer
+        return None  # anybody may publish there
 
 
 def _topic_filter(
     kinds: Collection[type[Event]], *, prefix: str, node: str | None, source: str | None
 ) -> str:
-    """As narrow as one subscription can be: who wants ends only needn't hear each partial."""
+    """The narrowest filter that one subscription can have."""
     wanted = [topic for topic in TOPICS if KINDS.get(topic.name) in kinds]
     if len(wanted) != 1:
         return f"{prefix}/{node or '+'}/{f'{source}/' if source else ''}#"

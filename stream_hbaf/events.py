@@ -1,7 +1,9 @@
-"""Everything that travels: what the pipeline says, and what is published of it.
+"""The typed events of a run, and the payloads in which they are published.
 
-Samples are counted inside the recogniser; seconds and wall-clock times appear here only, where
-an event leaves it. Times of day are ISO 8601 in UTC, durations are milliseconds.
+Inside the recogniser time is counted in samples. Events hold seconds and wall-clock times, because
+they leave it: times of day are ISO 8601 in UTC, durations are in milliseconds.
+
+The docstring below a field is its description in ``docs/mqtt.md`` and in the JSON Schemas.
 """
 
 from typing import Any, Literal
@@ -15,43 +17,51 @@ SwitchName = Literal["listening", "transcribe", "record"]
 Privacy = Literal["full", "no_text", "label_only"]
 
 
-class Event(BaseModel):
+class Part(BaseModel):
+    """An immutable part of an event."""
+
     model_config = ConfigDict(frozen=True, populate_by_name=True)
 
 
-class Emotion(Event):
-    """What is felt; of all this, privacy ``label_only`` leaves the label."""
+class Event(Part):
+    """A message, whole in itself."""
+
+
+class Emotion(Part):
+    """A prediction. With privacy ``label_only`` the label is all that is published of it."""
 
     label: str
-    """The likeliest of the model's labels, which ``info`` lists."""
+    """The most probable of the model's labels; ``info`` lists them."""
     score: float | None = None
     """The label's probability, 0 to 1."""
     abstained: bool = False
-    """Too unsure to be an answer: the label is the best guess, no more."""
+    """The prediction is too uncertain to rely on; the label is the best guess all the same."""
     set: list[str] = []
-    """Labels, likeliest first; calibration says how often it holds the right."""
+    """The conformal prediction set, most probable label first; the bundle's calibration says how
+    often such sets contain the true label."""
     probabilities: dict[str, float] = {}
-    """Every label's, summing to 1."""
+    """The probability of every label; they sum to 1."""
 
 
-class Contributions(Event):
-    """What each part added to the label's score; below 0 where it spoke against the label.
+class Contributions(Part):
+    """What each input added to the label's probability (Shapley values); negative where it spoke
+    against the label.
 
-    They sum to the score less what it would be with neither sound, words nor past.
+    They sum to the score less the score without sound, words and context.
     """
 
     audio: float
-    """The sound of the voice, as a difference of probabilities."""
+    """Of the speaker's voice, as a difference of probabilities."""
     text: float
-    """The words, likewise."""
+    """Of the words."""
     context: float
-    """The dialogue's past, as the network remembers it, likewise."""
+    """Of the dialogue so far."""
 
 
-class Inferred(Event):
-    """What isn't said but follows from the words, in annotators' phrases: up to 3, likeliest first.
+class Inferred(Part):
+    """Commonsense inferences from the words, as phrases: at most 3 each, most probable first.
 
-    The names are the paper's.
+    The names are the HBAF paper's.
     """
 
     external: list[str]
@@ -62,263 +72,265 @@ class Inferred(Event):
     """What the speaker wants."""
 
 
-class Asr(Event):
-    """How sure Whisper is of the words."""
+class Asr(Part):
+    """The speech recogniser's confidence in the words."""
 
     avg_logprob: float
-    """Mean log probability of the words' tokens; nearer 0 is surer."""
+    """Mean log probability of the tokens; closer to 0 is more certain."""
     no_speech_prob: float
-    """Probability that nobody spoke at all, 0 to 1."""
+    """Probability that there is no speech at all, 0 to 1."""
 
 
-class Latency(Event):
-    """Milliseconds from the last speech sample to publication, and what they were spent on."""
+class Latency(Part):
+    """Milliseconds from the last speech sample to publication, by stage."""
 
     vad: float
-    """Waiting for the silence that confirms the end."""
+    """Until the silence confirmed the end of the utterance."""
     transcript: float
-    """Waiting for the words after that."""
+    """From there until the words were there."""
     acoustic: float
-    """For the functionals."""
+    """For the acoustic functionals."""
     text: float
     """For the text features."""
     classify: float
     """For the network."""
     publish: float
-    """Until handed to the publishers."""
+    """From the prediction until the event was handed to the publishers."""
     total: float
-    """From the last speech sample until now."""
+    """From the last speech sample until then."""
 
 
-class Model(Event):
+class Model(Part):
     """A trained bundle."""
 
     id: str
     """The bundle's name."""
     sha256: str
-    """Of the bundle's settings and weights, in hexadecimal."""
+    """Digest of the bundle's settings and weights, in hexadecimal."""
 
 
 class Utterance(Event):
-    """One utterance's life: ``new`` when speech begins, ``update`` at each pause, ``end`` once."""
+    """One utterance: ``new`` when speech begins, ``update`` at each pause, ``end`` once."""
 
     schema_: Literal["stream_hbaf/utterance/1"] = Field("stream_hbaf/utterance/1", alias="schema")
     id: str
-    """The same in all messages about one utterance, and in no other's."""
+    """The same in all messages about one utterance, and different between utterances."""
     rev: int
-    """Rises with every message about the same id."""
+    """The revision: rises with every message about the same id."""
     type: Literal["new", "update", "end"]
-    """What has happened."""
+    """The stage of the utterance."""
     source: str
-    """Which microphone, file or stream, as in the topic."""
+    """The name of the audio source, as in the topic."""
     dialogue_id: str
-    """What the utterance belongs to: a new random name after a long silence or a ``reset``."""
+    """The dialogue that the utterance belongs to; a new random id after a long silence or a
+    ``reset``."""
     turn: int
-    """1 for a dialogue's first utterance."""
+    """The position in the dialogue, beginning at 1."""
     speaker: str
-    """As configured for the source; empty if unknown."""
+    """The speaker's name as configured for the source; empty if unknown."""
     start_time: str
-    """When speech began, ISO 8601, UTC; of a recording at ``--speed max``, as it was played."""
+    """When speech began, ISO 8601, UTC. Of a recording at ``--speed max``: when it was played."""
     end_time: str | None = None
-    """When speech ended; of an ``end``."""
+    """When speech ended. Only in an ``end``."""
     audio_start_ms: float
     """When speech began, since the source was opened."""
     audio_end_ms: float | None = None
-    """When speech ended, likewise; of an ``end``."""
+    """When speech ended, since the source was opened. Only in an ``end``."""
     trigger: Trigger | None = None
-    """What ended it; of an ``end``."""
+    """What ended the utterance. Only in an ``end``."""
     text: str = ""
-    """The words; empty if there are none, or if they may not leave."""
+    """The transcript; empty if there are no words, or if privacy keeps them back."""
     language: str = ""
-    """Of the words, as ISO 639-1: ``en``; empty without words."""
+    """The transcript's language, ISO 639-1, such as ``en``; empty without words."""
     asr: Asr | None = None
-    """How sure the words are; absent without them."""
+    """Confidence in the transcript; absent without words."""
     modalities: list[Literal["audio", "text"]] = []
-    """What the emotion was read from."""
+    """The inputs that the prediction is based on."""
     emotion: Emotion | None = None
-    """Absent until there was something to read it from."""
+    """The prediction; absent until there is one."""
     contributions: Contributions | None = None
-    """Of an ``end`` with an emotion."""
+    """What each input added to the prediction. Only in an ``end`` with an emotion."""
     conflict: bool | None = None
-    """Voice alone and words alone contradict; absent without both."""
+    """Whether voice alone and words alone give contradicting emotions; absent without both."""
     inferences: Inferred | None = None
-    """Of an ``end`` with text, where they were asked for."""
+    """Only in an ``end`` with words, and only with ``--inferences``."""
     degraded: str = ""
-    """What failed, if anything did: stage and reason."""
+    """The stage that failed and the reason; empty if none did."""
     latency_ms: Latency | None = None
-    """Of an ``end``."""
+    """Only in an ``end``."""
     model: Model | None = None
-    """What read the emotion; of an ``end``."""
+    """The bundle that made the prediction. Only in an ``end``."""
 
 
 class Partial(Event):
-    """The running transcript and a provisional emotion; may be dropped, never repeated."""
+    """The running transcript with a provisional emotion. Partials may be dropped, and are never
+    sent again."""
 
     schema_: Literal["stream_hbaf/partial/1"] = Field("stream_hbaf/partial/1", alias="schema")
     id: str
-    """The utterance's."""
+    """The utterance's id."""
     source: str
-    """Which microphone, file or stream, as in the topic."""
+    """The name of the audio source, as in the topic."""
     dialogue_id: str
-    """What the utterance belongs to: a new random name after a long silence or a ``reset``."""
+    """The dialogue that the utterance belongs to."""
     speaker: str
-    """As configured for the source; empty if unknown."""
+    """The speaker's name as configured for the source; empty if unknown."""
     text: str
-    """The words so far."""
+    """The transcript so far."""
     modalities: list[Literal["audio", "text"]]
-    """What the emotion was read from."""
+    """The inputs that the prediction is based on."""
     emotion: Emotion
-    """Provisional: of the utterance so far."""
+    """The provisional prediction from the utterance so far."""
 
 
 class Info(Event):
-    """Who publishes here: sent once per connection, retained."""
+    """The recogniser behind this node. Sent at each connection, retained."""
 
     schema_: Literal["stream_hbaf/info/1"] = Field("stream_hbaf/info/1", alias="schema")
     version: str
-    """Of stream-hbaf."""
+    """The version of stream-hbaf."""
     model: Model
-    """What reads the emotions."""
+    """The bundle that makes the predictions."""
     labels: list[str]
-    """All that the model tells apart."""
+    """All labels of the model."""
     licence: str
-    """Terms that the weights and parts come with, in one line."""
+    """The licence terms of weights and parts, in one line."""
     sources: list[str]
-    """The names that topics have."""
+    """The names of the audio sources, as in topics."""
     privacy: Privacy = "full"
-    """What is published of all that is known."""
+    """The privacy mode in force."""
 
 
-class Quantiles(Event):
+class Quantiles(Part):
     """Of the last hundred utterances, in milliseconds."""
 
     p50: float
     """The median."""
     p95: float
-    """What 95 % of them stay under."""
+    """The 95th percentile."""
 
 
 class Health(Event):
-    """How the recogniser bears up: every minute, retained."""
+    """Load and losses of the recogniser. Every minute, retained."""
 
     schema_: Literal["stream_hbaf/health/1"] = Field("stream_hbaf/health/1", alias="schema")
     uptime_s: float
-    """Since the start."""
+    """Seconds since the start."""
     memory_mb: float
     """Resident memory."""
     utterances: int
-    """Finished since the start."""
+    """Finished utterances since the start."""
     queues: dict[str, int]
-    """What waits now, by queue: chunks, finished, outbox."""
+    """The present length of each queue: ``chunks``, ``finished``, ``outbox``."""
     dropped: dict[str, int]
-    """What was let go since the start, by kind: partials, utterances."""
+    """Messages dropped since the start, by kind: ``partials``, ``utterances``."""
     latency_ms: dict[str, Quantiles]
     """By stage, as in an ``end``."""
 
 
 class DialogueSummary(Event):
-    """A dialogue so far, after each of its utterances; retained."""
+    """A dialogue so far, after each of its utterances. Retained."""
 
     schema_: Literal["stream_hbaf/dialogue/1"] = Field("stream_hbaf/dialogue/1", alias="schema")
     source: str
-    """Which source's utterance was the latest."""
+    """The source of the latest utterance."""
     dialogue_id: str
     """As in its utterances."""
     start_time: str
-    """When its first utterance began, ISO 8601, UTC."""
+    """When the first utterance began, ISO 8601, UTC."""
     end_time: str
-    """When its latest utterance ended."""
+    """When the latest utterance ended."""
     turns: int
-    """Utterances so far."""
+    """The number of utterances so far."""
     speakers: dict[str, str]
-    """Each one's last label; "" is a speaker without a name."""
+    """The latest label of each speaker; the key ``""`` is a speaker without a name."""
     emotions: dict[str, int]
-    """Utterances by label."""
+    """The number of utterances by label."""
     probabilities: dict[str, float]
-    """The mean over its utterances."""
+    """The mean probability of each label over the utterances."""
 
 
 class Switch(Event):
-    """A switch of a source stands so; retained."""
+    """The state of a source's switch. Retained."""
 
     source: str
-    """Which microphone, file or stream, as in the topic."""
+    """The name of the audio source, as in the topic."""
     switch: SwitchName
-    """Which one."""
+    """The switch's name."""
     on: bool
-    """How it stands."""
+    """Its state."""
 
 
 class Feedback(Event):
-    """Somebody says what an utterance's emotion really was."""
+    """A correction: the emotion that an utterance really had."""
 
     schema_: Literal["stream_hbaf/feedback/1"] = Field("stream_hbaf/feedback/1", alias="schema")
     id: str
-    """The utterance's."""
+    """The utterance's id."""
     label: str
-    """What it should have said."""
+    """The correct label."""
     by: str = ""
-    """Who says so, if they want to."""
+    """The annotator's name; may be left out."""
 
 
 class Request(Event):
-    """Somebody wants something: ``request/<command>``, answered on ``response/<command>``."""
+    """A command received on ``request/<command>``; answered on ``response/<command>``."""
 
     command: str
-    """What is wanted: the topic's last level."""
+    """The command's name: the topic's last level."""
     arguments: dict[str, Any] = {}
-    """What the command needs to know."""
+    """The command's arguments."""
     transaction: str = ""
-    """Comes back in the answer as it was."""
+    """Returned in the response unchanged."""
 
 
 class Response(Event):
-    """What came of a request."""
+    """The result of a request."""
 
     schema_: Literal["stream_hbaf/response/1"] = Field("stream_hbaf/response/1", alias="schema")
     command: str
-    """What was asked for."""
+    """The request's command."""
     status: Literal["ok", "error"]
-    """Whether it was done."""
+    """Whether the command succeeded."""
     content: dict[str, Any] = Field({}, alias="data")
-    """What the command has to tell; empty for most."""
+    """The command's result; empty for most commands."""
     error: str = ""
-    """One line: what is wrong, and what to do."""
+    """What is wrong and what to do, in one line; empty if nothing is."""
     transaction: str = ""
-    """The request's, as it was."""
+    """The request's, unchanged."""
 
 
 class Status(Event):
-    """A stage's health; ``detail`` is one line for people and is not published."""
+    """The state of a stage of a source's pipeline."""
 
     source: str
-    """Which microphone, file or stream, as in the topic."""
+    """The name of the audio source, as in the topic."""
     stage: Stage
-    """Which part of the pipeline."""
+    """The stage."""
     state: State
-    """How it works."""
+    """Its state."""
     detail: str = ""
-    """One line for people; not published."""
+    """The reason, in one line for people; not published over MQTT."""
 
 
 class Speech(Event):
-    """Somebody starts or stops speaking."""
+    """Speech begins or ends."""
 
     source: str
-    """Which microphone, file or stream, as in the topic."""
+    """The name of the audio source, as in the topic."""
     on: bool
     """True when speech begins."""
 
 
 class Level(Event):
-    """How loud it is now, for the screen only."""
+    """The present sound level, for terminal and dashboard; not published over MQTT."""
 
     source: str
-    """Which microphone, file or stream, as in the topic."""
+    """The name of the audio source, as in the topic."""
     dbfs: float
-    """Of the newest sound, 0 is the loudest there is."""
+    """Level of the newest chunk in dB relative to full scale; 0 is the loudest possible."""
     speech: bool
-    """Whether somebody speaks."""
+    """Whether an utterance is in progress."""
 
 
 AnyEvent = Utterance | Partial | Info | Health | DialogueSummary | Switch | Status | Speech | Level

@@ -10,8 +10,8 @@ from jsonschema import Draft202012Validator
 
 from stream_hbaf.events import Event, Response
 from stream_hbaf.publish.connection import Client
+from stream_hbaf.publish.messages import find_topic
 from stream_hbaf.publish.schema import json_schema
-from stream_hbaf.publish.topics import find_topic
 
 
 @cache
@@ -27,14 +27,14 @@ def validate(topic: str, payload: bytes) -> None:
         assert answer, f"{topic} is no topic of ours"
     elif found[0].retain and not payload:
         return  # takes a retained message away
-    carries = found[0].carries if found else Response
-    if isinstance(carries, tuple):
+    expected = found[0].payload if found else Response
+    if isinstance(expected, tuple):
         word = payload.decode()
-        assert word in carries if carries else word.strip(), f"{topic}: '{word}'"
+        assert word in expected if expected else word.strip(), f"{topic}: '{word}'"
         return
     fields = json.loads(payload or b"{}", parse_constant=_refuse)
     wrong = [
-        f"{error.json_path}: {error.message}" for error in validator(carries).iter_errors(fields)
+        f"{error.json_path}: {error.message}" for error in validator(expected).iter_errors(fields)
     ]
     assert not wrong, f"{topic}: {'; '.join(wrong)}"
 
@@ -58,7 +58,7 @@ def every_message_keeps_the_contract(
         self: Client, topic: str, payload: Any = b"", *options: Any, **named: Any
     ) -> None:
         found = find_topic(topic)
-        if found is None or found[0].ours:
+        if found is None or found[0].published:
             try:
                 validate(topic, payload)
             except (AssertionError, ValueError) as error:

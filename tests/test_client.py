@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 from mosquitto import Mosquitto, free_port, mosquitto
+from mqtt_kit import StatusLog
 
 from stream_hbaf import client
-from stream_hbaf.client import Available, Label, Subscription, request, subscribe
+from stream_hbaf.client import Availability, EmotionLabel, Subscription, request, subscribe
 from stream_hbaf.config import MqttConfig
 from stream_hbaf.errors import BrokerError, ConfigError
 from stream_hbaf.events import (
@@ -72,15 +73,15 @@ async def publish(broker: Mosquitto, *found: Message) -> None:
     await close_client(speaker)
 
 
-async def heard(
-    events: Subscription[Any], *, until: Event, say: Callable[[], Awaitable[None]]
+async def collect(
+    events: Subscription[Any], *, until: Event, send: Callable[[], Awaitable[None]]
 ) -> list[Event]:
-    """What comes of what is said once we listen, without the event that ends it."""
+    """The events that ``send``, called once the subscription is there, brings before ``until``."""
     found: list[Event] = []
     async with asyncio.timeout(20), asyncio.TaskGroup() as group:
         async for event in events:
             if event == FIRST:
-                group.create_task(say())
+                group.create_task(send())
             elif event == until:
                 break
             else:
@@ -89,15 +90,15 @@ async def heard(
     return found
 
 
-def conversation(folder: Path, *said: Message, until: Event = LAST, **wanted: Any) -> Any:
-    """The subscription, and the events that it gave of what was said."""
+def round_trip(folder: Path, *sent_messages: Message, until: Event = LAST, **options: Any) -> Any:
+    """The subscription, and the events that it yields of the messages."""
 
     async def main(broker: Mosquitto) -> tuple[Subscription[Any], list[Event]]:
-        events = subscribe(broker.url, **wanted)
+        events = subscribe(broker.url, **options)
         await publish(broker, replace(sent(FIRST)[0], retain=True))
         last = sent(LAST) if until == LAST else []
-        say = lambda: publish(broker, *said, *last)  # noqa: E731
-        return events, await heard(events, until=until, say=say)
+        send = lambda: publish(broker, *sent_messages, *last)  # noqa: E731
+        return events, await collect(events, until=until, send=send)
 
     with mosquitto(folder) as broker:
         return asyncio.run(main(broker))
@@ -107,31 +108,31 @@ def test_events_are_those_that_were_published(tmp_path: Path) -> None:
     """Each message becomes the event that it was, bare words too, in their order."""
     status = Status(source="m", stage="vad", state="degraded")
     state = available("online", prefix="stream_hbaf", node="n")
-    said = sent(INFO, status, Speech(source="m", on=True), partial(1), utterance(1))
-    events, found = conversation(tmp_path, state, *said)
+    published = sent(INFO, status, Speech(source="m", on=True), partial(1), utterance(1))
+    events, found = round_trip(tmp_path, state, *published)
     assert found == [
-        Available(node="n", state="online"),
+        Availability(node="n", state="online"),
         INFO,
         status,
         Speech(source="m", on=True),
         partial(1),
         utterance(1),
-        Label(source="m", label="joy"),
+        EmotionLabel(source="m", label="joy"),
     ]
     assert (events.node, events.damaged, events.repeated) == ("n", 0, 0)
 
 
 def test_kinds_choose(tmp_path: Path) -> None:
     """Who wants utterances and speech gets nothing else."""
-    said = sent(INFO, partial(1), utterance(1), utterance(2))
-    _, found = conversation(tmp_path, *said, kinds=(Utterance, Speech))
+    published = sent(INFO, partial(1), utterance(1), utterance(2))
+    _, found = round_trip(tmp_path, *published, kinds=(Utterance, Speech))
     assert found == [utterance(1), utterance(2)]
 
 
 def test_one_kind_is_one_narrow_subscription(tmp_path: Path) -> None:
     """Who wants utterances only has the broker send utterances only."""
     last = utterance(9)
-    _, found = conversation(
+    _, found = round_trip(
         tmp_path, *sent(partial(1), utterance(1), last), kinds=(Utterance,), until=last
     )
     assert found == [utterance(1)]
@@ -140,16 +141,21 @@ def test_one_kind_is_one_narrow_subscription(tmp_path: Path) -> None:
 def test_node_and_source_choose(tmp_path: Path) -> None:
     """Who asks for one source of one node hears no other, nor what the node says of itself."""
     other_node = sent(utterance(1), node="attic")
-    said = sent(INFO, utterance(2, source="file"), utterance(3))
-    _, found = conversation(tmp_path, *other_node, *said, node="n", source="m")
-    assert found == [utterance(3), Label(source="m", label="joy")]
+    published = sent(INFO, utterance(2, source="file"), utterance(3))
+    _, found = round_trip(tmp_path, *other_node, *published, node="n", source="m")
+    assert found == [utterance(3), EmotionLabel(source="m", label="joy")]
 
 
 def test_repeated_utterances_are_given_once(tmp_path: Path) -> None:
     """The same id and rev again, or an older rev, is counted and not given; a higher one is."""
-    said = [utterance(1, rev=1), utterance(1, rev=2), utterance(1, rev=1), utterance(1, rev=2)]
-    events, found = conversation(
-        tmp_path, *sent(*said, utterance(2), utterance(1, rev=3)), kinds=(Utterance, Speech)
+    published = [
+        utterance(1, rev=1),
+        utterance(1, rev=2),
+        utterance(1, rev=1),
+        utterance(1, rev=2),
+    ]
+    events, found = round_trip(
+        tmp_path, *sent(*published, utterance(2), utterance(1, rev=3)), kinds=(Utterance, Speech)
     )
     assert found == [utterance(1, rev=1), utterance(1, rev=2), utterance(2), utterance(1, rev=3)]
     assert events.repeated == 2
@@ -157,9 +163,16 @@ def test_repeated_utterances_are_given_once(tmp_path: Path) -> None:
 
 def test_what_is_remembered_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of old utterances the revisions are forgotten, oldest first; young ones stay known."""
-    monkeypatch.setattr(client, "REMEMBERED", 2)
-    said = [utterance(1), utterance(2), utterance(3), utterance(3), utterance(2), utterance(1)]
-    events, found = conversation(tmp_path, *sent(*said), kinds=(Utterance, Speech))
+    monkeypatch.setattr(client, "MAX_REVISIONS", 2)
+    published = [
+        utterance(1),
+        utterance(2),
+        utterance(3),
+        utterance(3),
+        utterance(2),
+        utterance(1),
+    ]
+    events, found = round_trip(tmp_path, *sent(*published), kinds=(Utterance, Speech))
     assert [event.turn for event in found] == [1, 2, 3, 1]
     assert events.repeated == 2
 
@@ -188,12 +201,12 @@ def test_damaged_messages_are_counted_and_skipped(tmp_path: Path) -> None:
         Message(f"{root}/emotion", b""),
     ]
     newer = Message(f"{root}/utterance", json.dumps(fields | {"mood": "fine"}).encode())
-    events, found = conversation(tmp_path, *damaged, *unknown, newer)
+    events, found = round_trip(tmp_path, *damaged, *unknown, newer)
     assert found == [utterance(1)]
     assert events.damaged == len(damaged)
 
 
-def test_retained_state_is_told_from_news(tmp_path: Path) -> None:
+def test_retained_events_are_marked(tmp_path: Path) -> None:
     """Who subscribes later gets what is retained, and can tell that it is from before."""
 
     async def main(broker: Mosquitto) -> list[tuple[Event, bool]]:
@@ -214,32 +227,27 @@ def test_retained_state_is_told_from_news(tmp_path: Path) -> None:
 
 
 def test_broker_that_comes_back(tmp_path: Path) -> None:
-    """The broker is killed in between: the events go on, and somebody is told."""
+    """Events go on after the broker has been restarted, and the callback is called."""
 
     async def main(broker: Mosquitto) -> tuple[list[Event], list[bool]]:
-        told: list[bool] = []
-        back = asyncio.Event()
+        statuses = StatusLog()
 
-        def tell(connected: bool, line: str) -> None:
-            told.append(connected)
-            if connected:
-                back.set()
-
-        async def say() -> None:
+        async def send() -> None:
             await publish(broker, *sent(utterance(1)))
             broker.stop()
             broker.start()
-            await back.wait()
+            await statuses.until(connected=True)
             await publish(broker, *sent(utterance(1), utterance(2), LAST))
 
         await publish(broker, replace(sent(FIRST)[0], retain=True))
-        events = subscribe(broker.url, kinds=(Utterance, Speech), on_status=tell)
-        return await heard(events, until=LAST, say=say), told
+        events = subscribe(broker.url, kinds=(Utterance, Speech), on_status=statuses)
+        found = await collect(events, until=LAST, send=send)
+        return found, [connected for connected, _ in statuses.calls]
 
     with mosquitto(tmp_path) as broker:
-        found, told = asyncio.run(main(broker))
+        found, connected = asyncio.run(main(broker))
     assert found == [utterance(1), utterance(2)]
-    assert told == [False, True]
+    assert connected == [False, True]
 
 
 def test_no_broker_is_one_line() -> None:
@@ -265,17 +273,17 @@ async def answering(broker: Mosquitto, *answers: str, ready: asyncio.Event) -> N
         asked = json.loads(message.payload)
         topic = str(message.topic).replace("/request/", "/response/")
         for answer in answers:
-            told = answer.replace("MODEL", asked.get("model", "")).replace(
+            payload = answer.replace("MODEL", asked.get("model", "")).replace(
                 "T", asked["transaction"]
             )
-            await recogniser.publish(topic, told, qos=1)
+            await recogniser.publish(topic, payload, qos=1)
         break
     await close_client(recogniser)
 
 
 @pytest.mark.breaks_contract
 def test_request_is_answered(tmp_path: Path) -> None:
-    """The answer is that to our own request, whatever else is said there; arguments arrive."""
+    """The response is the one with our transaction, whatever else is published there."""
     answers = (
         "nonsense",
         '{"command":"set_model","status":"ok","transaction":"another"}',

@@ -24,7 +24,7 @@ from stream_hbaf.events import (
 )
 from stream_hbaf.live.control import Controls
 from stream_hbaf.live.pipeline import LivePipeline
-from stream_hbaf.publish.topics import COMMANDS
+from stream_hbaf.publish.messages import COMMANDS
 from stream_hbaf.recognizer import Recognizer
 
 Sound = NDArray[np.int16]

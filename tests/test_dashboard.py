@@ -11,8 +11,9 @@ import aiohttp
 import numpy as np
 import pytest
 from conftest import RECORDINGS
+from dialogue_samples import HEADER, INFO, LABELS, record_session, utterance
 from pydantic import SecretStr
-from spoken import HEADER, INFO, Clerk, record, said
+from recording_control import RecordingControl
 
 from stream_hbaf.audio.file import read_audio
 from stream_hbaf.audio.source import Chunk
@@ -36,7 +37,7 @@ def level(dbfs: float) -> Level:
 @asynccontextmanager
 async def dashboard(
     *,
-    control: Clerk | None = None,
+    control: RecordingControl | None = None,
     sessions: Path | None = None,
     token: str | None = None,
     host: str = "127.0.0.1",
@@ -193,11 +194,14 @@ def test_late_page_is_told_what_happened_before() -> None:
     """The newest word on each utterance, in their order; moments such as levels are over."""
 
     async def scene() -> None:
-        async with dashboard(control=Clerk()) as served, client(served) as session:
-            await served.send(said(1).model_copy(update={"type": "new", "rev": 1}))
+        async with (
+            dashboard(control=RecordingControl(labels=LABELS)) as served,
+            client(served) as session,
+        ):
+            await served.send(utterance(1).model_copy(update={"type": "new", "rev": 1}))
             await served.send(level(-30))
-            await served.send(said(2, "anger"))
-            await served.send(said(1))
+            await served.send(utterance(2, "anger"))
+            await served.send(utterance(1))
             await served.send(Status(source="ann", stage="vad", state="online"))
             page = await session.ws_connect("/events")
             welcome = await told(page)
@@ -207,8 +211,8 @@ def test_late_page_is_told_what_happened_before() -> None:
                 "d-2",
                 "status",
             ]
-            assert welcome["history"][0] == json.loads(written(said(1)))
-            await served.send(said(3))
+            assert welcome["history"][0] == json.loads(written(utterance(1)))
+            await served.send(utterance(3))
             assert (await told(page))["id"] == "d-3"
 
     run(scene)
@@ -220,7 +224,7 @@ def test_history_lets_the_oldest_utterances_go() -> None:
     status = Status(source="ann", stage="vad", state="online")
     history.add(status, "status")
     for turn in range(REMEMBERED + 10):
-        history.add(said(turn), str(turn))
+        history.add(utterance(turn), str(turn))
     messages = history.messages()
     assert len(messages) == REMEMBERED
     assert messages[:2] == ["status", "11"]
@@ -266,7 +270,7 @@ def test_page_that_does_not_read_holds_nobody_up() -> None:
             await told(awake)
             words = "word " * 100
             for turn in range(5_000):
-                await served.send(said(turn, text=words))
+                await served.send(utterance(turn, text=words))
                 if turn % 100 == 0:
                     await asyncio.sleep(0)
             newest = ""
@@ -297,8 +301,11 @@ def test_forgotten_dialogue_is_gone_from_all_pages() -> None:
     """Pages are welcomed anew without it, corrections included."""
 
     async def scene() -> None:
-        async with dashboard(control=Clerk()) as served, client(served) as session:
-            for one in (said(1), said(2), said(1, dialogue="other")):
+        async with (
+            dashboard(control=RecordingControl(labels=LABELS)) as served,
+            client(served) as session,
+        ):
+            for one in (utterance(1), utterance(2), utterance(1, dialogue="other")):
                 await served.send(one)
             page = await session.ws_connect("/events")
             await told(page)
@@ -310,7 +317,7 @@ def test_forgotten_dialogue_is_gone_from_all_pages() -> None:
     run(scene)
 
 
-class Forgetful(Clerk):
+class Forgetful(RecordingControl):
     """Has the page forget, too, as everybody who keeps something does."""
 
     served: Dashboard
@@ -322,12 +329,12 @@ class Forgetful(Clerk):
 
 def test_wish_to_forget_is_answered() -> None:
     """The welcome that follows on it doesn't swallow the answer."""
-    clerk = Forgetful()
+    control = Forgetful()
 
     async def scene() -> None:
-        async with dashboard(control=clerk) as served, client(served) as session:
-            clerk.served = served
-            await served.send(said(1))
+        async with dashboard(control=control) as served, client(served) as session:
+            control.served = served
+            await served.send(utterance(1))
             page = await session.ws_connect("/events")
             await told(page)
             await page.send_json({"command": "forget", "arguments": {"dialogue_id": "d"}})
@@ -359,29 +366,32 @@ def test_pages_are_bounded_in_number() -> None:
 
 def test_wishes_reach_control_and_are_answered() -> None:
     """Requests, switches and corrections, each with its own answer."""
-    clerk = Clerk()
+    control = RecordingControl(labels=LABELS)
 
     async def scene() -> None:
-        async with dashboard(control=clerk) as served, client(served) as session:
+        async with dashboard(control=control) as served, client(served) as session:
             page = await session.ws_connect("/events")
             answer = await ask(page, "reset", source="ann")
-            assert (answer["status"], answer["data"]) == ("ok", {"asked": {"source": "ann"}})
+            assert (answer["status"], answer["data"]) == ("ok", {"source": "ann"})
             answer = await ask(page, "set_switch", source="ann", switch="record", on=True)
             assert answer["status"] == "ok"
             answer = await ask(page, "correct", id="d-1", label="joy", by="page")
             assert answer["status"] == "ok"
 
     run(scene)
-    assert [request.command for request in clerk.requests] == ["reset"]
-    assert clerk.switched == [("ann", "record", True)]
-    assert clerk.corrections == [Feedback(id="d-1", label="joy", by="page")]
+    assert [request.command for request in control.requests] == ["reset"]
+    assert control.switched == [("ann", "record", True)]
+    assert control.corrections == [Feedback(id="d-1", label="joy", by="page")]
 
 
 def test_correction_is_shown_on_the_other_pages() -> None:
     """And on those that come later."""
 
     async def scene() -> None:
-        async with dashboard(control=Clerk()) as served, client(served) as session:
+        async with (
+            dashboard(control=RecordingControl(labels=LABELS)) as served,
+            client(served) as session,
+        ):
             page, other = [await session.ws_connect("/events") for _ in range(2)]
             await told(other)
             await ask(page, "correct", id="d-1", label="fear")
@@ -396,7 +406,10 @@ def test_what_cannot_be_done_is_an_answer() -> None:
     """Nonsense and refused wishes get one line; the connection stays."""
 
     async def scene() -> None:
-        async with dashboard(control=Clerk()) as served, client(served) as session:
+        async with (
+            dashboard(control=RecordingControl(labels=LABELS)) as served,
+            client(served) as session,
+        ):
             page = await session.ws_connect("/events")
             answer = await ask(page, "correct", id="d-1", label="hunger")
             assert (answer["status"], answer["error"]) == ("error", "no label 'hunger'")
@@ -478,7 +491,7 @@ def test_second_browser_is_refused_with_a_reason() -> None:
 
 def test_recording_is_listed_told_and_played_in_parts(tmp_path: Path) -> None:
     """A session's sound comes by ranges, so that players can jump in it."""
-    folder = record(tmp_path, JFK, utterances=[said(1), said(2, "anger")])
+    folder = record_session(tmp_path, JFK, utterances=[utterance(1), utterance(2, "anger")])
     sound = (folder / "ann.flac").read_bytes()
 
     async def scene() -> None:
@@ -518,7 +531,7 @@ def test_lost_sound_is_not_counted_in_the_file(tmp_path: Path) -> None:
 
 def test_damaged_recording_says_why_and_hides_no_other(tmp_path: Path) -> None:
     """One bad folder doesn't empty the list."""
-    record(tmp_path, JFK, utterances=[said(1)])
+    record_session(tmp_path, JFK, utterances=[utterance(1)])
     (tmp_path / "zzz").mkdir()
     (tmp_path / "zzz" / "session.json").write_text("{}")
 
@@ -534,7 +547,7 @@ def test_damaged_recording_says_why_and_hides_no_other(tmp_path: Path) -> None:
 
 def test_paths_lead_nowhere_but_to_recordings(tmp_path: Path) -> None:
     """No name, however it is written, opens another file."""
-    folder = record(tmp_path / "sessions", JFK, utterances=[said(1)])
+    folder = record_session(tmp_path / "sessions", JFK, utterances=[utterance(1)])
     (tmp_path / "secret.flac").write_text("secret")
 
     async def scene() -> None:

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from chromium import Loop, chromium
 from conftest import RECORDINGS
+from dialogue_samples import INFO, LABELS, record_session, utterance
 from playwright.sync_api import Browser, Locator, Page, expect
-from spoken import INFO, Clerk, record, said
+from recording_control import RecordingControl
 
 from stream_hbaf.config import DashboardConfig, SourceConfig
 from stream_hbaf.dashboard.server import Dashboard
@@ -40,8 +41,8 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def clerk() -> Clerk:
-    return Clerk()
+def control() -> RecordingControl:
+    return RecordingControl(labels=LABELS)
 
 
 class Served:
@@ -59,11 +60,15 @@ class Served:
 
 @contextmanager
 def serve(
-    clerk: Clerk | None, *, sessions: Path | None = None, port: int = 0, token: str | None = None
+    control: RecordingControl | None,
+    *,
+    sessions: Path | None = None,
+    port: int = 0,
+    token: str | None = None,
 ) -> Iterator[Served]:
     async def open_dashboard() -> Dashboard:
         config = DashboardConfig.model_validate({"port": port, "token": token})
-        dashboard = Dashboard(config, info=INFO, control=clerk, sessions=sessions)
+        dashboard = Dashboard(config, info=INFO, control=control, sessions=sessions)
         await dashboard.start()
         return dashboard
 
@@ -94,13 +99,13 @@ def page_at(
     context.close()
 
 
-def test_page_shows_what_is_said_as_it_is_said(browser: Browser, clerk: Clerk) -> None:
+def test_page_shows_what_is_said_as_it_is_said(browser: Browser, control: RecordingControl) -> None:
     """Running words with a provisional emotion, then the finished utterance in their place."""
-    with serve(clerk) as served, page_at(browser, served.address) as page:
+    with serve(control) as served, page_at(browser, served.address) as page:
         expect(page.get_by_text("Nothing yet")).to_be_visible()
         running = page.get_by_role("region", name="Now")
         served.send(
-            said(1).model_copy(update={"type": "new", "rev": 1, "text": "", "emotion": None})
+            utterance(1).model_copy(update={"type": "new", "rev": 1, "text": "", "emotion": None})
         )
         expect(running).to_contain_text("Ann …")
         served.send(
@@ -115,31 +120,35 @@ def test_page_shows_what_is_said_as_it_is_said(browser: Browser, clerk: Clerk) -
             )
         )
         expect(running).to_contain_text("Ann J? perhaps joy: I got the")
-        served.send(said(1, text="I got the job!", conflict=True))
-        utterance = page.get_by_role("listitem").filter(has_text="I got the job!")
-        expect(utterance).to_contain_text("joy 70 %")
-        expect(utterance).to_contain_text("≠ voice and words contradict")
+        served.send(utterance(1, text="I got the job!", conflict=True))
+        item = page.get_by_role("listitem").filter(has_text="I got the job!")
+        expect(item).to_contain_text("joy 70 %")
+        expect(item).to_contain_text("≠ voice and words contradict")
         expect(running).not_to_contain_text("I got the")
         expect(page.get_by_text("Nothing yet")).to_be_hidden()
 
 
-def test_only_finished_utterances_are_announced(browser: Browser, clerk: Clerk) -> None:
+def test_only_finished_utterances_are_announced(
+    browser: Browser, control: RecordingControl
+) -> None:
     """A screen reader hears each utterance once, and is not talked over by running words."""
-    with serve(clerk) as served, page_at(browser, served.address) as page:
+    with serve(control) as served, page_at(browser, served.address) as page:
         live = page.locator("[aria-live=polite]")
-        served.send(said(1).model_copy(update={"type": "update", "rev": 2, "text": "Sentence"}))
-        served.send(said(1), said(2, "anger"))
+        served.send(
+            utterance(1).model_copy(update={"type": "update", "rev": 2, "text": "Sentence"})
+        )
+        served.send(utterance(1), utterance(2, "anger"))
         expect(live.locator("p")).to_have_text(
             ["Ann, joy 70 %: Sentence 1.", "Ann, anger 70 %: Sentence 2."]
         )
 
 
-def test_doubt_is_shown_as_doubt(browser: Browser, clerk: Clerk) -> None:
+def test_doubt_is_shown_as_doubt(browser: Browser, control: RecordingControl) -> None:
     """An abstention is called a guess wherever the label stands, and the set is told."""
-    unsure = said(1, score=0.4)
+    unsure = utterance(1, score=0.4)
     assert unsure.emotion is not None
     emotion = unsure.emotion.model_copy(update={"abstained": True, "set": ["joy", "surprise"]})
-    with serve(clerk) as served, page_at(browser, served.address) as page:
+    with serve(control) as served, page_at(browser, served.address) as page:
         served.send(unsure.model_copy(update={"emotion": emotion}))
         details = page.get_by_role("region", name="Newest utterance")
         expect(details).to_contain_text("J? unsure, perhaps joy 40 %")
@@ -151,12 +160,14 @@ def test_doubt_is_shown_as_doubt(browser: Browser, clerk: Clerk) -> None:
         expect(legend.filter(has_text="unsure")).to_have_text("? unsure 1")
 
 
-def test_words_that_are_kept_back_are_not_called_missing(browser: Browser, clerk: Clerk) -> None:
+def test_words_that_are_kept_back_are_not_called_missing(
+    browser: Browser, control: RecordingControl
+) -> None:
     """Under privacy ``no_text`` the page says that there were words."""
-    with serve(clerk) as served, page_at(browser, served.address) as page:
+    with serve(control) as served, page_at(browser, served.address) as page:
         modes: list[Privacy] = ["no_text", "label_only"]
         for turn, privacy in enumerate(modes):
-            redacted = redact(said(turn), privacy)
+            redacted = redact(utterance(turn), privacy)
             assert redacted is not None
             served.send(redacted)
         words = page.locator(".utterance .words")
@@ -164,10 +175,12 @@ def test_words_that_are_kept_back_are_not_called_missing(browser: Browser, clerk
         expect(page.get_by_role("region", name="Newest utterance")).to_contain_text("J joy")
 
 
-def test_details_tell_how_sure_and_why_and_how_fast(browser: Browser, clerk: Clerk) -> None:
+def test_details_tell_how_sure_and_why_and_how_fast(
+    browser: Browser, control: RecordingControl
+) -> None:
     """Probabilities, contributions and latencies are tables that anybody can read."""
-    with serve(clerk) as served, page_at(browser, served.address) as page:
-        served.send(said(1))
+    with serve(control) as served, page_at(browser, served.address) as page:
+        served.send(utterance(1))
         shares = page.get_by_role("table", name="Probabilities")
         expect(shares.get_by_role("row").nth(1)).to_have_text("J joy70 %")
         expect(shares.get_by_role("row")).to_have_count(8)
@@ -179,10 +192,14 @@ def test_details_tell_how_sure_and_why_and_how_fast(browser: Browser, clerk: Cle
         expect(spent.get_by_role("row").nth(1)).to_have_text("silence, to be sure of the end600 ms")
 
 
-def test_timeline_has_a_lane_for_each_speaker_and_a_table(browser: Browser, clerk: Clerk) -> None:
+def test_timeline_has_a_lane_for_each_speaker_and_a_table(
+    browser: Browser, control: RecordingControl
+) -> None:
     """Blocks stand in their speaker's lane, long silences are cut, and a table says the same."""
-    with serve(clerk) as served, page_at(browser, served.address) as page:
-        served.send(said(1), said(2, "anger", source="ben"), said(3, "fear", at_s=300))
+    with serve(control) as served, page_at(browser, served.address) as page:
+        served.send(
+            utterance(1), utterance(2, "anger", source="ben"), utterance(3, "fear", at_s=300)
+        )
         expect(page.locator(".lane")).to_have_text(["Ann", "Ben"])
         blocks = page.locator(".block rect")
         expect(blocks).to_have_count(3)
@@ -201,13 +218,16 @@ def test_timeline_has_a_lane_for_each_speaker_and_a_table(browser: Browser, cler
 @pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_lane_names_and_blocks_do_not_overlap(
-    browser: Browser, clerk: Clerk, size: dict[str, int], scheme: str
+    browser: Browser, control: RecordingControl, size: dict[str, int], scheme: str
 ) -> None:
     """Wherever the timeline is scrolled to, no block is painted over a name or hidden by one."""
     long_name = "microphone with quite a long name"
-    with serve(clerk) as served, page_at(browser, served.address, size=size, scheme=scheme) as page:
-        served.send(*(said(turn, source="ann" if turn % 2 else "ben") for turn in range(60)))
-        served.send(said(60, speaker=long_name))
+    with (
+        serve(control) as served,
+        page_at(browser, served.address, size=size, scheme=scheme) as page,
+    ):
+        served.send(*(utterance(turn, source="ann" if turn % 2 else "ben") for turn in range(60)))
+        served.send(utterance(60, speaker=long_name))
         expect(page.locator(".lane")).to_have_text(["Ben", "Ann", long_name])
         expect(page.locator(".block")).to_have_count(61)
         timeline = page.locator("#timeline")
@@ -230,9 +250,9 @@ def test_lane_names_and_blocks_do_not_overlap(
         assert first["x"] >= box["x"]
 
 
-def test_level_and_health_are_shown(browser: Browser, clerk: Clerk) -> None:
+def test_level_and_health_are_shown(browser: Browser, control: RecordingControl) -> None:
     """How loud it is, and which stage is in trouble, in words as well as in pictures."""
-    with serve(clerk) as served, page_at(browser, served.address) as page:
+    with serve(control) as served, page_at(browser, served.address) as page:
         served.send(*(Level(source="ann", dbfs=-20, speech=True) for _ in range(200)))
         served.send(Status(source="ann", stage="vad", state="degraded", detail="out of memory"))
         expect(page.get_by_text("−20 dB, somebody speaks")).to_be_visible()
@@ -240,10 +260,12 @@ def test_level_and_health_are_shown(browser: Browser, clerk: Clerk) -> None:
         page.wait_for_function(PAINTED)
 
 
-def test_correction_by_a_click_arrives_as_feedback(browser: Browser, clerk: Clerk) -> None:
+def test_correction_by_a_click_arrives_as_feedback(
+    browser: Browser, control: RecordingControl
+) -> None:
     """The chosen utterance, the chosen label; the page then shows it as corrected."""
-    with serve(clerk) as served, page_at(browser, served.address) as page:
-        served.send(said(1), said(2, "anger"))
+    with serve(control) as served, page_at(browser, served.address) as page:
+        served.send(utterance(1), utterance(2, "anger"))
         page.get_by_role("button", name="Sentence 1.").click()
         page.get_by_role("group", name="What was it really?").get_by_role(
             "button", name="fear"
@@ -251,16 +273,18 @@ def test_correction_by_a_click_arrives_as_feedback(browser: Browser, clerk: Cler
         expect(page.get_by_text("Kept: this was fear.")).to_be_visible()
         expect(page.get_by_role("button", name="Sentence 1.")).to_contain_text("✓ corrected")
         expect(page.locator(".block text").first).to_have_text("F✓")
-    assert clerk.corrections == [Feedback(id="d-1", label="fear", by="page")]
+    assert control.corrections == [Feedback(id="d-1", label="fear", by="page")]
 
 
-def test_details_stay_while_somebody_is_about_to_correct(browser: Browser, clerk: Clerk) -> None:
+def test_details_stay_while_somebody_is_about_to_correct(
+    browser: Browser, control: RecordingControl
+) -> None:
     """What is finished meanwhile doesn't slip under the pointer, nor take the keyboard's focus."""
-    with serve(clerk) as served, page_at(browser, served.address) as page:
-        served.send(said(1))
+    with serve(control) as served, page_at(browser, served.address) as page:
+        served.send(utterance(1))
         fear = page.get_by_role("button", name="fear", exact=True)
         fear.hover()
-        served.send(said(2))
+        served.send(utterance(2))
         expect(page.locator(".utterance .words")).to_have_count(2)
         fear.click()
         expect(page.get_by_text("Kept: this was fear.")).to_be_visible()
@@ -269,14 +293,14 @@ def test_details_stay_while_somebody_is_about_to_correct(browser: Browser, clerk
         page.keyboard.press("Tab")
         page.keyboard.press("Enter")
         expect(page.get_by_text("Kept: this was joy.")).to_be_visible()
-        served.send(said(3))
+        served.send(utterance(3))
         expect(page.locator(".utterance .words")).to_have_count(3)
         page.get_by_role("button", name="Sentence 3.").focus()
         expect(page.locator("blockquote")).to_have_text("Sentence 3.")
-    assert [(one.id, one.label) for one in clerk.corrections] == [("d-1", "fear"), ("d-1", "joy")]
+    assert [(one.id, one.label) for one in control.corrections] == [("d-1", "fear"), ("d-1", "joy")]
 
 
-def test_labels_of_any_model_can_be_told_apart(browser: Browser, clerk: Clerk) -> None:
+def test_labels_of_any_model_can_be_told_apart(browser: Browser, control: RecordingControl) -> None:
     """Each has its own letter and its own colour, whatever words a model has for emotions."""
     looks = """async (labels) => {
       const {learn, look} = await import("/emotions.js");
@@ -284,15 +308,15 @@ def test_labels_of_any_model_can_be_told_apart(browser: Browser, clerk: Clerk) -
       return labels.map((label) => [look(label).letter, look(label).colour]);
     }"""
     iemocap = ["angry", "excited", "frustrated", "happy", "neutral", "sad"]
-    with serve(clerk) as served, page_at(browser, served.address) as page:
+    with serve(control) as served, page_at(browser, served.address) as page:
         for labels in (INFO.labels, iemocap, ["mad", "joyful", "scared", "ärger", "ärgernis"]):
             letters, colours = zip(*page.evaluate(looks, labels), strict=True)
             assert len(set(letters)) == len(set(colours)) == len(labels)
 
 
-def test_switches_and_requests_reach_control(browser: Browser, clerk: Clerk) -> None:
+def test_switches_and_requests_reach_control(browser: Browser, control: RecordingControl) -> None:
     """By the keyboard alone."""
-    with serve(clerk) as served, page_at(browser, served.address) as page:
+    with serve(control) as served, page_at(browser, served.address) as page:
         served.send(Switch(source="ann", switch="listening", on=True))
         switch = page.get_by_role("switch", name="Listening")
         expect(switch).to_be_checked()
@@ -304,14 +328,16 @@ def test_switches_and_requests_reach_control(browser: Browser, clerk: Clerk) -> 
         page.keyboard.press("Tab")
         page.keyboard.press("Enter")
         expect(page.get_by_text("A new dialogue begins.")).to_be_visible()
-    assert clerk.switched == [("ann", "listening", False)]
-    assert "reset" in [request.command for request in clerk.requests]
+    assert control.switched == [("ann", "listening", False)]
+    assert "reset" in [request.command for request in control.requests]
 
 
-def test_dialogue_is_forgotten_only_when_that_is_meant(browser: Browser, clerk: Clerk) -> None:
+def test_dialogue_is_forgotten_only_when_that_is_meant(
+    browser: Browser, control: RecordingControl
+) -> None:
     """A question comes before, because there is no way back."""
-    with serve(clerk) as served, page_at(browser, served.address) as page:
-        served.send(said(1), said(2))
+    with serve(control) as served, page_at(browser, served.address) as page:
+        served.send(utterance(1), utterance(2))
         forget = page.get_by_role("button", name="Forget this dialogue")
         page.once("dialog", lambda dialog: dialog.dismiss())
         forget.click()
@@ -321,14 +347,16 @@ def test_dialogue_is_forgotten_only_when_that_is_meant(browser: Browser, clerk: 
         served.loop.run(served.dashboard.forget("d"))
         expect(page.get_by_text("Nothing yet")).to_be_visible()
         expect(forget).to_be_hidden()
-    wishes = [one.arguments for one in clerk.requests if one.command == "forget"]
+    wishes = [one.arguments for one in control.requests if one.command == "forget"]
     assert wishes == [{"dialogue_id": "d"}]
 
 
-def test_long_run_shows_its_newest_and_the_rest_on_request(browser: Browser, clerk: Clerk) -> None:
+def test_long_run_shows_its_newest_and_the_rest_on_request(
+    browser: Browser, control: RecordingControl
+) -> None:
     """However long it runs, a page draws no more than somebody wants to see."""
-    with serve(clerk) as served:
-        served.send(*(said(turn) for turn in range(150)))
+    with serve(control) as served:
+        served.send(*(utterance(turn) for turn in range(150)))
         with page_at(browser, served.address) as page:
             utterances = page.locator(".utterance .words")
             expect(utterances).to_have_count(100)
@@ -339,10 +367,10 @@ def test_long_run_shows_its_newest_and_the_rest_on_request(browser: Browser, cle
             expect(page.get_by_role("list", name="Emotions")).to_contain_text("joy 150")
 
 
-def test_dialogue_can_be_picked(browser: Browser, clerk: Clerk) -> None:
+def test_dialogue_can_be_picked(browser: Browser, control: RecordingControl) -> None:
     """One of this run's, alone; choosing the run shows all again."""
-    with serve(clerk) as served, page_at(browser, served.address) as page:
-        served.send(said(1), said(1, dialogue="e", at_s=60, text="Elsewhere."))
+    with serve(control) as served, page_at(browser, served.address) as page:
+        served.send(utterance(1), utterance(1, dialogue="e", at_s=60, text="Elsewhere."))
         words = page.locator(".utterance .words")
         expect(words).to_have_text(["Elsewhere.", "Sentence 1."])
         page.get_by_label("Show").select_option("dialogue d")
@@ -352,15 +380,18 @@ def test_dialogue_can_be_picked(browser: Browser, clerk: Clerk) -> None:
 
 
 def test_recording_is_replayed_with_its_sound(
-    browser: Browser, clerk: Clerk, tmp_path: Path
+    browser: Browser, control: RecordingControl, tmp_path: Path
 ) -> None:
     """While the sound plays the page points at what is being said, and an utterance plays alone."""
-    folder = record(
+    folder = record_session(
         tmp_path,
         JFK,
-        utterances=[said(0, at_s=0.3, text="First."), said(1, "anger", at_s=8, text="Second.")],
+        utterances=[
+            utterance(0, at_s=0.3, text="First."),
+            utterance(1, "anger", at_s=8, text="Second."),
+        ],
     )
-    with serve(clerk, sessions=tmp_path) as served, page_at(browser, served.address) as page:
+    with serve(control, sessions=tmp_path) as served, page_at(browser, served.address) as page:
         page.get_by_label("Show").select_option(f"recording {folder.name}")
         expect(page.locator(".utterance .words")).to_have_text(["Second.", "First."])
         audio = page.locator("audio")
@@ -378,9 +409,9 @@ def test_recording_is_replayed_with_its_sound(
         expect(page.locator(".pointer")).to_have_count(1)
 
 
-def test_browser_microphone_is_heard(browser: Browser, clerk: Clerk) -> None:
+def test_browser_microphone_is_heard(browser: Browser, control: RecordingControl) -> None:
     """Chromium's own test tone comes out of the source as sound that is not silence."""
-    with serve(clerk) as served:
+    with serve(control) as served:
 
         async def listen() -> float:
             loudest = 0.0
@@ -404,28 +435,28 @@ def test_browser_microphone_is_heard(browser: Browser, clerk: Clerk) -> None:
             expect(page.get_by_role("button", name="Use this browser's microphone")).to_be_visible()
 
 
-def test_page_finds_a_restarted_server(browser: Browser, clerk: Clerk) -> None:
+def test_page_finds_a_restarted_server(browser: Browser, control: RecordingControl) -> None:
     """It says that it is alone, comes back by itself, and shows what the new run has."""
-    with serve(clerk) as served:
+    with serve(control) as served:
         port = int(served.address.split(":")[2].rstrip("/"))
         context = browser.new_context()
         page = context.new_page()
         page.goto(served.address)
-        served.send(said(1))
+        served.send(utterance(1))
         expect(page.get_by_role("button", name="Sentence 1.")).to_be_visible()
     expect(page.get_by_text("○ Not connected")).to_be_visible()
-    with serve(clerk, port=port) as served:
-        served.send(said(2))
+    with serve(control, port=port) as served:
+        served.send(utterance(2))
         expect(page.get_by_text("● Connected")).to_be_visible(timeout=15_000)
         expect(page.get_by_role("button", name="Sentence 2.")).to_be_visible()
         expect(page.get_by_role("button", name="Sentence 1.")).to_have_count(0)
         context.close()
 
 
-def test_token_in_the_address_opens_the_page(browser: Browser, clerk: Clerk) -> None:
+def test_token_in_the_address_opens_the_page(browser: Browser, control: RecordingControl) -> None:
     """And is gone from the address bar, which others may see."""
     with (
-        serve(clerk, token="geheim") as served,
+        serve(control, token="geheim") as served,
         page_at(browser, served.address) as page,
     ):
         assert "geheim" in served.address
@@ -435,14 +466,17 @@ def test_token_in_the_address_opens_the_page(browser: Browser, clerk: Clerk) -> 
 @pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_everything_can_be_read_and_has_a_name(
-    browser: Browser, clerk: Clerk, size: dict[str, int], scheme: str
+    browser: Browser, control: RecordingControl, size: dict[str, int], scheme: str
 ) -> None:
     """Text stands out by 4.5 to 1, controls have names, nothing runs off a phone's screen."""
-    with serve(clerk) as served, page_at(browser, served.address, size=size, scheme=scheme) as page:
+    with (
+        serve(control) as served,
+        page_at(browser, served.address, size=size, scheme=scheme) as page,
+    ):
         served.send(Status(source="ann", stage="vad", state="degraded", detail="slow"))
         served.send(Switch(source="ann", switch="listening", on=True))
-        served.send(*(said(turn, label) for turn, label in enumerate(INFO.labels)))
-        served.send(said(9, conflict=True, degraded="acoustic: slow"))
+        served.send(*(utterance(turn, label) for turn, label in enumerate(INFO.labels)))
+        served.send(utterance(9, conflict=True, degraded="acoustic: slow"))
         page.get_by_role("button", name="Sentence 0.").click()
         page.get_by_text("The timeline as a table").click()
         expect(page.get_by_role("group", name="What was it really?")).to_be_visible()

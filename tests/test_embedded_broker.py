@@ -21,15 +21,16 @@ from mosquitto import (
     password_file,
     require_mosquitto,
 )
-from test_mqtt_publisher import INFO, config, partial, utterance
-from test_mqtt_requests import Recorder
+from mqtt_kit import INFO, StatusLog, config, partial, utterance
+from recording_control import RecordingControl
 
 from stream_hbaf.cli import main
 from stream_hbaf.errors import BrokerError
 from stream_hbaf.events import Request, Status
 from stream_hbaf.publish.broker import LocalBroker, embedded_broker
 from stream_hbaf.publish.connection import Received
-from stream_hbaf.publish.mqtt import MqttPublisher, messages
+from stream_hbaf.publish.messages import messages
+from stream_hbaf.publish.mqtt import MqttPublisher
 from stream_hbaf.publish.watch import human_line, json_line, watch
 
 SPEECH = RECORDINGS / "sense_and_sensibility_01_austen_64kb-0880.flac"
@@ -85,7 +86,7 @@ def test_embedded_takes_requests() -> None:
     """What others ask for reaches us through our own broker too, and the answer them."""
     require_mosquitto()
     port = free_port()
-    control = Recorder()
+    control = RecordingControl()
 
     async def main() -> str:
         async with embedded_broker(port) as broker:
@@ -104,7 +105,7 @@ def test_embedded_takes_requests() -> None:
     answer = asyncio.run(main())
     assert answer.startswith("0 1 p/n/response/ping ")
     assert json.loads(answer.split(" ", 3)[3])["transaction"] == "t"
-    assert control.done == [("m", "record", True), Request(command="ping", transaction="t")]
+    assert control.calls == [("m", "record", True), Request(command="ping", transaction="t")]
 
 
 def test_embedded_forwards_everything_before_it_ends() -> None:
@@ -135,7 +136,7 @@ def test_embedded_last_will() -> None:
     port = free_port()
     script = """
         import asyncio, sys
-        from test_mqtt_publisher import INFO, MqttPublisher, config
+        from mqtt_kit import INFO, MqttPublisher, config
         async def main():
             publisher = MqttPublisher(config(sys.argv[1]), info=INFO)
             await publisher.connect()
@@ -317,18 +318,17 @@ def test_watch_without_broker() -> None:
 
 def test_watch_reconnects(tmp_path: Path) -> None:
     """`watch` outlives its broker and says so."""
-    out, said = io.StringIO(), list[bool]()
+    out, statuses = io.StringIO(), StatusLog()
 
     async def main() -> None:
         watching = asyncio.create_task(
-            watch(config(broker.url), out=out, json=True, on_status=lambda c, _: said.append(c))
+            watch(config(broker.url), out=out, json=True, on_status=statuses)
         )
         await asyncio.sleep(0.3)
         await asyncio.to_thread(broker.stop)
+        await statuses.until(connected=False)
         await asyncio.to_thread(broker.start)
-        async with asyncio.timeout(10):
-            while said != [False, True]:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+        await statuses.until(connected=True)
         await publish(broker.port, "p/n/available", "online", "-r")
         async with asyncio.timeout(10):
             while not out.getvalue():  # noqa: ASYNC110

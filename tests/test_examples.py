@@ -19,8 +19,7 @@ from mosquitto import Mosquitto, Subscriber, mosquitto
 from stream_hbaf.config import MqttConfig
 from stream_hbaf.events import Emotion, Utterance
 from stream_hbaf.publish.connection import close_client, open_client
-from stream_hbaf.publish.messages import messages
-from stream_hbaf.publish.topics import find_topic
+from stream_hbaf.publish.messages import find_topic, messages
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 AUTOMATION = yaml.safe_load((EXAMPLES / "homeassistant.yaml").read_text(encoding="utf-8"))

@@ -12,8 +12,7 @@ from typing import Any
 import jinja2
 import pytest
 from mosquitto import Mosquitto, Subscriber, find_program, mosquitto
-from test_mqtt_messages import END
-from test_mqtt_publisher import INFO, config, utterance
+from mqtt_kit import END, INFO, config, utterance
 
 from stream_hbaf.events import Health, Info, Status, Utterance
 from stream_hbaf.publish.homeassistant import discovery
@@ -48,7 +47,7 @@ ROOT = {"dev", "o", "cmps", "availability", "availability_mode", "qos", "encodin
 DEVICE = {"ids", "cns", "name", "mf", "mdl", "sw", "hw", "sn", "sa", "cu"}
 
 
-def payload(info: Info = INFO) -> dict[str, Any]:
+def discovered(info: Info = INFO) -> dict[str, Any]:
     fields: dict[str, Any] = json.loads(discovery(info, CONFIG).payload)
     return fields
 
@@ -57,7 +56,7 @@ def test_device_follows_the_rules() -> None:
     """The topic is one level of allowed letters; device, origin and components are complete."""
     message = discovery(INFO, CONFIG)
     assert (message.topic, message.retain, message.qos) == (TOPIC, True, 1)
-    fields = payload()
+    fields = discovered()
     assert fields.keys() <= ROOT
     assert fields["dev"].keys() <= DEVICE
     assert fields["dev"]["ids"] == ["p_n"]
@@ -68,10 +67,10 @@ def test_device_follows_the_rules() -> None:
     }
 
 
-@pytest.mark.parametrize("key", list(payload()["cmps"]))
+@pytest.mark.parametrize("key", list(discovered()["cmps"]))
 def test_entity_follows_the_rules(key: str) -> None:
     """Each entity has its platform, a name of its own, and only options that the platform has."""
-    entity = payload()["cmps"][key]
+    entity = discovered()["cmps"][key]
     required, optional = PLATFORMS[entity["p"]]
     assert {"p", "unique_id"} | required <= entity.keys()
     assert entity.keys() <= ANY_ENTITY | required | optional
@@ -87,7 +86,7 @@ def test_entity_follows_the_rules(key: str) -> None:
 
 def test_names_that_identifiers_cannot_hold() -> None:
     """Sources with other letters get identifiers of their own, and keep their topics."""
-    found = payload(INFO.model_copy(update={"sources": ["é", "è", "b-1"]}))["cmps"]
+    found = discovered(INFO.model_copy(update={"sources": ["é", "è", "b-1"]}))["cmps"]
     assert len(found) == 1 + 3 * 6
     assert all(key.isascii() and key.replace("-", "_").isidentifier() for key in found)
     topics = {entity["state_topic"] for entity in found.values() if entity["p"] == "event"}
@@ -108,7 +107,7 @@ def render(template: str, value: str, *, state: str = "", **attributes: object) 
 )
 def test_availability(published: str, shown: str) -> None:
     """`stopped` is as absent as `offline`; both words that are compared are stated."""
-    (available,) = payload()["availability"]
+    (available,) = discovered()["availability"]
     assert available["topic"] == "p/n/available"
     assert render(available["value_template"], published) == shown
     words = {
@@ -137,13 +136,13 @@ MUTE = END.model_copy(update={"emotion": None})
 )
 def test_emotion_state(event: Utterance, before: str, after: str) -> None:
     """Only an `end` changes it; what has expired stays unknown (`None`) until then."""
-    template = payload()["cmps"]["m_emotion"]["value_template"]
+    template = discovered()["cmps"]["m_emotion"]["value_template"]
     assert render(template, encode(event).decode(), state=before) == after
 
 
 def test_emotion_attributes() -> None:
     """They hold the whole transcript, of any length, until the next `end`."""
-    template = payload()["cmps"]["m_emotion"]["json_attributes_template"]
+    template = discovered()["cmps"]["m_emotion"]["json_attributes_template"]
     words = END.model_copy(update={"text": "<“oh” & 'no'> " * 100})
     shown = json.loads(render(template, encode(words).decode()))
     assert shown == {
@@ -161,7 +160,7 @@ def test_emotion_attributes() -> None:
 
 def test_utterance_event() -> None:
     """An `end` is an event with all its fields; the rest is empty, which is passed over."""
-    entity = payload()["cmps"]["m_utterance"]
+    entity = discovered()["cmps"]["m_utterance"]
     event = json.loads(render(entity["value_template"], encode(END).decode()))
     assert event.pop("event_type") in entity["event_types"]
     assert event == json.loads(encode(END))
@@ -173,7 +172,7 @@ def test_health_state() -> None:
     health = Health(
         uptime_s=60, memory_mb=512.5, utterances=3, queues={}, dropped={}, latency_ms={}
     )
-    template = payload()["cmps"]["health"]["value_template"]
+    template = discovered()["cmps"]["health"]["value_template"]
     assert render(template, encode(health).decode()) == "512.5"
 
 

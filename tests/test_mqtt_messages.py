@@ -3,18 +3,15 @@
 import json
 
 import pytest
+from mqtt_kit import END, JOY
 
 from stream_hbaf.config import MqttConfig
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.events import (
-    Asr,
-    Contributions,
     DialogueSummary,
-    Emotion,
     Health,
     Inferred,
     Info,
-    Latency,
     Level,
     Model,
     Partial,
@@ -25,42 +22,9 @@ from stream_hbaf.events import (
     Switch,
     Utterance,
 )
-from stream_hbaf.publish.address import Address, node_name, read_address
 from stream_hbaf.publish.connection import backoff
 from stream_hbaf.publish.messages import Message, available, encode, messages
-
-JOY = Emotion(
-    label="joy",
-    score=0.81999,
-    abstained=False,
-    set=["joy"],
-    probabilities={"joy": 0.81999, "neutral": 0.18001},
-)
-END = Utterance(
-    id="u1",
-    rev=3,
-    type="end",
-    source="microphone",
-    dialogue_id="d1",
-    turn=2,
-    speaker="Zoë",
-    start_time="2026-01-02T03:04:05.600Z",
-    end_time="2026-01-02T03:04:07.100Z",
-    audio_start_ms=1000.04,
-    audio_end_ms=2500.06,
-    trigger="silence",
-    text="I got the “job” 🎉",
-    language="en",
-    asr=Asr(avg_logprob=-0.123456, no_speech_prob=0.01),
-    modalities=["audio", "text"],
-    emotion=JOY,
-    contributions=Contributions(audio=0.500049, text=-0.1, context=0.0),
-    conflict=True,
-    latency_ms=Latency(
-        vad=600.0, transcript=1.26, acoustic=2.04, text=5.0, classify=3.0, publish=0.1, total=611.4
-    ),
-    model=Model(id="live-en", sha256="ab" * 32),
-)
+from stream_hbaf.publish.node import Address, node_name, read_address
 
 
 def test_utterance_end_is_these_bytes() -> None:
@@ -278,10 +242,10 @@ def test_answer_expires() -> None:
 
 
 @pytest.mark.parametrize("event", [END, END.model_copy(update={"type": "new", "emotion": None})])
-def test_utterances_last(event: Utterance) -> None:
+def test_utterances_are_durable(event: Utterance) -> None:
     """Their messages survive a kill; the label, which is state, needs not."""
-    lasting = [message.lasting for message in messages(event, prefix="p", node="n")]
-    assert lasting == [True, False][: len(lasting)]
+    durable = [message.durable for message in messages(event, prefix="p", node="n")]
+    assert durable == [True, False][: len(durable)]
 
 
 def test_speech_is_on_or_off() -> None:
@@ -341,13 +305,13 @@ def test_url_forms(url: str, address: Address, shown: str) -> None:
     [
         ("mqtt://eve:s3cret@broker", "STREAM_HBAF_MQTT__PASSWORD"),
         ("eve:s3cret@broker", "mqtt://HOST:PORT"),
-        ("ws://broker/mqtt?x=1", "after the port"),
+        ("ws://broker/mqtt?x=1", "has a path"),
         ("broker:1883", "mqtt://HOST:PORT"),
         ("broker", "mqtt://HOST:PORT"),
         ("mqtt://broker:port", "malformed"),
         ("mqtt://broker:99999", "malformed"),
         ("mqtt://", "mqtt://HOST:PORT"),
-        ("mqtt://broker/topic", "after the port"),
+        ("mqtt://broker/topic", "has a path"),
         ("none", "there is no broker"),
     ],
 )

@@ -1,7 +1,6 @@
-"""The broker gone or killed, the recogniser killed: nothing finished is lost, state comes back."""
+"""The broker away or killed, the recogniser killed: no utterance is lost, state is restored."""
 
 import asyncio
-import json
 import random
 import signal
 import sys
@@ -11,19 +10,12 @@ from pathlib import Path
 
 import pytest
 from mosquitto import Mosquitto, Subscriber, mosquitto
-from test_mqtt_publisher import (
-    INFO,
-    config,
-    partial,
-    send_all,
-    turn,
-    until_said,
-    utterance,
-)
+from mqtt_kit import INFO, StatusLog, config, partial, payload, send_all, utterance, utterance_ids
 
 from stream_hbaf.events import Speech, Status
 from stream_hbaf.publish import mqtt
-from stream_hbaf.publish.mqtt import MqttPublisher, messages
+from stream_hbaf.publish.messages import messages
+from stream_hbaf.publish.mqtt import MqttPublisher
 
 
 def give_signal(broker: Mosquitto, number: signal.Signals) -> None:
@@ -44,7 +36,7 @@ CAREFUL = (
 
 def test_broker_is_killed(tmp_path: Path) -> None:
     """Three times during 150 utterances, at random: each `end` arrives, in order, none twice."""
-    said: list[tuple[bool, str]] = []
+    statuses = StatusLog()
     lines: list[str] = []
     moments = random.Random(5)
 
@@ -55,16 +47,14 @@ def test_broker_is_killed(tmp_path: Path) -> None:
             await asyncio.to_thread(broker.stop)
             await asyncio.to_thread(broker.start)
             while sum("received CONNACK" in line for line in lines) <= times:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)  # what is for nobody is kept by nobody
+                await asyncio.sleep(0.01)  # without a subscriber the broker keeps nothing
 
     async def collect(subscriber: Subscriber) -> None:
         while True:
             lines.append(await subscriber._line())
 
     async def main(broker: Mosquitto) -> None:
-        publisher = MqttPublisher(
-            config(broker.url), info=INFO, on_status=lambda *status: said.append(status)
-        )
+        publisher = MqttPublisher(config(broker.url), info=INFO, on_status=statuses)
         async with Subscriber(broker.port, topic="p/n/m/utterance", session="s") as subscriber:
             collecting = asyncio.create_task(collect(subscriber))
             await publisher.connect()
@@ -81,29 +71,27 @@ def test_broker_is_killed(tmp_path: Path) -> None:
 
     with mosquitto(tmp_path, *CAREFUL, f"persistence_location {tmp_path}/") as broker:
         asyncio.run(main(broker))
-    arrived = [turn(line) for line in lines if line.startswith(("0 1 ", "1 1 "))]
+    arrived = utterance_ids([line for line in lines if line.startswith(("0 1 ", "1 1 "))])
     assert list(dict.fromkeys(arrived)) == [f"u{number}" for number in range(150)]
-    assert [connected for connected, _ in said].count(False) >= 3
+    assert [connected for connected, _ in statuses.calls].count(False) >= 3
 
 
 def test_partials_while_disconnected(tmp_path: Path) -> None:
-    """While the broker is away old partials give way to new ones, counted; utterances wait."""
-    said: list[tuple[bool, str]] = []
+    """While the broker is away old partials are dropped and counted; utterances wait."""
+    statuses = StatusLog()
 
     async def main(broker: Mosquitto) -> tuple[list[str], int]:
-        publisher = MqttPublisher(
-            config(broker.url), info=INFO, on_status=lambda *status: said.append(status)
-        )
+        publisher = MqttPublisher(config(broker.url), info=INFO, on_status=statuses)
         await publisher.connect()
         running = asyncio.create_task(publisher.run())
         await publisher.send(Speech(source="m", on=True))
         await asyncio.sleep(0.2)
         await asyncio.to_thread(broker.stop)
-        await until_said(said, connected=False)
+        await statuses.until(connected=False)
         for number in range(mqtt.DROPPABLE + 5):
             await publisher.send(partial(number))
         await send_all(publisher, Speech(source="m", on=False), utterance(1))
-        dropped = publisher.dropped
+        dropped = publisher.dropped["partials"]
         await asyncio.to_thread(broker.start)
         async with Subscriber(broker.port) as subscriber:
             await publisher.close(5)
@@ -112,7 +100,7 @@ def test_partials_while_disconnected(tmp_path: Path) -> None:
 
     with mosquitto(tmp_path) as broker:
         lines, dropped = asyncio.run(main(broker))
-    texts = [json.loads(line.split(" ", 3)[3])["text"] for line in lines if "/partial " in line]
+    texts = [payload(line)["text"] for line in lines if "/partial " in line]
     assert dropped == 6  # five partials, and one more for the speech message
     assert texts == [str(number) for number in range(6, mqtt.DROPPABLE + 5)]
     assert [line for line in lines if line.endswith(("ON", "OFF"))] == ["0 0 p/n/m/speech OFF"]
@@ -138,51 +126,49 @@ def test_full_outbox_holds_the_sender_back(tmp_path: Path) -> None:
             give_signal(broker, signal.SIGCONT)
             assert await publisher.close(5) == 0
             await running
-            return [turn(await subscriber.next()) for _ in range(3)]
+            return utterance_ids([await subscriber.next() for _ in range(3)])
 
     with mosquitto(tmp_path) as broker:
         assert asyncio.run(main(broker)) == ["u1", "u2", "u3"]
 
 
 def test_full_outbox_while_the_broker_is_away(tmp_path: Path) -> None:
-    """Then the oldest utterances are let go, counted, and that is said once; state stays."""
-    said: list[tuple[bool, str]] = []
+    """Then the oldest utterances are dropped, counted, and reported once; state stays."""
+    statuses = StatusLog()
 
     async def main(broker: Mosquitto) -> tuple[int, list[str], set[str]]:
         settings = config(broker.url, outbox=3)
-        publisher = MqttPublisher(settings, info=INFO, on_status=lambda *line: said.append(line))
+        publisher = MqttPublisher(settings, info=INFO, on_status=statuses)
         await publisher.connect()
         running = asyncio.create_task(publisher.run())
         await asyncio.to_thread(broker.stop)
-        await until_said(said, connected=False)
+        await statuses.until(connected=False)
         status = Status(source="m", stage="vad", state="degraded")
         await send_all(publisher, status, *(utterance(n) for n in range(1, 6)))
-        assert publisher.waiting == 3
+        assert publisher.outbox_depth == 3
         await asyncio.to_thread(broker.start)
         async with Subscriber(broker.port) as subscriber:
             assert await publisher.close(5) == 0
             await running
             lines = await subscriber.until("stopped")
-        return publisher.let_go, lines, set(lines)
+        return publisher.dropped["utterances"], lines, set(lines)
 
     with mosquitto(tmp_path) as broker:
-        let_go, lines, seen = asyncio.run(main(broker))
-    assert let_go == 2
-    assert [turn(line) for line in lines if "/utterance " in line] == ["u3", "u4", "u5"]
+        dropped, lines, seen = asyncio.run(main(broker))
+    assert dropped == 2
+    assert utterance_ids(lines) == ["u3", "u4", "u5"]
     assert {"0 1 p/n/m/status/vad degraded", "0 1 p/n/m/emotion joy"} <= seen
-    assert [line for _, line in said if "let go" in line] == [
-        "3 messages wait already: the oldest are let go, one by one"
+    assert [line for line in statuses.lines if "full" in line] == [
+        "outbox: full with 3 messages; the oldest are dropped"
     ]
 
 
 def test_forgotten_dialogue(tmp_path: Path) -> None:
-    """Nothing of it is published any more, and the broker forgets its label too; others stay."""
+    """Nothing of it is published any more, its retained label is erased; others stay."""
 
     async def main(broker: Mosquitto) -> tuple[int, list[str], set[str]]:
-        said: list[tuple[bool, str]] = []
-        publisher = MqttPublisher(
-            config(broker.url), info=INFO, on_status=lambda *status: said.append(status)
-        )
+        statuses = StatusLog()
+        publisher = MqttPublisher(config(broker.url), info=INFO, on_status=statuses)
         await publisher.connect()
         running = asyncio.create_task(publisher.run())
         await publisher.send(utterance(1))
@@ -203,7 +189,7 @@ def test_forgotten_dialogue(tmp_path: Path) -> None:
     with mosquitto(tmp_path) as broker:
         erased, lines, retained = asyncio.run(main(broker))
     assert erased >= 2  # one utterance may be under way already
-    assert [turn(line) for line in lines if "/utterance " in line][-1] == "u4"
+    assert utterance_ids(lines)[-1] == "u4"
     assert "0 1 p/n/m/emotion " in lines
     assert "u3" not in "".join(lines)
     assert retained == {"p/n/available stopped", "p/n/info ", "p/n/o/emotion joy"}
@@ -211,13 +197,11 @@ def test_forgotten_dialogue(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("silence", ["stopped", "paused"])
 def test_close_without_broker(tmp_path: Path, silence: str) -> None:
-    """What can't be delivered in time waits on disk; the next start publishes it first."""
-    said: list[tuple[bool, str]] = []
+    """What can't be delivered in time stays on disk, and the next start publishes it first."""
+    statuses = StatusLog()
 
     async def first(broker: Mosquitto) -> int:
-        publisher = MqttPublisher(
-            config(broker.url), info=INFO, on_status=lambda *status: said.append(status)
-        )
+        publisher = MqttPublisher(config(broker.url), info=INFO, on_status=statuses)
         await publisher.connect()
         running = asyncio.create_task(publisher.run())
         await asyncio.sleep(0.2)
@@ -236,7 +220,7 @@ def test_close_without_broker(tmp_path: Path, silence: str) -> None:
             await publisher.connect()
             await publisher.send(utterance(3))
             assert await publisher.close(3) == 0
-            return [turn(await subscriber.next()) for _ in range(3)]
+            return utterance_ids([await subscriber.next() for _ in range(3)])
 
     with mosquitto(tmp_path) as broker:
         start = time.monotonic()
@@ -245,14 +229,14 @@ def test_close_without_broker(tmp_path: Path, silence: str) -> None:
         broker.stop()
         broker.start()
         assert asyncio.run(second(broker)) == ["u1", "u2", "u3"]
-    assert "messages that wait in the outbox for the next start: 2" in [line for _, line in said]
+    assert "outbox: messages kept for the next start: 2" in statuses.lines
 
 
-def test_killed_recogniser_loses_nothing_it_took(tmp_path: Path) -> None:
-    """What `send` took is published by the next run though the first was killed offline."""
+def test_killed_recogniser_loses_nothing(tmp_path: Path) -> None:
+    """Each event that `send` returned for is published by the next run."""
     script = """
         import asyncio, os, signal, sys
-        from test_mqtt_publisher import INFO, MqttPublisher, config, utterance
+        from mqtt_kit import INFO, MqttPublisher, config, utterance
         async def main():
             publisher = MqttPublisher(config(sys.argv[1]), info=INFO)
             await publisher.connect()
@@ -270,29 +254,27 @@ def test_killed_recogniser_loses_nothing_it_took(tmp_path: Path) -> None:
         async with Subscriber(broker.port, topic="p/n/m/utterance") as subscriber:
             await publisher.connect()
             assert await publisher.close(5) == 0
-            return [turn(await subscriber.next()) for _ in range(50)]
+            return utterance_ids([await subscriber.next() for _ in range(50)])
 
     with mosquitto(tmp_path) as broker:
         assert asyncio.run(main(broker)) == [f"u{number}" for number in range(50)]
 
 
 def test_state_is_back_after_a_restart(tmp_path: Path) -> None:
-    """A broker that forgot everything shows the retained state again once it is back."""
-    said: list[tuple[bool, str]] = []
+    """After its restart a broker without persistence has the retained messages again."""
+    statuses = StatusLog()
 
     async def main(broker: Mosquitto) -> set[str]:
-        publisher = MqttPublisher(
-            config(broker.url), info=INFO, on_status=lambda *status: said.append(status)
-        )
+        publisher = MqttPublisher(config(broker.url), info=INFO, on_status=statuses)
         await publisher.connect()
         running = asyncio.create_task(publisher.run())
         await publisher.send(Status(source="m", stage="vad", state="degraded"))
         await publisher.send(utterance(1, label="fear"))
         await asyncio.sleep(0.2)
         await asyncio.to_thread(broker.stop)
-        await until_said(said, connected=False)
+        await statuses.until(connected=False)
         await asyncio.to_thread(broker.start)
-        await until_said(said, connected=True)
+        await statuses.until(connected=True)
         await asyncio.sleep(0.2)
         async with Subscriber(broker.port) as late:
             retained = {await late.next() for _ in range(4)}

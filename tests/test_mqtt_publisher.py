@@ -18,69 +18,14 @@ from mosquitto import (
     password_file,
     require_mosquitto,
 )
+from mqtt_kit import INFO, config, send_all, utterance
 
 from stream_hbaf.config import MqttConfig
 from stream_hbaf.errors import BrokerError, ConfigError
-from stream_hbaf.events import Emotion, Info, Model, Partial, Speech, Status, Utterance
+from stream_hbaf.events import Status
 from stream_hbaf.publish.connection import subscribe
-from stream_hbaf.publish.mqtt import MqttPublisher, messages
-
-INFO = Info(
-    version="0", model=Model(id="b", sha256="c"), labels=["joy"], licence="MIT", sources=["m"]
-)
-
-
-def emotion(label: str) -> Emotion:
-    return Emotion(label=label, score=0.9, abstained=False, set=[label], probabilities={label: 0.9})
-
-
-def utterance(turn: int, *, label: str | None = "joy") -> Utterance:
-    return Utterance(
-        id=f"u{turn}",
-        rev=2,
-        type="end",
-        source="m",
-        dialogue_id="d",
-        turn=turn,
-        speaker="Zoë",
-        start_time="t",
-        audio_start_ms=0.0,
-        text=f"“{turn}”",
-        emotion=emotion(label) if label else None,
-    )
-
-
-def partial(number: int) -> Partial:
-    return Partial(
-        id="u",
-        source="m",
-        dialogue_id="d",
-        speaker="",
-        text=str(number),
-        modalities=["text"],
-        emotion=emotion("joy"),
-    )
-
-
-def config(url: str, **settings: object) -> MqttConfig:
-    return MqttConfig.model_validate({"url": url, "prefix": "p", "node": "n", **settings})
-
-
-def turn(line: str) -> str:
-    """The utterance's id in a subscriber's line."""
-    name: str = json.loads(line.split(" ", 3)[3])["id"]
-    return name
-
-
-async def until_said(said: list[tuple[bool, str]], *, connected: bool) -> None:
-    async with asyncio.timeout(10):
-        while [last for last, _ in said[-1:]] != [connected]:  # noqa: ASYNC110  no event to await
-            await asyncio.sleep(0.01)
-
-
-async def send_all(publisher: MqttPublisher, *events: Utterance | Status | Speech) -> None:
-    for event in events:
-        await publisher.send(event)
+from stream_hbaf.publish.messages import messages
+from stream_hbaf.publish.mqtt import MqttPublisher
 
 
 def test_payload_on_the_wire(tmp_path: Path) -> None:
@@ -122,10 +67,10 @@ def test_payload_on_the_wire(tmp_path: Path) -> None:
 
 
 def test_last_will_after_kill(tmp_path: Path) -> None:
-    """A recogniser that is killed is `offline`, also for whoever subscribes later."""
+    """A recogniser that is killed is `offline`, also for later subscribers."""
     script = """
         import asyncio, sys
-        from test_mqtt_publisher import INFO, MqttPublisher, config
+        from mqtt_kit import INFO, MqttPublisher, config
         async def main():
             publisher = MqttPublisher(config(sys.argv[1]), info=INFO)
             await publisher.connect()
@@ -160,7 +105,7 @@ async def connect(settings: MqttConfig) -> None:
 
 
 def test_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The right password is let in; a wrong or missing one is told in a line without it."""
+    """The right password is accepted; a wrong or missing one is one line that leaves it out."""
     require_mosquitto()
     file = password_file(tmp_path, user="eve", password="right")
     tmp_path.chmod(0o755)
@@ -197,7 +142,7 @@ def test_tls(tmp_path: Path) -> None:
 
 
 def test_client_certificate(tmp_path: Path) -> None:
-    """A broker that asks for a certificate gets ours; without it the line says what to set."""
+    """A client certificate is sent if the broker asks; without one the line says what to set."""
     require_mosquitto()
     made = make_certificates(tmp_path)
     tls = (f"certfile {made.localhost}", f"keyfile {made.key}", f"cafile {made.authority}")
@@ -211,7 +156,7 @@ def test_client_certificate(tmp_path: Path) -> None:
 
 
 def test_no_broker() -> None:
-    """Nobody listening, and no such host, are told apart, with the address."""
+    """A closed port and an unknown host are different messages, with the address."""
     port = free_port()
     with pytest.raises(BrokerError, match=f"^mqtt://127.0.0.1:{port}: nothing listens there"):
         asyncio.run(connect(config(f"mqtt://127.0.0.1:{port}")))
@@ -232,7 +177,7 @@ def test_no_answer() -> None:
 
 
 def test_close_after_run_was_cancelled(tmp_path: Path) -> None:
-    """A pipeline that is torn down still delivers what it had finished, and says `stopped`."""
+    """A cancelled publisher still delivers its utterances, and publishes `stopped`."""
 
     async def main(broker: Mosquitto) -> list[str]:
         publisher = MqttPublisher(config(broker.url), info=INFO)
@@ -260,15 +205,15 @@ def test_transcript_of_a_million_characters(tmp_path: Path) -> None:
     async def main(broker: Mosquitto) -> list[bytes]:
         publisher = MqttPublisher(config(broker.url), info=INFO)
         settings = config(broker.url)
-        hearing = subscribe(settings, topic="p/n/m/utterance", on_status=lambda *_: None)
-        async with contextlib.aclosing(hearing):
-            hearing_first = asyncio.ensure_future(anext(hearing))
+        received = subscribe(settings, topic="p/n/m/utterance", on_status=lambda *_: None)
+        async with contextlib.aclosing(received):
+            receiving = asyncio.ensure_future(anext(received))
             await asyncio.sleep(0.2)
             await publisher.connect()
             running = asyncio.create_task(publisher.run())
             await send_all(publisher, utterance(1).model_copy(update={"text": words}), utterance(2))
-            first = await hearing_first
-            second = await anext(hearing)
+            first = await receiving
+            second = await anext(received)
             await publisher.close(3)
             await running
         return [first.payload, second.payload]

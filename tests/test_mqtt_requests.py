@@ -1,4 +1,4 @@
-"""Requests, switches and corrections over a real mosquitto: answered or refused, never down."""
+"""Requests, switches and corrections over a real mosquitto: each is answered or refused."""
 
 import asyncio
 import json
@@ -9,44 +9,27 @@ from typing import Any
 
 import pytest
 from mosquitto import Mosquitto, Subscriber, find_program, mosquitto
-from test_mqtt_publisher import INFO, config, until_said
+from mqtt_kit import INFO, StatusLog, config
+from recording_control import RecordingControl
 
 from stream_hbaf.errors import ConfigError
-from stream_hbaf.events import Feedback, Request, Response, SwitchName
+from stream_hbaf.events import Feedback, Request
 from stream_hbaf.publish.mqtt import MqttPublisher
-from stream_hbaf.publish.requests import LARGEST, WAITING
+from stream_hbaf.publish.requests import MAX_PAYLOAD, MAX_QUEUED
 
 
-class Recorder:
-    """Does what is asked by writing it down."""
-
-    def __init__(self) -> None:
-        self.done: list[object] = []
-        self.pause_s = 0.0
-
-    async def answer(self, request: Request) -> Response:
-        await asyncio.sleep(self.pause_s)
-        self.done.append(request)
-        if request.command == "set_model":
-            raise ConfigError("there is no such model; choose one of: live-en")
-        if request.command == "reset":
-            raise RuntimeError("a bug")
-        return Response(
-            command=request.command,
-            status="ok",
-            content=request.arguments,
-            transaction=request.transaction,
-        )
-
-    async def set_switch(self, source: str, *, switch: SwitchName, on: bool) -> None:
-        self.done.append((source, switch, on))
-
-    async def correct(self, feedback: Feedback) -> None:
-        self.done.append(feedback)
+def make_control() -> RecordingControl:
+    """One command fails with a user's error, another with a bug."""
+    return RecordingControl(
+        failures={
+            "set_model": ConfigError("there is no such model; choose one of: live-en"),
+            "reset": RuntimeError("a bug"),
+        }
+    )
 
 
-class Asker:
-    """Publishes with mosquitto_pub, and reads what comes back."""
+class Requester:
+    """Publishes with mosquitto_pub, and reads responses."""
 
     def __init__(self, broker: Mosquitto, answers: Subscriber) -> None:
         self._port = broker.port
@@ -76,7 +59,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def start(publisher: MqttPublisher, broker: Mosquitto) -> "asyncio.Task[None]":
-    """Returns once it listens: it has subscribed before it says who it is."""
+    """Returns once the publisher has subscribed, which it does before it publishes `info`."""
     async with Subscriber(broker.port, topic="p/n/info") as subscriber:
         await publisher.connect()
         running = asyncio.create_task(publisher.run())
@@ -84,40 +67,42 @@ async def start(publisher: MqttPublisher, broker: Mosquitto) -> "asyncio.Task[No
     return running
 
 
-def asked(
+def carried_out(
     folder: Path,
-    script: Callable[[Asker, Recorder], Awaitable[None]],
+    script: Callable[[Requester, RecordingControl], Awaitable[None]],
     *,
     version: str = "3.1.1",
     lines: list[str] | None = None,
 ) -> list[object]:
-    """Run a publisher that listens, let ``script`` ask it, and return what was done."""
-    control = Recorder()
-    said: list[str] = [] if lines is None else lines
+    """Run ``script`` against a publisher; returns what its control was asked to do."""
+    control = make_control()
+    statuses = StatusLog()
 
     async def main(broker: Mosquitto) -> None:
         publisher = MqttPublisher(
             config(broker.url, version=version),
             info=INFO,
             control=control,
-            on_status=lambda _, line: said.append(line),
+            on_status=statuses,
         )
         async with Subscriber(broker.port, topic="+/n/response/#") as answers:
             running = await start(publisher, broker)
-            await script(Asker(broker, answers), control)
+            await script(Requester(broker, answers), control)
         assert await publisher.close(5) == 0
         await running
 
     with mosquitto(folder) as broker:
         asyncio.run(main(broker))
-    return control.done
+    if lines is not None:
+        lines += statuses.lines
+    return control.calls
 
 
 def test_request_is_answered(tmp_path: Path) -> None:
     """The transaction comes back, other keys are arguments; an empty payload is no argument."""
 
-    async def script(asker: Asker, _: Recorder) -> None:
-        assert await asker.ask("request/ping", '{"transaction": "t 1", "echo": ["é", 1]}') == {
+    async def script(requester: Requester, _: RecordingControl) -> None:
+        assert await requester.ask("request/ping", '{"transaction": "t 1", "echo": ["é", 1]}') == {
             "schema": "stream_hbaf/response/1",
             "command": "ping",
             "status": "ok",
@@ -125,26 +110,26 @@ def test_request_is_answered(tmp_path: Path) -> None:
             "error": "",
             "transaction": "t 1",
         }
-        assert (await asker.ask("request/flush"))["status"] == "ok"
+        assert (await requester.ask("request/flush"))["status"] == "ok"
 
-    assert asked(tmp_path, script) == [
+    assert carried_out(tmp_path, script) == [
         Request(command="ping", arguments={"echo": ["é", 1]}, transaction="t 1"),
         Request(command="flush"),
     ]
 
 
 def test_request_that_cannot_be_done(tmp_path: Path) -> None:
-    """The answer says why, for a user's mistake and for a bug of ours; the next one is served."""
+    """The response gives the reason, for a user's error and for a bug; the next one is served."""
 
-    async def script(asker: Asker, _: Recorder) -> None:
-        refused = await asker.ask("request/set_model", '{"transaction": "t"}')
+    async def script(requester: Requester, _: RecordingControl) -> None:
+        refused = await requester.ask("request/set_model", '{"transaction": "t"}')
         assert (refused["status"], refused["transaction"]) == ("error", "t")
         assert refused["error"] == "there is no such model; choose one of: live-en"
-        failed = await asker.ask("request/reset")
+        failed = await requester.ask("request/reset")
         assert failed["error"] == "failed because of a bug (RuntimeError); the log says more"
-        assert (await asker.ask("request/ping"))["status"] == "ok"
+        assert (await requester.ask("request/ping"))["status"] == "ok"
 
-    assert len(asked(tmp_path, script)) == 3
+    assert len(carried_out(tmp_path, script)) == 3
 
 
 @pytest.mark.parametrize(
@@ -157,18 +142,18 @@ def test_request_that_cannot_be_done(tmp_path: Path) -> None:
         (b'{"a": "\xff"}', "the payload is not JSON in UTF-8"),
         ("[" * 60_000, "the payload is not JSON in UTF-8"),
         ('{"transaction": 1}', "'transaction' must be text of at most 256 characters"),
-        (" " * (LARGEST + 1), f"the payload is larger than {LARGEST} bytes"),
+        (" " * (MAX_PAYLOAD + 1), f"the payload is larger than {MAX_PAYLOAD} bytes"),
     ],
     ids=lambda value: repr(value)[:20],
 )
 def test_malformed_request(tmp_path: Path, payload: str | bytes, error: str) -> None:
     """The answer says what is wrong with it; nothing is done."""
 
-    async def script(asker: Asker, _: Recorder) -> None:
-        answer = await asker.ask("request/ping", payload)
+    async def script(requester: Requester, _: RecordingControl) -> None:
+        answer = await requester.ask("request/ping", payload)
         assert (answer["status"], answer["error"]) == ("error", error)
 
-    assert asked(tmp_path, script) == []
+    assert carried_out(tmp_path, script) == []
 
 
 @pytest.mark.parametrize(
@@ -187,24 +172,24 @@ def test_malformed_without_answer(tmp_path: Path, topic: str, payload: str, reas
     """What has no topic for an answer is one line with topic and reason, without its content."""
     lines: list[str] = []
 
-    async def script(asker: Asker, _: Recorder) -> None:
-        await asker.publish(topic, payload)
-        await asker.ask("request/ping")
+    async def script(requester: Requester, _: RecordingControl) -> None:
+        await requester.publish(topic, payload)
+        await requester.ask("request/ping")
 
-    assert asked(tmp_path, script, lines=lines) == [Request(command="ping")]
-    assert lines == [f"not done: {f'p/n/{topic}'!r}: {reason}"]
+    assert carried_out(tmp_path, script, lines=lines) == [Request(command="ping")]
+    assert lines == [f"refused: {f'p/n/{topic}'!r}: {reason}"]
 
 
 def test_switches_and_corrections(tmp_path: Path) -> None:
-    """They reach the control in order; unknown fields of a correction are passed over."""
+    """They reach the control in order; unknown fields of a correction are ignored."""
 
-    async def script(asker: Asker, _: Recorder) -> None:
-        await asker.publish("m/listening/set", "OFF")
-        await asker.publish("m/feedback", '{"id": "u1", "label": "joy", "by": "Zoë", "x": 1}')
-        await asker.publish("m/record/set", "ON")
-        await asker.ask("request/ping")
+    async def script(requester: Requester, _: RecordingControl) -> None:
+        await requester.publish("m/listening/set", "OFF")
+        await requester.publish("m/feedback", '{"id": "u1", "label": "joy", "by": "Zoë", "x": 1}')
+        await requester.publish("m/record/set", "ON")
+        await requester.ask("request/ping")
 
-    assert asked(tmp_path, script)[:-1] == [
+    assert carried_out(tmp_path, script)[:-1] == [
         ("m", "listening", False),
         Feedback(id="u1", label="joy", by="Zoë"),
         ("m", "record", True),
@@ -214,28 +199,28 @@ def test_switches_and_corrections(tmp_path: Path) -> None:
 def test_retained_commands(tmp_path: Path) -> None:
     """A retained switch counts once, though the broker repeats it at every connection; a
     retained request, which would come at every start, not at all."""
-    control = Recorder()
-    said: list[tuple[bool, str]] = []
+    control = make_control()
+    statuses = StatusLog()
 
     async def main(broker: Mosquitto) -> None:
         publisher = MqttPublisher(
             config(broker.url),
             info=INFO,
             control=control,
-            on_status=lambda *line: said.append(line),
+            on_status=statuses,
         )
         async with Subscriber(broker.port, topic="p/n/response/#") as answers:
-            asker = Asker(broker, answers)
-            await asker.publish("m/listening/set", "OFF", "-r")
-            await asker.publish("request/reset", "{}", "-r")
+            requester = Requester(broker, answers)
+            await requester.publish("m/listening/set", "OFF", "-r")
+            await requester.publish("request/reset", "{}", "-r")
             running = await start(publisher, broker)
-            await until(lambda: control.done == [("m", "listening", False)])
-            await asker.publish("m/listening/set", "ON")
-            await until(lambda: len(control.done) == 2)
+            await until(lambda: control.calls == [("m", "listening", False)])
+            await requester.publish("m/listening/set", "ON")
+            await until(lambda: len(control.calls) == 2)
         await asyncio.to_thread(broker.stop)
-        await until_said(said, connected=False)
+        await statuses.until(connected=False)
         await asyncio.to_thread(broker.start)
-        await until_said(said, connected=True)
+        await statuses.until(connected=True)
         await asyncio.sleep(0.3)
         await publisher.close(3)
         await running
@@ -243,15 +228,17 @@ def test_retained_commands(tmp_path: Path) -> None:
     store = ("persistence true", f"persistence_location {tmp_path}/", "user root")
     with mosquitto(tmp_path, *store) as broker:
         asyncio.run(main(broker))
-    assert control.done == [("m", "listening", False), ("m", "listening", True)]
-    assert "requests must not be retained" in said[0][1]
+    assert control.calls == [("m", "listening", False), ("m", "listening", True)]
+    assert "requests must not be retained" in statuses.lines[0]
 
 
 def test_response_topic(tmp_path: Path) -> None:
     """With MQTT 5 the answer goes where the sender asks for it, with its correlation data."""
 
     async def main(broker: Mosquitto) -> str:
-        publisher = MqttPublisher(config(broker.url, version="5"), info=INFO, control=Recorder())
+        publisher = MqttPublisher(
+            config(broker.url, version="5"), info=INFO, control=make_control()
+        )
         running = await start(publisher, broker)
         words = ["-p", str(broker.port), "-V", "5", "-t", "p/n/request/ping", "-e", "mine/here"]
         form = ["-F", "%t %D %C %p", "-W", "5", "-m", "", "-D", "publish", "correlation-data", "c7"]
@@ -271,41 +258,41 @@ def test_response_topic(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("topic", ["p/n/available", "p/n/m/utterance", "$SYS/x"])
 def test_response_topic_that_is_not_the_senders(tmp_path: Path, topic: str) -> None:
-    """Nobody makes us speak in our own name: the answer is an error, at the usual place."""
+    """A response must not pass for another message of this node: it is an error instead."""
 
-    async def script(asker: Asker, _: Recorder) -> None:
-        answer = await asker.ask(
+    async def script(requester: Requester, _: RecordingControl) -> None:
+        answer = await requester.ask(
             "request/ping", "{}", "-V", "5", "-D", "publish", "response-topic", topic
         )
         assert answer["error"] == "the response topic must be one of yours, without wildcards"
 
-    assert asked(tmp_path, script, version="5") == []
+    assert carried_out(tmp_path, script, version="5") == []
 
 
 def test_too_many_requests(tmp_path: Path) -> None:
-    """Of a flood a bounded number waits; the rest is refused and counted, said in one line, and
-    everything goes on."""
+    """Of a flood a bounded number is queued; the rest is refused, counted, and reported in one
+    line, and the recogniser goes on."""
     lines: list[str] = []
     flood = 1000
 
-    async def script(asker: Asker, control: Recorder) -> None:
+    async def script(requester: Requester, control: RecordingControl) -> None:
         control.pause_s = 0.01
         payload = "\n".join(json.dumps({"transaction": str(n)}) for n in range(flood))
         start = time.monotonic()
-        command = [find_program("mosquitto_pub"), "-p", str(asker._port), "-q", "1", "-l"]
+        command = [find_program("mosquitto_pub"), "-p", str(requester._port), "-q", "1", "-l"]
         child = await asyncio.create_subprocess_exec(
             *command, "-t", "p/n/request/ping", stdin=asyncio.subprocess.PIPE
         )
         await child.communicate(payload.encode())
         assert time.monotonic() - start < 5
-        numbers = [int((await asker.answer())["transaction"]) for _ in range(WAITING)]
+        numbers = [int((await requester.answer())["transaction"]) for _ in range(MAX_QUEUED)]
         assert numbers == sorted(numbers)
-        await asker.publish("request/flush")
-        while (await asker.answer())["command"] != "flush":
+        await requester.publish("request/flush")
+        while (await requester.answer())["command"] != "flush":
             pass
 
-    done = asked(tmp_path, script, lines=lines)
+    done = carried_out(tmp_path, script, lines=lines)
     answered = [request for request in done if isinstance(request, Request)]
-    assert WAITING <= len(answered) < flood
+    assert MAX_QUEUED <= len(answered) < flood
     assert len(lines) == 1
-    assert f"{WAITING} requests wait already; ask again later" in lines[0]
+    assert f"{MAX_QUEUED} requests are queued already; try again later" in lines[0]

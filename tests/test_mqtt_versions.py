@@ -14,14 +14,7 @@ from mosquitto import (
     mosquitto,
     require_mosquitto,
 )
-from test_mqtt_publisher import (
-    INFO,
-    config,
-    partial,
-    send_all,
-    turn,
-    utterance,
-)
+from mqtt_kit import INFO, config, partial, send_all, utterance, utterance_ids
 
 from stream_hbaf.config import MqttConfig
 from stream_hbaf.errors import BrokerError
@@ -107,7 +100,7 @@ def test_over_websocket(tmp_path: Path, version: str) -> None:
 
     with mosquitto(tmp_path, f"listener {port} 127.0.0.1", "protocol websockets") as broker:
         lines = asyncio.run(main(broker))
-    assert [turn(line) for line in lines if "/utterance " in line] == ["u1"]
+    assert utterance_ids(lines) == ["u1"]
 
 
 def test_over_websocket_with_tls(tmp_path: Path) -> None:

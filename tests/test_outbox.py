@@ -1,4 +1,4 @@
-"""What waits for the broker is kept on disk, in order, within bounds, and can be erased."""
+"""The outbox keeps messages on disk, in order, within bounds, and can erase them."""
 
 import asyncio
 import subprocess
@@ -18,12 +18,12 @@ CONFIG = MqttConfig(url="mqtt://broker", prefix="p", node="n", outbox=5)
 
 @pytest.fixture(autouse=True)
 def state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Each test its own folder, and none in the home of whoever runs it."""
+    """The folder of this test's outboxes."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     return tmp_path / "stream_hbaf"
 
 
-def said(words: str, *, dialogue_id: str = "d") -> Message:
+def stored(words: str, *, dialogue_id: str = "d") -> Message:
     properties = (("source", "m"), ("speaker", "Zoë"))
     return Message(
         "p/n/m/utterance", words.encode(), dialogue_id=dialogue_id, properties=properties
@@ -31,7 +31,7 @@ def said(words: str, *, dialogue_id: str = "d") -> Message:
 
 
 def payloads(outbox: Outbox) -> list[str]:
-    return [waiting.message.payload.decode() for waiting in outbox.first(1000)]
+    return [queued.message.payload.decode() for queued in outbox.first(1000)]
 
 
 def files(folder: Path, pattern: str = "*") -> list[Path]:
@@ -39,18 +39,18 @@ def files(folder: Path, pattern: str = "*") -> list[Path]:
 
 
 async def filled(*words: str, config: MqttConfig = CONFIG, away: bool = True) -> Outbox:
-    outbox = Outbox(config, say=lambda line: None)
+    outbox = Outbox(config, on_report=lambda line: None)
     await outbox.open()
     for word in words:
-        await outbox.put([said(word)], broker_away=away)
+        await outbox.put([stored(word)], broker_away=away)
     return outbox
 
 
 async def left(config: MqttConfig = CONFIG, *, lines: list[str] | None = None) -> list[Message]:
     """What a new start finds."""
-    outbox = Outbox(config, say=(lines if lines is not None else []).append)
+    outbox = Outbox(config, on_report=(lines if lines is not None else []).append)
     await outbox.open()
-    found = [waiting.message for waiting in outbox.first(1000)]
+    found = [queued.message for queued in outbox.first(1000)]
     await outbox.close()
     return found
 
@@ -64,40 +64,40 @@ def test_messages_left_over() -> None:
         assert await first.close() == 2
         second = await filled("four")
         assert payloads(second) == ["two", "thrée", "four"]
-        assert second.first(2) == sorted(second.first(2), key=lambda waiting: waiting.number)
+        assert second.first(2) == sorted(second.first(2), key=lambda queued: queued.number)
         await second.close()
         lines: list[str] = []
-        assert await left(lines=lines) == [said("two"), said("thrée"), said("four")]
-        assert lines[0] == "messages of an earlier run, published first: 3"
+        assert await left(lines=lines) == [stored("two"), stored("thrée"), stored("four")]
+        assert lines[0] == "outbox: messages of an earlier run, sent first: 3"
 
     asyncio.run(main())
 
 
-def test_only_lasting_messages_are_on_disk() -> None:
-    """State is published anew by every run, and an answer means nothing to the next."""
+def test_only_durable_messages_are_on_disk() -> None:
+    """Each run publishes its own state, and responses concern one run only."""
 
     async def main() -> None:
         outbox = await filled()
         label = Message("p/n/m/emotion", b"joy", retain=True, dialogue_id="d")
-        await outbox.put([said("one"), label], broker_away=False)
+        await outbox.put([stored("one"), label], broker_away=False)
         await outbox.put([Message("p/n/response/ping", b"{}")], broker_away=False)
         assert payloads(outbox) == ["one", "joy", "{}"]
-        assert outbox.take_retained() == [label]
+        assert outbox.pop_retained() == [label]
         assert await outbox.close() == 1
-        assert await left() == [said("one")]
+        assert await left() == [stored("one")]
 
     asyncio.run(main())
 
 
-def test_too_many_while_the_broker_is_away() -> None:
-    """The oldest are let go, counted; while the broker is there nothing is."""
+def test_too_many_messages_while_the_broker_is_away() -> None:
+    """The oldest are dropped and counted; none are while the broker is connected."""
 
     async def main() -> None:
         outbox = await filled("a", "b", "c", "d", "e", "f", "g", away=False)
-        assert (outbox.let_go, len(outbox), outbox.full) == (0, 7, True)
-        await outbox.put([said("h")], broker_away=True)
+        assert (outbox.dropped, len(outbox), outbox.full) == (0, 7, True)
+        await outbox.put([stored("h")], broker_away=True)
         assert payloads(outbox) == ["d", "e", "f", "g", "h"]
-        assert outbox.let_go == 3
+        assert outbox.dropped == 3
         await outbox.close()
         assert [message.payload for message in await left()] == [b"d", b"e", b"f", b"g", b"h"]
 
@@ -105,7 +105,7 @@ def test_too_many_while_the_broker_is_away() -> None:
 
 
 def test_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is older than `outbox_age_h` is let go, now and at the next start, counted and said."""
+    """Messages older than `outbox_age_h` are dropped and counted, also at the next start."""
     config = CONFIG.model_copy(update={"outbox_age_h": 2})
     now = time.time()
     clock = [now - 4 * 3600]
@@ -114,15 +114,15 @@ def test_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> list[str]:
         first = await filled("old", config=config)
         clock[0] = now - 3600
-        await first.put([said("young")], broker_away=True)
-        assert (payloads(first), first.let_go) == (["young"], 1)
+        await first.put([stored("young")], broker_away=True)
+        assert (payloads(first), first.dropped) == (["young"], 1)
         await first.close()
         clock[0] = now + 2 * 3600
         lines: list[str] = []
         assert await left(config, lines=lines) == []
         return lines
 
-    assert asyncio.run(main()) == ["messages of an earlier run, too old to publish: 1"]
+    assert asyncio.run(main()) == ["outbox: messages of an earlier run dropped, too old: 1"]
 
 
 def test_forgotten_dialogue_is_gone_from_the_disk(state: Path) -> None:
@@ -130,8 +130,8 @@ def test_forgotten_dialogue_is_gone_from_the_disk(state: Path) -> None:
 
     async def main() -> None:
         outbox = await filled()
-        secrets = [said(f"secret {n}" * 500, dialogue_id="gone") for n in range(3)]
-        await outbox.put([secrets[0], said("public"), *secrets[1:]], broker_away=False)
+        secrets = [stored(f"secret {n}" * 500, dialogue_id="gone") for n in range(3)]
+        await outbox.put([secrets[0], stored("public"), *secrets[1:]], broker_away=False)
         assert b"secret 1" in content()
         assert await outbox.forget("gone") == 3
         assert payloads(outbox) == ["public"]
@@ -146,7 +146,7 @@ def test_forgotten_dialogue_is_gone_from_the_disk(state: Path) -> None:
 
 
 def test_readable_by_its_owner_only(state: Path) -> None:
-    """It holds what people said: folder, file, log and lock are private."""
+    """Folder, file, log and lock are private: they hold transcripts."""
 
     async def main() -> list[Path]:
         outbox = await filled("one")
@@ -168,7 +168,7 @@ def test_one_file_for_each_recogniser_at_each_broker(state: Path) -> None:
         await outbox.close()
         for other in others:
             assert await left(CONFIG.model_copy(update=other)) == []
-        assert await left() == [said("ours")]
+        assert await left() == [stored("ours")]
 
     asyncio.run(main())
     assert len(list(state.glob("*.sqlite"))) == 4
@@ -180,7 +180,7 @@ def test_second_recogniser_with_the_same_node(state: Path) -> None:
     async def main() -> None:
         first, second = await filled("a"), await filled("b")
         assert payloads(second) == ["b"]
-        await first.put([said("c")], broker_away=True)
+        await first.put([stored("c")], broker_away=True)
         await first.close()
         await second.close()
         assert [message.payload for message in await left()] == [b"a", b"b", b"c"]
@@ -197,9 +197,9 @@ def test_folder_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path
 
     async def main() -> list[str]:
         lines: list[str] = []
-        outbox = Outbox(CONFIG, say=lines.append)
-        await outbox.put([said("one")], broker_away=False)
-        await outbox.put([said("two")], broker_away=False)
+        outbox = Outbox(CONFIG, on_report=lines.append)
+        await outbox.put([stored("one")], broker_away=False)
+        await outbox.put([stored("two")], broker_away=False)
         assert payloads(outbox) == ["one", "two"]
         await outbox.remove(outbox.first(1))
         assert await outbox.close() == 0
@@ -207,25 +207,25 @@ def test_folder_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path
 
     folder = tmp_path / "file" / "stream_hbaf"
     assert asyncio.run(main()) == [
-        f"outbox: {folder}: Not a directory; what is finished is kept in memory only: "
+        f"outbox: {folder}: Not a directory; messages are kept in memory only: "
         "free some space there, or set XDG_STATE_HOME to another folder",
-        f"messages lost, because {folder} can't keep them: 1",
+        f"outbox: {folder}: can't be written; messages lost: 1",
     ]
 
 
 FULL_DISK = """
     import asyncio, resource
-    from test_outbox import CONFIG, Outbox, said
+    from test_outbox import CONFIG, Outbox, stored
     def allow(size):  # of a file: beyond it, writing fails as on a full disk
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
     async def main():
-        outbox = Outbox(CONFIG, say=print)
-        await outbox.put([said("small")], broker_away=False)
+        outbox = Outbox(CONFIG, on_report=print)
+        await outbox.put([stored("small")], broker_away=False)
         allow(50_000)
-        await outbox.put([said("x" * 100_000)], broker_away=False)
-        await outbox.put([said("y" * 100_000)], broker_away=False)
+        await outbox.put([stored("x" * 100_000)], broker_away=False)
+        await outbox.put([stored("y" * 100_000)], broker_away=False)
         allow(resource.RLIM_INFINITY)
-        await outbox.put([said("last")], broker_away=False)
+        await outbox.put([stored("last")], broker_away=False)
         print(await outbox.close())
     asyncio.run(main())
 """
@@ -244,14 +244,14 @@ def test_full_disk(state: Path) -> None:
     full, mended, kept, count = child.stdout.splitlines()
     assert full.startswith(f"outbox: {state}: ")
     assert "kept in memory only: free some space there" in full
-    assert mended == f"outbox: {state}: what is finished is kept on disk again"
-    assert (kept, count) == ("messages that wait in the outbox for the next start: 4", "4")
+    assert mended == f"outbox: {state}: messages are kept on disk again"
+    assert (kept, count) == ("outbox: messages kept for the next start: 4", "4")
     found = [message.payload.decode()[:5] for message in asyncio.run(left())]
     assert found == ["small", "xxxxx", "yyyyy", "last"]
 
 
 def test_damaged_file(state: Path) -> None:
-    """It is set aside, said in one line, and a new one begins."""
+    """It is renamed, reported in one line, and a new one begun."""
     lines: list[str] = []
 
     async def main() -> None:
@@ -260,26 +260,26 @@ def test_damaged_file(state: Path) -> None:
         file.write_bytes(b"no database at all" * 1000)
         assert await left(lines=lines) == []
         await (await filled("two")).close()
-        assert await left() == [said("two")]
+        assert await left() == [stored("two")]
 
     asyncio.run(main())
     (damaged,) = state.glob("*.damaged")
     assert damaged.read_bytes().startswith(b"no database")
-    assert lines[0].endswith(f"it is {damaged.name} now, and a new one begins")
+    assert lines[0].endswith(f"renamed to {damaged.name}, and a new file begun")
 
 
-def test_sender_that_is_cancelled_while_it_is_stored() -> None:
+def test_cancelled_put_stores_its_message() -> None:
     """The message is stored all the same."""
 
     async def main() -> None:
         outbox = await filled()
-        sending = asyncio.create_task(outbox.put([said("one")], broker_away=False))
+        sending = asyncio.create_task(outbox.put([stored("one")], broker_away=False))
         await asyncio.sleep(0)
         sending.cancel()
         await asyncio.wait({sending})
         assert sending.cancelled()
         assert payloads(outbox) == ["one"]
         await outbox.close()
-        assert await left() == [said("one")]
+        assert await left() == [stored("one")]
 
     asyncio.run(main())

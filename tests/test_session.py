@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from told import RECORDING, Sound, chunk, header, utterance
+from session_samples import RECORDING, Sound, chunk, header, utterance
 
 from stream_hbaf.audio.file import read_audio
 from stream_hbaf.config import SAMPLE_RATE_HZ

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from told import RECORDING, Sound, chunk, header, summary, utterance
+from session_samples import RECORDING, Sound, chunk, header, summary, utterance
 
 from stream_hbaf.audio.file import read_audio
 from stream_hbaf.audio.source import Cut

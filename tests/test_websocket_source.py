@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soxr
-from heard import Heard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from source_listener import SourceListener
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
@@ -32,7 +32,11 @@ Samples = NDArray[np.int16]
 
 @asynccontextmanager
 async def listening(
-    *, heard: Heard, token: str | None = None, channel: int | None = None, chunk_ms: int = 32
+    *,
+    heard: SourceListener,
+    token: str | None = None,
+    channel: int | None = None,
+    chunk_ms: int = 32,
 ) -> AsyncIterator[WebSocketSource]:
     source = WebSocketSource(
         Address("127.0.0.1", 0),
@@ -67,16 +71,16 @@ async def closed_for(connection: ClientConnection) -> tuple[int, str]:
 
 
 def run(
-    scene: Callable[[WebSocketSource, Heard], Awaitable[None]],
+    scene: Callable[[WebSocketSource, SourceListener], Awaitable[None]],
     *,
     channel: int | None = None,
     token: str | None = None,
     chunk_ms: int = 32,
-) -> Heard:
+) -> SourceListener:
     """Play a scene with a source that is listened to; what was heard until it was closed."""
 
-    async def play() -> Heard:
-        heard = Heard()
+    async def play() -> SourceListener:
+        heard = SourceListener()
         async with listening(
             heard=heard, token=token, channel=channel, chunk_ms=chunk_ms
         ) as source:
@@ -86,7 +90,7 @@ def run(
     return asyncio.run(play())
 
 
-def gone(heard: Heard) -> Callable[[], bool]:
+def gone(heard: SourceListener) -> Callable[[], bool]:
     """That a sender came and went."""
     return lambda: len(heard.states) >= 3 and heard.states[-1] == "offline"
 
@@ -99,7 +103,7 @@ def test_websocket_any_split(draw: st.DataObject, chunk_ms: int) -> None:
     cuts = draw.draw(st.lists(st.integers(0, len(said)), min_size=4, max_size=40))
     pieces = np.split(said, sorted({*cuts, *range(0, len(said), 20_000)}))
 
-    async def scene(source: WebSocketSource, heard: Heard) -> None:
+    async def scene(source: WebSocketSource, heard: SourceListener) -> None:
         await send(source, S16_16K, *(piece.tobytes() for piece in pieces))
         await heard.until(gone(heard))
 
@@ -117,7 +121,7 @@ def test_websocket_browser() -> None:
     sound = (rng.standard_normal((48_000, 2)) * 0.2).astype("<f4")
     form = json.dumps({"rate": 48_000, "channels": 2, "format": "f32le", "speaker": "Anna"})
 
-    async def scene(source: WebSocketSource, heard: Heard) -> None:
+    async def scene(source: WebSocketSource, heard: SourceListener) -> None:
         pieces = [sound[start : start + 2_048].tobytes() for start in range(0, 48_000, 2_048)]
         async with connect(address(source)) as connection:
             for piece in [form, *pieces]:
@@ -138,7 +142,7 @@ def test_websocket_channel() -> None:
     """One channel of two can be listened to alone."""
     stereo = np.stack([np.full(16_000, 300), np.full(16_000, -7)], axis=1).astype("<i2")
 
-    async def scene(source: WebSocketSource, heard: Heard) -> None:
+    async def scene(source: WebSocketSource, heard: SourceListener) -> None:
         await send(source, json.dumps({"rate": 16_000, "channels": 2}), stereo.tobytes())
         await heard.until(gone(heard))
 
@@ -150,7 +154,7 @@ def test_websocket_senders_after_each_other() -> None:
     """A sender that leaves is told, the next one's sound comes after a gap and is whole."""
     said = read_audio(SPEECH)[:16_000]
 
-    async def scene(source: WebSocketSource, heard: Heard) -> None:
+    async def scene(source: WebSocketSource, heard: SourceListener) -> None:
         for turn in (1, 2):
             await send(source, S16_16K, said.tobytes())
             await heard.until(lambda turn=turn: heard.states.count("offline") == turn + 1)
@@ -168,7 +172,7 @@ def test_websocket_second_sender() -> None:
     """While one sends, another is refused with the reason, and the first goes on undisturbed."""
     said = read_audio(SPEECH)[:16_000]
 
-    async def scene(source: WebSocketSource, heard: Heard) -> None:
+    async def scene(source: WebSocketSource, heard: SourceListener) -> None:
         async with connect(address(source)) as first:
             await first.send(S16_16K)
             await heard.until(lambda: "online" in heard.states)
@@ -187,7 +191,7 @@ def test_websocket_second_sender() -> None:
 def test_websocket_pause() -> None:
     """A pause gives what was held back, and an empty chunk after a gap that ends the utterance."""
 
-    async def scene(source: WebSocketSource, heard: Heard) -> None:
+    async def scene(source: WebSocketSource, heard: SourceListener) -> None:
         async with connect(address(source)) as connection:
             await connection.send(S16_16K)
             await connection.send(np.ones(700, "<i2").tobytes())
@@ -205,7 +209,7 @@ def test_websocket_pause() -> None:
 def test_websocket_silent_sender() -> None:
     """A sender that stops sending without a word ends the utterance as well."""
 
-    async def scene(source: WebSocketSource, heard: Heard) -> None:
+    async def scene(source: WebSocketSource, heard: SourceListener) -> None:
         async with connect(address(source)) as connection:
             await connection.send(S16_16K)
             await connection.send(np.ones(700, "<i2").tobytes())
@@ -221,8 +225,8 @@ def test_websocket_too_fast() -> None:
     """Of a flood the last five seconds are kept; what was let go is a gap, and is said once."""
     numbered = np.arange(60 * 16_000, dtype="<i2")  # wraps, but the last five seconds are unique
 
-    async def play() -> Heard:
-        heard = Heard()
+    async def play() -> SourceListener:
+        heard = SourceListener()
         source = WebSocketSource(Address("127.0.0.1", 0), chunk_ms=100, on_status=heard.on_status)
         async with source:
             async with connect(address(source)) as connection:
@@ -264,7 +268,7 @@ def test_websocket_too_fast() -> None:
 def test_websocket_wrong_message(messages: list[str | bytes], reason: str) -> None:
     """A message that breaks a rule ends its connection with the reason, which is told once."""
 
-    async def scene(source: WebSocketSource, heard: Heard) -> None:
+    async def scene(source: WebSocketSource, heard: SourceListener) -> None:
         async with connect(address(source)) as connection:
             for message in messages:
                 await connection.send(message)
@@ -296,7 +300,7 @@ def test_wire_anything(messages: list[str | bytes]) -> None:
     """Whatever is sent is sound, or an AudioError: nothing else comes of it."""
 
     async def scene() -> None:
-        heard = Heard()
+        heard = SourceListener()
         async with ArrivingSource("wire", chunk_ms=32, on_status=heard.on_status) as source:
             with contextlib.suppress(AudioError), source.sender("somebody") as sender:
                 for message in messages:
@@ -311,7 +315,7 @@ def test_wire_anything(messages: list[str | bytes]) -> None:
 def test_websocket_large_message() -> None:
     """A message of more than 64 KiB ends its connection, and the next sender is heard."""
 
-    async def scene(source: WebSocketSource, heard: Heard) -> None:
+    async def scene(source: WebSocketSource, heard: SourceListener) -> None:
         async with connect(address(source)) as connection:
             await connection.send(S16_16K)
             await connection.send(bytes(70_000))
@@ -330,7 +334,7 @@ def test_websocket_not_a_number() -> None:
     broken = np.array([np.nan, np.inf, -np.inf, 1e38, 0.5], "<f4")
     form = json.dumps({"rate": 16_000, "format": "f32le"})
 
-    async def scene(source: WebSocketSource, heard: Heard) -> None:
+    async def scene(source: WebSocketSource, heard: SourceListener) -> None:
         await send(source, form, broken.tobytes())
         await heard.until(gone(heard))
 
@@ -353,7 +357,7 @@ def test_websocket_not_a_number() -> None:
 def test_websocket_admission(path: str, headers: dict[str, str], admitted: bool) -> None:
     """Only who knows the token is let in, and no page of another host, nor under its name."""
 
-    async def scene(source: WebSocketSource, heard: Heard) -> None:
+    async def scene(source: WebSocketSource, heard: SourceListener) -> None:
         host = headers.get("Host", "127.0.0.1")
         others = {name: value for name, value in headers.items() if name != "Host"}
         connecting = connect(
@@ -376,7 +380,7 @@ def test_websocket_admission(path: str, headers: dict[str, str], admitted: bool)
 
 def opening_error(place: Address) -> str:
     async def play() -> None:
-        async with WebSocketSource(place, chunk_ms=32, on_status=Heard().on_status):
+        async with WebSocketSource(place, chunk_ms=32, on_status=SourceListener().on_status):
             pass
 
     with pytest.raises(DeviceError) as error:
@@ -387,7 +391,7 @@ def opening_error(place: Address) -> str:
 def test_websocket_port_in_use() -> None:
     """A port that somebody else has is one line."""
 
-    async def scene(source: WebSocketSource, heard: Heard) -> None:
+    async def scene(source: WebSocketSource, heard: SourceListener) -> None:
         assert await asyncio.to_thread(opening_error, source.address) == (
             f"ws://{source.address}: can't listen there (Address already in use); "
             "choose another port, or end the program that uses it"

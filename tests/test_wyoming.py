@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from heard import Heard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from source_listener import SourceListener
 from wyoming.audio import AudioChunk, AudioStart, AudioStop
 from wyoming.client import AsyncTcpClient
 from wyoming.error import Error
@@ -36,7 +36,7 @@ S16_16K = {"rate": 16_000, "width": 2, "channels": 1}
 
 
 @asynccontextmanager
-async def heard_from(source: ArrivingSource, *, heard: Heard) -> AsyncIterator[None]:
+async def heard_from(source: ArrivingSource, *, heard: SourceListener) -> AsyncIterator[None]:
     async with source:
         following = asyncio.create_task(heard.follow(source))
         yield
@@ -44,11 +44,11 @@ async def heard_from(source: ArrivingSource, *, heard: Heard) -> AsyncIterator[N
         await following
 
 
-def run(scene: Callable[[WyomingSource, Heard], Awaitable[None]]) -> Heard:
+def run(scene: Callable[[WyomingSource, SourceListener], Awaitable[None]]) -> SourceListener:
     """Play a scene with a source that listens; what was heard until it was closed."""
 
-    async def play() -> Heard:
-        heard = Heard()
+    async def play() -> SourceListener:
+        heard = SourceListener()
         source = WyomingSource(Address("127.0.0.1", 0), chunk_ms=32, on_status=heard.on_status)
         async with heard_from(source, heard=heard):
             await scene(source, heard)
@@ -72,7 +72,7 @@ def test_wyoming_sound(size: int) -> None:
     """What the protocol's own client sends arrives bit for bit, in whatever pieces."""
     said = read_audio(SPEECH)
 
-    async def scene(source: WyomingSource, heard: Heard) -> None:
+    async def scene(source: WyomingSource, heard: SourceListener) -> None:
         async with client_of(source) as client:
             for event in sound_events(said, size=size):
                 await client.write_event(event)
@@ -95,7 +95,7 @@ def test_wyoming_stop() -> None:
         AudioChunk(rate=16_000, width=4, channels=1, audio=loud).event(),
     ]
 
-    async def scene(source: WyomingSource, heard: Heard) -> None:
+    async def scene(source: WyomingSource, heard: SourceListener) -> None:
         async with client_of(source) as client:
             for event in events:
                 await client.write_event(event)
@@ -111,7 +111,7 @@ def test_wyoming_stop() -> None:
 def test_wyoming_description() -> None:
     """Asked what it is, it says that it listens, and claims no service that would owe an answer."""
 
-    async def scene(source: WyomingSource, heard: Heard) -> None:
+    async def scene(source: WyomingSource, heard: SourceListener) -> None:
         async with client_of(source) as client:
             await client.write_event(Describe().event())
             told = await client.read_event()
@@ -138,7 +138,7 @@ def test_wyoming_description() -> None:
 def test_wyoming_second_sender() -> None:
     """While one sends, another is refused with a reason; it may still ask what we are."""
 
-    async def scene(source: WyomingSource, heard: Heard) -> None:
+    async def scene(source: WyomingSource, heard: SourceListener) -> None:
         async with client_of(source) as first, client_of(source) as second:
             await first.write_event(AudioStart(**S16_16K).event())
             await heard.until(lambda: "online" in heard.states)
@@ -187,7 +187,7 @@ def header(**fields: object) -> bytes:
 def test_wyoming_malformed(content: bytes, reason: str) -> None:
     """An event that can't be understood ends its connection; sender and user get one line."""
 
-    async def scene(source: WyomingSource, heard: Heard) -> None:
+    async def scene(source: WyomingSource, heard: SourceListener) -> None:
         reader, writer = await asyncio.open_connection(source.address.host, source.address.port)
         writer.write(content)
         answer = json.loads(await reader.readline())
@@ -229,7 +229,7 @@ def test_wyoming_anything(line: bytes, rest: bytes) -> None:
 def test_wyoming_broken_off() -> None:
     """A sender that dies in the middle of an event has its sound heard, and its end told."""
 
-    async def scene(source: WyomingSource, heard: Heard) -> None:
+    async def scene(source: WyomingSource, heard: SourceListener) -> None:
         _, writer = await asyncio.open_connection(source.address.host, source.address.port)
         writer.write(header(type="audio-chunk", data=S16_16K, payload_length=1_400) + bytes(1_400))
         writer.write(header(type="audio-chunk", data=S16_16K, payload_length=1_400) + bytes(9))
@@ -281,8 +281,8 @@ def test_satellite_sound() -> None:
     said = read_audio(SPEECH)
     log: list[str] = []
 
-    async def play() -> Heard:
-        heard = Heard()
+    async def play() -> SourceListener:
+        heard = SourceListener()
         async with satellite(said, hang_up=False, log=log) as port:
             source = SatelliteSource(
                 Address("127.0.0.1", port), chunk_ms=32, on_status=heard.on_status
@@ -304,8 +304,8 @@ def test_satellite_away_and_back() -> None:
     said = np.full(700, 3, np.int16)
     log: list[str] = []
 
-    async def play() -> Heard:
-        heard = Heard()
+    async def play() -> SourceListener:
+        heard = SourceListener()
         async with satellite(said, hang_up=True, log=log) as port:
             source = SatelliteSource(
                 Address("127.0.0.1", port), chunk_ms=32, on_status=heard.on_status
@@ -339,8 +339,8 @@ def test_satellite_dead(monkeypatch: pytest.MonkeyPatch) -> None:
             pings.append(line)
         writer.close()
 
-    async def play() -> Heard:
-        heard = Heard()
+    async def play() -> SourceListener:
+        heard = SourceListener()
         server = await asyncio.start_server(mute, "127.0.0.1", 0)
         place = Address("127.0.0.1", server.sockets[0].getsockname()[1])
         source = SatelliteSource(place, chunk_ms=32, on_status=heard.on_status)
@@ -358,7 +358,7 @@ def test_satellite_unreachable() -> None:
 
     async def play() -> None:
         async with SatelliteSource(
-            Address("127.0.0.1", 9), chunk_ms=32, on_status=Heard().on_status
+            Address("127.0.0.1", 9), chunk_ms=32, on_status=SourceListener().on_status
         ):
             pass
 

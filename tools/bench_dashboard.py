@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from chromium import Loop, chromium
-from spoken import INFO, said
+from dialogue_samples import INFO, utterance
 
 from stream_hbaf.config import DashboardConfig
 from stream_hbaf.dashboard.server import Dashboard
@@ -47,7 +47,7 @@ def measure(events: int, *, before: int) -> list[float]:
         dashboard = Dashboard(DashboardConfig(port=0), info=INFO)
         await dashboard.start()
         for turn in range(before):
-            await dashboard.send(said(turn))
+            await dashboard.send(utterance(turn))
         return dashboard
 
     with Loop() as loop, chromium() as browser:
@@ -58,9 +58,9 @@ def measure(events: int, *, before: int) -> list[float]:
         page.evaluate(WATCH)
         sent = {}
         for turn in range(before, before + events):
-            utterance = said(turn)
-            sent[utterance.id] = time.time() * 1000
-            loop.run(dashboard.send(utterance))
+            event = utterance(turn)
+            sent[event.id] = time.time() * 1000
+            loop.run(dashboard.send(event))
             page.wait_for_timeout(EVERY_S * 1000)
         seen: dict[str, float] = {}
         while sent.keys() - seen.keys():

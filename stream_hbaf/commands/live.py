@@ -90,10 +90,10 @@ def _devices(options: argparse.Namespace) -> int:
 
 
 def _schema(options: argparse.Namespace) -> int:
-    from stream_hbaf.publish.schema import schema, write_schema
+    from stream_hbaf.publish.schema import asyncapi, write_schema
 
     if options.out is None:
-        say(json.dumps(schema(), indent=2, ensure_ascii=False))
+        say(json.dumps(asyncapi(), indent=2, ensure_ascii=False))
         return 0
     write_schema(options.out)
     say(f"{options.out}: an AsyncAPI document and JSON Schemas of all that is published")

@@ -138,10 +138,9 @@ class _Run:
             await asyncio.sleep(HEALTH_EVERY_S)
             health = self.pipeline.health()
             if self._mqtt is not None:
-                queues = health.queues | {"outbox": self._mqtt.waiting}
-                let_go = {"partials": self._mqtt.dropped, "utterances": self._mqtt.let_go}
+                queues = health.queues | {"outbox": self._mqtt.outbox_depth}
                 health = health.model_copy(
-                    update={"queues": queues, "dropped": health.dropped | let_go}
+                    update={"queues": queues, "dropped": health.dropped | self._mqtt.dropped}
                 )
             await self.pipeline.publish(health)
 

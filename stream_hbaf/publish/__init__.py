@@ -1,1 +1,1 @@
-"""Where emotions go: MQTT, and a broker of our own when there is none."""
+"""Publishing: MQTT with its contract, an embedded broker, and the terminal."""

@@ -1,4 +1,4 @@
-"""The way to the broker: connections, what travels over them, what to say when there is none."""
+"""Connections to an MQTT broker: opening, publishing, subscribing, and what their errors mean."""
 
 import asyncio
 import contextlib
@@ -16,26 +16,26 @@ from paho.mqtt.properties import Properties
 
 from stream_hbaf.config import MqttConfig
 from stream_hbaf.errors import BrokerError, ConfigError, StreamHbafError
-from stream_hbaf.publish.address import Address, node_name, read_address
 from stream_hbaf.publish.messages import Message
+from stream_hbaf.publish.node import Address, read_address
 
-# For those who need a connection: no other file imports aiomqtt.
-__all__ = ["Address", "Client", "MqttError", "node_name", "read_address"]
+__all__ = ["Client", "MqttError"]  # no other file imports aiomqtt
 
-OnStatus = Callable[[bool, str], None]  # True when the broker is there; one line for people
+# Called with whether the broker is connected, and a line for people.
+OnConnectionStatus = Callable[[bool, str], None]
 
 CONNECT_TIMEOUT_S = 5.0
-ACKNOWLEDGE_TIMEOUT_S = 10.0  # a broker that takes longer is taken for lost
+ACKNOWLEDGE_TIMEOUT_S = 10.0  # after that the connection counts as lost
 KEEPALIVE_S = 15  # also how long an abandoned connection attempt keeps its socket
 FIRST_DELAY_S = 0.5
 LONGEST_DELAY_S = 30.0
-INCOMING = 10_000  # messages held for a subscriber that is slow
+INCOMING_LIMIT = 10_000  # received messages that wait to be read
 
-# Else a message that follows another at once waits up to 40 ms for the first one's TCP ACK.
+# Without it Nagle's algorithm delays a message that follows another at once by up to 40 ms.
 NO_DELAY = (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 PROTOCOLS = {"3.1.1": ProtocolVersion.V311, "5": ProtocolVersion.V5}
-UTF_8 = 1  # the payload format of text
+UTF_8 = 1  # MQTT 5's payload format indicator
 LONGEST_PROPERTY = 200  # characters
 SUBSCRIPTION_REFUSED = 0x80
 UNKNOWN_VERSION = 132  # reason codes, as paho maps CONNACK 1, 4 and 5
@@ -45,16 +45,18 @@ NAME_MISMATCH, IP_MISMATCH = 62, 64  # OpenSSL's X509_V_ERR_HOSTNAME_MISMATCH, .
 
 @dataclass(frozen=True, slots=True)
 class Received:
+    """A message from the broker."""
+
     topic: str
     payload: bytes
-    retained: bool  # published before the subscription
-    # Only MQTT 5 has these:
-    response_topic: str = ""  # where the sender waits for an answer
-    correlation: bytes = b""  # what the answer must bear
+    retained: bool  # it was published before the subscription
+    # MQTT 5 only:
+    response_topic: str = ""  # where the sender expects the response
+    correlation: bytes = b""  # correlation data to return with the response
 
 
 def backoff() -> Iterator[float]:
-    """Seconds to wait before each further attempt: doubling, with jitter, without end."""
+    """The seconds to wait before each attempt: exponential backoff with jitter, without end."""
     delay_s = FIRST_DELAY_S
     while True:
         yield delay_s * random.uniform(0.5, 1.0)
@@ -62,11 +64,14 @@ def backoff() -> Iterator[float]:
 
 
 async def open_client(config: MqttConfig, *, will: Message | None = None) -> Client:
-    """A connected client. Raises BrokerError (what, where, what to do) or ConfigError."""
+    """A connected client; ``will`` is its last will.
+
+    Raises BrokerError if the broker can't be reached or refuses, ConfigError for wrong settings.
+    """
     address = read_address(config)
-    context = await asyncio.to_thread(_trust, config) if address.tls else None
+    context = await asyncio.to_thread(_tls_context, config) if address.tls else None
     try:
-        await _reach(address, context)
+        await _check_reachable(address, context)
     except (OSError, UnicodeError) as error:
         raise BrokerError(f"{address}: {_explain(error, address)}") from None
     username = config.username or address.username
@@ -82,7 +87,7 @@ async def open_client(config: MqttConfig, *, will: Message | None = None) -> Cli
         will=_last_will(will, config),
         timeout=CONNECT_TIMEOUT_S,
         keepalive=KEEPALIVE_S,
-        max_queued_incoming_messages=INCOMING,
+        max_queued_incoming_messages=INCOMING_LIMIT,
         socket_options=[NO_DELAY],
         tls_context=context,
     )
@@ -99,13 +104,16 @@ async def check_connection(config: MqttConfig) -> None:
 
 
 async def close_client(client: Client) -> None:
-    """Say goodbye; to a broker that doesn't listen any more, just hang up."""
+    """Disconnect; a connection that is broken already is no error."""
     with contextlib.suppress(MqttError):
         await client.__aexit__(None, None, None)
 
 
 async def publish(client: Client, message: Message, *, version: str) -> None:
-    """Returns once acknowledged (QoS 1) or handed to the network (QoS 0)."""
+    """Publish a message; returns when it is acknowledged (QoS 1) or sent (QoS 0).
+
+    Raises MqttError when the connection breaks, or the acknowledgement takes too long.
+    """
     await client.publish(
         message.topic,
         message.payload,
@@ -116,16 +124,16 @@ async def publish(client: Client, message: Message, *, version: str) -> None:
     )
 
 
-async def allowed(client: Client, topics: Sequence[str]) -> bool:
-    """Subscribe, and say whether the broker lets us hear all of them."""
+async def subscribe_to(client: Client, topics: Sequence[str]) -> bool:
+    """Subscribe with QoS 1; returns whether the broker grants all of the topics."""
     if not topics:
         return True
     codes = await client.subscribe([(topic, 1) for topic in topics])
     return all(_code(granted) < SUBSCRIPTION_REFUSED for granted in codes)
 
 
-async def received(client: Client) -> AsyncIterator[Received]:
-    """Messages as they come; raises MqttError once the connection breaks."""
+async def receive(client: Client) -> AsyncIterator[Received]:
+    """Messages as they arrive. Raises MqttError when the connection breaks."""
     async for message in client.messages:
         properties = message.properties
         yield Received(
@@ -138,7 +146,7 @@ async def received(client: Client) -> AsyncIterator[Received]:
 
 
 async def speaks_mqtt(address: Address) -> bool:
-    """Whether a broker answers there, be it with a refusal."""
+    """Whether an MQTT broker answers at the address; one that refuses counts too."""
     client = Client(
         address.host, address.port, logger=_silent_logger(), timeout=2.0, keepalive=KEEPALIVE_S
     )
@@ -151,19 +159,23 @@ async def speaks_mqtt(address: Address) -> bool:
 
 
 async def subscribe(
-    config: MqttConfig, *, topic: str, on_status: OnStatus
+    config: MqttConfig, *, topic: str, on_status: OnConnectionStatus
 ) -> AsyncGenerator[Received, None]:
-    """Messages as they come, over any number of connections; BrokerError only at the first."""
+    """Messages as they arrive; a lost connection is opened again.
+
+    Raises BrokerError or ConfigError if the first connection fails, and BrokerError if the broker
+    denies the subscription.
+    """
     client = await open_client(config)
     try:
         while True:
             try:
-                if not await allowed(client, [topic]):
+                if not await subscribe_to(client, [topic]):
                     raise BrokerError(
                         f"{read_address(config)}: may not subscribe to {topic}; "
                         "check the broker's access rules"
                     )
-                async for message in received(client):
+                async for message in receive(client):
                     yield message
             except MqttError:
                 on_status(False, f"{read_address(config)}: connection lost; trying again")
@@ -184,7 +196,7 @@ def _last_will(will: Message | None, config: MqttConfig) -> Will | None:
 
 
 def _properties(message: Message, *, packet: int = PacketTypes.PUBLISH) -> Properties:
-    """What MQTT 5 lets a receiver know before it reads the payload."""
+    """MQTT 5 properties of a message."""
     properties = Properties(packet)  # type: ignore[no-untyped-call]  # paho has no types there
     if message.payload:
         properties.PayloadFormatIndicator = UTF_8
@@ -200,13 +212,13 @@ def _properties(message: Message, *, packet: int = PacketTypes.PUBLISH) -> Prope
 
 
 def _plain(text: str) -> str:
-    """A broker hangs up on who sends it control characters in a property."""
+    """Brokers disconnect clients that send control characters in a property."""
     shown = (c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
     return "".join(shown)[:LONGEST_PROPERTY]
 
 
 def _code(granted: object) -> int:
-    """MQTT 3.1.1 grants a number, paho may wrap it."""
+    """The return code of a subscription: a number, or an object of paho's around one."""
     value = getattr(granted, "value", granted)
     return value if isinstance(value, int) else 0
 
@@ -219,11 +231,11 @@ async def _reopen(config: MqttConfig) -> Client:
     raise AssertionError("backoff has no end")
 
 
-async def _reach(address: Address, context: ssl.SSLContext | None) -> None:
-    """Find out whether the broker can be reached and trusted; raises what stands in the way.
+async def _check_reachable(address: Address, context: ssl.SSLContext | None) -> None:
+    """Open and close a TCP (and TLS) connection. Raises OSError or UnicodeError if that fails.
 
-    The client connects on one of asyncio's threads, and leaving the program waits for those: a
-    broker that doesn't answer would hold up Ctrl-C. So a thread nobody waits for goes first.
+    The MQTT client connects in one of asyncio's threads, which the program waits for when it
+    ends: a broker that doesn't answer would delay Ctrl-C. So a daemon thread connects first.
     """
     loop = asyncio.get_running_loop()
     outcome: asyncio.Future[None] = loop.create_future()
@@ -239,10 +251,10 @@ async def _reach(address: Address, context: ssl.SSLContext | None) -> None:
     def attempt() -> None:
         error: OSError | UnicodeError | None = None
         try:
-            _attempt(address, context)
+            _connect(address, context)
         except (OSError, UnicodeError) as caught:
             error = caught
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody asks any more
+        with contextlib.suppress(RuntimeError):  # the event loop is closed already
             loop.call_soon_threadsafe(settle, error)
 
     threading.Thread(target=attempt, name="mqtt-reach", daemon=True).start()
@@ -250,22 +262,22 @@ async def _reach(address: Address, context: ssl.SSLContext | None) -> None:
         await outcome
 
 
-def _attempt(address: Address, context: ssl.SSLContext | None) -> None:
+def _connect(address: Address, context: ssl.SSLContext | None) -> None:
     with socket.create_connection((address.host, address.port), CONNECT_TIMEOUT_S) as plain:
         if context:
             try:
                 context.wrap_socket(plain, server_hostname=address.host).close()
-            except ConnectionError as error:  # a greeting it didn't understand
+            except ConnectionError as error:  # the server did not understand the handshake
                 raise ssl.SSLError(str(error)) from None
 
 
-def _trust(config: MqttConfig) -> ssl.SSLContext:
+def _tls_context(config: MqttConfig) -> ssl.SSLContext:
     setting, file = "mqtt.ca_file", config.ca_file
     try:
         context = ssl.create_default_context(cafile=config.ca_file)
         if config.certificate is not None:
             setting, file = "mqtt.certificate", config.certificate
-            # Without a password given, a locked key would ask for it on the terminal.
+            # Without a password OpenSSL would ask for that of an encrypted key on the terminal.
             context.load_cert_chain(config.certificate, config.key, password="")
     except OSError as error:  # ssl.SSLError is one
         is_ssl = isinstance(error, ssl.SSLError)
@@ -301,7 +313,7 @@ def _explain_refusal(error: MqttError, username: str | None) -> str:
     code = getattr(getattr(error, "rc", None), "value", None)
     if code in (WRONG_PASSWORD, NOT_AUTHORIZED):
         if username is None:
-            return "asks who you are; set mqtt.username and STREAM_HBAF_MQTT__PASSWORD"
+            return "asks for a user; set mqtt.username and STREAM_HBAF_MQTT__PASSWORD"
         return (
             f"refuses user '{username}' or the password; "
             "check mqtt.username and STREAM_HBAF_MQTT__PASSWORD"
@@ -317,7 +329,7 @@ def _explain_refusal(error: MqttError, username: str | None) -> str:
 
 
 def _silent_logger() -> logging.Logger:
-    """The client logs tracebacks for what is reported here in one line."""
+    """Errors are reported in one line here; the client would log them with tracebacks."""
     logger = logging.getLogger("stream_hbaf.publish.client")
     logger.propagate = False
     logger.disabled = True

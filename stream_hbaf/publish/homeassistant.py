@@ -1,4 +1,4 @@
-"""Where emotions go in Home Assistant: what it needs to know to show them, by itself."""
+"""Home Assistant discovery: the message that makes it show sources, emotions and switches."""
 
 import hashlib
 import json
@@ -7,12 +7,12 @@ from typing import Any
 
 from stream_hbaf.config import MqttConfig
 from stream_hbaf.events import Info, SwitchName
-from stream_hbaf.publish.address import node_name
 from stream_hbaf.publish.messages import Message
+from stream_hbaf.publish.node import node_name
 
-EMOTION_S = 600  # after that nobody knows any more what somebody feels
-SPEECH_S = 60  # speech is over, even if nobody says so
-HEALTH_S = 180  # three of its periods
+EMOTION_S = 600  # an emotion becomes unknown after that
+SPEECH_S = 60  # speech counts as over after that, should the message about its end be lost
+HEALTH_S = 180  # health becomes unknown after three missed messages
 SWITCH_ICONS: dict[SwitchName, str] = {
     "listening": "mdi:microphone",
     "transcribe": "mdi:closed-caption-outline",
@@ -20,31 +20,32 @@ SWITCH_ICONS: dict[SwitchName, str] = {
 }
 
 ENDED = "value_json.type == 'end'"
-# An utterance's beginning and updates leave all as it is. What expired stays unknown.
+# Only an `end` changes the state; an expired state stays unknown until the next one.
 LABEL = (
     "{{ value_json.emotion.label if " + ENDED + " and value_json.emotion is defined "
     "else (this.state if this.state not in ('unavailable', 'unknown') else 'None') }}"
 )
-# A state may have 255 characters, attributes more: so the words are one of them.
+# A state is limited to 255 characters, attributes are not: so the transcript is an attribute.
 ATTRIBUTES = (
-    "{% set said = value_json if " + ENDED + " else this.attributes %}"
-    "{% set felt = value_json.emotion | default({}) if " + ENDED + " else this.attributes %}"
-    "{{ {'text': said.text | default(''), 'speaker': said.speaker | default(''), "
-    "'score': felt.score | default(none), 'abstained': felt.abstained | default(none), "
-    "'utterance': (said.id if " + ENDED + " else said.utterance) | default('')} | tojson }}"
+    "{% set utterance = value_json if " + ENDED + " else this.attributes %}"
+    "{% set emotion = value_json.emotion | default({}) if " + ENDED + " else this.attributes %}"
+    "{{ {'text': utterance.text | default(''), 'speaker': utterance.speaker | default(''), "
+    "'score': emotion.score | default(none), 'abstained': emotion.abstained | default(none), "
+    "'utterance': (utterance.id if " + ENDED + " else utterance.utterance) | default('')} "
+    "| tojson }}"
 )
 EVENT = "{{ dict(value_json, event_type=value_json.type) | tojson if " + ENDED + " else '' }}"
-# `stopped` is as absent as `offline`, but Home Assistant knows two words only.
+# Home Assistant knows two words only: `stopped` is as unavailable as `offline`.
 AVAILABLE = "{{ 'online' if value == 'online' else 'offline' }}"
 
 
 def birth_topic(config: MqttConfig) -> str:
-    """Where Home Assistant says that it is back; empty without discovery."""
+    """The topic on which Home Assistant announces its start; empty without discovery."""
     return f"{config.homeassistant}/status" if config.homeassistant else ""
 
 
 def discovery(info: Info, config: MqttConfig) -> Message:
-    """One device with all its entities; Home Assistant 2024.11 and later understand it."""
+    """The discovery message: one device with all its entities. Needs Home Assistant 2024.11."""
     node = node_name(config)
     root = f"{config.prefix}/{node}"
     device = _identifier(f"{config.prefix}_{node}")
@@ -74,7 +75,7 @@ def discovery(info: Info, config: MqttConfig) -> Message:
 
 
 def _entities(source: str, root: str, *, labels: list[str]) -> dict[str, dict[str, Any]]:
-    """Of one source, by kind."""
+    """The entities of one source, by kind."""
     emotion = {
         "p": "sensor",
         "name": f"{source} emotion",
@@ -119,7 +120,7 @@ def _switch(source: str, name: SwitchName, root: str) -> dict[str, Any]:
 
 
 def _health(root: str) -> dict[str, Any]:
-    """Its memory, which tells most; the rest as attributes."""
+    """A sensor of the memory in use; the other figures are its attributes."""
     return {
         "p": "sensor",
         "name": "health",
@@ -135,7 +136,7 @@ def _health(root: str) -> dict[str, Any]:
 
 
 def _identifier(name: str) -> str:
-    """In the letters that Home Assistant allows, and different for different names."""
+    """``name`` in the characters that Home Assistant allows; different names stay different."""
     plain = re.sub(r"[^A-Za-z0-9_-]+", "_", name)
     if plain == name:
         return name

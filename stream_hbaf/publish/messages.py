@@ -1,43 +1,226 @@
-"""Where emotions go, in words: one event becomes the messages that travel, to the byte."""
+"""The MQTT contract: every topic and command, and the messages that an event is published as.
+
+``docs/mqtt.md``, the JSON Schemas and the AsyncAPI document are generated from these tables and
+from ``events.py``.
+"""
 
 import json
-from dataclasses import dataclass
-from typing import Any
+import re
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, get_args
+
+from pydantic import ConfigDict
 
 from stream_hbaf.events import (
     AnyEvent,
     DialogueSummary,
     Event,
+    Feedback,
     Health,
     Info,
     Partial,
     Response,
     Speech,
+    Stage,
+    State,
     Status,
     Switch,
+    SwitchName,
     Utterance,
 )
-from stream_hbaf.publish.topics import ANSWER_S, PASSING_S
 
+TRANSIENT_S = 10  # MQTT 5: a partial or speech state is outdated after that
+RESPONSE_S = 60  # MQTT 5: nobody waits longer for a response
 MILLISECOND_DIGITS = 1
 PROBABILITY_DIGITS = 4
 
 
+class RequestBody(Event):
+    """The payload of a request: an empty payload or an object. The other keys are arguments."""
+
+    model_config = ConfigDict(extra="allow")
+
+    transaction: str = ""
+    """Returned in the response unchanged."""
+
+
+class Discovery(Event):
+    """Home Assistant's device discovery, as its documentation specifies it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    dev: dict[str, Any]
+    """The device: one for each node."""
+    o: dict[str, Any]
+    """The origin: stream-hbaf and its version."""
+    cmps: dict[str, Any]
+    """The entities by name, each with its platform and a unique id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """A row of the table of topics."""
+
+    name: str
+    address: str  # with {levels} to fill in
+    payload: type[Event] | tuple[str, ...]  # JSON of this type, or one of these words
+    when: str  # it is published
+    qos: int = 1
+    retain: bool = False
+    published: bool = True  # False: other programs publish it, and the recogniser subscribes
+    expiry_s: int | None = None  # MQTT 5
+
+    def match(self, topic: str) -> dict[str, str] | None:
+        """The value of each ``{level}`` of the address; None if ``topic`` has another form."""
+        found = _pattern(self.address).fullmatch(topic)
+        return found.groupdict() if found else None
+
+
+ANY_LABEL: tuple[str, ...] = ()  # one of the labels that ``info`` lists
+NODE = "{prefix}/{node}"
+SOURCE = f"{NODE}/{{source}}"
+SWITCH = f"{SOURCE}/{{switch}}"
+
+TOPICS = (
+    Topic(
+        "available", f"{NODE}/available", ("online", "offline", "stopped"), retain=True,
+        when="`online` at each connection, `stopped` after an orderly end; `offline` is the last "
+        "will, which the broker publishes when the connection is lost",
+    ),
+    Topic("info", f"{NODE}/info", Info, retain=True, when="at each connection"),
+    Topic("health", f"{NODE}/health", Health, retain=True, when="every minute"),
+    Topic(
+        "status", f"{SOURCE}/status/{{stage}}", get_args(State), retain=True,
+        when="when the state of a stage changes",
+    ),
+    Topic(
+        "speech", f"{SOURCE}/speech", ("ON", "OFF"), qos=0, expiry_s=TRANSIENT_S,
+        when="when speech begins and ends",
+    ),
+    Topic(
+        "utterance", f"{SOURCE}/utterance", Utterance,
+        when="`new` when speech begins, `update` at each pause, `end` once; an `end` is never lost",
+    ),
+    Topic(
+        "partial", f"{SOURCE}/partial", Partial, qos=0, expiry_s=TRANSIENT_S,
+        when="during speech; dropped when the broker is slow or away",
+    ),
+    Topic(
+        "emotion", f"{SOURCE}/emotion", ANY_LABEL, retain=True,
+        when="after an `end` with another label than the one before",
+    ),
+    Topic(
+        "dialogue", f"{SOURCE}/dialogue", DialogueSummary, retain=True, when="after each `end`"
+    ),
+    Topic(
+        "switch", f"{SWITCH}/state", ("ON", "OFF"), retain=True,
+        when="at the start, and when the switch is set",
+    ),
+    Topic(
+        "set_switch", f"{SWITCH}/set", ("ON", "OFF"), published=False,
+        when="to set a switch of a source",
+    ),
+    Topic(
+        "feedback", f"{SOURCE}/feedback", Feedback, published=False,
+        when="to correct the emotion of an utterance",
+    ),
+    Topic(
+        "request", f"{NODE}/request/{{command}}", RequestBody, published=False,
+        when="to send a command",
+    ),
+    Topic(
+        "response", f"{NODE}/response/{{command}}", Response, expiry_s=RESPONSE_S,
+        when="once for each request",
+    ),
+    Topic(
+        "discovery", "{discovery}/device/{device}/config", Discovery, retain=True,
+        when="at each connection, and when Home Assistant restarts; only with "
+        "`mqtt.homeassistant`",
+    ),
+)  # fmt: skip
+
+# The levels of an address: their meaning, and the regular expression of their values.
+LEVELS = {
+    "prefix": ("`mqtt.prefix`, one or more levels", r"[^+#\s]+"),
+    "node": ("`mqtt.node`, the name of this recogniser", r"[^/+#\s]+"),
+    "source": ("`source.name`, the name of the audio source", r"[^/+#\s]+"),
+    "stage": ("the stage of the pipeline", "|".join(get_args(Stage))),
+    "switch": ("the switch's name", "|".join(get_args(SwitchName))),
+    "command": ("the command's name", r"[^/+#]+"),
+    "discovery": ("`mqtt.homeassistant`, usually `homeassistant`", r"[^+#\s]+"),
+    "device": ("the device's name in Home Assistant, made from prefix and node", r"[^/+#\s]+"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command that can be requested."""
+
+    name: str
+    effect: str
+    arguments: dict[str, str] = field(default_factory=dict)  # name: meaning
+    result: str = ""  # the response's ``data``
+
+
+ONE_SOURCE = {"source": "the source; all of them if left out"}
+
+COMMANDS = (
+    Command("ping", "none: shows that the recogniser answers", result="`time`, in Unix seconds"),
+    Command(
+        "reset", "ends the current utterances and dialogues; new dialogues begin", ONE_SOURCE,
+        "`ended`: the number of dialogues that ended",
+    ),
+    Command("flush", "ends the current utterances, with the trigger `request`", ONE_SOURCE),
+    Command(
+        "set_model", "loads another bundle", {"model": "its name or folder"}, "`model`, `sha256`",
+    ),
+    Command(
+        "get_state", "none: returns the present state",
+        result="the fields of `info`; `health`, `switches` by source, `dialogues`",
+    ),
+    Command(
+        "forget", "erases a dialogue from memory, outbox and recorded sessions",
+        {"dialogue_id": "the dialogue's id"}, "`erased`: the number of erased messages and events",
+    ),
+    Command(
+        "devices", "none: returns the microphones",
+        result="`devices`: `index`, `name`, `channels`, `rate_hz`, `is_default` of each",
+    ),
+)  # fmt: skip
+
+
+def find_topic(topic: str) -> tuple[Topic, dict[str, str]] | None:
+    """The row of the table that a topic belongs to and the values of its levels; None if none."""
+    for row in TOPICS:
+        levels = row.match(topic)
+        if levels is not None:
+            return row, levels
+    return None
+
+
+@cache
+def _pattern(address: str) -> re.Pattern[str]:
+    return re.compile(re.sub(r"\{(\w+)\}", lambda m: f"(?P<{m[1]}>{LEVELS[m[1]][1]})", address))
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
+    """What is handed to the MQTT client."""
+
     topic: str
     payload: bytes
     qos: int = 1
-    retain: bool = False  # the broker shows it to whoever subscribes later
-    droppable: bool = False  # may be lost when the broker can't keep up
-    dialogue_id: str = ""  # what it tells of; nothing of a forgotten dialogue is published
-    # Only MQTT 5 has these:
-    expires_s: int | None = None  # the broker drops what it couldn't deliver by then
-    properties: tuple[tuple[str, str], ...] = ()  # names and values for who doesn't read payloads
-    correlation: bytes = b""  # which request this answers
+    retain: bool = False
+    droppable: bool = False  # may be lost when the broker is slow or away
+    dialogue_id: str = ""  # the dialogue that the payload is about, by which it can be erased
+    # MQTT 5 only:
+    expires_s: int | None = None
+    properties: tuple[tuple[str, str], ...] = ()  # user properties
+    correlation: bytes = b""  # correlation data of the request that this answers
 
     @property
-    def lasting(self) -> bool:
+    def durable(self) -> bool:
         """Whether it must reach the broker even if this program is killed."""
         return bool(self.dialogue_id) and not self.retain and not self.droppable
 
@@ -45,7 +228,7 @@ class Message:
 def messages(
     event: AnyEvent | Response, *, prefix: str, node: str, last_label: str = ""
 ) -> list[Message]:
-    """What is published of an event, in order; nothing of what is for the screen only.
+    """The messages that an event is published as, in order; none for a ``Level``.
 
     ``last_label`` is the label last sent to the source's ``emotion`` topic, which carries
     changes only: an ``end`` that repeats it sends no emotion message.
@@ -54,8 +237,10 @@ def messages(
     match event:
         case Utterance():
             return _utterance(event, root=f"{root}/{event.source}", last_label=last_label)
-        case Partial() | Speech():
-            return [_passing(event, root=f"{root}/{event.source}")]
+        case Partial():
+            return [_transient(event, f"{root}/{event.source}/partial", encode(event))]
+        case Speech():
+            return [_transient(event, f"{root}/{event.source}/speech", _on_or_off(event))]
         case Info():
             return [_json(event, f"{root}/info", retain=True)]
         case Health():
@@ -64,13 +249,12 @@ def messages(
             return [_json(event, f"{root}/{event.source}/dialogue", retain=True)]
         case Status():
             topic = f"{root}/{event.source}/status/{event.stage}"
-            return [_word(event.state, topic, source=event.source)]
+            return [_word(event, topic, event.state.encode())]
         case Switch():
             topic = f"{root}/{event.source}/{event.switch}/state"
-            return [_word(_on_or_off(event), topic, source=event.source)]
+            return [_word(event, topic, _on_or_off(event))]
         case Response():
-            topic = f"{root}/response/{event.command}"
-            return [_json(event, topic, expires_s=ANSWER_S)]
+            return [_json(event, f"{root}/response/{event.command}", expires_s=RESPONSE_S)]
         case _:
             return []
 
@@ -81,12 +265,12 @@ def available(state: str, *, prefix: str, node: str) -> Message:
 
 
 def erasure(message: Message) -> Message:
-    """What makes the broker forget a retained message."""
+    """The message that makes the broker delete a retained one."""
     return Message(message.topic, b"", retain=True)
 
 
 def encode(event: Event) -> bytes:
-    """Compact JSON in UTF-8, absent fields left out, numbers rounded to what they mean.
+    """Compact JSON in UTF-8 without the fields that are None; numbers are rounded.
 
     Raises ValueError for a number that JSON can't hold (NaN, infinity).
     """
@@ -98,40 +282,51 @@ def _utterance(event: Utterance, *, root: str, last_label: str) -> list[Message]
     found = [_json(event, f"{root}/utterance")]
     label = event.emotion.label if event.emotion and event.type == "end" else ""
     if label and label != last_label:
-        topic = f"{root}/emotion"
-        found.append(_word(label, topic, source=event.source, dialogue_id=event.dialogue_id))
+        found.append(_word(event, f"{root}/emotion", label.encode()))
     return found
 
 
-def _passing(event: Partial | Speech, *, root: str) -> Message:
-    passing: dict[str, Any] = {"qos": 0, "droppable": True, "expires_s": PASSING_S}
-    if isinstance(event, Partial):
-        return _json(event, f"{root}/partial", **passing)
-    properties = (("source", event.source),)
-    return Message(f"{root}/speech", _on_or_off(event).encode(), properties=properties, **passing)
-
-
 def _json(event: Event, topic: str, **options: Any) -> Message:
-    told = {"schema_": "schema", "source": "source", "speaker": "speaker"}
-    values = [(name, getattr(event, field, "")) for field, name in told.items()]
     return Message(
         topic,
         encode(event),
         dialogue_id=getattr(event, "dialogue_id", ""),
-        properties=tuple((name, value) for name, value in values if value),
+        properties=_properties(event),
         **options,
     )
 
 
-def _word(word: str, topic: str, *, source: str, dialogue_id: str = "") -> Message:
-    properties = (("source", source),)
+def _transient(event: Partial | Speech, topic: str, payload: bytes) -> Message:
     return Message(
-        topic, word.encode(), retain=True, dialogue_id=dialogue_id, properties=properties
+        topic,
+        payload,
+        qos=0,
+        droppable=True,
+        dialogue_id=getattr(event, "dialogue_id", ""),
+        expires_s=TRANSIENT_S,
+        properties=_properties(event),
     )
 
 
-def _on_or_off(event: Speech | Switch) -> str:
-    return "ON" if event.on else "OFF"
+def _word(event: Status | Switch | Utterance, topic: str, word: bytes) -> Message:
+    return Message(
+        topic,
+        word,
+        retain=True,
+        dialogue_id=getattr(event, "dialogue_id", ""),
+        properties=(("source", event.source),),
+    )
+
+
+def _properties(event: Event) -> tuple[tuple[str, str], ...]:
+    """MQTT 5 user properties, for receivers that don't read payloads."""
+    fields = {"schema": "schema_", "source": "source", "speaker": "speaker"}
+    values = [(name, getattr(event, attribute, "")) for name, attribute in fields.items()]
+    return tuple((name, value) for name, value in values if value)
+
+
+def _on_or_off(event: Speech | Switch) -> bytes:
+    return b"ON" if event.on else b"OFF"
 
 
 def _rounded(value: Any, *, key: str) -> Any:

@@ -1,7 +1,10 @@
-"""Where emotions wait: finished messages in their order, on disk until the broker has them."""
+"""The outbox: messages that the broker has not acknowledged, in order, and on disk.
+
+What a run leaves there, because the broker was away or the program was killed, is published first
+by the next run.
+"""
 
 import asyncio
-import fcntl
 import hashlib
 import json
 import os
@@ -17,14 +20,13 @@ from pathlib import Path
 from typing import TextIO
 
 from stream_hbaf.config import MqttConfig
-from stream_hbaf.publish.address import node_name, read_address
 from stream_hbaf.publish.messages import Message
+from stream_hbaf.publish.node import lock_file, node_name, read_address, state_folder
 
 SECONDS_AN_HOUR = 3600
-MOST_FILES = 100  # of recognisers with the same node, on one machine
-# NORMAL: a commit survives the death of this program, which is what may happen any time; the last
-# ones may not survive a power cut. It takes 0.05 ms here (0.2 at the 99th percentile), where FULL,
-# which waits for the disk, takes 1 ms (13, and 83 at worst).
+MAX_FILES = 100  # recognisers on one machine that share broker, prefix and node
+# NORMAL: a commit survives a crash of this program, but perhaps not a power cut. It takes 0.05 ms
+# (99th percentile: 0.2 ms), where FULL, which waits for the disk, takes 1 ms (13 ms, at most 83).
 SETUP = """
 pragma journal_mode = wal;
 pragma synchronous = normal;
@@ -37,185 +39,199 @@ COLUMNS = "number, at, topic, payload, dialogue_id, properties"
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
-    number: int  # rises
-    at: float  # when it was put here, Unix time
+class Queued:
+    """A message in the outbox."""
+
+    number: int  # rises from message to message
+    at: float  # Unix time when it was put here
     message: Message
 
 
 class Outbox:
-    """Keeps messages in order until they are acknowledged, and lasting ones on disk as well.
+    """A queue of messages that await acknowledgement; durable ones are stored on disk as well.
 
-    With a disk that fails it says so once, goes on in memory, and tries again at each message.
+    When the disk fails the outbox reports it once, keeps messages in memory, and tries the disk
+    again with each further message.
     """
 
-    def __init__(self, config: MqttConfig, *, say: Callable[[str], None]) -> None:
-        """``say`` gets one line whenever something is not as it should be."""
-        self.let_go = 0  # lasting messages that were too many or too old
-        self._most = config.outbox
-        self._longest_s = config.outbox_age_h * SECONDS_AN_HOUR
-        self._say = say
-        self._waiting: dict[int, Waiting] = {}  # by number, in order
+    def __init__(self, config: MqttConfig, *, on_report: Callable[[str], None]) -> None:
+        """``on_report`` is called with one line about each problem, and about its end."""
+        self.dropped = 0  # durable messages that were dropped: too many, or too old
+        self._limit = config.outbox
+        self._max_age_s = config.outbox_age_h * SECONDS_AN_HOUR
+        self._report = on_report
+        self._queued: dict[int, Queued] = {}  # by number, in order
         self._store = _Store(state_folder(), name=_file_name(config))
-        # Even the quickest commit waits for the disk now and then; the event loop must not.
+        # A commit may have to wait for the disk; the event loop must not.
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="outbox")
         self._opening = asyncio.Lock()
         self._opened = False
-        self._last = 0
-        self._trouble = False
+        self._last_number = 0
+        self._disk_failed = False
         self._overflowing = False
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self._queued)
 
-    def __contains__(self, waiting: Waiting) -> bool:
-        return waiting.number in self._waiting
+    def __contains__(self, queued: Queued) -> bool:
+        return queued.number in self._queued
 
     @property
     def full(self) -> bool:
-        return len(self._waiting) >= self._most
+        """Whether as many messages are queued as the settings allow."""
+        return len(self._queued) >= self._limit
 
     async def open(self) -> None:
-        """Take over what earlier runs left; it comes before everything new."""
+        """Read what earlier runs left on disk; it comes before everything new. Idempotent."""
         async with self._opening:
             if not self._opened:
                 await self._take_over()
                 self._opened = True
 
     async def _take_over(self) -> None:
-        left: list[Waiting] = []
+        left: list[Queued] = []
         await self._attempt(lambda: left.extend(self._store.open()))
         if self._store.remark:
-            self._say(self._store.remark)
-        self._waiting = {waiting.number: waiting for waiting in left}
-        self._last = max(self._waiting, default=0)
+            self._report(self._store.remark)
+        self._queued = {queued.number: queued for queued in left}
+        self._last_number = max(self._queued, default=0)
         if old := await self._drop_old():
-            self._say(f"messages of an earlier run, too old to publish: {old}")
-        if self._waiting:
-            self._say(f"messages of an earlier run, published first: {len(self._waiting)}")
+            self._report(f"outbox: messages of an earlier run dropped, too old: {old}")
+        if self._queued:
+            self._report(f"outbox: messages of an earlier run, sent first: {len(self._queued)}")
 
     async def put(self, messages: Sequence[Message], *, broker_away: bool) -> None:
-        """Take messages, in order; lasting ones are on disk when this returns.
+        """Append messages; durable ones are on disk when this returns.
 
-        While the broker is away the oldest give way if there are too many, or too old ones.
+        While the broker is away, messages that are too old, and the oldest of too many, are
+        dropped and counted.
         """
         if not self._opened:
             await self.open()
         new = []
-        for message in messages:  # nothing is awaited before: who is cancelled loses nothing
-            self._last += 1
-            new.append(Waiting(self._last, time.time(), message))
-        self._waiting |= {waiting.number: waiting for waiting in new}
-        if lasting := [waiting for waiting in new if waiting.message.lasting]:
-            await self._attempt(lambda: self._store.add(lasting))
+        for message in messages:  # without an await, so that a cancelled put loses nothing
+            self._last_number += 1
+            new.append(Queued(self._last_number, time.time(), message))
+        self._queued |= {queued.number: queued for queued in new}
+        if durable := [queued for queued in new if queued.message.durable]:
+            await self._attempt(lambda: self._store.add(durable))
         if broker_away:
             await self._drop_old()
             await self._drop_oldest()
 
-    def first(self, most: int) -> list[Waiting]:
-        return list(islice(self._waiting.values(), most))
+    def first(self, count: int) -> list[Queued]:
+        """The oldest messages, at most ``count``."""
+        return list(islice(self._queued.values(), count))
 
-    def take_retained(self) -> list[Message]:
-        """All retained messages, which need no queue while nobody can be told of a change."""
-        retained = [w for w in self._waiting.values() if w.message.retain]
-        for waiting in retained:
-            del self._waiting[waiting.number]
-        return [waiting.message for waiting in retained]
+    def pop_retained(self) -> list[Message]:
+        """Remove and return the retained messages: while the broker is away, only the latest of
+        each topic matters, which the publisher keeps."""
+        retained = [w for w in self._queued.values() if w.message.retain]
+        for queued in retained:
+            del self._queued[queued.number]
+        return [queued.message for queued in retained]
 
-    async def remove(self, gone: Iterable[Waiting]) -> None:
-        """Forget what the broker has."""
+    async def remove(self, gone: Iterable[Queued]) -> None:
+        """Remove messages, also from disk."""
         gone = list(gone)
-        for waiting in gone:
-            self._waiting.pop(waiting.number, None)
+        for queued in gone:
+            self._queued.pop(queued.number, None)
         self._overflowing = self._overflowing and self.full
-        if numbers := [waiting.number for waiting in gone if waiting.message.lasting]:
+        if numbers := [queued.number for queued in gone if queued.message.durable]:
             await self._attempt(lambda: self._store.remove(numbers))
 
     async def forget(self, dialogue_id: str) -> int:
-        """Erase what waits of a dialogue, and its bytes on disk; says how many messages."""
-        told = [w.number for w in self._waiting.values() if w.message.dialogue_id == dialogue_id]
-        for number in told:
-            del self._waiting[number]
+        """Erase the messages of a dialogue, and their bytes on disk; returns how many."""
+        found = [q.number for q in self._queued.values() if q.message.dialogue_id == dialogue_id]
+        for number in found:
+            del self._queued[number]
         await self._attempt(lambda: self._store.erase(dialogue_id))
-        return len(told)
+        return len(found)
 
     async def close(self) -> int:
-        """How many messages wait for the next start. Nothing may be put afterwards."""
-        lasting = sum(waiting.message.lasting for waiting in self._waiting.values())
+        """Close the file; returns how many messages it holds for the next start.
+
+        ``put`` must not be called afterwards.
+        """
+        durable = sum(queued.message.durable for queued in self._queued.values())
         await self._attempt(self._store.close)
         self._disk.shutdown(wait=False)
-        if lasting and self._trouble:
-            self._say(f"messages lost, because {self._store.folder} can't keep them: {lasting}")
+        if durable and self._disk_failed:
+            self._report(
+                f"outbox: {self._store.folder}: can't be written; messages lost: {durable}"
+            )
             return 0
-        if lasting:
-            self._say(f"messages that wait in the outbox for the next start: {lasting}")
-        return lasting
+        if durable:
+            self._report(f"outbox: messages kept for the next start: {durable}")
+        return durable
 
     async def _drop_old(self) -> int:
-        """Counted and said; how many."""
-        since = time.time() - self._longest_s
+        """Drop the messages that are too old; returns how many."""
+        since = time.time() - self._max_age_s
         old = []
-        for waiting in self._waiting.values():
-            if waiting.at >= since:
+        for queued in self._queued.values():
+            if queued.at >= since:
                 break
-            old.append(waiting)
-        await self._let_go(old)
+            old.append(queued)
+        await self._drop(old)
         return len(old)
 
     async def _drop_oldest(self) -> None:
-        surplus = self.first(len(self._waiting) - self._most) if self.full else []
+        surplus = self.first(len(self._queued) - self._limit) if self.full else []
         if surplus and not self._overflowing:
             self._overflowing = True
-            self._say(f"{self._most} messages wait already: the oldest are let go, one by one")
-        await self._let_go(surplus)
+            self._report(f"outbox: full with {self._limit} messages; the oldest are dropped")
+        await self._drop(surplus)
 
-    async def _let_go(self, unlucky: Sequence[Waiting]) -> None:
-        if unlucky:
-            self.let_go += sum(waiting.message.lasting for waiting in unlucky)
-            await self.remove(unlucky)
+    async def _drop(self, surplus: Sequence[Queued]) -> None:
+        if surplus:
+            self.dropped += sum(queued.message.durable for queued in surplus)
+            await self.remove(surplus)
 
     async def _attempt(self, work: Callable[[], None]) -> None:
-        """Do it in the thread of the disk, to the end even if the caller is cancelled."""
+        """Run ``work`` in the disk's thread, to its end even if the caller is cancelled."""
         await asyncio.shield(self._on_disk(work))
 
     async def _on_disk(self, work: Callable[[], None]) -> None:
         try:
             await asyncio.get_running_loop().run_in_executor(self._disk, work)
         except (sqlite3.Error, OSError) as error:
-            if not self._trouble:
+            if not self._disk_failed:
                 reason = getattr(error, "strerror", None) or error
-                self._say(
-                    f"outbox: {self._store.folder}: {reason}; what is finished is kept in memory "
+                self._report(
+                    f"outbox: {self._store.folder}: {reason}; messages are kept in memory "
                     "only: free some space there, or set XDG_STATE_HOME to another folder"
                 )
-            self._trouble = True
+            self._disk_failed = True
         else:
-            if self._trouble and self._store.sound:
-                self._trouble = False
-                self._say(f"outbox: {self._store.folder}: what is finished is kept on disk again")
+            if self._disk_failed and self._store.in_sync:
+                self._disk_failed = False
+                self._report(f"outbox: {self._store.folder}: messages are kept on disk again")
 
 
 class _Store:
-    """The file; all of it happens in one thread. Raises sqlite3.Error or OSError."""
+    """The outbox's SQLite file. Used in one thread; methods raise sqlite3.Error or OSError."""
 
     def __init__(self, folder: Path, *, name: str) -> None:
         self.folder = folder
-        self.remark = ""  # what a person should know after opening
+        self.remark = ""  # a line for people about opening the file
         self._name = name
         self._database: sqlite3.Connection | None = None
-        self._lock: TextIO | None = None  # held as long as the file is ours
-        self._unwritten: dict[int, Waiting] = {}
+        self._lock: TextIO | None = None  # held as long as the file is open
+        self._unwritten: dict[int, Queued] = {}
         self._unremoved: set[int] = set()
 
     @property
-    def sound(self) -> bool:
+    def in_sync(self) -> bool:
+        """Whether the file is open and holds all that it should."""
         return self._database is not None and not self._unwritten and not self._unremoved
 
-    def open(self) -> list[Waiting]:
-        """Own the first file that nobody else does, and take over what the dead left in others."""
+    def open(self) -> list[Queued]:
+        """Open the first file that no other process has locked, and move into it what processes
+        that have ended left in others."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        left: list[Waiting] = []
-        for number in range(MOST_FILES):
+        left: list[Queued] = []
+        for number in range(MAX_FILES):
             path = self.folder / f"{self._name}-{number}.sqlite"
             if (self._database and not path.exists()) or not (
                 lock := lock_file(path.with_suffix(".lock"))
@@ -226,11 +242,11 @@ class _Store:
                 left = _rows(self._database)
             else:
                 with lock:
-                    left = self._take_over(path, left)
+                    left = self._merge(path, left)
         return left
 
-    def add(self, new: Iterable[Waiting]) -> None:
-        self._unwritten |= {waiting.number: waiting for waiting in new}
+    def add(self, new: Iterable[Queued]) -> None:
+        self._unwritten |= {queued.number: queued for queued in new}
         self._write()
 
     def remove(self, numbers: Iterable[int]) -> None:
@@ -240,10 +256,10 @@ class _Store:
         self._write()
 
     def erase(self, dialogue_id: str) -> None:
-        """The log beside the file holds copies: it is emptied too."""
-        for waiting in list(self._unwritten.values()):
-            if waiting.message.dialogue_id == dialogue_id:
-                del self._unwritten[waiting.number]
+        """Delete the messages of a dialogue, also from the write-ahead log, which has copies."""
+        for queued in list(self._unwritten.values()):
+            if queued.message.dialogue_id == dialogue_id:
+                del self._unwritten[queued.number]
         if self._database is not None:
             with self._database as database:
                 database.execute("delete from waiting where dialogue_id = ?", (dialogue_id,))
@@ -257,7 +273,7 @@ class _Store:
             self._lock.close()
 
     def _write(self) -> None:
-        """What could not be written before is written with what is new."""
+        """Write what is new, and what could not be written before."""
         if self._database is None:
             return
         with self._database as database:
@@ -267,12 +283,12 @@ class _Store:
         self._unwritten.clear()
         self._unremoved.clear()
 
-    def _take_over(self, path: Path, own: Sequence[Waiting]) -> list[Waiting]:
-        """Theirs and ours by age, numbered anew, in our file alone."""
+    def _merge(self, path: Path, own: Sequence[Queued]) -> list[Queued]:
+        """Move the messages of another file into this one; all are sorted by age and renumbered."""
         assert self._database
         with closing(self._connect(path)) as theirs:
-            left = sorted([*own, *_rows(theirs)], key=lambda waiting: waiting.at)
-        left = [replace(waiting, number=n) for n, waiting in enumerate(left, start=1)]
+            left = sorted([*own, *_rows(theirs)], key=lambda queued: queued.at)
+        left = [replace(queued, number=n) for n, queued in enumerate(left, start=1)]
         with self._database as database:
             database.execute("delete from waiting")
             _insert(database, left)
@@ -280,7 +296,7 @@ class _Store:
         return left
 
     def _connect(self, path: Path) -> sqlite3.Connection:
-        """Readable by its owner only: it holds what people said."""
+        """Open or create a file, readable by its owner only; a damaged one is renamed."""
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
         try:
             return _set_up(path)
@@ -289,52 +305,17 @@ class _Store:
         except sqlite3.DatabaseError as error:
             aside = path.with_suffix(".damaged")
             path.replace(aside)
-            self.remark = f"outbox: {path}: {error}; it is {aside.name} now, and a new one begins"
+            self.remark = f"outbox: {path}: {error}; renamed to {aside.name}, and a new file begun"
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
             return _set_up(path)
 
 
-def state_folder() -> Path:
-    """Where what must outlive a run is kept."""
-    home = os.environ.get("XDG_STATE_HOME")
-    return (Path(home) if home else Path.home() / ".local" / "state") / "stream_hbaf"
-
-
 def _file_name(config: MqttConfig) -> str:
-    """One for each recogniser at each broker."""
+    """A name for each combination of broker, prefix and node."""
     node = node_name(config)
     key = f"{read_address(config)} {config.prefix} {node}"
     readable = re.sub(r"[^A-Za-z0-9_-]+", "_", node)[:40]
     return f"outbox-{readable}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
-
-
-def lock_file(path: Path) -> TextIO | None:
-    """Lock a file until the returned handle is closed; None if another process has locked it.
-
-    Locks end with their process, however it ends. The locked file is never the database itself:
-    closing any handle of a database's file would give up SQLite's own locks.
-    """
-    lock = open(path, "a", opener=_private)  # noqa: SIM115  it stays open
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        return None
-    return lock
-
-
-def is_locked(path: Path) -> bool:
-    """Whether a running process has locked the file."""
-    if not path.exists():
-        return False
-    lock = lock_file(path)
-    if lock is not None:
-        lock.close()
-    return lock is None
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
 
 
 def _set_up(path: Path) -> sqlite3.Connection:
@@ -347,7 +328,7 @@ def _set_up(path: Path) -> sqlite3.Connection:
     return database
 
 
-def _insert(database: sqlite3.Connection, new: Iterable[Waiting]) -> None:
+def _insert(database: sqlite3.Connection, new: Iterable[Queued]) -> None:
     rows = [
         (w.number, w.at, m.topic, m.payload, m.dialogue_id, json.dumps(m.properties))
         for w in new
@@ -356,10 +337,10 @@ def _insert(database: sqlite3.Connection, new: Iterable[Waiting]) -> None:
     database.executemany(f"insert into waiting ({COLUMNS}) values (?, ?, ?, ?, ?, ?)", rows)
 
 
-def _rows(database: sqlite3.Connection) -> list[Waiting]:
+def _rows(database: sqlite3.Connection) -> list[Queued]:
     found = database.execute(f"select {COLUMNS} from waiting order by number")
     return [
-        Waiting(number, at, Message(topic, payload, dialogue_id=dialogue_id, properties=pairs))
+        Queued(number, at, Message(topic, payload, dialogue_id=dialogue_id, properties=pairs))
         for number, at, topic, payload, dialogue_id, properties in found
         for pairs in (tuple((name, value) for name, value in json.loads(properties)),)
     ]

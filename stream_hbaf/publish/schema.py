@@ -1,8 +1,7 @@
-"""The contract with other programs, for machines and as tables.
+"""The MQTT contract as documents: JSON Schemas, AsyncAPI, and the reference in ``docs/mqtt.md``.
 
-The table of topics and the types of ``events.py`` become JSON Schemas, an AsyncAPI document and
-the reference in ``docs/mqtt.md``. The schemas are true for what travels: fields that are None are
-left out there, all others are always sent.
+All are generated from the tables in ``messages.py`` and the types in ``events.py``. The schemas
+describe payloads as they are sent: without the fields that are None, with all others.
 """
 
 import ast
@@ -17,12 +16,12 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, models_json
 from pydantic_core import core_schema
 
 from stream_hbaf.events import Event
-from stream_hbaf.publish.topics import COMMANDS, LEVELS, TOPICS, Topic
+from stream_hbaf.publish.messages import COMMANDS, LEVELS, TOPICS, Topic
 
 JsonObject = dict[str, Any]
 
-VERSION = "1.0.0"  # of the contract; its first number rises when a receiver must change
-WILL: JsonObject = {
+VERSION = "1.0.0"  # of the contract; the first number rises with incompatible changes
+LAST_WILL: JsonObject = {
     "mqtt": {
         "lastWill": {
             "topic": "{prefix}/{node}/available",
@@ -37,18 +36,18 @@ BEGIN, END = "<!-- generated: begin -->", "<!-- generated: end -->"
 
 
 def json_schema(model: type[Event]) -> JsonObject:
-    """The JSON Schema (2020-12) of a payload, whole in itself."""
+    """The JSON Schema (2020-12) of a payload, without references to other documents."""
     made = model.model_json_schema(
-        schema_generator=_AsItTravels, mode=_mode(model), ref_template="#/$defs/{model}"
+        schema_generator=_AsPublished, mode=_mode(model), ref_template="#/$defs/{model}"
     )
     return {"$schema": GenerateJsonSchema.schema_dialect, **made}
 
 
-def schema() -> JsonObject:
-    """The AsyncAPI 3.0 document: topics, QoS, retained or not, payloads; whole in itself."""
+def asyncapi() -> JsonObject:
+    """The AsyncAPI 3.0 document: topics, their QoS, whether they are retained, and payloads."""
     _, made = models_json_schema(
         [(model, _mode(model)) for model in _payloads().values()],
-        schema_generator=_AsItTravels,
+        schema_generator=_AsPublished,
         ref_template="#/components/schemas/{model}",
     )
     return {
@@ -56,31 +55,30 @@ def schema() -> JsonObject:
         "info": {
             "title": "stream-hbaf",
             "version": VERSION,
-            "description": "Emotions of conversations as they are spoken. "
+            "description": "Emotion recognition for conversations in real time. "
             "Receivers ignore fields that they don't know.",
         },
         "defaultContentType": "application/json",
-        "servers": {"broker": {"host": "localhost:1883", "protocol": "mqtt", "bindings": WILL}},
-        "channels": {topic.name: _channel(topic) for topic in TOPICS},
-        "operations": {
-            f"{'send' if topic.ours else 'receive'}{topic.name.capitalize()}": _operation(topic)
-            for topic in TOPICS
+        "servers": {
+            "broker": {"host": "localhost:1883", "protocol": "mqtt", "bindings": LAST_WILL}
         },
+        "channels": {topic.name: _channel(topic) for topic in TOPICS},
+        "operations": {_operation_name(topic): _operation(topic) for topic in TOPICS},
         "components": {
             "schemas": made["$defs"],
             "messages": {topic.name: _message(topic) for topic in TOPICS},
-            "parameters": {name: {"description": says} for name, (says, _) in LEVELS.items()},
+            "parameters": {name: {"description": text} for name, (text, _) in LEVELS.items()},
         },
     }
 
 
 def write_schema(folder: Path) -> None:
-    """Write ``asyncapi.json``, ``schema/*.json``, and the tables of ``mqtt.md`` if that is there.
+    """Write ``asyncapi.json`` and ``schema/*.json``, and update ``mqtt.md`` if there is one.
 
     Raises OSError if the folder can't be written to.
     """
     files = {f"schema/{name}.json": json_schema(model) for name, model in _payloads().items()}
-    for name, content in {"asyncapi.json": schema(), **files}.items():
+    for name, content in {"asyncapi.json": asyncapi(), **files}.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -92,17 +90,18 @@ def write_schema(folder: Path) -> None:
 
 
 def reference() -> str:
-    """Topics, commands and every field of every payload, as Markdown."""
+    """Markdown tables of the topics, the commands, and the fields of each payload."""
     lines = ["### Topics", "", *_table("topic", "payload", "QoS", "retained", "when")]
     for topic in TOPICS:
         retained = "yes" if topic.retain else ""
-        whose = "" if topic.ours else "*you publish* "
-        row = (f"`{_shown(topic.address)}`", _carried(topic), topic.qos, retained)
+        whose = "" if topic.published else "*you publish* "
+        address = re.sub(r"\{(\w+)\}", r"<\1>", topic.address)
+        row = (f"`{address}`", _payload_cell(topic), topic.qos, retained)
         lines.append(f"| {' | '.join(map(str, row))} | {whose}{topic.when} |")
-    lines += ["", "### Commands", "", *_table("command", "what it does", "arguments", "`data`")]
+    lines += ["", "### Commands", "", *_table("command", "effect", "arguments", "`data`")]
     for command in COMMANDS:
-        wanted = "; ".join(f"`{name}`: {says}" for name, says in command.arguments.items())
-        lines.append(f"| `{command.name}` | {command.does} | {wanted} | {command.answer} |")
+        arguments = "; ".join(f"`{name}`: {text}" for name, text in command.arguments.items())
+        lines.append(f"| `{command.name}` | {command.effect} | {arguments} | {command.result} |")
     shown: set[str] = set()
     for model in _payloads().values():
         made = json_schema(model)
@@ -114,16 +113,16 @@ def reference() -> str:
     return "\n".join(lines) + "\n"
 
 
-class _AsItTravels(GenerateJsonSchema):
-    """What ``encode`` makes of an event, which is stricter than what the type takes."""
+class _AsPublished(GenerateJsonSchema):
+    """The schema of what ``encode`` returns, which is stricter than what the model accepts."""
 
     def model_schema(self, schema: core_schema.ModelSchema) -> JsonObject:
         made = super().model_schema(schema)
         model = schema["cls"]
         made["description"] = _sentence(model.__doc__ or "")
-        for field, meaning in _meanings(model).items():
+        for field, description in _field_descriptions(model).items():
             key = model.model_fields[field].alias or field
-            made["properties"][key]["description"] = meaning
+            made["properties"][key]["description"] = description
         if self.mode == "serialization":
             made.setdefault("additionalProperties", False)
         return made
@@ -147,20 +146,20 @@ class _AsItTravels(GenerateJsonSchema):
 
 
 def _payloads() -> dict[str, type[Event]]:
-    return {topic.name: topic.carries for topic in TOPICS if not isinstance(topic.carries, tuple)}
+    return {topic.name: topic.payload for topic in TOPICS if not isinstance(topic.payload, tuple)}
 
 
 def _mode(model: type[Event]) -> JsonSchemaMode:
-    """Of what we publish, as it is sent; of what others publish, as it is taken."""
-    received = {topic.carries for topic in TOPICS if not topic.ours}
+    """Of published payloads as they are sent, of received ones as they are accepted."""
+    received = {topic.payload for topic in TOPICS if not topic.published}
     return "validation" if model in received else "serialization"
 
 
-def _meanings(model: type[BaseModel]) -> dict[str, str]:
-    """The docstrings under the fields; read from the source, so that importing costs nothing."""
+def _field_descriptions(model: type[BaseModel]) -> dict[str, str]:
+    """The docstrings below the fields, read from the source, so that importing costs nothing."""
     (body,) = ast.parse(inspect.getsource(model)).body
     assert isinstance(body, ast.ClassDef)
-    found = {"schema_": "Which payload this is, and the version of its meaning."}
+    found = {"schema_": "The payload's type and its version."}
     for field, doc in zip(body.body, body.body[1:], strict=False):
         if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr):
             assert isinstance(field.target, ast.Name)
@@ -177,10 +176,15 @@ def _channel(topic: Topic) -> JsonObject:
     names = re.findall(r"\{(\w+)\}", topic.address)
     return {
         "address": topic.address,
-        "description": f"{'Published' if topic.ours else 'Publish here'} {topic.when}.",
+        "description": f"{'Published' if topic.published else 'Publish here'} {topic.when}.",
         "messages": {topic.name: {"$ref": f"#/components/messages/{topic.name}"}},
         "parameters": {name: {"$ref": f"#/components/parameters/{name}"} for name in names},
     }
+
+
+def _operation_name(topic: Topic) -> str:
+    name = "".join(word.capitalize() for word in topic.name.split("_"))
+    return f"{'send' if topic.published else 'receive'}{name}"
 
 
 def _operation(topic: Topic) -> JsonObject:
@@ -188,7 +192,7 @@ def _operation(topic: Topic) -> JsonObject:
     if topic.expiry_s is not None:
         binding["messageExpiryInterval"] = topic.expiry_s
     made: JsonObject = {
-        "action": "send" if topic.ours else "receive",
+        "action": "send" if topic.published else "receive",
         "channel": {"$ref": f"#/channels/{topic.name}"},
         "messages": [{"$ref": f"#/channels/{topic.name}/messages/{topic.name}"}],
         "bindings": {"mqtt": binding},
@@ -199,23 +203,19 @@ def _operation(topic: Topic) -> JsonObject:
 
 
 def _message(topic: Topic) -> JsonObject:
-    if isinstance(topic.carries, tuple):
-        words = {"enum": list(topic.carries)} if topic.carries else {"minLength": 1}
+    if isinstance(topic.payload, tuple):
+        words = {"enum": list(topic.payload)} if topic.payload else {"minLength": 1}
         return {"contentType": "text/plain", "payload": {"type": "string", **words}}
-    made: JsonObject = {"payload": {"$ref": f"#/components/schemas/{topic.carries.__name__}"}}
+    made: JsonObject = {"payload": {"$ref": f"#/components/schemas/{topic.payload.__name__}"}}
     if topic.name in ("request", "response"):
         made["correlationId"] = {"location": "$message.payload#/transaction"}
     return made
 
 
-def _shown(address: str) -> str:
-    return re.sub(r"\{(\w+)\}", r"<\1>", address)
-
-
-def _carried(topic: Topic) -> str:
-    if isinstance(topic.carries, tuple):
-        return ", ".join(f"`{word}`" for word in topic.carries) or "a label"
-    name = topic.carries.__name__
+def _payload_cell(topic: Topic) -> str:
+    if isinstance(topic.payload, tuple):
+        return ", ".join(f"`{word}`" for word in topic.payload) or "a label"
+    name = topic.payload.__name__
     return f"[{name}](#{name.lower()})"
 
 
@@ -224,15 +224,15 @@ def _table(*columns: str) -> list[str]:
 
 
 def _fields(definition: JsonObject) -> list[str]:
-    rows = _table("field", "type", "always there", "")
+    rows = _table("field", "type", "always present", "")
     for field, made in definition["properties"].items():
         always = "yes" if field in definition.get("required", ()) else ""
-        rows.append(f"| `{field}` | {_kind(made)} | {always} | {made['description']} |")
+        rows.append(f"| `{field}` | {_type_name(made)} | {always} | {made['description']} |")
     return rows
 
 
-def _kind(made: JsonObject) -> str:
-    """A field's type in words."""
+def _type_name(made: JsonObject) -> str:
+    """A field's type, for people."""
     if "$ref" in made:
         name = made["$ref"].rpartition("/")[2]
         return f"[{name}](#{name.lower()})"
@@ -241,9 +241,9 @@ def _kind(made: JsonObject) -> str:
     if "enum" in made:
         return ", ".join(f"`{word}`" for word in made["enum"])
     if made.get("type") == "array":
-        return f"list of {_kind(made['items'])}"
+        return f"list of {_type_name(made['items'])}"
     if made.get("type") == "object":
         inside = made.get("additionalProperties")
-        return f"object of {_kind(inside)}" if isinstance(inside, dict) else "object"
+        return f"object of {_type_name(inside)}" if isinstance(inside, dict) else "object"
     plain: str = made["type"]
     return {"string": "text", "boolean": "true or false"}.get(plain, plain)

@@ -1,4 +1,4 @@
-"""What a person sees: the level, the running transcript, and each utterance's emotion."""
+"""Output on the terminal: the level meter, the running transcript, utterances; or JSON lines."""
 
 import asyncio
 import json
@@ -36,8 +36,8 @@ COLOURS = {
     "sadness": "blue",
     "surprise": "cyan",
 }
-CONFLICT = "≠"  # voice and words contradict each other
-REDRAW_S = 0.1
+CONFLICT = "≠"  # voice alone and words alone contradict each other
+REDRAW_S = 0.1  # at least, between two redraws of the bottom line
 QUIETEST_DBFS, LOUDEST_DBFS = -60.0, -10.0
 METER_WIDTH = 8
 BAR_WIDTH = 10
@@ -45,20 +45,21 @@ COLUMN_WIDTH = 29  # label, bar and percentage of one emotion
 
 
 class Terminal:
-    """Shows events on a terminal of any width, or one plain line an utterance in a file.
+    """Prints events for people: to a terminal of any width with a live bottom line, or to a file.
 
-    In a file too, what was inferred has a line of its own.
+    In a file each utterance is one plain line, and its inferences are another.
     """
 
     def __init__(self, *, console: Console | None = None) -> None:
         self._console = console or Console(highlight=False)
         self._level = Level(source="", dbfs=QUIETEST_DBFS, speech=False)
-        self._running = ""  # the transcript of what is being said
-        self._provisional = ""
-        self._drawn = ""
-        self._live: Live | None = None
+        self._running = ""  # the running transcript
+        self._provisional = ""  # its label
+        self._changed = asyncio.Event()
 
     async def send(self, event: AnyEvent) -> None:
+        """Print an utterance that has ended, and keep what the bottom line shows."""
+        self._changed.set()
         match event:
             case Level():
                 self._level = event
@@ -69,9 +70,9 @@ class Terminal:
                 self._provisional = emotion.label if emotion else ""
             case Utterance(type="end"):
                 self._running = self._provisional = ""
-                # A file is not as narrow as a terminal: there, lines stay whole.
-                whole = not self._console.is_terminal
-                self._console.print(self._utterance(event), soft_wrap=whole)
+                # Lines are wrapped on a terminal only.
+                soft_wrap = not self._console.is_terminal
+                self._console.print(self._utterance(event), soft_wrap=soft_wrap)
             case Speech(on=True):
                 self._running = self._provisional = ""
             case Status(state="online", detail=""):
@@ -80,22 +81,25 @@ class Terminal:
                 self._console.print(Text(f"{event.stage} {event.state}: {event.detail}", "dim"))
 
     async def run(self) -> None:
-        """Redraw the bottom line while there is something new on it."""
+        """Redraw the bottom line when events change it, until cancelled."""
         if not self._console.is_terminal:
             await asyncio.Event().wait()
-        with Live(console=self._console, auto_refresh=False, transient=True) as self._live:
+        drawn = ""
+        with Live(console=self._console, auto_refresh=False, transient=True) as live:
             while True:
                 line = self._line()
-                if line.plain != self._drawn:
-                    self._drawn = line.plain
-                    self._live.update(line, refresh=True)
+                if line.plain != drawn:
+                    drawn = line.plain
+                    live.update(line, refresh=True)
                 await asyncio.sleep(REDRAW_S)
+                await self._changed.wait()
+                self._changed.clear()
 
     async def close(self, timeout_s: float) -> None:
-        """Nothing is held back here."""
+        """Do nothing: ``send`` has printed everything."""
 
     def _line(self) -> Text:
-        """Level meter, whether somebody speaks, and the end of the running transcript."""
+        """The bottom line: level meter, speech or not, and the end of the running transcript."""
         share = (self._level.dbfs - QUIETEST_DBFS) / (LOUDEST_DBFS - QUIETEST_DBFS)
         lit = round(min(1.0, max(0.0, share)) * METER_WIDTH)
         mark, style = ("● ", "red") if self._level.speech else ("○ ", "dim")
@@ -106,8 +110,8 @@ class Terminal:
         label = f"{self._provisional}? " if self._provisional else ""
         line.append(label, COLOURS.get(self._provisional, ""))
         room = max(0, self._console.width - line.cell_len - 1)
-        words = self._running or "…"
-        return line.append(words if len(words) <= room else "…" + words[-room + 1 :])
+        text = self._running or "…"
+        return line.append(text if len(text) <= room else "…" + text[-room + 1 :])
 
     def _utterance(self, event: Utterance) -> Group:
         emotion = event.emotion
@@ -115,14 +119,13 @@ class Terminal:
         doubt = "?" if emotion and emotion.abstained else ""
         score = f" {emotion.score:.0%}" if emotion and emotion.score is not None else ""
         clock = datetime.fromisoformat(event.start_time).astimezone().strftime("%H:%M:%S")
-        words = event.text or "(no words)"
         style = f"bold {COLOURS.get(label, 'white')}"
         head = Text().append(f"{clock} ", "dim").append(f"{label}{doubt}{score} ", style)
         if event.conflict:
             head.append(f"{CONFLICT} ", "bold")
         if event.speaker:
             head.append(f"{event.speaker}: ")
-        head.append(words)
+        head.append(event.text or "(no words)")
         lines = [head, *_inferences(event.inferences)]
         if not self._console.is_terminal:
             return Group(*lines)
@@ -130,7 +133,7 @@ class Terminal:
         return Group(*lines, below, self._footer(event))
 
     def _bars(self, emotion: Emotion) -> Table:
-        """A bar for each label; those that it can hardly be stand back."""
+        """A bar for each label; labels outside the prediction set are dimmed."""
         columns = max(1, (self._console.width - 2) // COLUMN_WIDTH)
         table = Table.grid(padding=(0, 1))
         cells = []
@@ -149,38 +152,41 @@ class Terminal:
             return Text()
         latency = event.latency_ms
         after = latency.total - latency.vad
-        told = f"  {latency.vad:.0f} ms to be sure of the end, then {after:.0f} ms"
-        return Text(f"{told}  {event.degraded}".rstrip(), "dim")
+        spent = f"  {latency.vad:.0f} ms to confirm the end, then {after:.0f} ms"
+        return Text(f"{spent}  {event.degraded}".rstrip(), "dim")
 
 
 def _inferences(inferred: Inferred | None) -> list[Text]:
-    """One line that stands back, or none."""
+    """One dimmed line, or none."""
     if inferred is None:
         return []
-    said = {
+    phrases_by_head = {
         "others feel": inferred.external,
         "the speaker feels": inferred.internal,
         "the speaker wants": inferred.purpose,
     }
-    told = [f"{who}: {', '.join(phrases)}" for who, phrases in said.items() if phrases]
-    return [Text(f"  {' · '.join(told)}", "dim")] if told else []
+    parts = [
+        f"{head}: {', '.join(phrases)}" for head, phrases in phrases_by_head.items() if phrases
+    ]
+    return [Text(f"  {' · '.join(parts)}", "dim")] if parts else []
 
 
 class JsonLines:
-    """Writes every event but the level as one JSON object a line.
+    """Writes events, except levels, as one JSON object a line.
 
-    Writing happens in a thread, since the reader of a pipe may be slow. While it is behind,
-    partials are dropped; the rest waits. When the reader has gone ``stop`` is set.
+    A thread writes, because a pipe blocks when its reader is slow. Meanwhile partials are dropped,
+    and other events wait. When the reader has closed the pipe, ``stop`` is set.
     """
 
     def __init__(self, *, stop: asyncio.Event, out: TextIO | None = None) -> None:
         self._out = out or sys.stdout
         self._stop = stop
-        self._gone = False
+        self._closed = False  # by the reader
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="stdout")
         self._writing = 0
 
     async def send(self, event: AnyEvent) -> None:
+        """Write an event; returns when it is written."""
         if isinstance(event, Level) or (isinstance(event, Partial) and self._writing):
             return
         fields = event.model_dump(mode="json", by_alias=True, exclude_none=True)
@@ -189,27 +195,28 @@ class JsonLines:
         try:
             await asyncio.get_running_loop().run_in_executor(self._writer, self._write, line)
         except (BrokenPipeError, ValueError):
-            self._gone = True
+            self._closed = True
             self._stop.set()
         finally:
             self._writing -= 1
 
     async def run(self) -> None:
-        """Nothing to carry: ``send`` writes."""
+        """Wait until cancelled: ``send`` writes."""
         await asyncio.Event().wait()
 
     async def close(self, timeout_s: float) -> None:
+        """End the thread, without waiting for a reader that is slow."""
         self._writer.shutdown(wait=False)
 
     def _write(self, line: str) -> None:
-        if not self._gone:
+        if not self._closed:
             self._out.write(line + "\n")
             self._out.flush()
 
 
 @contextmanager
 def show_progress(what: str) -> Iterator[Callable[[int, int, Path], None]]:
-    """A bar on stderr for work on many files: called with how many are done, of all, and which."""
+    """A progress bar on stderr; yields a function of the files done, all files, and the newest."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -220,7 +227,7 @@ def show_progress(what: str) -> Iterator[Callable[[int, int, Path], None]]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=None, file="")
 
-        def tell(done: int, every: int, file: Path) -> None:
-            bar.update(task, completed=done, total=every, file=file.name)
+        def update(done: int, total: int, file: Path) -> None:
+            bar.update(task, completed=done, total=total, file=file.name)
 
-        yield tell
+        yield update

@@ -1,4 +1,4 @@
-"""Where emotions went: what is published, as it comes, for people or as JSON lines."""
+"""The ``watch`` command: prints published messages as they arrive, for people or as JSON lines."""
 
 import contextlib
 import os
@@ -7,22 +7,22 @@ from json import dumps, loads
 from typing import Any, TextIO
 
 from stream_hbaf.config import MqttConfig
-from stream_hbaf.publish.connection import OnStatus, Received, subscribe
+from stream_hbaf.publish.connection import OnConnectionStatus, Received, subscribe
 
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 
 
 async def watch(
-    config: MqttConfig, *, out: TextIO, json: bool, on_status: OnStatus | None = None
+    config: MqttConfig, *, out: TextIO, json: bool, on_status: OnConnectionStatus | None = None
 ) -> None:
-    """Show every message under the prefix until cancelled, or until nobody reads ``out``.
+    """Print every message under the prefix until cancelled, or until ``out`` is a closed pipe.
 
-    Raises BrokerError if the broker can't be reached at first; later it reconnects, and
-    ``on_status`` hears of it.
+    Raises BrokerError if the first connection fails. Later ones are restored, and ``on_status``
+    is called when a connection is lost and restored.
     """
-    tell = on_status or (lambda _connected, _line: None)
+    on_status = on_status or (lambda _connected, _line: None)
     colours = not json and out.isatty() and "NO_COLOR" not in os.environ
-    received = subscribe(config, topic=f"{config.prefix}/+/#", on_status=tell)
+    received = subscribe(config, topic=f"{config.prefix}/+/#", on_status=on_status)
     async with contextlib.aclosing(received):
         async for message in received:
             line = (
@@ -33,38 +33,39 @@ async def watch(
             try:
                 print(line, file=out, flush=True)
             except BrokenPipeError:
-                _let_go(out)
+                _silence(out)
                 return
 
 
 def json_line(message: Received) -> str:
-    """``{"topic", "payload"}``; the payload as the object it is, else as text."""
-    payload = _read(message.payload)
+    """``{"topic": …, "payload": …}``; the payload is an object if it holds one, else text."""
+    payload = _decode(message.payload)
     return dumps({"topic": message.topic, "payload": payload}, ensure_ascii=False)
 
 
 def human_line(message: Received, *, prefix: str, at: datetime) -> str:
-    """Time, where it comes from, and what happened, in one printable line."""
+    """Time, node and source, and the content, in one printable line."""
     node, _, rest = message.topic.removeprefix(f"{prefix}/").partition("/")
     source, _, kind = rest.partition("/")
-    payload = _read(message.payload)
+    payload = _decode(message.payload)
     where = f"{node}/{source}" if kind else node
+    is_utterance = kind in ("utterance", "partial")
     if isinstance(payload, dict):
-        said = _utterance(payload) if kind in ("utterance", "partial") else _brief(payload)
+        content = _utterance(payload) if is_utterance else _scalars(payload)
     else:
-        said = payload
-    what = said if kind in ("utterance", "partial") else f"{kind or rest} {said}"
+        content = payload
+    what = content if is_utterance else f"{kind or rest} {content}"
     return _printable(f"{at:%H:%M:%S}  {where}  {what}")
 
 
 def _dimmed(message: Received, *, prefix: str, colours: bool) -> str:
-    """What is not final stands back."""
+    """A line for people; one that is not final is dimmed."""
     line = human_line(message, prefix=prefix, at=datetime.now().astimezone())
     kind = message.topic.rpartition("/")[2]
-    payload = _read(message.payload)
+    payload = _decode(message.payload)
     ended = isinstance(payload, dict) and payload.get("type") == "end"
-    passing = kind == "partial" or (kind == "utterance" and not ended)
-    return f"{DIM}{line}{PLAIN}" if colours and passing else line
+    provisional = kind == "partial" or (kind == "utterance" and not ended)
+    return f"{DIM}{line}{PLAIN}" if colours and provisional else line
 
 
 def _utterance(payload: dict[str, Any]) -> str:
@@ -85,8 +86,7 @@ def _utterance(payload: dict[str, Any]) -> str:
     return "  ".join(part for part in parts if part)
 
 
-def _brief(payload: dict[str, Any]) -> str:
-    """Scalars only: the rest is for machines."""
+def _scalars(payload: dict[str, Any]) -> str:
     return "  ".join(f"{k}={v}" for k, v in payload.items() if isinstance(v, str | int | float))
 
 
@@ -94,8 +94,8 @@ def _number(value: object, *, digits: int) -> str:
     return f"{value:.{digits}f}" if isinstance(value, int | float) else ""
 
 
-def _read(payload: bytes) -> Any:
-    """A JSON object as such; everything else (ON, online, a label, damage) as text."""
+def _decode(payload: bytes) -> Any:
+    """A JSON object as a dict; everything else (ON, a label, invalid JSON) as text."""
     text = payload.decode(errors="replace")
     if text.startswith("{"):
         with contextlib.suppress(ValueError):
@@ -104,17 +104,17 @@ def _read(payload: bytes) -> Any:
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not JSON")
 
 
 def _printable(line: str) -> str:
-    """Anybody may publish: no control sequence of theirs reaches the terminal."""
+    """Without control characters: anybody may publish, and they could control the terminal."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
 
 
-def _let_go(out: TextIO) -> None:
-    """Python flushes stdout once more when it ends, and would complain of the closed pipe."""
+def _silence(out: TextIO) -> None:
+    """Replace a closed pipe: Python flushes stdout when it ends, and would print an error."""
     with contextlib.suppress(OSError, ValueError):
-        silence = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(silence, out.fileno())
-        os.close(silence)
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, out.fileno())
+        os.close(null)

@@ -8,17 +8,12 @@ from typing import Any
 from stream_hbaf.audio.file import read_audio
 from stream_hbaf.audio.source import Chunk
 from stream_hbaf.config import SAMPLE_RATE_HZ
-from stream_hbaf.errors import ConfigError
 from stream_hbaf.events import (
     Contributions,
     Emotion,
-    Feedback,
     Info,
     Latency,
     Model,
-    Request,
-    Response,
-    SwitchName,
     Utterance,
 )
 from stream_hbaf.sessions.session import Header
@@ -38,7 +33,7 @@ HEADER = Header(
 )
 
 
-def said(
+def utterance(
     turn: int,
     label: str = "joy",
     *,
@@ -79,33 +74,7 @@ def said(
     return Utterance(**fields | more)
 
 
-class Clerk:
-    """Writes down what is asked for, and knows no label but the model's."""
-
-    def __init__(self) -> None:
-        self.requests: list[Request] = []
-        self.switched: list[tuple[str, SwitchName, bool]] = []
-        self.corrections: list[Feedback] = []
-
-    async def answer(self, request: Request) -> Response:
-        self.requests.append(request)
-        return Response(
-            command=request.command,
-            status="ok",
-            content={"asked": request.arguments},
-            transaction=request.transaction,
-        )
-
-    async def set_switch(self, source: str, *, switch: SwitchName, on: bool) -> None:
-        self.switched.append((source, switch, on))
-
-    async def correct(self, feedback: Feedback) -> None:
-        if feedback.label not in LABELS:
-            raise ConfigError(f"no label '{feedback.label}'")
-        self.corrections.append(feedback)
-
-
-def record(folder: Path, recording: Path, *, utterances: list[Utterance]) -> Path:
+def record_session(folder: Path, recording: Path, *, utterances: list[Utterance]) -> Path:
     """A real session of one source, ``ann``: a recording's sound, and what was said of it."""
     writer = SessionWriter(folder, header=HEADER)
     sound = read_audio(recording)

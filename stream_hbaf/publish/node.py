@@ -1,8 +1,12 @@
-"""Where the broker is, and what this recogniser is called there."""
+"""This recogniser as a node: its name in topics, its broker, its files on this machine."""
 
+import fcntl
+import os
 import re
 import socket
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
 from urllib.parse import SplitResult, urlsplit
 
 from stream_hbaf.config import MqttConfig
@@ -14,6 +18,8 @@ DEFAULT_PATH = "/mqtt"  # of MQTT over WebSocket, where most brokers expect it
 
 @dataclass(frozen=True, slots=True)
 class Address:
+    """A broker's host and port, and how to speak to it."""
+
     host: str
     port: int
     tls: bool = False
@@ -27,7 +33,10 @@ class Address:
 
 
 def read_address(config: MqttConfig) -> Address:
-    """Where ``mqtt.url`` points; ``embedded`` is this machine. Raises ConfigError."""
+    """The address in ``mqtt.url``; ``embedded`` is this machine.
+
+    Raises ConfigError if the URL is malformed, holds a password, or is ``none``.
+    """
     if config.url == "embedded":
         return Address("127.0.0.1", config.port)
     if config.url == "none":
@@ -48,7 +57,7 @@ def read_address(config: MqttConfig) -> Address:
 
 
 def _check_url(parts: SplitResult, url: str) -> None:
-    """Never repeats what stands before an @: with a scheme missing, a password hides there."""
+    """The messages leave out what stands before an @: it may hold a password."""
     url = url.rpartition("@")[2]
     if parts.password is not None:
         raise ConfigError(
@@ -57,14 +66,51 @@ def _check_url(parts: SplitResult, url: str) -> None:
         )
     if parts.scheme not in DEFAULT_PORTS or not parts.hostname:
         raise ConfigError(
-            f"mqtt.url: '{url}' is no broker; use mqtt://HOST:PORT, mqtts://HOST, "
+            f"mqtt.url: '{url}' is not a broker's address; use mqtt://HOST:PORT, mqtts://HOST, "
             "or ws:// and wss:// for MQTT over WebSocket"
         )
     path = "" if parts.scheme in ("ws", "wss") else parts.path
     if path not in ("", "/") or parts.query or parts.fragment:
-        raise ConfigError(f"mqtt.url: '{url}' goes on after the port; use mqtt://HOST:PORT")
+        raise ConfigError(
+            f"mqtt.url: '{url}' has a path, a query or a fragment; use mqtt://HOST:PORT"
+        )
 
 
 def node_name(config: MqttConfig) -> str:
-    """The configured node, else this machine's name in letters that any topic may hold."""
+    """The configured node, else the host name with other than letters and digits replaced."""
     return config.node or re.sub(r"[^A-Za-z0-9_-]+", "_", socket.gethostname()).strip("_") or "node"
+
+
+def state_folder() -> Path:
+    """The folder for files that outlive a run, by the XDG base directory specification."""
+    home = os.environ.get("XDG_STATE_HOME")
+    return (Path(home) if home else Path.home() / ".local" / "state") / "stream_hbaf"
+
+
+def lock_file(path: Path) -> TextIO | None:
+    """Lock a file until the returned handle is closed; None if another process has locked it.
+
+    Locks end with their process, however it ends. The locked file is never the database itself:
+    closing any handle of a database's file would give up SQLite's own locks.
+    """
+    lock = open(path, "a", opener=_private)  # noqa: SIM115  it stays open
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        return None
+    return lock
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a running process has locked the file."""
+    if not path.exists():
+        return False
+    lock = lock_file(path)
+    if lock is not None:
+        lock.close()
+    return lock is None
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

@@ -10,7 +10,7 @@ from stream_hbaf.audio.push_source import ArrivingSource
 from stream_hbaf.audio.source import Chunk
 
 
-class Heard:
+class SourceListener:
     """What a source gave, and what it said."""
 
     def __init__(self) -> None:
