@@ -31,7 +31,7 @@ import os, sys
 import numpy as np
 from tests.test_trainer import learn
 from stream_hbaf.errors import ModelError
-from stream_hbaf.training.processes import is_main_process
+from stream_hbaf.training.distributed import is_main_process
 def fail(epoch, step):
     if epoch == 2 and not is_main_process() and len(sys.argv) > 2:
         raise SystemExit(1)

@@ -1,38 +1,43 @@
 #!/usr/bin/env python3
-"""Speech and text as networks bring them together: rows of an experiment side by side, as SVG.
+"""Draw the embeddings of speech and text of an experiment's rows, side by side, as SVG.
 
     tools/draw_embeddings.py configs/experiments/mgcma-iemocap-ablation.yaml \\
         --corpora CORPORA --out models/results/mgcma-embeddings.svg
 
-Each row's network is trained with the experiment's first seed, and shown utterances of dev: t-SNE
-lays out what it makes of their speech and of their words. Printed, and above each panel: for how
-many utterances the own text is the nearest of all to the speech, and how much nearer it is than
-others, both by cosine.
+Each row's network is trained with the experiment's first seed. t-SNE lays out its embeddings of dev
+utterances, one of the speech and one of the text of each. Printed, and above each panel: for which
+share of the utterances their own text is the nearest text to the speech, and by how much its cosine
+exceeds that of other texts.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-from stream_hbaf.corpora.cache import write_whole
 from stream_hbaf.errors import ConfigError, StreamHbafError
 from stream_hbaf.evaluation.embeddings import embed
 from stream_hbaf.evaluation.plots import Panel, embedding_panels
+from stream_hbaf.files import atomic_write_text
+from stream_hbaf.training.experiment_file import (
+    Run,
+    by_preparation,
+    experiment_runs,
+    read_experiment,
+)
 from stream_hbaf.training.fitting import one_thread
-from stream_hbaf.training.grid import Run, by_preparation, experiment_runs, read_experiment
 from stream_hbaf.training.preparation import Prepared, prepare
 from stream_hbaf.training.train import fit_seed
 
-MOST = 400  # utterances in a panel
+MOST = 400  # utterances in a panel, at most
 
 
 def chosen_runs(experiment_file: Path, rows: list[str]) -> list[Run]:
-    """The rows' runs with the first seed, in the order in which they were asked for."""
+    """The rows' runs with the first seed, in the given order."""
     experiment = read_experiment(experiment_file)
     by_row = {
-        run.facts["row"]: run
+        run.facts.row: run
         for run in experiment_runs(experiment)
-        if run.seed == experiment.seeds[0]
+        if run.facts.seed == experiment.seeds[0]
     }
     for row in rows:
         if row not in by_row:
@@ -43,9 +48,9 @@ def chosen_runs(experiment_file: Path, rows: list[str]) -> list[Run]:
 
 
 def make_panel(run: Run, prepared: Prepared) -> Panel:
-    row = run.facts["row"]
+    row = run.facts.row
     with one_thread():
-        network = fit_seed(run.recipe, prepared, run.seed, None).network
+        network = fit_seed(run.recipe, prepared, run.facts.seed, None, splits=("dev",)).network
     embeddings = embed(network, prepared.material["dev"], most=MOST)
     share, margin = 100 * embeddings.found(), embeddings.margin()
     count = len(embeddings.labels)
@@ -66,10 +71,10 @@ def draw(options: argparse.Namespace) -> None:
         prepared = prepare(group[0].recipe, options.corpora, cache=options.cache)
         labels = prepared.labels
         for run in group:
-            panels[run.facts["row"]] = make_panel(run, prepared)
+            panels[run.facts.row] = make_panel(run, prepared)
     title = f"Embeddings of speech and text, {options.experiment.stem}"
     picture = embedding_panels([panels[row] for row in options.rows], labels=labels, title=title)
-    write_whole(options.out, lambda part: part.write_text(picture, encoding="utf-8"))
+    atomic_write_text(options.out, picture)
     print(f"{options.out}: {len(picture) / 1000:.0f} kB")
 
 

@@ -40,6 +40,11 @@ def add_research(commands: Any) -> None:
     experiment.add_argument(
         "--results", type=Path, default=Path("models/results"), help="folder of the figures"
     )
+    experiment.add_argument(
+        "--test",
+        action="store_true",
+        help="measure test, too, as 'test: true' in the file (default: dev alone)",
+    )
     _add_corpora(experiment)
     experiment.set_defaults(run=_experiment)
 
@@ -187,11 +192,12 @@ def _experiment(options: argparse.Namespace) -> int:
 
     run_experiment(
         options.file,
-        options.corpora,
+        corpora=options.corpora,
         results=options.results,
         cache=options.cache,
         workers=options.workers,
         device=_device(options),
+        test=options.test,
         progress=say,
     )
     return 0

@@ -1,6 +1,6 @@
-"""Training: what networks cost, side by side: a training step, a step when live, parameters.
+"""Measure what networks cost, side by side: parameters, a training step, a live step.
 
-Whatever slows the machine down meanwhile slows all of them down: in each round each has one turn.
+The networks take turns, one call each a round, so that a slower machine slows all of them down.
 """
 
 import time
@@ -19,48 +19,51 @@ from stream_hbaf.networks.registry import build
 from stream_hbaf.training.fitting import criterion_of, draw_batches, loss_of, make_optimizer
 from stream_hbaf.training.preparation import Prepared
 from stream_hbaf.training.recipe import Recipe
+from stream_hbaf.training.results import DECIMALS
 from stream_hbaf.training.train import network_config
 
 THREADS = 2
-ROUNDS = 11  # after one that isn't counted
+ROUNDS = 11  # after a warm-up round
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What one recipe's network costs, on the processor."""
+    """The cost of one recipe's network, on the processor."""
 
     parameters: int  # that ship
     train_step_s: float  # one batch of the recipe's size: forward, loss, backward, optimiser
-    live_step_ms: float | None  # one utterance, once its features are there; None offline
+    live_step_ms: float | None  # one utterance whose features are there; None offline
     threads: int
 
 
 def measure_costs(recipes: Sequence[Recipe], prepared: Prepared) -> list[Cost]:
-    """The cost of each recipe's network, in their order; all are of what was prepared."""
-    heard = prepared.material["train"]
+    """The cost of each recipe's network, in their order, on the train split that was prepared."""
+    train = prepared.material["train"]
     networks = [build(network_config(recipe, prepared)) for recipe in recipes]
     live = [network for network in networks if network.config.mode == "live"]
     with _threads(THREADS):
         steps = [
-            _training(network, recipe, heard)
+            _training_step(network, recipe, train)
             for network, recipe in zip(networks, recipes, strict=True)
         ]
-        trained = _take_turns(steps)
-        talked = iter(_take_turns([_conversation(network.eval(), heard) for network in live]))
-    turns = len(_middle(heard))
+        trained = _median_seconds(steps)
+        streamed = iter(_median_seconds([_live_dialogue(one.eval(), train) for one in live]))
+    turns = len(_middle(train))
     return [
         Cost(
             parameters=sum(weight.numel() for weight in network.parameters()),
-            train_step_s=seconds,
-            live_step_ms=1000 * next(talked) / turns if network in live else None,
+            train_step_s=round(seconds, DECIMALS),
+            live_step_ms=round(1000 * next(streamed) / turns, DECIMALS)
+            if network in live
+            else None,
             threads=THREADS,
         )
         for network, seconds in zip(networks, trained, strict=True)
     ]
 
 
-def _training(network: Network, recipe: Recipe, material: Dataset) -> Callable[[], None]:
-    """One step of its training; the same batch, that of the middle size, each time."""
+def _training_step(network: Network, recipe: Recipe, material: Dataset) -> Callable[[], None]:
+    """A function of one training step, on the same batch each time, one of median size."""
     plan, losses = recipe.fitting, recipe.losses
     network.standardise(torch.from_numpy(material.text_features))
     between = criterion_of(network, losses)
@@ -83,8 +86,8 @@ def _training(network: Network, recipe: Recipe, material: Dataset) -> Callable[[
     return step
 
 
-def _conversation(network: Network, material: Dataset) -> Callable[[], None]:
-    """A dialogue of the middle length, utterance by utterance."""
+def _live_dialogue(network: Network, material: Dataset) -> Callable[[], None]:
+    """A function that streams a dialogue of median length, utterance by utterance."""
     version = "" if network.config.use_audio else None
     dialogue = _middle(material)
     whole = all_features(material, pad_dialogues([dialogue]), version=version)
@@ -94,27 +97,27 @@ def _conversation(network: Network, material: Dataset) -> Callable[[], None]:
     ]
 
     @torch.inference_mode()
-    def converse() -> None:
+    def stream() -> None:
         state = network.initial_state()
         for utterance in utterances:
             _, state = network.step(utterance, state)
 
-    return converse
+    return stream
 
 
 def _middle(material: Dataset) -> Rows:
-    """The rows of a dialogue of the middle length."""
+    """The rows of a dialogue of median length."""
     return sorted(material.dialogues, key=len)[len(material.dialogues) // 2]
 
 
-def _take_turns(works: Sequence[Callable[[], None]]) -> list[float]:
-    """Each one's median seconds over rounds in which each is done once."""
-    seconds: list[list[float]] = [[] for _ in works]
+def _median_seconds(calls: Sequence[Callable[[], None]]) -> list[float]:
+    """Each function's median seconds over rounds in which each is called once."""
+    seconds: list[list[float]] = [[] for _ in calls]
     for _ in range(1 + ROUNDS):
-        for work, taken in zip(works, seconds, strict=True):
-            begun = time.perf_counter()
-            work()
-            taken.append(time.perf_counter() - begun)
+        for call, taken in zip(calls, seconds, strict=True):
+            began = time.perf_counter()
+            call()
+            taken.append(time.perf_counter() - began)
     return [median(taken[1:]) for taken in seconds]
 
 

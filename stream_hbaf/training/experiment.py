@@ -1,15 +1,11 @@
-"""Training: an experiment, one recipe's rows of overrides times seeds, each run once and kept.
+"""Run an experiment: train what is missing of its rows times seeds, compare rows, lay out results.
 
-What is done is in ``<results>/<id>.json`` at once; started again, only what is missing is run.
-Then rows are compared, and what their networks cost is measured, where the experiment asks for it.
+Each finished run is written to ``<results>/<id>.json`` at once; started again, an experiment goes
+on from there.
 """
 
 import fcntl
-import multiprocessing
-import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -17,296 +13,263 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from stream_hbaf.corpora.dataset import Dataset
-from stream_hbaf.corpora.extraction import end_with_parent
+from stream_hbaf.corpora.dialogue import Split
 from stream_hbaf.errors import ConfigError, ModelError, StreamHbafError
 from stream_hbaf.evaluation.metrics import Score
-from stream_hbaf.training.costs import Cost, measure_costs
-from stream_hbaf.training.fitting import one_thread
-from stream_hbaf.training.grid import (
+from stream_hbaf.files import atomic_write
+from stream_hbaf.processes import map_as_completed
+from stream_hbaf.training.costs import measure_costs
+from stream_hbaf.training.experiment_file import (
     Experiment,
     Run,
     by_preparation,
     experiment_runs,
-    identity,
     read_experiment,
 )
+from stream_hbaf.training.fitting import one_thread
 from stream_hbaf.training.preparation import Prepared, prepare
 from stream_hbaf.training.recipe import Recipe
 from stream_hbaf.training.results import (
-    FIGURES,
-    Row,
+    DECIMALS,
+    ComparisonRecord,
+    CostRecord,
+    Figures,
+    Results,
+    RunRecord,
     compare_rows,
-    comparison_row,
-    known_runs,
-    pair_recipes,
     predictions_file,
-    read_rows,
+    read_all,
+    read_results,
     run_folder,
-    write_rows,
+    write_results,
 )
-from stream_hbaf.training.tables import check_page, write_page
+from stream_hbaf.training.results_page import check_page, write_page
 from stream_hbaf.training.train import fit_seed
 
 Progress = Callable[[str], None]
-Rows = list[dict[str, Any]]
 Prepare = Callable[[Recipe], Prepared]
-Outcome = tuple[Run, dict[str, Any] | StreamHbafError]  # its row, or why it has none
+Splits = tuple[Split, ...]
 
 
 def run_experiment(
     file: Path,
-    corpora: Path,
     *,
+    corpora: Path,
     results: Path = Path("models/results"),
     cache: Path = Path("cache"),
     workers: int = 2,
     device: str = "cpu",
+    test: bool = False,
     progress: Progress = print,
-) -> Rows:
-    """Run what is missing of an experiment, compare its rows, lay out all results; its rows.
+) -> Results:
+    """Train what is missing of an experiment, compare its rows, write the page of all results.
 
-    Each run has one torch thread, ``workers`` of them a process each, and goes on from its last
-    checkpoint under ``cache``. ``device`` is for features; networks are fitted where their recipe
-    says; their costs are the processor's. Raises ConfigError for a file that isn't an experiment,
-    or one that is running already; CorpusError and ModelError from preparation; ModelError after
-    all else is done if runs have failed, with the first reason.
+    ``test`` measures the test split, as ``test: true`` in the file does; without either, nothing
+    is computed on it. Each run has one torch thread, ``workers`` of them a process each, and
+    resumes from its last checkpoint under ``cache``. ``device`` is for features; networks are
+    trained where their recipe says, and their costs are measured on the processor.
+
+    Raises ConfigError for a file that isn't an experiment, or one that is running already;
+    CorpusError and ModelError from preparation; ModelError at the end if runs have failed, with
+    the first reason.
     """
     experiment = read_experiment(file)
+    splits: Splits = ("dev", "test") if test or experiment.test else ("dev",)
     check_page(results)  # before hours of work, not after
-    kept, out = cache / "experiments", results / f"{experiment.id}.json"
+    folder, out = cache / "experiments", results / f"{experiment.id}.json"
     make = partial(prepare, corpora=corpora, cache=cache, device=device, progress=progress)
-    with _alone(kept / f"{experiment.id}.lock", experiment.id):
+    with _lock(folder / f"{experiment.id}.lock", experiment=experiment.id):
         runs = experiment_runs(experiment)
-        rows = _still_true(read_rows(out), runs)
-        rows = _with_known(rows, runs, known=known_runs(results))
-        done = {identity(row) for row in rows}
-        missing = [run for run in runs if identity(run.facts) not in done]
+        found = _drop_changed(read_results(out), runs)
+        found = _adopt(found, runs, known=read_all(results).runs, splits=splits)
+        missing = _missing(found, runs, splits=splits)
         progress(f"{experiment.id}: {len(runs) - len(missing)} of {len(runs)} runs are done")
         failed: list[str] = []
-        for run, outcome in _run_groups(missing, make, kept=kept, workers=workers):
-            if isinstance(outcome, StreamHbafError):
-                failed.append(f"{run.title}: {outcome}")
+        for run, record in _train(missing, make, folder=folder, workers=workers, splits=splits):
+            if isinstance(record, StreamHbafError):
+                failed.append(f"{run.title}: {record}")
                 progress(failed[-1])
             else:
-                rows = _with_row(rows, outcome, order=runs)
-                write_rows(out, rows)
-                progress(f"{run.title}: {_told(outcome)}")
-            _forget(run_folder(kept, run.facts))
-        rows = _with_comparisons(rows, experiment, kept=kept, progress=progress)
-        write_rows(out, rows)
+                found = _add_run(found, record, order=runs)
+                write_results(out, found)
+                progress(f"{run.title}: {_describe(record)}")
+            _remove_checkpoints(run_folder(folder, run.facts))
+        found = _compare(found, experiment, folder=folder, progress=progress)
+        write_results(out, found)
         if experiment.costs:
-            rows = _with_costs(rows, runs, prepare=make, progress=progress)
-            write_rows(out, rows)
+            found = _measure_costs(found, runs, prepare=make, progress=progress)
+            write_results(out, found)
         progress(f"{write_page(results)}: written from all results")
     if failed:
         raise ModelError(f"{len(failed)} of {len(runs)} runs failed; the first, {failed[0]}")
-    return rows
+    return found
 
 
-def _run_groups(
-    runs: Sequence[Run], prepare: Prepare, *, kept: Path, workers: int
-) -> Iterator[Outcome]:
-    """All runs as they end; what some of them share is prepared once."""
+def _train(
+    runs: Sequence[Run], prepare: Prepare, *, folder: Path, workers: int, splits: Splits
+) -> Iterator[tuple[Run, RunRecord | StreamHbafError]]:
+    """Each run with its record as it is completed, or the error that it ended with.
+
+    Features that several runs share are prepared once.
+    """
     for group in by_preparation(runs):
-        yield from _run_all(group, prepare(group[0].recipe), kept=kept, workers=workers)
+        shared = (prepare(group[0].recipe), folder, splits)
+        for index, record in map_as_completed(_train_one, group, workers=workers, shared=shared):
+            yield group[index], record
 
 
-def _run_all(
-    runs: Sequence[Run], prepared: Prepared, *, kept: Path, workers: int
-) -> Iterator[Outcome]:
-    """Each run's row as it comes, or why it has none; one worker is this process itself."""
-    if workers == 1:
-        with one_thread():
-            for run in runs:
-                try:
-                    yield run, _run(run, prepared, kept=kept)
-                except StreamHbafError as error:
-                    yield run, error
-        return
-    # Spawned, not forked: torch's threads don't survive a fork.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(
-        min(workers, len(runs)), mp_context=context, initializer=_begin, initargs=(prepared,)
-    )
+def _train_one(
+    run: Run, prepared: Prepared, folder: Path, splits: Splits
+) -> RunRecord | StreamHbafError:
+    """Train and measure; the predictions are on disk before the record is returned."""
+    checkpoints = run_folder(folder, run.facts)
     try:
-        waiting = {pool.submit(_run_received, run, kept): run for run in runs}
-        for finished in as_completed(waiting):
-            try:
-                yield waiting[finished], finished.result()
-            except StreamHbafError as error:
-                yield waiting[finished], error
-    except BrokenProcessPool:
-        raise ModelError(
-            "a training process was killed, perhaps for want of memory; start the experiment "
-            "again, with fewer --workers"
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-_received: list[Prepared] = []  # in a training process: what its runs share
-
-
-def _begin(prepared: Prepared) -> None:
-    # One thread: sums of several would come in another order each time, and seeds not repeat.
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback of its own
-    end_with_parent()
-    _received[:] = [prepared]
-
-
-def _run_received(run: Run, kept: Path) -> dict[str, Any]:
-    return _run(run, _received[0], kept=kept)
-
-
-def _run(run: Run, prepared: Prepared, *, kept: Path) -> dict[str, Any]:
-    """Train and measure; the predictions are on disk before the row is returned."""
-    fitted = fit_seed(run.recipe, prepared, run.seed, run_folder(kept, run.facts))
+        with one_thread():
+            fitted = fit_seed(run.recipe, prepared, run.facts.seed, checkpoints, splits=splits)
+    except StreamHbafError as error:  # a value, so that other runs go on
+        return error
     arrays: dict[str, NDArray[Any]] = {}
     for split, probabilities in fitted.probabilities.items():
         arrays |= _predictions(split, prepared.material[split], probabilities)
-    _save(predictions_file(kept, run.facts), arrays)
-    return {
-        **run.facts,
-        "dev": _figures(fitted.scores["dev"]),
-        "test": _figures(fitted.scores["test"]),
-        "dev_by_loss": {"weighted_f1": fitted.dev_by_loss},
-        "epoch": fitted.history.best_epoch,
-        "seconds": round(fitted.history.seconds, 1),
-    }
+    with atomic_write(predictions_file(folder, run.facts)) as part, part.open("wb") as out:
+        np.savez_compressed(out, **arrays)  # type: ignore[arg-type]
+    figures = {split: _figures(score) for split, score in fitted.scores.items()}
+    return RunRecord(
+        **run.facts.model_dump(),
+        dev=figures["dev"],
+        test=figures.get("test"),
+        dev_by_loss={"weighted_f1": fitted.dev_by_loss},
+        epoch=fitted.history.best_epoch,
+        seconds=round(fitted.history.seconds, 1),
+    )
 
 
 def _predictions(
-    split: str, material: Dataset, probabilities: NDArray[np.floating]
+    split: str, dataset: Dataset, probabilities: NDArray[np.floating]
 ) -> dict[str, NDArray[Any]]:
     """Of the labelled utterances: probabilities, labels, and the number of each one's dialogue."""
-    known = material.labels >= 0
+    known = dataset.labels >= 0
     dialogues = np.zeros(len(known), np.int32)
-    for number, rows in enumerate(material.dialogues):
+    for number, rows in enumerate(dataset.dialogues):
         dialogues[rows] = number
     return {
         split: probabilities[known].astype(np.float16),
-        f"{split}_gold": material.labels[known],
+        f"{split}_gold": dataset.labels[known],
         f"{split}_dialogues": dialogues[known],
     }
 
 
-def _save(file: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(".part")
-    with part.open("wb") as out:
-        np.savez_compressed(out, **arrays)  # type: ignore[arg-type]
-    part.replace(file)
+def _figures(score: Score) -> Figures:
+    names = Figures.model_fields
+    return Figures(**{name: round(float(getattr(score, name)), DECIMALS) for name in names})
 
 
-def _figures(score: Score) -> dict[str, float]:
-    return {name: round(float(getattr(score, name)), 6) for name in FIGURES}
-
-
-def _forget(folder: Path) -> None:
-    """Remove an ended run's checkpoints: hundreds of networks would fill a disk."""
+def _remove_checkpoints(folder: Path) -> None:
+    """Of a run that has ended: hundreds of networks would fill a disk."""
     for checkpoint in folder.glob("*.ckpt"):
         checkpoint.unlink()
 
 
-def _told(row: Mapping[str, Any]) -> str:
-    """Of dev only: whoever watches is not to pick by test."""
-    reached, epoch, seconds = row["dev"]["weighted_f1"], row["epoch"], row["seconds"]
-    return f"dev weighted F1 {reached:.4f} in epoch {epoch}, {seconds:.0f} s"
+def _describe(record: RunRecord) -> str:
+    """A run's dev score; test's is not shown, so that nobody selects by it."""
+    return (
+        f"dev weighted F1 {record.dev.weighted_f1:.4f} in epoch {record.epoch}, "
+        f"{record.seconds:.0f} s"
+    )
 
 
-def _still_true(rows: Rows, runs: Sequence[Run]) -> Rows:
-    """Without the results of rows whose settings have changed since."""
-    now = {run.facts["row"]: identity(run.facts)[2:] for run in runs}
-    return [row for row in rows if now.get(row.get("row"), identity(row)[2:]) == identity(row)[2:]]
+def _missing(results: Results, runs: Sequence[Run], *, splits: Splits) -> list[Run]:
+    """The runs without a record of all ``splits``."""
+    done = {record.identity for record in results.runs if _covers(record, splits)}
+    return [run for run in runs if run.facts.identity not in done]
 
 
-def _with_known(
-    rows: Rows, runs: Sequence[Run], *, known: Mapping[tuple[str, int, str | None], Row]
-) -> Rows:
-    """The rows, with those that another experiment has run with the same code by another name."""
-    done = {identity(row) for row in rows}
-    for run in runs:
-        same = known.get((run.facts["recipe"], run.seed, run.facts["commit"]))
-        if same is not None and identity(run.facts) not in done:
-            named = {key: run.facts[key] for key in ("experiment", "row", "switches")}
-            rows = _with_row(rows, {**same, **named}, order=runs)
-    return rows
+def _covers(record: RunRecord, splits: Splits) -> bool:
+    return record.test is not None or "test" not in splits
 
 
-def _with_row(rows: Rows, row: dict[str, Any], *, order: Sequence[Run]) -> Rows:
-    """The rows with one more, in the order of the experiment, others after them."""
-    place: dict[tuple[Any, Any], int] = {
-        (run.facts["row"], run.seed): n for n, run in enumerate(order)
-    }
-    return sorted([*rows, row], key=lambda r: place.get((r.get("row"), r.get("seed")), len(place)))
+def _drop_changed(results: Results, runs: Sequence[Run]) -> Results:
+    """Without the records of rows whose settings have changed since."""
+    now = {run.facts.row: run.facts.settings for run in runs}
+    same = [r for r in results.runs if now.get(r.row, r.settings) == r.settings]
+    return results.model_copy(update={"runs": tuple(same)})
 
 
-def _with_comparisons(
-    rows: Rows, experiment: Experiment, *, kept: Path, progress: Progress
-) -> Rows:
-    """All runs, then the comparisons that the experiment asks for, as far as they can be made.
+def _adopt(
+    results: Results, runs: Sequence[Run], *, known: Sequence[RunRecord], splits: Splits
+) -> Results:
+    """With the records of equal runs of other experiments, trained by the same code."""
+    by_training = {(r.recipe, r.seed, r.commit): r for r in known if _covers(r, splits)}
+    for run in _missing(results, runs, splits=splits):
+        facts = run.facts
+        same = by_training.get((facts.recipe, facts.seed, facts.commit))
+        if same is not None:
+            names = {"experiment": facts.experiment, "row": facts.row, "overrides": facts.overrides}
+            results = _add_run(results, same.model_copy(update=names), order=runs)
+    return results
 
-    What was known of costs stays behind them.
-    """
-    runs = [row for row in rows if "seed" in row]
-    earlier = [row for row in rows if "compare" in row]
-    compared = []
+
+def _add_run(results: Results, record: RunRecord, *, order: Sequence[Run]) -> Results:
+    """With one record more, in the experiment's order; runs that it lacks by now are last."""
+    place = {(run.facts.row, run.facts.seed): n for n, run in enumerate(order)}
+    others = [one for one in results.runs if one.identity != record.identity]
+    ordered = sorted([*others, record], key=lambda r: place.get((r.row, r.seed), len(place)))
+    return results.model_copy(update={"runs": tuple(ordered)})
+
+
+def _compare(
+    results: Results, experiment: Experiment, *, folder: Path, progress: Progress
+) -> Results:
+    """With the comparisons that the experiment asks for, as far as they can be made."""
+    recipes = {run.row: run.recipe for run in results.runs}
+    compared: list[ComparisonRecord] = []
     for pair in experiment.compare:
         try:
-            found = compare_rows(runs, *pair, predictions=kept)
+            compared.append(compare_rows(results.runs, pair, predictions=folder))
         except ConfigError as error:
             progress(f"{experiment.id}: {error}")
             # Another machine's cache may have had the predictions of these very runs.
-            compared += [row for row in earlier if _same_pair(row, pair, runs)]
-            continue
-        compared.append(comparison_row(runs, pair, found))
-    return [*runs, *compared, *(row for row in rows if "cost" in row)]
+            own = tuple(recipes.get(row, "") for row in pair)
+            earlier = [c for c in results.comparisons if (c.compare, c.recipes) == (pair, own)]
+            compared += earlier
+    return results.model_copy(update={"comparisons": tuple(compared)})
 
 
-def _with_costs(rows: Rows, runs: Sequence[Run], *, prepare: Prepare, progress: Progress) -> Rows:
-    """The rows, and behind them what the network of each row that has results costs.
+def _measure_costs(
+    results: Results, runs: Sequence[Run], *, prepare: Prepare, progress: Progress
+) -> Results:
+    """With what the network of each row that has results costs.
 
-    Those of one preparation are measured side by side: all anew if one isn't known.
+    Networks of one preparation are measured side by side: all anew if one is missing.
     """
-    done = {identity(row) for row in rows}
-    rows_done = {run.facts["row"]: run for run in runs if identity(run.facts) in done}
-    known = {(row["cost"], row["recipe"]): row for row in rows if "cost" in row}
-    costs: Rows = []
-    for group in by_preparation(list(rows_done.values())):
-        keys = [(run.facts["row"], run.facts["recipe"]) for run in group]
+    done = {record.identity for record in results.runs}
+    rows = {run.facts.row: run for run in runs if run.facts.identity in done}
+    known = {(cost.row, cost.recipe): cost for cost in results.costs}
+    costs: list[CostRecord] = []
+    for group in by_preparation(list(rows.values())):
+        keys = [(run.facts.row, run.facts.recipe) for run in group]
         if all(key in known for key in keys):
             costs += [known[key] for key in keys]
             continue
-        progress(f"{group[0].facts['experiment']}: what {len(group)} networks cost")
+        progress(f"{group[0].facts.experiment}: measuring the costs of {len(group)} networks")
         measured = measure_costs([run.recipe for run in group], prepare(group[0].recipe))
-        costs += [_cost_row(run, cost) for run, cost in zip(group, measured, strict=True)]
-    return [*(row for row in rows if "cost" not in row), *costs]
-
-
-def _cost_row(run: Run, cost: Cost) -> dict[str, Any]:
-    facts = run.facts
-    figures = {
-        name: round(value, 6) if isinstance(value, float) else value
-        for name, value in asdict(cost).items()
-    }
-    told = {key: facts[key] for key in ("experiment", "corpus", "recipe", "commit")}
-    return {"cost": facts["row"], **told, **figures}
-
-
-def _same_pair(row: Mapping[str, Any], pair: tuple[str, str], runs: Rows) -> bool:
-    return (row["compare"], row["recipes"]) == (list(pair), pair_recipes(runs, pair))
+        for run, cost in zip(group, measured, strict=True):
+            about = {"experiment", "row", "corpus", "recipe", "commit"}
+            costs.append(CostRecord(**run.facts.model_dump(include=about), **asdict(cost)))
+    return results.model_copy(update={"costs": tuple(costs)})
 
 
 @contextmanager
-def _alone(lock: Path, experiment: str) -> Iterator[None]:
-    """Hold ``lock``: two that write one result file would each lose the other's rows."""
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as held:
+def _lock(file: Path, *, experiment: str) -> Iterator[None]:
+    """Hold a lock file: two processes that write one result file would lose each other's records.
+
+    Raises ConfigError if another process holds it.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w") as held:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

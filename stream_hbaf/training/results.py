@@ -1,58 +1,91 @@
-"""Training: what experiments measured, kept as rows of JSON, compared, and summed up over seeds.
-
-A result file holds one list: a row for each run of one seed, then one for each comparison that
-its experiment asked for (those have the key ``compare``), then one for what each of its rows'
-networks costs (key ``cost``), if it asked for that.
-"""
+"""Keep what experiments measured: records of runs, comparisons and costs, one JSON file each."""
 
 import json
-import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
+from stream_hbaf.config import Section
+from stream_hbaf.corpora.dialogue import Split
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.evaluation.metrics import Spread, paired_bootstrap, spread
+from stream_hbaf.files import atomic_write_text
 
-Row = Mapping[str, Any]
-FIGURES = ("weighted_f1", "macro_f1", "accuracy", "uar", "ece")
-SPLITS = ("dev", "test")
-DRAWS = 10_000
+DRAWS = 10_000  # of a bootstrap
+DECIMALS = 6
 
 
-@dataclass(frozen=True)
-class Summary:
-    """One row of an experiment, over its seeds."""
+class Figures(Section):
+    """Figures of one split, as fractions of 1."""
+
+    weighted_f1: float
+    macro_f1: float
+    accuracy: float
+    uar: float
+    ece: float
+
+
+class RunFacts(Section):
+    """What is known of a run before it is done: one row of an experiment with one seed."""
 
     experiment: str
     row: str
-    first: Row  # what doesn't depend on the seed: corpus, mode, modalities, encoder ...
-    seeds: tuple[int, ...]
-    commits: tuple[str, ...]  # short; "unknown" where the code was in no checkout
-    figures: Mapping[tuple[str, str], Spread]  # by split and figure
+    corpus: str
+    network: str  # its kind
+    mode: str
+    modalities: str  # joined by +
+    overrides: dict[str, Any]  # settings by which the row differs from its recipe
+    recipe: str  # digest of all settings that decide the result
+    audio: str
+    encoder: str
+    transcripts: str
+    command: str
+    seed: int
+    commit: str | None = None  # None: the code was in no checkout
 
-    def percent(self, split: str, figure: str = "weighted_f1") -> str:
-        return percent(self.figures[split, figure], seeds=len(self.seeds))
+    @property
+    def identity(self) -> tuple[str, int, str, str]:
+        """A record and a run that agree in this are of the same training."""
+        return self.row, self.seed, *self.settings
+
+    @property
+    def settings(self) -> tuple[str, str]:
+        return self.recipe, json.dumps(self.overrides, sort_keys=True)
 
 
-@dataclass(frozen=True, slots=True)
-class SeedComparison:
-    """By how much row a is better than row b on test, weighted F1 as a fraction of 1.
+class RunRecord(RunFacts):
+    """One run's figures, of the epoch with the best dev weighted F1."""
+
+    dev: Figures
+    test: Figures | None = None  # measured only where the experiment asks for it
+    dev_by_loss: dict[str, float]  # weighted F1 of the epoch of the lowest dev loss (decision 15)
+    epoch: int
+    seconds: float
+
+
+class ComparisonRecord(Section):
+    """By how much the first row of a pair is better than the second, in weighted F1.
 
     ``gain`` is between the rows' means over seeds, as the tables show them. ``low`` to ``high`` is
-    its 95 % interval and ``p`` its chance, when test utterances are drawn anew for the mean of
-    all seeds at once: the average of their probabilities would judge an ensemble that nobody
-    runs. ``p_dialogues`` draws whole dialogues, the stricter test, since utterances of one
-    dialogue are alike. Neither knows of other seeds: ``sd`` and ``better`` tell of those.
+    its 95 % interval and ``p`` its two-sided p-value, where utterances are drawn with replacement
+    for the mean of all seeds at once: averaged probabilities would be those of an ensemble, which
+    is another system. ``p_dialogues`` draws whole dialogues, the stricter test, since utterances
+    of one dialogue are alike. Neither covers the variation over seeds; ``sd`` and ``better`` do.
     """
 
+    experiment: str
+    corpus: str
+    compare: tuple[str, str]  # names of the rows
+    recipes: tuple[str, str]  # their digests
+    split: Split = "test"
     gain: float
     sd: float  # of the gain, over seeds
-    better: int  # seeds in which a is better
+    better: int  # seeds in which the first row is better
     seeds: int
     low: float
     high: float
@@ -60,149 +93,181 @@ class SeedComparison:
     p_dialogues: float
 
 
-def read_rows(file: Path) -> list[dict[str, Any]]:
-    """All rows of a result file; none if there is no file. ConfigError if it isn't a list."""
+class CostRecord(Section):
+    """What one row's network costs on the processor."""
+
+    experiment: str
+    row: str
+    corpus: str
+    recipe: str
+    commit: str | None = None
+    parameters: int
+    train_step_s: float
+    live_step_ms: float | None = None  # None: the network can't run live
+    threads: int
+
+
+class Results(Section):
+    """All records of one experiment."""
+
+    runs: tuple[RunRecord, ...] = ()
+    comparisons: tuple[ComparisonRecord, ...] = ()
+    costs: tuple[CostRecord, ...] = ()
+
+    def __add__(self, other: "Results") -> "Results":
+        return Results(
+            runs=self.runs + other.runs,
+            comparisons=self.comparisons + other.comparisons,
+            costs=self.costs + other.costs,
+        )
+
+
+@dataclass(frozen=True)
+class RowSummary:
+    """One row of an experiment, over its seeds."""
+
+    first: RunRecord  # for what doesn't depend on the seed
+    seeds: tuple[int, ...]
+    commits: tuple[str, ...]  # short; "unknown" where the code was in no checkout
+    figures: Mapping[tuple[Split, str], Spread]
+
+    @property
+    def experiment(self) -> str:
+        return self.first.experiment
+
+    @property
+    def row(self) -> str:
+        return self.first.row
+
+    def percent(self, split: Split, figure: str = "weighted_f1") -> str:
+        """A figure as ``format_percent`` has it; empty where it was not measured."""
+        found = self.figures.get((split, figure))
+        return "" if found is None else format_percent(found, seeds=len(self.seeds))
+
+    def test_gain(self, reference: float) -> str:
+        """Test weighted F1 less a reference, x 100; empty where it was not measured."""
+        found = self.figures.get(("test", "weighted_f1"))
+        return "" if found is None else f"{100 * (found.mean - reference):+.1f}"
+
+
+def read_results(file: Path) -> Results:
+    """The records of a file; none if there is no file. ConfigError for one that is damaged."""
     if not file.exists():
-        return []
+        return Results()
     try:
-        rows = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{file}: can't be read ({error}); correct or move it") from None
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ConfigError(f"{file}: is not a list of rows; correct or move it")
-    return rows
+        return Results.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        reason = f"{place}: {first['msg']}" if place else first["msg"]
+    except OSError as error:
+        reason = str(error.strerror)
+    raise ConfigError(f"{file}: can't be read ({reason}); correct or move it")
 
 
-def known_runs(results: Path) -> dict[tuple[str, int, str | None], Row]:
-    """All experiments' runs by what decides their figures: recipe's digest, seed and commit."""
-    rows = (row for file in sorted(results.glob("*.json")) for row in read_rows(file))
-    return {(row["recipe"], row["seed"], row["commit"]): row for row in rows if "seed" in row}
+def read_all(folder: Path) -> Results:
+    """The records of all experiments."""
+    return sum((read_results(file) for file in sorted(folder.glob("*.json"))), Results())
 
 
-def write_rows(file: Path, rows: Sequence[Row]) -> None:
-    """All or nothing, one row a line: a run that is killed meanwhile loses no earlier result."""
-    lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
-    write_whole(file, f"[\n{lines}\n]\n")
+def write_results(file: Path, results: Results) -> None:
+    """Write all records, one a line; a run that is killed meanwhile loses no earlier record."""
+    parts = []
+    for name, records in results:
+        lines = ",\n".join(
+            json.dumps(record.model_dump(exclude_none=True), ensure_ascii=False)
+            for record in records
+        )
+        parts.append(f'"{name}": [\n{lines}\n]' if lines else f'"{name}": []')
+    atomic_write_text(file, "{" + ",\n".join(parts) + "}\n", durable=True)
 
 
-def write_whole(file: Path, text: str) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.part")
-    with part.open("w", encoding="utf-8") as out:
-        out.write(text)
-        out.flush()
-        os.fsync(out.fileno())
-    part.replace(file)
-
-
-def predictions_file(predictions: Path, row: Row) -> Path:
+def predictions_file(folder: Path, run: RunFacts) -> Path:
     """Where a run's probabilities are kept: equal recipes share them, whatever the experiment."""
-    return predictions / "predictions" / f"{row['recipe']}-seed-{row['seed']}.npz"
+    return folder / "predictions" / f"{run.recipe}-seed-{run.seed}.npz"
 
 
-def run_folder(folder: Path, row: Row) -> Path:
+def run_folder(folder: Path, run: RunFacts) -> Path:
     """A run's checkpoints and logs; other settings have another folder."""
-    return folder / str(row["experiment"]) / f"{row['row']}-{row['recipe']}" / f"seed-{row['seed']}"
+    return folder / run.experiment / f"{run.row}-{run.recipe}" / f"seed-{run.seed}"
 
 
 def compare_rows(
-    rows: Sequence[Row], row_a: str, row_b: str, *, predictions: Path
-) -> SeedComparison:
-    """Row a against row b of one experiment, on test, over the seeds that both have.
+    runs: Sequence[RunRecord], pair: tuple[str, str], *, predictions: Path
+) -> ComparisonRecord:
+    """The first row of a pair against the second, over the seeds that both have.
 
-    ``predictions`` is the folder that the experiment kept probabilities in. Raises ConfigError
-    if a row has no seed in common with the other, or if predictions are gone.
+    On test if all of these runs were measured on it, else on dev. ``predictions`` is the folder
+    that the experiment kept probabilities in. Raises ConfigError if the rows have no seed in
+    common, or if predictions are gone.
     """
-    runs = {name: {r["seed"]: r for r in rows if r.get("row") == name} for name in (row_a, row_b)}
-    seeds = sorted(runs[row_a].keys() & runs[row_b].keys())
+    where = f"compare [{', '.join(pair)}]"
+    by_seed = [{run.seed: run for run in runs if run.row == row} for row in pair]
+    seeds = sorted(by_seed[0].keys() & by_seed[1].keys())
     if not seeds:
-        raise ConfigError(f"compare [{row_a}, {row_b}]: no seed of both has been run")
-    kept = {name: [_read_predictions(predictions, runs[name][s]) for s in seeds] for name in runs}
-    gold, dialogues = kept[row_a][0]["test_gold"], kept[row_a][0]["test_dialogues"]
-    if any(not np.array_equal(k["test_gold"], gold) for k in kept[row_b]):
-        raise ConfigError(f"compare [{row_a}, {row_b}]: they were tested on different utterances")
-    a, b = (np.stack([k["test"] for k in kept[name]]).astype(np.float64) for name in runs)
-    drawn = paired_bootstrap(gold, a, b, draws=DRAWS, seed=0)
-    strict = paired_bootstrap(gold, a, b, draws=DRAWS, seed=0, groups=dialogues)
-    # The gain is of the figures that were stored; float16 may have made a tie of a near one.
-    gains = [
-        runs[row_a][seed]["test"]["weighted_f1"] - runs[row_b][seed]["test"]["weighted_f1"]
-        for seed in seeds
-    ]
+        raise ConfigError(f"{where}: no seed of both has been run")
+    a, b = ([of_row[seed] for seed in seeds] for of_row in by_seed)
+    split: Split = "test" if all(run.test for run in [*a, *b]) else "dev"
+    kept_a, kept_b = ([_read_predictions(predictions, run, split) for run in of] for of in (a, b))
+    gold, dialogues = kept_a[0]["gold"], kept_a[0]["dialogues"]
+    if any(not np.array_equal(kept["gold"], gold) for kept in kept_b):
+        raise ConfigError(f"{where}: they were measured on different utterances")
+    systems = [np.stack([k["probabilities"] for k in kept]) for kept in (kept_a, kept_b)]
+    drawn = paired_bootstrap(gold, *systems, draws=DRAWS, seed=0)
+    strict = paired_bootstrap(gold, *systems, draws=DRAWS, seed=0, groups=dialogues)
+    # The gain is of the recorded figures: probabilities are kept in float16, which can make ties.
+    gains = [_weighted_f1(x, split) - _weighted_f1(y, split) for x, y in zip(a, b, strict=True)]
     over_seeds = spread(gains)
-    return SeedComparison(
-        gain=over_seeds.mean,
-        sd=over_seeds.sd,
+    return ComparisonRecord(
+        experiment=a[0].experiment,
+        corpus=a[0].corpus,
+        compare=pair,
+        recipes=(a[0].recipe, b[0].recipe),
+        split=split,
+        gain=round(over_seeds.mean, DECIMALS),
+        sd=round(over_seeds.sd, DECIMALS),
         better=sum(gain > 0 for gain in gains),
         seeds=len(seeds),
-        low=drawn.low,
-        high=drawn.high,
-        p=drawn.p,
-        p_dialogues=strict.p,
+        low=round(drawn.low, DECIMALS),
+        high=round(drawn.high, DECIMALS),
+        p=round(drawn.p, DECIMALS),
+        p_dialogues=round(strict.p, DECIMALS),
     )
 
 
-def percent(figure: Spread, *, seeds: int) -> str:
-    """A fraction x 100, such as "62.1 ± 0.4"; no spread is claimed for a single seed."""
+def summarise(runs: Sequence[RunRecord]) -> list[RowSummary]:
+    """One summary for each row of each experiment, in the order of their first seeds."""
+    groups: dict[tuple[str, str], list[RunRecord]] = {}
+    for run in runs:
+        groups.setdefault((run.experiment, run.row), []).append(run)
+    return [_summarise(group) for group in groups.values()]
+
+
+def format_percent(figure: Spread, *, seeds: int) -> str:
+    """A fraction x 100, such as "62.1 ± 0.4"; without the spread for a single seed."""
     return f"{100 * figure.mean:.1f}" + (f" ± {100 * figure.sd:.1f}" if seeds > 1 else "")
 
 
-def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    ruled = [header, ["---"] * len(header), *lines]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in ruled)
-
-
-def comparison_row(
-    rows: Sequence[Row], pair: tuple[str, str], found: SeedComparison
-) -> dict[str, Any]:
-    """A comparison as it is kept, with the settings of the two rows that it is of."""
-    first = next(row for row in rows if row.get("row") == pair[0])
-    recipes = pair_recipes(rows, pair)
-    figures = {
-        name: round(value, 6) if isinstance(value, float) else value
-        for name, value in asdict(found).items()
-    }
-    return {
-        "experiment": first["experiment"],
-        "corpus": first["corpus"],
-        "compare": list(pair),
-        "recipes": recipes,
-        **figures,
-    }
-
-
-def pair_recipes(rows: Sequence[Row], pair: tuple[str, str]) -> list[str]:
-    """The settings of two rows, by their digests; "" for a row that was never run."""
-    recipes = {row["row"]: row["recipe"] for row in rows if "row" in row}
-    return [recipes.get(name, "") for name in pair]
-
-
-def summarise(rows: Iterable[Row]) -> list[Summary]:
-    """One summary for each row of each experiment, in the order of their first seeds."""
-    groups: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        if "seed" in row:
-            groups.setdefault((row["experiment"], row["row"]), []).append(row)
-    return [_summarise(runs) for runs in groups.values()]
-
-
-def _summarise(runs: Sequence[Row]) -> Summary:
-    commits = {_short(run.get("commit")) for run in runs}
-    figures = {
-        (split, figure): spread([run[split][figure] for run in runs])
-        for split in SPLITS
-        for figure in FIGURES
-    }
-    first = runs[0]
-    return Summary(
-        experiment=first["experiment"],
-        row=first["row"],
-        first=first,
-        seeds=tuple(sorted(run["seed"] for run in runs)),
-        commits=tuple(sorted(commits)),
-        figures=figures,
+def _summarise(runs: Sequence[RunRecord]) -> RowSummary:
+    measured: dict[Split, list[Figures]] = {"dev": [run.dev for run in runs]}
+    if all(run.test for run in runs):
+        measured["test"] = [run.test for run in runs if run.test]
+    return RowSummary(
+        first=runs[0],
+        seeds=tuple(sorted(run.seed for run in runs)),
+        commits=tuple(sorted({_short(run.commit) for run in runs})),
+        figures={
+            (split, figure): spread([getattr(one, figure) for one in of_split])
+            for split, of_split in measured.items()
+            for figure in Figures.model_fields
+        },
     )
+
+
+def _weighted_f1(run: RunRecord, split: Split) -> float:
+    figures = run.test if split == "test" else run.dev
+    assert figures is not None
+    return figures.weighted_f1
 
 
 def _short(commit: str | None) -> str:
@@ -212,12 +277,16 @@ def _short(commit: str | None) -> str:
     return revision[:7] + plus + changes
 
 
-def _read_predictions(folder: Path, row: Row) -> dict[str, NDArray[Any]]:
-    file = predictions_file(folder, row)
+def _read_predictions(folder: Path, run: RunRecord, split: Split) -> dict[str, NDArray[Any]]:
+    file = predictions_file(folder, run)
     try:
         with np.load(file) as kept:
-            return {name: kept[name] for name in kept.files}
-    except (OSError, ValueError, EOFError) as error:
+            return {
+                "probabilities": kept[split].astype(np.float64),
+                "gold": kept[f"{split}_gold"],
+                "dialogues": kept[f"{split}_dialogues"],
+            }
+    except (OSError, ValueError, EOFError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(
             f"{file}: can't be read ({reason}); delete that row's results to run it again"

@@ -22,10 +22,10 @@ from stream_hbaf.evaluation.metrics import majority_score, spread
 from stream_hbaf.networks.calibration import Calibration
 from stream_hbaf.networks.network import NetworkConfig
 from stream_hbaf.training.card import corpus_card, licence_of
+from stream_hbaf.training.distributed import is_main_process
 from stream_hbaf.training.fitting import Fitted, fit_network, one_thread
 from stream_hbaf.training.mixture import train_mixture
 from stream_hbaf.training.preparation import Prepared, prepare
-from stream_hbaf.training.processes import is_main_process
 from stream_hbaf.training.recipe import MixtureRecipe, Recipe, read_recipe
 
 Progress = Callable[[str], None]

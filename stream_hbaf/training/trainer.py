@@ -22,9 +22,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.tensorboard import SummaryWriter
 
 from stream_hbaf.config import Positive, Section
-from stream_hbaf.corpora.cache import write_whole
 from stream_hbaf.errors import ModelError
-from stream_hbaf.training.processes import Processes, join_processes
+from stream_hbaf.files import atomic_write
+from stream_hbaf.training.distributed import Processes, join_processes
 
 CHECKPOINT = "last.ckpt"
 
@@ -236,7 +236,8 @@ class _Run:
             "schedule": None if self.schedule is None else self.schedule.state_dict(),
             **{name: getattr(self, name) for name in _KEPT},
         }
-        write_whole(folder / CHECKPOINT, lambda part: torch.save(kept, part))
+        with atomic_write(folder / CHECKPOINT) as part:
+            torch.save(kept, part)
 
     def resume(self, folder: Path | None, progress: Progress) -> None:
         """Go on from the folder's checkpoint, if it is one of a module of the same tensors."""

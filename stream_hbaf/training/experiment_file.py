@@ -1,10 +1,10 @@
-"""Training: what an experiment asks for: its file becomes runs, each a recipe and a seed."""
+"""Read an experiment's file: rows of overrides, times recipes, times seeds, become runs."""
 
 import hashlib
 import json
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,31 +16,34 @@ from stream_hbaf.errors import ConfigError
 from stream_hbaf.networks.network import NetworkConfig
 from stream_hbaf.networks.registry import NETWORKS, read_network
 from stream_hbaf.training.recipe import Recipe, read_recipe, validate
+from stream_hbaf.training.results import RunFacts
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]  # also a file's name
-# A recipe's settings that don't change what is prepared, or don't change what comes out.
+# A recipe's settings that don't change the features, and those that don't change the result.
 FITTED = {"id", "network", "losses", "fitting"}
 IRRELEVANT: dict[str, bool | set[str]] = {"id": True, "fitting": {"seeds", "workers"}}
 HBAF = next(iter(NETWORKS))  # the kind of a recipe that names none
-# What a row that names another kind of network keeps of its recipe's; each kind has its own mode.
+# Settings of the recipe's network that a row with another kind of network keeps; each kind has its
+# own mode.
 COMMON = {setting.name for setting in fields(NetworkConfig)} - {"kind", "mode"}
 
 
 class ExperimentFile(Section):
-    """What stands in an experiment's YAML."""
+    """The settings of an experiment's YAML file."""
 
     id: Name
     recipe: Path | None = None  # relative to the file
-    recipes: dict[Name, Path] = Field({}, validate_default=True)  # instead of the one
+    recipes: dict[Name, Path] = Field({}, validate_default=True)  # several, instead of ``recipe``
     # Dotted keys of the recipe: values; those of one recipe alone, under its name.
     rows: dict[Name, dict[str, Any]] = Field(min_length=1)
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2, 3, 4)
     compare: tuple[tuple[Name, Name], ...] = ()  # pairs of rows, with each recipe
-    costs: bool = False  # measure what each row's network costs, once all is run
+    test: bool = False  # measure test, too; without it no run computes anything on test
+    costs: bool = False  # measure what each row's network costs, when all runs are done
 
     @field_validator("recipes")
     @classmethod
-    def _are_meant(cls, recipes: dict[str, Path], known: ValidationInfo) -> dict[str, Path]:
+    def _is_one_of_two(cls, recipes: dict[str, Path], known: ValidationInfo) -> dict[str, Path]:
         if bool(recipes) == (known.data.get("recipe") is not None):
             raise ValueError("give this, several files by name, or 'recipe', one file")
         for name in recipes:
@@ -51,15 +54,16 @@ class ExperimentFile(Section):
 
 @dataclass(frozen=True)
 class Experiment:
-    """An experiment whose every row is known to be a recipe."""
+    """An experiment whose every row makes a valid recipe."""
 
     id: str
     file: Path
     recipes: Mapping[str, Recipe]  # by row; of several, the row's name begins with the recipe's
-    switches: Mapping[str, Mapping[str, Any]]  # by row: what it overrides
+    overrides: Mapping[str, Mapping[str, Any]]  # by row
     seeds: tuple[int, ...]
     compare: tuple[tuple[str, str], ...]
-    costs: bool = False
+    test: bool
+    costs: bool
 
 
 @dataclass(frozen=True)
@@ -67,38 +71,43 @@ class Run:
     """One row with one seed."""
 
     recipe: Recipe
-    seed: int
-    facts: Mapping[str, Any] = field(repr=False)  # of its row of results, known beforehand
+    facts: RunFacts
 
     @property
     def title(self) -> str:
-        return f"{self.facts['experiment']}: {self.facts['row']}, seed {self.seed}"
+        return f"{self.facts.experiment}: {self.facts.row}, seed {self.facts.seed}"
 
 
 def read_experiment(file: Path) -> Experiment:
-    """The experiment in a YAML file; ConfigError naming the file and the key that is wrong."""
-    written = validate(ExperimentFile, read_yaml(file, example="id: iemocap"), where=f"{file}")
-    named = {"": written.recipe} if written.recipe is not None else written.recipes
+    """The experiment in a YAML file; ConfigError names the file and the key that is wrong."""
+    settings = validate(ExperimentFile, read_yaml(file, example="id: iemocap"), where=f"{file}")
+    named = settings.recipes if settings.recipe is None else {"": settings.recipe}
     recipes: dict[str, Recipe] = {}
-    switches: dict[str, dict[str, Any]] = {}
+    overrides: dict[str, dict[str, Any]] = {}
     for name, path in named.items():
         recipe_file = file.parent / path
-        if not isinstance(read_recipe(recipe_file), Recipe):  # its own mistakes have its own name
+        if not isinstance(read_recipe(recipe_file), Recipe):  # reports the recipe's own errors
             raise ConfigError(f"{file}: {recipe_file} names no corpus; take a recipe that does")
-        for row, settings in written.rows.items():
+        for row, of_row in settings.rows.items():
             title = _title(name, row)
             if title in recipes:
                 raise ConfigError(f"{file}: '{title}' is two rows; give one another name")
             where = f"{file}: row '{title}'"
-            switches[title] = _switches(settings, name, every=written.recipes, where=where)
+            overrides[title] = _overrides(of_row, name, every=settings.recipes, where=where)
             tree = read_yaml(recipe_file, example="id: iemocap")
-            recipes[title] = _override(tree, switches[title], where=where)
-    for row in (row for pair in written.compare for row in pair):
-        if row not in written.rows:
+            recipes[title] = _override(tree, overrides[title], where=where)
+    for row in (row for pair in settings.compare for row in pair):
+        if row not in settings.rows:
             raise ConfigError(f"{file}: compare: there is no row '{row}'; correct its name")
-    pairs = tuple((_title(name, a), _title(name, b)) for name in named for a, b in written.compare)
     return Experiment(
-        written.id, file, recipes, switches, written.seeds, pairs, costs=written.costs
+        id=settings.id,
+        file=file,
+        recipes=recipes,
+        overrides=overrides,
+        seeds=settings.seeds,
+        compare=tuple((_title(n, a), _title(n, b)) for n in named for a, b in settings.compare),
+        test=settings.test,
+        costs=settings.costs,
     )
 
 
@@ -126,46 +135,43 @@ def experiment_runs(experiment: Experiment) -> list[Run]:
     """All runs, in the order of the file, seeds of a row together."""
     commit = revision()
     return [
-        Run(recipe, seed, _facts(experiment, row, recipe) | {"seed": seed, "commit": commit})
+        Run(recipe, _facts(experiment, row, recipe, seed=seed, commit=commit))
         for row, recipe in experiment.recipes.items()
         for seed in experiment.seeds
     ]
 
 
-def _facts(experiment: Experiment, row: str, recipe: Recipe) -> dict[str, Any]:
+def _facts(
+    experiment: Experiment, row: str, recipe: Recipe, *, seed: int, commit: str | None
+) -> RunFacts:
     network = read_network(recipe.network)
-    hears = network.use_audio and recipe.audio != "none"
-    modalities = ["audio"] * hears + ["text"] * network.use_text
-    return {
-        "experiment": experiment.id,
-        "row": row,
-        "corpus": recipe.corpus,
-        "network": network.kind,
-        "mode": network.mode,
-        "modalities": "+".join(modalities),
-        "switches": dict(experiment.switches[row]),
-        "recipe": _digest(recipe),
-        "audio": recipe.audio if hears else "none",
-        "encoder": _public(recipe.encoder) if network.use_text else "none",
-        "transcripts": "gold",
-        "command": f"stream-hbaf experiment {_relative(experiment.file)} --corpora CORPORA",
-    }
+    use_audio = network.use_audio and recipe.audio != "none"
+    return RunFacts(
+        experiment=experiment.id,
+        row=row,
+        corpus=recipe.corpus,
+        network=network.kind,
+        mode=network.mode,
+        modalities="+".join(["audio"] * use_audio + ["text"] * network.use_text),
+        overrides=dict(experiment.overrides[row]),
+        recipe=_digest(recipe),
+        audio=recipe.audio if use_audio else "none",
+        encoder=_public(recipe.encoder) if network.use_text else "none",
+        transcripts="gold",
+        command=f"stream-hbaf experiment {_relative(experiment.file)} --corpora CORPORA",
+        seed=seed,
+        commit=commit,
+    )
 
 
 def _digest(recipe: Recipe) -> str:
-    """Names all settings that decide a result, but for defaults: a new one changes nothing."""
+    """Digest of all settings that decide a result, except defaults: a new setting changes none."""
     settings = recipe.model_dump(mode="json", exclude_defaults=True, exclude=IRRELEVANT)
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def identity(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What a result must agree in with a run to be its result; a comparison agrees with none."""
-    switches = json.dumps(row.get("switches"), sort_keys=True)
-    return row.get("row"), row.get("seed"), row.get("recipe"), switches
-
-
 def by_preparation(runs: Sequence[Run]) -> list[list[Run]]:
-    """Runs that share their features, together: these are prepared once and held one at a time."""
+    """Runs grouped by equal features, which are then prepared once, one group at a time."""
     groups: dict[tuple[str, bool], list[Run]] = {}
     for run in runs:
         shared = run.recipe.model_dump_json(exclude=FITTED)
@@ -174,14 +180,14 @@ def by_preparation(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def _title(recipe: str, row: str) -> str:
-    """A row's name, which is a folder's too; with several recipes it begins with the recipe's."""
+    """A row's name, also that of a folder; with several recipes it begins with the recipe's."""
     return f"{recipe}-{row}" if recipe else row
 
 
-def _switches(
+def _overrides(
     settings: Mapping[str, Any], recipe: str, *, every: Mapping[str, Path], where: str
 ) -> dict[str, Any]:
-    """What a row overrides in one of the recipes, by dotted keys."""
+    """A row's overrides of one of the recipes, by dotted keys."""
     own = settings.get(recipe, {}) if recipe else {}
     if not isinstance(own, Mapping):
         raise ConfigError(f"{where}: '{recipe}': must hold settings, not {own!r}; correct it")
@@ -206,7 +212,7 @@ def _override(tree: dict[str, Any], changes: Mapping[str, Any], *, where: str) -
 
 
 def _public(name: str) -> str:
-    """A model's name; of a folder its last part, since where it lies is nobody's business."""
+    """A model's name; of a folder its last part, so that no local path is published."""
     return Path(name).expanduser().name if name.startswith((".", "/", "~")) else name
 
 

@@ -1,4 +1,4 @@
-"""Promises of experiments with several networks and recipes: run, compared, and what each costs."""
+"""Promises of experiments with several networks and recipes: trained, compared, costs measured."""
 
 import subprocess
 import sys
@@ -10,17 +10,15 @@ from typing import Any, Literal
 
 import pytest
 import torch
-import yaml
-from test_experiment import RECIPE, make_meld
+from experiment_kit import RECIPE, Workspace, write_yaml
 from torch import Tensor, nn
 
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.networks.network import Mode, Network, NetworkConfig, Output
 from stream_hbaf.networks.registry import NETWORKS
 from stream_hbaf.networks.state import Features, Stateless
-from stream_hbaf.training.experiment import run_experiment
-from stream_hbaf.training.grid import by_preparation, experiment_runs, read_experiment
-from stream_hbaf.training.results import read_rows, write_rows
+from stream_hbaf.training.experiment_file import by_preparation, experiment_runs, read_experiment
+from stream_hbaf.training.results import Results, write_results
 
 EXPERIMENT = {
     "id": "several",
@@ -32,6 +30,7 @@ EXPERIMENT = {
     },
     "seeds": [0],
     "compare": [["plain", "hbaf"]],
+    "test": True,
     "costs": True,
 }
 
@@ -47,7 +46,7 @@ class PlainConfig(NetworkConfig):
 
 @dataclass(frozen=True, slots=True)
 class TokensConfig(NetworkConfig):
-    """Settings of a network that is given tokens."""
+    """Settings of a network that takes tokens."""
 
     kind: Literal["tokens"] = "tokens"
 
@@ -57,7 +56,7 @@ class TokensConfig(NetworkConfig):
 
 
 class Plain(Network):
-    """One linear map of the words; offline of the mean over the dialogue, too."""
+    """One linear map of the text; offline of the mean over the dialogue, too."""
 
     def __init__(self, config: PlainConfig) -> None:
         super().__init__()
@@ -80,7 +79,7 @@ class Plain(Network):
 
 @pytest.fixture(scope="module", autouse=True)
 def plain() -> Iterator[None]:
-    """The smallest network is one of those that there are."""
+    """Register the smallest network."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(NETWORKS, "plain", (PlainConfig, Plain))  # type: ignore[arg-type]
         yield
@@ -90,52 +89,21 @@ def write_experiment(folder: Path, **changed: Any) -> Path:
     """The experiment and its two recipes; a value of None leaves a key out."""
     dropout = {"network": RECIPE["network"] | {"dropout": 0.2, "mode": "live"}}
     for name, own in (("sound", {}), ("silent", {"audio": "none"})):
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump(RECIPE | dropout | own))
-    file = folder / "several.yaml"
-    tree = {key: value for key, value in (EXPERIMENT | changed).items() if value is not None}
-    file.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
-    return file
-
-
-@dataclass
-class Place:
-    """Where the experiment has been run, and what it told."""
-
-    folder: Path
-    lines: list[str]
-
-    @property
-    def results(self) -> Path:
-        return self.folder / "models" / "results" / "several.json"
-
-    def run(self, **changed: Any) -> None:
-        self.lines = []
-        run_experiment(
-            write_experiment(self.folder, **changed),
-            self.folder / "corpora",
-            results=self.results.parent,
-            cache=self.folder / "cache",
-            workers=1,
-            progress=self.lines.append,
-        )
-
-    def rows(self, key: str) -> list[dict[str, Any]]:
-        """Those that have the key: "seed" of runs, "compare" or "cost"."""
-        return [row for row in read_rows(self.results) if key in row]
+        write_yaml(folder / f"{name}.yaml", RECIPE | dropout | own)
+    return write_yaml(folder / "several.yaml", EXPERIMENT | changed)
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Place:
+def done(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """Three rows with two recipes."""
-    place = Place(tmp_path_factory.mktemp("several"), [])
-    make_meld(place.folder / "corpora" / "meld")
+    place = Workspace(tmp_path_factory.mktemp("several"), "several", write_experiment)
     place.run()
     return place
 
 
-def test_each_row_is_run_with_each_recipe(done):
-    """Six runs, named by recipe and row, with the kind of network and what it sees."""
-    facts = [(r["row"], r["network"], r["mode"], r["modalities"]) for r in done.rows("seed")]
+def test_each_row_is_trained_with_each_recipe(done):
+    """Six runs, named by recipe and row, with the kind of network, its mode and modalities."""
+    facts = [(r.row, r.network, r.mode, r.modalities) for r in done.results.runs]
     assert facts == [
         ("sound-hbaf", "hbaf", "live", "audio+text"),
         ("sound-plain", "plain", "live", "audio+text"),
@@ -148,84 +116,83 @@ def test_each_row_is_run_with_each_recipe(done):
 
 def test_rows_are_compared_within_a_recipe(done):
     """One pair in the file is a pair with each recipe."""
-    pairs = [row["compare"] for row in done.rows("compare")]
-    assert pairs == [["sound-plain", "sound-hbaf"], ["silent-plain", "silent-hbaf"]]
+    pairs = [one.compare for one in done.results.comparisons]
+    assert pairs == [("sound-plain", "sound-hbaf"), ("silent-plain", "silent-hbaf")]
 
 
 def test_settings_of_one_recipe_are_its_own(done):
     """What stands under a recipe's name changes its row and no other."""
-    switches = {row["row"]: row["switches"] for row in done.rows("seed")}
-    assert switches["sound-plain"] == {"network.kind": "plain"}
-    assert switches["silent-plain"] == {"network.kind": "plain", "fitting.rate": 0.01}
+    overrides = {run.row: run.overrides for run in done.results.runs}
+    assert overrides["sound-plain"] == {"network.kind": "plain"}
+    assert overrides["silent-plain"] == {"network.kind": "plain", "fitting.rate": 0.01}
 
 
-def test_what_each_network_costs_is_kept(done):
-    """A row for each, with its parameters exactly; a live step only where the network is live."""
-    costs = done.rows("cost")
-    assert [row["cost"] for row in costs] == [row["row"] for row in done.rows("seed")]
-    assert [row["recipe"] for row in costs] == [row["recipe"] for row in done.rows("seed")]
+def test_what_each_network_costs_is_recorded(done):
+    """A record each, with its parameters exactly; a live step only where the network is live."""
+    costs = done.results.costs
+    runs = done.results.runs
+    assert [(one.row, one.recipe) for one in costs] == [(run.row, run.recipe) for run in runs]
     plain, offline = costs[1:3]
-    assert plain["parameters"] == offline["parameters"] == 384 * 7 + 7
-    assert costs[0]["parameters"] > plain["parameters"]
-    assert all(0 < row["train_step_s"] < 5 for row in costs)
-    assert 0 < plain["live_step_ms"] < costs[0]["live_step_ms"]
-    assert offline["live_step_ms"] is None
-    assert {(row["threads"], row["corpus"], row["experiment"]) for row in costs} == {
-        (2, "meld", "several")
-    }
+    assert plain.parameters == offline.parameters == 384 * 7 + 7
+    assert costs[0].parameters > plain.parameters
+    assert all(0 < one.train_step_s < 5 for one in costs)
+    assert 0 < plain.live_step_ms < costs[0].live_step_ms
+    assert offline.live_step_ms is None
+    assert {(one.threads, one.corpus, one.experiment) for one in costs} == {(2, "meld", "several")}
 
 
 def test_the_page_has_the_networks_side_by_side(done):
     """Several kinds in one experiment are a section, in which nothing is counted twice."""
-    page = (done.folder / "models" / "README.md").read_text(encoding="utf-8")
-    section = page.split("## Networks side by side: several, meld\n")[1].split("\n## ")[0]
+    section = done.page.split("## Networks side by side: several, meld\n")[1].split("\n## ")[0]
     lines = [line for line in section.splitlines() if line.startswith("| s")]
     assert len(lines) == 6
-    assert lines[1].startswith("| sound-plain | the past | ")
-    assert lines[2].startswith("| sound-plain offline | the future too | ")
+    assert lines[1].startswith("| sound-plain | past | ")
+    assert lines[2].startswith("| sound-plain offline | past and future | ")
     assert "| 2,695 | " in lines[1]
 
 
 def test_an_experiment_that_is_done_measures_nothing_again(done):
     """Started again, it trains nothing, times nothing, and leaves the same file."""
-    before = done.results.read_bytes()
+    before = done.file.read_bytes()
     done.run()
     assert done.lines[0] == "several: 6 of 6 runs are done"
     assert not any("cost" in line for line in done.lines)
-    assert done.results.read_bytes() == before
+    assert done.file.read_bytes() == before
 
 
-def test_what_is_missing_is_run_and_measured_beside_its_own(done):
+def test_what_is_missing_is_trained_and_measured_beside_its_own(done):
     """A lost run and a lost cost: one training, and timings anew with that recipe alone."""
-    before = read_rows(done.results)
-    lost = {"row": "silent-hbaf", "cost": "silent-plain"}
-    write_rows(done.results, [r for r in before if not lost.items() & r.items()])
+    before = done.results
+    lost = Results(
+        runs=[run for run in before.runs if run.row != "silent-hbaf"],
+        comparisons=before.comparisons,
+        costs=[one for one in before.costs if one.row != "silent-plain"],
+    )
+    write_results(done.file, lost)
     done.run()
-    trained = [line for line in done.lines if "dev weighted F1" in line]
-    assert [line.split(": dev")[0] for line in trained] == ["several: silent-hbaf, seed 0"]
-    assert [line for line in done.lines if "cost" in line] == ["several: what 3 networks cost"]
-    after = read_rows(done.results)
-    assert [(r.get("row"), r.get("cost")) for r in after] == [
-        (r.get("row"), r.get("cost")) for r in before
+    assert done.trained() == ["silent-hbaf, seed 0"]
+    assert [line for line in done.lines if "cost" in line] == [
+        "several: measuring the costs of 3 networks"
     ]
-    kept = [row for row in before if row.get("cost", "").startswith("sound-")]
-    assert [row for row in after if row.get("cost", "").startswith("sound-")] == kept
+    after = done.results
+    assert [run.row for run in after.runs] == [run.row for run in before.runs]
+    assert [one.row for one in after.costs] == [one.row for one in before.costs]
+    assert after.costs[:3] == before.costs[:3]  # of the other recipe
 
 
 def test_an_experiment_goes_on_after_a_kill(tmp_path):
-    """Killed between two runs, it has kept the first and doesn't do it again."""
-    make_meld(tmp_path / "corpora" / "meld")
+    """Killed between two runs, it has recorded the first and doesn't train it again."""
+    place = Workspace(tmp_path, "several", write_experiment)
     many = {
         "rows": {"hbaf": {}, "narrow": {"network.hidden": 4}, "long": {"fitting.epochs": 4000}},
         "recipes": {"sound": "sound.yaml"},
         "compare": [],
     }
     file = write_experiment(tmp_path, **many)
-    place = Place(tmp_path, [])
     line = (
         "import sys; from pathlib import Path; "
         "from stream_hbaf.training.experiment import run_experiment as run; f, d = sys.argv[1:]; "
-        "run(Path(f), Path(d, 'corpora'), results=Path(d, 'models/results'), "
+        "run(Path(f), corpora=Path(d, 'corpora'), results=Path(d, 'models/results'), "
         "cache=Path(d, 'cache'), workers=1)"
     )
     running = subprocess.Popen(
@@ -233,19 +200,19 @@ def test_an_experiment_goes_on_after_a_kill(tmp_path):
     )
     try:
         for _ in range(600):
-            if len(read_rows(place.results)) == 2:
+            if len(place.results.runs) == 2:
                 break
             time.sleep(0.1)
         assert running.poll() is None
     finally:
         running.kill()
         running.wait()
-    kept = place.rows("seed")
+    kept = place.results.runs
     place.run(**many | {"rows": many["rows"] | {"long": {"fitting.epochs": 3}}})
     assert place.lines[0] == "several: 2 of 3 runs are done"
-    assert place.rows("seed")[:2] == kept
-    assert [row["row"] for row in place.rows("seed")][2:] == ["sound-long"]
-    assert len(place.rows("cost")) == 3
+    assert place.results.runs[:2] == kept
+    assert [run.row for run in place.results.runs][2:] == ["sound-long"]
+    assert len(place.results.costs) == 3
 
 
 def test_another_kind_keeps_of_the_recipe_what_every_network_has(tmp_path):
@@ -267,7 +234,7 @@ def test_a_network_that_takes_tokens_is_prepared_by_itself(tmp_path, monkeypatch
     rows = {"hbaf": {}, "tokens": {"network.kind": "tokens"}, "plain": {"network.kind": "plain"}}
     file = write_experiment(tmp_path, rows=rows, recipes={"sound": "sound.yaml"}, compare=[])
     runs = experiment_runs(read_experiment(file))
-    shared = [[run.facts["row"] for run in group] for group in by_preparation(runs)]
+    shared = [[run.facts.row for run in group] for group in by_preparation(runs)]
     assert shared == [["sound-hbaf", "sound-plain"], ["sound-tokens"]]
 
 

@@ -1,0 +1,133 @@
+"""Promises of an experiment's file: wrong keys are named, equal features shared, digests stable."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from experiment_kit import RECIPE, write_experiment
+
+from stream_hbaf.errors import ConfigError
+from stream_hbaf.training.experiment_file import (
+    by_preparation,
+    experiment_runs,
+    read_experiment,
+    revision,
+)
+from stream_hbaf.training.recipe import read_recipe
+from stream_hbaf.training.results import read_results
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = ROOT / "configs"
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"rows": {"a": {"losses.relativ": False}}}, r"row 'a': 'losses\.relativ'"),
+        ({"rows": {"a": {"network.windw": 4}}}, r"row 'a': 'network': .*'windw'"),
+        ({"rows": {"a": {"network.window": "wide"}}}, r"row 'a': 'network': .*window"),
+        ({"rows": {"a": {"audio.kind": "mfcc"}, "b": {}}}, "row 'a': 'audio"),
+        ({"rows": {}}, "'rows'"),
+        ({"rows": {"a/b": {}}}, r"'rows\.a/b"),
+        ({"compare": [["both", "sound"]]}, "there is no row 'sound'"),
+        ({"seed": [0]}, "'seed'"),
+        ({"recipe": "none.yaml"}, r"none\.yaml: can't be read"),
+    ],
+)
+def test_a_wrong_experiment_is_named_with_its_key(tmp_path, changed, message):
+    """File and key in one line, before anything is computed."""
+    with pytest.raises(ConfigError, match=message) as raised:
+        read_experiment(write_experiment(tmp_path, **changed))
+    assert "\n" not in str(raised.value)
+
+
+def test_rows_of_the_same_features_share_a_preparation(tmp_path):
+    """Network, losses and fitting don't change features; another sound or encoder does."""
+    rows = {
+        "both": {},
+        "text": {"network.use_audio": False},
+        "offline": {"network.mode": "offline", "losses.mu": 0.0, "fitting.rate": 0.1},
+        "silent": {"audio": "none"},
+    }
+    runs = experiment_runs(read_experiment(write_experiment(tmp_path, rows=rows, seeds=[0])))
+    shared = [[run.facts.row for run in group] for group in by_preparation(runs)]
+    assert shared == [["both", "text", "offline"], ["silent"]]
+
+
+def test_a_row_is_the_same_for_any_seeds_and_workers(tmp_path):
+    """What doesn't change a result, a newer version neither, doesn't make it be run again."""
+
+    def digest(**fitting: Any) -> str:
+        file = write_experiment(tmp_path)
+        recipe = RECIPE | {"fitting": {**RECIPE["fitting"], **fitting}}
+        (tmp_path / "tiny-recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+        return experiment_runs(read_experiment(file))[0].facts.recipe
+
+    assert digest() == "37d019dbf685", "all results that are kept would be run again"
+    assert digest(seeds=[7], workers=9) == digest()
+    assert digest(batch=3) != digest()
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.name)
+def test_every_recipe_of_the_project_can_be_read(file):
+    """No committed configuration is of another version."""
+    assert read_recipe(file).id == file.stem
+
+
+@pytest.mark.parametrize(
+    "file", sorted((CONFIGS / "experiments").glob("*.yaml")), ids=lambda file: file.name
+)
+def test_every_experiment_of_the_project_can_be_read(file):
+    """Each row is a recipe, on three or five seeds, and no two rows are the same but by name."""
+    experiment = read_experiment(file)
+    assert experiment.id == file.stem
+    assert experiment.seeds in {(0, 1, 2), (0, 1, 2, 3, 4)}
+    settings = [run.facts.recipe for run in experiment_runs(experiment)]
+    assert len(set(settings)) == len(experiment.recipes)
+
+
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "models" / "results").glob("*.json")), ids=lambda file: file.name
+)
+def test_recorded_results_are_of_the_experiments_settings(file):
+    """No record would be dropped and trained again if its experiment were started."""
+    experiment = read_experiment(CONFIGS / "experiments" / f"{file.stem}.yaml")
+    settings = {run.facts.row: run.facts.settings for run in experiment_runs(experiment)}
+    results = read_results(file)
+    assert {run.row: run.settings for run in results.runs} == settings
+    recipes = {row: recipe for row, (recipe, _) in settings.items()}
+    for one in results.comparisons:
+        assert one.recipes == tuple(recipes[row] for row in one.compare)
+    assert {cost.row: cost.recipe for cost in results.costs}.items() <= recipes.items()
+
+
+def test_the_papers_configuration_is_the_papers():
+    """Section 4.3 and the decisions, for both corpora."""
+    for corpus in ("meld", "iemocap"):
+        recipe = read_recipe(CONFIGS / f"{corpus}-paper.yaml")
+        assert (recipe.corpus, recipe.audio, recipe.selection.width) == (corpus, "compare", 512)
+        assert (recipe.encoder, recipe.commonsense.split(":")[0]) == ("roberta-large", "comet")
+        fitting = recipe.fitting
+        assert (fitting.rate, fitting.decay, fitting.batch, fitting.patience) == (
+            1e-4,
+            3e-4,
+            32,
+            15,
+        )
+        assert (recipe.losses.mu, recipe.losses.weights) == (0.2, (1 / 3, 1 / 3, 1 / 3))
+        sizes = [recipe.network[name] for name in ("hidden", "filters", "heads", "layers", "mode")]
+        assert sizes == [512, 64, 8, 3, "offline"]
+
+
+def test_a_result_names_the_commit_of_its_code():
+    """The checkout's commit, and whether code or configurations differ from it."""
+    asked = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
+    try:
+        head = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("the tests run outside a checkout")
+    assert revision() in (head, f"{head}+changes")
+    assert json.dumps(revision())
