@@ -27,11 +27,10 @@ from test_hbaf_equations import (
 from torch import Tensor, nn
 
 from stream_hbaf.errors import ConfigError, ModelError
-from stream_hbaf.networks.baselines.inputs import PARTIES
 from stream_hbaf.networks.baselines.m2fnet import Attention, M2FNet, M2FNetConfig
 from stream_hbaf.networks.baselines.m2r2 import M2R2, M2R2Config
 from stream_hbaf.networks.baselines.mamba import (
-    REACH,
+    KERNEL,
     Broad,
     BroadMamba,
     MambaConfig,
@@ -45,7 +44,7 @@ from stream_hbaf.networks.baselines.telme import (
     response_loss,
 )
 from stream_hbaf.networks.network import Network, NetworkConfig
-from stream_hbaf.networks.state import Features
+from stream_hbaf.networks.state import PARTIES, Features
 
 SIZES = {"audio_width": 6, "text_width": 5, "hidden": 8, "classes": 3, "dropout": 0.0}
 M2FNET = M2FNetConfig(**SIZES, heads=2)
@@ -66,7 +65,7 @@ ABLATIONS = [
     (TELME, "use_shift"),
     (TELME, "use_response"),
     (TELME, "use_feature"),
-    (M2R2_, "use_rebuilding"),
+    (M2R2_, "use_reconstruction"),
     (M2R2_, "use_attention"),
     (MAMBA, "use_broad"),
     (MAMBA, "use_guidance"),
@@ -261,7 +260,7 @@ def test_telme_hears_each_utterance_by_itself() -> None:
         (M2FNetConfig, {"heads": 3, "hidden": 8}),
         (TelmeConfig, {"mode": "offline"}),
         (M2R2Config, {"mode": "offline"}),
-        (M2R2Config, {"taken_away": 1.5}),
+        (M2R2Config, {"dropped": 1.5}),
     ],
 )
 def test_configuration_that_cannot_be_is_refused(kind: type, changes: dict[str, object]) -> None:
@@ -541,11 +540,11 @@ def test_m2r2_is_topic_attention_party_and_emotion(use_attention: bool) -> None:
 
 def test_m2r2_takes_modalities_away_in_training_only() -> None:
     """Utterances of both lose one now and then, never both; what is missing is made up always."""
-    net, features = network(replace(M2R2_, taken_away=0.5)), dialogues(200, present=0.8)
+    net, features = network(replace(M2R2_, dropped=0.5)), dialogues(200, present=0.8)
     torch.manual_seed(0)
     one_of_two = features.audio_mask ^ features.text_mask
-    assert torch.equal(net._made_up(features).any(dim=-1), one_of_two)
-    made_up = net.train()._made_up(features)
+    assert torch.equal(net._replaced(features).any(dim=-1), one_of_two)
+    made_up = net.train()._replaced(features)
     assert not made_up.all(dim=-1).any()
     assert torch.equal(made_up.any(dim=-1) & ~both(features), one_of_two)
     assert made_up[both(features)].float().mean(dim=0).tolist() == pytest.approx(
@@ -593,12 +592,12 @@ def selective_scan(scan: SelectiveScan, given: Sequence) -> Sequence:
     kernel, bias = plain(scan.convolution.weight), plain(scan.convolution.bias)
     a, skip = plain(-scan.decay.exp()), plain(scan.skip)
     inner, states = len(given[0]), scan.states
-    padded = [[0.0] * inner] * (REACH - 1) + given
+    padded = [[0.0] * inner] * (KERNEL - 1) + given
     memory = [[0.0] * states for _ in range(inner)]
     told = []
     for t in range(len(given)):
         x = [
-            bias[e] + sum(kernel[e][0][k] * padded[t + k][e] for k in range(REACH))
+            bias[e] + sum(kernel[e][0][k] * padded[t + k][e] for k in range(KERNEL))
             for e in range(inner)
         ]
         x = silu(x)
@@ -658,7 +657,7 @@ def test_mamba_guidance_loss_is_the_mean_of_the_modalities_own() -> None:
     loss = net.criterion()(output, both(features), labels)
     chosen = (both(features) & (labels >= 0)).nonzero().tolist()
     wanted = [
-        -math.log(softmax(plain(output.alone[b, t, m]))[labels[b, t]])
+        -math.log(softmax(plain(output.unimodal[b, t, m]))[labels[b, t]])
         for b, t in chosen
         for m in range(2)
     ]

@@ -14,17 +14,17 @@ from stream_hbaf.networks.baselines.agf_ib import (
     AgfIbConfig,
     AgfIbLoss,
     SignedGraph,
-    emotions_apart,
-    remembered,
+    divergence,
+    emotion_contrast,
 )
 from stream_hbaf.networks.baselines.hgraph_cl import (
     AttentionGraph,
     HgraphCl,
     HgraphClConfig,
-    contrast,
     edges_of_all,
     edges_within,
     perturb,
+    supervised_contrast,
 )
 from stream_hbaf.networks.baselines.mmgcn import DeepGraph, Mmgcn, MmgcnConfig, propagation
 from stream_hbaf.networks.network import Network, Output
@@ -236,7 +236,7 @@ def test_contrast_is_the_supervised_contrastive_loss() -> None:
             total = sum(shares.values())
             losses.append(-sum(math.log(shares[j] / total) for j in alike) / len(alike))
     given = torch.tensor(labels)
-    ours = contrast(points, given[:, None] == given, temperature=0.3)
+    ours = supervised_contrast(points, given[:, None] == given, temperature=0.3)
     same(ours, sum(losses) / len(losses))
 
 
@@ -244,7 +244,7 @@ def test_contrast_is_the_supervised_contrastive_loss() -> None:
 def test_contrast_without_alikes_is_zero(count: int) -> None:
     """Nothing to pull together: the loss and its gradient are 0, never NaN."""
     points = torch.randn(count, 4, requires_grad=True)
-    loss = contrast(points, torch.eye(count, dtype=torch.bool), temperature=0.07)
+    loss = supervised_contrast(points, torch.eye(count, dtype=torch.bool), temperature=0.07)
     loss.backward()
     assert loss.item() == 0.0
     assert torch.equal(points.grad, torch.zeros(count, 4))
@@ -263,12 +263,12 @@ def test_views_of_hgraph_cl_are_contrasted_by_twins_and_by_labels(use_labels: bo
         n = int(mask.sum())
         twins = torch.arange(2 * n) % n
         known = mask & (labels >= 0)
-        expected += 0.1 * contrast(
+        expected += 0.1 * supervised_contrast(
             torch.cat([first[mask], second[mask]]), twins[:, None] == twins, temperature=0.07
         )
         classes = labels[known]
         alike = classes[:, None] == classes
-        pulled = contrast(first[known], alike, temperature=0.07)
+        pulled = supervised_contrast(first[known], alike, temperature=0.07)
         expected += 0.1 * pulled * use_labels
     assert len(output.views) == 3  # audio, text, both
     assert network.criterion()(output, mask, labels).item() == pytest.approx(expected.item())
@@ -324,16 +324,16 @@ def test_bottleneck_is_the_divergence_from_a_standard_normal() -> None:
     kept = torch.distributions.Normal(mean, torch.exp(log_variance / 2))
     plain = torch.distributions.Normal(torch.zeros_like(mean), torch.ones_like(mean))
     expected = torch.distributions.kl_divergence(kept, plain).sum(dim=-1).mean()
-    assert remembered(mean, log_variance).item() == pytest.approx(expected.item(), abs=1e-9)
+    assert divergence(mean, log_variance).item() == pytest.approx(expected.item(), abs=1e-9)
 
 
 def test_emotions_of_agf_ib_meet_within_and_between_modalities() -> None:
     """One emotion's nodes in one direction cost little, in both modalities; in two, much."""
     labels = torch.tensor([0, 0, 1, 1])
     emotions = F.one_hot(labels, 4).double()
-    agreed = emotions_apart([emotions, emotions], labels, temperature=0.05)
-    between = emotions_apart([emotions, emotions.roll(2, 1)], labels, temperature=0.05)
-    within = emotions_apart([torch.eye(4).double(), emotions], labels, temperature=0.05)
+    agreed = emotion_contrast([emotions, emotions], labels, temperature=0.05)
+    between = emotion_contrast([emotions, emotions.roll(2, 1)], labels, temperature=0.05)
+    within = emotion_contrast([torch.eye(4).double(), emotions], labels, temperature=0.05)
     assert agreed.item() < 0.6  # log 3 of 7 in part: alikes share what is left
     assert between.item() > agreed.item() + 3
     assert within.item() > agreed.item() + 0.3

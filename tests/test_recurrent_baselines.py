@@ -12,9 +12,8 @@ from stream_hbaf.errors import ConfigError, ModelError
 from stream_hbaf.networks.baselines.bc_lstm import BcLstm, BcLstmConfig
 from stream_hbaf.networks.baselines.cmn import Cmn, CmnConfig
 from stream_hbaf.networks.baselines.dialogue_rnn import DialogueRnn, DialogueRnnConfig
-from stream_hbaf.networks.baselines.inputs import PARTIES
 from stream_hbaf.networks.network import Network
-from stream_hbaf.networks.state import Features
+from stream_hbaf.networks.state import PARTIES, Features
 
 Vector = list[float]
 

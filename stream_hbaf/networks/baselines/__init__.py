@@ -1,6 +1,6 @@
-"""The systems that the papers compare themselves with, rebuilt on this project's features.
+"""Other systems for emotion recognition in conversation, rebuilt on this project's features.
 
-Sound and words only: what the originals do with vision is left out, and so is what they do before
-the features. One file each; its docstring says what is kept. Those that see the future refuse to
-listen live.
+Each file is one system. Its docstring cites the paper and lists what is kept of it, what is left
+out (vision, and everything before the features, always) and what is changed. A network whose
+paper uses the whole dialogue exists in mode ``offline`` only and refuses to run live.
 """

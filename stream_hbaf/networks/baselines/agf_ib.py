@@ -2,17 +2,19 @@
 bottleneck for multimodal emotion recognition in conversations", Information Fusion 112, 2024).
 Not causal: each utterance is joined to all of its dialogue.
 
-Of the paper its abstract was given to us, and the released code, which holds the generators, the
-discriminators and the graph, but neither the contrast nor the bottleneck. Kept from the code: a
-generator a modality (linear map, ReLU, LSTM); a graph of all utterances within a modality and of
-the modalities of one utterance, convolved four times with signed weights; the speaker's vector;
-what entered the graph and what left it side by side. Kept from the abstract: modalities aligned by
-adversaries; contrast of emotions within and between modalities; an information bottleneck.
+Sources: the paper's abstract, and the released code, which holds the generators, the
+discriminators and the graph, but neither the contrastive loss nor the bottleneck.
 
-Left out: vision. Changed, or not given to us and so our choice: one discriminator that tells audio
-from text, by utterance, in the place of one a modality that reads whole dialogues; it learns
-through a reversed gradient, where the code adds both sides' losses up and so cancels them; the
-forms of the contrast and the bottleneck, given where they stand; all weights of the losses.
+Kept from the code: a generator for each modality (linear map, ReLU, LSTM); a graph of all
+utterances within a modality and of the modalities of one utterance, convolved four times with
+signed weights; a speaker embedding; the graph's inputs and outputs side by side. Kept from the
+abstract: modalities aligned by an adversary; contrastive learning of emotions within and between
+modalities; an information bottleneck.
+
+Left out: vision. Changed, or not in these sources and so our choice: one discriminator that tells
+audio from text for each utterance, instead of one for each modality that reads whole dialogues; it
+learns through a reversed gradient, where the code adds both sides' losses and so cancels them; the
+forms of the contrastive loss and of the bottleneck, given below; the weights of all losses.
 """
 
 from dataclasses import dataclass
@@ -22,18 +24,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stream_hbaf.networks.baselines.hgraph_cl import contrast
+from stream_hbaf.networks.baselines.hgraph_cl import supervised_contrast
 from stream_hbaf.networks.baselines.inputs import (
-    PARTIES,
-    Heard,
     Inputs,
     Offline,
-    require_offline,
+    Projected,
+    require_offline_mode,
 )
 from stream_hbaf.networks.network import Criterion, Mode, NetworkConfig, Output
-from stream_hbaf.networks.state import Features
+from stream_hbaf.networks.state import PARTIES, Features
 
-AT_FIRST = -4.0  # log variance: with that of N(0, 1) there would be noise only, and no gradient
+INITIAL_LOG_VARIANCE = -4.0  # that of N(0, 1) would drown the gradient in noise
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +48,16 @@ class AgfIbConfig(NetworkConfig):
     use_alignment: bool = True  # the adversary
     use_graph: bool = True
     use_contrast: bool = True
-    use_bottleneck: bool = True  # else what leaves the graph is mapped, and nothing is forgotten
+    use_bottleneck: bool = True  # else a linear map of the graph's output
 
     def __post_init__(self) -> None:
         NetworkConfig.__post_init__(self)
-        require_offline(self)
+        require_offline_mode(self)
 
 
 @dataclass(frozen=True, slots=True)
 class AgfIbOutput(Output):
-    """What the losses look at: each modality's [B, U, H], by its letter."""
+    """With the inputs of the losses: each modality's [B, U, H], by its letter."""
 
     aligned: dict[str, Tensor] | None = None  # before the graph
     nodes: dict[str, Tensor] | None = None  # after it
@@ -65,7 +66,7 @@ class AgfIbOutput(Output):
 
 
 class AgfIb(Offline):
-    """Generators, graph, a bottleneck a modality, classifier."""
+    """The whole network: generators, graph, a bottleneck for each modality, classifier."""
 
     config: AgfIbConfig
 
@@ -83,24 +84,23 @@ class AgfIb(Offline):
         if config.use_bottleneck:
             self.variances = nn.ModuleDict({m: nn.Linear(width, hidden) for m in modalities})
             for layer in self.variances.values():
-                nn.init.constant_(layer.bias, AT_FIRST)  # type: ignore[arg-type]
+                nn.init.constant_(layer.bias, INITIAL_LOG_VARIANCE)  # type: ignore[arg-type]
         self.dropout = nn.Dropout(config.dropout)
         self.classifier = nn.Linear(hidden * len(modalities), config.classes)
 
     def forward(self, features: Features) -> AgfIbOutput:
-        """As every network's; h_m [B, U, M H] is what passed the bottlenecks."""
-        heard = self.inputs(features)
-        given = {"a": heard.audio, "l": heard.text}
-        aligned = {m: generator(given[m]) for m, generator in self.generators.items()}
-        nodes = self._graph(aligned, heard)
+        """As every network's; h_m [B, U, M H] is the output of the bottlenecks."""
+        inputs: Projected = self.inputs(features)
+        aligned = {m: generator(inputs.modality(m)) for m, generator in self.generators.items()}
+        nodes = self._graph(aligned, inputs)
         wide = {m: self.dropout(torch.relu(states)) for m, states in nodes.items()}
         means = {m: layer(wide[m]) for m, layer in self.means.items()}
         log_variances = None
         if self.config.use_bottleneck:
             log_variances = {m: layer(wide[m]) for m, layer in self.variances.items()}
-        passed = self._drawn(means, log_variances)
-        padding = ~heard.mask[..., None]
-        fused = torch.cat(list(passed.values()), dim=-1).masked_fill(padding, 0.0)
+        samples = self._sample(means, log_variances)
+        padding = inputs.padding
+        fused = torch.cat(list(samples.values()), dim=-1).masked_fill(padding, 0.0)
         return AgfIbOutput(
             self.classifier(torch.relu(fused)).masked_fill(padding, 0.0),
             h_m=fused,
@@ -111,26 +111,26 @@ class AgfIb(Offline):
         )
 
     def criterion(self) -> "AgfIbLoss":
-        """The adversary, the contrast and the bottleneck, those that are in use."""
+        """The adversarial, contrastive and bottleneck losses that are in use."""
         return AgfIbLoss(self.config)
 
-    def _graph(self, aligned: dict[str, Tensor], heard: Heard) -> dict[str, Tensor]:
-        """[B, U, H] → [B, U, 2H] a modality: before and after the graph."""
-        speaker = self.speakers(heard.speaker)
-        entered = {m: states + speaker for m, states in aligned.items()}
+    def _graph(self, aligned: dict[str, Tensor], inputs: Projected) -> dict[str, Tensor]:
+        """[B, U, H] → [B, U, 2H] of each modality: before and after the graph."""
+        speaker = self.speakers(inputs.speaker)
+        before = {m: states + speaker for m, states in aligned.items()}
         if not self.config.use_graph:
-            return entered
-        flat = torch.cat(list(entered.values()), dim=1)
-        left = self.graph(flat, heard.mask, modalities=len(entered)).chunk(len(entered), dim=1)
+            return before
+        nodes = torch.cat(list(before.values()), dim=1)
+        after = self.graph(nodes, inputs.mask, modalities=len(before)).chunk(len(before), dim=1)
         return {
-            m: torch.cat([states, after], dim=-1)
-            for (m, states), after in zip(entered.items(), left, strict=True)
+            m: torch.cat([states, convolved], dim=-1)
+            for (m, states), convolved in zip(before.items(), after, strict=True)
         }
 
-    def _drawn(
+    def _sample(
         self, means: dict[str, Tensor], log_variances: dict[str, Tensor] | None
     ) -> dict[str, Tensor]:
-        """z ~ N(μ, σ²) while training, μ itself in prediction."""
+        """z ~ N(μ, σ²) in training, μ itself in prediction."""
         if log_variances is None or not self.training:
             return means
         return {
@@ -140,7 +140,7 @@ class AgfIb(Offline):
 
 
 class Generator(nn.Module):
-    """One modality's utterances [B, U, H] into the space that all share: [B, U, H]."""
+    """One modality's utterances [B, U, H] into the common space: [B, U, H]."""
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
@@ -153,11 +153,11 @@ class Generator(nn.Module):
 
 
 class SignedGraph(nn.Module):
-    """Nodes [B, M U, H] of M modalities → the same: what neighbours share, and how they differ.
+    """Graph convolution with signed weights: nodes [B, M U, H] of M modalities → the same.
 
     x_i += Σ_j tanh(w [x_i; x_j] + b) / √(d_i d_j) x_j over the d_i neighbours j of i: the other
-    utterances of its modality and the other modalities of its utterance. A negative weight takes
-    away, which is what sharpens a difference.
+    utterances of its modality and the other modalities of its utterance. A positive weight adds
+    what neighbours share, a negative one subtracts it and so sharpens the difference.
     """
 
     def __init__(self, hidden: int, *, layers: int) -> None:
@@ -178,17 +178,20 @@ class SignedGraph(nn.Module):
 
 
 def neighbours(mask: Tensor, *, modalities: int) -> Tensor:
-    """Which of the M U nodes are joined: one modality's, and one utterance's: [B, M U, M U]."""
+    """Edges between nodes of one modality, and between those of one utterance: [B, M U, M U]."""
     turns = mask.shape[1]
     place = torch.arange(modalities * turns, device=mask.device)
     modality, turn = place // turns, place % turns
-    joined = (modality[:, None] == modality) ^ (turn[:, None] == turn)  # itself is both
-    there = mask.repeat(1, modalities)
-    return joined & there[:, None] & there[..., None]
+    joined = (modality[:, None] == modality) ^ (turn[:, None] == turn)  # a node itself is both
+    node_mask = mask.repeat(1, modalities)
+    return joined & node_mask[:, None] & node_mask[..., None]
 
 
 class AgfIbLoss(Criterion[AgfIbOutput]):
-    """The adversary, the contrast and the bottleneck, each weighed; holds the discriminator."""
+    """The weighted sum of the adversarial, contrastive and bottleneck losses.
+
+    Holds the discriminator, which prediction doesn't need.
+    """
 
     def __init__(
         self,
@@ -211,51 +214,56 @@ class AgfIbLoss(Criterion[AgfIbOutput]):
     def forward(self, output: AgfIbOutput, mask: Tensor, labels: Tensor) -> Tensor:
         """As every criterion's."""
         loss = output.logits.sum() * 0.0
-        adversary, contrasted, bottleneck = self.weights
+        adversary, contrast, bottleneck = self.weights
         if self.aligns and output.aligned and bool(mask.any()):
-            loss = loss + adversary * self._told_apart(output.aligned, mask)
+            loss = loss + adversary * self._adversarial(output.aligned, mask)
         if self.config.use_contrast and output.nodes:
             known = mask & (labels >= 0)
             nodes = [states[known] for states in output.nodes.values()]
-            loss = loss + contrasted * emotions_apart(
+            loss = loss + contrast * emotion_contrast(
                 nodes, labels[known], temperature=self.config.temperature
             )
         if output.means and output.log_variances and bool(mask.any()):
             for m, mean in output.means.items():
-                loss = loss + bottleneck * remembered(mean[mask], output.log_variances[m][mask])
+                loss = loss + bottleneck * divergence(mean[mask], output.log_variances[m][mask])
         return loss
 
-    def _told_apart(self, aligned: dict[str, Tensor], mask: Tensor) -> Tensor:
-        """How well audio is told from text; what made them is trained to hide it."""
+    def _adversarial(self, aligned: dict[str, Tensor], mask: Tensor) -> Tensor:
+        """The discriminator's cross entropy at telling audio from text.
+
+        It is minimised by the discriminator and maximised by the generators.
+        """
         guesses, truths = [], []
         for truth, states in enumerate(aligned.values()):
-            # The value stays, the gradient changes its sign: min over one side, max over the other.
-            turned = 2 * states[mask].detach() - states[mask]
-            guesses.append(self.discriminator(turned)[:, 0])
+            # Gradient reversal: the value stays, the gradient changes its sign.
+            reversed_ = 2 * states[mask].detach() - states[mask]
+            guesses.append(self.discriminator(reversed_)[:, 0])
             truths.append(torch.full_like(guesses[-1], float(truth)))
         return F.binary_cross_entropy_with_logits(torch.cat(guesses), torch.cat(truths))
 
 
-def emotions_apart(nodes: list[Tensor], labels: Tensor, *, temperature: float) -> Tensor:
-    """One emotion's nodes together, others' apart, within and between modalities: [N, H] M times.
+def emotion_contrast(nodes: list[Tensor], labels: Tensor, *, temperature: float) -> Tensor:
+    """Supervised contrastive loss within and between M modalities: [N, H] of each → [].
 
     Within: a modality's nodes of one emotion against all of its nodes. Between: nodes of one
     emotion of all modalities, an utterance's own among them, against all nodes. Their mean.
     """
     alike = labels[:, None] == labels
-    losses = [contrast(states, alike, temperature=temperature) for states in nodes]
+    losses = [supervised_contrast(states, alike, temperature=temperature) for states in nodes]
     if len(nodes) > 1:
         count = len(nodes)
         losses.append(
-            contrast(torch.cat(nodes), alike.repeat(count, count), temperature=temperature)
+            supervised_contrast(
+                torch.cat(nodes), alike.repeat(count, count), temperature=temperature
+            )
         )
     return torch.stack(losses).mean()
 
 
-def remembered(mean: Tensor, log_variance: Tensor) -> Tensor:
+def divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
     """Mean over N of KL(N(μ, σ²) ‖ N(0, 1)), [N, H] twice: Σ_h (μ² + σ² - log σ² - 1) / 2.
 
-    An upper bound of what a modality's bottleneck keeps of its input (Alemi et al. 2017), and so
-    of what the bottlenecks of two modalities can have in common.
+    An upper bound of the information that a modality's bottleneck keeps of its input (Alemi et al.
+    2017), and so of what the bottlenecks of two modalities can have in common.
     """
     return ((mean.square() + log_variance.exp() - log_variance - 1) / 2).sum(dim=-1).mean()

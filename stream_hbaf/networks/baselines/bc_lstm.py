@@ -1,16 +1,16 @@
 """bc-LSTM: Poria, Cambria, Hazarika, Majumder, Zadeh, Morency, "Context-Dependent Sentiment
 Analysis in User-Generated Videos", ACL 2017.
 
-Kept: an LSTM over a dialogue's utterances, a dense layer and a softmax for each ("contextual
-LSTM"), one of them a modality; the hierarchical fusion, in which a further contextual LSTM hears
-what those of the modalities say, and the plain one, in which it hears the utterances; the
-variants bc-LSTM (two directions, mode ``offline``), sc-LSTM (one direction, mode ``live``: causal)
-and h-LSTM (no dense layer). It knows nothing of speakers.
+Kept: for each modality a "contextual LSTM", which is an LSTM over a dialogue's utterances, a dense
+layer and a softmax; the hierarchical fusion, in which a further contextual LSTM takes the outputs
+of those of the modalities, and the plain one, in which it takes the utterances; the variants
+bc-LSTM (two directions, mode ``offline``), sc-LSTM (one direction, mode ``live``: causal) and
+h-LSTM (no dense layer). Speakers are not used.
 
-Left out: vision, and the encoders of sound and words before it. Changed: all is trained as one,
-where the paper trains the modalities first and the fusing LSTM on what they then say; a linear
-map and dropout stand before the first LSTMs, as in all baselines here. Not given to us: where
-dropout stands and ReLU in the dense layer, both our choice.
+Left out: vision, and the encoders of audio and text before it. Changed: all is trained as one,
+where the paper trains the modalities first and the fusing LSTM on their outputs; a linear map and
+dropout stand before the first LSTMs, as in all baselines here. Not given by the paper, our choice:
+the place of dropout, and ReLU in the dense layer.
 """
 
 from dataclasses import dataclass
@@ -18,13 +18,12 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from stream_hbaf.networks.baselines.inputs import Inputs
+from stream_hbaf.networks.baselines.inputs import Inputs, run_packed
 from stream_hbaf.networks.network import Mode, Network, NetworkConfig, Output
 from stream_hbaf.networks.state import Features, State
 
-Memory = tuple[Tensor, Tensor]  # an LSTM's hidden and cell, [S, H] each
+LstmState = tuple[Tensor, Tensor]  # hidden and cell, [S, H] each
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +39,7 @@ class BcLstmConfig(NetworkConfig):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BcLstmState(State):
-    """What sc-LSTM remembers: hidden and cell of each of its N LSTMs."""
+    """sc-LSTM's state: hidden and cell of each of its N LSTMs."""
 
     OWN: ClassVar[int] = 2
 
@@ -51,47 +50,37 @@ class BcLstmState(State):
 class ContextualLstm(nn.Module):
     """Utterances [B, U, I] → context-dependent features [B, U, ``width``].
 
-    An LSTM, z_t = ReLU(W_z h_t + b_z) of what it says. Utterances stand first, padding after
-    them; what it says of padding means nothing.
+    z_t = ReLU(W_z h_t + b_z) of an LSTM's outputs h_t. Outputs in padding have no meaning.
     """
 
     def __init__(self, incoming: int, config: BcLstmConfig) -> None:
         super().__init__()
         both_ways = config.mode == "offline"
         self.lstm = nn.LSTM(incoming, config.hidden, batch_first=True, bidirectional=both_ways)
-        said = config.hidden * (2 if both_ways else 1)
-        self.dense = nn.Linear(said, config.hidden) if config.use_dense else None
-        self.width = config.hidden if config.use_dense else said
+        width = config.hidden * (2 if both_ways else 1)
+        self.dense = nn.Linear(width, config.hidden) if config.use_dense else None
+        self.width = config.hidden if config.use_dense else width
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, utterances: Tensor, mask: Tensor) -> Tensor:
-        # Packed, since the way back must begin at a dialogue's end; an empty one counts as 1.
-        packed, _ = self.lstm(
-            pack_padded_sequence(
-                utterances,
-                mask.sum(dim=1).clamp_min(1).cpu(),
-                batch_first=True,
-                enforce_sorted=False,
-            )
-        )
-        said, _ = pad_packed_sequence(packed, batch_first=True, total_length=mask.shape[1])
-        return self._say(said)
+        return self._dense(run_packed(self.lstm, utterances, mask))
 
-    def go_on(self, utterances: Tensor, before: Memory) -> tuple[Tensor, Memory]:
-        """One utterance of each of S streams, [S, I] → its features [S, width], and the LSTM."""
+    def step(self, utterances: Tensor, before: LstmState) -> tuple[Tensor, LstmState]:
+        """One utterance of each of S streams [S, I] → its features [S, width], the LSTM's state."""
         hidden, cell = (part[None].contiguous() for part in before)
-        said, (hidden, cell) = self.lstm(utterances[:, None], (hidden, cell))
-        return self._say(said[:, 0]), (hidden[0], cell[0])
+        outputs, (hidden, cell) = self.lstm(utterances[:, None], (hidden, cell))
+        return self._dense(outputs[:, 0]), (hidden[0], cell[0])
 
-    def _say(self, said: Tensor) -> Tensor:
-        features: Tensor = self.dropout(said if self.dense is None else self.dense(said).relu())
+    def _dense(self, outputs: Tensor) -> Tensor:
+        dense = outputs if self.dense is None else self.dense(outputs).relu()
+        features: Tensor = self.dropout(dense)
         return features
 
 
 class BcLstm(Network[BcLstmState]):
     """The whole network: a contextual LSTM for each modality, and one that fuses them.
 
-    With one modality there is nothing to fuse: its own is all.
+    With one modality there is no fusing LSTM.
     """
 
     config: BcLstmConfig
@@ -101,8 +90,8 @@ class BcLstm(Network[BcLstmState]):
         self.config = config
         self.inputs = Inputs(config)
         modalities = config.modalities
-        alone = modalities if config.use_hierarchy or len(modalities) == 1 else ()
-        self.contexts = nn.ModuleDict({m: ContextualLstm(config.hidden, config) for m in alone})
+        unimodal = modalities if config.use_hierarchy or len(modalities) == 1 else ()
+        self.contexts = nn.ModuleDict({m: ContextualLstm(config.hidden, config) for m in unimodal})
         widths = [context.width for context in self._each] or [config.hidden] * len(modalities)
         self.fusing = ContextualLstm(sum(widths), config) if len(modalities) > 1 else None
         self.classifier = nn.Linear((self.fusing or self._each[0]).width, config.classes)
@@ -113,7 +102,7 @@ class BcLstm(Network[BcLstmState]):
         return [part for part in self.contexts.values() if isinstance(part, ContextualLstm)]
 
     def forward(self, features: Features) -> Output:
-        """As every network's; h_a and h_l are what the modalities' LSTMs say."""
+        """As every network's; h_a and h_l are the outputs of the modalities' LSTMs."""
         streams, mask = self._streams(features)
         if self.contexts:
             contexts = zip(self._each, streams, strict=True)
@@ -121,25 +110,25 @@ class BcLstm(Network[BcLstmState]):
         fused = streams[0]
         if self.fusing is not None:
             fused = self.fusing(torch.cat(streams, dim=-1), mask)
-        hidden = ~mask[..., None]
+        padding = ~mask[..., None]
         parts = dict(
-            zip(self.config.modalities, [s.masked_fill(hidden, 0.0) for s in streams], strict=True)
+            zip(self.config.modalities, [s.masked_fill(padding, 0.0) for s in streams], strict=True)
         )
-        logits = self.classifier(fused).masked_fill(hidden, 0.0)
-        return Output(logits, parts.get("a"), parts.get("l"), fused.masked_fill(hidden, 0.0))
+        logits = self.classifier(fused).masked_fill(padding, 0.0)
+        return Output(logits, parts.get("a"), parts.get("l"), fused.masked_fill(padding, 0.0))
 
-    def step_streams(self, turn: Features, state: BcLstmState) -> tuple[Tensor, BcLstmState]:
+    def step_streams(self, utterance: Features, state: BcLstmState) -> tuple[Tensor, BcLstmState]:
         """As every network's."""
-        streams = [stream[:, 0] for stream in self._streams(turn)[0]]
+        streams = [stream[:, 0] for stream in self._streams(utterance)[0]]
         before = list(zip(state.hidden.unbind(1), state.cell.unbind(1), strict=True))
-        after_each: list[Memory] = []
+        after_each: list[LstmState] = []
         for n, context in enumerate(self._each):
-            streams[n], memory = context.go_on(streams[n], before[n])
-            after_each.append(memory)
+            streams[n], after = context.step(streams[n], before[n])
+            after_each.append(after)
         fused = streams[0]
         if self.fusing is not None:
-            fused, memory = self.fusing.go_on(torch.cat(streams, dim=-1), before[-1])
-            after_each.append(memory)
+            fused, after = self.fusing.step(torch.cat(streams, dim=-1), before[-1])
+            after_each.append(after)
         hidden, cell = (torch.stack(parts, dim=1) for parts in zip(*after_each, strict=True))
         return self.classifier(fused), BcLstmState(hidden, cell)
 
@@ -152,6 +141,5 @@ class BcLstm(Network[BcLstmState]):
 
     def _streams(self, features: Features) -> tuple[list[Tensor], Tensor]:
         """The modalities in use, [B, U, H] each, and the mask of utterances."""
-        heard = self.inputs(features)
-        given = {"a": heard.audio, "l": heard.text}
-        return [given[m] for m in self.config.modalities], heard.mask
+        inputs = self.inputs(features)
+        return [inputs.modality(m) for m in self.config.modalities], inputs.mask

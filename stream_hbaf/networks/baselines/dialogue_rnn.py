@@ -3,15 +3,15 @@ RNN for Emotion Detection in Conversations", AAAI 2019.
 
 Kept: the global GRU over all utterances, the party GRU with its attention over past global
 states, the emotion GRU; the variants "l" (listeners' states change too, ``use_listener``), "Bi"
-(a second one from the end to the beginning) and "Att" (attention over all emotion
+(a second network from the end to the beginning) and "Att" (attention over all emotion
 representations). Mode ``live`` is DialogueRNN, which is causal; mode ``offline`` is
 BiDialogueRNN+Att.
 
 Left out: vision and the encoders before it. Changed: live, the party GRU attends to the last
 ``memory`` global states, not to all, so that the state has a fixed size; parties beyond the ninth
-share a state; a listener's GRU is given the utterance and the speaker's new state, as in the
-authors' code, since the paper gives it the listener's face; no dropout within the recurrence,
-where the authors' code has some. Live, what is classified is e_t itself.
+share a state; a listener's GRU takes the utterance and the speaker's new state, as in the authors'
+code, since the paper's takes the listener's face; no dropout within the recurrence, where the
+authors' code has some. Live, e_t itself is classified.
 """
 
 from dataclasses import dataclass, replace
@@ -22,14 +22,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stream_hbaf.errors import ConfigError
-from stream_hbaf.networks.baselines.inputs import PARTIES, Heard, Inputs
+from stream_hbaf.networks.baselines.inputs import Inputs, Projected
 from stream_hbaf.networks.network import Mode, Network, NetworkConfig, Output
-from stream_hbaf.networks.state import Features, State
+from stream_hbaf.networks.state import PARTIES, Features, State
 
 
 @dataclass(frozen=True, slots=True)
 class DialogueRnnConfig(NetworkConfig):
-    """DialogueRNN's sizes and switches. ConfigError for what can't be."""
+    """DialogueRNN's sizes and switches. ConfigError if they can't fit."""
 
     kind: Literal["dialogue-rnn"] = "dialogue-rnn"
     hidden: int = 128
@@ -37,7 +37,7 @@ class DialogueRnnConfig(NetworkConfig):
     memory: int = 20  # global states attended to; of no meaning offline, where it is all
     use_parties: bool = True  # else all speakers are one
     use_emotion: bool = True  # else the speaker's state is its emotion
-    use_listener: bool = False  # the states of those who listen change as well
+    use_listener: bool = False  # the states of listeners change as well
     use_attention: bool = True  # over the emotions of the whole dialogue; of no meaning live
 
     def __post_init__(self) -> None:
@@ -48,7 +48,7 @@ class DialogueRnnConfig(NetworkConfig):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DialogueRnnState(State):
-    """What DialogueRNN remembers; of the global states the last ones, unused slots first."""
+    """DialogueRNN's state; the last global states, unused slots first."""
 
     OWN: ClassVar[int] = 2
 
@@ -62,8 +62,8 @@ class OneWay(nn.Module):
     """DialogueRNN in one direction: utterances [B, U, 2H], speakers [B, U] → e [B, U, H].
 
     g_t = GRU_G(g_{t-1}, [u_t; q_{s,t-1}]); α = softmax(u_tᵀ W_α [g_1 .. g_{t-1}]) and
-    c_t = Σ α_i g_i; q_{s,t} = GRU_P(q_{s,t-1}, [u_t; c_t]) for the speaker s; those who listen
-    stay as they are, or GRU_L(q_{i,t-1}, [u_t; q_{s,t}]); e_t = GRU_E(e_{t-1}, q_{s,t}).
+    c_t = Σ α_i g_i; q_{s,t} = GRU_P(q_{s,t-1}, [u_t; c_t]) for the speaker s; a listener's state
+    stays, or is GRU_L(q_{i,t-1}, [u_t; q_{s,t}]); e_t = GRU_E(e_{t-1}, q_{s,t}).
     """
 
     def __init__(self, config: DialogueRnnConfig) -> None:
@@ -80,22 +80,22 @@ class OneWay(nn.Module):
     def forward(
         self, utterances: Tensor, speaker: Tensor, state: DialogueRnnState
     ) -> tuple[Tensor, DialogueRnnState]:
-        """Go on from ``state`` with U more utterances: e of each, and the state after them."""
+        """e of U more utterances after ``state``, and the state after them."""
         speaker = speaker if self.use_parties else torch.zeros_like(speaker)
-        speaking = F.one_hot(speaker, state.parties.shape[1])[..., None].to(utterances.dtype)
-        said = []
+        one_hot = F.one_hot(speaker, state.parties.shape[1])[..., None].to(utterances.dtype)
+        speaker_states = []
         # Not [:, t]: each would have a gradient as long as the dialogue.
-        turns = (part.unbind(1) for part in (utterances, self.key(utterances), speaking))
-        for now, key, mark in zip(*turns, strict=True):
-            before = (state.parties * mark).sum(dim=1)  # q_{s,t-1}
+        turns = (part.unbind(1) for part in (utterances, self.key(utterances), one_hot))
+        for u, key, is_speaker in zip(*turns, strict=True):
+            before = (state.parties * is_speaker).sum(dim=1)  # q_{s,t-1}
             context = self._context(key, state)
-            whole = self.whole(torch.cat([now, before], dim=-1), state.past[:, -1])
-            spoken = self.party(torch.cat([now, context], dim=-1), before)
-            others = self._listen(now, spoken, state.parties)
-            parties = torch.where(mark > 0, spoken[:, None], others)
-            state = replace(self._keep(whole, state), parties=parties)
-            said.append(spoken)
-        emotions = torch.stack(said, dim=1)
+            whole = self.whole(torch.cat([u, before], dim=-1), state.past[:, -1])
+            after = self.party(torch.cat([u, context], dim=-1), before)  # q_{s,t}
+            listeners = self._listeners(u, after, state.parties)
+            parties = torch.where(is_speaker > 0, after[:, None], listeners)
+            state = replace(self._append(whole, state), parties=parties)
+            speaker_states.append(after)
+        emotions = torch.stack(speaker_states, dim=1)
         if self.emotion is None:
             return emotions, state
         emotions, last = self.emotion(emotions, state.emotion[None].contiguous())
@@ -108,15 +108,15 @@ class OneWay(nn.Module):
         scores = scores.masked_fill(~state.past_mask, torch.finfo(scores.dtype).min)
         return (torch.softmax(scores, dim=-1)[:, None] @ state.past)[:, 0]
 
-    def _listen(self, now: Tensor, spoken: Tensor, parties: Tensor) -> Tensor:
-        """The states of all P parties [B, P, H] if they but listen."""
+    def _listeners(self, u: Tensor, speaker: Tensor, parties: Tensor) -> Tensor:
+        """The states of all P parties [B, P, H], updated as listeners to the speaker's [B, H]."""
         if self.listener is None:
             return parties
-        given = torch.cat([now, spoken], dim=-1).repeat_interleave(parties.shape[1], dim=0)
-        heard: Tensor = self.listener(given, parties.flatten(0, 1))
-        return heard.view_as(parties)
+        inputs = torch.cat([u, speaker], dim=-1).repeat_interleave(parties.shape[1], dim=0)
+        updated: Tensor = self.listener(inputs, parties.flatten(0, 1))
+        return updated.view_as(parties)
 
-    def _keep(self, whole: Tensor, state: DialogueRnnState) -> DialogueRnnState:
+    def _append(self, whole: Tensor, state: DialogueRnnState) -> DialogueRnnState:
         past = torch.cat([state.past, whole[:, None]], dim=1)
         mask = F.pad(state.past_mask, (0, 1), value=True)
         surplus = 0 if self.reach is None else past.shape[1] - self.reach
@@ -124,7 +124,7 @@ class OneWay(nn.Module):
 
 
 class DialogueRnn(Network[DialogueRnnState]):
-    """The whole network: DialogueRNN, offline a second one backwards and attention over both."""
+    """The whole network; offline with a second direction, and attention over both."""
 
     config: DialogueRnnConfig
 
@@ -144,10 +144,10 @@ class DialogueRnn(Network[DialogueRnnState]):
 
     def forward(self, features: Features) -> Output:
         """As every network's; h_m is e_t, offline that of both directions."""
-        heard: Heard = self.inputs(features)
-        utterances, speaker, mask = heard.both, heard.speaker, heard.mask
+        inputs: Projected = self.inputs(features)
+        utterances, speaker, mask = inputs.both, inputs.speaker, inputs.mask
         start = self._start(len(mask))
-        # Those who never speak say nothing to the others.
+        # Parties that never speak have no influence on the others.
         start = replace(start, parties=start.parties[:, : int(speaker.max()) + 1])
         emotions, _ = self.forwards(utterances, speaker, start)
         if self.backwards is not None:
@@ -159,11 +159,11 @@ class DialogueRnn(Network[DialogueRnnState]):
         return Output(logits, h_m=emotions)
 
     def step_streams(
-        self, turn: Features, state: DialogueRnnState
+        self, utterance: Features, state: DialogueRnnState
     ) -> tuple[Tensor, DialogueRnnState]:
         """As every network's."""
-        heard: Heard = self.inputs(turn)
-        emotions, after = self.forwards(heard.both, heard.speaker, state)
+        inputs: Projected = self.inputs(utterance)
+        emotions, after = self.forwards(inputs.both, inputs.speaker, state)
         return self._classify(emotions[:, 0]), after
 
     def blank(self, streams: int) -> DialogueRnnState:

@@ -1,20 +1,20 @@
 """HGraph-CL (Lin, Liang, Long, Dang, Yang, Zhang, Xu: "Modeling Intra- and Inter-Modal Relations:
 Hierarchical Graph Contrastive Learning for Multimodal Sentiment Analysis", COLING 2022).
-Not causal: an utterance is joined to later ones, and its encoders read both ways.
+Not causal: an utterance is joined to later ones, and its encoders run in both directions.
 
 The original works inside one utterance: its nodes are tokens, pooled to one vector before the
-classifier. HERE THE NODES ARE A DIALOGUE'S UTTERANCES, and nothing is pooled, since each
-utterance is classified; the features that all our networks share have one vector an utterance.
+classifier. HERE THE NODES ARE A DIALOGUE'S UTTERANCES, and nothing is pooled, since each utterance
+is classified and the features have one vector for each.
 
-Kept, as in the released code: a BiLSTM before the graphs; a graph a modality and one over all
-modalities, each by gated graph attention with a residual; the last is what is classified;
-each graph seen a second time with its edges perturbed; at both levels contrastive learning of the
-two views, and of labels, weighed 0.1 each, temperature 0.07. Left out: vision, BERT, regression.
+Kept, as in the released code: a BiLSTM before the graphs; a graph for each modality and one over
+all modalities, each by gated graph attention with a residual, the last of which is classified; a
+second view of each graph with perturbed edges; at both levels contrastive learning of the two
+views, and of labels, weighted 0.1 each, temperature 0.07. Left out: vision, BERT, regression.
 
-Changed: no grammar joins utterances, so within a modality those at most ``reach`` turns apart are
-joined (not given to us: our choice), where tokens were by their dependency tree; between
-modalities all are, as there. The released code means to remove edges and to add some, but removes
-twice; here each pair may change from joined to apart, or back.
+Changed: within a modality, utterances at most ``reach`` turns apart are joined (our choice), where
+the original joins tokens by their dependency tree; between modalities all are, as there. The
+released code is meant to remove some edges and to add others, but removes twice; here each pair may
+be joined or separated.
 """
 
 from dataclasses import dataclass
@@ -25,8 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stream_hbaf.errors import ConfigError
-from stream_hbaf.networks.baselines.inputs import Heard, Inputs, Offline, require_offline
-from stream_hbaf.networks.baselines.mmgcn import TwoWayLstm
+from stream_hbaf.networks.baselines.inputs import Inputs, Offline, Projected, require_offline_mode
+from stream_hbaf.networks.baselines.mmgcn import BiLstm
 from stream_hbaf.networks.network import Criterion, Mode, NetworkConfig, Output
 from stream_hbaf.networks.state import Features
 
@@ -45,27 +45,27 @@ class HgraphClConfig(NetworkConfig):
     use_graph: bool = True  # the graph over all modalities, else its nodes as they are
     use_intra_contrast: bool = True  # the graphs of one modality; only contrast needs them
     use_inter_contrast: bool = True
-    use_labels: bool = True  # in contrast: same labels are alike, beside the two views
+    use_labels: bool = True  # contrast utterances by label as well, not by view alone
 
     def __post_init__(self) -> None:
         NetworkConfig.__post_init__(self)
-        require_offline(self)
+        require_offline_mode(self)
         if self.hidden % 2 or self.hidden % self.heads:
             raise ConfigError(f"network: hidden {self.hidden} must divide by 2 and by heads")
 
 
 @dataclass(frozen=True, slots=True)
 class HgraphClOutput(Output):
-    """What the contrast compares: a level's utterances [B, U, ..] as they are and perturbed.
+    """With the contrasted views: each level's utterances [B, U, ..], plain and perturbed.
 
-    Empty unless training: the second view is drawn by chance, and prediction needs neither.
+    Empty unless training: prediction needs neither view.
     """
 
     views: tuple[tuple[Tensor, Tensor], ...] = ()
 
 
 class HgraphCl(Offline):
-    """Encoders, a graph a modality, the graph over all of them, classifier."""
+    """The whole network: encoders, a graph for each modality, one over all of them, classifier."""
 
     config: HgraphClConfig
 
@@ -74,7 +74,7 @@ class HgraphCl(Offline):
         self.config = config
         hidden, modalities = config.hidden, config.modalities
         self.inputs = Inputs(config)
-        self.encoders = nn.ModuleDict({m: TwoWayLstm(hidden, layers=1) for m in modalities})
+        self.encoders = nn.ModuleDict({m: BiLstm(hidden, layers=1) for m in modalities})
         self.projects = nn.ModuleDict({m: nn.Linear(hidden, hidden) for m in modalities})
         if config.use_intra_contrast:
             self.intra = nn.ModuleDict({m: AttentionGraph(config) for m in modalities})
@@ -87,34 +87,33 @@ class HgraphCl(Offline):
 
     def forward(self, features: Features) -> HgraphClOutput:
         """As every network's; h_m [B, U, M H] is the read-out of the graph over all modalities."""
-        heard = self.inputs(features)
-        nodes = self._nodes(heard)
-        edges = edges_within(heard.mask, reach=self.config.reach)
-        every = edges_of_all(heard.mask, edges, modalities=len(nodes))
+        inputs: Projected = self.inputs(features)
+        nodes = self._nodes(inputs)
+        edges = edges_within(inputs.mask, reach=self.config.reach)
+        every = edges_of_all(inputs.mask, edges, modalities=len(nodes))
         fused = self._fuse(nodes, every)
         logits = self.classifier(self.dropout(fused))
-        padding = ~heard.mask[..., None]
+        padding = inputs.padding
         return HgraphClOutput(
             logits.masked_fill(padding, 0.0),
             h_m=fused.masked_fill(padding, 0.0),
-            views=self._views(nodes, fused, heard.mask, edges, every) if self.training else (),
+            views=self._views(nodes, fused, inputs.mask, edges, every) if self.training else (),
         )
 
     def criterion(self) -> "ViewsContrast | None":
-        """The contrast at both levels, unless both are switched off."""
+        """The contrastive loss at both levels, unless both are switched off."""
         config = self.config
         contrasted = config.use_intra_contrast or config.use_inter_contrast
         return ViewsContrast(config) if contrasted else None
 
-    def _nodes(self, heard: Heard) -> dict[str, Tensor]:
-        given = {"a": heard.audio, "l": heard.text}
+    def _nodes(self, inputs: Projected) -> dict[str, Tensor]:
         return {
-            m: torch.relu(self.projects[m](encoder(given[m], heard.mask)))
+            m: torch.relu(self.projects[m](encoder(inputs.modality(m), inputs.mask)))
             for m, encoder in self.encoders.items()
         }
 
     def _fuse(self, nodes: dict[str, Tensor], edges: Tensor) -> Tensor:
-        """[B, U, H] a modality, [B, M U, M U] → [B, U, M H]."""
+        """[B, U, H] of each modality, edges [B, M U, M U] → [B, U, M H]."""
         states = torch.cat(list(nodes.values()), dim=1)
         if self.config.use_graph:
             states = self.inter(states, edges)
@@ -129,15 +128,14 @@ class HgraphCl(Offline):
         edges: Tensor,
         every: Tensor,
     ) -> tuple[tuple[Tensor, Tensor], ...]:
-        """Both views of every modality's graph and of the one over all."""
+        """Both views of each modality's graph and of the one over all."""
         config, views = self.config, []
         if config.use_intra_contrast:
             for m, graph in self.intra.items():
                 second = perturb(edges, mask, chance=config.perturbed)
                 views.append((graph(nodes[m], edges), graph(nodes[m], second)))
         if config.use_inter_contrast:
-            there = mask.repeat(1, len(nodes))
-            second = perturb(every, there, chance=config.perturbed)
+            second = perturb(every, mask.repeat(1, len(nodes)), chance=config.perturbed)
             views.append((fused, self._fuse(nodes, second)))
         return tuple(views)
 
@@ -160,7 +158,7 @@ def edges_of_all(mask: Tensor, within: Tensor, *, modalities: int) -> Tensor:
 
 
 def perturb(edges: Tensor, mask: Tensor, *, chance: float) -> Tensor:
-    """Edges [B, N, N] with pairs of nodes joined or parted by chance; none loses itself."""
+    """Edges [B, N, N] with pairs of nodes joined or separated by chance; self-loops stay."""
     possible = mask[:, None] & mask[..., None]
     itself = torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)
     changed = (torch.rand(edges.shape, device=edges.device) < chance) & possible & ~itself
@@ -182,7 +180,7 @@ class AttentionGraph(nn.Module):
 
 
 class AttentionLayer(nn.Module):
-    """Graph attention (Veličković et al. 2018) with a gate for what the node already knows.
+    """Graph attention (Veličković et al. 2018), gated between the result and the node itself.
 
     v = W x; e_ij = LeakyReLU(s · tanh(v_i) + d · tanh(v_j)); g = sigmoid(G x);
     y_i = ELU(Σ_j softmax_j(e_ij) v_j + b); g y + (1-g) x. Each head has its own part of v, s, d.
@@ -216,7 +214,7 @@ class AttentionLayer(nn.Module):
 
 
 class ViewsContrast(Criterion[HgraphClOutput]):
-    """Each level's two views alike, each level's same labels alike: their sum, weighed."""
+    """Contrastive loss of each level's two views, and of its labels: their weighted sum."""
 
     def __init__(
         self, config: HgraphClConfig, *, views_weight: float = 0.1, labels_weight: float = 0.1
@@ -227,25 +225,27 @@ class ViewsContrast(Criterion[HgraphClOutput]):
         self.labels_weight = labels_weight if config.use_labels else 0.0
 
     def forward(self, output: HgraphClOutput, mask: Tensor, labels: Tensor) -> Tensor:
-        """As every criterion's; zero of a network that isn't training."""
+        """As every criterion's; zero for the output of a network in prediction."""
         loss = output.logits.sum() * 0.0
         known = mask & (labels >= 0)
         alike = labels[known][:, None] == labels[known]
         for plain, perturbed in output.views:
             both = torch.cat([plain[mask], perturbed[mask]])
             twin = torch.eye(len(both) // 2, dtype=torch.bool, device=mask.device).repeat(2, 2)
-            loss = loss + self.views_weight * contrast(both, twin, temperature=self.temperature)
+            loss = loss + self.views_weight * supervised_contrast(
+                both, twin, temperature=self.temperature
+            )
             if self.labels_weight:
-                pulled = contrast(plain[known], alike, temperature=self.temperature)
-                loss = loss + self.labels_weight * pulled
+                by_label = supervised_contrast(plain[known], alike, temperature=self.temperature)
+                loss = loss + self.labels_weight * by_label
         return loss
 
 
-def contrast(points: Tensor, alike: Tensor, *, temperature: float) -> Tensor:
+def supervised_contrast(points: Tensor, alike: Tensor, *, temperature: float) -> Tensor:
     """Supervised contrastive loss (Khosla et al. 2020): [P, H], pairs [P, P] → [].
 
-    -log of each point's share of its alikes among all others, mean over alikes, then over the
-    points that have any; zero if none has.
+    ``alike`` marks the positives. -log of a positive's share among all other points, mean over a
+    point's positives, then over the points that have any; zero if none has.
     """
     itself = torch.eye(len(points), dtype=torch.bool, device=points.device)
     alike = alike & ~itself

@@ -1,7 +1,7 @@
-"""What all baselines begin with: an utterance's features as two vectors of one width.
+"""The common first layer of the baselines: each modality's features mapped to one width.
 
-The originals take sound and words that other networks have encoded; here these are the features
-that HBAF is given, but for commonsense, which none of them knows.
+The originals take audio and text that other networks have encoded; here these are the features
+that HBAF is given, without commonsense, which none of them uses.
 """
 
 from dataclasses import dataclass
@@ -9,16 +9,16 @@ from typing import Never
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from stream_hbaf.errors import ConfigError, ModelError
 from stream_hbaf.networks.network import SEES_THE_FUTURE, Network, NetworkConfig, Standardise
-from stream_hbaf.networks.state import PARTIES as PARTIES
 from stream_hbaf.networks.state import Features, Stateless
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
-    """Utterances as a baseline takes them; a modality not in use is zero."""
+class Projected:
+    """Utterances with both modalities at width H; a modality that is switched off is zero."""
 
     audio: Tensor  # [B, U, H]
     text: Tensor  # [B, U, H]
@@ -30,9 +30,18 @@ class Heard:
         """Audio and text side by side: [B, U, 2H]."""
         return torch.cat([self.audio, self.text], dim=-1)
 
+    @property
+    def padding(self) -> Tensor:
+        """True in padding, [B, U, 1], to mask [B, U, ..] with."""
+        return ~self.mask[..., None]
+
+    def modality(self, letter: str) -> Tensor:
+        """[B, U, H] of "a", audio, or "l", text."""
+        return {"a": self.audio, "l": self.text}[letter]
+
 
 class Inputs(nn.Module):
-    """A linear map a modality, with dropout; a learned vector where it is absent."""
+    """A linear map of each modality, with dropout; a learned vector where it is absent."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -45,15 +54,15 @@ class Inputs(nn.Module):
         self.absent_text = nn.Parameter(torch.zeros(hidden))
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, features: Features) -> Heard:
-        """[B, U, ..] → the same utterances, [B, U, H] each."""
+    def forward(self, features: Features) -> Projected:
+        """[B, U, ..] → the same utterances, [B, U, H] each modality."""
         mask = features.present()
         audio = self._map(
             self.audio, features.audio, features.audio_mask, absent=self.absent_audio, mask=mask
         )
-        given = None if features.text is None else self.standardise(features.text)
-        text = self._map(self.text, given, features.text_mask, absent=self.absent_text, mask=mask)
-        return Heard(
+        text = None if features.text is None else self.standardise(features.text)
+        text = self._map(self.text, text, features.text_mask, absent=self.absent_text, mask=mask)
+        return Projected(
             audio if self.use_audio else torch.zeros_like(audio),
             text if self.use_text else torch.zeros_like(text),
             mask,
@@ -63,25 +72,39 @@ class Inputs(nn.Module):
     def _map(
         self,
         layer: nn.Linear,
-        given: Tensor | None,
-        there: Tensor | None,
+        features: Tensor | None,
+        present: Tensor | None,
         *,
         absent: Tensor,
         mask: Tensor,
     ) -> Tensor:
-        if given is None:
+        if features is None:
             return absent.expand(*mask.shape, -1)
-        there = mask if there is None else mask & there
+        present = mask if present is None else mask & present
         # Zero first: a gradient through NaN is NaN, even where it is not chosen.
-        known = self.dropout(layer(given.masked_fill(~there[..., None], 0.0)))
-        return torch.where(there[..., None], known, absent)
+        mapped = self.dropout(layer(features.masked_fill(~present[..., None], 0.0)))
+        return torch.where(present[..., None], mapped, absent)
+
+
+def run_packed(lstm: nn.LSTM, sequences: Tensor, mask: Tensor) -> Tensor:
+    """An LSTM's outputs [B, U, ..] over padded sequences [B, U, ..], zero in padding.
+
+    Packed, because the backward direction must begin at a sequence's end, not in its padding. An
+    empty sequence counts as one of length 1.
+    """
+    lengths = mask.sum(dim=1).clamp_min(1).cpu()
+    packed = pack_padded_sequence(sequences, lengths, batch_first=True, enforce_sorted=False)
+    outputs, _ = pad_packed_sequence(
+        lstm(packed)[0], batch_first=True, total_length=sequences.shape[1]
+    )
+    return outputs
 
 
 class Offline(Network[Stateless]):
-    """A network that has only the form that sees the future: it refuses all that is live."""
+    """A network that uses the whole dialogue and therefore has neither step nor state."""
 
     def step_streams(self, utterance: Features, state: Stateless) -> Never:
-        """Raises ModelError: an utterance alone can't be told."""
+        """Raises ModelError: the result of an utterance depends on later ones."""
         raise ModelError(SEES_THE_FUTURE)
 
     def blank(self, streams: int) -> Never:
@@ -89,13 +112,13 @@ class Offline(Network[Stateless]):
         raise ModelError(SEES_THE_FUTURE)
 
 
-def require_offline(config: NetworkConfig) -> None:
+def require_offline_mode(config: NetworkConfig) -> None:
     """Raise ConfigError unless the mode is offline: this network has no causal form."""
     if config.mode != "offline":
         raise ConfigError(f"network: {config.kind} sees the whole dialogue; its mode is offline")
 
 
-def require_live(config: NetworkConfig) -> None:
-    """Raise ConfigError unless the mode is live: this network never looks at the future."""
+def require_live_mode(config: NetworkConfig) -> None:
+    """Raise ConfigError unless the mode is live: this network never uses later utterances."""
     if config.mode != "live":
         raise ConfigError(f"network: {config.kind} never looks ahead; its mode is live")

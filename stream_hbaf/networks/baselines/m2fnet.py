@@ -2,15 +2,15 @@
 Conversation", CVPR Workshops 2022.
 
 Kept: for each modality a stack of Transformer encoders over the whole dialogue, each with a skip
-around it; stacked layers of multi-head attention that let the text take in the sound; audio and
-fused text side by side are classified.
+connection; stacked layers of multi-head attention in which audio weights the text; audio and fused
+text side by side are classified.
 
-Left out: vision; RoBERTa and the audio network before the features, and with them the triplet
-loss with an adaptive margin that trains the latter: here the features are given.
+Left out: vision; RoBERTa and the audio network before the features, and with the latter its
+triplet loss with an adaptive margin.
 
-Not given to us, our choice: which of query, key and value is which in the fusion (text asks, audio
-answers where, and what is taken is text: so public re-implementations read it), no code of
-positions (as in those), widths and numbers of layers, a classifier of two layers.
+Not given by the paper, our choice: query, key and value in the fusion (text, audio and text, as in
+public re-implementations), no positional encoding (as there), widths and numbers of layers, a
+classifier of two layers.
 
 Not causal: every encoder sees the whole dialogue. Letters as in state.py; h heads.
 """
@@ -23,34 +23,34 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stream_hbaf.errors import ConfigError
-from stream_hbaf.networks.baselines.inputs import Inputs, Offline, require_offline
+from stream_hbaf.networks.baselines.inputs import Inputs, Offline, Projected, require_offline_mode
 from stream_hbaf.networks.network import Mode, NetworkConfig, Output
 from stream_hbaf.networks.state import Features
 
 
 @dataclass(frozen=True, slots=True)
 class M2FNetConfig(NetworkConfig):
-    """M2FNet's sizes and what can be left out. ConfigError if they can't fit."""
+    """M2FNet's sizes and switches. ConfigError if they can't fit."""
 
     kind: Literal["m2fnet"] = "m2fnet"
     mode: Mode = "offline"
     heads: int = 8
-    encoders: int = 2  # Transformer encoders of each modality, a skip around each
+    encoders: int = 2  # Transformer encoders of each modality, each with a skip connection
     layers: int = 1  # of each encoder
     fusions: int = 2  # layers of fusion attention
     use_encoders: bool = True
     use_skips: bool = True
-    use_fusion: bool = True  # else what the encoders give stands side by side
+    use_fusion: bool = True  # else the outputs of the encoders side by side
 
     def __post_init__(self) -> None:
         NetworkConfig.__post_init__(self)
-        require_offline(self)
+        require_offline_mode(self)
         if self.hidden % self.heads:
             raise ConfigError(f"network: hidden {self.hidden} must divide by heads {self.heads}")
 
 
 class Attention(nn.Module):
-    """Multi-head attention (Vaswani et al. 2017) over those utterances that ``reach`` names."""
+    """Multi-head attention (Vaswani et al. 2017) over the utterances of ``mask``."""
 
     def __init__(self, config: M2FNetConfig) -> None:
         super().__init__()
@@ -61,21 +61,21 @@ class Attention(nn.Module):
         self.value = nn.Linear(hidden, hidden)
         self.out = nn.Linear(hidden, hidden)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, *, reach: Tensor) -> Tensor:
-        """[B, U, H] each, reach [B, U] → [B, U, H]."""
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor) -> Tensor:
+        """[B, U, H] each, mask [B, U] → [B, U, H]."""
         mixed = F.scaled_dot_product_attention(
             self._split(self.query(query)),
             self._split(self.key(key)),
             self._split(self.value(value)),
-            attn_mask=reach[:, None, None],
+            attn_mask=mask[:, None, None],
             dropout_p=self.drop if self.training else 0.0,
         )
         attended: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
         return attended
 
-    def _split(self, given: Tensor) -> Tensor:
+    def _split(self, sequence: Tensor) -> Tensor:
         """[B, U, H] → [B, h, U, H/h]."""
-        return given.view(*given.shape[:2], self.heads, -1).transpose(1, 2)
+        return sequence.view(*sequence.shape[:2], self.heads, -1).transpose(1, 2)
 
 
 class EncoderLayer(nn.Module):
@@ -94,9 +94,9 @@ class EncoderLayer(nn.Module):
         self.attended, self.fed = nn.LayerNorm(hidden), nn.LayerNorm(hidden)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, told: Tensor, reach: Tensor) -> Tensor:
-        told = self.attended(told + self.dropout(self.attention(told, told, told, reach=reach)))
-        result: Tensor = self.fed(told + self.dropout(self.feed_forward(told)))
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        x = self.attended(x + self.dropout(self.attention(x, x, x, mask=mask)))
+        result: Tensor = self.fed(x + self.dropout(self.feed_forward(x)))
         return result
 
 
@@ -111,17 +111,17 @@ class Encoders(nn.Module):
             for _ in range(config.encoders if config.use_encoders else 0)
         )
 
-    def forward(self, told: Tensor, reach: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         for encoder in self.stack:
-            encoded = told
+            encoded = x
             for layer in encoder if isinstance(encoder, nn.ModuleList) else ():
-                encoded = layer(encoded, reach)
-            told = told + encoded if self.skips else encoded
-        return told
+                encoded = layer(encoded, mask)
+            x = x + encoded if self.skips else encoded
+        return x
 
 
 class FusionLayer(nn.Module):
-    """T ← W [T; attention(T asks, A answers where, of T)]: the text, shaped by the sound."""
+    """T ← W [T; attention(query T, key A, value T)]: audio A weights the text T."""
 
     def __init__(self, config: M2FNetConfig) -> None:
         super().__init__()
@@ -129,15 +129,15 @@ class FusionLayer(nn.Module):
         self.join = nn.Linear(2 * config.hidden, config.hidden)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, text: Tensor, audio: Tensor, reach: Tensor) -> Tensor:
-        attended = self.attention(text, audio, text, reach=reach)
+    def forward(self, text: Tensor, audio: Tensor, mask: Tensor) -> Tensor:
+        attended = self.attention(text, audio, text, mask=mask)
         joined = self.join(torch.relu(torch.cat([text, attended], dim=-1)))
         result: Tensor = self.dropout(torch.relu(joined))
         return result
 
 
 class M2FNet(Offline):
-    """The whole network. With one modality there is nothing to fuse."""
+    """The whole network; with one modality without fusion."""
 
     config: M2FNetConfig
 
@@ -160,16 +160,15 @@ class M2FNet(Offline):
 
     def forward(self, features: Features) -> Output:
         """As every network's."""
-        heard = self.inputs(features)
-        # A dialogue without utterances reaches its first slot: of nothing there is no softmax.
-        reach = heard.mask.clone()
-        reach[:, 0] = True
-        given = {"a": heard.audio, "l": heard.text}
-        told = {m: encoders(given[m], reach) for m, encoders in self.encoders.items()}
+        inputs: Projected = self.inputs(features)
+        # An empty dialogue attends to its first slot: a softmax over nothing would be NaN.
+        mask = inputs.mask.clone()
+        mask[:, 0] = True
+        h = {m: encoders(inputs.modality(m), mask) for m, encoders in self.encoders.items()}
         for layer in self.fusion:
-            told["l"] = layer(told["l"], told["a"], reach)
-        padding = ~heard.mask[..., None]
-        told = {m: part.masked_fill(padding, 0.0) for m, part in told.items()}
-        hidden = torch.cat(list(told.values()), dim=-1)
-        logits = self.classifier(hidden).masked_fill(padding, 0.0)
-        return Output(logits, told.get("a"), told.get("l"), hidden)
+            h["l"] = layer(h["l"], h["a"], mask)
+        padding = inputs.padding
+        h = {m: states.masked_fill(padding, 0.0) for m, states in h.items()}
+        h_m = torch.cat(list(h.values()), dim=-1)
+        logits = self.classifier(h_m).masked_fill(padding, 0.0)
+        return Output(logits, h.get("a"), h.get("l"), h_m)

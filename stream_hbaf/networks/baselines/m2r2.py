@@ -3,19 +3,19 @@ Data Augmentation", IEEE Transactions on Artificial Intelligence 2022 (arXiv:220
 
 Kept: the party attentive network (PANet), which tracks the state of every speaker and of the
 dialogue's topic, the speaker attending to the other participants and to the topic; common
-representation learning, by which a missing modality is made up from the one that is there; in
-training, modalities are taken away at random and what is made up stands in for them.
+representation learning, by which a missing modality is reconstructed from the one that is present;
+in training, modalities are dropped at random and replaced by their reconstructions.
 
-Left out: vision, the encoders before the features, the adversary that judges what is made up.
+Left out: vision, the encoders before the features, the adversarial loss of the reconstructions.
 
-Changed: the original augments its data in rounds, training and making up features in turn. Here
-a round is one batch: it is augmented with what the network makes up by then.
+Changed: the original augments its data in rounds, alternating training and reconstruction. Here a
+round is one batch, augmented with the network's current reconstructions.
 
-Not given to us, our choice: the abstract names the parts, not their equations. Topic, parties and
-emotion are GRUs as in DialogueRNN (Majumder et al. 2019), which has these three; attention is a
-scaled product; the common representation is a linear map of each modality, and back.
+Our choice, since the abstract names the parts but not their equations: topic, parties and emotion
+are GRUs as in DialogueRNN (Majumder et al. 2019), which has these three; attention is a scaled
+product; the common representation is a linear map of each modality, and back.
 
-Causal: all is one recurrence forward; the state is one vector for each party, the topic and the
+Causal: one forward recurrence; the state is one vector for each party, for the topic and for the
 emotion, whatever the dialogue's length. Letters as in state.py; P parties.
 """
 
@@ -27,46 +27,46 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stream_hbaf.errors import ConfigError
-from stream_hbaf.networks.baselines.inputs import PARTIES, Heard, Inputs, require_live
+from stream_hbaf.networks.baselines.inputs import Inputs, Projected, require_live_mode
 from stream_hbaf.networks.network import Criterion, Network, NetworkConfig, Output
-from stream_hbaf.networks.state import Features, State
+from stream_hbaf.networks.state import PARTIES, Features, State
 
 
 @dataclass(frozen=True, slots=True)
 class M2R2Config(NetworkConfig):
-    """M2R2's sizes and what can be left out. ConfigError if they can't fit."""
+    """M2R2's sizes and switches. ConfigError if they can't fit."""
 
     kind: Literal["m2r2"] = "m2r2"
-    taken_away: float = 0.2  # share of the utterances of both modalities that lose one in training
-    rebuilding_weight: float = 1.0  # of the criterion
-    use_rebuilding: bool = True  # else a learned vector stands for what is missing
-    use_attention: bool = True  # else a speaker hears the topic only
+    dropped: float = 0.2  # share of the utterances of both modalities that lose one in training
+    reconstruction_weight: float = 1.0  # of the criterion
+    use_reconstruction: bool = True  # else a learned vector stands for a missing modality
+    use_attention: bool = True  # else the speaker's context is the topic only
 
     def __post_init__(self) -> None:
         NetworkConfig.__post_init__(self)
-        require_live(self)
-        if not 0 <= self.taken_away <= 1:
-            raise ConfigError(f"network: taken_away {self.taken_away} must be from 0 to 1")
+        require_live_mode(self)
+        if not 0 <= self.dropped <= 1:
+            raise ConfigError(f"network: dropped {self.dropped} must be from 0 to 1")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class M2R2State(State):
-    """What M2R2 remembers: of every party, of the topic and of the emotion."""
+    """M2R2's state: of every party, of the topic and of the emotion."""
 
     OWN: ClassVar[int] = 1
 
     topic: Tensor  # [.., H]
     emotion: Tensor  # [.., H]
     parties: Tensor  # [.., P, H]
-    spoken: Tensor  # [.., P] whether a party has been heard yet
+    party_mask: Tensor  # [.., P] whether a party has spoken
 
 
 @dataclass(frozen=True, slots=True)
 class M2R2Output(Output):
-    """With what the criterion compares; first of the two is audio, or made from it."""
+    """With the criterion's inputs; the first of the two is audio, or reconstructed audio."""
 
     common: Tensor | None = None  # [B, U, 2, H] the common representation of each modality
-    rebuilt: Tensor | None = None  # [B, U, 2, H] each modality, from the other
+    reconstructed: Tensor | None = None  # [B, U, 2, H] each modality, from the other
 
 
 class CommonRepresentation(nn.Module):
@@ -81,20 +81,20 @@ class CommonRepresentation(nn.Module):
 
         self.encode, self.decode = maps(), maps()
 
-    def forward(self, heard: Heard) -> tuple[Tensor, Tensor]:
-        """[B, U, H] of each → common and rebuilt, both [B, U, 2, H]."""
-        common_a = torch.tanh(self.encode["a"](heard.audio))
-        common_l = torch.tanh(self.encode["l"](heard.text))
-        rebuilt = [self.decode["a"](common_l), self.decode["l"](common_a)]
-        return torch.stack([common_a, common_l], dim=-2), torch.stack(rebuilt, dim=-2)
+    def forward(self, inputs: Projected) -> tuple[Tensor, Tensor]:
+        """[B, U, H] of each modality → common and reconstructed, both [B, U, 2, H]."""
+        common_a = torch.tanh(self.encode["a"](inputs.audio))
+        common_l = torch.tanh(self.encode["l"](inputs.text))
+        reconstructed = [self.decode["a"](common_l), self.decode["l"](common_a)]
+        return torch.stack([common_a, common_l], dim=-2), torch.stack(reconstructed, dim=-2)
 
 
 class PartyAttentiveNetwork(nn.Module):
-    """Turn by turn: topic, then what the speaker hears, then the speaker's state.
+    """PANet, turn by turn: the topic, the speaker's context, the speaker's state.
 
     g_t = GRU(W [u_t; p], g_{t-1}), with p the speaker's state before; c_t = Σ_k α_k k, where k is
     the topic or the state of another party that has spoken, and α their softmax of
-    (W_q p + W_u u_t) · k / √H; p' = GRU([u_t; c_t], p). All others keep their states.
+    (W_q p + W_u u_t) · k / √H; p' = GRU([u_t; c_t], p). The other parties keep their states.
     """
 
     def __init__(self, config: M2R2Config) -> None:
@@ -106,38 +106,41 @@ class PartyAttentiveNetwork(nn.Module):
         if config.use_attention:
             self.query = nn.Linear(2 * hidden, hidden)
 
-    def forward(self, told: Tensor, speaker: Tensor, state: M2R2State) -> tuple[Tensor, M2R2State]:
-        """Utterances [S, U, H] and who says them [S, U] → p' of each [S, U, H], state after."""
-        topic, parties, spoken = state.topic, state.parties, state.spoken
-        said = []
-        for u, who in zip(told.unbind(1), speaker.unbind(1), strict=True):
-            speaks = F.one_hot(who, PARTIES).bool()  # [S, P]
-            before = parties[torch.arange(len(who), device=who.device), who]
-            utterance = torch.cat([u, before], dim=-1)
-            topic = self.topic(utterance, topic)
-            hears = topic
+    def forward(
+        self, utterances: Tensor, speaker: Tensor, state: M2R2State
+    ) -> tuple[Tensor, M2R2State]:
+        """Utterances [S, U, H] and their speakers [S, U] → p' of each [S, U, H], state after."""
+        topic, parties, party_mask = state.topic, state.parties, state.party_mask
+        speaker_states = []
+        for u, number in zip(utterances.unbind(1), speaker.unbind(1), strict=True):
+            is_speaker = F.one_hot(number, PARTIES).bool()  # [S, P]
+            before = parties[torch.arange(len(number), device=number.device), number]
+            joined = torch.cat([u, before], dim=-1)
+            topic = self.topic(joined, topic)
+            context = topic
             if self.use_attention:
-                query = self.query(utterance)
-                hears = _attend(query, topic=topic, parties=parties, others=spoken & ~speaks)
-            after = self.party(torch.cat([u, hears], dim=-1), before)
-            parties = torch.where(speaks[..., None], after[:, None], parties)
-            spoken = spoken | speaks
-            said.append(after)
-        return torch.stack(said, dim=1), replace(state, topic=topic, parties=parties, spoken=spoken)
+                query, others = self.query(joined), party_mask & ~is_speaker
+                context = _attend(query, topic=topic, parties=parties, party_mask=others)
+            after = self.party(torch.cat([u, context], dim=-1), before)
+            parties = torch.where(is_speaker[..., None], after[:, None], parties)
+            party_mask = party_mask | is_speaker
+            speaker_states.append(after)
+        state = replace(state, topic=topic, parties=parties, party_mask=party_mask)
+        return torch.stack(speaker_states, dim=1), state
 
 
-def _attend(query: Tensor, *, topic: Tensor, parties: Tensor, others: Tensor) -> Tensor:
-    """A speaker's [S, H] among the topic and those ``others`` [S, P] of the parties: [S, H]."""
-    known = torch.cat([topic[:, None], parties], dim=1)  # [S, 1 + P, H]
-    reach = torch.cat([torch.ones_like(others[:, :1]), others], dim=1)
-    scores = (known @ query[..., None])[..., 0] / query.shape[-1] ** 0.5
-    weights = scores.masked_fill(~reach, -torch.inf).softmax(dim=-1)
-    hears: Tensor = (weights[:, None] @ known)[:, 0]
-    return hears
+def _attend(query: Tensor, *, topic: Tensor, parties: Tensor, party_mask: Tensor) -> Tensor:
+    """Attention of a query [S, H] over the topic and the parties of the mask [S, P]: [S, H]."""
+    keys = torch.cat([topic[:, None], parties], dim=1)  # [S, 1 + P, H]
+    mask = torch.cat([torch.ones_like(party_mask[:, :1]), party_mask], dim=1)
+    scores = (keys @ query[..., None])[..., 0] / query.shape[-1] ** 0.5
+    weights = scores.masked_fill(~mask, -torch.inf).softmax(dim=-1)
+    attended: Tensor = (weights[:, None] @ keys)[:, 0]
+    return attended
 
 
 class M2R2(Network[M2R2State]):
-    """The whole network: missing modalities are made up, then told to PANet."""
+    """The whole network: missing modalities are reconstructed, then PANet and emotion GRU run."""
 
     config: M2R2Config
 
@@ -147,7 +150,7 @@ class M2R2(Network[M2R2State]):
         hidden = config.hidden
         both = len(config.modalities) == 2
         self.inputs = Inputs(config)
-        self.common = CommonRepresentation(config) if both and config.use_rebuilding else None
+        self.common = CommonRepresentation(config) if both and config.use_reconstruction else None
         self.join = nn.Linear(2 * hidden, hidden)
         self.panet = PartyAttentiveNetwork(config)
         self.emotion = nn.GRU(hidden, hidden, batch_first=True)
@@ -155,12 +158,12 @@ class M2R2(Network[M2R2State]):
         self.classifier = nn.Linear(hidden, config.classes)
 
     def forward(self, features: Features) -> M2R2Output:
-        """As every network's; in training some modalities are taken away."""
-        return self._hear(features, self.blank(len(features.present())))[0]
+        """As every network's; in training some modalities are dropped."""
+        return self._continue(features, self.blank(len(features.present())))[0]
 
-    def step_streams(self, turn: Features, state: M2R2State) -> tuple[Tensor, M2R2State]:
+    def step_streams(self, utterance: Features, state: M2R2State) -> tuple[Tensor, M2R2State]:
         """As every network's."""
-        output, state = self._hear(turn, state)
+        output, state = self._continue(utterance, state)
         return output.logits[:, 0], state
 
     def blank(self, streams: int) -> M2R2State:
@@ -170,52 +173,57 @@ class M2R2(Network[M2R2State]):
             topic=new(streams, hidden),
             emotion=new(streams, hidden),
             parties=new(streams, PARTIES, hidden),
-            spoken=new(streams, PARTIES, dtype=torch.bool),
+            party_mask=new(streams, PARTIES, dtype=torch.bool),
         )
 
-    def criterion(self) -> "RebuildingLoss | None":
-        """How well a modality is made up from the other."""
-        return None if self.common is None else RebuildingLoss(self.config.rebuilding_weight)
+    def criterion(self) -> "ReconstructionLoss | None":
+        """The error of the reconstructions, if they are in use."""
+        if self.common is None:
+            return None
+        return ReconstructionLoss(self.config.reconstruction_weight)
 
-    def _hear(self, features: Features, state: M2R2State) -> tuple[M2R2Output, M2R2State]:
-        heard = self.inputs(features)
-        padding = ~heard.mask[..., None]
-        parts = torch.stack([heard.audio, heard.text], dim=-2)  # [B, U, 2, H]
-        common = rebuilt = None
+    def _continue(self, features: Features, state: M2R2State) -> tuple[M2R2Output, M2R2State]:
+        """The output of more utterances after ``state``, and the state after them."""
+        inputs: Projected = self.inputs(features)
+        padding = inputs.padding
+        parts = torch.stack([inputs.audio, inputs.text], dim=-2)  # [B, U, 2, H]
+        common = reconstructed = None
         if self.common is not None:
-            made = (part.masked_fill(padding[..., None], 0.0) for part in self.common(heard))
-            common, rebuilt = made
-            parts = torch.where(self._made_up(features)[..., None], rebuilt, parts)
-        told = self.dropout(torch.relu(self.join(parts.flatten(2))))
-        said, state = self.panet(told, heard.speaker, state)
-        felt, emotion = self.emotion(self.dropout(said), state.emotion[None])
-        felt = felt.masked_fill(padding, 0.0)
-        logits = self.classifier(self.dropout(felt)).masked_fill(padding, 0.0)
-        h_a, h_l = (part.masked_fill(padding, 0.0) for part in (heard.audio, heard.text))
-        output = M2R2Output(logits, h_a, h_l, felt, common, rebuilt)
-        return output, replace(state, emotion=emotion[0])
+            common, reconstructed = (
+                part.masked_fill(padding[..., None], 0.0) for part in self.common(inputs)
+            )
+            parts = torch.where(self._replaced(features)[..., None], reconstructed, parts)
+        utterances = self.dropout(torch.relu(self.join(parts.flatten(2))))
+        speaker_states, state = self.panet(utterances, inputs.speaker, state)
+        emotions, last = self.emotion(self.dropout(speaker_states), state.emotion[None])
+        emotions = emotions.masked_fill(padding, 0.0)
+        logits = self.classifier(self.dropout(emotions)).masked_fill(padding, 0.0)
+        h_a, h_l = (part.masked_fill(padding, 0.0) for part in (inputs.audio, inputs.text))
+        output = M2R2Output(logits, h_a, h_l, emotions, common, reconstructed)
+        return output, replace(state, emotion=last[0])
 
-    def _made_up(self, features: Features) -> Tensor:
-        """[B, U, 2]: where a modality is missing, or taken away, and the other is there."""
+    def _replaced(self, features: Features) -> Tensor:
+        """[B, U, 2]: where a modality is missing or dropped, and the other is present."""
         mask = features.present()
-        nowhere = torch.zeros_like(mask)
-        audio = nowhere if features.audio is None else mask
-        text = nowhere if features.text is None else mask
+        absent = torch.zeros_like(mask)
+        audio = absent if features.audio is None else mask
+        text = absent if features.text is None else mask
         audio = audio if features.audio_mask is None else audio & features.audio_mask
         text = text if features.text_mask is None else text & features.text_mask
         missing = torch.stack([text & ~audio, audio & ~text], dim=-1)
         if not self.training:
             return missing
-        lot = torch.rand(mask.shape, device=mask.device)
-        share = self.config.taken_away
-        lost = torch.stack([lot < share / 2, (lot >= share / 2) & (lot < share)], dim=-1)
-        return missing | (lost & (audio & text)[..., None])
+        chance, share = torch.rand(mask.shape, device=mask.device), self.config.dropped
+        dropped = torch.stack(
+            [chance < share / 2, (chance >= share / 2) & (chance < share)], dim=-1
+        )
+        return missing | (dropped & (audio & text)[..., None])
 
 
-class RebuildingLoss(Criterion[M2R2Output]):
-    """Mean squared: what is made up less what was there; one common representation less the other.
+class ReconstructionLoss(Criterion[M2R2Output]):
+    """Mean squared errors of the reconstructions, and between the two common representations.
 
-    What was there is detached, or it would shrink to be easily made up.
+    The reconstructed features are detached, or they would shrink to be reconstructed easily.
     """
 
     def __init__(self, weight: float) -> None:
@@ -224,12 +232,12 @@ class RebuildingLoss(Criterion[M2R2Output]):
 
     def forward(self, output: M2R2Output, mask: Tensor, labels: Tensor) -> Tensor:
         if output.h_a is None or output.h_l is None:
-            raise ValueError("a network of one modality makes up no other; leave it out")
-        if output.common is None or output.rebuilt is None:
-            raise ValueError("a network without rebuilding has nothing to compare; leave it out")
+            raise ValueError("a network of one modality reconstructs nothing; leave this loss out")
+        if output.common is None or output.reconstructed is None:
+            raise ValueError("the network reconstructs nothing; leave this loss out")
         if not bool(mask.any()):
-            return (output.common.sum() + output.rebuilt.sum()) * 0.0
-        there = torch.stack([output.h_a, output.h_l], dim=-2)[mask].detach()
+            return (output.common.sum() + output.reconstructed.sum()) * 0.0
+        original = torch.stack([output.h_a, output.h_l], dim=-2)[mask].detach()
         audio, text = output.common[mask].unbind(-2)
-        rebuilt = F.mse_loss(output.rebuilt[mask], there)
-        return self.weight * (rebuilt + F.mse_loss(audio, text))
+        error = F.mse_loss(output.reconstructed[mask], original)
+        return self.weight * (error + F.mse_loss(audio, text))

@@ -1,21 +1,21 @@
 """Broad Mamba: Shou et al., "Revisiting Multi-modal Emotion Learning with Broad State Space Models
 and Probability-guidance Fusion", 2024 (arXiv:2404.17858).
 
-Kept: each modality's context is told by selective state spaces (S6, Gu and Dao 2023) that run over
-the dialogue in both directions; a broad learning system (Chen and Liu 2018) spreads what they tell
-over random feature and enhancement nodes; the modalities are weighed by the probabilities of the
-labels that each predicts by itself.
+Kept: selective state spaces (S6, Gu and Dao 2023) run over the dialogue in both directions, for
+each modality; a broad learning system (Chen and Liu 2018) maps their outputs through random feature
+and enhancement nodes; the modalities are weighted by the probabilities of the labels that each
+predicts by itself.
 
 Left out: vision, and the encoders before the features.
 
-Not given to us, our choice: one input map and one gate for both directions, whose results are
-added; the random nodes' part is added to what they are made of; a modality's weight is the
-probability of the label that it thinks likeliest, over the sum of all modalities'; its own
-classifier is trained by cross entropy; memories begin shorter than in Mamba, turns being few.
+Not given by the paper, our choice: one input map and one gate for both directions, whose results
+are added; the random nodes' output is added to their input; a modality's weight is the probability
+of its most likely label, over the sum of all modalities'; its own classifier is trained by cross
+entropy; memories begin shorter than in Mamba, since dialogues have few turns.
 
 ``offline`` is the original. ``live`` leaves the second direction out and is causal: a state space
-is a recurrence, so that its state is all that there is to remember. Letters as in state.py;
-M modalities, E inner width, N states of each inner dimension, K the convolution's reach.
+is a recurrence, whose state is all that is carried. Letters as in state.py; M modalities, E inner
+width, N states of each inner dimension, K the convolution's width.
 """
 
 import math
@@ -26,17 +26,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stream_hbaf.networks.baselines.inputs import Inputs
+from stream_hbaf.networks.baselines.inputs import Inputs, Projected
 from stream_hbaf.networks.network import Criterion, Mode, Network, NetworkConfig, Output
 from stream_hbaf.networks.state import Features, State
 
-REACH = 4  # K, turns that the convolution sees
-SHORTEST, LONGEST = 0.01, 1.0  # Δ before training
+KERNEL = 4  # K, turns that the convolution sees
+INITIAL_DELTA = 0.01, 1.0  # the range of Δ before training
 
 
 @dataclass(frozen=True, slots=True)
 class MambaConfig(NetworkConfig):
-    """Broad Mamba's sizes and what can be left out."""
+    """Broad Mamba's sizes and switches."""
 
     kind: Literal["mamba"] = "mamba"
     mode: Mode = "offline"
@@ -50,19 +50,19 @@ class MambaConfig(NetworkConfig):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MambaState(State):
-    """What Broad Mamba remembers."""
+    """Broad Mamba's state."""
 
     OWN: ClassVar[int] = 4
 
-    recent: Tensor  # [.., M, layers, K - 1, E] what the convolution will see again
+    recent: Tensor  # [.., M, layers, K - 1, E] the last inputs of the convolution
     memory: Tensor  # [.., M, layers, E, N]
 
 
 @dataclass(frozen=True, slots=True)
 class MambaOutput(Output):
-    """With what each modality predicts by itself."""
+    """With the logits that each modality predicts by itself."""
 
-    alone: Tensor | None = None  # [B, U, M, C]
+    unimodal: Tensor | None = None  # [B, U, M, C]
 
 
 class SelectiveScan(nn.Module):
@@ -76,34 +76,34 @@ class SelectiveScan(nn.Module):
         super().__init__()
         inner, states = config.hidden, config.states
         self.rank, self.states = max(1, inner // 16), states
-        self.convolution = nn.Conv1d(inner, inner, REACH, groups=inner)
+        self.convolution = nn.Conv1d(inner, inner, KERNEL, groups=inner)
         self.select = nn.Linear(inner, self.rank + 2 * states, bias=False)
         self.rate = nn.Linear(self.rank, inner)  # W_Δ of low rank, b_Δ
         self.decay = nn.Parameter(torch.arange(1.0, states + 1).log().repeat(inner, 1))  # A_log
         self.skip = nn.Parameter(torch.ones(inner))  # D
-        begun = torch.empty(inner).uniform_(math.log(SHORTEST), math.log(LONGEST)).exp()
+        initial = torch.empty(inner).uniform_(*map(math.log, INITIAL_DELTA)).exp()
         with torch.no_grad():
-            self.rate.bias.copy_(begun.expm1().log())  # softplus of this is what it begins with
+            self.rate.bias.copy_(initial.expm1().log())  # the inverse of softplus
 
     def forward(
-        self, given: Tensor, mask: Tensor, recent: Tensor, memory: Tensor
+        self, x: Tensor, mask: Tensor, recent: Tensor, memory: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """[S, U, E], zero in padding, and the state before → the same, and the state after.
+        """x [S, U, E], zero in padding, and the state before → y [S, U, E] and the state after.
 
-        Padding leaves the memory as it is, so that it may as well come first.
+        Padding doesn't change the memory, so that it may stand first, as when run backwards.
         """
-        seen = torch.cat([recent, given], dim=1)
+        seen = torch.cat([recent, x], dim=1)
         x = F.silu(self.convolution(seen.transpose(1, 2))).transpose(1, 2)
         rate, b, c = self.select(x).split([self.rank, self.states, self.states], dim=-1)
         delta = F.softplus(self.rate(rate)).masked_fill(~mask[..., None], 0.0)
-        kept = torch.exp(delta[..., None] * -self.decay.exp())  # [S, U, E, N]
-        taken = (delta * x)[..., None] * b[:, :, None]
+        decays = torch.exp(delta[..., None] * -self.decay.exp())  # [S, U, E, N]
+        updates = (delta * x)[..., None] * b[:, :, None]
         memories = []
-        for keep, take in zip(kept.unbind(1), taken.unbind(1), strict=True):
-            memory = torch.addcmul(take, keep, memory)
+        for decay, update in zip(decays.unbind(1), updates.unbind(1), strict=True):
+            memory = torch.addcmul(update, decay, memory)
             memories.append(memory)
-        told = (torch.stack(memories, dim=1) @ c[..., None])[..., 0]
-        return told + self.skip * x, seen[:, -REACH + 1 :], memory
+        y = (torch.stack(memories, dim=1) @ c[..., None])[..., 0]
+        return y + self.skip * x, seen[:, -KERNEL + 1 :], memory
 
 
 class Block(nn.Module):
@@ -120,21 +120,21 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, told: Tensor, mask: Tensor, recent: Tensor, memory: Tensor
+        self, hidden: Tensor, mask: Tensor, recent: Tensor, memory: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """[S, U, H] and the state before → [S, U, H] and the state after."""
-        x, gate = self.into(self.norm(told)).masked_fill(~mask[..., None], 0.0).chunk(2, dim=-1)
-        y, after, remembered = self.onward(x, mask, recent, memory)
+        x, gate = self.into(self.norm(hidden)).masked_fill(~mask[..., None], 0.0).chunk(2, dim=-1)
+        y, recent_after, memory_after = self.onward(x, mask, recent, memory)
         if self.back is not None:
             backwards, _, _ = self.back(x.flip(1), mask.flip(1), recent, memory)
             y = y + backwards.flip(1)
-        return told + self.dropout(self.out(y * F.silu(gate))), after, remembered
+        return hidden + self.dropout(self.out(y * F.silu(gate))), recent_after, memory_after
 
 
 class Broad(nn.Module):
     """X ← X + W [Z; E], feature nodes Z = tanh(X W_e + β_e), enhancement E = tanh(Z W_h + β_h).
 
-    As in broad learning, only W is trained; what leads to the nodes is drawn once and kept.
+    As in broad learning, only W is trained; the other weights are drawn once and stay.
     """
 
     feature: Tensor
@@ -149,15 +149,15 @@ class Broad(nn.Module):
         self.norm = nn.LayerNorm(hidden)
         self.out = nn.Linear(2 * nodes, hidden)
 
-    def forward(self, told: Tensor) -> Tensor:
-        spread = torch.tanh(self.norm(told) @ self.feature[:-1] + self.feature[-1])
-        enhanced = torch.tanh(spread @ self.enhancement[:-1] + self.enhancement[-1])
-        result: Tensor = told + self.out(torch.cat([spread, enhanced], dim=-1))
+    def forward(self, hidden: Tensor) -> Tensor:
+        features = torch.tanh(self.norm(hidden) @ self.feature[:-1] + self.feature[-1])
+        enhanced = torch.tanh(features @ self.enhancement[:-1] + self.enhancement[-1])
+        result: Tensor = hidden + self.out(torch.cat([features, enhanced], dim=-1))
         return result
 
 
 class Context(nn.Module):
-    """One modality: its blocks, then its nodes."""
+    """One modality: its blocks, then its broad learning system."""
 
     def __init__(self, config: MambaConfig) -> None:
         super().__init__()
@@ -166,20 +166,19 @@ class Context(nn.Module):
         self.norm = nn.LayerNorm(config.hidden)
 
     def forward(
-        self, told: Tensor, mask: Tensor, recent: Tensor, memory: Tensor
+        self, hidden: Tensor, mask: Tensor, recent: Tensor, memory: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """[S, U, H], the state before [S, layers, ..] → [S, U, H] and the state after."""
-        seen, remembered = [], []
+        states = []
         for n, block in enumerate(self.blocks):
-            told, after, kept = block(told, mask, recent[:, n], memory[:, n])
-            seen.append(after)
-            remembered.append(kept)
-        told = self.norm(self.broad(told))
-        return told, torch.stack(seen, dim=1), torch.stack(remembered, dim=1)
+            hidden, *state = block(hidden, mask, recent[:, n], memory[:, n])
+            states.append(state)
+        recent, memory = (torch.stack(parts, dim=1) for parts in zip(*states, strict=True))
+        return self.norm(self.broad(hidden)), recent, memory
 
 
 class BroadMamba(Network[MambaState]):
-    """The whole network; ``step`` goes on with the recurrence that ``forward`` begins."""
+    """The whole network; ``step`` and ``forward`` run the same recurrence."""
 
     config: MambaConfig
 
@@ -197,11 +196,11 @@ class BroadMamba(Network[MambaState]):
 
     def forward(self, features: Features) -> MambaOutput:
         """As every network's."""
-        return self._hear(features, self.blank(len(features.present())))[0]
+        return self._continue(features, self.blank(len(features.present())))[0]
 
-    def step_streams(self, turn: Features, state: MambaState) -> tuple[Tensor, MambaState]:
+    def step_streams(self, utterance: Features, state: MambaState) -> tuple[Tensor, MambaState]:
         """As every network's."""
-        output, state = self._hear(turn, state)
+        output, state = self._continue(utterance, state)
         return output.logits[:, 0], state
 
     def blank(self, streams: int) -> MambaState:
@@ -210,54 +209,57 @@ class BroadMamba(Network[MambaState]):
         each = streams, len(config.modalities), config.layers
         new = self.classifier.weight.new_zeros
         return MambaState(
-            recent=new(*each, REACH - 1, config.hidden),
+            recent=new(*each, KERNEL - 1, config.hidden),
             memory=new(*each, config.hidden, config.states),
         )
 
     def criterion(self) -> "GuidanceLoss | None":
-        """What the modalities' own classifiers learn."""
+        """The loss of the modalities' own classifiers, if they are in use."""
         return GuidanceLoss(self.config.guidance_weight) if self.guides else None
 
-    def _hear(self, features: Features, state: MambaState) -> tuple[MambaOutput, MambaState]:
-        heard = self.inputs(features)
-        padding = ~heard.mask[..., None]
-        given = {"a": heard.audio, "l": heard.text}
-        told, recent, memory = {}, [], []
+    def _continue(self, features: Features, state: MambaState) -> tuple[MambaOutput, MambaState]:
+        """The output of more utterances after ``state``, and the state after them."""
+        inputs: Projected = self.inputs(features)
+        padding = inputs.padding
+        h, states = {}, []
         for n, (m, context) in enumerate(self.contexts.items()):
-            part, seen, kept = context(given[m], heard.mask, state.recent[:, n], state.memory[:, n])
-            told[m] = part.masked_fill(padding, 0.0)
-            recent.append(seen)
-            memory.append(kept)
-        fused, alone = self._fuse(told)
-        logits = self.classifier(self.dropout(fused)).masked_fill(padding, 0.0)
-        if alone is not None:
-            alone = alone.masked_fill(padding[..., None], 0.0)
-        output = MambaOutput(logits, told.get("a"), told.get("l"), fused, alone)
-        return output, MambaState(torch.stack(recent, dim=1), torch.stack(memory, dim=1))
+            before = state.recent[:, n], state.memory[:, n]
+            hidden, *after = context(inputs.modality(m), inputs.mask, *before)
+            h[m] = hidden.masked_fill(padding, 0.0)
+            states.append(after)
+        h_m, unimodal = self._fuse(h)
+        logits = self.classifier(self.dropout(h_m)).masked_fill(padding, 0.0)
+        if unimodal is not None:
+            unimodal = unimodal.masked_fill(padding[..., None], 0.0)
+        recent, memory = (torch.stack(parts, dim=1) for parts in zip(*states, strict=True))
+        output = MambaOutput(logits, h.get("a"), h.get("l"), h_m, unimodal)
+        return output, MambaState(recent, memory)
 
-    def _fuse(self, told: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-        """Σ w_m h_m, with w_m = max p_m / Σ max p: [B, U, H] and what each predicts alone."""
-        parts = torch.stack(list(told.values()), dim=-2)  # [B, U, M, H]
+    def _fuse(self, h: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Σ w_m h_m, with w_m = max p_m / Σ max p: [B, U, H], and the unimodal logits."""
+        parts = torch.stack(list(h.values()), dim=-2)  # [B, U, M, H]
         if not self.guides:
             return parts.mean(dim=-2), None
-        alone = torch.stack([guide(told[m]) for m, guide in self.guides.items()], dim=-2)
-        sure = alone.softmax(dim=-1).amax(dim=-1, keepdim=True)
-        return (parts * (sure / sure.sum(dim=-2, keepdim=True))).sum(dim=-2), alone
+        unimodal = torch.stack([guide(h[m]) for m, guide in self.guides.items()], dim=-2)
+        likeliest = unimodal.softmax(dim=-1).amax(dim=-1, keepdim=True)
+        weights = likeliest / likeliest.sum(dim=-2, keepdim=True)
+        return (parts * weights).sum(dim=-2), unimodal
 
 
 class GuidanceLoss(Criterion[MambaOutput]):
-    """Cross entropy of what each modality predicts by itself, the mean over modalities."""
+    """Cross entropy of the unimodal logits, the mean over modalities."""
 
     def __init__(self, weight: float) -> None:
         super().__init__()
         self.weight = weight
 
     def forward(self, output: MambaOutput, mask: Tensor, labels: Tensor) -> Tensor:
-        if output.alone is None:
-            raise ValueError("no modality predicts by itself; leave the criterion out")
-        alone, labels = output.alone[mask & (labels >= 0)], labels[mask & (labels >= 0)]
+        if output.unimodal is None:
+            raise ValueError("no modality predicts by itself; leave this loss out")
+        mask = mask & (labels >= 0)
+        unimodal, labels = output.unimodal[mask], labels[mask]
         if not len(labels):
-            return output.alone.sum() * 0.0
+            return output.unimodal.sum() * 0.0
         return self.weight * F.cross_entropy(
-            alone.flatten(0, 1), labels.repeat_interleave(alone.shape[1])
+            unimodal.flatten(0, 1), labels.repeat_interleave(unimodal.shape[1])
         )

@@ -3,12 +3,12 @@ Emotion Recognition in Conversation", ACL-IJCNLP 2021). Not causal: each utteran
 
 Kept: the text's context by a BiLSTM, audio by a linear map; a node for every modality of every
 utterance; edges within a modality between all utterances of a dialogue, and between the
-modalities of one utterance; edges weighed by angular similarity; deep spectral convolution as in
-GCNII, with initial residual and identity mapping; what entered the graph and what left it side by
-side before the classifier. Sizes of the released code: 4 layers, α 0.1, λ 0.5.
+modalities of one utterance; edges weighted by angular similarity; deep spectral convolution as in
+GCNII, with initial residual and identity mapping; the graph's inputs and outputs side by side
+before the classifier. Sizes of the released code: 4 layers, α 0.1, λ 0.5.
 
 Left out: vision, and the encoders before the features. Changed: every node has its speaker's
-vector, which the released code gives to text alone, since here text may be switched off; the
+embedding, which the released code gives to text alone, since here text may be switched off; the
 convolution is the plain one, where the released code maps H and H⁰ by matrices of their own.
 """
 
@@ -19,18 +19,17 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.networks.baselines.inputs import (
-    PARTIES,
-    Heard,
     Inputs,
     Offline,
-    require_offline,
+    Projected,
+    require_offline_mode,
+    run_packed,
 )
 from stream_hbaf.networks.network import Mode, NetworkConfig, Output
-from stream_hbaf.networks.state import Features
+from stream_hbaf.networks.state import PARTIES, Features
 
 ALMOST_ONE = 0.99999  # of a cosine: the arc cosine's slope at 1 is infinite
 SHORTEST = 1e-2  # a vector's length below which its direction counts for less: zero has none
@@ -45,18 +44,18 @@ class MmgcnConfig(NetworkConfig):
     layers: int = 4  # of the graph
     alpha: float = 0.1  # the initial residual's share of a layer
     decay: float = 0.5  # λ: how much of a layer is its matrix, less with each layer
-    use_speakers: bool = True  # a learned vector of the speaker in every node
+    use_speakers: bool = True  # a speaker embedding in every node
     use_cross_edges: bool = True  # edges between the modalities of an utterance
 
     def __post_init__(self) -> None:
         NetworkConfig.__post_init__(self)
-        require_offline(self)
+        require_offline_mode(self)
         if self.hidden % 2:
             raise ConfigError(f"network: hidden {self.hidden} must divide by 2")
 
 
 class Mmgcn(Offline):
-    """Modality encoders, one graph a dialogue, classifier."""
+    """The whole network: modality encoders, one graph for each dialogue, classifier."""
 
     config: MmgcnConfig
 
@@ -68,7 +67,7 @@ class Mmgcn(Offline):
         if config.use_audio:
             self.audio = nn.Linear(hidden, hidden)
         if config.use_text:
-            self.text = TwoWayLstm(hidden, dropout=config.dropout)
+            self.text = BiLstm(hidden, dropout=config.dropout)
         if config.use_speakers:
             self.speakers = nn.Embedding(PARTIES, hidden)
         self.graph = DeepGraph(config)
@@ -76,21 +75,21 @@ class Mmgcn(Offline):
         self.classifier = nn.Linear(2 * hidden * len(config.modalities), config.classes)
 
     def forward(self, features: Features) -> Output:
-        """As every network's; h_m is [B, U, 2H a modality]: before and after the graph."""
-        heard = self.inputs(features)
-        nodes = self._nodes(heard)
-        count, turns = len(nodes), heard.mask.shape[1]
+        """As every network's; h_m [B, U, 2 M H] is the graph's inputs and outputs."""
+        inputs: Projected = self.inputs(features)
+        nodes = self._nodes(inputs)
+        count, turns = len(nodes), inputs.mask.shape[1]
         flat = torch.cat(nodes, dim=1)  # [B, M U, H], one modality after the other
         adjacency = propagation(
-            flat, heard.mask, modalities=count, cross=self.config.use_cross_edges
+            flat, inputs.mask, modalities=count, cross=self.config.use_cross_edges
         )
-        reached = self.graph(flat, adjacency).split(turns, dim=1)
-        joined = torch.cat([*nodes, *reached], dim=-1)
+        convolved = self.graph(flat, adjacency).split(turns, dim=1)
+        joined = torch.cat([*nodes, *convolved], dim=-1)
         logits = self.classifier(self.dropout(torch.relu(joined)))
-        padding = ~heard.mask[..., None]
+        padding = inputs.padding
         after = {
-            name: states.masked_fill(padding, 0.0)
-            for name, states in zip(self.config.modalities, reached, strict=True)
+            m: states.masked_fill(padding, 0.0)
+            for m, states in zip(self.config.modalities, convolved, strict=True)
         }
         return Output(
             logits.masked_fill(padding, 0.0),
@@ -99,21 +98,21 @@ class Mmgcn(Offline):
             joined.masked_fill(padding, 0.0),
         )
 
-    def _nodes(self, heard: Heard) -> list[Tensor]:
+    def _nodes(self, inputs: Projected) -> list[Tensor]:
         """[B, U, H] of each modality in use."""
         nodes = []
         if self.config.use_audio:
-            nodes.append(self.audio(heard.audio))
+            nodes.append(self.audio(inputs.audio))
         if self.config.use_text:
-            nodes.append(self.text(heard.text, heard.mask))
+            nodes.append(self.text(inputs.text, inputs.mask))
         if self.config.use_speakers:
-            speaker = self.speakers(heard.speaker)
+            speaker = self.speakers(inputs.speaker)
             nodes = [states + speaker for states in nodes]
         return nodes
 
 
-class TwoWayLstm(nn.Module):
-    """Utterances [B, U, H] in the context of their dialogue, both ways: [B, U, H], H/2 a way."""
+class BiLstm(nn.Module):
+    """BiLSTM over the utterances of a dialogue, H/2 a direction: [B, U, H] → [B, U, H]."""
 
     def __init__(self, hidden: int, *, layers: int = 2, dropout: float = 0.0) -> None:
         super().__init__()
@@ -127,13 +126,8 @@ class TwoWayLstm(nn.Module):
         )
 
     def forward(self, sequence: Tensor, mask: Tensor) -> Tensor:
-        """Zero in padding, which the way back never meets."""
-        lengths = mask.sum(dim=1).clamp_min(1).cpu()
-        packed = pack_padded_sequence(sequence, lengths, batch_first=True, enforce_sorted=False)
-        states, _ = pad_packed_sequence(
-            self.lstm(packed)[0], batch_first=True, total_length=sequence.shape[1]
-        )
-        return states
+        """Zero in padding."""
+        return run_packed(self.lstm, sequence, mask)
 
 
 def propagation(nodes: Tensor, mask: Tensor, *, modalities: int, cross: bool = True) -> Tensor:
@@ -151,8 +145,8 @@ def propagation(nodes: Tensor, mask: Tensor, *, modalities: int, cross: bool = T
     joined = modality[:, None] == modality
     if cross:
         joined = joined | (turn[:, None] == turn)
-    there = mask.repeat(1, modalities)
-    joined = joined & there[:, None] & there[..., None]
+    node_mask = mask.repeat(1, modalities)
+    joined = joined & node_mask[:, None] & node_mask[..., None]
     weights = similarity.masked_fill(~joined, 0.0)
     scale = weights.sum(dim=-1).clamp_min(1e-6).rsqrt()  # padding has no edges at all
     return scale[..., None] * weights * scale[:, None]
