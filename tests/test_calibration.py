@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from stream_hbaf.errors import ConfigError
-from stream_hbaf.networks.calibration import NEVER, PATTERNS, Calibration, softmax
+from stream_hbaf.networks.calibration import ALWAYS_ABSTAIN, PATTERNS, Calibration, softmax
 from stream_hbaf.training.calibration import fit_calibration
 
 FRESH = 20_000
@@ -105,7 +105,7 @@ def test_a_small_risk_cannot_be_held_and_a_large_one_always():
     labels = np.random.default_rng(15).integers(0, 7, 500)
     right = 9 * np.eye(7, dtype=np.float32)[labels] + chance
     found = fit_calibration({"audio": [(chance, labels)], "text": [(right, labels)]}, risk=0.1)
-    assert found.answers_above["audio"] == NEVER
+    assert found.answers_above["audio"] == ALWAYS_ABSTAIN
     assert found.answers_above["text"] == 0.0
 
 
@@ -115,8 +115,8 @@ def test_a_pattern_without_evidence_promises_nothing():
     found = fit_calibration({"audio": [audio], "text": [text], "audio+text": []}, risk=0.4)
     assert found.temperatures["audio+text"] == found.temperatures[""] == pytest.approx(2, rel=0.05)
     assert found.thresholds["audio+text"] == found.thresholds[""] == 0.0
-    assert found.answers_above["audio+text"] == found.answers_above[""] == NEVER
-    assert 0 < found.answers_above["text"] < NEVER
+    assert found.answers_above["audio+text"] == found.answers_above[""] == ALWAYS_ABSTAIN
+    assert 0 < found.answers_above["text"] < ALWAYS_ABSTAIN
     assert set(found.temperatures) == set(PATTERNS)
 
 

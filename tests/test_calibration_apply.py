@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from stream_hbaf.corpora.dialogue import LABELS
 from stream_hbaf.networks.calibration import (
-    NEVER,
+    ALWAYS_ABSTAIN,
     PATTERNS,
     VALENCE,
     Calibration,
@@ -22,7 +22,7 @@ from stream_hbaf.networks.calibration import (
 CALIBRATION = Calibration(
     temperatures={"": 4.0, "audio": 2.0, "text": 1.0, "audio+text": 0.5},
     thresholds={"": 0.0, "audio": 0.2, "text": 0.9, "audio+text": 0.3},
-    answers_above={"": NEVER, "audio": 0.6, "text": 0.4, "audio+text": 0.0},
+    answers_above={"": ALWAYS_ABSTAIN, "audio": 0.6, "text": 0.4, "audio+text": 0.0},
     risk=0.3,
 )
 

@@ -121,7 +121,7 @@ def attend(layer: nn.Module, asking: list[Vector], told: list[Vector]) -> list[V
     results = []
     for row in asking:
         query, mixed = linear(layer.query, row), []
-        pairs = [linear(layer.told, other) for other in told]
+        pairs = [linear(layer.key_value, other) for other in told]
         hidden, size = len(row), len(row) // layer.heads
         for head in range(layer.heads):
             own = range(head * size, (head + 1) * size)

@@ -1,7 +1,7 @@
-"""MGCMA's losses: what draws the speech and the text of one utterance towards each other.
+"""MGCMA's losses, which align the speech and the text representation of each utterance.
 
-Only the paper's summary is to be had, so each form here is our choice, and says so. N is the number
-of pairs: a batch's utterances that have both speech and text. H hidden.
+Only a summary of the paper is available, so that the form of each loss is our choice; its docstring
+says which. N is the number of pairs: a batch's utterances that have both speech and text. H hidden.
 """
 
 import math
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from stream_hbaf.networks.network import Criterion, Output
 
-LOG_SIGMA_RANGE = (-6.0, 3.0)  # a deviation of e⁻⁶ is a point, one of e³ says nothing
+LOG_SIGMA_RANGE = (-6.0, 3.0)  # σ from e⁻⁶, nearly a point, to e³, nearly uniform
 
 
 class DistributionConstructor(nn.Module):
-    """An utterance's speech or text [N, H] → its Gaussian: mean μ and log σ, each [N, H].
+    """Speech or text [N, H] → a diagonal Gaussian for each utterance: μ and log σ, [N, H] each.
 
     The paper's figure 2 leaves out activation and normalization layers. Our choice: one common
     layer with both, then one linear map for μ and one for log σ, which is clamped.
@@ -35,20 +35,20 @@ class DistributionConstructor(nn.Module):
 def squared_wasserstein(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> Tensor:
     """Squared 2-Wasserstein distances of diagonal Gaussians (μ, log σ), [N, H] and [M, H] → [N, M].
 
-    |μ - μ'|² + |σ - σ'|². Our choice: their mean over dimensions, so that a temperature means the
-    same at any width.
+    |μ - μ'|² + |σ - σ'|². Our choice: the mean over dimensions, so that a temperature has the same
+    effect at any width.
     """
-    # Both terms at once: it is the distance of the points [μ; σ].
+    # Both terms at once: the squared distance of the points [μ; σ].
     points, others = (torch.cat([mu, log_sigma.exp()], dim=-1) for mu, log_sigma in (one, other))
     lengths = points.square().sum(dim=-1)[:, None] + others.square().sum(dim=-1)
     return (lengths - 2 * points @ others.T) / one[0].shape[-1]
 
 
 def info_nce(similarity: Tensor, positive_mask: Tensor) -> Tensor:
-    """-log of a positive's share, mean over N and over both directions: [N, N] twice → [].
+    """InfoNCE, mean over N and over both directions: [N, N] twice → [].
 
-    Speech is numbered by rows, text by columns. With several positives their mean counts (Khosla
-    et al. 2020, outside the logarithm); each must have one.
+    Rows are speech, columns text. With several positives their mean counts (Khosla et al. 2020,
+    outside the logarithm); each row and column must have one.
     """
     positives = positive_mask.to(similarity.dtype)
 
@@ -62,9 +62,9 @@ def info_nce(similarity: Tensor, positive_mask: Tensor) -> Tensor:
 class DistributionAlignment(nn.Module):
     """Speech and text [N, H] → InfoNCE of their Gaussians' similarity -a W₂².
 
-    Our choice: one constructor for both, so that what it draws together is speech and text, not two
-    maps of them. a > 0 is learned, as its logarithm, and begins at 1 / ``temperature``. An offset b
-    added to the similarity would cancel out of every share, so there is none.
+    Our choice: one constructor for both modalities, so that the loss aligns them and not two maps
+    of them. a > 0 is learned as its logarithm and begins at 1 / ``temperature``. The paper's offset
+    b of the similarity cancels out of InfoNCE, so it is left out.
     """
 
     def __init__(self, hidden: int, *, temperature: float) -> None:
@@ -80,7 +80,7 @@ class DistributionAlignment(nn.Module):
 class InstanceAlignment(nn.Module):
     """Speech and text [N, H] → InfoNCE of the cosines of their projections, over ``temperature``.
 
-    Our choice: a projection of two layers (Chen et al. 2020), one for both, as the constructor is.
+    Our choice: a projection of two layers (Chen et al. 2020), one for both modalities.
     """
 
     def __init__(self, hidden: int, *, temperature: float) -> None:
@@ -97,12 +97,12 @@ class InstanceAlignment(nn.Module):
 
 
 class AlignmentCriterion(Criterion):
-    """MGCMA's loss beside cross entropy: the distributions' and the instances', weighed and added.
+    """MGCMA's loss beside cross entropy: the weighted sum of both alignments.
 
-    It looks at h_a and h_l, as they are before they have met: afterwards each holds something of
-    the other, and a pair could be told by that. Our choice: the distribution constructors belong
-    to the loss alone. What is shipped stays small, and an ablation takes away the alignment only,
-    not an input of the classifier. A weight of None leaves its part out.
+    It compares h_a and h_l from before the token alignment: afterwards each contains information
+    of the other, by which a pair could be recognised. Our choice: the distribution constructor
+    belongs to the loss alone, so that the shipped network stays small and an ablation removes the
+    alignment without an input of the classifier. A weight of None leaves its part out.
     """
 
     def __init__(
@@ -140,5 +140,5 @@ class AlignmentCriterion(Criterion):
 
     @staticmethod
     def _alike(labels: Tensor) -> Tensor:
-        """Which utterances share a label: [N] → [N, N]; where there is none, with nobody."""
+        """Whether two utterances share a label, [N] → [N, N]; False without a label."""
         return (labels[:, None] == labels) & (labels >= 0)

@@ -1,8 +1,8 @@
-"""What a prediction is worth: how sure it may be, what else it may be, and when to say nothing.
+"""Calibration: from logits to probabilities, sets of labels, abstention and contributions.
 
-Plain numpy, so that training measures with the same calls that live use is told by. How much a
-network may be believed depends on what it was given, so everything here is kept by modality
-pattern. Shape letters: C classes.
+Plain numpy, so that evaluation and live use make the same calls. How reliable a network is depends
+on the modalities that it was given, so every setting is kept by modality pattern. Shape letters:
+C classes, N predictions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from stream_hbaf.config import Probability, Section
 
 Modality = Literal["audio", "text"]
 MODALITIES: tuple[Modality, ...] = get_args(Modality)
-Pattern = Literal["", "audio", "text", "audio+text"]  # the modalities given; "": the past alone
+Pattern = Literal["", "audio", "text", "audio+text"]  # the modalities given; "": only the past
 PATTERNS: tuple[Pattern, ...] = get_args(Pattern)
 Flags = NDArray[np.bool_]
 Probabilities = NDArray[np.float64]
@@ -30,13 +30,13 @@ VALENCE = {
     "joy": 1,
     "neutral": 0,
     "sadness": -1,
-    "surprise": 0,  # a gift and a burglar both surprise
+    "surprise": 0,  # pleasant or unpleasant
 }
-NEVER = 1.0  # as a probability to answer above: no prediction is sure enough
+ALWAYS_ABSTAIN = 1.0  # as ``answers_above``
 
 
 class Calibration(Section):
-    """How a bundle's logits become probabilities, and what may be said of them.
+    """The fitted calibration of a bundle.
 
     Temperature: Guo et al. 2017. Sets of labels: split conformal prediction (Vovk et al. 2005;
     Lei et al. 2018) with the score 1 - p of LAC, which gives the smallest sets on average
@@ -45,11 +45,11 @@ class Calibration(Section):
     """
 
     temperatures: dict[Pattern, Annotated[float, Field(gt=0.0)]]  # logits are divided by it
-    thresholds: dict[Pattern, Probability]  # a label at least as likely is in the set; 0: every one
-    coverage: Probability = 0.9  # share of sets that hold the right label, for which they were made
-    answers_above: dict[Pattern, Probability]  # a less likely best label: abstained; 1: always
+    thresholds: dict[Pattern, Probability]  # labels at least as likely are in the set; 0: all
+    coverage: Probability = 0.9  # share of sets with the right label, for which they were fitted
+    answers_above: dict[Pattern, Probability]  # abstain if the best label is less likely; 1: always
     risk: Probability  # error rate among what is answered, for which ``answers_above`` was chosen
-    conflict_above: Probability = 0.5  # as sure must both voice and words be to contradict
+    conflict_above: Probability = 0.5  # least probability of both modalities' labels in a conflict
 
     @model_validator(mode="after")
     def _of_every_pattern(self) -> Self:
@@ -60,7 +60,7 @@ class Calibration(Section):
 
     @classmethod
     def of_temperature(cls, temperature: float) -> "Calibration":
-        """One temperature and no promise: every label is in the set, nothing is abstained."""
+        """One temperature without guarantees: sets hold every label, nothing is abstained."""
         return cls(
             temperatures=dict.fromkeys(PATTERNS, temperature),
             thresholds=dict.fromkeys(PATTERNS, 0.0),
@@ -79,7 +79,7 @@ class Calibration(Section):
     def label_sets(
         self, probabilities: Probabilities, *, pattern: Pattern | Sequence[Pattern]
     ) -> Flags:
-        """Which labels it may be [.., C]; never none of them: the best is always in."""
+        """The set of labels [.., C] for probabilities [.., C]; the best label is always in it."""
         least = np.minimum(_of(self.thresholds, pattern), probabilities.max(-1))
         likely: Flags = probabilities >= least[..., None]
         return likely
@@ -87,33 +87,33 @@ class Calibration(Section):
     def abstains(
         self, probabilities: Probabilities, *, pattern: Pattern | Sequence[Pattern]
     ) -> Flags:
-        """Whether the best of probabilities [.., C] isn't sure enough to be an answer [..]."""
+        """Whether the best of probabilities [.., C] is too unlikely to be answered [..]."""
         least = _of(self.answers_above, pattern)
-        unsure: Flags = (probabilities.max(-1) < least) | (least >= NEVER)
+        unsure: Flags = (probabilities.max(-1) < least) | (least >= ALWAYS_ABSTAIN)
         return unsure
 
     def conflicts(
         self, labels: Sequence[str], *, audio: Probabilities, text: Probabilities
     ) -> bool:
-        """Whether what is said by sound alone [C] and by words alone [C] contradict each other.
+        """Whether the predictions by audio alone [C] and by text alone [C] contradict each other.
 
         Their labels are of opposite valence, and each is as likely as ``conflict_above`` or more.
         """
         if min(audio.max(), text.max()) < self.conflict_above:
             return False
-        heard, read = (VALENCE.get(labels[int(p.argmax())], 0) for p in (audio, text))
-        return heard * read < 0
+        by_audio, by_text = (VALENCE.get(labels[int(p.argmax())], 0) for p in (audio, text))
+        return by_audio * by_text < 0
 
 
 def pattern_of(*, audio: bool, text: bool) -> Pattern:
-    """The name of what a prediction was given."""
+    """The pattern of the modalities that a prediction was given."""
     if audio and text:
         return "audio+text"
     return "audio" if audio else "text" if text else ""
 
 
 def patterns_of(*, audio: Flags, text: Flags) -> list[Pattern]:
-    """The same for N predictions: where there was sound [N], and where there were words [N]."""
+    """The patterns of N predictions, by where audio [N] and text [N] were given."""
     return [pattern_of(audio=bool(a), text=bool(t)) for a, t in zip(audio, text, strict=True)]
 
 
@@ -126,7 +126,7 @@ def softmax(logits: NDArray[np.floating]) -> Probabilities:
 
 
 def coalitions(players: Sequence[str]) -> list[frozenset[str]]:
-    """Every set of players, from none to all of them, smaller ones first."""
+    """Every set of players, from the empty one to all of them, smaller ones first."""
     return [
         frozenset(chosen)
         for size in range(len(players) + 1)
@@ -135,9 +135,9 @@ def coalitions(players: Sequence[str]) -> list[frozenset[str]]:
 
 
 def shapley(worth: Mapping[frozenset[str], float]) -> dict[str, float]:
-    """What each player adds on average over all orders in which they may come (Shapley 1953).
+    """Shapley values (Shapley 1953): what each player adds on average over all orders.
 
-    ``worth`` holds every coalition of the players. The shares sum to worth of all - of none.
+    ``worth`` holds the value of every coalition. The values sum to worth of all - worth of none.
     """
     players = max(worth, key=len)
     count = len(players)
@@ -151,7 +151,7 @@ def shapley(worth: Mapping[frozenset[str], float]) -> dict[str, float]:
 
 
 def _of(table: Mapping[Pattern, float], pattern: Pattern | Sequence[Pattern]) -> Probabilities:
-    """The table's number for one pattern [], or for each of N [N]."""
+    """The table's value for one pattern [], or for each of N [N]."""
     if isinstance(pattern, str):
         return np.array(table[pattern], dtype=np.float64)
     return np.array([table[one] for one in pattern], dtype=np.float64)

@@ -1,7 +1,7 @@
-"""Several networks as one (Lakshminarayanan et al. 2017, "deep ensembles").
+"""Several networks as one: deep ensembles (Lakshminarayanan et al. 2017).
 
-Trained alike but for the seed, they agree where they know and differ where they guess: their mean
-probability is right more often than each of them, and more honest about how sure it is.
+Networks that differ in the seed only agree on easy utterances and differ on hard ones, so that
+their mean probability is more accurate, and better calibrated, than each of them.
 """
 
 from collections.abc import Sequence
@@ -15,11 +15,10 @@ from stream_hbaf.networks.state import Features, State
 
 
 class Ensemble(Network[State]):
-    """M networks of one configuration, used like one of them: the logits are of the mean
-    probability.
+    """M networks of one configuration with one network's interface.
 
-    Its state is theirs: every part has M after the streams, [.., M, ..], so that it is stacked,
-    moved and compared as any other.
+    Logits are the logarithm of the mean probability. The state is the members' own, with M after
+    the streams, [.., M, ..], so that it is stacked, moved and compared as any other.
     """
 
     state_dims = 1  # M
@@ -34,11 +33,11 @@ class Ensemble(Network[State]):
         return [member for member in self.members if isinstance(member, Network)]
 
     def forward(self, features: Features) -> Output:
-        """As every network's; h_m of all members side by side, h_a and h_l of none."""
-        said = [member(features) for member in self._each]
-        parts = [one.h_m for one in said if one.h_m is not None]
+        """As every network's; h_m is that of all members side by side, h_a and h_l are None."""
+        outputs = [member(features) for member in self._each]
+        parts = [output.h_m for output in outputs if output.h_m is not None]
         joined = torch.cat(parts, dim=-1) if parts else None
-        return Output(_mean_logits([one.logits for one in said]), h_m=joined)
+        return Output(_mean_logits([output.logits for output in outputs]), h_m=joined)
 
     def step_streams(self, utterance: Features, state: State) -> tuple[Tensor, State]:
         """As every network's."""
@@ -58,10 +57,10 @@ class Ensemble(Network[State]):
 
 def _mean_logits(every: Sequence[Tensor]) -> Tensor:
     """M times logits [.., C] → the logarithm of the mean probability [.., C]."""
-    spoken = torch.stack([logits.log_softmax(-1) for logits in every])
-    return torch.logsumexp(spoken, dim=0) - torch.log(torch.tensor(float(len(every))))
+    log_probabilities = torch.stack([logits.log_softmax(-1) for logits in every])
+    return torch.logsumexp(log_probabilities, dim=0) - torch.log(torch.tensor(float(len(every))))
 
 
 def join(members: Sequence[Network]) -> Network:
-    """The networks as one; one alone stays what it is."""
+    """An ensemble of the networks; a single network is returned as it is."""
     return members[0] if len(members) == 1 else Ensemble(members)

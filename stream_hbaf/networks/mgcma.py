@@ -1,12 +1,12 @@
 """MGCMA (Wang et al., ICASSP 2025): speech and text of one utterance, aligned token by token.
 
 Multi-Granularity Cross-Modal Alignment has three alignments: of distributions and of instances,
-which are losses (alignment.py), and of tokens, which is here. Only the paper's summary is to be
-had, so each form is our choice, and says so.
+which are losses (alignment.py), and of tokens, which is here. Only a summary of the paper is
+available, so that the form of each part is our choice; its docstring says which.
 
-Letters: a speech, l text; B dialogues, U utterances, S streams, V the utterances that are there;
-F speech and T text tokens of an utterance, n of either, N of all V together; A and L the widths of
-speech and text tokens, H hidden, C classes.
+Letters: a speech, l text; B dialogues, U utterances, S streams, V utterances of a batch without
+padding; F speech and T text tokens of an utterance, n of either, N of all V together; A and L the
+widths of speech and text tokens, H hidden, C classes.
 """
 
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from stream_hbaf.networks.alignment import AlignmentCriterion
 from stream_hbaf.networks.hbaf import Residual
 from stream_hbaf.networks.network import Network, NetworkConfig, Output, Standardise
 from stream_hbaf.networks.state import Features, Stateless
+from stream_hbaf.networks.windows import Sequences
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +35,9 @@ class MgcmaConfig(NetworkConfig):
     use_distribution_alignment: bool = True
     use_token_alignment: bool = True
     use_instance_alignment: bool = True
-    distribution: float = 0.1  # the loss's weight
-    instance: float = 0.1  # the loss's weight
-    supervised: bool = False  # instances of one label are drawn together, not pairs only
+    distribution: float = 0.1  # weight of the distribution alignment loss
+    instance: float = 0.1  # weight of the instance alignment loss
+    supervised: bool = False  # instances of one label are positives, not the pair only
     temperature: float = 0.1
 
     def __post_init__(self) -> None:
@@ -48,61 +49,60 @@ class MgcmaConfig(NetworkConfig):
         if self.temperature <= 0:
             raise ConfigError(f"network: temperature {self.temperature} must be above 0")
         if self.distribution < 0 or self.instance < 0:
-            raise ConfigError("network: distribution and instance are weights; 0 is the least")
+            raise ConfigError("network: the weights distribution and instance must be at least 0")
 
     @property
     def takes_tokens(self) -> bool:
-        """Whether an utterance is given as tokens of speech and of text: it is."""
+        """True: an utterance is given as tokens of speech and of text."""
         return True
 
     @property
     def remembers(self) -> bool:
-        """Whether an utterance is seen among others: it isn't."""
+        """False: each utterance is classified by itself."""
         return False
 
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """One modality of V utterances: its N tokens, an utterance's after the last one's.
+    """The N tokens of one modality of V utterances, packed in the order of the utterances.
 
-    What isn't there isn't computed: utterances differ in length more than tenfold.
+    Packed, because utterances differ in length more than tenfold and padding would be computed.
     """
 
     values: Tensor  # [N, ..]
-    mask: Tensor  # [V, n] where they stand
+    mask: Tensor  # [V, n] the places of the tokens when padded
 
     def with_values(self, values: Tensor) -> "Tokens":
-        """Others in their places."""
+        """Tokens with other values [N, ..] at the same places."""
         return Tokens(values, self.mask)
 
     def mean(self) -> Tensor:
-        """The mean of each utterance's tokens, of which it must have one: [V, ..]."""
+        """The mean of each utterance's tokens, at least one of each: [V, ..]."""
         owner = self.mask.nonzero()[:, 0]
         total = self.values.new_zeros(len(self.mask), self.values.shape[-1])
         counts = self.mask.sum(dim=1, keepdim=True)
         return total.index_add(0, owner, self.values) / counts
 
-    def spread(self) -> Tensor:
-        """In rows of one utterance each, zero where no token stands: [V, n, ..]."""
-        table = self.values.new_zeros(self.mask.numel(), self.values.shape[-1])
-        return table.index_copy(0, self._rows(), self.values).view(
-            *self.mask.shape, table.shape[-1]
+    def pad(self) -> Tensor:
+        """The values as [V, n, ..], zero in padding."""
+        padded = self.values.new_zeros(self.mask.numel(), self.values.shape[-1])
+        return padded.index_copy(0, self._rows(), self.values).view(
+            *self.mask.shape, padded.shape[-1]
         )
 
-    def gathered(self, table: Tensor) -> "Tokens":
-        """The other way round, from [V, n, ..]."""
-        return self.with_values(table.flatten(0, 1).index_select(0, self._rows()))
+    def pack(self, padded: Tensor) -> "Tokens":
+        """[V, n, ..] → tokens at the same places."""
+        return self.with_values(padded.flatten(0, 1).index_select(0, self._rows()))
 
     def _rows(self) -> Tensor:
         return self.mask.flatten().nonzero()[:, 0]
 
 
 class FeatureProjection(nn.Module):
-    """A modality's tokens as they were measured, to width H.
+    """A modality's token features to width H.
 
-    Our choice: a linear map, normed, and the place of a token by sine and cosine (Vaswani et al.
-    2017). Of an utterance that has no token, one learned token is all there is; a measurement that
-    a token lacks (NaN) counts as the usual one, zero.
+    Our choice: a linear map, normed, plus a sinusoidal positional encoding (Vaswani et al. 2017).
+    An utterance without tokens gets one learned token; a missing value of a token (NaN) is zero.
     """
 
     def __init__(self, width: int, *, hidden: int, standardised: bool, dropout: float) -> None:
@@ -110,23 +110,24 @@ class FeatureProjection(nn.Module):
         self.standardise = Standardise(width) if standardised else nn.Identity()
         self.linear = nn.Linear(width, hidden)
         self.norm = nn.LayerNorm(hidden)
-        self.absent = nn.Parameter(torch.randn(hidden))  # as large as what is normed
+        self.absent = nn.Parameter(torch.randn(hidden))  # of the size of a normed token
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, measured: Tokens) -> Tokens:
-        """[N, A or L] → [N', H]; here an utterance may come without a token."""
-        values = self.standardise(measured.values)
+    def forward(self, tokens: Tokens) -> Tokens:
+        """[N, A or L] → [N', H], N' ≥ N since every utterance has a token then."""
+        values = self.standardise(tokens.values)
         projected = self.norm(self.linear(values.masked_fill(values.isnan(), 0.0)))
-        known = measured.mask
-        projected = projected + places(known.shape[1], like=self.absent)[known.nonzero()[:, 1]]
-        mask = known.clone()
-        mask[:, 0] |= ~known.any(dim=1)
-        values = self.absent.expand(int(mask.sum()), -1).index_put((known[mask],), projected)
+        present = tokens.mask
+        encoding = positional_encoding(present.shape[1], like=self.absent)
+        projected = projected + encoding[present.nonzero()[:, 1]]
+        mask = present.clone()
+        mask[:, 0] |= ~present.any(dim=1)
+        values = self.absent.expand(int(mask.sum()), -1).index_put((present[mask],), projected)
         return Tokens(self.dropout(values), mask)
 
 
-def places(count: int, *, like: Tensor) -> Tensor:
-    """Sines and cosines of each place, wavelengths from 2π to 10,000 · 2π: [count, H]."""
+def positional_encoding(count: int, *, like: Tensor) -> Tensor:
+    """Sines and cosines of each position, wavelengths from 2π to 10,000 · 2π: [count, H]."""
     half = len(like) // 2
     rates = 10_000.0 ** (-torch.arange(half, dtype=like.dtype, device=like.device) / half)
     angles = torch.arange(count, dtype=like.dtype, device=like.device)[:, None] * rates
@@ -134,10 +135,10 @@ def places(count: int, *, like: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Tokens look at tokens, their own modality's or the other's: softmax(QKᵀ/√d) V.
+    """Multi-head attention softmax(QKᵀ/√d) V (Vaswani et al. 2017) without the output map.
 
-    Vaswani et al. 2017, but the heads' results are still side by side: whoever asks maps them.
-    Our choice: no dropout of the weights, which on a CPU costs as much as the attention.
+    The output map stands in the modules that use it, after pooling where possible. Our choice: no
+    dropout of the weights, which on a CPU costs as much as the attention.
     """
 
     def __init__(self, config: MgcmaConfig) -> None:
@@ -145,28 +146,28 @@ class Attention(nn.Module):
         hidden = config.hidden
         self.heads = config.heads
         self.query = nn.Linear(hidden, hidden)
-        self.told = nn.Linear(hidden, 2 * hidden)  # key and value
+        self.key_value = nn.Linear(hidden, 2 * hidden)
 
-    def forward(self, asking: Tokens, told: Tokens) -> Tokens:
-        """[N, H] and the other's [M, H] → [N, H]."""
-        query = self._by_head(asking.with_values(self.query(asking.values)).spread())
-        pairs = told.with_values(self.told(told.values)).spread()
-        key, value = (self._by_head(part) for part in pairs.chunk(2, dim=-1))
+    def forward(self, target: Tokens, source: Tokens) -> Tokens:
+        """Queries of the target [N, H], keys and values of the source [M, H] → [N, H]."""
+        query = self._by_head(target.with_values(self.query(target.values)).pad())
+        key_value = source.with_values(self.key_value(source.values)).pad()
+        key, value = (self._by_head(part) for part in key_value.chunk(2, dim=-1))
         mixed = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=told.mask[:, None, None]
+            query, key, value, attn_mask=source.mask[:, None, None]
         )
-        return asking.gathered(mixed.transpose(1, 2).flatten(2))
+        return target.pack(mixed.transpose(1, 2).flatten(2))
 
-    def _by_head(self, table: Tensor) -> Tensor:
+    def _by_head(self, padded: Tensor) -> Tensor:
         """[V, n, H] → [V, heads, n, H/heads]."""
-        count, length, hidden = table.shape
-        return table.view(count, length, self.heads, hidden // self.heads).transpose(1, 2)
+        count, length, hidden = padded.shape
+        return padded.view(count, length, self.heads, hidden // self.heads).transpose(1, 2)
 
 
 class SelfAttention(nn.Module):
-    """A modality's tokens look at one another: [N, H] → [N, H].
+    """Attention among a modality's own tokens: [N, H] → [N, H].
 
-    Our choice: sum, norm and feed-forward are as HBAF's.
+    Our choice: residual, norm and feed-forward are HBAF's.
     """
 
     def __init__(self, config: MgcmaConfig) -> None:
@@ -181,10 +182,7 @@ class SelfAttention(nn.Module):
 
 
 def feature_extractor(config: MgcmaConfig, *, modality: str) -> nn.Sequential:
-    """What a modality's tokens go through before they meet the other's: [N, A or L] → [N', H].
-
-    The projection, then layers of self-attention.
-    """
+    """Projection, then layers of self-attention, of a modality's tokens: [N, A or L] → [N', H]."""
     text = modality == "l"
     projection = FeatureProjection(
         config.text_width if text else config.audio_width,
@@ -196,10 +194,10 @@ def feature_extractor(config: MgcmaConfig, *, modality: str) -> nn.Sequential:
 
 
 class CrossAttention(nn.Module):
-    """A modality's tokens look at the other's, and are pooled: [N, H], [M, H] → [V, H].
+    """Attention of a modality's tokens over the other's, pooled: [N, H] and [M, H] → [V, H].
 
-    Our choice: the masked mean is taken of the tokens' sums, before norm and feed-forward, so that
-    all but the looking itself is done once an utterance and not once a token.
+    Our choice: the mean over tokens is taken before output map, norm and feed-forward, which are
+    then computed once an utterance and not once a token.
     """
 
     def __init__(self, config: MgcmaConfig) -> None:
@@ -208,17 +206,17 @@ class CrossAttention(nn.Module):
         self.out = nn.Linear(config.hidden, config.hidden)
         self.residual = Residual(config.hidden, config.dropout)
 
-    def forward(self, asking: Tokens, told: Tokens) -> Tensor:
-        attended = self.attention(asking, told).mean()
-        pooled: Tensor = self.residual(asking.mean(), self.out(attended))
+    def forward(self, target: Tokens, source: Tokens) -> Tensor:
+        attended = self.attention(target, source).mean()
+        pooled: Tensor = self.residual(target.mean(), self.out(attended))
         return pooled
 
 
 class TokenAlignment(nn.Module):
-    """Speech tokens look at text tokens and text tokens at speech tokens: [V, H] each.
+    """Cross-attention of speech tokens over text tokens, and of text over speech: [V, H] each.
 
-    Our choice: one layer of cross-attention each way, after each modality's self-attention, which
-    stays when this is switched off: it aligns nothing.
+    Our choice: one layer in each direction, after each modality's self-attention. Switched off,
+    the self-attention stays.
     """
 
     def __init__(self, config: MgcmaConfig) -> None:
@@ -231,12 +229,12 @@ class TokenAlignment(nn.Module):
 
 
 class MGCMA(Network[Stateless]):
-    """The whole network: each utterance by itself, so that it remembers nothing and sees no other.
+    """The whole network: each utterance by itself, without state.
 
-    Speech and text are projected, attend to themselves, are aligned token by token, pooled and
-    classified. Our choice: the classifier has two layers, so that speech and text can still be
-    weighed against each other where their tokens aren't aligned. h_a and h_l of its output are
-    the means before the token alignment, h_m those after it.
+    Speech and text are projected, go through self-attention, are aligned token by token, pooled
+    and classified. Our choice: the classifier has two layers, so that speech and text can still
+    be weighed against each other where token alignment is switched off. h_a and h_l of its output
+    are the means before the token alignment, h_m those after it.
     """
 
     config: MgcmaConfig
@@ -259,50 +257,38 @@ class MGCMA(Network[Stateless]):
 
     def forward(self, features: Features) -> Output:
         """Audio [B, U, F, A] and text [B, U, T, L] → logits of every utterance."""
-        present = features.present()  # [B, U, F] if there are nothing but tokens to tell by
+        present = features.present()  # [B, U, F] if tokens alone show the shape
         mask = present.new_ones(present.shape[:2]) if present.dim() > 2 else present
-        there = mask.nonzero(as_tuple=True)
-        tokens: dict[str, Tokens] = {}
-        if self.config.use_audio:
-            measured = self._measured(
-                features.audio, features.audio_mask, there, width=self.config.audio_width
-            )
-            tokens["a"] = self.feature_extractor["a"](measured)
-        if self.config.use_text:
-            measured = self._measured(
-                features.text, features.text_mask, there, width=self.config.text_width
-            )
-            tokens["l"] = self.feature_extractor["l"](measured)
-        met = {m: part.mean() for m, part in tokens.items()}
-        aligned = list(met.values())
+        utterances = Sequences.of_dialogues(mask)
+        tokens = {m: self._tokens(features, m, utterances) for m in self.config.modalities}
+        tokens = {m: self.feature_extractor[m](part) for m, part in tokens.items()}
+        pooled = {m: part.mean() for m, part in tokens.items()}
+        aligned = list(pooled.values())
         if self.token_alignment is not None:
             aligned = list(self.token_alignment(tokens["a"], tokens["l"]))
         joined = torch.cat(aligned, dim=-1)
-
-        def padded(rows: Tensor) -> Tensor:
-            return rows.new_zeros(*mask.shape, rows.shape[-1]).index_put(there, rows)
-
-        h_a, h_l = (padded(met[m]) if m in met else None for m in "al")
-        return Output(padded(self.classifier(joined)), h_a, h_l, padded(joined))
+        h_a, h_l = (utterances.pad(pooled[m]) if m in pooled else None for m in "al")
+        logits = utterances.pad(self.classifier(joined))
+        return Output(logits, h_a, h_l, utterances.pad(joined))
 
     def step_streams(self, utterance: Features, state: Stateless) -> tuple[Tensor, Stateless]:
-        """As every network's; the state it gives is the one it got."""
+        """As every network's; the state stays the same."""
         return self(utterance).logits[:, 0], state
 
     @torch.no_grad()
     def standardise(self, text: Tensor) -> None:
-        """Before training: hear text relative to the training set's tokens [.., L].
+        """Fit mean and deviation of the training set's text tokens [.., L], before training.
 
-        Rows with NaN in them don't count.
+        Rows with NaN in them are left out.
         """
         super().standardise(text[~text.isnan().any(dim=-1)])
 
     def blank(self, streams: int) -> Stateless:
-        """The state before the first utterance, [S, 0]: nothing is remembered."""
+        """The empty state of S streams."""
         return Stateless(next(self.parameters()).new_zeros(streams, 0))
 
     def criterion(self) -> AlignmentCriterion | None:
-        """The alignment of distributions and of instances, of what is switched on."""
+        """The alignment losses that are switched on; None with one modality or without any."""
         config = self.config
         distribution = config.distribution if config.use_distribution_alignment else None
         instance = config.instance if config.use_instance_alignment else None
@@ -316,20 +302,23 @@ class MGCMA(Network[Stateless]):
             temperature=config.temperature,
         )
 
-    def _measured(
-        self, given: Tensor | None, mask: Tensor | None, there: tuple[Tensor, ...], *, width: int
-    ) -> Tokens:
-        """The tokens of the V utterances that are there, no longer than the longest of them.
+    def _tokens(self, features: Features, m: str, utterances: Sequences) -> Tokens:
+        """A modality's tokens of V utterances, padded to the longest of these.
 
-        At least one column, without a token where the modality is nowhere.
+        At least one column, without a token where the modality is absent everywhere.
         """
-        if given is None or given.shape[-2] == 0:
-            nothing = next(self.parameters()).new_zeros(0, width)
-            return Tokens(nothing, there[0].new_zeros(len(there[0]), 1).bool())
-        tokens = given[there]
+        audio = m == "a"
+        padded, mask = (
+            (features.audio, features.audio_mask) if audio else (features.text, features.text_mask)
+        )
+        if padded is None or padded.shape[-2] == 0:
+            width = self.config.audio_width if audio else self.config.text_width
+            none = next(self.parameters()).new_zeros(0, width)
+            return Tokens(none, utterances.place.new_zeros(len(utterances.place), 1).bool())
+        tokens = utterances.pack(padded)
         token_mask = ~tokens.isnan().all(dim=-1)
         if mask is not None:
-            token_mask = token_mask & mask[there][:, None]
+            token_mask = token_mask & utterances.pack(mask)[:, None]
         used = token_mask.any(dim=0).nonzero()
         longest = int(used[-1]) + 1 if len(used) else 1
         return Tokens(tokens[token_mask], token_mask[:, :longest])

@@ -20,7 +20,7 @@ from stream_hbaf.networks.hbaf import HBAF, HbafConfig
 from stream_hbaf.networks.mgcma import MGCMA, MgcmaConfig
 from stream_hbaf.networks.network import Network, NetworkConfig
 
-# Each kind's configuration and the network that it is of. The first is meant where none is named.
+# By kind, the configuration and its network. "hbaf" is meant where no kind is named.
 NETWORKS: Mapping[str, tuple[type[NetworkConfig], type[Network]]] = {
     "hbaf": (HbafConfig, HBAF),
     "mgcma": (MgcmaConfig, MGCMA),
@@ -38,14 +38,14 @@ NETWORKS: Mapping[str, tuple[type[NetworkConfig], type[Network]]] = {
 
 
 def config_class(kind: str) -> type[NetworkConfig]:
-    """The configuration of a kind of network. Raises ConfigError for an unknown one."""
+    """The configuration class of a kind of network. Raises ConfigError for an unknown kind."""
     if kind not in NETWORKS:
         raise ConfigError(f"there is no network '{kind}'; choose {', '.join(NETWORKS)}")
     return NETWORKS[kind][0]
 
 
 def build(config: NetworkConfig) -> Network:
-    """A new network of that configuration, its weights drawn from torch's generator."""
+    """A new network, its weights drawn from torch's default generator."""
     network: Network = NETWORKS[config.kind][1](config)
     return network
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_hbaf.errors import ConfigError
-from stream_hbaf.networks.calibration import NEVER, PATTERNS, Calibration, Pattern
+from stream_hbaf.networks.calibration import ALWAYS_ABSTAIN, PATTERNS, Calibration, Pattern
 from stream_hbaf.training.fitting import fit_temperature
 
 Float64 = NDArray[np.float64]
@@ -55,7 +55,9 @@ def fit_calibration(
         temperatures=temperatures,
         thresholds={p: _set_threshold(dev[p], coverage) if p in dev else 0.0 for p in PATTERNS},
         coverage=coverage,
-        answers_above={p: _answers_above(dev[p], risk) if p in dev else NEVER for p in PATTERNS},
+        answers_above={
+            p: _answers_above(dev[p], risk) if p in dev else ALWAYS_ABSTAIN for p in PATTERNS
+        },
         risk=risk,
     )
 
@@ -87,7 +89,7 @@ def _answers_above(dev: _Dev, risk: float) -> float:
         doubt = _doubt(dev, dev.sure >= least, risk=risk)
         if doubt <= (1.0 - CONFIDENCE) / len(SHARES):
             return 0.0 if share == 1.0 else float(least)
-    return NEVER
+    return ALWAYS_ABSTAIN
 
 
 def _doubt(dev: _Dev, answered: NDArray[np.bool_], *, risk: float) -> float:
