@@ -1,27 +1,41 @@
-"""The command line: what there is, and how errors are told."""
+"""Defines the command line, runs a command, and reports errors as one line with status 2."""
 
 import argparse
+import difflib
+import logging
 import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NoReturn
 
-from stream_hbaf.commands.live import add_listening, add_live
-from stream_hbaf.commands.research import add_research
-from stream_hbaf.commands.sessions import add_sessions
+from stream_hbaf.commands.about import add_about_commands
+from stream_hbaf.commands.live import add_listen_options, add_live_commands
+from stream_hbaf.commands.options import add_verbose
+from stream_hbaf.commands.research import add_research_commands
+from stream_hbaf.commands.sessions import add_session_commands
 from stream_hbaf.errors import ConfigError, StreamHbafError
 
-# What only the commands that read corpora need, by the name it is imported under.
-TRAINING_PACKAGES = {
-    "jellyfish",
-    "jinja2",
-    "matplotlib",
-    "peft",
-    "scipy",
-    "sklearn",
-    "tensorboard",
+# Packages of an extra, by the name they are imported under.
+EXTRAS = {
+    "audformat": "audformat",
+    **dict.fromkeys(("jellyfish", "jinja2", "lightning", "matplotlib", "peft"), "train"),
+    **dict.fromkeys(("scipy", "sklearn", "tensorboard"), "train"),
 }
-FAILURE = 2  # the exit status of every error that the user can mend
+VERBOSE = re.compile("-v+")
+USER_ERROR = 2  # exit status of every error that the user can correct
+INTERRUPTED = 130  # as shells have it for Ctrl-C
+FORMAT, VERBOSE_FORMAT = (
+    "stream-hbaf: %(message)s",
+    "%(asctime)s %(levelname)s %(name)s: %(message)s",
+)
+# Without -v, with -v, with -vv: the level of our own log, and of the libraries'.
+LEVELS = (
+    (logging.WARNING, logging.WARNING),
+    (logging.INFO, logging.WARNING),
+    (logging.DEBUG, logging.INFO),
+)
 
 EPILOG = """\
 examples:
@@ -34,51 +48,131 @@ Each command has a --help of its own."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; the exit status is 0, or 2 after one line that says what is wrong."""
+    """Run a command; returns its exit status: 0, or 2 after one line that says what is wrong."""
     try:
-        options = _parser().parse_args(arguments)
-        status: int = options.run(options)
+        options = parse(sys.argv[1:] if arguments is None else arguments)
+        with shown_log(getattr(options, "verbose", 0)):
+            status: int = options.run(options)
     except StreamHbafError as error:
-        status = _complain(str(error))
+        status = _report(str(error))
     except ModuleNotFoundError as error:
         package = (error.name or "").split(".")[0]
-        if package not in TRAINING_PACKAGES:
+        if package not in EXTRAS:
             raise
-        status = _complain(f"{package} is not installed; pip install 'stream-hbaf[train]'")
+        extra = f"stream-hbaf[{EXTRAS[package]}]"
+        status = _report(f"{package} is not installed; pip install '{extra}'")
     except BaseExceptionGroup as group:
         known, others = group.split(StreamHbafError)
         if others is not None or known is None:
             raise
-        status = _complain(str(_first(known)))
+        status = _report(str(_first(known)))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
     except KeyboardInterrupt:
-        status = 130
+        status = INTERRUPTED
     return status
 
 
 class _Parser(argparse.ArgumentParser):
-    """One that complains in a line, as all else does."""
+    """Raises ConfigError where argparse would print its usage, and takes no abbreviated options."""
+
+    def __init__(self, **settings: object) -> None:
+        super().__init__(**{"allow_abbrev": False, **settings})  # type: ignore[arg-type]
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; see {self.prog} --help")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line: listening, and all other commands."""
+    parser: argparse.ArgumentParser = _Parser(
         prog="stream-hbaf",
         description="Recognise the emotion of each utterance, live, and publish it over MQTT.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
-    add_listening(parser)
+    add_listen_options(parser)
+    add_verbose(parser)
     commands = parser.add_subparsers(title="other commands", metavar="COMMAND")
-    add_live(commands)
-    add_sessions(commands)
-    add_research(commands)
+    add_live_commands(commands)
+    add_session_commands(commands)
+    add_research_commands(commands)
+    add_about_commands(commands, build_parser=build_parser)
     return parser
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse a command line; raises ConfigError for an option that the command does not have.
+
+    Options before a command's name are taken as if they stood behind it.
+    """
+    parser = build_parser()
+    return parser.parse_args(_with_command_first(arguments, parser))
+
+
+@contextmanager
+def shown_log(verbose: int) -> Iterator[None]:
+    """Log to stderr: warnings; with -v what each stage does, with -vv every detail of it."""
+    ours, others = LEVELS[min(verbose, len(LEVELS) - 1)]
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(VERBOSE_FORMAT if verbose else FORMAT))
+    loggers = {"": others, "stream_hbaf": ours, "stream_hbaf.progress": min(ours, logging.INFO)}
+    former = {name: logging.getLogger(name).level for name in loggers}
+    logging.getLogger().addHandler(handler)
+    for name, level in loggers.items():
+        logging.getLogger(name).setLevel(level)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        for name, level in former.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def _with_command_first(arguments: Sequence[str], parser: argparse.ArgumentParser) -> Sequence[str]:
+    """The arguments with the command's name moved before the options that stand in front of it."""
+    commands, options = _commands_of(parser), parser._option_string_actions
+    position = 0
+    while position < len(arguments) and arguments[position].startswith("-"):
+        name, has_value, _ = arguments[position].partition("=")
+        if name not in options and not VERBOSE.fullmatch(name):
+            near = difflib.get_close_matches(name, options, n=1, cutoff=0.7)
+            meant = f"; did you mean {near[0]}?" if near else "; see stream-hbaf --help"
+            raise ConfigError(f"{name}: there is no such option{meant}")
+        following = None if has_value else next(iter(arguments[position + 1 : position + 2]), None)
+        position += 2 if _is_value(following, of=options.get(name), commands=commands) else 1
+    if position == 0 or position >= len(arguments) or arguments[position] not in commands:
+        return arguments
+    command, before = arguments[position], arguments[:position]
+    for name in (argument.partition("=")[0] for argument in before):
+        if name in options and name not in commands[command]._option_string_actions:
+            raise ConfigError(
+                f"{name}: '{command}' has no such option; see stream-hbaf {command} --help"
+            )
+    return [command, *before, *arguments[position + 1 :]]
+
+
+def _is_value(
+    argument: str | None, *, of: argparse.Action | None, commands: Mapping[str, object]
+) -> bool:
+    """Whether the argument behind an option is its value."""
+    if argument is None or of is None or of.nargs == 0:
+        return False
+    if of.nargs == "?" and argument in commands:
+        option = of.option_strings[0]
+        raise ConfigError(
+            f"{option} {argument}: '{argument}' is a command, which comes first; if it is the "
+            f"value of {option}, write {option}={argument}"
+        )
+    return of.nargs != "?" or not argument.startswith("-")
+
+
+def _commands_of(parser: argparse.ArgumentParser) -> Mapping[str, argparse.ArgumentParser]:
+    """The parsers of all commands, by name."""
+    (commands,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    return commands.choices
 
 
 def _first(error: BaseException) -> BaseException:
@@ -87,9 +181,9 @@ def _first(error: BaseException) -> BaseException:
     return error
 
 
-def _complain(message: str) -> int:
+def _report(message: str) -> int:
     sys.stderr.write(f"stream-hbaf: {' '.join(message.split())}\n")
-    return FAILURE
+    return USER_ERROR
 
 
 if __name__ == "__main__":

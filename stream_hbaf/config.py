@@ -1,122 +1,212 @@
-"""Every knob there is, with its unit, its default and where its value may come from.
+"""Defines and loads all settings, each with its unit, default and description.
 
 Precedence: defaults < file (YAML) < environment (``STREAM_HBAF_SECTION__KEY``) < command line
 (``--set section.key=value``). Passwords come from the file or the environment only, because a
 command line is visible to every process of the machine.
+
+The string below a field is its description, which ``stream-hbaf settings`` and the settings page
+of the documentation show.
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic.fields import FieldInfo
 
 from stream_hbaf.errors import ConfigError
 
 SAMPLE_RATE_HZ = 16_000
 ENVIRONMENT_PREFIX = "STREAM_HBAF_"
 SECRETS = ("mqtt.password", "dashboard.token", "source.token")
+RESERVED_NAMES = ("request", "response")  # first topic levels that belong to no source
 
-TAKEN_NAMES = ("request", "response")  # topics that aren't a source's
+
+@dataclass(frozen=True)
+class Unit:
+    """Annotates the type of a setting with its unit."""
+
+    name: str
+
 
 Positive = Annotated[int, Field(gt=0)]
-Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+Milliseconds = Annotated[int, Field(gt=0), Unit("ms")]
+Seconds = Annotated[int, Field(gt=0), Unit("s")]
+Hours = Annotated[int, Field(gt=0), Unit("h")]
+Probability = Annotated[float, Field(ge=0.0, le=1.0), Unit("probability")]
+LogProbability = Annotated[float, Unit("natural logarithm")]
+Messages = Annotated[int, Field(gt=0), Unit("messages")]
+Port = Annotated[int, Field(ge=0, le=65535), Unit("TCP port")]
+Index = Annotated[int, Field(ge=0), Unit("index from 0")]
 Host = Annotated[str, Field(pattern=r"^[^\s:/]+$|^[0-9A-Fa-f:.]+$")]  # a name, IPv4 or IPv6
 TopicPath = Annotated[str, Field(pattern=r"^[^+#\s\x00-\x1f\x7f]+$")]
 TopicLevel = Annotated[str, Field(pattern=r"^[^/+#\s\x00-\x1f\x7f]+$")]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    """A group of settings: immutable, and unknown names are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class SourceConfig(Section):
-    name: TopicLevel = "microphone"  # its topic level; "file" for a recording
-    where: str = "mic"  # mic, mic:NAME, a file, a URL, ws://HOST:PORT, wyoming://HOST:PORT, browser
-    speaker: str = ""  # who speaks; empty when unknown
-    dialogue: str = ""  # sources with the same word talk with each other; empty: with nobody
-    channel: Annotated[int, Field(ge=0)] | None = None  # of its sound; None: the mean of all
-    token: SecretStr | None = None  # what whoever sends sound over a WebSocket must know
-    chunk_ms: Positive = 64  # what a source gives at a time; never changes the answer
+    """One audio source."""
+
+    name: TopicLevel = "microphone"
+    """Level of its MQTT topics; ``file`` for a recording unless it is set."""
+    where: str = "mic"
+    """``mic``, ``mic:NAME``, a file, a URL, ``ws://HOST:PORT``, ``wyoming://HOST:PORT``,
+    ``satellite://HOST:PORT`` or ``browser``."""
+    speaker: str = ""
+    """Name of the only speaker at this source; empty if unknown."""
+    dialogue: str = ""
+    """Name of the dialogue: sources with the same one share it; empty for a dialogue of its own."""
+    channel: Index | None = None
+    """Channel of the audio to use; unset: the mean of all."""
+    token: SecretStr | None = None
+    """Password that senders to a WebSocket source must give."""
+    chunk_ms: Milliseconds = 64
+    """Length of the chunks that the source delivers; results do not depend on it."""
 
     @field_validator("name")
     @classmethod
     def _is_free(cls, name: str) -> str:
-        if name in TAKEN_NAMES:
+        if name in RESERVED_NAMES:
             raise ValueError(f"'{name}' is the beginning of other topics; choose another name")
         return name
 
 
 class VadConfig(Section):
+    """Voice activity detection: a speech score for each frame."""
+
     engine: Literal["silero", "webrtc"] = "silero"
-    threshold: Probability = 0.5  # a frame that scores this or more starts speech
-    release: Probability = 0.35  # speech lasts until a frame scores less than this
+    """Silero's network, or WebRTC's detector, which is faster and mistakes noise for speech."""
+    threshold: Probability = 0.5
+    """Score from which a frame starts speech."""
+    release: Probability = 0.35
+    """Score below which a frame ends speech."""
 
 
 class SegmenterConfig(Section):
-    min_speech_ms: Positive = 160  # shorter sounds are not an utterance
-    pause_ms: Positive = 160  # silence after which the words so far are decoded, at a venture
-    min_silence_ms: Positive = 600  # silence that ends an utterance
-    pre_roll_ms: Positive = 256  # sound kept from before the first speech frame
-    post_roll_ms: Positive = 160  # sound kept from after the last speech frame; at most pause_ms
-    max_utterance_s: Positive = 20  # the longest utterance
-    soft_limit_s: Positive = 15  # from this length on any pause ends the utterance
+    """How speech scores become utterances."""
+
+    min_speech_ms: Milliseconds = 160
+    """Length below which a stretch of speech is no utterance."""
+    pause_ms: Milliseconds = 160
+    """Silence after which the utterance so far is transcribed, in case it has ended."""
+    min_silence_ms: Milliseconds = 600
+    """Silence that ends an utterance."""
+    pre_roll_ms: Milliseconds = 256
+    """Audio kept from before the first speech frame."""
+    post_roll_ms: Milliseconds = 160
+    """Audio kept from after the last speech frame, at most ``pause_ms``."""
+    max_utterance_s: Seconds = 20
+    """Length at which an utterance is cut."""
+    soft_limit_s: Seconds = 15
+    """Length from which any pause ends the utterance."""
 
 
 class TranscriptConfig(Section):
-    model: str = "base"  # a Whisper size, a CTranslate2 folder, or a hub name
+    """Speech recognition."""
+
+    model: str = "base"
+    """Whisper model: a size, a folder in CTranslate2's format, or a name on the hub."""
     language: str = "en"
-    partial_every_ms: Positive = 700  # of new speech between two running transcripts
-    max_no_speech_prob: Probability = 0.6  # above it and unsure or looping: no words
-    min_avg_logprob: float = -1.0
-    min_speech_score: Probability = 0.4  # mean VAD score under which nothing is transcribed
-    min_language_prob: Probability = 0.1  # of the language; below it another is spoken: no words
+    """Code of the language that is transcribed."""
+    partial_every_ms: Milliseconds = 700
+    """New speech between two running transcripts."""
+    max_no_speech_prob: Probability = 0.6
+    """Whisper's no-speech probability above which an improbable or looping text is dropped."""
+    min_avg_logprob: LogProbability = -1.0
+    """Mean log probability of a text's tokens below which it counts as improbable."""
+    min_speech_score: Probability = 0.4
+    """Mean speech score of an utterance below which nothing is transcribed."""
+    min_language_prob: Probability = 0.1
+    """Probability of ``language`` below which an utterance is in another one and has no text."""
 
 
 class DialogueConfig(Section):
-    gap_s: Positive = 300  # a silence that ends a dialogue: the next utterance starts a new one
+    """Where a dialogue ends."""
+
+    gap_s: Seconds = 300
+    """Silence that ends a dialogue: the next utterance begins a new one."""
 
 
 class MqttConfig(Section):
-    url: str = "embedded"  # mqtt://host:port, mqtts://host:port, embedded, or none
+    """The broker, and what is published there."""
+
+    url: str = "embedded"
+    """``mqtt://HOST:PORT``, ``mqtts://HOST:PORT``, ``embedded`` or ``none``."""
     username: str | None = None
+    """User name at the broker."""
     password: SecretStr | None = None
-    ca_file: Path | None = None  # certificate authority for mqtts://, else the system's
-    certificate: Path | None = None  # this recogniser's own, for a broker that asks for one
-    key: Path | None = None  # of that certificate, if it is in another file
+    """Password at the broker."""
+    ca_file: Path | None = None
+    """File of the certificate authority for ``mqtts://``; unset: those of the system."""
+    certificate: Path | None = None
+    """File of the client's certificate, for a broker that asks for one."""
+    key: Path | None = None
+    """File of the client's private key, if it is not in the certificate's."""
     prefix: TopicPath = "stream_hbaf"
-    node: TopicLevel | None = None  # this recogniser among others; the host name if not given
-    port: Positive = 1883  # of the embedded broker
-    version: Literal["3.1.1", "5"] = "3.1.1"  # of the protocol; the embedded broker knows 3.1.1
-    outbox: Positive = 10_000  # finished messages held on disk while the broker is away
-    outbox_age_h: Positive = 168  # and for how long
-    homeassistant: TopicPath | None = None  # discovery prefix, usually homeassistant; None: without
+    """First level of all topics."""
+    node: TopicLevel | None = None
+    """Second level of all topics, one for each recogniser; unset: the host's name."""
+    port: Annotated[Port, Field(gt=0)] = 1883
+    """Port of the embedded broker."""
+    version: Literal["3.1.1", "5"] = "3.1.1"
+    """Version of the protocol; the embedded broker knows 3.1.1."""
+    outbox: Messages = 10_000
+    """Finished messages that are kept on disk, with their text, until the broker has them."""
+    outbox_age_h: Hours = 168
+    """Age at which a kept message is dropped."""
+    homeassistant: TopicPath | None = None
+    """Home Assistant's discovery prefix, usually ``homeassistant``; unset: no discovery."""
 
 
 class DashboardConfig(Section):
-    host: Host = "127.0.0.1"  # elsewhere than on this machine, the page asks for the token
-    port: Annotated[int, Field(ge=0, le=65535)] = 8770  # 0: any that is free
-    token: SecretStr | None = None  # None: drawn at the start, and said
+    """The web page."""
+
+    host: Host = "127.0.0.1"
+    """Address to listen at; anywhere but on this machine the page asks for the token."""
+    port: Port = 8770
+    """Port to listen at; 0: any that is free."""
+    token: SecretStr | None = None
+    """Password of the page; unset: a random one, printed at the start."""
 
 
 class Config(Section):
-    """All settings of one recogniser. Immutable."""
+    """All settings of one recogniser."""
 
-    model: str = "live-en"  # a bundle's name or folder
+    model: str = "live-en"
+    """Name or folder of the bundle."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    inferences: bool = False  # say in phrases what commonsense infers from the words
-    privacy: Literal["full", "no_text", "label_only"] = "full"  # what of it leaves the process
-    record: Path | None = None  # folder that sessions are written to; None: nothing is recorded
+    """Where the models run; ``auto``: on the GPU if there is one."""
+    inferences: bool = False
+    """Publish phrases for what commonsense infers from an utterance."""
+    privacy: Literal["full", "no_text", "label_only"] = "full"
+    """What leaves the process: everything, no text, or labels alone."""
+    record: Path | None = None
+    """Folder in which sessions are recorded; unset: nothing is recorded."""
     source: SourceConfig = SourceConfig()
-    sources: tuple[SourceConfig, ...] = ()  # several at once, instead of the one
+    """The audio source."""
+    sources: tuple[SourceConfig, ...] = ()
+    """Several audio sources at once, instead of ``source``; each has the settings of ``source``."""
     vad: VadConfig = VadConfig()
+    """Voice activity detection."""
     segmenter: SegmenterConfig = SegmenterConfig()
+    """How speech scores become utterances."""
     transcript: TranscriptConfig = TranscriptConfig()
+    """Speech recognition."""
     dialogue: DialogueConfig = DialogueConfig()
+    """Where a dialogue ends."""
     mqtt: MqttConfig = MqttConfig()
-    dashboard: DashboardConfig | None = None  # None: no page
+    """The broker, and what is published there."""
+    dashboard: DashboardConfig | None = None
+    """The web page; unset: no page."""
 
     @field_validator("sources")
     @classmethod
@@ -134,10 +224,11 @@ def load_config(
     environ: Mapping[str, str] | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> Config:
-    """Merge all sources of settings, or raise ConfigError naming the key and where it stood.
+    """Merge defaults, ``file``, ``environ`` and ``overrides``, the later ones winning.
 
     ``environ`` is an environment such as ``os.environ``; ``overrides`` maps dotted keys
     (``mqtt.url``) to values, as ``--set`` and the other options of the command line give them.
+    Raises ConfigError naming the key and where it was set.
     """
     merged: dict[str, Any] = {}
     origins: dict[str, str] = {}
@@ -172,17 +263,17 @@ def load_config(
         raise ConfigError(_explain(error, origins)) from None
 
 
-def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
-    """All dotted keys, in their order of definition."""
-    keys: list[str] = []
+def iter_fields(
+    model: type[BaseModel] = Config, prefix: str = ""
+) -> Iterator[tuple[str, FieldInfo]]:
+    """The dotted key and the field of every setting, in their order of definition."""
     for name, field in model.model_fields.items():
         kinds = get_args(field.annotation) or (field.annotation,)
         sections = [k for k in kinds if isinstance(k, type) and issubclass(k, Section)]
         if sections and get_origin(field.annotation) is not tuple:
-            keys += known_keys(sections[0], f"{prefix}{name}.")
+            yield from iter_fields(sections[0], f"{prefix}{name}.")
         else:
-            keys.append(prefix + name)
-    return keys
+            yield prefix + name, field
 
 
 def _environment_name(key: str) -> str:
@@ -190,9 +281,10 @@ def _environment_name(key: str) -> str:
 
 
 def read_yaml(file: Path, *, example: str) -> dict[str, Any]:
-    """The settings in a YAML file, none if it is empty; ConfigError with file and line.
+    """The settings in a YAML file, {} if it is empty.
 
-    ``example`` is a line to show to whoever wrote something else.
+    ``example`` is a valid line, for the message if it holds something else. Raises ConfigError
+    naming the file and, where it is known, the line.
     """
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -210,7 +302,7 @@ def read_yaml(file: Path, *, example: str) -> dict[str, Any]:
 
 
 def flatten(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
-    """Sections within sections as dotted keys."""
+    """Nested sections as one mapping with dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
@@ -221,18 +313,19 @@ def flatten(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _explain(error: ValidationError, origins: Mapping[str, str]) -> str:
-    """The first complaint, as one line."""
+    """The first error, as one line."""
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
     related = (k for k in origins if f"{k}.".startswith(f"{key}.") or f"{key}.".startswith(f"{k}."))
     origin = origins.get(next(related, ""), "default")
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.5)
-        meant = f"; did you mean '{near[0]}'?" if near else "; README lists the settings"
+        near = difflib.get_close_matches(key, [key for key, _ in iter_fields()], n=1, cutoff=0.5)
+        meant = f"; did you mean '{near[0]}'?" if near else "; stream-hbaf settings lists all"
         return f"{origin}: unknown setting '{key}'{meant}"
-    if first["type"] == "value_error":  # ours, which says all of it
+    if first["type"] == "value_error":  # raised by a validator above, with a complete message
         return f"{origin}: '{key}': {first['ctx']['error']}"
-    value = "" if key in SECRETS else f", not {first['input']!r}"
+    is_secret = key.rpartition(".")[2] in {secret.rpartition(".")[2] for secret in SECRETS}
+    value = "" if is_secret else f", not {first['input']!r}"
     return f"{origin}: '{key}' {_expectation(first)}{value}"
 
 

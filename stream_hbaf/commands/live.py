@@ -1,20 +1,33 @@
-"""The commands around the live recogniser: listen, devices, watch, schema."""
+"""The commands of the live recogniser: listening, devices, watch."""
 
 import argparse
 import asyncio
-import json
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from stream_hbaf.commands.options import add_settings, read_config, read_speed, say, share_the_cores
+from stream_hbaf.commands.options import (
+    Commands,
+    add_command,
+    add_settings,
+    limit_library_threads,
+    print_line,
+    read_config,
+    read_speed,
+)
+from stream_hbaf.errors import ConfigError
+
+if TYPE_CHECKING:
+    from stream_hbaf.commands.run import Replaying
+    from stream_hbaf.config import Config
 
 EXAMPLE = Path(__file__).parent.parent / "audio" / "example.flac"
+LIVE_SOURCES = ("mic", "browser", "ws://", "wyoming://", "satellite://")  # not at any other speed
 
 
-def add_listening(parser: argparse.ArgumentParser) -> None:
-    """What ``stream-hbaf`` does without the name of a command."""
+def add_listen_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``stream-hbaf`` without a command, which listens."""
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
         "--mic", nargs="?", const="", metavar="NAME|INDEX", help="listen to a microphone"
@@ -23,55 +36,58 @@ def add_listening(parser: argparse.ArgumentParser) -> None:
     where.add_argument(
         "--source",
         action="append",
-        dest="sources",
         metavar="NAME=WHERE",
         help="listen to several: mic:NAME, a file, a URL, ws://HOST:PORT, wyoming://HOST:PORT, "
         "satellite://HOST:PORT or browser; with ,channel=N ,speaker=NAME ,dialogue=NAME",
     )
     parser.add_argument(
-        "--speed", default="1", metavar="1|max", help="of a recording; 1 is real time (default)"
+        "--speed", metavar="1|max", help="of a recording: times real time (default: 1), or max"
     )
     add_settings(parser)
     parser.set_defaults(run=_listen)
 
 
-def add_live(commands: Any) -> None:
-    """What goes with it."""
-    devices = commands.add_parser("devices", help="list the microphones there are")
-    devices.set_defaults(run=_devices)
-
-    schema = commands.add_parser("schema", help="print what is published as AsyncAPI")
-    schema.add_argument("--out", type=Path, help="write it here, with a JSON Schema a message")
-    schema.set_defaults(run=_schema)
-
-    watch = commands.add_parser("watch", help="subscribe and show what is published")
+def add_live_commands(commands: Commands) -> None:
+    """Add devices and watch."""
+    add_command(commands, "devices", _devices, help="list the microphones")
+    watch = add_command(commands, "watch", _watch, help="subscribe and show what is published")
     add_settings(watch, listening=False)
-    watch.set_defaults(run=_watch)
 
 
 def _listen(options: argparse.Namespace) -> int:
     if options.version:
         from stream_hbaf import __version__
 
-        sys.stdout.write(f"stream-hbaf {__version__}\n")
+        print_line(f"stream-hbaf {__version__}")
         return 0
-    speed = read_speed(options.speed)
+    speed = read_speed(options.speed or "1")
     config = read_config(options)
-    share_the_cores()
-    from stream_hbaf.commands.run import Replaying, listen
+    if options.speed is not None:
+        _require_recording(config)
+    limit_library_threads()
+    from stream_hbaf.commands.run import Replaying
 
     replaying = Replaying(speed=speed, example=EXAMPLE)
-    return asyncio.run(_interruptibly(listen, config, replaying=replaying, json=options.json))
+    asyncio.run(_listen_until_asked(config, replaying=replaying, json=options.json))
+    return 0
 
 
-async def _interruptibly(command: Any, *arguments: Any, **named: Any) -> int:
-    """Run a command that stops in good order when asked to by Ctrl-C or SIGTERM."""
+def _require_recording(config: "Config") -> None:
+    """Raise ConfigError if no source has a speed that can be chosen."""
+    sources = config.sources or (config.source,)
+    if all(source.where.startswith(LIVE_SOURCES) for source in sources):
+        raise ConfigError("--speed: is that of a recording; add --file, or leave --speed out")
+
+
+async def _listen_until_asked(config: "Config", *, replaying: "Replaying", json: bool) -> None:
+    """Listen; Ctrl-C and SIGTERM end it in good order."""
+    from stream_hbaf.commands.run import listen
+
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    await command(*arguments, **named, stop=stop)
-    return 0
+    await listen(config, replaying=replaying, json=json, stop=stop)
 
 
 def _devices(options: argparse.Namespace) -> int:
@@ -79,28 +95,18 @@ def _devices(options: argparse.Namespace) -> int:
 
     devices = list_devices()
     if not devices:
-        sys.stdout.write("no microphone found; plug one in, or give a recording with --file\n")
+        print_line("no microphone found; plug one in, or give a recording with --file")
     for device in devices:
         mark = "*" if device.is_default else " "
-        sys.stdout.write(
-            f"{mark} {device.index:>3}  {device.name}  "
-            f"({device.channels} channels, {device.rate_hz} Hz)\n"
-        )
-    return 0
-
-
-def _schema(options: argparse.Namespace) -> int:
-    from stream_hbaf.publish.schema import asyncapi, write_schema
-
-    if options.out is None:
-        say(json.dumps(asyncapi(), indent=2, ensure_ascii=False))
-        return 0
-    write_schema(options.out)
-    say(f"{options.out}: an AsyncAPI document and JSON Schemas of all that is published")
+        shape = f"({device.channels} channels, {device.rate_hz} Hz)"
+        print_line(f"{mark} {device.index:>3}  {device.name}  {shape}")
     return 0
 
 
 def _watch(options: argparse.Namespace) -> int:
+    for setting in options.settings:
+        if not setting.startswith("mqtt."):
+            raise ConfigError(f"--set {setting}: 'watch' has the settings mqtt.KEY only")
     config = read_config(options)
     from stream_hbaf.publish.watch import watch
 

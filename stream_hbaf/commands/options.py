@@ -1,20 +1,58 @@
-"""Options that commands share, and what becomes of them."""
+"""Options that several commands have, and the settings that they become."""
 
 import argparse
 import os
 import re
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from stream_hbaf.errors import ConfigError
 
 if TYPE_CHECKING:
     from stream_hbaf.config import Config
 
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+# Options that are settings by another name.
+KEYS = {
+    "--file": "source.where",
+    "--privacy": "privacy",
+    "--record": "record",
+    "--mqtt": "mqtt.url",
+    "--model": "model",
+    "--asr": "transcript.model",
+    "--language": "transcript.language",
+    "--device": "device",
+    "--speaker": "source.speaker",
+    "--inferences": "inferences",
+}
+
+
+def add_command(
+    commands: Commands, name: str, run: Callable[[argparse.Namespace], int], *, help: str
+) -> argparse.ArgumentParser:
+    """Add a command, which ``run`` carries out; returns its parser, for its options."""
+    parser = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
+    parser.set_defaults(run=run)
+    add_verbose(parser)
+    return parser
+
+
+def add_verbose(parser: argparse.ArgumentParser) -> None:
+    """Add -v, which may stand before or after a command's name."""
+    parser.add_argument(
+        "-v",
+        "--verbose",
+        action="count",
+        default=argparse.SUPPRESS,  # else a command's default would replace what stood before it
+        help="log to stderr what happens; -vv in detail",
+    )
+
 
 def add_settings(parser: argparse.ArgumentParser, *, listening: bool = True) -> None:
-    """The options that are settings; those of a recogniser where one is ``listening``."""
+    """Add the options that are settings: all of them for ``listening``, else the broker's."""
     parser.add_argument(
         "--mqtt", metavar="URL|embedded|none", help="the broker (default: embedded)"
     )
@@ -58,43 +96,59 @@ def add_settings(parser: argparse.ArgumentParser, *, listening: bool = True) -> 
 
 
 def read_config(options: argparse.Namespace) -> "Config":
-    """All settings; ConfigError says which is wrong."""
+    """The configuration from --config, the environment, --set and the other options.
+
+    Raises ConfigError naming the setting that is wrong, or that two options set.
+    """
     from stream_hbaf.config import load_config
 
-    overrides: dict[str, Any] = {}
-    for setting in options.settings:
+    overrides = _read_settings(options.settings)
+    origins = {key: f"--set {key}" for key in overrides}
+    for option, key, value in _named_settings(options):
+        if key in overrides:
+            raise ConfigError(f"{option}: {origins[key]} is the same setting; leave one out")
+        overrides[key], origins[key] = value, option
+    if "source.where" in overrides:
+        overrides.setdefault("sources", [])  # instead of those in the file
+    config = load_config(file=options.config, environ=os.environ, overrides=overrides)
+    for key in overrides:
+        if config.sources and key.startswith("source."):
+            raise ConfigError(
+                f"{origins[key]}: is for one source, but there are several; give each its own, "
+                "such as --source a=mic,speaker=Ann"
+            )
+    return config
+
+
+def _named_settings(options: argparse.Namespace) -> Iterator[tuple[str, str, Any]]:
+    """(option, key, value) of each option that is a setting by another name."""
+    for option, key in KEYS.items():
+        value = getattr(options, option.replace("--", ""), None)
+        if value is not None:
+            yield option, key, str(value) if isinstance(value, Path) else value
+    if getattr(options, "mic", None) is not None:
+        yield "--mic", "source.where", f"mic:{options.mic}" if options.mic else "mic"
+    if getattr(options, "source", None):
+        yield "--source", "sources", [_source(text) for text in options.source]
+    if getattr(options, "dashboard", None) is not None:
+        yield "--dashboard", "dashboard", {}  # there, with its defaults
+        for name, value in _address(options.dashboard).items():
+            yield "--dashboard", f"dashboard.{name}", value
+
+
+def _read_settings(settings: list[str]) -> dict[str, Any]:
+    """``KEY=VALUE`` of each --set, the last of a key."""
+    overrides = {}
+    for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals:
             raise ConfigError(f"--set {setting}: write it as KEY=VALUE")
         overrides[key.strip()] = value.strip()
-    if getattr(options, "dashboard", None) is not None:
-        overrides["dashboard"] = {}  # there, with its defaults
-        overrides |= {f"dashboard.{k}": v for k, v in _address(options.dashboard).items()}
-    if getattr(options, "sources", None):
-        overrides["sources"] = [_source(text) for text in options.sources]
-    if getattr(options, "mic", None) is not None:
-        overrides["source.where"] = f"mic:{options.mic}" if options.mic else "mic"
-    named = {
-        "file": "source.where",
-        "privacy": "privacy",
-        "record": "record",
-        "mqtt": "mqtt.url",
-        "model": "model",
-        "asr": "transcript.model",
-        "language": "transcript.language",
-        "device": "device",
-        "speaker": "source.speaker",
-        "inferences": "inferences",
-    }
-    for option, key in named.items():
-        value = getattr(options, option, None)
-        if value is not None:
-            overrides[key] = str(value) if isinstance(value, Path) else value
-    return load_config(file=options.config, environ=os.environ, overrides=overrides)
+    return overrides
 
 
 def _address(text: str) -> dict[str, str]:
-    """``HOST:PORT``, ``HOST`` or ``:PORT`` as the settings of the page."""
+    """``HOST:PORT``, ``HOST`` or ``:PORT`` as settings of the dashboard."""
     parts = re.fullmatch(r"(\[.+\]|[^:/\s]*)(?::(\d+))?", text)
     if parts is None:
         raise ConfigError(f"--dashboard {text}: write it as HOST:PORT, such as 127.0.0.1:8770")
@@ -117,7 +171,7 @@ def _source(text: str) -> dict[str, str]:
 
 
 def read_speed(text: str) -> float | None:
-    """A factor of real time; None is as fast as it goes."""
+    """A factor of real time; None for ``max``. Raises ConfigError for anything else."""
     if text == "max":
         return None
     try:
@@ -129,17 +183,17 @@ def read_speed(text: str) -> float | None:
     return speed
 
 
-def share_the_cores() -> None:
-    """Keep the libraries' threads out of each other's way; they read this when first imported."""
-    # numpy's products here are small, and waking threads for them costs more than they do.
+def limit_library_threads() -> None:
+    """Keep the libraries' threads from delaying each other; before they are imported."""
+    # numpy's products here are small: waking threads for them takes longer than computing them.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    # OpenMP's threads, Whisper's and torch's, wait for each other by spinning. Where other
-    # programs want the cores too, that keeps from running what is waited for: beside a busy loop
-    # on each core, words came 25 s after the end of an utterance; without spinning, at once.
+    # The OpenMP threads of Whisper and torch wait for each other by spinning. On a machine that is
+    # busy, that keeps the thread that is waited for from running: with a busy loop on each core,
+    # transcripts came 25 s after the end of an utterance; without spinning, at once.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-def say(line: str) -> None:
-    """A line on stdout."""
+def print_line(line: str) -> None:
+    """Print a line to stdout at once, even if stdout is a file."""
     sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()  # a log of hours should not wait for a full buffer
+    sys.stdout.flush()

@@ -3,18 +3,25 @@
 import argparse
 import os
 from pathlib import Path
-from typing import Any
 
-from stream_hbaf.commands.options import read_speed, say, share_the_cores
+from stream_hbaf.commands.options import (
+    Commands,
+    add_command,
+    limit_library_threads,
+    print_line,
+    read_speed,
+)
 from stream_hbaf.errors import ConfigError
 
 # Those of corpora/reading.py, which would have to be imported to be asked.
 CORPORA = "emorynlp, goemotions, iemocap, meld, nemo, ravdess, tess, or a manifest .csv"
 
 
-def add_research(commands: Any) -> None:
-    """What needs corpora: extract, train, evaluate, experiment."""
-    extract = commands.add_parser("extract", help="measure a corpus's clips, into the cache")
+def add_research_commands(commands: Commands) -> None:
+    """Add extract, train, evaluate and experiment."""
+    extract = add_command(
+        commands, "extract", _extract, help="compute a corpus's acoustic features, into the cache"
+    )
     extract.add_argument("corpus", help=CORPORA)
     extract.add_argument(
         "--features",
@@ -23,19 +30,19 @@ def add_research(commands: Any) -> None:
         help="compare (default), egemaps, mfcc, prosody, whisper:NAME, or a speech encoder's name",
     )
     _add_corpora(extract)
-    extract.set_defaults(run=_extract)
 
-    train = commands.add_parser("train", help="train bundles from corpora, one a seed")
+    train = add_command(commands, "train", _train, help="train bundles from corpora, one a seed")
     train.add_argument("recipe", type=Path, help="such as configs/iemocap.yaml")
     train.add_argument("--out", type=Path, required=True, help="folder of the new bundle")
     train.add_argument("--devices", metavar="N|auto", help="GPUs to train on, of each node")
     train.add_argument("--nodes", type=int, metavar="N", help="machines to train on")
     _add_corpora(train, models=False)
-    train.set_defaults(run=_train)
 
     _add_evaluate(commands)
 
-    experiment = commands.add_parser("experiment", help="a grid of trainings, over seeds")
+    experiment = add_command(
+        commands, "experiment", _experiment, help="run a grid of trainings, over seeds"
+    )
     experiment.add_argument("file", type=Path, help="such as configs/experiments/iemocap.yaml")
     experiment.add_argument(
         "--results", type=Path, default=Path("models/results"), help="folder of the figures"
@@ -46,11 +53,12 @@ def add_research(commands: Any) -> None:
         help="measure test, too, as 'test: true' in the file (default: dev alone)",
     )
     _add_corpora(experiment)
-    experiment.set_defaults(run=_experiment)
 
 
-def _add_evaluate(commands: Any) -> None:
-    evaluate = commands.add_parser("evaluate", help="judge bundles on a corpus, with a report")
+def _add_evaluate(commands: Commands) -> None:
+    evaluate = add_command(
+        commands, "evaluate", _evaluate, help="evaluate bundles on a corpus, with a report"
+    )
     evaluate.add_argument("bundle", nargs="+", help="a system: its bundles, one a seed")
     judged = evaluate.add_mutually_exclusive_group(required=True)
     judged.add_argument("--corpus", help=f"with its own words, from files: {CORPORA}")
@@ -76,13 +84,15 @@ def _add_evaluate(commands: Any) -> None:
     )
     evaluate.add_argument("--out", type=Path, default=Path("report"), help="folder of the report")
     _add_corpora(evaluate)
-    evaluate.set_defaults(run=_evaluate)
 
 
 def _add_corpora(parser: argparse.ArgumentParser, *, models: bool = True) -> None:
     parser.add_argument("--corpora", type=Path, required=True, help="folder of the corpora")
     parser.add_argument(
-        "--cache", type=Path, default=Path("cache"), help="what can be made again (default: cache)"
+        "--cache",
+        type=Path,
+        default=Path("cache"),
+        help="folder of intermediate results (default: cache)",
     )
     if models:
         parser.add_argument("--workers", type=int, default=2, help="processes (default: 2)")
@@ -106,11 +116,15 @@ def _extract(options: argparse.Namespace) -> int:
                 progress=progress,
             )
         if extracted.leftovers:
-            say(extracted.leftovers)
+            print_line(extracted.leftovers)
         for skipped in extracted.skipped:
-            say(f"skipped: {skipped}")
-        measured = sum(len(rows) for rows in extracted.features.values()) - len(extracted.skipped)
-        say(f"{representation}: {measured} utterances measured, {len(extracted.skipped)} skipped")
+            print_line(f"skipped: {skipped}")
+            measured = sum(len(rows) for rows in extracted.features.values()) - len(
+                extracted.skipped
+            )
+        print_line(
+            f"{representation}: {measured} utterances measured, {len(extracted.skipped)} skipped"
+        )
     return 0
 
 
@@ -129,13 +143,13 @@ def _train(options: argparse.Namespace) -> int:
         cache=options.cache,
         devices=devices,
         nodes=options.nodes,
-        progress=say,
+        progress=print_line,
     )
     return 0
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    share_the_cores()
+    limit_library_threads()
     if options.live is not None:
         return _evaluate_live(options)
     for option in ("rows", "speed"):
@@ -155,7 +169,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         cache=options.cache,
         device=_device(options),
         workers=options.workers,
-        progress=say,
+        progress=print_line,
     )
     return 0
 
@@ -181,13 +195,13 @@ def _evaluate_live(options: argparse.Namespace) -> int:
         speed=speed,
         out=options.out,
         config=load_config(environ=os.environ, overrides={"device": options.device}),
-        progress=say,
+        progress=print_line,
     )
     return 0
 
 
 def _experiment(options: argparse.Namespace) -> int:
-    share_the_cores()
+    limit_library_threads()
     from stream_hbaf.training.experiment import run_experiment
 
     run_experiment(
@@ -198,7 +212,7 @@ def _experiment(options: argparse.Namespace) -> int:
         workers=options.workers,
         device=_device(options),
         test=options.test,
-        progress=say,
+        progress=print_line,
     )
     return 0
 

@@ -1,12 +1,18 @@
-"""The commands around recorded sessions: replay, and sessions list, export, import."""
+"""The commands for recorded sessions: replay, and sessions list, export, import."""
 
 import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from stream_hbaf.commands.options import say, share_the_cores
+from stream_hbaf.commands.options import (
+    Commands,
+    add_command,
+    add_verbose,
+    limit_library_threads,
+    print_line,
+)
 
 if TYPE_CHECKING:
     from stream_hbaf.events import DialogueSummary, Utterance
@@ -15,41 +21,42 @@ if TYPE_CHECKING:
 FORMATS = ("manifest", "audformat", "audiofolder")
 
 
-def add_sessions(commands: Any) -> None:
-    """What becomes of a recording."""
-    replay = commands.add_parser("replay", help="recognise a recorded session again")
-    replay.add_argument("session", type=Path, help="its folder")
+def add_session_commands(commands: Commands) -> None:
+    """Add replay and sessions."""
+    replay = add_command(commands, "replay", _replay, help="recognise a recorded session again")
+    replay.add_argument("session", type=Path, help="folder of the session")
     replay.add_argument("--json", action="store_true", help="one JSON object a line, no more")
-    replay.add_argument("--model", metavar="BUNDLE", help="another bundle than the one it had")
+    replay.add_argument("--model", metavar="BUNDLE", help="another bundle than the recorded one")
     replay.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    replay.set_defaults(run=_replay)
 
     sessions = commands.add_parser("sessions", help="list, export and correct recorded sessions")
+    add_verbose(sessions)
     kinds = sessions.add_subparsers(required=True, metavar="list|export|import")
-    listed = kinds.add_parser("list", help="when, how long, how many utterances and corrections")
-    listed.add_argument("folder", type=Path, help="of sessions")
-    listed.set_defaults(run=_list)
+    listed = add_command(
+        kinds, "list", _list, help="show each session's time, length, utterances and corrections"
+    )
+    listed.add_argument("folder", type=Path, help="folder of sessions")
 
-    exported = kinds.add_parser("export", help="write a corpus that others can read")
-    exported.add_argument("folder", type=Path, help="a session, or a folder of sessions")
-    exported.add_argument("out", type=Path, help="folder of the corpus")
+    exported = add_command(kinds, "export", _export, help="write a corpus in a common format")
+    exported.add_argument("folder", type=Path, help="folder of a session, or of several")
+    exported.add_argument("out", type=Path, help="folder of the new corpus")
     exported.add_argument("--format", choices=FORMATS, default="manifest")
     exported.add_argument(
         "--own-labels",
         action="store_true",
-        help="the recogniser's labels, marked as such, where nobody corrected",
+        help="label utterances that nobody corrected with the predictions, marked as such",
     )
-    exported.set_defaults(run=_export)
 
-    taken = kinds.add_parser("import", help="add corrections, or make a manifest of a corpus")
-    taken.add_argument("folder", type=Path, help="sessions; or an audformat or audio folder")
-    taken.add_argument("table", type=Path, help="corrections, id,label,by; or the new manifest")
-    taken.add_argument("--format", choices=("corrections", *FORMATS[1:]), default="corrections")
-    taken.set_defaults(run=_import)
+    imported = add_command(
+        kinds, "import", _import, help="add corrections to sessions, or a corpus's manifest"
+    )
+    imported.add_argument("folder", type=Path, help="folder of sessions, or of the corpus")
+    imported.add_argument("table", type=Path, help="corrections (id,label,by), or the new manifest")
+    imported.add_argument("--format", choices=("corrections", *FORMATS[1:]), default="corrections")
 
 
 def _replay(options: argparse.Namespace) -> int:
-    share_the_cores()
+    limit_library_threads()
     from stream_hbaf.live.replay import replay_session
     from stream_hbaf.sessions.session import open_session
 
@@ -57,11 +64,11 @@ def _replay(options: argparse.Namespace) -> int:
         if options.json:
             fields = event.model_dump(mode="json", by_alias=True, exclude_none=True)
             kind = type(event).__name__.lower()
-            say(json.dumps({"event": kind, **fields}, ensure_ascii=False))
+            print_line(json.dumps({"event": kind, **fields}, ensure_ascii=False))
         elif (emotion := getattr(event, "emotion", None)) is not None:
             doubt = "?" if emotion.abstained else ""
             said = getattr(event, "text", "") or "(no words)"
-            say(f"{emotion.label}{doubt} {emotion.score:.0%} {said}")
+            print_line(f"{emotion.label}{doubt} {emotion.score:.0%} {said}")
 
     def remark(line: str) -> None:
         sys.stderr.write(f"stream-hbaf: {line}\n")
@@ -82,9 +89,9 @@ def _list(options: argparse.Namespace) -> int:
 
     found = list_sessions(options.folder)
     for summary in found:
-        say(_line(summary))
+        print_line(_line(summary))
     if not found:
-        say(f"{options.folder}: no session yet; --record {options.folder} writes one")
+        print_line(f"{options.folder}: no session yet; --record {options.folder} writes one")
     return 0
 
 
@@ -108,7 +115,7 @@ def _export(options: argparse.Namespace) -> int:
         zip(FORMATS, (export_manifest, export_audformat, export_audiofolder), strict=True)
     )
     count = writers[options.format](options.folder, options.out, own_labels=options.own_labels)
-    say(f"{options.out}: {count} utterances")
+    print_line(f"{options.out}: {count} utterances")
     return 0
 
 
@@ -118,8 +125,10 @@ def _import(options: argparse.Namespace) -> int:
     from stream_hbaf.corpora.exchange import import_corrections
 
     if options.format == "corrections":
-        say(f"{options.folder}: {import_corrections(options.folder, options.table)} corrections")
+        print_line(
+            f"{options.folder}: {import_corrections(options.folder, options.table)} corrections"
+        )
         return 0
     read = import_audformat if options.format == "audformat" else import_audiofolder
-    say(f"{options.table}: {read(options.folder, options.table)} utterances")
+    print_line(f"{options.table}: {read(options.folder, options.table)} utterances")
     return 0
