@@ -40,6 +40,7 @@ from stream_hbaf.networks.calibration import Calibration, Pattern
 from stream_hbaf.networks.ensemble import join
 from stream_hbaf.networks.network import Network, NetworkConfig
 from stream_hbaf.networks.registry import build, read_network
+from stream_hbaf.progress import announced
 from stream_hbaf.weights import digest_parts
 
 Float32 = NDArray[np.float32]
@@ -190,7 +191,11 @@ class Bundle:
         Raises BundleError naming the file that is missing, damaged or of another format, the
         encoder that can't be found, or the part whose weights are other ones than in training.
         """
-        folder = resolve_bundle(name)
+        with announced(f"loading bundle {name}"):
+            return cls._load(resolve_bundle(name), device=device)
+
+    @classmethod
+    def _load(cls, folder: Path, *, device: str) -> "Bundle":
         contents, sha256 = _read_checked(folder)
         config = _read_config(folder, contents[CONFIG])
         try:

@@ -1,16 +1,22 @@
 """The command line: what it says when something is wrong, and how it ends."""
 
 import json
+import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from stream_hbaf.cli import _parser, main
+from stream_hbaf.cli import _commands_of, build_parser, main, parse, shown_log
+from stream_hbaf.commands.about import list_settings, settings_table
 from stream_hbaf.commands.options import read_config
+from stream_hbaf.errors import ConfigError
+from stream_hbaf.progress import announced
 
 RECORDINGS = Path(__file__).parent / "recordings"
 SPEECH = RECORDINGS / "sense_and_sensibility_01_austen_64kb-0880.flac"
@@ -100,6 +106,21 @@ def test_help_imports_no_heavy_library() -> None:
             "a recording holds words, which privacy 'no_text' forbids",
         ),
         (["listen"], "invalid choice: 'listen'"),
+        (["--lang", "de"], "--lang: there is no such option; did you mean --language?"),
+        (["train", "x.yaml", "--corp", ".", "--out", "x"], "required: --corpora"),
+        (["--mic", "watch"], "--mic watch: 'watch' is a command, which comes first"),
+        (
+            ["--dashboard", "devices"],
+            "if it is the value of --dashboard, write --dashboard=devices",
+        ),
+        (["--speed", "2", "--mic"], "--speed: is that of a recording"),
+        (
+            ["--mqtt", "none", "--set", "mqtt.url=none"],
+            "--mqtt: --set mqtt.url is the same setting",
+        ),
+        (["--source", "a=mic", "--speaker", "Ann"], "--speaker: is for one source"),
+        (["--source", "a=mic", "--set", "source.channel=1"], "--set source.channel: is for one"),
+        (["watch", "--set", "model=x"], "--set model=x: 'watch' has the settings mqtt.KEY only"),
         (["experiment", "absent.yaml", "--corpora", "."], "absent.yaml: can't be read"),
     ],
 )
@@ -110,20 +131,172 @@ def test_wrong_argument_ends_in_one_line(
     assert said in complaint(capsys, *arguments)
 
 
+# Each command with what it requires, and a value for each option of listening that takes one.
+COMMANDS = (
+    ["devices"],
+    ["watch"],
+    ["replay", "session"],
+    ["sessions", "list", "folder"],
+    ["sessions", "export", "folder", "out"],
+    ["sessions", "import", "folder", "table.csv"],
+    ["extract", "meld", "--corpora", "."],
+    ["train", "x.yaml", "--corpora", ".", "--out", "x"],
+    ["evaluate", "x", "--corpora", ".", "--corpus", "meld"],
+    ["experiment", "x.yaml", "--corpora", "."],
+    ["schema"],
+    ["settings"],
+    ["completion", "bash"],
+)
+VALUES = {"--speed": "max", "--device": "cpu", "--privacy": "no_text", "--set": "mqtt.port=1"}
+
+
+def listening_options() -> list[list[str]]:
+    """Every option of ``stream-hbaf`` without a command, with a value if it takes one."""
+    options = []
+    for action in build_parser()._actions:
+        if action.option_strings and action.dest != "help":
+            option = action.option_strings[-1]
+            options.append([option] if action.nargs == 0 else [option, VALUES.get(option, "x")])
+    return options
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("option", listening_options(), ids=" ".join)
+def test_option_before_a_command_is_honoured_or_refused(
+    command: list[str], option: list[str]
+) -> None:
+    """It is never dropped: it does the same as behind the command, or it is named in one line."""
+    known = _commands_of(build_parser())[command[0]]._option_string_actions
+    if option[0] not in known:
+        with pytest.raises(ConfigError, match=f"^{option[0]}: '{command[0]}' has no such option"):
+            parse([*option, *command])
+        with pytest.raises(ConfigError):
+            parse([command[0], *option, *command[1:]])
+    else:
+        before = parse([*option, *command])
+        assert before == parse([command[0], *option, *command[1:]])
+        assert before != parse(command)
+
+
+def test_options_before_and_behind_a_command_add_up() -> None:
+    """A repeated option keeps both values, in their order."""
+    options = parse(["--set", "mqtt.node=a", "-v", "watch", "--set", "mqtt.port=1", "--json"])
+    assert options.settings == ["mqtt.node=a", "mqtt.port=1"]
+    assert (options.verbose, options.json) == (1, True)
+
+
+def test_watch_asks_the_broker_that_is_named_before_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """And not the default one."""
+    said = complaint(capsys, "--mqtt", "mqtt://127.0.0.1:1", "watch")
+    assert "mqtt://127.0.0.1:1: nothing listens there" in said
+
+
+def test_named_source_replaces_those_of_the_file(tmp_path: Path) -> None:
+    """The command line wins over a file that lists several sources."""
+    file = tmp_path / "settings.yaml"
+    file.write_text("sources: [{name: a, where: mic}, {name: b, where: 'mic:2'}]\n")
+    config = read_config(parse(["--config", str(file), "--file", "talk.wav", "--speaker", "Ann"]))
+    assert config.sources == ()
+    assert (config.source.where, config.source.speaker) == ("talk.wav", "Ann")
+    assert len(read_config(parse(["--config", str(file)])).sources) == 2
+
+
+def test_log_is_shown_only_where_it_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    """Warnings always, in the style of all messages; -v what happens, -vv the details."""
+    log = logging.getLogger("stream_hbaf.live.pipeline")
+    shown = {}
+    for verbose in range(3):
+        with shown_log(verbose):
+            log.debug("a detail")
+            log.info("an event")
+            log.warning("a warning")
+            logging.getLogger("stream_hbaf.progress").info("loading")
+        shown[verbose] = capsys.readouterr().err.splitlines()
+    assert shown[0] == ["stream-hbaf: a warning", "stream-hbaf: loading"]
+    assert [line.partition(" stream_hbaf.")[2] for line in shown[1]] == [
+        "live.pipeline: an event",
+        "live.pipeline: a warning",
+        "progress: loading",
+    ]
+    assert "DEBUG stream_hbaf.live.pipeline: a detail" in shown[2][0]
+    assert len(shown[2]) == 4
+
+
+def test_long_step_is_announced_and_a_short_one_is_not(caplog: pytest.LogCaptureFixture) -> None:
+    """After a second somebody wonders what it is waiting for."""
+    caplog.set_level(logging.INFO)
+    with announced("loading a small model", after_s=60):
+        pass
+    with announced("loading a large model", after_s=0.01):
+        time.sleep(0.2)
+    assert caplog.messages == ["loading a large model"]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_knows_every_command_and_option(
+    shell: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The script is the shell's, and names what may be typed."""
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    for word in ("train", "sessions", "--privacy", "label_only", "--own-labels"):
+        assert word.removeprefix("--") in script
+
+
+def test_bash_completes_commands_options_and_choices() -> None:
+    """As bash would ask for them."""
+    script = subprocess.run(
+        [sys.executable, "-m", "stream_hbaf.cli", "completion", "bash"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    typed = (["tr"], ["train", "--corp"], ["--privacy", "l"])
+    asks = "\n".join(
+        f"COMP_WORDS=(stream-hbaf {' '.join(words)}); COMP_CWORD={len(words)}; COMPREPLY=(); "
+        "_shtab_stream_hbaf; echo ${COMPREPLY[@]}"
+        for words in typed
+    )
+    done = subprocess.run(
+        ["bash", "-c", f"{script}\n{asks}"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["train", "--corpora", "label_only"]
+
+
+def test_every_setting_is_described(capsys: pytest.CaptureFixture[str]) -> None:
+    """One sentence, the unit that its name promises, and its default as YAML has it."""
+    units = {"ms": "ms", "s": "s", "h": "h", "prob": "probability", "port": "TCP port"}
+    settings = {setting.key: setting for setting in list_settings()}
+    for key, setting in settings.items():
+        assert re.fullmatch(r"[A-Z`].*[^.]\.", setting.description), key
+        unit = units.get(re.split(r"[._]", key)[-1])
+        assert unit is None or setting.unit == unit, key
+    assert settings["vad.threshold"].default == "0.5"
+    assert settings["mqtt.url"].default == "embedded"
+    assert settings["vad.engine"].values == "silero, webrtc"
+    assert settings["source.channel"].unit == "index from 0"
+    assert main(["settings"]) == 0
+    listed = capsys.readouterr().out
+    assert all(setting.description.replace("``", "") in listed for setting in settings.values())
+    table = settings_table().splitlines()
+    assert len(table) == 2 + len(settings)
+    assert {row.count("|") - row.count("\\|") for row in table} == {6}
+
+
 def test_switch_for_inferences_overrides_and_its_absence_does_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Not given, it leaves what the environment says."""
     for said, wanted in (("false", False), ("true", True)):
         monkeypatch.setenv("STREAM_HBAF_INFERENCES", said)
-        assert read_config(_parser().parse_args([])).inferences is wanted
-        assert read_config(_parser().parse_args(["--inferences"])).inferences is True
+        assert read_config(parse([])).inferences is wanted
+        assert read_config(parse(["--inferences"])).inferences is True
 
 
 def test_several_sources_have_settings_of_their_own() -> None:
     """A URL keeps its commas; what isn't said is the name, and nobody's dialogue."""
     said = ["--source", "ann=mic:USB,channel=1,dialogue=table", "--source", "tv=http://h/a,b?c=d"]
-    ann, tv = read_config(_parser().parse_args(said)).sources
+    ann, tv = read_config(parse(said)).sources
     assert (ann.name, ann.where, ann.speaker, ann.channel, ann.dialogue) == (
         *("ann", "mic:USB", "ann", 1, "table"),
     )
@@ -141,10 +314,10 @@ def test_several_sources_have_settings_of_their_own() -> None:
 )
 def test_the_page_is_where_it_is_wanted(said: str, host: str, port: int) -> None:
     """Host, port, both or neither; without the option there is no page."""
-    page = read_config(_parser().parse_args(["--dashboard", *([said] if said else [])])).dashboard
+    page = read_config(parse(["--dashboard", *([said] if said else [])])).dashboard
     assert page is not None
     assert (page.host, page.port) == (host, port)
-    assert read_config(_parser().parse_args([])).dashboard is None
+    assert read_config(parse([])).dashboard is None
 
 
 def test_help_lists_every_corpus(capsys: pytest.CaptureFixture[str]) -> None:

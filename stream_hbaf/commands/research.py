@@ -119,12 +119,9 @@ def _extract(options: argparse.Namespace) -> int:
             print_line(extracted.leftovers)
         for skipped in extracted.skipped:
             print_line(f"skipped: {skipped}")
-            measured = sum(len(rows) for rows in extracted.features.values()) - len(
-                extracted.skipped
-            )
-        print_line(
-            f"{representation}: {measured} utterances measured, {len(extracted.skipped)} skipped"
-        )
+        count = len(extracted.skipped)
+        measured = sum(len(rows) for rows in extracted.features.values()) - count
+        print_line(f"{representation}: {measured} utterances measured, {count} skipped")
     return 0
 
 
