@@ -162,7 +162,7 @@ def test_narrow_terminal_shows_words_bars_and_latency() -> None:
     assert all(label in shown for label in labels)
     assert "joy 70%" in shown
     assert "███████░░░" in shown
-    assert "612 ms to be sure of the end, then 9 ms" in " ".join(shown.split())
+    assert "612 ms to confirm the end, then 9 ms" in " ".join(shown.split())
     assert "≠" not in shown
 
 
