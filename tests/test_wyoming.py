@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from source_listener import SourceListener
+from source_log import SourceLog
 from wyoming.audio import AudioChunk, AudioStart, AudioStop
 from wyoming.client import AsyncTcpClient
 from wyoming.error import Error
@@ -25,9 +25,8 @@ from wyoming.satellite import RunSatellite
 from wyoming.server import AsyncEventHandler, AsyncTcpServer
 
 from stream_hbaf.audio import wyoming
-from stream_hbaf.audio.address import Address
 from stream_hbaf.audio.file import read_audio
-from stream_hbaf.audio.push_source import ArrivingSource
+from stream_hbaf.audio.push_source import Address, PushSource
 from stream_hbaf.audio.wyoming import SatelliteSource, WyomingSource
 from stream_hbaf.errors import AudioError, DeviceError
 
@@ -36,23 +35,23 @@ S16_16K = {"rate": 16_000, "width": 2, "channels": 1}
 
 
 @asynccontextmanager
-async def heard_from(source: ArrivingSource, *, heard: SourceListener) -> AsyncIterator[None]:
+async def followed(source: PushSource, *, received: SourceLog) -> AsyncIterator[None]:
     async with source:
-        following = asyncio.create_task(heard.follow(source))
+        following = asyncio.create_task(received.follow(source))
         yield
     async with asyncio.timeout(5):
         await following
 
 
-def run(scene: Callable[[WyomingSource, SourceListener], Awaitable[None]]) -> SourceListener:
-    """Play a scene with a source that listens; what was heard until it was closed."""
+def run(scene: Callable[[WyomingSource, SourceLog], Awaitable[None]]) -> SourceLog:
+    """Play a scene with a source that listens; what was received until it was closed."""
 
-    async def play() -> SourceListener:
-        heard = SourceListener()
-        source = WyomingSource(Address("127.0.0.1", 0), chunk_ms=32, on_status=heard.on_status)
-        async with heard_from(source, heard=heard):
-            await scene(source, heard)
-        return heard
+    async def play() -> SourceLog:
+        received = SourceLog()
+        source = WyomingSource(Address("127.0.0.1", 0), chunk_ms=32, on_status=received.on_status)
+        async with followed(source, received=received):
+            await scene(source, received)
+        return received
 
     return asyncio.run(play())
 
@@ -61,8 +60,8 @@ def client_of(source: WyomingSource) -> AsyncTcpClient:
     return AsyncTcpClient(source.address.host, source.address.port)
 
 
-def sound_events(said: NDArray[np.int16], *, size: int) -> list[Event]:
-    pieces = [said[start : start + size].tobytes() for start in range(0, len(said), size)]
+def sound_events(speech: NDArray[np.int16], *, size: int) -> list[Event]:
+    pieces = [speech[start : start + size].tobytes() for start in range(0, len(speech), size)]
     chunks = [AudioChunk(**S16_16K, audio=piece).event() for piece in pieces]
     return [AudioStart(**S16_16K).event(), *chunks, AudioStop().event()]
 
@@ -70,53 +69,53 @@ def sound_events(said: NDArray[np.int16], *, size: int) -> list[Event]:
 @pytest.mark.parametrize("size", [100, 1_024, 20_000])
 def test_wyoming_sound(size: int) -> None:
     """What the protocol's own client sends arrives bit for bit, in whatever pieces."""
-    said = read_audio(SPEECH)
+    speech = read_audio(SPEECH)
 
-    async def scene(source: WyomingSource, heard: SourceListener) -> None:
+    async def scene(source: WyomingSource, received: SourceLog) -> None:
         async with client_of(source) as client:
-            for event in sound_events(said, size=size):
+            for event in sound_events(speech, size=size):
                 await client.write_event(event)
-            await heard.until(
-                lambda: sum(len(chunk.samples) for chunk in heard.chunks) == len(said)
+            await received.until(
+                lambda: sum(len(chunk.samples) for chunk in received.chunks) == len(speech)
             )
-            assert heard.states == ["offline", "online"]
-        await heard.until(lambda: len(heard.states) == 3)
+            assert received.states == ["offline", "online"]
+        await received.until(lambda: len(received.states) == 3)
 
-    heard = run(scene)
-    assert np.array_equal(heard.samples, said)
-    assert heard.statuses[-1][1].endswith("127.0.0.1 has left (waiting for the next)")
+    received = run(scene)
+    assert np.array_equal(received.samples, speech)
+    assert received.statuses[-1][1].endswith("127.0.0.1 has left (waiting for the next)")
 
 
 def test_wyoming_stop() -> None:
-    """What follows an audio-stop is a new beginning, of another form if it likes."""
+    """What follows an audio-stop is a new beginning, possibly of another format."""
     loud = np.full(1_000, 2**24, "<i4").tobytes()
     events = [
         *sound_events(np.full(700, 5, np.int16), size=700),
         AudioChunk(rate=16_000, width=4, channels=1, audio=loud).event(),
     ]
 
-    async def scene(source: WyomingSource, heard: SourceListener) -> None:
+    async def scene(source: WyomingSource, received: SourceLog) -> None:
         async with client_of(source) as client:
             for event in events:
                 await client.write_event(event)
-            await heard.until(lambda: len(heard.chunks) >= 4)
+            await received.until(lambda: len(received.chunks) >= 4)
 
-    heard = run(scene)
-    assert [len(chunk.samples) for chunk in heard.chunks] == [512, 188, 0, 512, 488, 0]
-    assert [chunk.start for chunk in heard.chunks] == [0, 512, 700, 700, 1_212, 1_700]
-    assert [chunk.after_gap for chunk in heard.chunks] == [False, False, True, True, False, True]
-    assert set(heard.samples[700:].tolist()) == {256}
+    received = run(scene)
+    assert [len(chunk.samples) for chunk in received.chunks] == [512, 188, 0, 512, 488, 0]
+    assert [chunk.start for chunk in received.chunks] == [0, 512, 700, 700, 1_212, 1_700]
+    assert [chunk.after_gap for chunk in received.chunks] == [False, False, True, True, False, True]
+    assert set(received.samples[700:].tolist()) == {256}
 
 
 def test_wyoming_description() -> None:
     """Asked what it is, it says that it listens, and claims no service that would owe an answer."""
 
-    async def scene(source: WyomingSource, heard: SourceListener) -> None:
+    async def scene(source: WyomingSource, received: SourceLog) -> None:
         async with client_of(source) as client:
             await client.write_event(Describe().event())
-            told = await client.read_event()
-            assert told is not None
-            about = Info.from_event(told)
+            answer = await client.read_event()
+            assert answer is not None
+            about = Info.from_event(answer)
             assert (about.asr, about.tts, about.wake, about.handle, about.satellite) == (
                 [],
                 [],
@@ -138,10 +137,10 @@ def test_wyoming_description() -> None:
 def test_wyoming_second_sender() -> None:
     """While one sends, another is refused with a reason; it may still ask what we are."""
 
-    async def scene(source: WyomingSource, heard: SourceListener) -> None:
+    async def scene(source: WyomingSource, received: SourceLog) -> None:
         async with client_of(source) as first, client_of(source) as second:
             await first.write_event(AudioStart(**S16_16K).event())
-            await heard.until(lambda: "online" in heard.states)
+            await received.until(lambda: "online" in received.states)
             await second.write_event(Describe().event())
             assert (await second.read_event() or Event("end")).type == "info"
             await second.write_event(AudioStart(**S16_16K).event())
@@ -150,7 +149,7 @@ def test_wyoming_second_sender() -> None:
             assert Error.from_event(refusal).text.endswith("sending already; one can at a time")
             assert await second.read_event() is None
             await first.write_event(AudioChunk(**S16_16K, audio=bytes(1_024)).event())
-            await heard.until(lambda: len(heard.chunks) == 1)
+            await received.until(lambda: len(received.chunks) == 1)
 
     assert run(scene).states == ["offline", "online", "offline"]
 
@@ -187,17 +186,17 @@ def header(**fields: object) -> bytes:
 def test_wyoming_malformed(content: bytes, reason: str) -> None:
     """An event that can't be understood ends its connection; sender and user get one line."""
 
-    async def scene(source: WyomingSource, heard: SourceListener) -> None:
+    async def scene(source: WyomingSource, received: SourceLog) -> None:
         reader, writer = await asyncio.open_connection(source.address.host, source.address.port)
         writer.write(content)
         answer = json.loads(await reader.readline())
         assert answer == {"type": "error", "data": {"text": reason}}
         await reader.read()  # until it hangs up
         writer.close()
-        await heard.until(lambda: any(reason in line for _, line in heard.statuses))
+        await received.until(lambda: any(reason in line for _, line in received.statuses))
 
-    heard = run(scene)
-    [(state, line)] = [status for status in heard.statuses if reason in status[1]]
+    received = run(scene)
+    [(state, line)] = [status for status in received.statuses if reason in status[1]]
     assert state == "offline"
     assert line.split(": ", 1)[1].removesuffix(" (waiting for the next)") == f"127.0.0.1: {reason}"
 
@@ -227,35 +226,35 @@ def test_wyoming_anything(line: bytes, rest: bytes) -> None:
 
 
 def test_wyoming_broken_off() -> None:
-    """A sender that dies in the middle of an event has its sound heard, and its end told."""
+    """A sender that dies in the middle of an event has its sound used, and its end reported."""
 
-    async def scene(source: WyomingSource, heard: SourceListener) -> None:
+    async def scene(source: WyomingSource, received: SourceLog) -> None:
         _, writer = await asyncio.open_connection(source.address.host, source.address.port)
         writer.write(header(type="audio-chunk", data=S16_16K, payload_length=1_400) + bytes(1_400))
         writer.write(header(type="audio-chunk", data=S16_16K, payload_length=1_400) + bytes(9))
         writer.close()
-        await heard.until(lambda: len(heard.states) == 3)
+        await received.until(lambda: len(received.states) == 3)
 
-    heard = run(scene)
-    assert len(heard.samples) == 700
-    assert "an event broken off in the middle" in heard.statuses[-1][1]
+    received = run(scene)
+    assert len(received.samples) == 700
+    assert "an event broken off in the middle" in received.statuses[-1][1]
 
 
 class Satellite(AsyncEventHandler):
-    """Sends what it hears to whoever says run-satellite, as satellites do, and answers a ping."""
+    """Sends speech to a client after run-satellite and an answered ping, as satellites do."""
 
     def __init__(
-        self, said: NDArray[np.int16], hang_up: bool, log: list[str], *streams: Any
+        self, speech: NDArray[np.int16], hang_up: bool, log: list[str], *streams: Any
     ) -> None:
         super().__init__(*streams)
-        self._said, self._hang_up, self._log = said, hang_up, log
+        self._speech, self._hang_up, self._log = speech, hang_up, log
 
     async def handle_event(self, event: Event) -> bool:
         self._log.append(event.type)
         if RunSatellite.is_type(event.type):
             await self.write_event(Ping(text="there?").event())
         elif Pong.is_type(event.type):
-            for sound in sound_events(self._said, size=1_024)[1:-1]:
+            for sound in sound_events(self._speech, size=1_024)[1:-1]:
                 await self.write_event(sound)
             return not self._hang_up
         return True
@@ -263,10 +262,10 @@ class Satellite(AsyncEventHandler):
 
 @asynccontextmanager
 async def satellite(
-    said: NDArray[np.int16], *, port: int = 0, hang_up: bool, log: list[str]
+    speech: NDArray[np.int16], *, port: int = 0, hang_up: bool, log: list[str]
 ) -> AsyncIterator[int]:
     server = AsyncTcpServer("127.0.0.1", port)
-    await server.start(partial(Satellite, said, hang_up, log))
+    await server.start(partial(Satellite, speech, hang_up, log))
     assert server._server is not None
     listener: Any = server._server
     try:
@@ -277,55 +276,57 @@ async def satellite(
 
 
 def test_satellite_sound() -> None:
-    """A satellite is told to run, its pings are answered, and its sound arrives bit for bit."""
-    said = read_audio(SPEECH)
+    """A satellite gets run-satellite, its pings are answered, and its sound arrives bit for bit."""
+    speech = read_audio(SPEECH)
     log: list[str] = []
 
-    async def play() -> SourceListener:
-        heard = SourceListener()
-        async with satellite(said, hang_up=False, log=log) as port:
+    async def play() -> SourceLog:
+        received = SourceLog()
+        async with satellite(speech, hang_up=False, log=log) as port:
             source = SatelliteSource(
-                Address("127.0.0.1", port), chunk_ms=32, on_status=heard.on_status
+                Address("127.0.0.1", port), chunk_ms=32, on_status=received.on_status
             )
-            async with heard_from(source, heard=heard):
-                await heard.until(
-                    lambda: sum(len(chunk.samples) for chunk in heard.chunks) == len(said)
+            async with followed(source, received=received):
+                await received.until(
+                    lambda: sum(len(chunk.samples) for chunk in received.chunks) == len(speech)
                 )
-        return heard
+        return received
 
-    heard = asyncio.run(play())
-    assert np.array_equal(heard.samples[: len(said)], said)
-    assert heard.states[0] == "online"
+    received = asyncio.run(play())
+    assert np.array_equal(received.samples[: len(speech)], speech)
+    assert received.states[0] == "online"
     assert log == ["run-satellite", "pong"]
 
 
 def test_satellite_away_and_back() -> None:
     """A satellite that hangs up and goes away is connected to again; its sound follows a gap."""
-    said = np.full(700, 3, np.int16)
+    speech = np.full(700, 3, np.int16)
     log: list[str] = []
 
-    async def play() -> SourceListener:
-        heard = SourceListener()
-        async with satellite(said, hang_up=True, log=log) as port:
+    async def play() -> SourceLog:
+        received = SourceLog()
+        async with satellite(speech, hang_up=True, log=log) as port:
             source = SatelliteSource(
-                Address("127.0.0.1", port), chunk_ms=32, on_status=heard.on_status
+                Address("127.0.0.1", port), chunk_ms=32, on_status=received.on_status
             )
-            listening = heard_from(source, heard=heard)
+            listening = followed(source, received=received)
             await listening.__aenter__()
-            await heard.until(lambda: "offline" in heard.states)
+            await received.until(lambda: "offline" in received.states)
         await asyncio.sleep(0.8)  # at least one attempt fails
-        async with satellite(said, port=port, hang_up=False, log=log):
-            await heard.until(lambda: heard.states[-1] == "online" and len(heard.chunks) >= 4)
+        async with satellite(speech, port=port, hang_up=False, log=log):
+            await received.until(
+                lambda: received.states[-1] == "online" and len(received.chunks) >= 4
+            )
             await listening.__aexit__(None, None, None)
-        return heard
+        return received
 
-    heard = asyncio.run(play())
-    assert heard.states[:3] == ["online", "offline", "online"]
-    assert heard.statuses[1][1].endswith(
+    received = asyncio.run(play())
+    assert received.states[:3] == ["online", "offline", "online"]
+    assert received.statuses[1][1].endswith(
         "the satellite: it hung up; does another program use it? (trying again)"
     )
-    assert [len(chunk.samples) for chunk in heard.chunks[:4]] == [512, 188, 0, 512]
-    assert [chunk.after_gap for chunk in heard.chunks[:4]] == [False, False, True, True]
+    assert [len(chunk.samples) for chunk in received.chunks[:4]] == [512, 188, 0, 512]
+    assert [chunk.after_gap for chunk in received.chunks[:4]] == [False, False, True, True]
 
 
 def test_satellite_dead(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -339,17 +340,17 @@ def test_satellite_dead(monkeypatch: pytest.MonkeyPatch) -> None:
             pings.append(line)
         writer.close()
 
-    async def play() -> SourceListener:
-        heard = SourceListener()
+    async def play() -> SourceLog:
+        received = SourceLog()
         server = await asyncio.start_server(mute, "127.0.0.1", 0)
         place = Address("127.0.0.1", server.sockets[0].getsockname()[1])
-        source = SatelliteSource(place, chunk_ms=32, on_status=heard.on_status)
-        async with server, heard_from(source, heard=heard):
-            await heard.until(lambda: "offline" in heard.states)
-        return heard
+        source = SatelliteSource(place, chunk_ms=32, on_status=received.on_status)
+        async with server, followed(source, received=received):
+            await received.until(lambda: "offline" in received.states)
+        return received
 
-    heard = asyncio.run(play())
-    assert heard.statuses[1][1].endswith("the satellite: no sign of life (trying again)")
+    received = asyncio.run(play())
+    assert received.statuses[1][1].endswith("the satellite: no answer to pings (trying again)")
     assert [json.loads(line)["type"] for line in pings[:5]] == ["run-satellite", *["ping"] * 4]
 
 
@@ -358,7 +359,7 @@ def test_satellite_unreachable() -> None:
 
     async def play() -> None:
         async with SatelliteSource(
-            Address("127.0.0.1", 9), chunk_ms=32, on_status=SourceListener().on_status
+            Address("127.0.0.1", 9), chunk_ms=32, on_status=SourceLog().on_status
         ):
             pass
 

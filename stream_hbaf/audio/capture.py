@@ -1,6 +1,6 @@
-"""Sound comes from a device: the child process that listens, and the list of devices.
+"""The capture process, which records from an audio device, and the list of devices.
 
-A process of its own, because PortAudio sees a device that was plugged in only when it starts
+It is a process of its own because PortAudio notices a new device only when it is initialised
 again. ``python -m stream_hbaf.audio.capture`` writes to stdout, for each chunk, a ``HEADER`` and
 then its int16 samples; to stderr one JSON object a line, ``{"state": ..., "detail": ...}``.
 """
@@ -30,15 +30,14 @@ from stream_hbaf.errors import DeviceError
 HEADER = Struct("<d?")
 REFUSED, GONE = 3, 4  # exit statuses: the device can't be opened; it stopped giving sound
 
-QUEUE_S = 5  # sound held while the parent doesn't read; then the oldest is dropped
-FIRST_SOUND_S = 4.0  # an idle sound server may take two seconds to wake its device
-SILENT_DEVICE_S = 1.5  # a device that calls back this late is gone
+QUEUE_S = 5  # sound that is held while the parent doesn't read; then the oldest is dropped
+FIRST_SOUND_S = 4.0  # an idle sound server may take two seconds to start its device
+SILENT_DEVICE_S = 1.5  # without a callback, after which the device is gone
 SETTLED_S = 10.0  # without loss, after which a degraded device counts as online again
-LOOK_S = 0.25  # how often to look for a gone device or parent
 BLOCK_MS = 32
-LATENCY_S = 0.1  # of the device's buffer: at PortAudio's own 35 ms a busy machine loses sound
-LATEST_S = 0.5  # a buffer that claims to be older than this has a broken clock
-MOST_CHANNELS = 2  # virtual devices offer 32, of which a microphone fills two
+LATENCY_S = 0.1  # of the device's buffer: with PortAudio's own 35 ms a busy machine loses sound
+OLDEST_S = 0.5  # age of a buffer above which the device's clock is taken for broken
+MOST_CHANNELS = 2  # virtual devices offer 32, of which a microphone uses two
 CRASHED = "PortAudio crashed; check the sound settings of this machine (ALSA, PulseAudio)"
 DEVICE_BUSY = (-9985, -16)  # PortAudio's "Device unavailable", ALSA's EBUSY
 
@@ -55,9 +54,9 @@ class Device:
 
 
 def list_devices() -> list[Device]:
-    """The devices that are there now. Raises DeviceError if PortAudio is missing.
+    """The devices that are connected now. Raises DeviceError if PortAudio is missing.
 
-    Asks a fresh process, because PortAudio's list is as old as its first use.
+    They are listed by a new process, because PortAudio's list is fixed when it is initialised.
     """
     arguments = [sys.executable, "-m", "stream_hbaf.audio.capture", "--list"]
     listing = subprocess.run(arguments, capture_output=True, text=True, check=False)
@@ -75,7 +74,10 @@ def last_detail(stderr: str) -> str:
 
 
 def find_device(name: str | None, devices: Sequence[Device]) -> Device:
-    """By index, exact name, or part of a name in any case; None is the default device."""
+    """The device of an index, a name, or part of a name in any case; None is the default device.
+
+    Raises DeviceError if there is none, or several match.
+    """
     if not devices:
         raise DeviceError("no microphone found; connect one, or listen to a recording with --file")
     if name is None:
@@ -127,30 +129,32 @@ class _Block(NamedTuple):
 
 
 class _Intake:
-    """What PortAudio's thread hands to ours: bounded, the oldest dropped when it is full."""
+    """The queue from PortAudio's thread to ours: bounded, the oldest is dropped when it is full."""
 
     def __init__(self, rate_hz: int) -> None:
         self._rate_hz = rate_hz
         self._limit = QUEUE_S * rate_hz
         self._blocks: deque[_Block] = deque()
         self._frames = 0
-        self._gap = False  # frames before the next block to be taken were lost
-        self._arrived = threading.Condition()
-        self.dropped = 0  # frames, for want of room
+        self._gap = False  # frames before the next block were dropped
+        self._changed = threading.Condition()
+        self.dropped = 0  # frames, because the queue was full
         self.overruns = 0  # times the device itself lost sound
-        self.last_call = 0.0
-        self.ended = False
+        self._opened_at = time.monotonic()
+        self._last_call = 0.0
+        self._ended = False
 
     def put(self, samples: NDArray[np.float32], _count: int, clock: Any, flags: Any) -> None:
+        """PortAudio's callback for each block [n, channels]."""
         now = time.monotonic()
-        # Blocks come in bursts: the device's clock knows how long ago this one was captured.
+        # Blocks come in bursts; the device's clock says how long ago this one was captured.
         age_s = clock.currentTime - clock.inputBufferAdcTime - len(samples) / self._rate_hz
-        captured_at = now - (age_s if 0 < age_s < LATEST_S else 0.0)
-        # A device that starts often flags an overrun: nothing of ours is lost by it.
-        overrun = bool(flags.input_overflow) and self.last_call > 0
-        with self._arrived:
+        captured_at = now - (age_s if 0 < age_s < OLDEST_S else 0.0)
+        # Devices often flag an overrun when they start, before any sound that we could lose.
+        overrun = bool(flags.input_overflow) and self._last_call > 0
+        with self._changed:
             self.overruns += overrun
-            self.last_call = now
+            self._last_call = now
             self._blocks.append(_Block(samples.copy(), captured_at, overrun))
             self._frames += len(samples)
             while self._frames > self._limit:
@@ -158,16 +162,22 @@ class _Intake:
                 self._frames -= len(lost.samples)
                 self.dropped += len(lost.samples)
                 self._gap = True
-            self._arrived.notify()
+            self._changed.notify()
 
     def end(self) -> None:
-        with self._arrived:
-            self.ended = True
-            self._arrived.notify()
+        """PortAudio's callback for the end of the stream."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify()
 
-    def take(self, timeout_s: float) -> _Block | None:
-        with self._arrived:
-            self._arrived.wait_for(lambda: self._blocks or self.ended, timeout_s)
+    def take(self) -> _Block | None:
+        """The oldest block; None once the stream has ended or the device gives no more sound."""
+        with self._changed:
+            patience_s = SILENT_DEVICE_S if self._last_call else FIRST_SOUND_S
+            deadline = max(self._last_call, self._opened_at) + patience_s
+            self._changed.wait_for(
+                lambda: self._blocks or self._ended, max(0.0, deadline - time.monotonic())
+            )
             if not self._blocks:
                 return None
             block = self._blocks.popleft()
@@ -179,24 +189,25 @@ class _Intake:
 
 
 class _Chunker:
-    """Blocks of the device's rate -> headed chunks of equal size, stamped to the sample."""
+    """Converts blocks at the device's rate to chunks of equal size, each after its header."""
 
     def __init__(
         self, rate_hz: int, channels: int, *, channel: int | None, chunk_samples: int
     ) -> None:
-        self._form = (rate_hz, channels)
+        self._layout = (rate_hz, channels)
         self._channel = channel
         self._chunk_samples = chunk_samples
         self._restart(after_gap=False)
 
     def _restart(self, *, after_gap: bool) -> None:
-        """What the filter and the unfinished chunk hold is lost with the gap it borders on."""
-        self._resampler = Resampler(*self._form, channel=self._channel)
+        """Drop what the filter and the unfinished chunk hold, which borders on a gap."""
+        self._resampler = Resampler(*self._layout, channel=self._channel)
         self._held = np.zeros(0, np.int16)
         self._frames_in = self._samples_out = 0
         self._after_gap = after_gap
 
     def feed(self, block: _Block) -> bytes:
+        """The headers and samples of the chunks that are now full."""
         if block.after_gap:
             self._restart(after_gap=True)
         self._frames_in += len(block.samples)
@@ -204,7 +215,7 @@ class _Chunker:
         written = bytearray()
         while len(self._held) >= self._chunk_samples:
             self._samples_out += self._chunk_samples
-            behind_s = self._frames_in / self._form[0] - self._samples_out / RATE_HZ
+            behind_s = self._frames_in / self._layout[0] - self._samples_out / RATE_HZ
             written += HEADER.pack(block.captured_at - behind_s, self._after_gap)
             written += self._held[: self._chunk_samples].astype("<i2").tobytes()
             self._held = self._held[self._chunk_samples :]
@@ -213,13 +224,13 @@ class _Chunker:
 
 
 def _open_stream(sounddevice: Any, device: Device, *, channel: int | None) -> tuple[Any, _Intake]:
-    """The device at its own rate, else at one it is likely to know."""
+    """Open the device at its own rate, else at a common one. Raises DeviceError."""
     needed = 1 if channel is None else channel + 1
     if needed > device.channels:
         where = f"microphone {device.name!r}"
         raise DeviceError(no_channel(needed - 1, where=where, channels=device.channels))
     channels = max(needed, min(device.channels, MOST_CHANNELS))
-    # A device that can't be opened with fewer channels than it has may open with all of them.
+    # Some devices can only be opened with all of their channels.
     counts = dict.fromkeys([channels, 1 if channel is None else device.channels])
     rates = dict.fromkeys([device.rate_hz, RATE_HZ, 48_000, 44_100])
     reason = ""
@@ -254,7 +265,7 @@ def _open_stream(sounddevice: Any, device: Device, *, channel: int | None) -> tu
     )
 
 
-def _listen(
+def _capture(
     device: Device,
     stream: Any,
     intake: _Intake,
@@ -263,17 +274,13 @@ def _listen(
     write: Callable[[bytes], None],
     report: Callable[[str, str], None],
 ) -> str:
-    """Write chunks for as long as there are any; returns why they ended."""
-    parent, started = os.getppid(), time.monotonic()
+    """Write chunks until the device gives no more sound; returns why, in a line.
+
+    Raises BrokenPipeError once the parent no longer reads.
+    """
     lost_at: float | None = None
-    while os.getppid() == parent:
-        block = intake.take(LOOK_S)
+    while (block := intake.take()) is not None:
         now = time.monotonic()
-        if block is None:
-            patience_s = SILENT_DEVICE_S if intake.last_call else FIRST_SOUND_S
-            if intake.ended or now - max(intake.last_call, started) > patience_s:
-                return f"microphone {device.name!r} stopped giving sound; is it still connected?"
-            continue
         if block.after_gap:
             if lost_at is None:
                 report("degraded", _loss(device, stream, intake))
@@ -283,7 +290,7 @@ def _listen(
             report("online", f"microphone {device.name!r}: sound complete again")
         if headed := chunker.feed(block):
             write(headed)
-    return "nobody listens any more"
+    return f"microphone {device.name!r} stopped giving sound; is it still connected?"
 
 
 def _loss(device: Device, stream: Any, intake: _Intake) -> str:
@@ -300,7 +307,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--chunk-ms", type=int, default=32)
     parser.add_argument("--list", action="store_true", help="the devices, as JSON")
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, who ends us in order
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and ends this process
     out, status = _take_over_output()
 
     def report(state: str, detail: str) -> None:
@@ -326,19 +333,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             channel=options.channel,
             chunk_samples=options.chunk_ms * RATE_HZ // 1000,
         )
-        why = _listen(device, stream, intake, chunker=chunker, write=write, report=report)
+        why = _capture(device, stream, intake, chunker=chunker, write=write, report=report)
         report("offline", why)
         return GONE
     except DeviceError as error:
         with contextlib.suppress(BrokenPipeError):
             report("offline", str(error))
         return REFUSED
-    except BrokenPipeError:  # the parent is gone
+    except BrokenPipeError:  # the parent has ended
         return GONE
 
 
 def _take_over_output() -> tuple[int, int]:
-    """Private copies of stdout and stderr; ALSA and PortAudio, which print there, get neither."""
+    """Private copies of stdout and stderr; what ALSA and PortAudio print goes to /dev/null."""
     out, status = os.dup(1), os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
@@ -351,4 +358,4 @@ def _take_over_output() -> tuple[int, int]:
 if __name__ == "__main__":
     code = main()
     sys.stderr.flush()
-    os._exit(code)  # a stream whose device is gone can hang PortAudio's own ending
+    os._exit(code)  # PortAudio's own shutdown can hang after a device is lost

@@ -1,7 +1,6 @@
-"""Sound comes from a recording: any format FFmpeg reads, decoded lazily in a thread.
+"""A recording as an audio source: any format that FFmpeg reads, decoded lazily in a thread.
 
-A recording may lie behind a URL. Its user name, password and query are kept out of all that is
-said of it.
+A recording may be a URL; its user name, password and query don't appear in messages.
 """
 
 import asyncio
@@ -20,16 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_hbaf.audio.pcm import RATE_HZ, Resampler, no_channel
-from stream_hbaf.audio.source import Chunk, OnStatus, pace
+from stream_hbaf.audio.source import Chunk, OnStatus, Samples, pace
 from stream_hbaf.errors import AudioError
 
-Samples = NDArray[np.int16]
-
-BATCH_S = 4  # sound decoded in one visit to the thread
-MISSING_S = 0.5  # a recording may fall this far short of the length it declares
-OPEN_S, STALL_S = 10.0, 15.0  # patience with a URL: HLS pauses for as long as its segments are
+BATCH_S = 4  # sound decoded in one call to the thread
+MISSING_S = 0.5  # a recording may be this much shorter than it declares
+OPEN_S, STALL_S = 10.0, 15.0  # timeouts of a URL: HLS pauses for the length of a segment
 STALLED = "it stopped sending"
-# Containers whose header declares a length. Ogg has none: a cut one is like a shorter one.
+# Containers whose header declares a length. Ogg has none: a truncated one looks like a shorter one.
 DECLARING = {"wav", "flac", "mov", "matroska", "aiff", "caf", "w64"}
 FULL_SCALE = {"s8": 2.0**7, "s16": 2.0**15, "s32": 2.0**31, "s64": 2.0**63, "flt": 1.0, "dbl": 1.0}
 
@@ -37,7 +34,7 @@ FULL_SCALE = {"s8": 2.0**7, "s16": 2.0**15, "s32": 2.0**31, "s64": 2.0**63, "flt
 def read_audio(path: str | os.PathLike[str], *, on_status: OnStatus | None = None) -> Samples:
     """The whole recording as int16, mono, 16 kHz; a damaged one as far as it can be decoded.
 
-    ``on_status`` hears "degraded" if some of it can't. Raises AudioError if nothing can.
+    "degraded" is reported to ``on_status`` if some of it can't. Raises AudioError if nothing can.
     """
     decoder = Decoder(path)
     samples = np.concatenate(list(decoder))
@@ -47,7 +44,7 @@ def read_audio(path: str | os.PathLike[str], *, on_status: OnStatus | None = Non
 
 
 class FileSource:
-    """A recording as a source: at ``speed`` times real time, or as fast as it is taken (None).
+    """A recording as a source: at ``speed`` times real time, or as fast as it is consumed (None).
 
     ``path`` may be a URL; ``channel`` counts from 0, None is the mean of all. The last chunk may be
     shorter. Opening raises AudioError if nothing can be decoded.
@@ -76,7 +73,7 @@ class FileSource:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="decode")
         self._next = self._decode()
         try:
-            # Errors belong to the opening, not to the first chunk.
+            # An error is raised on opening, not with the first chunk.
             await asyncio.wrap_future(self._next)
         except BaseException:
             await self.__aexit__()
@@ -84,11 +81,12 @@ class FileSource:
         return self
 
     async def __aexit__(self, *exception: object) -> None:
-        # In the thread that decodes: a container may not be closed under a running decode.
+        # In the decoding thread: a container must not be closed while it decodes.
         self._executor.submit(self._decoder.close)
         self._executor.shutdown(wait=False)
 
     async def chunks(self) -> AsyncIterator[Chunk]:
+        """The recording's sound; what couldn't be decoded is reported at the end."""
         async for chunk in pace(self._cut(), speed=self._speed):
             yield chunk
         if self._decoder.complaint:
@@ -126,11 +124,12 @@ def public_name(where: str | os.PathLike[str]) -> str:
 
 
 def is_url(where: str | os.PathLike[str]) -> bool:
+    """Whether a source is a URL and not a path."""
     return isinstance(where, str) and "://" in where
 
 
 class Decoder:
-    """Iterates over a recording's samples in batches; remembers what could not be decoded."""
+    """Iterates over a recording's samples in batches; ``complaint`` says what wasn't decoded."""
 
     def __init__(
         self,
@@ -144,9 +143,9 @@ class Decoder:
         self._channel = channel
         self._batch_samples = batch_s * RATE_HZ
         self._batches = self._join()
-        self._heard = 0.0  # seconds decoded, after which the complaint says where it broke
-        self.endless = False  # it declares no length at all: a live stream
-        self.ending = ""  # why it broke off
+        self._decoded_s = 0.0
+        self.endless = False  # no length is declared: a live stream
+        self.ending = ""  # why the sound ended
         self.complaint = ""
 
     def __iter__(self) -> Iterator[Samples]:
@@ -159,31 +158,31 @@ class Decoder:
         self._batches.close()
 
     def _join(self) -> Any:
-        """Frames are a few hundred samples; thread visits want more. Never an empty batch."""
+        """Join frames of a few hundred samples to batches, one for each call to the thread."""
         pieces: list[Samples] = []
-        any_sound = False
+        has_sound = False
         for piece in self._resample():
             pieces.append(piece)
             if sum(map(len, pieces)) >= self._batch_samples:
-                any_sound = True
+                has_sound = True
                 yield np.concatenate(pieces)
                 pieces = []
         if sum(map(len, pieces)):
-            any_sound = True
+            has_sound = True
             yield np.concatenate(pieces)
-        if not any_sound:
+        if not has_sound:
             reason = "nothing in it can be decoded" if self.complaint else "it holds no sound"
             raise AudioError(f"{self._name}: {reason}; give a recording with sound")
 
     def _resample(self) -> Iterator[Samples]:
         resampler: Resampler | None = None
         for frame in self._frames():
-            form = (frame.sample_rate, len(frame.layout.channels))
-            if resampler is None or (resampler.rate_hz, resampler.channels) != form:
-                if resampler is not None:  # chained streams may change their form on the way
+            layout = (frame.sample_rate, len(frame.layout.channels))
+            if resampler is None or (resampler.rate_hz, resampler.channels) != layout:
+                if resampler is not None:  # chained streams may change it
                     yield resampler.finish()
-                resampler = self._resampler(*form)
-            self._heard += frame.samples / frame.sample_rate
+                resampler = self._resampler(*layout)
+            self._decoded_s += frame.samples / frame.sample_rate
             yield resampler.feed(_to_float(frame))
         if resampler is not None:
             yield resampler.finish()
@@ -198,11 +197,11 @@ class Decoder:
             if not container.streams.audio:
                 raise AudioError(f"{self._name}: no audio in it; give a recording with sound")
             stream = container.streams.audio[0]
-            stream.thread_type = "NONE"  # one thread is faster than real time a thousandfold
+            stream.thread_type = "NONE"  # one thread decodes a thousand times faster than real time
             self.endless = container.duration is None and stream.duration is None
             declared_s = _declared_s(container, stream)
             packets = container.demux(stream)
-            damaged = False  # told when something follows: live streams end in a cut packet
+            damaged = False  # reported when more follows: live streams end in a truncated packet
             while True:
                 asked_at = time.monotonic()
                 try:
@@ -216,12 +215,12 @@ class Decoder:
                 except av.error.EOFError:
                     break
                 except av.error.InvalidDataError:
-                    damaged = True  # the next packet may be whole again
+                    damaged = True  # the next packet may be valid again
                 except av.error.FFmpegError as error:
                     stalled = time.monotonic() - asked_at >= STALL_S
                     self.ending = STALLED if stalled else _reason(error)
-                    # A server that never said how long its answer is may close after all of it.
-                    if not declared_s or self._heard < declared_s - MISSING_S:
+                    # A server that declares no length may close the connection after all of it.
+                    if not declared_s or self._decoded_s < declared_s - MISSING_S:
                         self._complain(self.ending)
                     break
             if damaged:
@@ -230,19 +229,19 @@ class Decoder:
             self._compare(declared_s)
 
     def _compare(self, declared_s: float) -> None:
-        if self._heard < declared_s - MISSING_S:
+        if self._decoded_s < declared_s - MISSING_S:
             self._complain(f"{declared_s:.1f} s declared")
 
     def _complain(self, reason: str) -> None:
         if not self.complaint:
             self.complaint = (
-                f"{self._name}: damaged or cut short at {self._heard:.1f} s ({reason}); "
+                f"{self._name}: damaged or cut short at {self._decoded_s:.1f} s ({reason}); "
                 "going on with what can be decoded"
             )
 
 
 def _open(where: Any) -> Any:
-    av.logging.set_level(None)  # FFmpeg's own complaints would spoil the screen
+    av.logging.set_level(None)  # FFmpeg would write its own messages to the terminal
     if isinstance(where, str):
         return _open_url(where)
     if where.is_dir():
@@ -273,13 +272,13 @@ def _open_url(url: str) -> Any:
 
 
 def _reason(error: Any) -> str:
-    if isinstance(error, av.error.ExitError):  # our own timeouts end it
+    if isinstance(error, av.error.ExitError):  # our timeouts raise it
         return STALLED
     return str(getattr(error, "strerror", None) or error)
 
 
 def _declared_s(container: Any, stream: Any) -> float:
-    """The length a header declares; 0.0 where FFmpeg only estimates one."""
+    """The length in seconds that a header declares; 0.0 where FFmpeg only estimates one."""
     names = set(container.format.name.split(","))
     # An mp3 with a LAME header declares its length, and starts late by the encoder's delay.
     if not (names & DECLARING or ("mp3" in names and stream.start_time)):

@@ -1,4 +1,4 @@
-"""Sound comes from a microphone: opened through a child process that is restarted at need."""
+"""The microphone as an audio source, captured by a child process that is restarted when lost."""
 
 import asyncio
 import json
@@ -17,17 +17,17 @@ from stream_hbaf.errors import DeviceError
 
 START_S = 10.0  # for the child to start, on a busy machine
 FIRST_RETRY_S, LAST_RETRY_S = 0.5, 5.0
-END_S = 0.5  # for the child to end by itself, before it is killed
-UNREAD_BYTES = 1 << 14  # asyncio holds twice this, a second; then the child holds sound back
+END_S = 0.5  # for the child to exit by itself, before it is killed
+UNREAD_BYTES = 1 << 14  # asyncio holds twice this, one second; then the child has to queue
 
 
 class Microphone:
-    """The microphone as a source; when its device goes, it waits for it to come back.
+    """A microphone as a source; when its device is lost, it is reopened until it is back.
 
     ``device`` is a name, part of a name, a number, or None for the default; ``channel`` counts from
     0, None is the mean of all. Opening waits for the first sound, or raises DeviceError.
-    Afterwards a loss is told to ``on_status``, and the first chunk after it has ``after_gap``;
-    samples are counted as if nothing had been between.
+    Afterwards a loss is reported to ``on_status``, and the first chunk after it has ``after_gap``;
+    samples are numbered as if no sound had been lost.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Microphone:
         self._chunk_ms = chunk_ms
         self._on_status = on_status
         self._child: _Child | None = None
-        self._closed = False
+        self._closed = asyncio.Event()
         self._position = 0  # samples given so far
         self._first: tuple[float, bool, bytes] | None = None
 
@@ -57,14 +57,15 @@ class Microphone:
         return self
 
     async def __aexit__(self, *exception: object) -> None:
-        self._closed = True
+        self._closed.set()
         if self._child is not None:
             await self._child.end()
 
     async def chunks(self) -> AsyncIterator[Chunk]:
+        """The microphone's sound until the source is closed."""
         assert self._child is not None, "open the microphone first"
         returned = False
-        while not self._closed:
+        while not self._closed.is_set():
             piece, self._first = self._first or await self._child.read(), None
             if piece is None:
                 returned = True
@@ -77,7 +78,7 @@ class Microphone:
             yield Chunk(start=start, samples=samples, captured_at=captured_at, after_gap=gap)
 
     async def _start(self) -> None:
-        """Spawn the child and wait for its first chunk, or raise DeviceError saying why not."""
+        """Spawn the child and wait for its first chunk. Raises DeviceError if there is none."""
         self._child = child = _Child(self._device, channel=self._channel, chunk_ms=self._chunk_ms)
         await child.connect(self._on_status)
         try:
@@ -95,35 +96,39 @@ class Microphone:
         child.opened = True
 
     async def _restart(self, dead: "_Child") -> None:
-        """Try new children until one gives sound, or until we are closed."""
+        """Spawn children until one gives sound or the source is closed."""
         reason = await dead.reason()
-        if self._closed:
+        if self._closed.is_set():
             return
         self._on_status("offline", f"{reason} (trying again)")
         await dead.end()
         wait_s = FIRST_RETRY_S
-        while True:
-            await asyncio.sleep(wait_s)
-            if self._closed:
-                return
+        while not await self._is_closed_within(wait_s):
             wait_s = min(2 * wait_s, LAST_RETRY_S)
             try:
                 await self._start()
-            except DeviceError:  # said once already: the device is still away
+            except DeviceError:  # reported already: the device is still away
                 continue
             self._on_status("online", f"microphone {self.name!r} is back")
             return
 
+    async def _is_closed_within(self, timeout_s: float) -> bool:
+        try:
+            await asyncio.wait_for(self._closed.wait(), timeout_s)
+        except TimeoutError:
+            return False
+        return True
+
 
 class _Child:
-    """One capture process, its sound and its status lines."""
+    """One capture process (``capture.py``) with its sound and its status lines."""
 
     def __init__(self, device: str | int | None, *, channel: int | None, chunk_ms: int) -> None:
         self._pipes: list[asyncio.ReadTransport] = []
         self._follower: asyncio.Task[None] | None = None
         self._size = chunk_ms * RATE_HZ // 1000 * 2
         self._detail = CRASHED
-        self.opened = False  # its first sound was heard; before that, its statuses are answers
+        self.opened = False  # it has given sound; an earlier status is the outcome of opening
         command = [sys.executable, "-m", "stream_hbaf.audio.capture", f"--chunk-ms={chunk_ms}"]
         if device is not None:
             command.append(f"--device={device}")
@@ -134,6 +139,7 @@ class _Child:
         )
 
     async def connect(self, on_status: OnStatus) -> None:
+        """Read the child's pipes on the event loop; ``on_status`` gets its later statuses."""
         loop = asyncio.get_running_loop()
         self._sound, self._lines = asyncio.StreamReader(UNREAD_BYTES), asyncio.StreamReader()
         ends = ((self._sound, self._popen.stdout), (self._lines, self._popen.stderr))
@@ -152,13 +158,13 @@ class _Child:
         return captured_at, after_gap, piece[HEADER.size :]
 
     async def reason(self) -> str:
-        """Why the child ended, in a line."""
+        """Why the child has ended, in a line."""
         if self._follower is not None:
             await asyncio.wait([self._follower], timeout=END_S)
         return self._detail
 
     async def end(self) -> None:
-        """Within a second, and leaving no zombie."""
+        """End the child within a second, and reap it."""
         self._popen.terminate()
         try:
             await asyncio.to_thread(self._popen.wait, END_S)
@@ -166,7 +172,7 @@ class _Child:
             self._popen.kill()
             await asyncio.to_thread(self._popen.wait)
         finally:
-            self._popen.kill()  # for when we were cancelled; does nothing if it has ended
+            self._popen.kill()  # in case this task was cancelled; does nothing if it has ended
             self._popen.wait()
             for pipe in self._pipes:
                 pipe.close()

@@ -1,11 +1,11 @@
-"""Where sound comes from, in one word of the command line."""
+"""Opens the audio source that one word of the command line or the settings names."""
 
 from typing import TypedDict, Unpack
 from urllib.parse import urlsplit
 
-from stream_hbaf.audio.address import Address
 from stream_hbaf.audio.file import FileSource, is_url, public_name
 from stream_hbaf.audio.microphone import Microphone
+from stream_hbaf.audio.push_source import Address
 from stream_hbaf.audio.source import AudioSource, OnStatus
 from stream_hbaf.audio.stream import StreamSource
 from stream_hbaf.audio.wyoming import SatelliteSource, WyomingSource
@@ -15,7 +15,7 @@ AT_ADDRESSES = ("ws", "wyoming", "satellite")
 
 
 class _Common(TypedDict):
-    """What every source is made with."""
+    """The arguments that every source takes."""
 
     channel: int | None
     chunk_ms: int
@@ -40,9 +40,9 @@ def open_source(
         satellite://HOST:PORT       the Wyoming satellite there, which is connected to
         http://…, rtsp://…          whatever FFmpeg reads: a recording, or a live stream
 
-    ``speed`` is that of recordings, None as fast as they go. ``token`` is what a WebSocket sender
-    must know. ``channel`` counts from 0, None is the mean of all: two sources may take two channels
-    of one device. Raises DeviceError if ``where`` can't be understood.
+    ``speed`` is that of recordings, None as fast as they are processed. ``token`` is required of
+    WebSocket senders. ``channel`` counts from 0, None is the mean of all; two sources may take two
+    channels of one device. Raises DeviceError for an invalid ``where``.
     """
     common = _Common(channel=channel, chunk_ms=chunk_ms, on_status=on_status)
     if where == "mic" or where.startswith("mic:"):
@@ -64,9 +64,8 @@ def _at_address(
         return WyomingSource(address, **common)
     if scheme == "satellite":
         return SatelliteSource(address, **common)
-    from stream_hbaf.audio.websocket import (
-        WebSocketSource,
-    )  # here: costs most runs 0.2 s for nothing
+    # 0.2 s that most runs need not spend.
+    from stream_hbaf.audio.websocket import WebSocketSource
 
     return WebSocketSource(address, token=token, **common)
 

@@ -1,6 +1,6 @@
-"""Sound of any rate and any number of channels becomes int16, mono, 16 kHz: the only form inside.
+"""Converts sound of any rate and number of channels to int16, mono, 16 kHz, the only form inside.
 
-Kept free of the project's settings, because the capture child imports it and must start quickly.
+Imports none of the settings, because the capture process imports it and must start quickly.
 """
 
 from typing import Final, Literal
@@ -45,18 +45,17 @@ def from_bytes(
 
 
 def no_channel(channel: int, *, where: str, channels: int) -> str:
-    """What to tell who asked for a channel that isn't there."""
+    """The error message for a channel that isn't there."""
     last = f"channels 0 to {channels - 1}" if channels > 1 else "one channel, 0"
     return f"{where}: no channel {channel}; it has {last}"
 
 
 class Resampler:
-    """One channel, or the mean of all (None), then soxr HQ; any split of the input gives the same
-    samples.
+    """Takes one channel, or the mean of all (None), and resamples it with soxr HQ.
 
-    16 kHz mono that came from int16 passes unchanged. ``feed`` holds back what the filter can't
-    know yet (48 kHz: up to 40 ms); ``finish`` gives the rest, so that ``n`` frames become
-    ``n * 16000 / rate_hz`` samples, halves rounded up.
+    Any split of the input gives the same samples. 16 kHz mono that came from int16 passes
+    unchanged. ``feed`` holds back the filter's delay (48 kHz: up to 40 ms); ``finish`` gives the
+    rest, so that ``n`` frames become ``n * 16000 / rate_hz`` samples, halves rounded up.
     """
 
     def __init__(self, rate_hz: int, channels: int, *, channel: int | None = None) -> None:
@@ -72,13 +71,13 @@ class Resampler:
         )
 
     def feed(self, samples: NDArray[np.float32]) -> NDArray[np.int16]:
-        """The samples that are now sure; ``samples`` is [n, channels]."""
+        """The next resampled samples; ``samples`` is [n, channels]."""
         if samples.ndim != 2 or samples.shape[1] != self.channels:
             raise ValueError(f"expected [n, {self.channels}] samples, not {samples.shape}")
         return self._resample(_mean(samples[:, self._picked]), last=False)
 
     def finish(self) -> NDArray[np.int16]:
-        """What was held back; nothing may be fed after it."""
+        """The samples held back; nothing may be fed afterwards."""
         return self._resample(np.zeros(0, np.float32), last=True)
 
     def _resample(self, mono: NDArray[np.float32], *, last: bool) -> NDArray[np.int16]:

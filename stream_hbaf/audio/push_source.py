@@ -1,10 +1,13 @@
-"""Sound arrives from elsewhere: what one sender after another sends becomes the chunks of a source.
+"""Sources to which sound is sent: one sender at a time, whose sound becomes chunks.
 
-Nothing here knows a socket. Whoever serves one claims the source for a connection (``sender``) and
-feeds it what comes: the WebSocket and Wyoming servers of this room, the dashboard for its page.
+No sockets here. A server claims the source for a connection (``PushSource.sender``) and feeds it
+the samples that come in: the WebSocket and Wyoming servers of this folder, and the dashboard for
+its page.
 """
 
 import asyncio
+import ipaddress
+import os
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
@@ -13,25 +16,58 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from stream_hbaf.audio.pcm import RATE_HZ, Resampler, SampleFormat, from_bytes, no_channel
-from stream_hbaf.audio.source import Chunk, OnStatus
-from stream_hbaf.errors import AudioError
+from stream_hbaf.audio.source import Chunk, Chunker, OnStatus, Samples
+from stream_hbaf.errors import AudioError, DeviceError
 
 if TYPE_CHECKING:
     from stream_hbaf.events import State
 
-QUEUE_S = 5  # sound held while nobody takes it; then the oldest is let go
-SILENCE_S = 2.0  # a sender that is this late has paused: what was said until then ends
+QUEUE_S = 5  # sound that is held while nothing consumes it; then the oldest is dropped
+SILENCE_S = 2.0  # a sender that sends nothing for this long has paused: the utterance ends
 SETTLED_S = 10.0  # without loss, after which a degraded source counts as online again
 LOWEST_HZ, HIGHEST_HZ, MOST_CHANNELS = 8_000, 192_000, 8  # of a sender
-NOTHING = np.zeros(0, np.int16)
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
-    """How a sender's samples are written: interleaved PCM. Raises AudioError if unheard of."""
+class Address:
+    """``HOST:PORT``, to listen on or to connect to."""
+
+    host: str
+    port: int  # 0: any free one, to listen on
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach what listens on ``host``."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def cannot_listen(name: str, error: OSError) -> DeviceError:
+    """The error of a server whose address can't be listened on."""
+    return DeviceError(
+        f"{name}: can't listen there ({plain_reason(error)}); "
+        "choose another port, or end the program that uses it"
+    )
+
+
+def plain_reason(error: OSError) -> str:
+    """The system's own words: asyncio wraps the address around them."""
+    if error.errno is not None and error.errno > 0:
+        return os.strerror(error.errno)
+    return error.strerror or type(error).__name__  # a name that can't be looked up
+
+
+@dataclass(frozen=True, slots=True)
+class AudioFormat:
+    """A sender's interleaved PCM. Raises AudioError for a rate or channels out of range."""
 
     rate_hz: int
     channels: int
@@ -44,102 +80,63 @@ class Form:
             raise AudioError(f"a number of channels that isn't between 1 and {MOST_CHANNELS}")
 
 
-class AlreadySending(AudioError):  # noqa: N818  it is the state of things
+class AlreadySendingError(AudioError):
     """Another connection has claimed the source."""
 
 
-class Cutter:
-    """Pieces of any length become chunks of one length, each stamped to its last sample.
-
-    Starts count the samples that were cut, as if nothing had been between them.
-    """
-
-    def __init__(self, *, chunk_ms: int) -> None:
-        self._chunk_samples = chunk_ms * RATE_HZ // 1000
-        self._held = NOTHING
-        self._captured_at = 0.0  # of the last sample held
-        self._position = 0
-        self._after_gap = False
-
-    def feed(self, samples: NDArray[np.int16], *, captured_at: float) -> Iterator[Chunk]:
-        """The chunks that are now full; ``captured_at`` is the last sample's, monotonic."""
-        self._held = np.concatenate([self._held, samples])
-        self._captured_at = captured_at
-        while len(self._held) >= self._chunk_samples:
-            yield self._cut(self._chunk_samples)
-
-    def break_off(self) -> Iterator[Chunk]:
-        """What is left, shorter than a chunk; the next one comes after a gap."""
-        if len(self._held):
-            yield self._cut(len(self._held))
-        self._after_gap = self._position > 0
-
-    def _cut(self, count: int) -> Chunk:
-        samples, self._held = self._held[:count], self._held[count:]
-        chunk = Chunk(
-            start=self._position,
-            samples=samples,
-            captured_at=self._captured_at - len(self._held) / RATE_HZ,
-            after_gap=self._after_gap,
-        )
-        self._position += count
-        self._after_gap = False
-        return chunk
-
-
 @dataclass(frozen=True, slots=True)
-class _Told:
-    """A status that is due once the sound before it has been taken."""
+class _Status:
+    """A status that is reported once the chunks before it have been consumed."""
 
     state: "State"
     line: str
 
 
-class ArrivingSource:
-    """Sound that one sender at a time brings, as a source; without a sender it waits for one.
+class PushSource:
+    """A source whose chunks come from one sender at a time; it waits while there is none.
 
-    The coming and going of senders, and what had to be let go because nobody took it in time, is
-    told to ``on_status``, in its order among the chunks. A pause of the sender is an empty chunk
-    after a gap. ``speaker`` is who the sender says is speaking, if it does.
+    Senders that come and go, and dropped sound, are reported to ``on_status``, in their order
+    among the chunks. A sender's pause is an empty chunk after a gap. ``speaker`` is the name that
+    the sender gives, if any.
     """
 
-    hope = "waiting for the next"  # after a sender is gone
+    outlook = "waiting for the next"  # what follows after a sender has left, for the status line
 
     def __init__(
         self, name: str, *, channel: int | None = None, chunk_ms: int, on_status: OnStatus
     ) -> None:
         self.name = name
         self.speaker = ""
+        self.state: State = "offline"
         self._channel = channel
         self._chunk_ms = chunk_ms
         self._on_status = on_status
-        self._cutter = Cutter(chunk_ms=chunk_ms)
-        self._waiting: deque[Chunk | _Told] = deque()
-        self._arrived = asyncio.Event()
+        self._chunker = Chunker(chunk_ms=chunk_ms)
+        self._queue: deque[Chunk | _Status] = deque()
+        self._changed = asyncio.Event()  # the queue has grown, or the source is closed
         self._sender = ""  # who has claimed the source
-        self._sounding = False  # the sender has sent, and not paused since
-        self.state: State = "offline"
-        self._gap = False  # chunks before the next one to be taken were let go
+        self._sounding = False  # the sender has sent sound, and not paused since
+        self._gap = False  # chunks before the next one were dropped
         self._lost_s = 0.0
         self._lost_at: float | None = None
         self._closed = False
 
     async def __aenter__(self) -> Self:
-        self.tell("offline", f"{self.name}: waiting for sound")
+        self.report("offline", f"{self.name}: waiting for sound")
         return self
 
     async def __aexit__(self, *exception: object) -> None:
         self._closed = True
-        self._arrived.set()
+        self._changed.set()
 
     @contextmanager
     def sender(self, who: str) -> Iterator["Sender"]:
-        """Claim the source for a connection. Raises AlreadySending.
+        """Claim the source for a connection. Raises AlreadySendingError.
 
-        An AudioError that ends the connection is told in a line, and comes out.
+        An AudioError that ends the connection is reported in a line and raised again.
         """
         if self._sender:
-            raise AlreadySending(
+            raise AlreadySendingError(
                 f"{self.name}: {self._sender} is sending already; one can at a time"
             )
         self._sender = who
@@ -153,74 +150,75 @@ class ArrivingSource:
             sender.pause()
             self._sender = self.speaker = ""
             if self.state == "online" or fault:
-                reason = f"{who}{fault or ' has left'} ({self.hope})"
-                self.tell("offline", f"{self.name}: {reason}")
+                reason = f"{who}{fault or ' has left'} ({self.outlook})"
+                self.report("offline", f"{self.name}: {reason}")
 
-    def tell(self, state: "State", line: str) -> None:
-        """Have it said how the source is, once the sound before it has been taken."""
+    def report(self, state: "State", line: str) -> None:
+        """Report a state to ``on_status`` once the chunks before it have been consumed."""
         self.state = state
-        self._put(_Told(state, line))
-
-    def remark(self, line: str) -> None:
-        """Have something said that changes nothing."""
-        self.tell(self.state, line)
+        self._put(_Status(state, line))
 
     async def chunks(self) -> AsyncIterator[Chunk]:
+        """The senders' sound until the source is closed."""
         position = 0
-        while (arrival := await self._take()) is not None:
-            if isinstance(arrival, _Told):
-                self._on_status(arrival.state, arrival.line)
+        while (item := await self._next()) is not None:
+            if isinstance(item, _Status):
+                self._on_status(item.state, item.line)
                 continue
-            self._tell_losses(arrival.captured_at)
-            gap, self._gap = arrival.after_gap or self._gap, False
-            yield replace(arrival, start=position, after_gap=gap and position > 0)
-            position += len(arrival.samples)
+            self._report_losses(item.captured_at)
+            gap, self._gap = item.after_gap or self._gap, False
+            yield replace(item, start=position, after_gap=gap and position > 0)
+            position += len(item.samples)
 
-    async def _take(self) -> "Chunk | _Told | None":
-        """What came next; None once the source is closed."""
-        while not self._waiting:
+    async def _next(self) -> "Chunk | _Status | None":
+        """The next item of the queue; None once the source is closed."""
+        while not self._queue:
             if self._closed:
                 return None
-            self._arrived.clear()
+            self._changed.clear()
             try:
-                await asyncio.wait_for(self._arrived.wait(), SILENCE_S if self._sounding else None)
+                await asyncio.wait_for(self._changed.wait(), SILENCE_S if self._sounding else None)
             except TimeoutError:
-                self.break_off()
-        return self._waiting.popleft()
+                self.pause()
+        return self._queue.popleft()
 
-    def take_in(self, samples: NDArray[np.int16], *, captured_at: float) -> None:
+    def feed(self, samples: Samples, *, captured_at: float) -> None:
+        """Take samples at 16 kHz, mono; ``captured_at`` is the last one's, monotonic."""
         self._sounding = self._sounding or len(samples) > 0
-        for chunk in self._cutter.feed(samples, captured_at=captured_at):
+        for chunk in self._chunker.feed(samples, captured_at=captured_at):
             self._put(chunk)
 
-    def break_off(self) -> None:
-        """The sender pauses: what was said until now ends here."""
+    def pause(self) -> None:
+        """End the open utterance: the sender has paused."""
         if not self._sounding:
             return
         self._sounding = False
-        for chunk in self._cutter.break_off():
+        for chunk in self._chunker.flush():
             self._put(chunk)
-        now = time.monotonic()
-        self._put(Chunk(start=0, samples=NOTHING, captured_at=now, after_gap=True))
+        empty = np.zeros(0, np.int16)
+        self._put(Chunk(start=0, samples=empty, captured_at=time.monotonic(), after_gap=True))
 
-    def resampler(self, form: Form) -> Resampler:
-        if self._channel is not None and self._channel >= form.channels:
-            raise AudioError(no_channel(self._channel, where="sound", channels=form.channels))
-        return Resampler(form.rate_hz, form.channels, channel=self._channel)
+    def resampler(self, audio_format: AudioFormat) -> Resampler:
+        """A resampler of the source's channel. Raises AudioError if the format lacks it."""
+        if self._channel is not None and self._channel >= audio_format.channels:
+            channels = audio_format.channels
+            raise AudioError(no_channel(self._channel, where="sound", channels=channels))
+        return Resampler(audio_format.rate_hz, audio_format.channels, channel=self._channel)
 
-    def _put(self, arrival: Chunk | _Told) -> None:
-        self._waiting.append(arrival)
-        if len(self._waiting) > QUEUE_S * 1000 // self._chunk_ms + 1:
-            oldest = self._waiting.popleft()  # a status, too, is superseded by those behind it
+    def _put(self, item: Chunk | _Status) -> None:
+        self._queue.append(item)
+        if len(self._queue) > QUEUE_S * 1000 // self._chunk_ms + 1:
+            oldest = self._queue.popleft()  # a status, too, is superseded by those behind it
             if isinstance(oldest, Chunk):
                 self._lost_s += len(oldest.samples) / RATE_HZ
                 self._gap = True
-        self._arrived.set()
+        self._changed.set()
 
-    def _tell_losses(self, now: float) -> None:
+    def _report_losses(self, now: float) -> None:
         if self._gap:
             if self._lost_at is None:
-                line = f"{self.name}: {self._lost_s:.1f} s let go, sent faster than it is heard"
+                dropped = f"{self._lost_s:.1f} s dropped"
+                line = f"{self.name}: {dropped}, sent faster than it is processed"
                 self._on_status("degraded", line)
             self._lost_at = now
         elif self._lost_at is not None and now - self._lost_at > SETTLED_S:
@@ -229,42 +227,44 @@ class ArrivingSource:
 
 
 class Sender:
-    """One connection's sound on its way into the source that it has claimed."""
+    """One connection that has claimed a source, and its sound."""
 
-    def __init__(self, source: ArrivingSource, *, who: str) -> None:
+    def __init__(self, source: PushSource, *, who: str) -> None:
         self._source = source
         self._who = who
         self._resampler: Resampler | None = None
         self._behind_s = 0.0  # sound that the resampler holds back
-        self.form: Form | None = None
+        self.audio_format: AudioFormat | None = None
 
-    def begin(self, form: Form, *, speaker: str = "") -> None:
-        """Sound of this form follows. Raises AudioError if the source's channel isn't in it."""
-        resampler = self._source.resampler(form)
+    def begin(self, audio_format: AudioFormat, *, speaker: str = "") -> None:
+        """Sound of this format follows. Raises AudioError if the source's channel isn't in it."""
+        resampler = self._source.resampler(audio_format)
         self.pause()
-        self.form, self._resampler, self._behind_s = form, resampler, 0.0
+        self.audio_format, self._resampler, self._behind_s = audio_format, resampler, 0.0
         self._source.speaker = speaker
         if self._source.state != "online":
             named = f" ({speaker})" if speaker else ""
-            self._source.tell("online", f"{self._source.name}: {self._who}{named} is sending")
+            self._source.report("online", f"{self._source.name}: {self._who}{named} is sending")
 
     def feed(self, content: bytes) -> None:
-        """Sound that was captured until now. Raises AudioError if it isn't of the form."""
-        if self.form is None or self._resampler is None:
-            raise AudioError("sound came before it was said what form it has")
+        """Send sound that was captured until now. Raises AudioError if it isn't of the format."""
+        if self.audio_format is None or self._resampler is None:
+            raise AudioError("sound came before its format")
         try:
             samples = from_bytes(
-                content, sample_format=self.form.sample_format, channels=self.form.channels
+                content,
+                sample_format=self.audio_format.sample_format,
+                channels=self.audio_format.channels,
             )
         except ValueError as error:
             raise AudioError(str(error)) from None
         resampled = self._resampler.feed(samples)
-        self._behind_s += len(samples) / self.form.rate_hz - len(resampled) / RATE_HZ
-        self._source.take_in(resampled, captured_at=time.monotonic() - self._behind_s)
+        self._behind_s += len(samples) / self.audio_format.rate_hz - len(resampled) / RATE_HZ
+        self._source.feed(resampled, captured_at=time.monotonic() - self._behind_s)
 
     def pause(self) -> None:
-        """The sound stops for a while, or for good; nothing of it is held back."""
-        if self.form is not None and self._resampler is not None:
-            self._source.take_in(self._resampler.finish(), captured_at=time.monotonic())
-            self._source.break_off()
-            self._resampler, self._behind_s = self._source.resampler(self.form), 0.0
+        """Send what the resampler holds back, and end the open utterance."""
+        if self.audio_format is not None and self._resampler is not None:
+            self._source.feed(self._resampler.finish(), captured_at=time.monotonic())
+            self._source.pause()
+            self._resampler, self._behind_s = self._source.resampler(self.audio_format), 0.0

@@ -1,5 +1,5 @@
-"""Sound comes from a URL: a recording there is played like a file, a live stream is listened to
-without end."""
+"""A URL as an audio source: a recording is played like a file, a live stream is followed without
+end."""
 
 import asyncio
 import contextlib
@@ -8,24 +8,23 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Self, TypeVar
 
-from stream_hbaf.audio.file import Decoder, FileSource, Samples, public_name
-from stream_hbaf.audio.push_source import Cutter
-from stream_hbaf.audio.source import Chunk, OnStatus
+from stream_hbaf.audio.file import Decoder, FileSource, public_name
+from stream_hbaf.audio.source import Chunk, Chunker, OnStatus, Samples
 from stream_hbaf.errors import AudioError
 
 T = TypeVar("T")
 
 FIRST_RETRY_S, LAST_RETRY_S = 0.5, 10.0
-PIECE_S = 0.02  # decoded at a time, so that live sound isn't held up
+PIECE_S = 0.02  # decoded at a time, so that live sound isn't delayed
 
 
 class StreamSource:
     """Anything that FFmpeg can read behind a URL, as a source.
 
-    What declares a length is a recording: it is given at ``speed`` times real time, or as fast as
-    it is taken (None), and ends. What doesn't is live: it is given as it comes, and when it breaks
-    off, ``on_status`` hears so, it is opened again and again, and the first chunk after that has
-    ``after_gap``. Opening raises AudioError if nothing can be decoded.
+    A URL that declares a length is a recording: it is given at ``speed`` times real time, or as
+    fast as it is consumed (None), and ends. One that doesn't is live: it is given as it comes; when
+    it breaks off, that is reported to ``on_status``, it is reopened, and the first chunk after that
+    has ``after_gap``. Opening raises AudioError if nothing can be decoded.
     """
 
     def __init__(
@@ -50,7 +49,7 @@ class StreamSource:
     async def __aenter__(self) -> Self:
         self._open()
         await asyncio.wait({self._next})
-        self._next.result()  # errors belong to the opening, not to the first chunk
+        self._next.result()  # an error is raised on opening, not with the first chunk
         self._endless = self._decoder.endless
         if not self._endless:
             await in_thread(self._decoder.close)  # some servers take one listener at a time
@@ -63,29 +62,30 @@ class StreamSource:
             await self._recording.__aexit__(*exception)
         elif self._next.done():
             in_thread(self._decoder.close)
-        else:  # it waits for sound, and can't be closed before that comes
+        else:  # it waits for sound, and can't be closed before some comes
             decoder = self._decoder
             self._next.add_done_callback(lambda _: decoder.close())
 
     def chunks(self) -> AsyncIterator[Chunk]:
+        """The recording's or the stream's sound."""
         return self._live() if self._endless else self._recording.chunks()
 
     async def _live(self) -> AsyncIterator[Chunk]:
-        cutter = Cutter(chunk_ms=self._chunk_ms)
+        chunker = Chunker(chunk_ms=self._chunk_ms)
         complained = False
         while await self._fetched():
             piece, reason = self._outcome()
             if piece is None:
-                for chunk in cutter.break_off():
+                for chunk in chunker.flush():
                     yield chunk
                 await self._reopen(reason)
                 complained = False
                 continue
             if self._decoder.complaint and not (complained or self._decoder.ending):
-                complained = True  # once, and not of what the end itself cut off
+                complained = True  # once, and not about a packet that the end cut off
                 self._on_status("degraded", self._decoder.complaint)
             self._next = in_thread(self._decode)
-            for chunk in cutter.feed(piece, captured_at=time.monotonic()):
+            for chunk in chunker.feed(piece, captured_at=time.monotonic()):
                 yield chunk
 
     def _open(self) -> None:
@@ -96,7 +96,7 @@ class StreamSource:
         return next(self._decoder, None)
 
     async def _fetched(self) -> bool:
-        """Wait for the next piece; False if the source is closed before it comes."""
+        """Wait for the next piece; False if the source is closed before."""
         closing = asyncio.ensure_future(self._closed.wait())
         try:
             either: set[asyncio.Future[Any]] = {self._next, closing}
@@ -106,14 +106,14 @@ class StreamSource:
         return not self._closed.is_set()
 
     def _outcome(self) -> tuple[Samples | None, str]:
-        """The piece that came, or None and why there is none."""
+        """The next piece, or None and the reason."""
         try:
             return self._next.result(), self._decoder.ending
         except AudioError as error:
             return None, str(error).removeprefix(f"{self.name}: ")
 
     async def _reopen(self, reason: str) -> None:
-        """Try until there is sound again, or until we are closed."""
+        """Reopen the stream until it gives sound or the source is closed."""
         self._on_status("offline", f"{self.name}: {reason} (trying again)")
         wait_s = FIRST_RETRY_S
         while not self._closed.is_set():
@@ -127,10 +127,11 @@ class StreamSource:
 
 
 def in_thread(function: Callable[[], T]) -> "asyncio.Future[T]":
-    """Run what may block for long in a thread that the end of the program doesn't wait for."""
+    """Run a function that may block for long in a thread that doesn't delay the program's end."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
-    future.add_done_callback(lambda done: done.cancelled() or done.exception())  # may be unwanted
+    # Retrieve the exception, because the future may never be awaited.
+    future.add_done_callback(lambda done: done.cancelled() or done.exception())
 
     def settle(result: T | None, error: BaseException | None) -> None:
         if future.done():
@@ -144,7 +145,7 @@ def in_thread(function: Callable[[], T]) -> "asyncio.Future[T]":
         result, error = None, None
         try:
             result = function()
-        except BaseException as raised:  # noqa: BLE001  it is raised again where it is awaited
+        except BaseException as raised:  # noqa: BLE001  raised again where it is awaited
             error = raised
         with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
             loop.call_soon_threadsafe(settle, result, error)

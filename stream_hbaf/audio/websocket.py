@@ -1,4 +1,19 @@
-"""Sound comes over a WebSocket: a server that browsers and programs send to, in ``wire``'s form.
+"""A WebSocket server as an audio source, and the messages in which browsers and programs send.
+
+First one text message, JSON, with the format of the samples:
+
+    {"rate": 48000, "channels": 1, "format": "f32le", "speaker": "Anna"}
+
+``rate`` is in Hz, 8,000 to 192,000; ``channels`` 1 to 8, 1 if left out; ``format`` ``s16le``,
+``s32le`` or ``f32le`` (in [-1, 1], as browsers capture it), ``s16le`` if left out; ``speaker`` may
+be left out; other keys are ignored. Another such message changes the format.
+
+Then binary messages of at most 64 KiB: whole frames, interleaved, as they are captured, 20 to
+100 ms each. A sender that is faster than real time may lose sound: five seconds are held. The text
+message ``{"pause": true}`` ends the open utterance; sound may follow it.
+
+Nothing is answered. A message that breaks a rule closes the connection with code 1008 and the
+reason; 1013 means that another connection is sending.
 
 Any web page may make a browser connect to any address, this machine's own included. So a browser
 is let in only from a page of the same host, and where other machines can connect, a token is
@@ -6,10 +21,11 @@ asked for as well: ``ws://HOST:PORT/?token=TOKEN``, or the header ``Authorizatio
 """
 
 import asyncio
+import json
 import logging
 import secrets
 from http import HTTPStatus
-from typing import Self
+from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
 
 from websockets.asyncio.server import Server, ServerConnection, serve
@@ -17,28 +33,78 @@ from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 
-from stream_hbaf.audio.address import Address, cannot_listen, is_loopback
-from stream_hbaf.audio.protocol import (
-    BROKEN_RULE,
-    LARGEST_MESSAGE,
-    TRY_LATER,
-    close_reason,
-    take_message,
-    too_large,
+from stream_hbaf.audio.pcm import WIDTHS
+from stream_hbaf.audio.push_source import (
+    Address,
+    AlreadySendingError,
+    AudioFormat,
+    PushSource,
+    Sender,
+    cannot_listen,
+    is_loopback,
 )
-from stream_hbaf.audio.push_source import AlreadySending, ArrivingSource
 from stream_hbaf.audio.source import OnStatus
 from stream_hbaf.errors import AudioError, DeviceError
 
-FORM_S = 10.0  # for a connection to say its form, before it makes room for another
+LARGEST_MESSAGE = 1 << 16  # bytes
+RULE_BROKEN, TRY_LATER = 1008, 1013  # WebSocket close codes
+LONGEST_REASON = 123  # bytes that a close frame has room for
+LONGEST_SPEAKER = 64
+FORMAT_S = 10.0  # for a connection to send its format, before it makes room for another
 ALIVE_S = 5.0  # between two pings, and for the answer to each
 
 
-class WebSocketSource(ArrivingSource):
+def receive(message: str | bytes, *, sender: Sender) -> None:
+    """Apply one message. Raises AudioError if it breaks a rule of the protocol."""
+    if len(message) > LARGEST_MESSAGE:
+        raise _too_large()
+    if isinstance(message, bytes):
+        sender.feed(message)
+        return
+    try:
+        fields = json.loads(message)
+    except (ValueError, RecursionError):
+        fields = None
+    if not isinstance(fields, dict):
+        raise AudioError("a text message that is no JSON object")
+    if fields.get("pause") is True:
+        sender.pause()
+    else:
+        sender.begin(_audio_format(fields), speaker=_speaker(fields))
+
+
+def close_reason(error: Exception) -> str:
+    """An error as the reason of a close frame."""
+    return str(error).encode()[:LONGEST_REASON].decode(errors="ignore")
+
+
+def _too_large() -> AudioError:
+    return AudioError(f"a message of more than {LARGEST_MESSAGE} bytes")
+
+
+def _audio_format(fields: dict[str, Any]) -> AudioFormat:
+    rate_hz, channels = fields.get("rate"), fields.get("channels", 1)
+    # JSON's true is Python's 1: a bool is no number here.
+    if type(rate_hz) is not int or type(channels) is not int:
+        raise AudioError('a format without "rate" (Hz) and "channels" in whole numbers')
+    sample_format = fields.get("format", "s16le")
+    if not isinstance(sample_format, str) or sample_format not in WIDTHS:
+        raise AudioError(f'a format whose "format" is none of {", ".join(WIDTHS)}')
+    return AudioFormat(rate_hz, channels, sample_format)
+
+
+def _speaker(fields: dict[str, Any]) -> str:
+    speaker = fields.get("speaker", "")
+    if not isinstance(speaker, str):
+        raise AudioError('a format whose "speaker" is no text')
+    return "".join(letter for letter in speaker if letter.isprintable())[:LONGEST_SPEAKER]
+
+
+class WebSocketSource(PushSource):
     """A WebSocket server as a source: one sender at a time, a second is refused with a reason.
 
-    ``address`` has the true port once it is open. Opening raises DeviceError if the address can't
-    be listened on, or lies open to others without a ``token``.
+    ``address`` has the actual port once it is open. Opening raises DeviceError if the address
+    can't be listened on, or is reachable from other machines without a ``token``.
     """
 
     def __init__(
@@ -63,7 +129,7 @@ class WebSocketSource(ArrivingSource):
             )
         try:
             self._server = await serve(
-                self._receive,
+                self._serve,
                 self.address.host,
                 self.address.port,
                 process_request=self._admit,
@@ -72,7 +138,7 @@ class WebSocketSource(ArrivingSource):
                 ping_interval=ALIVE_S,
                 ping_timeout=ALIVE_S,
                 close_timeout=1,
-                logger=_silent(),
+                logger=_disabled_logger(),
             )
         except OSError as error:
             raise cannot_listen(self.name, error) from None
@@ -101,22 +167,22 @@ class WebSocketSource(ArrivingSource):
             return connection.respond(HTTPStatus.FORBIDDEN, "a page of another host\n")
         return None
 
-    async def _receive(self, connection: ServerConnection) -> None:
+    async def _serve(self, connection: ServerConnection) -> None:
         peer = connection.remote_address or ("somebody",)  # None if it has hung up already
         try:
             with self.sender(str(peer[0])) as sender:
                 while True:
-                    async with asyncio.timeout(None if sender.form else FORM_S):
+                    async with asyncio.timeout(None if sender.audio_format else FORMAT_S):
                         message = await _next_message(connection)
-                    take_message(message, sender=sender)
+                    receive(message, sender=sender)
         except ConnectionClosed:
             pass
         except TimeoutError:
-            await connection.close(BROKEN_RULE, "no form came")
-        except AlreadySending as error:
+            await connection.close(RULE_BROKEN, "no format came")
+        except AlreadySendingError as error:
             await connection.close(TRY_LATER, close_reason(error))
         except AudioError as error:
-            await connection.close(BROKEN_RULE, close_reason(error))
+            await connection.close(RULE_BROKEN, close_reason(error))
 
 
 async def _next_message(connection: ServerConnection) -> str | bytes:
@@ -124,15 +190,15 @@ async def _next_message(connection: ServerConnection) -> str | bytes:
         return await connection.recv()
     except ConnectionClosed as closed:
         if closed.sent is not None and closed.sent.code == CloseCode.MESSAGE_TOO_BIG:
-            raise too_large() from None
+            raise _too_large() from None
         raise
 
 
 def is_same_site(*, origin: str | None, host: str, local: bool) -> bool:
     """Whether a request comes from a page of the host that it goes to, or from no page at all.
 
-    ``local``: only this machine's own names count then, because a foreign name may be made to lead
-    to it.
+    ``local``: only this machine's own names are accepted then, because an attacker can make a name
+    of theirs resolve to this machine (DNS rebinding).
     """
     target = _hostname(f"//{host}")
     if local and not is_loopback(target):
@@ -150,8 +216,8 @@ def _hostname(address: str) -> str:
         return ""
 
 
-def _silent() -> logging.Logger:
-    """The library logs each bad handshake with a traceback: none of it is the user's fault."""
+def _disabled_logger() -> logging.Logger:
+    """websockets logs each bad handshake with a traceback, which no user can do anything about."""
     logger = logging.getLogger("stream_hbaf.audio.websocket")
     logger.disabled = True
     return logger

@@ -1,14 +1,14 @@
-"""Sound comes by the Wyoming protocol, the one of Home Assistant's voice satellites.
+"""Audio sources that speak the Wyoming protocol, the one of Home Assistant's voice satellites.
 
-A satellite is a server: whoever wants its sound connects to it and says ``run-satellite``, as Home
-Assistant does; so does ``SatelliteSource``. A satellite serves one at a time, so one that Home
-Assistant uses needs a microphone service of its own (which serves many), and we connect to that.
-``WyomingSource`` is for programs that send of themselves: it listens, and takes their sound.
+A satellite is a server: a client connects to it and sends ``run-satellite``, as Home Assistant
+does; so does ``SatelliteSource``. A satellite serves one client at a time. One that Home Assistant
+uses needs a microphone service of its own (which serves many) for ``SatelliteSource`` to connect
+to. ``WyomingSource`` is for programs that connect by themselves: it listens for them.
 
 An event is a line of JSON (``type``, and ``data`` or ``data_length`` or both), then ``data_length``
-bytes of JSON, then ``payload_length`` bytes of sound. Read here, because the protocol's own package
-takes a broken line for the end, and as many bytes as a line promises. The protocol knows neither
-passwords nor encryption: only for a network that one trusts.
+bytes of JSON, then ``payload_length`` bytes of sound. It is parsed here, because the protocol's own
+package takes a broken line for the end of the stream, and reads as many bytes as a line announces.
+The protocol has neither passwords nor encryption: use it in a trusted network only.
 """
 
 import asyncio
@@ -19,9 +19,16 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from stream_hbaf import __version__
-from stream_hbaf.audio.address import Address, cannot_listen, plain_reason
 from stream_hbaf.audio.pcm import RATE_HZ, SampleFormat
-from stream_hbaf.audio.push_source import AlreadySending, ArrivingSource, Form, Sender
+from stream_hbaf.audio.push_source import (
+    Address,
+    AlreadySendingError,
+    AudioFormat,
+    PushSource,
+    Sender,
+    cannot_listen,
+    plain_reason,
+)
 from stream_hbaf.audio.source import OnStatus
 from stream_hbaf.errors import AudioError, DeviceError
 
@@ -29,16 +36,16 @@ LONGEST_LINE, LARGEST_PAYLOAD = 1 << 16, 1 << 17  # bytes; of sound that is four
 FORMATS: dict[int, SampleFormat] = {2: "s16le", 4: "s32le"}  # by bytes a sample
 MOST_CONNECTIONS = 16
 CONNECT_S = 5.0
-PING_S, GONE_S = 4.0, 12.0  # between two pings to a satellite; without a word, after which it left
+PING_S, GONE_S = 4.0, 12.0  # between two pings to a satellite; without an event until it is lost
 FIRST_RETRY_S, LAST_RETRY_S = 0.5, 5.0
 
-# Of Wyoming's kinds of service only "snd" takes sound and owes no answer; Home Assistant, which
-# would ask an "asr" for words, makes nothing of it.
+# Of Wyoming's kinds of service only "snd" takes sound without having to answer; an "asr" would be
+# asked for transcripts by Home Assistant.
 SELF_DESCRIPTION: dict[str, Any] = {
     "snd": [
         {
             "name": "stream-hbaf",
-            "description": "Listens: recognises emotions in sound and plays none of it",
+            "description": "Recognises emotions in sound, and plays none of it",
             "attribution": {"name": "stream-hbaf", "url": ""},
             "installed": True,
             "version": __version__,
@@ -49,7 +56,7 @@ SELF_DESCRIPTION: dict[str, Any] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class WyomingEvent:
     """One message of the protocol."""
 
     type: str
@@ -57,8 +64,8 @@ class Event:
     payload: bytes = b""
 
 
-async def read_event(reader: asyncio.StreamReader) -> Event | None:
-    """The next event; None at the end. Raises AudioError if it isn't one, or too large."""
+async def read_event(reader: asyncio.StreamReader) -> WyomingEvent | None:
+    """The next event; None at the end. Raises AudioError for a malformed or too large one."""
     try:
         if not (line := await reader.readline()):
             return None
@@ -72,7 +79,7 @@ async def read_event(reader: asyncio.StreamReader) -> Event | None:
     inline = header.get("data") or {}
     if not isinstance(header.get("type"), str) or not isinstance(inline, dict):
         raise AudioError('an event without a "type", or whose "data" is no object')
-    return Event(header["type"], inline | fields, payload)
+    return WyomingEvent(header["type"], inline | fields, payload)
 
 
 def _json_object(content: bytes, otherwise: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -96,32 +103,32 @@ async def _read(
     return await reader.readexactly(length)
 
 
-def take_event(event: Event, *, sender: Sender) -> None:
-    """Do what an event says about sound; others mean nothing here. Raises AudioError."""
+def apply_event(event: WyomingEvent, *, sender: Sender) -> None:
+    """Apply an event about sound, ignore others. Raises AudioError for a malformed one."""
     match event.type:
         case "audio-start":
-            sender.begin(_form(event))
+            sender.begin(_audio_format(event))
         case "audio-chunk":
-            if sender.form != (form := _form(event)):
-                sender.begin(form)
+            if sender.audio_format != (audio_format := _audio_format(event)):
+                sender.begin(audio_format)
             sender.feed(event.payload)
         case "audio-stop":
             sender.pause()
 
 
-def _form(event: Event) -> Form:
+def _audio_format(event: WyomingEvent) -> AudioFormat:
     rate_hz, width, channels = (event.fields.get(key) for key in ("rate", "width", "channels"))
     if type(rate_hz) is not int or type(channels) is not int or width not in FORMATS:
         raise AudioError(
             f'an {event.type} without "rate", "channels" and a "width" of 2 or 4 bytes'
         )
-    return Form(rate_hz, channels, FORMATS[width])
+    return AudioFormat(rate_hz, channels, FORMATS[width])
 
 
-class WyomingSource(ArrivingSource):
+class WyomingSource(PushSource):
     """A Wyoming server as a source: one sender at a time, a second is refused with a reason.
 
-    It answers ``describe`` and ``ping``, and nothing else. ``address`` has the true port once it
+    It answers ``describe`` and ``ping``, and nothing else. ``address`` has the actual port once it
     is open. Opening raises DeviceError if the address can't be listened on.
     """
 
@@ -162,49 +169,48 @@ class WyomingSource(ArrivingSource):
         peer = writer.get_extra_info("peername") or ("somebody",)  # None if it has hung up already
         who = str(peer[0])
         with contextlib.suppress(OSError), contextlib.closing(writer):
-            _notice_death(writer)
+            _enable_keepalive(writer)
             try:
                 if len(self._connections) > MOST_CONNECTIONS:
-                    raise AlreadySending(f"{self.name}: too many connections")
+                    raise AlreadySendingError(f"{self.name}: too many connections")
                 await self._converse(reader, writer, who=who)
             except AudioError as error:
-                await _send(writer, Event("error", {"text": str(error)}))
+                await _send(writer, WyomingEvent("error", {"text": str(error)}))
 
     async def _converse(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, who: str
     ) -> None:
-        """Answer, and take the sound once it comes; only sound claims the source."""
+        """Answer events and take sound; the source is claimed by the first event about sound."""
         with contextlib.ExitStack() as claimed:
             sender: Sender | None = None
             while (event := await self._next_event(reader, who=who, claimed=sender)) is not None:
                 if event.type == "describe":
-                    await _send(writer, Event("info", SELF_DESCRIPTION))
+                    await _send(writer, WyomingEvent("info", SELF_DESCRIPTION))
                 elif event.type == "ping":
-                    await _send(writer, Event("pong", event.fields))
+                    await _send(writer, WyomingEvent("pong", event.fields))
                 elif sender is None and event.type in ("audio-start", "audio-chunk"):
                     sender = claimed.enter_context(self.sender(who))
                 if sender is not None:
-                    take_event(event, sender=sender)
+                    apply_event(event, sender=sender)
 
     async def _next_event(
         self, reader: asyncio.StreamReader, *, who: str, claimed: Sender | None
-    ) -> Event | None:
+    ) -> WyomingEvent | None:
         try:
             return await read_event(reader)
         except AudioError as error:
-            if claimed is None:  # else it is told with the sender's leaving
-                self.remark(f"{self.name}: {who}: {error}")
+            if claimed is None:  # else it is reported when the sender is released
+                self.report(self.state, f"{self.name}: {who}: {error}")
             raise
 
 
-class SatelliteSource(ArrivingSource):
-    """A Wyoming satellite, or a microphone service, as a source; it is connected to again and
-    again when it goes.
+class SatelliteSource(PushSource):
+    """A Wyoming satellite, or a microphone service, as a source; reconnects when it is lost.
 
     Opening raises DeviceError if it can't be reached.
     """
 
-    hope = "trying again"
+    outlook = "trying again"
 
     def __init__(
         self, address: Address, *, channel: int | None = None, chunk_ms: int, on_status: OnStatus
@@ -232,13 +238,13 @@ class SatelliteSource(ArrivingSource):
                 reader, writer = await asyncio.open_connection(
                     self.address.host, self.address.port, limit=LONGEST_LINE
                 )
-                await _send(writer, Event("run-satellite"))
+                await _send(writer, WyomingEvent("run-satellite"))
         except (OSError, TimeoutError) as error:
             reason = plain_reason(error) if not isinstance(error, TimeoutError) else "no answer"
             raise DeviceError(
                 f"{self.name}: can't be reached ({reason}); does the satellite run there?"
             ) from None
-        self.tell("online", f"{self.name}: connected")
+        self.report("online", f"{self.name}: connected")
         return reader, writer
 
     async def _follow(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -247,7 +253,7 @@ class SatelliteSource(ArrivingSource):
                 with contextlib.suppress(AudioError), contextlib.closing(writer):
                     await self._receive(reader, writer)
                 reader, writer = await self._reconnect()
-        finally:  # by a mistake of ours, too, the source ends instead of falling silent
+        finally:  # after an unexpected error, too, the source ends instead of falling silent
             await super().__aexit__()
 
     async def _reconnect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -255,46 +261,46 @@ class SatelliteSource(ArrivingSource):
         while True:
             await asyncio.sleep(wait_s)
             wait_s = min(2 * wait_s, LAST_RETRY_S)
-            with contextlib.suppress(DeviceError):  # said once already: it is still away
+            with contextlib.suppress(DeviceError):  # reported already: it is still away
                 return await self._connect()
 
     async def _receive(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with self.sender("the satellite") as sender:
             try:
-                while (event := await _next_of_living(reader, writer)) is not None:
+                while (event := await _next_event_within(reader, writer)) is not None:
                     if event.type == "ping":
-                        await _send(writer, Event("pong", event.fields))
-                    take_event(event, sender=sender)
+                        await _send(writer, WyomingEvent("pong", event.fields))
+                    apply_event(event, sender=sender)
             except OSError as error:
                 raise AudioError(f"connection lost ({plain_reason(error)})") from None
             raise AudioError("it hung up; does another program use it?")
 
 
-async def _next_of_living(
+async def _next_event_within(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-) -> Event | None:
-    """The next event; a satellite that gives none for long must answer pings."""
+) -> WyomingEvent | None:
+    """The next event. Raises AudioError if a satellite doesn't answer pings for ``GONE_S``."""
     reading = asyncio.ensure_future(read_event(reader))
     try:
         for _ in range(round(GONE_S / PING_S)):
             done, _pending = await asyncio.wait({reading}, timeout=PING_S)
             if done:
                 return await reading
-            await _send(writer, Event("ping", {"text": "stream-hbaf"}))
-        raise AudioError("no sign of life")
+            await _send(writer, WyomingEvent("ping", {"text": "stream-hbaf"}))
+        raise AudioError("no answer to pings")
     finally:
         reading.cancel()
 
 
-async def _send(writer: asyncio.StreamWriter, event: Event) -> None:
+async def _send(writer: asyncio.StreamWriter, event: WyomingEvent) -> None:
     """An event without sound."""
     line = {"type": event.type, "data": event.fields}
     writer.write(json.dumps(line).encode() + b"\n")
     await writer.drain()
 
 
-def _notice_death(writer: asyncio.StreamWriter) -> None:
-    """Let the system ask a silent peer whether it lives: one that died would keep others out."""
+def _enable_keepalive(writer: asyncio.StreamWriter) -> None:
+    """Have the system detect a dead peer, which would otherwise keep the source claimed."""
     connection = writer.get_extra_info("socket")
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from stream_hbaf.audio.address import is_loopback
+from stream_hbaf.audio.push_source import is_loopback
 from stream_hbaf.config import DashboardConfig
 
 TOKEN_BYTES = 24

@@ -17,16 +17,20 @@ from urllib.parse import quote, unquote
 from aiohttp import WSCloseCode, WSMsgType, web
 from pydantic import ValidationError
 
-from stream_hbaf.audio.address import Address, plain_reason
-from stream_hbaf.audio.protocol import (
-    BROKEN_RULE,
+from stream_hbaf.audio.push_source import (
+    Address,
+    AlreadySendingError,
+    PushSource,
+    plain_reason,
+)
+from stream_hbaf.audio.source import OnStatus
+from stream_hbaf.audio.websocket import (
     LARGEST_MESSAGE,
+    RULE_BROKEN,
     TRY_LATER,
     close_reason,
-    take_message,
+    receive,
 )
-from stream_hbaf.audio.push_source import AlreadySending, ArrivingSource
-from stream_hbaf.audio.source import OnStatus
 from stream_hbaf.config import DashboardConfig, SourceConfig
 from stream_hbaf.dashboard.access import HEADERS, Gate
 from stream_hbaf.dashboard.feed import History, PageQueue, is_droppable, welcome, written
@@ -71,7 +75,7 @@ class Dashboard:
         self._gate = Gate(config)
         self._history = History()
         self._pages: dict[web.WebSocketResponse, PageQueue] = {}
-        self._microphones: dict[str, ArrivingSource] = {}
+        self._microphones: dict[str, PushSource] = {}
         self._runner = web.AppRunner(self._application(), access_log=None, shutdown_timeout=1)
         self._port = config.port
 
@@ -100,9 +104,9 @@ class Dashboard:
             ) from None
         self._port = self._runner.addresses[0][1]
 
-    def microphone(self, source: SourceConfig, *, on_status: OnStatus) -> ArrivingSource:
+    def microphone(self, source: SourceConfig, *, on_status: OnStatus) -> PushSource:
         """A source whose sound comes from a browser that has the page open."""
-        found = ArrivingSource(
+        found = PushSource(
             source.name, channel=source.channel, chunk_ms=source.chunk_ms, on_status=on_status
         )
         self._microphones[source.name] = found
@@ -290,11 +294,11 @@ class Dashboard:
             with source.sender("the page") as sender:
                 async for message in browser:
                     if message.type in (WSMsgType.TEXT, WSMsgType.BINARY):
-                        take_message(message.data, sender=sender)
-        except AlreadySending as error:
+                        receive(message.data, sender=sender)
+        except AlreadySendingError as error:
             await browser.close(code=TRY_LATER, message=close_reason(error).encode())
         except AudioError as error:
-            await browser.close(code=BROKEN_RULE, message=close_reason(error).encode())
+            await browser.close(code=RULE_BROKEN, message=close_reason(error).encode())
         return browser
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_hbaf.audio.memory import MemorySource
+from stream_hbaf.audio.source import MemorySource
 from stream_hbaf.bundle import Bundle
 from stream_hbaf.config import SAMPLE_RATE_HZ, Config
 from stream_hbaf.corpora.asr_errors import lexicon_of, mishear

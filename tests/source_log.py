@@ -1,4 +1,4 @@
-"""A listener for the tests of sources at which sound arrives."""
+"""Collects the chunks and statuses of a source, for tests of sources that are sent sound."""
 
 import asyncio
 from collections.abc import Callable
@@ -6,12 +6,12 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_hbaf.audio.push_source import ArrivingSource
+from stream_hbaf.audio.push_source import PushSource
 from stream_hbaf.audio.source import Chunk
 
 
-class SourceListener:
-    """What a source gave, and what it said."""
+class SourceLog:
+    """The chunks that a source gave, and the statuses that it reported."""
 
     def __init__(self) -> None:
         self.chunks: list[Chunk] = []
@@ -22,14 +22,15 @@ class SourceListener:
         self.statuses.append((state, line))
         self.changed.set()
 
-    async def follow(self, source: ArrivingSource) -> None:
+    async def follow(self, source: PushSource) -> None:
         async for chunk in source.chunks():
             self.chunks.append(chunk)
             self.changed.set()
 
-    async def until(self, come_true: Callable[[], bool]) -> None:
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until ``condition`` is true after some chunk or status."""
         async with asyncio.timeout(15):
-            while not come_true():
+            while not condition():
                 self.changed.clear()
                 await self.changed.wait()
 
