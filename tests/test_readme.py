@@ -23,6 +23,8 @@ import pytest
 from mosquitto import Mosquitto, free_port, mosquitto, require_mosquitto
 from virtual_microphone import DEVICE, VirtualMicrophone, virtual_microphone
 
+from stream_hbaf.commands.about import settings_table
+
 __all__ = ["virtual_microphone"]
 
 ROOT = Path(__file__).parent.parent
@@ -72,6 +74,11 @@ def test_links_of_the_readme_lead_to_files() -> None:
     assert "docs/usage.md" in links
     for link in links:
         assert (ROOT / link).exists(), link
+
+
+def test_settings_page_lists_all_settings() -> None:
+    """To renew it, put what ``settings_table`` returns into the page."""
+    assert settings_table() in (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
 
 
 def as_command(line: str, replaced: dict[str, str]) -> list[str]:
