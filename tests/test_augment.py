@@ -12,19 +12,23 @@ from stream_hbaf.config import SAMPLE_RATE_HZ
 from stream_hbaf.corpora.augment import (
     BANDS,
     CLEAN,
+    CONDITIONS,
     SPEEDS,
+    AugmentationConfig,
     Condition,
+    NoisesAndRooms,
     Samples,
-    Sound,
-    Surroundings,
+    Waveform,
     add_noise,
-    change,
+    augment,
     compand,
     draw_condition,
+    evaluation_condition,
+    training_conditions,
 )
 
 SPOKEN = Path(__file__).parent / "recordings" / "sense_and_sensibility_01_austen_64kb-0870.flac"
-QUIET = Surroundings(noises=(), rooms=())
+QUIET = NoisesAndRooms(noises=(), rooms=())
 SECONDS = 3
 
 
@@ -34,7 +38,7 @@ def tone(hz: float, *, peak: float = 10_000) -> Samples:
     return np.rint(peak * np.sin(2 * np.pi * hz * time_s)).astype(np.int16)
 
 
-def rms_db(sound: Samples | Sound) -> float:
+def rms_db(sound: Samples | Waveform) -> float:
     return 10 * float(np.log10(np.mean(np.square(sound.astype(np.float64)))))
 
 
@@ -50,7 +54,7 @@ def test_noise_has_the_asked_ratio():
 def test_gain_clips_instead_of_wrapping():
     """20 dB more of a loud clip stops at the ends of int16."""
     samples = np.array([100, -100, 20_000, -20_000], np.int16)
-    louder = change(samples, Condition(gain_db=20.0), QUIET)
+    louder = augment(samples, Condition(gain_db=20.0), QUIET)
     assert louder.tolist() == [1000, -1000, 32767, -32768]
 
 
@@ -59,32 +63,32 @@ def test_level_is_reached_whatever_the_recording():
     tone = np.sin(np.arange(16_000) / 20)
     for peak in (300, 20_000):
         samples = (peak * tone).astype(np.int16)
-        changed = change(samples, Condition(level_dbfs=-30.0), QUIET).astype(np.float64)
+        changed = augment(samples, Condition(level_dbfs=-30.0), QUIET).astype(np.float64)
         assert 20 * np.log10(np.sqrt(np.mean(changed**2)) / 32768) == pytest.approx(-30, abs=0.05)
 
 
 def test_same_condition_gives_the_same_sound():
     """A condition and its seed fix every sample; another seed gives another sound."""
     samples = read_audio(SPOKEN)[:32_000]
-    around = Surroundings(noises=(samples[::-1].copy(),), rooms=(samples[:800],))
+    around = NoisesAndRooms(noises=(samples[::-1].copy(),), rooms=(samples[:800],))
     condition = Condition(snr_db=5.0, room=True, seed=3)
-    first = change(samples, condition, around)
-    assert np.array_equal(first, change(samples, condition, around))
-    assert not np.array_equal(first, change(samples, replace(condition, seed=4), around))
+    first = augment(samples, condition, around)
+    assert np.array_equal(first, augment(samples, condition, around))
+    assert not np.array_equal(first, augment(samples, replace(condition, seed=4), around))
     assert len(first) == len(samples)
 
 
 def test_nothing_to_change_is_the_recording_itself():
     """The clean condition gives back the very samples."""
     samples = tone(441)
-    assert change(samples, CLEAN, QUIET) is samples
+    assert augment(samples, CLEAN, QUIET) is samples
 
 
 @pytest.mark.parametrize("speed", [Fraction(6, 5), *SPEEDS], ids=str)
 def test_faster_is_higher_and_shorter(speed):
     """As a tape: 1000 Hz at 6/5 of the speed is 1200 Hz for 5/6 of the time, as loud as before."""
     samples = tone(1000)
-    heard = change(samples, Condition(speed=speed), QUIET)
+    heard = augment(samples, Condition(speed=speed), QUIET)
     assert len(heard) == -(-len(samples) * speed.denominator // speed.numerator)
     spectrum = np.abs(np.fft.rfft(heard * np.hanning(len(heard))))
     peak_hz = float(spectrum.argmax() * SAMPLE_RATE_HZ / len(heard))
@@ -98,7 +102,7 @@ def test_a_channel_lets_its_band_pass():
     passed = {}
     for hz in (100, 300, 1000, 3400, 6000):
         samples = tone(hz)
-        heard = change(samples, telephone, QUIET)[SAMPLE_RATE_HZ:]  # once the filter has settled
+        heard = augment(samples, telephone, QUIET)[SAMPLE_RATE_HZ:]  # once the filter has settled
         passed[hz] = rms_db(heard) - rms_db(samples)
     assert passed[100] < -35  # 40.6 dB down
     assert passed[300] == pytest.approx(-3, abs=0.1)
@@ -111,7 +115,7 @@ def test_a_channel_lets_its_band_pass():
 def test_every_channel_keeps_a_voice(band_hz):
     """Whatever the channel, 1 kHz comes through within 1 dB, and length stays."""
     samples = tone(1000)
-    heard = change(samples, Condition(band_hz=band_hz), QUIET)
+    heard = augment(samples, Condition(band_hz=band_hz), QUIET)
     assert len(heard) == len(samples)
     assert abs(rms_db(heard[SAMPLE_RATE_HZ:]) - rms_db(samples)) < 1
 
@@ -130,11 +134,11 @@ def test_companding_is_as_noisy_as_a_telephone():
     """About 38 dB below a loud sine, and still 33 dB below one that is 40 dB quieter."""
     for peak, snr_db in ((30_000, 38.4), (10_000, 38.4), (3_000, 38.2), (300, 33.3)):
         samples = tone(441, peak=peak)
-        heard = change(samples, Condition(companded=True), QUIET).astype(np.float64)
+        heard = augment(samples, Condition(companded=True), QUIET).astype(np.float64)
         assert rms_db(samples) - rms_db(heard - samples) == pytest.approx(snr_db, abs=0.5)
 
 
-def test_training_meets_every_kind_of_change():
+def test_training_meets_every_kind_of_augment():
     """Of a thousand conditions each kind has its share; levels stay between the two given."""
     draw = np.random.default_rng(0)
     drawn = [draw_condition(draw, quietest_dbfs=-62.0, loudest_dbfs=-12.0) for _ in range(1000)]
@@ -150,3 +154,20 @@ def test_training_meets_every_kind_of_change():
     assert {one.speed for one in drawn} == {Fraction(1), *SPEEDS}
     assert {one.band_hz for one in drawn} == {None, *BANDS}
     assert all(-62 <= one.level_dbfs <= -12 for one in drawn)
+
+
+def test_conditions_of_evaluation_are_the_same_every_time():
+    """Fixed, with another noise and room for each clip; clean is clean."""
+    assert evaluation_condition("noise_10db", 1) == Condition(snr_db=10.0, seed=1)
+    assert evaluation_condition("noise_10db_room", 2) == Condition(snr_db=10.0, room=True, seed=2)
+    assert evaluation_condition("clean", 3) == CONDITIONS["clean"] == CLEAN
+
+
+def test_conditions_of_training_begin_with_the_recording():
+    """Then as many as are asked for, other ones for each clip, the same every time."""
+    config = AugmentationConfig(copies=2)
+    first, second = (training_conditions(index, config) for index in range(2))
+    assert first[0] == second[0] == CLEAN
+    assert len({*first, *second}) == 5
+    assert training_conditions(1, config) == second
+    assert first[1].seed == 2084654370

@@ -3,20 +3,9 @@
 import csv
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from stream_hbaf.audio.file import read_audio
-from stream_hbaf.corpora.acoustics import (
-    CONDITIONS,
-    AcousticsConfig,
-    cut_speech,
-    measure,
-    reported_takes,
-    training_takes,
-)
 from stream_hbaf.corpora.atomic import read_atomic
-from stream_hbaf.corpora.augment import CLEAN, Surroundings, change
 from stream_hbaf.corpora.dialogue import Split
 from stream_hbaf.corpora.event2mind import (
     CommonsenseEvent,
@@ -27,10 +16,7 @@ from stream_hbaf.corpora.event2mind import (
 from stream_hbaf.corpora.meld import read_meld, repair
 from stream_hbaf.corpora.ravdess import ACTORS, read_ravdess
 from stream_hbaf.errors import CorpusError
-from stream_hbaf.features.representations import open_representation
-from stream_hbaf.speech.vad import open_detector
 
-SPOKEN = Path(__file__).parent / "recordings" / "sense_and_sensibility_01_austen_64kb-0870.flac"
 HEADER = ["Sr No.", "Utterance", "Speaker", "Emotion", "Sentiment", "Dialogue_ID", "Utterance_ID"]
 
 
@@ -213,50 +199,3 @@ def test_held_out_events_are_not_trained_on():
     first, second = (CommonsenseEvent(text, ("glad",), (), ()) for text in ("I run", "I eat"))
     tested = CommonsenseEvent("i Eat", (), ("full",), ())
     assert hold_out([first, second], [tested]) == [first]
-
-
-def test_silence_around_a_clip_is_cut_as_live():
-    """Of a second of silence at either end at most pre-roll and post-roll remain."""
-    spoken = read_audio(SPOKEN)
-    silence = np.zeros(16_000, np.int16)
-    detector = open_detector("silero")
-    cut = cut_speech(np.concatenate([silence, spoken, silence]), detector)
-    assert len(cut) <= len(spoken) + (256 + 160 + 64) * 16
-
-
-def test_measured_takes_are_the_live_features(tmp_path):
-    """A row is bit for bit what a front end gives for the cut and changed clip, and is kept."""
-    takes = training_takes([SPOKEN], AcousticsConfig(copies=1, workers=1))
-    around = Surroundings(noises=(read_audio(SPOKEN)[::-1].copy(),), rooms=())
-    speech = cut_speech(read_audio(SPOKEN), open_detector("silero"))
-    told: list[str] = []
-    for front_end, width in (("compare", 6373), ("mfcc", 28)):
-        rows, again = (
-            measure(
-                takes,
-                representation=front_end,
-                surroundings=around,
-                cache=tmp_path,
-                workers=1,
-                progress=told.append,
-            )
-            for _ in range(2)
-        )
-        opened = open_representation(front_end)
-        expected = [opened.extract(change(speech, take.condition, around)) for take in takes]
-        opened.close()
-        np.testing.assert_array_equal(rows, expected)
-        np.testing.assert_array_equal(again, rows)
-        assert rows.shape == (2, width)
-    once = [f"{name}: 1 of 1 clips, {SPOKEN.name}" for name in ("compare", "mfcc")]
-    assert told == once  # the first time only
-    assert len(list(tmp_path.rglob("*.npy"))) == 4  # front ends have files of their own
-
-
-def test_reported_conditions_are_the_same_every_time():
-    """Dev and test are heard under fixed conditions, with another noise for each clip."""
-    clips = [Path("a.flac"), Path("b.flac")]
-    takes = reported_takes(clips, condition="noise_10db")
-    assert takes == reported_takes(clips, condition="noise_10db")
-    assert [take.condition.seed for take in takes] == [0, 1]
-    assert CONDITIONS["clean"] == CLEAN

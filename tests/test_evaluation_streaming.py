@@ -11,7 +11,7 @@ import pytest
 
 from stream_hbaf.audio.file import read_audio
 from stream_hbaf.config import SAMPLE_RATE_HZ
-from stream_hbaf.corpora.augment import Condition, Surroundings
+from stream_hbaf.corpora.augment import Condition, NoisesAndRooms
 from stream_hbaf.corpora.dialogue import LABELS, Corpus, Dialogue, LabelledUtterance
 from stream_hbaf.corpora.playlist import DIALOGUE_S, SURROUNDED_S, TURN_S, Playlist
 from stream_hbaf.errors import BundleError, ConfigError, CorpusError
@@ -222,7 +222,7 @@ def test_noise_is_measured_against_the_speech():
     noise = np.random.default_rng(0).integers(-1000, 1000, 16000).astype(np.int16)
     condition = Condition(snr_db=10.0)
     playlist = Playlist(
-        [Dialogue("d", (read(0),))], condition=condition, surroundings=Surroundings((noise,), ())
+        [Dialogue("d", (read(0),))], condition=condition, sounds=NoisesAndRooms((noise,), ())
     )
     margin = round(SURROUNDED_S * SAMPLE_RATE_HZ)
     added = playlist.sound(0)[:margin].astype(float)  # nothing else is there yet

@@ -1,11 +1,14 @@
 """Promises of extraction: every utterance has its features or a reason, whatever happens on the
 way."""
 
+import importlib.util
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -16,8 +19,25 @@ from numpy.typing import NDArray
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
 from stream_hbaf.audio.file import read_audio
+from stream_hbaf.config import SegmenterConfig, VadConfig
+from stream_hbaf.corpora import clips, extraction
+from stream_hbaf.corpora.augment import (
+    AugmentationConfig,
+    Condition,
+    NoisesAndRooms,
+    augment,
+    training_conditions,
+)
+from stream_hbaf.corpora.clips import ClipJob, Segmentation
 from stream_hbaf.corpora.dialogue import LABELS, Corpus, Dialogue, LabelledUtterance
-from stream_hbaf.corpora.extraction import Extracted, Skipped, extract
+from stream_hbaf.corpora.extraction import (
+    ExtractedCorpus,
+    Setup,
+    Skipped,
+    dependencies,
+    extract_corpus,
+    extract_features,
+)
 from stream_hbaf.errors import ConfigError, CorpusError, StreamHbafError
 from stream_hbaf.features import representations
 from stream_hbaf.features.prosody import PROSODY_WIDTH, describe_prosody
@@ -62,8 +82,8 @@ def one_dialogue(*utterances: LabelledUtterance) -> Corpus:
 
 def run(
     corpus: Corpus, cache: Path, *, representation: str = "mfcc", workers: int = 1
-) -> Extracted:
-    return extract(
+) -> ExtractedCorpus:
+    return extract_corpus(
         corpus,
         representation=representation,
         cache=cache,
@@ -110,12 +130,12 @@ def meld(raw: Path) -> Corpus:
 
 
 @pytest.fixture(scope="module")
-def extracted(meld: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Extracted:
+def extracted(meld: Corpus, tmp_path_factory: pytest.TempPathFactory) -> ExtractedCorpus:
     """The corpus's ComParE, by two processes that nobody disturbed."""
     return run(meld, tmp_path_factory.mktemp("cache"), representation="compare", workers=2)
 
 
-def test_rows_are_the_clips_features(extracted: Extracted, meld: Corpus) -> None:
+def test_rows_are_the_clips_features(extracted: ExtractedCorpus, meld: Corpus) -> None:
     """Row by row what the representation gives for the clip that the utterance names."""
     representation = open_representation("compare")
     for split, dialogues in meld.splits.items():
@@ -133,7 +153,7 @@ def test_rows_are_the_clips_features(extracted: Extracted, meld: Corpus) -> None
     representation.close()
 
 
-def test_broken_clips_are_named_and_skipped(extracted: Extracted, raw: Path) -> None:
+def test_broken_clips_are_named_and_skipped(extracted: ExtractedCorpus, raw: Path) -> None:
     """Cut short with and without its index, and empty: a reason each, and a row of nan."""
     train = raw / "train_splits"
     lost, short, empty = extracted.skipped
@@ -148,7 +168,7 @@ def test_broken_clips_are_named_and_skipped(extracted: Extracted, raw: Path) -> 
 KILLED = """
 import multiprocessing, os, pickle, signal, sys
 from pathlib import Path
-from stream_hbaf.corpora.extraction import extract
+from stream_hbaf.corpora.extraction import extract_corpus
 
 def progress(done, total, clip):
     if done == 3:
@@ -158,19 +178,19 @@ def progress(done, total, clip):
 
 if __name__ == "__main__":
     corpus, cache = pickle.loads(Path(sys.argv[1]).read_bytes()), Path(sys.argv[2])
-    extract(corpus, representation="compare", cache=cache, workers=1, progress=progress)
+    extract_corpus(corpus, representation="compare", cache=cache, workers=1, progress=progress)
 """
 LIMITED = """
 import pickle, resource, sys
 from pathlib import Path
-from stream_hbaf.corpora.extraction import extract
+from stream_hbaf.corpora.extraction import extract_corpus
 from stream_hbaf.errors import StreamHbafError
 
 if __name__ == "__main__":
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
     corpus, cache = pickle.loads(Path(sys.argv[1]).read_bytes()), Path(sys.argv[2])
     try:
-        extract(
+        extract_corpus(
             corpus, representation="compare", cache=cache, workers=1, progress=lambda *_: None
         )
     except StreamHbafError as error:
@@ -192,7 +212,7 @@ def run_script(script: str, corpus: Corpus, folder: Path) -> subprocess.Complete
     )
 
 
-def test_killed_and_started_again(extracted: Extracted, meld: Corpus, tmp_path: Path) -> None:
+def test_killed_and_started_again(extracted: ExtractedCorpus, meld: Corpus, tmp_path: Path) -> None:
     """A killed extraction goes on where it was, to the same bits, and leaves no process behind."""
     killed = run_script(KILLED, meld, tmp_path)
     assert killed.returncode == -9
@@ -215,7 +235,8 @@ def test_files_that_cannot_grow(meld: Corpus, tmp_path: Path) -> None:
     """Where features can't be written whole: one line, and nothing that looks whole."""
     stopped = run_script(LIMITED, meld, tmp_path)
     home = next((tmp_path / "cache" / "compare").iterdir())
-    assert stopped.stdout.startswith(f"{home}: disk full (File too large, ")
+    assert stopped.stdout.startswith(f"{home}/")
+    assert ": disk full (File too large, " in stopped.stdout
     assert stopped.stdout.endswith("run it again and it goes on from there\n")
     assert (stopped.stdout.count("\n"), stopped.stderr) == (1, "")
     assert [file for file in home.rglob("*") if file.is_file()] == []
@@ -232,7 +253,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_disk_full(small_disk: Path, meld: Corpus, extracted: Extracted, tmp_path: Path) -> None:
+def test_disk_full(
+    small_disk: Path, meld: Corpus, extracted: ExtractedCorpus, tmp_path: Path
+) -> None:
     """A full disk is one line that names it, and what was finished is used once there is room."""
     with pytest.raises(StreamHbafError) as raised:
         run(meld, small_disk / "cache", representation="compare")
@@ -295,7 +318,7 @@ def test_cuts_from_one_recording(tmp_path: Path) -> None:
     """Start and end cut to the sample; a cut outside its recording, or too short, is skipped."""
     clip = RECORDINGS / "jfk.flac"  # 11 s
     heard: list[tuple[int, int, Path]] = []
-    found = extract(
+    found = extract_corpus(
         one_dialogue(
             said(clip, name="a", start_s=1.0, end_s=2.5),
             said(clip, name="b", start_s=9.5),
@@ -321,7 +344,7 @@ def test_cuts_from_one_recording(tmp_path: Path) -> None:
         Skipped("f", None, "the corpus names no clip"),
         Skipped("g", tmp_path / "gone.wav", "can't be read (No such file or directory)"),
     )
-    assert sorted(heard) == [(1, 2, heard[0][2]), (2, 2, heard[1][2])]  # two recordings
+    assert heard == [(2, 2, clip)]  # two recordings, of which one can't be read
 
 
 def test_corpus_without_sound(tmp_path: Path) -> None:
@@ -345,7 +368,7 @@ def test_representation_that_cannot_be_opened(raw: Path, tmp_path: Path) -> None
     Wav2Vec2Model(config).save_pretrained(tmp_path)
     Wav2Vec2FeatureExtractor().save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match=r"^device nonsense: can't be used \(.*\); choose cpu$"):
-        extract(
+        extract_corpus(
             one_dialogue(said(raw / "train_splits" / "dia0_utt0.mp4")),
             representation=str(tmp_path),
             cache=tmp_path / "cache",
@@ -380,8 +403,264 @@ def test_prosody_comes_from_the_tables(tmp_path: Path) -> None:
     assert np.isnan(found.features["dev"]).all(axis=1).tolist() == [False, True, True]
     assert found.features["test"].shape == (0, PROSODY_WIDTH)
     assert found.skipped == (
-        Skipped("lost", None, "the prosody tables hold nothing of it"),
-        Skipped("empty", None, "the prosody tables hold nothing of it"),
+        Skipped("lost", None, "not in the prosody tables"),
+        Skipped("empty", None, "not in the prosody tables"),
     )
     with pytest.raises(CorpusError, match=r"^meld: no utterance has prosody measurements; put"):
         run(one_dialogue(without), tmp_path, representation="prosody")
+
+
+def jobs_of(clip: Path) -> list[ClipJob]:
+    """The clip as recorded, and augmented in two ways."""
+    return [
+        ClipJob("one", clip, segmented=True, condition=condition)
+        for condition in training_conditions(0, AugmentationConfig(copies=2))
+    ]
+
+
+def noises() -> NoisesAndRooms:
+    return NoisesAndRooms(noises=(SPEECH[::-1].copy(),), rooms=(SPEECH[:800],))
+
+
+def test_augmented_rows_are_the_live_features(tmp_path: Path) -> None:
+    """Bit for bit what a representation gives for the utterance that the live segmenter cuts, put
+    under the condition; parts that stand side by side are extracted once each, then cached."""
+    jobs = jobs_of(RECORDINGS / "jfk.flac")
+    segmentation = Segmentation()
+    speech = segmentation.longest_utterance(SPEECH, segmentation.open_detector())
+    calls: list[tuple[int, int, Path]] = []
+    for name in ("compare", "mfcc", "compare+mfcc"):
+        rows, again = (
+            extract_features(
+                jobs,
+                representation=name,
+                cache=tmp_path,
+                workers=1,
+                sounds=noises(),
+                progress=lambda *call: calls.append(call),
+            ).features
+            for _ in range(2)
+        )
+        opened = open_representation(name)
+        expected = [opened.extract(augment(speech, job.condition, noises())) for job in jobs]
+        opened.close()
+        np.testing.assert_array_equal(rows, expected)
+        np.testing.assert_array_equal(again, rows)
+    assert calls == [(1, 1, RECORDINGS / "jfk.flac")] * 2  # the first time of either part
+    assert len(finished(tmp_path)) == 6
+
+
+def test_silence_around_a_clip_is_cut_as_live() -> None:
+    """Of a second of silence at either end at most pre-roll and post-roll remain."""
+    segmentation = Segmentation()
+    silence = np.zeros(RATE, np.int16)
+    spoken = SPEECH[: 3 * RATE]
+    clip = np.concatenate([silence, spoken, silence])
+    cut = segmentation.longest_utterance(clip, segmentation.open_detector())
+    assert len(cut) <= len(spoken) + (256 + 160 + 64) * 16
+    nothing = np.concatenate([silence, silence])
+    np.testing.assert_array_equal(
+        segmentation.longest_utterance(nothing, segmentation.open_detector()), nothing
+    )
+
+
+def test_a_bad_clip_costs_only_its_own_rows(raw: Path, tmp_path: Path) -> None:
+    """Damaged, empty or missing: named once whatever the number of conditions, the rest is done."""
+    bad = [raw / "train_splits" / "dia126_utt0.mp4", raw / "train_splits" / "dia126_utt1.mp4"]
+    bad.append(tmp_path / "gone.flac")
+    jobs = [job for clip in [*bad, RECORDINGS / "jfk.flac"] for job in jobs_of(clip)]
+    found = extract_features(
+        jobs, representation="mfcc", cache=tmp_path, workers=2, progress=lambda *_: None
+    )
+    assert np.isfinite(found.features).all(axis=1).tolist() == [False] * 9 + [True] * 3
+    assert [skipped.path for skipped in found.skipped] == bad
+
+
+def test_the_same_features_for_any_number_of_workers(raw: Path, tmp_path: Path) -> None:
+    """Rows stand in the order of the jobs."""
+    files = sorted(raw.rglob("dia0_*.mp4"))
+    jobs = [job for clip in files for job in jobs_of(clip)][::-1]
+    one, three = (
+        extract_features(
+            jobs,
+            representation="mfcc",
+            cache=tmp_path / str(workers),
+            workers=workers,
+            progress=lambda *_: None,
+        )
+        for workers in (1, 3)
+    )
+    np.testing.assert_array_equal(one.features, three.features)
+
+
+DYING = """
+import os, signal, sys
+from pathlib import Path
+from stream_hbaf.corpora import extraction
+from stream_hbaf.corpora.clips import ClipJob
+from stream_hbaf.errors import StreamHbafError
+
+decode = extraction.decode_clip
+
+def decode_or_die(clip):
+    if clip.stem == "dia0_utt1":
+        os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does for want of memory
+    return decode(clip)
+
+extraction.decode_clip = decode_or_die  # in the worker, too: it imports this file
+
+if __name__ == "__main__":
+    jobs = [ClipJob(path, Path(path)) for path in sys.argv[2:]]
+    try:
+        extraction.extract_features(
+            jobs, representation="mfcc", cache=Path(sys.argv[1]), workers=1, progress=print
+        )
+    except StreamHbafError as error:
+        print(error)
+"""
+
+
+def test_a_worker_that_dies_is_one_line(raw: Path, tmp_path: Path) -> None:
+    """It names the clip, and what was finished is kept."""
+    (tmp_path / "script.py").write_text(DYING, encoding="utf-8")
+    house = raw / "train_splits"
+    died = subprocess.run(
+        [
+            sys.executable,
+            tmp_path / "script.py",
+            tmp_path / "cache",
+            house / "dia0_utt0.mp4",
+            house / "dia0_utt1.mp4",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert died.stdout.splitlines() == [
+        f"1 2 {house}/dia0_utt0.mp4",
+        f"{house}/dia0_utt1.mp4: a worker process died (signal SIGKILL), perhaps for lack of "
+        "memory; take fewer workers; 1 of 2 clips are kept, run it again and it goes on from there",
+    ]
+    assert died.stderr == ""
+
+
+SETUP = Setup(
+    "mfcc",
+    "1",
+    device="cpu",
+    sounds=noises(),
+    sounds_digest="sounds",
+    segmentation=Segmentation(),
+    home=Path("home"),
+)
+PLAIN = ClipJob("one", Path("one.wav"))
+SEGMENTED = replace(PLAIN, segmented=True)
+AUGMENTED = replace(SEGMENTED, condition=Condition(snr_db=10.0))
+
+
+def parts(job: ClipJob, setup: Setup = SETUP, *, content: str = "content") -> dict[str, object]:
+    return dependencies(job, setup, content=content)
+
+
+def test_cache_key_holds_what_the_job_needs() -> None:
+    """No more: other noises must not cost the features of clean clips."""
+    assert [*parts(PLAIN)] == ["representation", "content", "cut", "decoding"]
+    assert [*parts(SEGMENTED)] == [*parts(PLAIN), "segmentation"]
+    assert [*parts(AUGMENTED)] == [*parts(SEGMENTED), "condition"]
+    assert parts(replace(PLAIN, id="two", clip=Path("two.wav"))) == parts(PLAIN)
+    elsewhere = replace(SETUP, device="cuda", home=Path("other"), sounds_digest="other")
+    assert parts(SEGMENTED, elsewhere) == parts(SEGMENTED)
+
+
+@pytest.mark.parametrize(
+    ("part", "job", "setup"),
+    [
+        ("representation", PLAIN, replace(SETUP, representation="egemaps")),
+        ("representation", PLAIN, replace(SETUP, version="2")),
+        ("cut", replace(PLAIN, start_s=1.0), SETUP),
+        ("cut", replace(PLAIN, end_s=1.0), SETUP),
+        (
+            "segmentation",
+            SEGMENTED,
+            replace(SETUP, segmentation=Segmentation(SegmenterConfig(pre_roll_ms=100))),
+        ),
+        (
+            "segmentation",
+            SEGMENTED,
+            replace(SETUP, segmentation=Segmentation(vad=VadConfig(engine="webrtc"))),
+        ),
+        ("condition", replace(AUGMENTED, condition=Condition(snr_db=10.0, seed=1)), SETUP),
+        ("condition", replace(AUGMENTED, condition=Condition(speed=Fraction(9, 10))), SETUP),
+        ("condition", AUGMENTED, replace(SETUP, sounds_digest="others")),
+    ],
+)
+def test_cache_key_covers_every_setting(part: str, job: ClipJob, setup: Setup) -> None:
+    """Whatever shaped the features and changes gives another key, in the part that is of it."""
+    before = parts(AUGMENTED if part == "condition" else SEGMENTED if job.segmented else PLAIN)
+    after = parts(job, setup)
+    assert [name for name in after if after[name] != before[name]] == [part]
+
+
+def test_cache_key_covers_content_and_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other bytes of the clip, or another version of a library that takes part."""
+    assert parts(PLAIN, content="other")["content"] == "other"
+    before = parts(AUGMENTED)
+    monkeypatch.setattr(extraction, "_versions", lambda *packages: ("other 1.0",))
+    after = parts(AUGMENTED)
+    changed = [name for name in after if after[name] != before[name]]
+    assert changed == ["decoding", "segmentation", "condition"]
+
+
+@pytest.mark.parametrize(
+    ("module", "part"),
+    [
+        ("audio_file", "decoding"),
+        ("pcm", "decoding"),
+        ("clips", "decoding"),
+        ("segmenter", "segmentation"),
+        ("vad", "segmentation"),
+        ("augment", "condition"),
+    ],
+)
+def test_cache_key_covers_the_code(module: str, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each module that shapes the samples takes part with a digest of its code."""
+    before = parts(AUGMENTED)
+    monkeypatch.setattr(extraction, module, __import__("json"))
+    after = parts(AUGMENTED)
+    assert [name for name in after if after[name] != before[name]] == [part]
+
+
+def test_code_digest_knows_code_from_comments(tmp_path: Path) -> None:
+    """Comments, docstrings and layout don't count; a number does."""
+    texts = {
+        "plain": "def f(x):\n    return x + 1\n",
+        "described": '"""Doc."""\n\ndef f(x):  # c\n    """Doc."""\n    return (x +\n 1)\n',
+        "other": "def f(x):\n    return x + 2\n",
+    }
+    digests = {}
+    for name, text in texts.items():
+        (tmp_path / f"{name}.py").write_text(text, encoding="utf-8")
+        spec = importlib.util.spec_from_file_location(name, tmp_path / f"{name}.py")
+        assert spec is not None
+        module = importlib.util.module_from_spec(spec)
+        digests[name] = extraction.digest_code(module)
+    assert digests["plain"] == digests["described"] != digests["other"]
+    assert extraction.digest_code(clips) != extraction.digest_code(extraction)
+
+
+def test_sounds_are_part_of_the_cache(tmp_path: Path) -> None:
+    """With other noises augmented rows are extracted anew, the clean one isn't."""
+    jobs = jobs_of(RECORDINGS / "jfk.flac")
+    rows = [
+        extract_features(
+            jobs,
+            representation="mfcc",
+            cache=tmp_path,
+            workers=1,
+            sounds=sounds,
+            progress=lambda *_: None,
+        ).features
+        for sounds in (noises(), NoisesAndRooms((SPEECH,), ()))
+    ]
+    np.testing.assert_array_equal(rows[0][0], rows[1][0])
+    assert len(finished(tmp_path)) == 1 + 2 + 2

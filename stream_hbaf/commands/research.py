@@ -100,17 +100,17 @@ def _add_corpora(parser: argparse.ArgumentParser, *, models: bool = True) -> Non
 
 
 def _extract(options: argparse.Namespace) -> int:
-    from stream_hbaf.corpora.extraction import extract
+    from stream_hbaf.corpora.extraction import extract_corpus
     from stream_hbaf.corpora.reading import open_corpus
     from stream_hbaf.publish.terminal import show_progress
 
     corpus = open_corpus(options.corpus, options.corpora, whole=False)
     for representation in options.features.split(","):
         with show_progress(f"{corpus.name}, {representation}") as progress:
-            extracted = extract(
+            extracted = extract_corpus(
                 corpus,
                 representation=representation,
-                cache=options.cache / "sound",
+                cache=options.cache / "audio",
                 workers=options.workers,
                 device=_device(options),
                 progress=progress,

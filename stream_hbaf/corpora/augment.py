@@ -1,9 +1,10 @@
-"""A recorded corpus, made various: the same clip faster, farther, in noise, a room, a telephone.
+"""Augments clips: speed, room, noise, channel, level and codec, as an acoustic condition says.
 
-A corpus is one room and one microphone; a model that hears nothing else learns them by heart.
+A corpus is one room and one microphone; a model that is trained on nothing else learns them by
+heart.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,64 +13,106 @@ from numpy.typing import NDArray
 from scipy import signal
 
 from stream_hbaf.audio.file import read_audio
-from stream_hbaf.config import SAMPLE_RATE_HZ
+from stream_hbaf.config import SAMPLE_RATE_HZ, Positive, Section
 from stream_hbaf.corpora.dialogue import require_folder
 
 Samples = NDArray[np.int16]
-Sound = NDArray[np.float64]
+Waveform = NDArray[np.float64]  # samples in +-32768 on their way through several changes
 
 SPEEDS = tuple(Fraction(n, 20) for n in (17, 18, 19, 21, 22, 23))
-# Hz that a channel lets through: a cheap microphone, a voice call, a telephone.
+# Pass bands of channels in Hz: a cheap microphone, a voice call, a telephone.
 BANDS = ((80.0, 7000.0), (150.0, 5500.0), (300.0, 3400.0))
 COMPANDING = 255.0  # mu of G.711, the telephone's codec
+SUFFIXES = (".flac", ".wav")
 
 
 @dataclass(frozen=True)
-class Surroundings:
-    """Noises and room responses to draw from, int16 at 16 kHz."""
+class NoisesAndRooms:
+    """Recorded noises and room impulse responses to draw from, int16 at 16 kHz."""
 
-    noises: tuple[Samples, ...]
-    rooms: tuple[Samples, ...]
+    noises: tuple[Samples, ...] = ()
+    rooms: tuple[Samples, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """How a clip is changed; the seed fixes which noise, which part of it, and which room."""
+    """How a clip is changed; ``seed`` decides which noise from which place, and which room."""
 
     gain_db: float = 0.0
     level_dbfs: float | None = None  # RMS that the clip is brought to before the gain, if any
     snr_db: float | None = None  # None: no noise added
     room: bool = False
     speed: Fraction = Fraction(1)  # as a tape: pitch and formants go along
-    band_hz: tuple[float, float] | None = None  # what the channel lets through, None for all
+    band_hz: tuple[float, float] | None = None  # pass band of the channel, None for all
     companded: bool = False  # to eight bits and back, as G.711 does
     seed: int = 0
 
 
 CLEAN = Condition()
 
+# The conditions that dev and test clips are put under.
+CONDITIONS = {
+    "clean": CLEAN,
+    "noise_10db": Condition(snr_db=10.0),
+    "noise_10db_room": Condition(snr_db=10.0, room=True),
+    "gain_minus_20db": Condition(gain_db=-20.0),
+    "gain_plus_20db": Condition(gain_db=20.0),
+}
 
-def read_surroundings(folder: Path) -> Surroundings:
+
+class AugmentationConfig(Section):
+    """How training clips are augmented."""
+
+    copies: int = 4  # augmented versions of each training clip, beside the recording itself
+    quietest_dbfs: float = -62.0  # RMS of an augmented version is drawn between these two
+    loudest_dbfs: float = -12.0
+    workers: Positive = 2
+    seed: int = 0
+
+
+def training_conditions(index: int, config: AugmentationConfig) -> list[Condition]:
+    """The conditions of training clip ``index``: as recorded, then ``copies`` that are drawn."""
+    return [
+        CLEAN,
+        *(
+            draw_condition(
+                np.random.default_rng([config.seed, index, copy]),
+                quietest_dbfs=config.quietest_dbfs,
+                loudest_dbfs=config.loudest_dbfs,
+            )
+            for copy in range(config.copies)
+        ),
+    ]
+
+
+def evaluation_condition(name: str, index: int) -> Condition:
+    """The condition of CONDITIONS for clip ``index``: noise and room differ from clip to clip, not
+    from run to run."""
+    condition = CONDITIONS[name]
+    return condition if condition == CLEAN else replace(condition, seed=index)
+
+
+def read_noises_and_rooms(folder: Path) -> NoisesAndRooms:
     """Read ``noise/`` and ``rir/`` under ``folder``; CorpusError if they are missing."""
-    read = {}
-    for kind, what in (("noise", "noises"), ("rir", "room impulse responses")):
+
+    def read(kind: str, what: str) -> tuple[Samples, ...]:
         place = require_folder(
-            folder / kind, corpus="surroundings", holds=f"{what} as .flac or .wav"
+            folder / kind, corpus="noises and rooms", holds=f"{what} as .flac or .wav"
         )
-        read[kind] = tuple(
-            read_audio(path) for path in sorted(place.iterdir()) if path.suffix in (".flac", ".wav")
-        )
-    return Surroundings(read["noise"], read["rir"])
+        files = sorted(path for path in place.iterdir() if path.suffix in SUFFIXES)
+        return tuple(map(read_audio, files))
+
+    return NoisesAndRooms(read("noise", "noises"), read("rir", "room impulse responses"))
 
 
 def draw_condition(
     draw: np.random.Generator, *, quietest_dbfs: float, loudest_dbfs: float
 ) -> Condition:
-    """A condition as training meets it: any level; mostly noise at 0 to 30 dB or another speed;
-    at times a room, a narrow channel, a telephone's codec.
+    """A random condition for training: any level; mostly noise at 0 to 30 dB or another speed;
+    sometimes a room, a narrow channel, a telephone's codec.
 
-    The level is drawn for itself, not relative to the recording's: how far away a microphone
-    stands must tell nothing about an emotion, and in RAVDESS anger is simply louder.
+    The level is drawn for itself, not relative to the recording's: the distance of a microphone
+    must not predict an emotion, and in RAVDESS anger is simply louder.
     """
     return Condition(
         level_dbfs=float(draw.uniform(quietest_dbfs, loudest_dbfs)),
@@ -82,71 +125,77 @@ def draw_condition(
     )
 
 
-def change(samples: Samples, condition: Condition, surroundings: Surroundings) -> Samples:
-    """The clip under ``condition``: speed, room, noise, channel, gain, codec, clipped to int16."""
+def augment(samples: Samples, condition: Condition, sounds: NoisesAndRooms) -> Samples:
+    """The clip under ``condition``: speed, room, noise, channel, level, gain, codec, in this order.
+
+    int16 [n] → int16 [m], clipped; m differs from n only where the speed does.
+    """
     if condition == CLEAN:
         return samples
     draw = np.random.default_rng(condition.seed)
-    sound = samples.astype(np.float64)
+    wave = samples.astype(np.float64)
     if condition.speed != 1:
-        sound = hasten(sound, condition.speed)
-    if condition.room and surroundings.rooms:
-        sound = reverberate(sound, surroundings.rooms[draw.integers(len(surroundings.rooms))])
+        wave = change_speed(wave, condition.speed)
+    if condition.room and sounds.rooms:
+        wave = reverberate(wave, sounds.rooms[draw.integers(len(sounds.rooms))])
     if condition.snr_db is not None:
-        noise = _draw_noise(len(sound), draw=draw, noises=surroundings.noises)
-        sound = add_noise(sound, noise, snr_db=condition.snr_db)
+        noise = _draw_noise(len(wave), draw=draw, noises=sounds.noises)
+        wave = add_noise(wave, noise, snr_db=condition.snr_db)
     if condition.band_hz is not None:
-        sound = narrow(sound, condition.band_hz)
+        wave = limit_band(wave, condition.band_hz)
     if condition.level_dbfs is not None:
-        sound = sound * (32768 * 10 ** (condition.level_dbfs / 20) / max(_rms(sound), 1e-9))
-    sound = sound * 10 ** (condition.gain_db / 20)
+        wave = wave * (32768 * 10 ** (condition.level_dbfs / 20) / max(_rms(wave), 1e-9))
+    wave = wave * 10 ** (condition.gain_db / 20)
     if condition.companded:
-        sound = compand(sound)
-    changed: Samples = np.clip(np.rint(sound), -32768, 32767).astype(np.int16)
-    return changed
+        wave = compand(wave)
+    augmented: Samples = np.clip(np.rint(wave), -32768, 32767).astype(np.int16)
+    return augmented
 
 
-def hasten(sound: Sound, speed: Fraction) -> Sound:
-    """Played ``speed`` times as fast, higher by as much; another speaker, nearly."""
-    faster: Sound = signal.resample_poly(sound, speed.denominator, speed.numerator)
+def change_speed(wave: Waveform, speed: Fraction) -> Waveform:
+    """``speed`` times as fast and as high, by resampling: almost another speaker."""
+    faster: Waveform = signal.resample_poly(wave, speed.denominator, speed.numerator)
     return faster
 
 
-def narrow(sound: Sound, band_hz: tuple[float, float]) -> Sound:
-    """Through a channel that lets a band pass (Butterworth, fourth order), causally."""
-    passes = signal.butter(4, band_hz, btype="bandpass", fs=SAMPLE_RATE_HZ, output="sos")
-    heard: Sound = signal.sosfilt(passes, sound)
-    return heard
+def limit_band(wave: Waveform, band_hz: tuple[float, float]) -> Waveform:
+    """Through a causal band-pass filter (Butterworth, fourth order)."""
+    sections = signal.butter(4, band_hz, btype="bandpass", fs=SAMPLE_RATE_HZ, output="sos")
+    passed: Waveform = signal.sosfilt(sections, wave)
+    return passed
 
 
-def compand(sound: Sound) -> Sound:
-    """To eight bits by the mu-law and back (ITU-T G.711), of samples in +-32768."""
-    level = np.clip(sound / 32768, -1.0, 1.0)
+def compand(wave: Waveform) -> Waveform:
+    """To eight bits by the mu-law and back (ITU-T G.711)."""
+    level = np.clip(wave / 32768, -1.0, 1.0)
     small = np.sign(level) * np.log1p(COMPANDING * np.abs(level)) / np.log1p(COMPANDING)
     bits = np.rint(small * 127) / 127
-    back: Sound = np.sign(bits) * np.expm1(np.abs(bits) * np.log1p(COMPANDING)) / COMPANDING * 32768
+    back: Waveform = (
+        np.sign(bits) * np.expm1(np.abs(bits) * np.log1p(COMPANDING)) / COMPANDING * 32768
+    )
     return back
 
 
-def reverberate(sound: Sound, room: Samples) -> Sound:
-    """As heard in the room, as loud and as long as before, the direct sound in its old place."""
+def reverberate(wave: Waveform, room: Samples) -> Waveform:
+    """Convolved with a room's impulse response; length, RMS and the time of the direct sound stay
+    as they were."""
     direct = int(np.abs(room.astype(np.int32)).argmax())
-    length = len(sound) + len(room) - 1
-    spectrum = np.fft.rfft(sound, length) * np.fft.rfft(room.astype(np.float64), length)
-    wet = np.fft.irfft(spectrum, length)[direct : direct + len(sound)]
-    heard: Sound = wet * (_rms(sound) / max(_rms(wet), 1e-9))
-    return heard
+    length = len(wave) + len(room) - 1
+    spectrum = np.fft.rfft(wave, length) * np.fft.rfft(room.astype(np.float64), length)
+    wet = np.fft.irfft(spectrum, length)[direct : direct + len(wave)]
+    scaled: Waveform = wet * (_rms(wave) / max(_rms(wet), 1e-9))
+    return scaled
 
 
-def add_noise(sound: Sound, noise: Sound, *, snr_db: float) -> Sound:
-    """Sound and noise whose RMS differ by ``snr_db``; a silent clip stays as it is."""
+def add_noise(wave: Waveform, noise: Waveform, *, snr_db: float) -> Waveform:
+    """The sum, with the noise's RMS ``snr_db`` below the clip's; a silent clip stays silent."""
     loudness = _rms(noise)
     if loudness == 0.0:
-        return sound
-    return sound + noise * (_rms(sound) / loudness * 10 ** (-snr_db / 20))
+        return wave
+    return wave + noise * (_rms(wave) / loudness * 10 ** (-snr_db / 20))
 
 
-def _draw_noise(length: int, *, draw: np.random.Generator, noises: tuple[Samples, ...]) -> Sound:
+def _draw_noise(length: int, *, draw: np.random.Generator, noises: tuple[Samples, ...]) -> Waveform:
     """One of the recorded noises from a random place, or white noise as one kind more."""
     choice = int(draw.integers(len(noises) + 1))
     if choice == len(noises):
@@ -156,5 +205,5 @@ def _draw_noise(length: int, *, draw: np.random.Generator, noises: tuple[Samples
     return np.resize(np.roll(noise, -start), length).astype(np.float64)
 
 
-def _rms(sound: Sound) -> float:
-    return float(np.sqrt(np.mean(np.square(sound)))) if len(sound) else 0.0
+def _rms(wave: Waveform) -> float:
+    return float(np.sqrt(np.mean(np.square(wave)))) if len(wave) else 0.0

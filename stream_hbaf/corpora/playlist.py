@@ -10,13 +10,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from stream_hbaf.audio.file import read_audio
-from stream_hbaf.config import SAMPLE_RATE_HZ, Config
-from stream_hbaf.corpora.acoustics import cut_speech
-from stream_hbaf.corpora.augment import CLEAN, Condition, Samples, Surroundings, change
+from stream_hbaf.config import SAMPLE_RATE_HZ
+from stream_hbaf.corpora.augment import CLEAN, Condition, NoisesAndRooms, Samples, augment
+from stream_hbaf.corpora.clips import Segmentation, cut_clip, decode_clip
 from stream_hbaf.corpora.dialogue import Dialogue, LabelledUtterance
 from stream_hbaf.errors import AudioError
-from stream_hbaf.speech.vad import open_detector
 
 SURROUNDED_S = 0.5  # of the same noise and room before a clip and after it: noise doesn't wait
 TURN_S = 1.0  # between two clips of a dialogue; 0.6 s end an utterance
@@ -37,7 +35,7 @@ class Playlist:
         dialogues: Sequence[Dialogue],
         *,
         condition: Condition = CLEAN,
-        surroundings: Surroundings | None = None,
+        sounds: NoisesAndRooms | None = None,
         progress: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.unread: dict[int, str] = {}
@@ -47,9 +45,10 @@ class Playlist:
             for turn, utterance in enumerate(dialogue.utterances)
         ]
         self._condition = condition
-        self._surroundings = surroundings or Surroundings((), ())
+        self._sounds = sounds or NoisesAndRooms()
         self._progress = progress
-        self._detector = open_detector(Config().vad.engine)
+        self._segmentation = Segmentation()
+        self._detector = self._segmentation.open_detector()
         self._starts: list[int] = []  # the first sample of each clip that was played
         self._played: list[int] = []  # and whose it is
 
@@ -88,25 +87,19 @@ class Playlist:
             condition = replace(condition, seed=number)  # noise and room differ from clip to clip
         if condition.snr_db is not None:
             # A ratio to the speech: silence around it would make the noise weaker than is said.
-            louder = _level_db(cut_speech(clip, self._detector)) - _level_db(padded)
+            speech = self._segmentation.longest_utterance(clip, self._detector)
+            louder = _level_db(speech) - _level_db(padded)
             condition = replace(condition, snr_db=condition.snr_db - louder)
-        return change(padded, condition, self._surroundings)
+        return augment(padded, condition, self._sounds)
 
 
 def _read(utterance: LabelledUtterance) -> Samples:
-    """The utterance's own sound. Half a clip isn't what its annotators heard: it is refused."""
     if utterance.audio is None:
-        raise AudioError("it has no clip")
-    complaints: list[str] = []
-    sound = read_audio(utterance.audio, on_status=lambda _, line: complaints.append(line))
-    if complaints:
-        raise AudioError(complaints[0].split(";")[0])
-    start = round((utterance.start_s or 0.0) * SAMPLE_RATE_HZ)
-    end = None if utterance.end_s is None else round(utterance.end_s * SAMPLE_RATE_HZ)
-    cut = sound[start:end]
-    if not len(cut):
-        raise AudioError(f"{utterance.audio}: ends before {utterance.start_s} s")
-    return cut
+        raise AudioError("the corpus names no clip")
+    try:
+        return cut_clip(decode_clip(utterance.audio), utterance.start_s, utterance.end_s)
+    except AudioError as error:
+        raise AudioError(f"{utterance.audio}: {error}") from None
 
 
 def _level_db(sound: Samples) -> float:

@@ -14,9 +14,14 @@ import numpy as np
 from stream_hbaf import __version__
 from stream_hbaf.bundle import Bundle
 from stream_hbaf.config import Config
-from stream_hbaf.corpora.acoustics import CONDITIONS
 from stream_hbaf.corpora.asr_errors import SOFTENED
-from stream_hbaf.corpora.augment import CLEAN, Condition, Surroundings, read_surroundings
+from stream_hbaf.corpora.augment import (
+    CLEAN,
+    CONDITIONS,
+    Condition,
+    NoisesAndRooms,
+    read_noises_and_rooms,
+)
 from stream_hbaf.corpora.dataset import utterances_of
 from stream_hbaf.corpora.dialogue import SPLITS, Corpus, Split
 from stream_hbaf.corpora.reading import open_corpus
@@ -116,7 +121,7 @@ def evaluate_live(
         read = replace(read, splits={**read.splits, part: every})
     chosen = choose_rows(read, part, rows=rows)
     noisy = any(row.condition.snr_db is not None or row.condition.room for row in chosen.values())
-    surroundings = read_surroundings(corpora / SURROUNDINGS) if noisy else None
+    sounds = read_noises_and_rooms(corpora / SURROUNDINGS) if noisy else None
     judged: dict[str, LiveJudged] = {}
     with open_recognizer(bundle, config=config) as recognizer:
         for name, row in chosen.items():
@@ -125,7 +130,7 @@ def evaluate_live(
                 read,
                 part,
                 row=row,
-                surroundings=surroundings,
+                sounds=sounds,
                 speed=speed,
                 progress=_under(f"{read.name}, {name}", progress),
             )
@@ -327,7 +332,7 @@ def _judge(
     split: Split,
     *,
     row: Row,
-    surroundings: Surroundings | None,
+    sounds: NoisesAndRooms | None,
     speed: float | None,
     progress: Progress,
 ) -> LiveJudged:
@@ -345,7 +350,7 @@ def _judge(
         corpus,
         split,
         condition=row.condition,
-        surroundings=surroundings,
+        sounds=sounds,
         modalities=row.modalities,
         speed=speed,
         progress=progress,

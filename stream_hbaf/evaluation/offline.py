@@ -24,7 +24,7 @@ from stream_hbaf.corpora.dataset import (
     utterances_of,
 )
 from stream_hbaf.corpora.dialogue import Corpus, Dialogue, Split
-from stream_hbaf.corpora.extraction import extract
+from stream_hbaf.corpora.extraction import extract_corpus
 from stream_hbaf.errors import BundleError, CorpusError
 from stream_hbaf.evaluation.metrics import Labels, Probabilities
 from stream_hbaf.features.commonsense import RELATIONS
@@ -115,10 +115,10 @@ def _hear(
         if done % 100 == 0 or done == total:
             progress(f"sound: {done} of {total} clips, {clip.name}")
 
-    extracted = extract(
+    extracted = extract_corpus(
         corpus,
         representation=acoustic,
-        cache=cache / "sound",  # as training does, so that both share it
+        cache=cache / "audio",  # as training does, so that both share it
         workers=workers,
         device=device,
         progress=tell,

@@ -16,7 +16,7 @@ from stream_hbaf.audio.source import MemorySource
 from stream_hbaf.bundle import Bundle
 from stream_hbaf.config import SAMPLE_RATE_HZ, Config
 from stream_hbaf.corpora.asr_errors import lexicon_of, mishear
-from stream_hbaf.corpora.augment import CLEAN, Condition, Surroundings
+from stream_hbaf.corpora.augment import CLEAN, Condition, NoisesAndRooms
 from stream_hbaf.corpora.dataset import utterances_of
 from stream_hbaf.corpora.dialogue import Corpus, LabelledUtterance, Split
 from stream_hbaf.corpora.playlist import GAP_S, Playlist
@@ -85,7 +85,7 @@ def judge_live(
     split: Split,
     *,
     condition: Condition = CLEAN,
-    surroundings: Surroundings | None = None,
+    sounds: NoisesAndRooms | None = None,
     modalities: Collection[Modality] = MODALITIES,
     speed: float | None = None,
     progress: Progress = print,
@@ -98,9 +98,7 @@ def judge_live(
     """
     utterances = utterances_of(corpus.splits[split])
     require_shared_labels(recognizer.bundle, corpus, utterances)
-    playlist = Playlist(
-        corpus.splits[split], condition=condition, surroundings=surroundings, progress=progress
-    )
+    playlist = Playlist(corpus.splits[split], condition=condition, sounds=sounds, progress=progress)
     heard: dict[int, list[_Heard]] = {}
 
     def keep(recognition: Recognition) -> None:

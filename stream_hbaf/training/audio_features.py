@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from stream_hbaf.corpora.dataset import NO_LABEL, Flags
 from stream_hbaf.corpora.dialogue import Corpus, Split
-from stream_hbaf.corpora.extraction import extract
+from stream_hbaf.corpora.extraction import extract_corpus
 from stream_hbaf.errors import CorpusError
 from stream_hbaf.features.representations import shape_for
 from stream_hbaf.features.scaling import Scaling
@@ -43,7 +43,7 @@ def prepare_sound(
         if done % 500 == 0 or done == every:
             progress(f"{recipe.audio}: {done} of {every} clips")
 
-    extracted = extract(
+    extracted = extract_corpus(
         corpus,
         representation=recipe.audio,
         cache=cache,

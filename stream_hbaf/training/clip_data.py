@@ -4,23 +4,25 @@ All corpora and all their classes weigh the same, whatever their size. Everythin
 train; test clips are never measured here: they are judged through the live path.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_hbaf.corpora.acoustics import (
+from stream_hbaf.corpora.augment import (
     CONDITIONS,
-    measure,
-    reported_takes,
-    training_takes,
+    NoisesAndRooms,
+    evaluation_condition,
+    read_noises_and_rooms,
+    training_conditions,
 )
-from stream_hbaf.corpora.augment import Surroundings, read_surroundings
 from stream_hbaf.corpora.cache import Encode
+from stream_hbaf.corpora.clips import ClipJob
 from stream_hbaf.corpora.dataset import Dataset, label_indices
 from stream_hbaf.corpora.dialogue import LABELS, LabelledUtterance, Split
+from stream_hbaf.corpora.extraction import extract_features
 from stream_hbaf.corpora.reading import open_corpus
 from stream_hbaf.errors import CorpusError
 from stream_hbaf.features.acoustic import COMPARE
@@ -73,24 +75,19 @@ def prepare_voices(
         raise CorpusError(
             f"{corpora}: none of {', '.join(recipe.voices)} has a dev split; add a corpus to voices"
         )
-    surroundings = read_surroundings(corpora / "speech")
+    sounds = read_noises_and_rooms(corpora / "speech")
     measured = {
         (name, split): _measure(
-            clips,
-            split,
-            recipe=recipe,
-            surroundings=surroundings,
-            cache=cache,
-            progress=progress,
+            name, split, clips, recipe=recipe, sounds=sounds, cache=cache, progress=progress
         )
         for (name, split), clips in parts.items()
         if clips
     }
-    scaling = _fit_scaling(recipe, parts, measured)
+    scaling = _fit_scaling(recipe, [measured[name, "train"] for name in recipe.voices])
     scaled: dict[Split, list[Clips]] = {split: [] for split in PARTS}
-    for (name, split), versions in measured.items():
-        audio = {version: scale(scaling, rows) for version, rows in versions.items()}
-        scaled[split].append(Clips(name, parts[name, split], audio))
+    for (_, split), clips in measured.items():
+        audio = {version: scale(scaling, rows) for version, rows in clips.audio.items()}
+        scaled[split].append(replace(clips, audio=audio))
     return Voices(scaling, tuple(scaled["train"]), tuple(scaled["dev"]))
 
 
@@ -142,45 +139,65 @@ def weigh(labels: list[NDArray[np.int64]]) -> Float32:
 
 
 def _measure(
-    utterances: tuple[LabelledUtterance, ...],
+    corpus: str,
     split: Split,
+    utterances: tuple[LabelledUtterance, ...],
     *,
     recipe: MixtureRecipe,
-    surroundings: Surroundings,
+    sounds: NoisesAndRooms,
     cache: Path,
     progress: Progress,
-) -> dict[str, Float32]:
-    """Each version's features, [N, W]: train's as recorded and changed, dev's by condition."""
-    clips = [utterance.audio for utterance in utterances if utterance.audio is not None]
+) -> Clips:
+    """Each version's features, [N, W]: train's as recorded and augmented, dev's by condition.
+
+    Clips that can't be measured are named by ``progress`` and left out. Raises CorpusError if none
+    can be measured.
+    """
+    config = recipe.acoustics
     if split == "train":
-        names = [str(n) for n in range(1 + recipe.acoustics.copies)]
-        takes = training_takes(clips, recipe.acoustics)
+        names = [str(n) for n in range(1 + config.copies)]
+        conditions = [training_conditions(n, config) for n in range(len(utterances))]
     else:
         names = list(CONDITIONS)
-        by_name = [reported_takes(clips, condition=condition) for condition in names]
-        takes = [take for together in zip(*by_name, strict=True) for take in together]
-    rows = measure(
-        takes,
+        conditions = [
+            [evaluation_condition(name, n) for name in names] for n in range(len(utterances))
+        ]
+
+    def show(done: int, total: int, clip: Path) -> None:
+        if done % 100 == 0 or done == total:
+            progress(f"{recipe.audio}: {done} of {total} clips, {clip.name}")
+
+    extracted = extract_features(
+        [
+            ClipJob(utterance.id, utterance.audio, segmented=True, condition=condition)
+            for utterance, versions in zip(utterances, conditions, strict=True)
+            for condition in versions
+        ],
         representation=recipe.audio,
-        surroundings=surroundings,
         cache=cache,
-        workers=recipe.acoustics.workers,
-        progress=progress,
+        workers=config.workers,
+        sounds=sounds,
+        progress=show,
     )
-    rows = shape_for(rows, representation=recipe.audio, tokens=recipe.takes_tokens)
-    return {name: rows[n :: len(names)] for n, name in enumerate(names)}
+    for skipped in extracted.skipped:
+        progress(f"skipped: {skipped}")
+    rows = shape_for(extracted.features, representation=recipe.audio, tokens=recipe.takes_tokens)
+    whole = np.isfinite(extracted.features).any(axis=1).reshape(-1, len(names)).all(axis=1)
+    measured = np.flatnonzero(whole)
+    if not len(measured):
+        raise CorpusError(
+            f"{corpus}: no clip of {split} can be measured; the first: {extracted.skipped[0]}"
+        )
+    return Clips(
+        corpus,
+        tuple(utterances[row] for row in measured),
+        {name: rows[n :: len(names)][measured] for n, name in enumerate(names)},
+    )
 
 
-def _fit_scaling(
-    recipe: MixtureRecipe,
-    parts: Mapping[tuple[str, Split], tuple[LabelledUtterance, ...]],
-    measured: Mapping[tuple[str, Split], Mapping[str, Float32]],
-) -> Scaling:
-    labels = [label_indices(parts[name, "train"], LABELS) for name in recipe.voices]
-    rows = [
-        np.stack(list(measured[name, "train"].values()), axis=1)  # [N, versions, ..]
-        for name in recipe.voices
-    ]
+def _fit_scaling(recipe: MixtureRecipe, train: Sequence[Clips]) -> Scaling:
+    labels = [label_indices(clips.utterances, LABELS) for clips in train]
+    rows = [np.stack(list(clips.audio.values()), axis=1) for clips in train]  # [N, versions, ..]
     versions, *shape = rows[0].shape[1:]
     return fit_components(
         np.concatenate(rows).reshape(-1, *shape),

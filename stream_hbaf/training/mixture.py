@@ -4,9 +4,7 @@ Everything is fitted on train, picked and calibrated on dev. Test is never read 
 test come from the live path alone.
 """
 
-import multiprocessing
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +17,6 @@ from stream_hbaf.bundle import NONE, Bundle, BundleConfig
 from stream_hbaf.corpora.cache import cached_encoder, key_of
 from stream_hbaf.corpora.dataset import Dataset, digest_of_dataset, predict
 from stream_hbaf.corpora.dialogue import LABELS, Corpus
-from stream_hbaf.corpora.extraction import end_with_parent
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.evaluation.metrics import Score, majority_score, score, spread
 from stream_hbaf.features.commonsense import Event2MindHeads, NoCommonsense
@@ -29,6 +26,7 @@ from stream_hbaf.networks.calibration import Calibration, Pattern
 from stream_hbaf.networks.ensemble import join
 from stream_hbaf.networks.network import Network, NetworkConfig
 from stream_hbaf.networks.registry import read_network
+from stream_hbaf.processes import map_in_processes
 from stream_hbaf.training.batches import (
     Acted,
     MixtureConfig,
@@ -80,7 +78,7 @@ def train_mixture(
             f"recipe {recipe.id}: 'tuning.context.tokens' must be 0, clips have no dialogue"
         )
     words = read_words(recipe, corpora)
-    voices = prepare_voices(recipe, corpora, cache=cache / "acoustics", progress=progress)
+    voices = prepare_voices(recipe, corpora, cache=cache / "audio", progress=progress)
     tuned = _tune(recipe, words, cache=cache / "tuned", progress=progress)
     if recipe.adapters is not None:
         tuned = as_adapters(recipe.encoder, tuned, rank=recipe.adapters)
@@ -221,28 +219,22 @@ def _fit_seeds(
     """All seeds' networks, in the precision that ships; the same for any number of workers."""
     settings = plan.model_dump_json(exclude={"seeds", "workers"})
     folder = cache / key_of(repr(config), settings, _digest(lessons))
-    fit = partial(_fit_one, config, plan, lessons, folder)
+    found_by_seed = map_in_processes(
+        _fit_one,
+        plan.seeds,
+        workers=min(plan.workers, len(plan.seeds)),
+        shared=(config, plan, lessons, folder),
+    )
     fitted = {}
-    for seed, found in zip(plan.seeds, _fit_all(fit, plan), strict=True):
+    for seed, found in zip(plan.seeds, found_by_seed, strict=True):
         reached = " ".join(f"{value:.3f}" for value in found.history.scores)
         progress(f"network, seed {seed}: dev score by epoch {reached}")
         fitted[seed] = found
     return fitted
 
 
-def _fit_all(fit: Callable[[int], MixtureFitted], plan: MixtureConfig) -> Iterator[MixtureFitted]:
-    workers = min(plan.workers, len(plan.seeds))
-    if workers == 1:
-        yield from map(fit, plan.seeds)
-        return
-    # Spawned, not forked: torch's threads don't survive a fork.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent) as pool:
-        yield from pool.map(fit, plan.seeds)
-
-
 def _fit_one(
-    config: NetworkConfig, plan: MixtureConfig, lessons: Lessons, folder: Path, seed: int
+    seed: int, config: NetworkConfig, plan: MixtureConfig, lessons: Lessons, folder: Path
 ) -> MixtureFitted:
     with one_thread():
         return fit_mixture(

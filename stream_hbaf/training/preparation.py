@@ -117,7 +117,7 @@ def prepare(
     commonsense, figures = _prepare_commonsense(
         recipe, corpora, encoder, device=device, cache=cache, progress=progress
     )
-    sound = prepare_sound(corpus, recipe, device=device, cache=cache / "sound", progress=progress)
+    sound = prepare_sound(corpus, recipe, device=device, cache=cache / "audio", progress=progress)
     text = {split: encode(_turns(corpus.splits[split])) for split in SPLITS}
     inferred = {
         split: infer_commonsense(

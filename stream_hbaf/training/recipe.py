@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from stream_hbaf.config import Positive, Section, read_yaml
-from stream_hbaf.corpora.acoustics import AcousticsConfig
+from stream_hbaf.corpora.augment import AugmentationConfig
 from stream_hbaf.corpora.reading import CORPORA, MANIFEST, SESSIONS
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.features.representations import LLD, TOKENS
@@ -137,7 +137,7 @@ class MixtureRecipe(_Network):
     audio: str = "compare"  # what is measured, as of Recipe; several with + between
     commonsense: Literal["event2mind", "none"] = "event2mind"
     heads: HeadsConfig = HeadsConfig()
-    acoustics: AcousticsConfig = AcousticsConfig()
+    acoustics: AugmentationConfig = AugmentationConfig()
     components: Positive | None = (
         64  # that ComParE's functionals are joined into; None: as they are
     )

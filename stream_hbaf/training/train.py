@@ -4,9 +4,7 @@ Everything is fitted on train and picked on dev; test is read once, at the end, 
 the precision that ships.
 """
 
-import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -17,10 +15,10 @@ from stream_hbaf.bundle import Bundle, BundleConfig
 from stream_hbaf.corpora.cache import key_of
 from stream_hbaf.corpora.dataset import digest_of_dataset
 from stream_hbaf.corpora.dialogue import Split
-from stream_hbaf.corpora.extraction import end_with_parent
 from stream_hbaf.evaluation.metrics import majority_score, spread
 from stream_hbaf.networks.calibration import Calibration
 from stream_hbaf.networks.network import NetworkConfig
+from stream_hbaf.processes import map_in_processes
 from stream_hbaf.training.card import corpus_card, licence_of
 from stream_hbaf.training.distributed import is_main_process
 from stream_hbaf.training.fitting import Fitted, fit_network, one_thread
@@ -134,32 +132,14 @@ def network_config(recipe: Recipe, prepared: Prepared) -> NetworkConfig:
 def _fit_seeds(recipe: Recipe, prepared: Prepared, folder: Path) -> Iterator[tuple[int, Fitted]]:
     """Every seed's network; on the processor several at a time, the same for any number."""
     plan = recipe.fitting
-    workers = min(plan.workers, len(plan.seeds))
     on_processor = plan.accelerator == "cpu" and plan.devices == 1 and plan.nodes == 1
-    if workers == 1 or not on_processor:
-        for seed in plan.seeds:
-            with one_thread():
-                found = fit_seed(recipe, prepared, seed, folder / f"seed-{seed}")
-            yield seed, found
-        return
-    # Spawned, not forked: torch's threads don't survive a fork.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        workers, mp_context=context, initializer=_begin, initargs=(recipe, prepared, folder)
-    ) as pool:
-        yield from zip(plan.seeds, pool.map(_fit_here, plan.seeds), strict=True)
+    workers = min(plan.workers, len(plan.seeds)) if on_processor else 1
+    shared = (recipe, prepared, folder)
+    fitted = map_in_processes(_fit_alone, plan.seeds, workers=workers, shared=shared)
+    yield from zip(plan.seeds, fitted, strict=True)
 
 
-_received: list[tuple[Recipe, Prepared, Path]] = []  # in a training process: what seeds share
-
-
-def _begin(recipe: Recipe, prepared: Prepared, folder: Path) -> None:
-    end_with_parent()
-    _received[:] = [(recipe, prepared, folder)]
-
-
-def _fit_here(seed: int) -> Fitted:
-    recipe, prepared, folder = _received[0]
+def _fit_alone(seed: int, recipe: Recipe, prepared: Prepared, folder: Path) -> Fitted:
     with one_thread():
         return fit_seed(recipe, prepared, seed, folder / f"seed-{seed}")
 

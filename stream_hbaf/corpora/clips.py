@@ -1,0 +1,104 @@
+"""Reads the samples of clips: decoded whole, cut by times or by the live segmenter, augmented."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_hbaf.audio.file import read_audio
+from stream_hbaf.config import SAMPLE_RATE_HZ, SegmenterConfig, VadConfig
+from stream_hbaf.corpora.augment import CLEAN, Condition, NoisesAndRooms, augment
+from stream_hbaf.errors import AudioError
+from stream_hbaf.speech.segmenter import Finish, Segmenter
+from stream_hbaf.speech.vad import SpeechDetector, open_detector
+
+Samples = NDArray[np.int16]
+
+# Of an utterance that the segmenter cut, at most so much is measured: as much as Whisper's encoder
+# takes at once. Without speed changes the segmenter's own limit is lower.
+LONGEST = 30 * SAMPLE_RATE_HZ
+OVERRUN_S = 0.5  # times are rounded, and encoders pad: a cut may end this far after its clip
+
+
+@dataclass(frozen=True, slots=True)
+class ClipJob:
+    """One row of features: a clip, cut by times and possibly by the live segmenter, augmented."""
+
+    id: str  # of the utterance, named where the clip is skipped
+    clip: Path | None  # None: the corpus names no clip
+    start_s: float | None = None  # None: from its beginning
+    end_s: float | None = None  # None: to its end
+    segmented: bool = False  # the longest utterance that the segmenter finds in the cut
+    condition: Condition = CLEAN
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """Settings of the live segmenter and its voice activity detector; the defaults are live's."""
+
+    segmenter: SegmenterConfig = field(default_factory=SegmenterConfig)
+    vad: VadConfig = field(default_factory=VadConfig)
+
+    def open_detector(self) -> SpeechDetector:
+        """The detector for ``longest_utterance``. Raises ModelError if its weights are missing."""
+        return open_detector(self.vad.engine)
+
+    def longest_utterance(self, samples: Samples, detector: SpeechDetector) -> Samples:
+        """The longest utterance that the live segmenter finds in a clip; the clip if none is found.
+
+        Live utterances never have the second of silence at either end that studio clips have.
+        """
+        segmenter = Segmenter(self.segmenter, self.vad, frame_samples=detector.frame_samples)
+        detector.reset()
+        actions = [
+            action for score in detector.feed(samples) for action in segmenter.feed(float(score))
+        ]
+        found = [action for action in [*actions, *segmenter.flush()] if isinstance(action, Finish)]
+        if not found:
+            return samples
+        longest = max(found, key=lambda utterance: utterance.end - utterance.start)
+        return samples[longest.start : longest.end]
+
+
+def decode_clip(clip: Path) -> Samples:
+    """All samples of a clip. Raises AudioError with the reason alone if any of it is damaged: a
+    label is of the whole clip."""
+    complaints: list[str] = []
+    try:
+        samples = read_audio(clip, on_status=lambda _, complaint: complaints.append(complaint))
+    except AudioError as error:
+        complaints = [str(error)]
+    if complaints:
+        raise AudioError(complaints[0].removeprefix(f"{clip}: ").split(";")[0])
+    return samples
+
+
+def cut_clip(samples: Samples, start_s: float | None, end_s: float | None) -> Samples:
+    """The samples between two times; None is the clip's beginning or end.
+
+    Raises AudioError for times outside the clip.
+    """
+    start = 0 if start_s is None else round(start_s * SAMPLE_RATE_HZ)
+    end = len(samples) if end_s is None else round(end_s * SAMPLE_RATE_HZ)
+    if start >= len(samples) or end > len(samples) + OVERRUN_S * SAMPLE_RATE_HZ:
+        length_s = len(samples) / SAMPLE_RATE_HZ
+        raise AudioError(f"cut from {start_s} to {end_s} s, but the clip ends at {length_s:.2f} s")
+    return samples[start:end]
+
+
+def cut_job(
+    samples: Samples, job: ClipJob, *, segmentation: Segmentation, detector: SpeechDetector | None
+) -> Samples:
+    """The part of a clip's samples that a job is about; only segmented jobs need the detector.
+
+    Raises AudioError for times outside the clip.
+    """
+    cut = cut_clip(samples, job.start_s, job.end_s)
+    return cut if detector is None else segmentation.longest_utterance(cut, detector)
+
+
+def augment_job(cut: Samples, job: ClipJob, sounds: NoisesAndRooms) -> Samples:
+    """The cut under the job's condition, limited as said at LONGEST."""
+    augmented = augment(cut, job.condition, sounds)
+    return augmented[:LONGEST] if job.segmented else augmented
