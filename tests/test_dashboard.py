@@ -1,4 +1,4 @@
-"""The page's server, asked by a plain client: who gets in, what is told, what may be asked."""
+"""The dashboard's server with a plain HTTP client: access, events, requests, audio."""
 
 import asyncio
 import json
@@ -18,10 +18,16 @@ from recording_control import RecordingControl
 from stream_hbaf.audio.file import read_audio
 from stream_hbaf.audio.source import Chunk
 from stream_hbaf.config import DashboardConfig, SourceConfig
-from stream_hbaf.dashboard.access import Gate
-from stream_hbaf.dashboard.feed import REMEMBERED, WAITING, History, PageQueue, written
-from stream_hbaf.dashboard.recordings import Shelf
-from stream_hbaf.dashboard.server import PAGES_AT_ONCE, Dashboard
+from stream_hbaf.dashboard.access import AccessControl
+from stream_hbaf.dashboard.feed import (
+    MAX_EVENTS,
+    MAX_QUEUED,
+    LatestEvents,
+    PageQueue,
+    Recordings,
+    page_message,
+)
+from stream_hbaf.dashboard.server import MAX_PAGES, Dashboard
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.events import Feedback, Info, Level, Request, Response, Status, Utterance
 from stream_hbaf.sessions.writing import SessionWriter
@@ -59,7 +65,7 @@ async def client(served: Dashboard) -> AsyncIterator[aiohttp.ClientSession]:
         yield session
 
 
-async def told(page: Events, *, kind: str = "") -> dict[str, Any]:
+async def next_message(page: Events, *, kind: str = "") -> dict[str, Any]:
     """The next message to a page, or the next of a kind."""
     async with asyncio.timeout(10):
         while True:
@@ -69,9 +75,9 @@ async def told(page: Events, *, kind: str = "") -> dict[str, Any]:
 
 
 async def ask(page: Events, command: str, **arguments: Any) -> dict[str, Any]:
-    """What comes of a wish, whatever else the page is told before."""
+    """The response to a request, whatever else is sent before."""
     await page.send_json({"command": command, "arguments": arguments, "transaction": "7"})
-    message = await told(page, kind="response")
+    message = await next_message(page, kind="response")
     assert message["transaction"] == "7"
     return message
 
@@ -80,7 +86,7 @@ def run(scene: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(asyncio.wait_for(scene(), 60))  # type: ignore[arg-type]
 
 
-# ---- who gets in
+# ---- access
 
 
 def test_loopback_answers_under_its_own_names_only() -> None:
@@ -135,7 +141,7 @@ def test_token_opens_the_page_once_in_the_address_and_then_as_a_cookie() -> None
             assert "HttpOnly" in cookie
             assert "SameSite=Lax" in cookie
             page = await session.ws_connect("/events")
-            assert (await told(page))["event"] == "welcome"
+            assert (await next_message(page))["event"] == "snapshot"
             await page.close()
 
     run(scene)
@@ -143,16 +149,16 @@ def test_token_opens_the_page_once_in_the_address_and_then_as_a_cookie() -> None
 
 def test_token_is_drawn_where_others_can_connect() -> None:
     """Bound elsewhere than to this machine the page is never open, and each run draws anew."""
-    gates = [Gate(DashboardConfig(host="0.0.0.0")) for _ in range(2)]
-    assert len({gate.token for gate in gates}) == 2
-    assert min(len(gate.token) for gate in gates) >= 32
+    checks = [AccessControl(DashboardConfig(host="0.0.0.0")) for _ in range(2)]
+    assert len({check.token for check in checks}) == 2
+    assert min(len(check.token) for check in checks) >= 32
     ask = {"host": "192.168.1.5:8770", "origin": None}
-    assert gates[0].refusal(**ask, token=gates[0].token) is None
-    for token in ("", gates[1].token, "\udcff"):
-        refusal = gates[0].refusal(**ask, token=token)
+    assert checks[0].check(**ask, token=checks[0].token) is None
+    for token in ("", checks[1].token, "\udcff"):
+        refusal = checks[0].check(**ask, token=token)
         assert refusal is not None
         assert refusal.status == 401
-    assert Gate(DashboardConfig(host="localhost")).token == ""
+    assert AccessControl(DashboardConfig(host="localhost")).token == ""
 
 
 def test_taken_port_is_one_line() -> None:
@@ -187,11 +193,11 @@ def test_page_may_load_nothing_from_elsewhere() -> None:
     run(scene)
 
 
-# ---- what pages are told
+# ---- events
 
 
-def test_late_page_is_told_what_happened_before() -> None:
-    """The newest word on each utterance, in their order; moments such as levels are over."""
+def test_late_page_gets_what_happened_before() -> None:
+    """The latest message about each utterance, in order; no levels, which are outdated."""
 
     async def scene() -> None:
         async with (
@@ -204,40 +210,40 @@ def test_late_page_is_told_what_happened_before() -> None:
             await served.send(utterance(1))
             await served.send(Status(source="ann", stage="vad", state="online"))
             page = await session.ws_connect("/events")
-            welcome = await told(page)
-            assert welcome["info"]["labels"] == INFO.labels
-            assert [one.get("id", one["event"]) for one in welcome["history"]] == [
+            snapshot = await next_message(page)
+            assert snapshot["info"]["labels"] == INFO.labels
+            assert [one.get("id", one["event"]) for one in snapshot["history"]] == [
                 "d-1",
                 "d-2",
                 "status",
             ]
-            assert welcome["history"][0] == json.loads(written(utterance(1)))
+            assert snapshot["history"][0] == json.loads(page_message(utterance(1)))
             await served.send(utterance(3))
-            assert (await told(page))["id"] == "d-3"
+            assert (await next_message(page))["id"] == "d-3"
 
     run(scene)
 
 
-def test_history_lets_the_oldest_utterances_go() -> None:
-    """Memory stays bounded however long it runs, and what stands as it stood is still told."""
-    history = History()
+def test_oldest_utterances_are_dropped_from_snapshots() -> None:
+    """Memory stays bounded in a long run; states and switches are kept."""
+    latest = LatestEvents()
     status = Status(source="ann", stage="vad", state="online")
-    history.add(status, "status")
-    for turn in range(REMEMBERED + 10):
-        history.add(utterance(turn), str(turn))
-    messages = history.messages()
-    assert len(messages) == REMEMBERED
+    latest.add(status, "status")
+    for turn in range(MAX_EVENTS + 10):
+        latest.add(utterance(turn), str(turn))
+    messages = latest.messages()
+    assert len(messages) == MAX_EVENTS
     assert messages[:2] == ["status", "11"]
 
 
-def test_full_queue_lets_levels_go_and_keeps_utterances() -> None:
-    """A page that is slow loses moments first."""
+def test_full_queue_drops_levels_and_keeps_utterances() -> None:
+    """A slow page loses droppable messages first."""
 
     async def scene() -> None:
         queue = PageQueue()
-        assert await queue.next() is None  # to be welcomed
+        assert await queue.next() is None  # a snapshot
         queue.put("utterance 0")
-        for n in range(WAITING - 1):
+        for n in range(MAX_QUEUED - 1):
             queue.put(f"level {n}", droppable=True)
         queue.put("utterance 1")
         assert [await queue.next() for _ in range(2)] == ["utterance 0", "utterance 1"]
@@ -245,13 +251,13 @@ def test_full_queue_lets_levels_go_and_keeps_utterances() -> None:
     run(scene)
 
 
-def test_page_that_falls_behind_is_welcomed_again() -> None:
-    """What it missed is in the welcome: it is never left with a part of the story."""
+def test_page_that_falls_behind_gets_a_snapshot() -> None:
+    """What it missed is in the snapshot: nothing is lost."""
 
     async def scene() -> None:
         queue = PageQueue()
         assert await queue.next() is None
-        for n in range(WAITING + 1):
+        for n in range(MAX_QUEUED + 1):
             queue.put(f"utterance {n}")
         assert await queue.next() is None
         queue.put("after")
@@ -260,14 +266,14 @@ def test_page_that_falls_behind_is_welcomed_again() -> None:
     run(scene)
 
 
-def test_page_that_does_not_read_holds_nobody_up() -> None:
+def test_page_that_does_not_read_delays_nothing() -> None:
     """Thousands of events are taken although one page reads none; the other has the last."""
 
     async def scene() -> None:
         async with dashboard() as served, client(served) as session, client(served) as other:
             asleep = await other.ws_connect("/events")
             awake = await session.ws_connect("/events", max_msg_size=0)
-            await told(awake)
+            await next_message(awake)
             words = "word " * 100
             for turn in range(5_000):
                 await served.send(utterance(turn, text=words))
@@ -275,30 +281,33 @@ def test_page_that_does_not_read_holds_nobody_up() -> None:
                     await asyncio.sleep(0)
             newest = ""
             while newest != "d-4999":
-                message = await told(awake)
+                message = await next_message(awake)
                 newest = message.get("history", [message])[-1]["id"]
             assert not asleep.closed
 
     run(scene)
 
 
-def test_new_model_is_told_to_every_page() -> None:
+def test_new_model_is_sent_to_every_page() -> None:
     """Labels may change while it runs."""
 
     async def scene() -> None:
         async with dashboard() as served, client(served) as session:
             page = await session.ws_connect("/events")
-            await told(page)
+            await next_message(page)
             await served.send(INFO.model_copy(update={"labels": ["calm", "cross"]}))
-            assert (await told(page))["labels"] == ["calm", "cross"]
+            assert (await next_message(page))["labels"] == ["calm", "cross"]
             later = await session.ws_connect("/events")
-            assert Info.model_validate((await told(later))["info"]).labels == ["calm", "cross"]
+            assert Info.model_validate((await next_message(later))["info"]).labels == [
+                "calm",
+                "cross",
+            ]
 
     run(scene)
 
 
 def test_forgotten_dialogue_is_gone_from_all_pages() -> None:
-    """Pages are welcomed anew without it, corrections included."""
+    """Pages get a snapshot without it and its corrections."""
 
     async def scene() -> None:
         async with (
@@ -308,17 +317,17 @@ def test_forgotten_dialogue_is_gone_from_all_pages() -> None:
             for one in (utterance(1), utterance(2), utterance(1, dialogue="other")):
                 await served.send(one)
             page = await session.ws_connect("/events")
-            await told(page)
+            await next_message(page)
             await ask(page, "correct", id="d-1", label="anger")
             assert await served.forget("d") == 2
-            welcome = await told(page, kind="welcome")
-            assert [one["id"] for one in welcome["history"]] == ["other-1"]
+            snapshot = await next_message(page, kind="snapshot")
+            assert [one["id"] for one in snapshot["history"]] == ["other-1"]
 
     run(scene)
 
 
-class Forgetful(RecordingControl):
-    """Has the page forget, too, as everybody who keeps something does."""
+class ForgettingControl(RecordingControl):
+    """Erases the dialogue in the dashboard as well, as the live pipeline's control does."""
 
     served: Dashboard
 
@@ -327,44 +336,46 @@ class Forgetful(RecordingControl):
         return await super().answer(request)
 
 
-def test_wish_to_forget_is_answered() -> None:
-    """The welcome that follows on it doesn't swallow the answer."""
-    control = Forgetful()
+def test_request_to_forget_is_answered() -> None:
+    """The snapshot that follows doesn't replace the response."""
+    control = ForgettingControl()
 
     async def scene() -> None:
         async with dashboard(control=control) as served, client(served) as session:
             control.served = served
             await served.send(utterance(1))
             page = await session.ws_connect("/events")
-            await told(page)
+            await next_message(page)
             await page.send_json({"command": "forget", "arguments": {"dialogue_id": "d"}})
-            both = [await told(page) for _ in range(2)]
-            assert {message["event"] for message in both} == {"response", "welcome"}
+            both = [await next_message(page) for _ in range(2)]
+            assert {message["event"] for message in both} == {"response", "snapshot"}
             assert [message["history"] for message in both if "history" in message] == [[]]
 
     run(scene)
 
 
 def test_pages_are_bounded_in_number() -> None:
-    """Whoever opens connections without end can't use up the machine."""
+    """A client that opens connections without end gets an error."""
 
     async def scene() -> None:
         async with dashboard() as served, client(served) as session:
-            pages = [await session.ws_connect("/events") for _ in range(PAGES_AT_ONCE)]
+            pages = [await session.ws_connect("/events") for _ in range(MAX_PAGES)]
             with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
                 await session.ws_connect("/events")
             assert refused.value.status == 503
             await pages.pop().close()
             async with asyncio.timeout(10):
-                assert (await told(await session.ws_connect("/events")))["event"] == "welcome"
+                assert (await next_message(await session.ws_connect("/events")))[
+                    "event"
+                ] == "snapshot"
 
     run(scene)
 
 
-# ---- what pages ask for
+# ---- requests
 
 
-def test_wishes_reach_control_and_are_answered() -> None:
+def test_requests_reach_control_and_are_answered() -> None:
     """Requests, switches and corrections, each with its own answer."""
     control = RecordingControl(labels=LABELS)
 
@@ -393,17 +404,17 @@ def test_correction_is_shown_on_the_other_pages() -> None:
             client(served) as session,
         ):
             page, other = [await session.ws_connect("/events") for _ in range(2)]
-            await told(other)
+            await next_message(other)
             await ask(page, "correct", id="d-1", label="fear")
-            assert (await told(other, kind="feedback"))["label"] == "fear"
+            assert (await next_message(other, kind="feedback"))["label"] == "fear"
             later = await session.ws_connect("/events")
-            assert (await told(later))["history"][0]["label"] == "fear"
+            assert (await next_message(later))["history"][0]["label"] == "fear"
 
     run(scene)
 
 
-def test_what_cannot_be_done_is_an_answer() -> None:
-    """Nonsense and refused wishes get one line; the connection stays."""
+def test_request_that_fails_has_a_response() -> None:
+    """Malformed and refused requests get one line; the connection stays."""
 
     async def scene() -> None:
         async with (
@@ -413,34 +424,34 @@ def test_what_cannot_be_done_is_an_answer() -> None:
             page = await session.ws_connect("/events")
             answer = await ask(page, "correct", id="d-1", label="hunger")
             assert (answer["status"], answer["error"]) == ("error", "no label 'hunger'")
-            for wish in (
+            for text in (
                 "[1]",
                 "nonsense",
                 '{"command": "set_switch", "arguments": 3}',
                 "[" * 9000,
             ):
-                await page.send_str(wish)
-                answer = await told(page, kind="response")
-                assert answer["status"] == "error", wish
+                await page.send_str(text)
+                answer = await next_message(page, kind="response")
+                assert answer["status"] == "error", text
             assert (await ask(page, "set_switch", source="ann", switch="x"))["status"] == "error"
             assert (await ask(page, "ping"))["status"] == "ok"
 
     run(scene)
 
 
-def test_page_without_control_is_told_so() -> None:
-    """It shows, and says that it can do no more."""
+def test_page_without_control_only_shows() -> None:
+    """Requests are refused with the reason."""
 
     async def scene() -> None:
         async with dashboard() as served, client(served) as session:
             page = await session.ws_connect("/events")
-            assert (await told(page))["control"] is False
+            assert (await next_message(page))["control"] is False
             assert "only shows" in (await ask(page, "reset"))["error"]
 
     run(scene)
 
 
-# ---- sound
+# ---- audio
 
 
 def test_browser_sound_becomes_chunks() -> None:
@@ -455,14 +466,14 @@ def test_browser_sound_becomes_chunks() -> None:
             await browser.send_json({"rate": 16_000, "channels": 1, "format": "s16le"})
             for first in range(0, len(sound), 2048):
                 await browser.send_bytes(sound[first : first + 2048].tobytes())
-            heard = []
+            chunks = []
             async with source:
                 async for chunk in source.chunks():
-                    heard.append(chunk)
-                    if len(heard) == 20:
+                    chunks.append(chunk)
+                    if len(chunks) == 20:
                         break
-            assert {len(chunk.samples) for chunk in heard} == {800}
-            assert np.array_equal(np.concatenate([chunk.samples for chunk in heard]), sound)
+            assert {len(chunk.samples) for chunk in chunks} == {800}
+            assert np.array_equal(np.concatenate([chunk.samples for chunk in chunks]), sound)
 
     run(scene)
 
@@ -489,7 +500,7 @@ def test_second_browser_is_refused_with_a_reason() -> None:
     run(scene)
 
 
-def test_recording_is_listed_told_and_played_in_parts(tmp_path: Path) -> None:
+def test_recording_is_listed_sent_and_played_in_parts(tmp_path: Path) -> None:
     """A session's sound comes by ranges, so that players can jump in it."""
     folder = record_session(tmp_path, JFK, utterances=[utterance(1), utterance(2, "anger")])
     sound = (folder / "ann.flac").read_bytes()
@@ -501,11 +512,14 @@ def test_recording_is_listed_told_and_played_in_parts(tmp_path: Path) -> None:
             assert (title["name"], title["utterances"]) == (folder.name, 2)
             assert title["speakers"] == ["Ann"]
             async with session.get(f"/recordings/{folder.name}") as answer:
-                story = await answer.json()
-            assert [Utterance.model_validate(one).id for one in story["events"]] == ["d-1", "d-2"]
-            (heard,) = story["sounds"]
-            (stretch,) = heard["stretches"]
-            assert (heard["source"], stretch["opened_ms"], stretch["file_ms"]) == ("ann", 0, 0)
+                recorded = await answer.json()
+            assert [Utterance.model_validate(one).id for one in recorded["events"]] == [
+                "d-1",
+                "d-2",
+            ]
+            (audio,) = recorded["sounds"]
+            (stretch,) = audio["stretches"]
+            assert (audio["source"], stretch["opened_ms"], stretch["file_ms"]) == ("ann", 0, 0)
             assert stretch["length_ms"] == pytest.approx(11_000)
             path = f"/recordings/{folder.name}/ann.flac"
             async with session.get(path, headers={"Range": "bytes=100-199"}) as answer:
@@ -522,14 +536,14 @@ def test_lost_sound_is_not_counted_in_the_file(tmp_path: Path) -> None:
     writer.hear("ann", Chunk(start=0, samples=second, captured_at=1.0))
     writer.hear("ann", Chunk(start=48_000, samples=second, captured_at=4.0, after_gap=True))
     writer.close()
-    (sound,) = json.loads(Shelf(tmp_path).story(HEADER.id))["sounds"]
+    (sound,) = json.loads(Recordings(tmp_path).session(HEADER.id))["sounds"]
     assert [(one["opened_ms"], one["file_ms"], one["length_ms"]) for one in sound["stretches"]] == [
         (0, 0, 1000),
         (3000, 1000, 1000),
     ]
 
 
-def test_damaged_recording_says_why_and_hides_no_other(tmp_path: Path) -> None:
+def test_damaged_recording_is_listed_with_its_error(tmp_path: Path) -> None:
     """One bad folder doesn't empty the list."""
     record_session(tmp_path, JFK, utterances=[utterance(1)])
     (tmp_path / "zzz").mkdir()

@@ -1,4 +1,4 @@
-"""The page in a real Chromium: what people see and do."""
+"""The page in a real Chromium."""
 
 import json
 import re
@@ -99,10 +99,12 @@ def page_at(
     context.close()
 
 
-def test_page_shows_what_is_said_as_it_is_said(browser: Browser, control: RecordingControl) -> None:
-    """Running words with a provisional emotion, then the finished utterance in their place."""
+def test_running_transcript_becomes_a_finished_utterance(
+    browser: Browser, control: RecordingControl
+) -> None:
+    """The running transcript with a provisional emotion gives way to the finished utterance."""
     with serve(control) as served, page_at(browser, served.address) as page:
-        expect(page.get_by_text("Nothing yet")).to_be_visible()
+        expect(page.get_by_text("No utterances yet")).to_be_visible()
         running = page.get_by_role("region", name="Now")
         served.send(
             utterance(1).model_copy(update={"type": "new", "rev": 1, "text": "", "emotion": None})
@@ -125,13 +127,13 @@ def test_page_shows_what_is_said_as_it_is_said(browser: Browser, control: Record
         expect(item).to_contain_text("joy 70 %")
         expect(item).to_contain_text("≠ voice and words contradict")
         expect(running).not_to_contain_text("I got the")
-        expect(page.get_by_text("Nothing yet")).to_be_hidden()
+        expect(page.get_by_text("No utterances yet")).to_be_hidden()
 
 
 def test_only_finished_utterances_are_announced(
     browser: Browser, control: RecordingControl
 ) -> None:
-    """A screen reader hears each utterance once, and is not talked over by running words."""
+    """Screen readers announce each utterance once, and no running transcripts."""
     with serve(control) as served, page_at(browser, served.address) as page:
         live = page.locator("[aria-live=polite]")
         served.send(
@@ -143,8 +145,8 @@ def test_only_finished_utterances_are_announced(
         )
 
 
-def test_doubt_is_shown_as_doubt(browser: Browser, control: RecordingControl) -> None:
-    """An abstention is called a guess wherever the label stands, and the set is told."""
+def test_abstention_is_shown_as_unsure(browser: Browser, control: RecordingControl) -> None:
+    """An abstention is marked wherever its label is shown, and its set is listed."""
     unsure = utterance(1, score=0.4)
     assert unsure.emotion is not None
     emotion = unsure.emotion.model_copy(update={"abstained": True, "set": ["joy", "surprise"]})
@@ -152,7 +154,7 @@ def test_doubt_is_shown_as_doubt(browser: Browser, control: RecordingControl) ->
         served.send(unsure.model_copy(update={"emotion": emotion}))
         details = page.get_by_role("region", name="Newest utterance")
         expect(details).to_contain_text("J? unsure, perhaps joy 40 %")
-        expect(details).to_contain_text("Too unsure to be an answer.")
+        expect(details).to_contain_text("Too unsure to rely on.")
         expect(details).to_contain_text("It may be any of: joy, surprise.")
         expect(page.locator(".block text")).to_have_text(["J?"])
         legend = page.get_by_role("list", name="Emotions").get_by_role("listitem")
@@ -160,7 +162,7 @@ def test_doubt_is_shown_as_doubt(browser: Browser, control: RecordingControl) ->
         expect(legend.filter(has_text="unsure")).to_have_text("? unsure 1")
 
 
-def test_words_that_are_kept_back_are_not_called_missing(
+def test_withheld_transcript_is_not_called_missing(
     browser: Browser, control: RecordingControl
 ) -> None:
     """Under privacy ``no_text`` the page says that there were words."""
@@ -175,10 +177,10 @@ def test_words_that_are_kept_back_are_not_called_missing(
         expect(page.get_by_role("region", name="Newest utterance")).to_contain_text("J joy")
 
 
-def test_details_tell_how_sure_and_why_and_how_fast(
+def test_details_have_probabilities_contributions_and_latencies(
     browser: Browser, control: RecordingControl
 ) -> None:
-    """Probabilities, contributions and latencies are tables that anybody can read."""
+    """Each is a table with a caption."""
     with serve(control) as served, page_at(browser, served.address) as page:
         served.send(utterance(1))
         shares = page.get_by_role("table", name="Probabilities")
@@ -186,10 +188,10 @@ def test_details_tell_how_sure_and_why_and_how_fast(
         expect(shares.get_by_role("row")).to_have_count(8)
         why = page.get_by_role("table", name="What spoke for joy, and against")
         expect(why.get_by_role("row")).to_have_text(
-            ["PartShare", "the voice+30 %", "the words−10 %", "what came before+5 %"]
+            ["InputShare", "the voice+30 %", "the words−10 %", "the dialogue before+5 %"]
         )
-        spent = page.get_by_role("table", name="612 ms from the last sound to the answer")
-        expect(spent.get_by_role("row").nth(1)).to_have_text("silence, to be sure of the end600 ms")
+        spent = page.get_by_role("table", name="612 ms from the end of speech to the prediction")
+        expect(spent.get_by_role("row").nth(1)).to_have_text("silence that confirms the end600 ms")
 
 
 def test_timeline_has_a_lane_for_each_speaker_and_a_table(
@@ -251,7 +253,7 @@ def test_lane_names_and_blocks_do_not_overlap(
 
 
 def test_level_and_health_are_shown(browser: Browser, control: RecordingControl) -> None:
-    """How loud it is, and which stage is in trouble, in words as well as in pictures."""
+    """The level and the state of each stage are shown as text as well."""
     with serve(control) as served, page_at(browser, served.address) as page:
         served.send(*(Level(source="ann", dbfs=-20, speech=True) for _ in range(200)))
         served.send(Status(source="ann", stage="vad", state="degraded", detail="out of memory"))
@@ -270,16 +272,16 @@ def test_correction_by_a_click_arrives_as_feedback(
         page.get_by_role("group", name="What was it really?").get_by_role(
             "button", name="fear"
         ).click()
-        expect(page.get_by_text("Kept: this was fear.")).to_be_visible()
+        expect(page.get_by_text("Saved: this was fear.")).to_be_visible()
         expect(page.get_by_role("button", name="Sentence 1.")).to_contain_text("✓ corrected")
         expect(page.locator(".block text").first).to_have_text("F✓")
     assert control.corrections == [Feedback(id="d-1", label="fear", by="page")]
 
 
-def test_details_stay_while_somebody_is_about_to_correct(
+def test_details_stay_under_the_pointer_and_the_focus(
     browser: Browser, control: RecordingControl
 ) -> None:
-    """What is finished meanwhile doesn't slip under the pointer, nor take the keyboard's focus."""
+    """An utterance that ends meanwhile does not replace the details that are being corrected."""
     with serve(control) as served, page_at(browser, served.address) as page:
         served.send(utterance(1))
         fear = page.get_by_role("button", name="fear", exact=True)
@@ -287,12 +289,12 @@ def test_details_stay_while_somebody_is_about_to_correct(
         served.send(utterance(2))
         expect(page.locator(".utterance .words")).to_have_count(2)
         fear.click()
-        expect(page.get_by_text("Kept: this was fear.")).to_be_visible()
+        expect(page.get_by_text("Saved: this was fear.")).to_be_visible()
         expect(fear).to_be_focused()
         page.mouse.move(0, 0)
         page.keyboard.press("Tab")
         page.keyboard.press("Enter")
-        expect(page.get_by_text("Kept: this was joy.")).to_be_visible()
+        expect(page.get_by_text("Saved: this was joy.")).to_be_visible()
         served.send(utterance(3))
         expect(page.locator(".utterance .words")).to_have_count(3)
         page.get_by_role("button", name="Sentence 3.").focus()
@@ -300,12 +302,14 @@ def test_details_stay_while_somebody_is_about_to_correct(
     assert [(one.id, one.label) for one in control.corrections] == [("d-1", "fear"), ("d-1", "joy")]
 
 
-def test_labels_of_any_model_can_be_told_apart(browser: Browser, control: RecordingControl) -> None:
+def test_labels_of_any_model_are_distinguishable(
+    browser: Browser, control: RecordingControl
+) -> None:
     """Each has its own letter and its own colour, whatever words a model has for emotions."""
     looks = """async (labels) => {
-      const {learn, look} = await import("/emotions.js");
-      learn(labels);
-      return labels.map((label) => [look(label).letter, look(label).colour]);
+      const {setLabels, appearance} = await import("/emotions.js");
+      setLabels(labels);
+      return labels.map((label) => [appearance(label).letter, appearance(label).colour]);
     }"""
     iemocap = ["angry", "excited", "frustrated", "happy", "neutral", "sad"]
     with serve(control) as served, page_at(browser, served.address) as page:
@@ -332,10 +336,10 @@ def test_switches_and_requests_reach_control(browser: Browser, control: Recordin
     assert "reset" in [request.command for request in control.requests]
 
 
-def test_dialogue_is_forgotten_only_when_that_is_meant(
+def test_dialogue_is_erased_after_confirmation_only(
     browser: Browser, control: RecordingControl
 ) -> None:
-    """A question comes before, because there is no way back."""
+    """Dismissing the question changes nothing."""
     with serve(control) as served, page_at(browser, served.address) as page:
         served.send(utterance(1), utterance(2))
         forget = page.get_by_role("button", name="Forget this dialogue")
@@ -343,9 +347,9 @@ def test_dialogue_is_forgotten_only_when_that_is_meant(
         forget.click()
         page.once("dialog", lambda dialog: dialog.accept())
         forget.click()
-        expect(page.get_by_text("Forgotten.")).to_be_visible()
+        expect(page.get_by_text("Erased.")).to_be_visible()
         served.loop.run(served.dashboard.forget("d"))
-        expect(page.get_by_text("Nothing yet")).to_be_visible()
+        expect(page.get_by_text("No utterances yet")).to_be_visible()
         expect(forget).to_be_hidden()
     wishes = [one.arguments for one in control.requests if one.command == "forget"]
     assert wishes == [{"dialogue_id": "d"}]
@@ -354,7 +358,7 @@ def test_dialogue_is_forgotten_only_when_that_is_meant(
 def test_long_run_shows_its_newest_and_the_rest_on_request(
     browser: Browser, control: RecordingControl
 ) -> None:
-    """However long it runs, a page draws no more than somebody wants to see."""
+    """The page draws a hundred utterances, and more when the button is pressed."""
     with serve(control) as served:
         served.send(*(utterance(turn) for turn in range(150)))
         with page_at(browser, served.address) as page:
@@ -409,7 +413,7 @@ def test_recording_is_replayed_with_its_sound(
         expect(page.locator(".pointer")).to_have_count(1)
 
 
-def test_browser_microphone_is_heard(browser: Browser, control: RecordingControl) -> None:
+def test_browser_microphone_is_a_source(browser: Browser, control: RecordingControl) -> None:
     """Chromium's own test tone comes out of the source as sound that is not silence."""
     with serve(control) as served:
 
@@ -436,7 +440,7 @@ def test_browser_microphone_is_heard(browser: Browser, control: RecordingControl
 
 
 def test_page_finds_a_restarted_server(browser: Browser, control: RecordingControl) -> None:
-    """It says that it is alone, comes back by itself, and shows what the new run has."""
+    """It shows that it is disconnected, reconnects, and shows the new run."""
     with serve(control) as served:
         port = int(served.address.split(":")[2].rstrip("/"))
         context = browser.new_context()
@@ -454,7 +458,7 @@ def test_page_finds_a_restarted_server(browser: Browser, control: RecordingContr
 
 
 def test_token_in_the_address_opens_the_page(browser: Browser, control: RecordingControl) -> None:
-    """And is gone from the address bar, which others may see."""
+    """The token disappears from the address bar."""
     with (
         serve(control, token="geheim") as served,
         page_at(browser, served.address) as page,
@@ -468,7 +472,7 @@ def test_token_in_the_address_opens_the_page(browser: Browser, control: Recordin
 def test_everything_can_be_read_and_has_a_name(
     browser: Browser, control: RecordingControl, size: dict[str, int], scheme: str
 ) -> None:
-    """Text stands out by 4.5 to 1, controls have names, nothing runs off a phone's screen."""
+    """Contrast is at least 4.5 to 1, controls have names, nothing overflows the screen."""
     with (
         serve(control) as served,
         page_at(browser, served.address, size=size, scheme=scheme) as page,

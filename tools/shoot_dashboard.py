@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""The README's pictures of the page: the real program listens to a recording, Chromium looks on.
+"""Takes the pictures of the dashboard for the documentation, from a run on a recording.
 
     tools/shoot_dashboard.py docs/
 
-Writes ``dashboard-light.png`` and ``dashboard-phone-dark.png`` while something is being said.
+Writes ``dashboard-light.png`` and ``dashboard-phone-dark.png`` during an utterance.
 """
 
 import argparse
@@ -20,8 +20,8 @@ from chromium import chromium
 from mosquitto import free_port
 
 EXAMPLE = Path(__file__).parent.parent / "stream_hbaf" / "audio" / "example.flac"
-PATIENCE_S = 120  # for the models to be loaded
-# name: width, height, pixels a pixel, scheme, whether the newest utterance is opened
+TIMEOUT_S = 120  # includes loading the models
+# name: width, height, device pixel ratio, colour scheme, whether the newest utterance is opened
 PICTURES = {
     "dashboard-light": (1280, 860, 1, "light", False),
     "dashboard-phone-dark": (390, 844, 1.5, "dark", True),
@@ -29,7 +29,7 @@ PICTURES = {
 
 
 def open_page(browser: Browser, address: str, *, name: str) -> Page:
-    """The page, as soon as there is one."""
+    """Open the page as soon as the server answers."""
     width, height, density, scheme, _ = PICTURES[name]
     context = browser.new_context(
         viewport={"width": width, "height": height},
@@ -37,11 +37,11 @@ def open_page(browser: Browser, address: str, *, name: str) -> Page:
         color_scheme=scheme,
     )
     page = context.new_page()
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + TIMEOUT_S
     while True:
         try:
             page.goto(address)
-        except Error:  # refused, until the program has started
+        except Error:  # the server has not started yet
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.5)
@@ -66,11 +66,11 @@ def main() -> None:
                 for name in PICTURES
             }
             for name, page in pages.items():
-                said = page.locator("#utterances li")
-                said.nth(options.utterances - 1).wait_for(timeout=PATIENCE_S * 1000)
+                utterances = page.locator("#utterances li")
+                utterances.nth(options.utterances - 1).wait_for(timeout=TIMEOUT_S * 1000)
                 if PICTURES[name][-1]:
-                    said.first.get_by_role("button").click()
-                page.locator(".running .felt").first.wait_for(timeout=PATIENCE_S * 1000)
+                    utterances.first.get_by_role("button").click()
+                page.locator(".running .emotion").first.wait_for(timeout=TIMEOUT_S * 1000)
                 page.evaluate("scrollTo(0, 0)")
                 page.screenshot(path=options.folder / f"{name}.png")
     finally:

@@ -1,1 +1,1 @@
-"""The page: what is recognised, to look at, to listen to again, and to correct."""
+"""The dashboard: a page that shows what is recognised, plays recordings and takes corrections."""

@@ -1,9 +1,10 @@
-"""Who may see the page: its words and sound are private, and every web page of the world can make
-a browser on this machine connect to it.
+"""Access control of the dashboard, whose transcripts and audio are private.
 
-Listening on this machine only, the page needs no token, but answers to this machine's own names
-only: a foreign name may be made to lead here. Elsewhere, or where a token is set, it comes once in
-the address and is a cookie from then on. In both cases no page of another site gets an answer.
+Any web page in a browser on this machine could connect to the server. So requests from pages of
+other origins are refused. A server on the loopback address needs no token, but answers requests
+for a loopback host name only, because a foreign name may resolve to this machine (DNS rebinding).
+On other addresses, or where a token is configured, the token is required: once in the address of
+the page, from then on as a cookie.
 """
 
 import hmac
@@ -17,7 +18,7 @@ from stream_hbaf.config import DashboardConfig
 
 TOKEN_BYTES = 24
 
-# Nothing is loaded from elsewhere, nothing runs that isn't a file of the page, nobody frames it.
+# The page loads only its own files, runs no inline scripts, and can't be framed.
 HEADERS: Mapping[str, str] = {
     "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'; object-src 'none'",
@@ -31,40 +32,40 @@ HEADERS: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why somebody is turned away: an HTTP status and a line for whoever reads it."""
+    """The answer to a request that is refused."""
 
-    status: int
-    line: str
+    status: int  # of HTTP
+    line: str  # the reason, for people
 
 
-class Gate:
-    """Lets in whoever asks under our own name, from our own page, with the token if there is one.
+class AccessControl:
+    """Checks each request's host name, origin and token.
 
     ``token`` is empty where none is needed.
     """
 
     def __init__(self, config: DashboardConfig) -> None:
-        self._only_here = is_loopback(config.host)
+        self._loopback_only = is_loopback(config.host)
         self._host = config.host
         if config.token is not None:
             self.token = config.token.get_secret_value()
         else:
-            self.token = "" if self._only_here else secrets.token_urlsafe(TOKEN_BYTES)
+            self.token = "" if self._loopback_only else secrets.token_urlsafe(TOKEN_BYTES)
 
-    def refusal(self, *, host: str, origin: str | None, token: str) -> Refusal | None:
-        """None lets a request in. ``host`` and ``origin`` are its headers, ``token`` is what came
-        with it; programs other than browsers send no origin."""
+    def check(self, *, host: str, origin: str | None, token: str) -> Refusal | None:
+        """None if the request is allowed. ``host`` and ``origin`` are its headers (programs other
+        than browsers send no origin); ``token`` is from its address or cookie."""
         name = _hostname(f"//{host}")
-        if self._only_here and not is_loopback(name) and name != self._host:
+        if self._loopback_only and not is_loopback(name) and name != self._host:
             return Refusal(421, "this page answers to localhost only")
         if origin is not None and origin.partition("://")[2] != host:
-            return Refusal(403, "pages of other sites get nothing here")
-        if not self._knows(token):
+            return Refusal(403, "pages of other sites are refused")
+        if not self._is_valid(token):
             return Refusal(401, "open the address that stream-hbaf printed: it holds the token")
         return None
 
-    def _knows(self, token: str) -> bool:
-        # In a time that doesn't depend on how much of it is right.
+    def _is_valid(self, token: str) -> bool:
+        # The time of the comparison must not depend on how much of the token is right.
         return not self.token or hmac.compare_digest(
             token.encode(errors="replace"), self.token.encode()
         )

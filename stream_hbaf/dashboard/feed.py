@@ -1,16 +1,19 @@
-"""What pages are told: everything that happens, and first of all what happened before they came.
+"""What pages are sent: the events of this run, and recorded sessions, as JSON.
 
-A page never holds up the recogniser: what it doesn't take in time waits in a short queue. When
-that is full, levels and partials are let go; then the whole queue is, and the page is told anew
-all that there is to know.
+A slow page never delays the recogniser: its messages wait in a short queue. When that is full,
+levels and partials are dropped. If it is still full, all of it is, and the page gets a new
+snapshot: one message with everything that a page needs to know.
 """
 
 import asyncio
 import json
 from collections import OrderedDict, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from stream_hbaf.config import SAMPLE_RATE_HZ
+from stream_hbaf.errors import CorpusError
 from stream_hbaf.events import (
     AnyEvent,
     DialogueSummary,
@@ -24,47 +27,57 @@ from stream_hbaf.events import (
     Utterance,
 )
 from stream_hbaf.publish.messages import encode
+from stream_hbaf.sessions.flac import flac_length
+from stream_hbaf.sessions.session import Session, Stretch, is_session, open_session, summarise
 
-REMEMBERED = 2000  # utterances, statuses and so on of this run, for pages that come later
-WAITING = 256  # messages for one page
+MAX_EVENTS = 2000  # utterances, statuses and so on of this run that are kept for snapshots
+MAX_QUEUED = 256  # messages to one page
 
 Key = tuple[str, ...]
 
 
-def written(event: Event) -> str:
-    """An event as the page gets it: its fields, and its type under ``event``."""
+def page_message(event: Event) -> str:
+    """An event as JSON: its fields, and its type in ``event``."""
     return f'{{"event":"{type(event).__name__.lower()}",{encode(event).decode()[1:]}'
 
 
-class History:
-    """The newest word on everything: a bounded number of utterances, and how all else stands."""
+def is_droppable(event: AnyEvent) -> bool:
+    """Whether the next event of the kind replaces it."""
+    return isinstance(event, Level | Partial)
+
+
+class LatestEvents:
+    """The latest message about each utterance, correction, stage and switch, for snapshots.
+
+    Bounded: the oldest utterances and corrections are dropped.
+    """
 
     def __init__(self) -> None:
-        self._told: OrderedDict[Key, tuple[str, str]] = OrderedDict()  # dialogue id, message
+        self._messages: OrderedDict[Key, tuple[str, str]] = OrderedDict()  # dialogue id, message
 
     def add(self, event: Event, message: str) -> None:
-        """Remember it in place of what it replaces, if it is more than a moment's."""
+        """Keep a message in the place of the one that it replaces; partials and levels are not
+        kept."""
         key = _key(event)
         if key is None:
             return
-        # An utterance stays where it began, so that a page tells them in their order.
-        self._told[key] = (getattr(event, "dialogue_id", ""), message)
-        if len(self._told) > REMEMBERED:
-            oldest = next(key for key in self._told if key[0] in ("utterance", "feedback"))
-            del self._told[oldest]
+        # A replaced message keeps its position, so that utterances stay in order.
+        self._messages[key] = (getattr(event, "dialogue_id", ""), message)
+        if len(self._messages) > MAX_EVENTS:
+            oldest = next(key for key in self._messages if key[0] in ("utterance", "feedback"))
+            del self._messages[oldest]
 
     def forget(self, dialogue_id: str) -> int:
-        """Erase a dialogue; returns how many utterances of it there were."""
-        erased = [key for key, (of, _) in self._told.items() if of == dialogue_id]
+        """Erase a dialogue and its corrections; returns how many utterances were erased."""
+        erased = [key for key, (of, _) in self._messages.items() if of == dialogue_id]
         for key in erased:
-            del self._told[key]
-        for key in [k for k in self._told if k[0] == "feedback" and ("utterance", k[1]) in erased]:
-            del self._told[key]
-        return sum(key[0] == "utterance" for key in erased)
+            del self._messages[key]
+            self._messages.pop(("feedback", key[1]), None)
+        return len(erased)
 
     def messages(self) -> list[str]:
-        """All of it, oldest first."""
-        return [message for _, message in self._told.values()]
+        """All messages, oldest first."""
+        return [message for _, message in self._messages.values()]
 
 
 def _key(event: Event) -> Key | None:
@@ -77,57 +90,133 @@ def _key(event: Event) -> Key | None:
             return ("switch", event.source, event.switch)
         case Speech():
             return ("speech", event.source)
-        case Level() | Partial() | DialogueSummary():  # pages sum up for themselves
+        case Level() | Partial() | DialogueSummary():  # pages summarise dialogues themselves
             return None
         case _:
             return (type(event).__name__,)
 
 
+def snapshot(fields: Mapping[str, Any], latest: LatestEvents) -> str:
+    """A page's first message: ``fields`` about the recogniser, and the events until now."""
+    head = json.dumps({"event": "snapshot", **fields}, ensure_ascii=False)
+    return f'{head[:-1]},"history":[{",".join(latest.messages())}]}}'
+
+
 class PageQueue:
-    """What one page has still to be told; a new page, and one that is too slow, is welcomed."""
+    """The messages that one page has not been sent yet."""
 
     def __init__(self) -> None:
-        self._waiting: deque[tuple[bool, str]] = deque()  # whether it may be let go, message
-        self._welcome_due = True
-        self._arrived = asyncio.Event()
-        self._arrived.set()
+        self._queued: deque[tuple[bool, str]] = deque()  # droppable, message
+        self._snapshot_due = True
+        self._changed = asyncio.Event()
+        self._changed.set()
 
     def put(self, message: str, *, droppable: bool = False) -> None:
-        """Tell the page this, when it has time."""
-        if self._welcome_due and not droppable:
-            return self._arrived.set()  # it will be told with all else
-        if len(self._waiting) >= WAITING:
-            self._waiting = deque(one for one in self._waiting if not one[0])
-        if len(self._waiting) >= WAITING:
-            return self.welcome()
-        self._waiting.append((droppable, message))
-        self._arrived.set()
-        return None
+        """Queue a message, or replace the whole queue by a snapshot if it is full."""
+        if self._snapshot_due and not droppable:
+            return  # the snapshot will contain it
+        if len(self._queued) >= MAX_QUEUED:
+            self._queued = deque(one for one in self._queued if not one[0])
+        if len(self._queued) >= MAX_QUEUED:
+            self.request_snapshot()
+            return
+        self._queued.append((droppable, message))
+        self._changed.set()
 
-    def welcome(self) -> None:
-        """Tell the page everything anew; nothing else that waits is needed then."""
-        self._waiting.clear()
-        self._welcome_due = True
-        self._arrived.set()
+    def request_snapshot(self) -> None:
+        """Have the next message be a snapshot, which makes all queued ones superfluous."""
+        self._queued.clear()
+        self._snapshot_due = True
+        self._changed.set()
 
     async def next(self) -> str | None:
-        """The next message; None when the page is to be welcomed."""
+        """The next message; None stands for a snapshot."""
         while True:
-            await self._arrived.wait()
-            if self._welcome_due:
-                self._welcome_due = False
+            await self._changed.wait()
+            if self._snapshot_due:
+                self._snapshot_due = False
                 return None
-            if self._waiting:
-                return self._waiting.popleft()[1]
-            self._arrived.clear()
+            if self._queued:
+                return self._queued.popleft()[1]
+            self._changed.clear()
 
 
-def is_droppable(event: AnyEvent) -> bool:
-    """A moment's news, which the next one replaces."""
-    return isinstance(event, Level | Partial)
+class Recordings:
+    """The recorded sessions in a folder, by the names of their own folders; without one, none."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+
+    def summaries(self) -> list[dict[str, Any]]:
+        """An entry for each session, newest first; of a damaged one only the ``error``."""
+        return [_summary(folder) for folder in self._folders()]
+
+    def session(self, name: str) -> str:
+        """A session as JSON: its labels, its events in order, and the stretches of its audio.
+
+        Raises CorpusError if there is none of this name, or it is damaged.
+        """
+        session = self._find(name)
+        events = ",".join(page_message(event) for event in session.events)
+        head = json.dumps({"labels": session.header.labels, "sounds": _stretches(session)})
+        return f'{head[:-1]},"events":[{events}]}}'
+
+    def audio(self, name: str, source: str) -> Path:
+        """The audio file of a source. Raises CorpusError if there is none."""
+        path = self._find(name).sound(source)
+        if not path.is_file():
+            raise CorpusError(f"{name}: no sound of '{source}'")
+        return path
+
+    def _folders(self) -> list[Path]:
+        """Newest first: the name of a session begins with its time."""
+        if self._folder is None or not self._folder.is_dir():
+            return []
+        return sorted(filter(is_session, self._folder.iterdir()), reverse=True)
+
+    def _find(self, name: str) -> Session:
+        """By comparison with the list, so that no name can lead to another path."""
+        for folder in self._folders():
+            if folder.name == name:
+                return open_session(folder)
+        raise CorpusError(f"no recording '{name}' here")
 
 
-def welcome(fields: Mapping[str, Any], history: History) -> str:
-    """The first message: who recognises here and what pages may ask for, then what happened."""
-    head = json.dumps({"event": "welcome", **fields}, ensure_ascii=False)
-    return f'{head[:-1]},"history":[{",".join(history.messages())}]}}'
+def _summary(folder: Path) -> dict[str, Any]:
+    try:
+        summary = summarise(open_session(folder))
+    except CorpusError as error:
+        return {"name": folder.name, "error": str(error)}
+    return {
+        "name": folder.name,
+        "start_time": summary.began,
+        "length_s": summary.length_s,
+        "utterances": summary.utterances,
+        "speakers": summary.speakers,
+    }
+
+
+def _stretches(session: Session) -> list[dict[str, Any]]:
+    """Each source with its contiguous stretches of audio: pauses and losses lie between them."""
+    return [
+        {"source": source, "stretches": _positions(found, flac_length(session.sound(source)))}
+        for source, found in session.stretches.items()
+    ]
+
+
+def _positions(stretches: Sequence[Stretch], length: int) -> list[dict[str, Any]]:
+    """Where each stretch lies in the file and in time; ``length`` is the file's, in samples."""
+    ends = [following.at for following in stretches[1:]] + [length]
+    return [
+        {
+            "time": stretch.time,
+            "opened_ms": _ms(stretch.start),
+            "file_ms": _ms(stretch.at),
+            "length_ms": _ms(end - stretch.at),
+        }
+        for stretch, end in zip(stretches, ends, strict=True)
+    ]
+
+
+def _ms(samples: int) -> float:
+    return samples * 1000 / SAMPLE_RATE_HZ

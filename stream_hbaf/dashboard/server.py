@@ -1,9 +1,9 @@
-"""The page's server: tells every page that is open what happens, and does what pages ask for.
+"""The dashboard's HTTP server: sends events to all open pages, and carries out their requests.
 
-/                     the page, and its files beside it
-/events               WebSocket: a welcome, then each event; wishes the other way
-/microphone/SOURCE    WebSocket: a browser's sound, in the form of ``audio.wire``
-/recordings           sessions that were recorded, their events and their sound
+/                     the page and its files
+/events               WebSocket: a snapshot, then each event; requests and responses
+/microphone/SOURCE    WebSocket: the audio of a browser's microphone, in ``audio.websocket``
+/recordings           recorded sessions: the list, the events, the audio
 """
 
 import asyncio
@@ -32,31 +32,37 @@ from stream_hbaf.audio.websocket import (
     receive,
 )
 from stream_hbaf.config import DashboardConfig, SourceConfig
-from stream_hbaf.dashboard.access import HEADERS, Gate
-from stream_hbaf.dashboard.feed import History, PageQueue, is_droppable, welcome, written
-from stream_hbaf.dashboard.recordings import Shelf
+from stream_hbaf.dashboard.access import HEADERS, AccessControl
+from stream_hbaf.dashboard.feed import (
+    LatestEvents,
+    PageQueue,
+    Recordings,
+    is_droppable,
+    page_message,
+    snapshot,
+)
 from stream_hbaf.errors import AudioError, ConfigError, CorpusError, StreamHbafError
 from stream_hbaf.events import AnyEvent, Event, Feedback, Info, Request, Response, Switch
 from stream_hbaf.publish.requests import Control
 
 PAGE = Path(__file__).parent / "page"
-EVERYWHERE = ("0.0.0.0", "::")  # to listen on; nobody can go there
-PAGES_AT_ONCE = 32
-LARGEST_WISH = 1 << 14  # bytes
-ALIVE_S = 20.0  # between two pings of a page
-PRIVATE = {"Cache-Control": "no-store"}  # words and voices stay out of the browser's cache
+ANY_ADDRESS = ("0.0.0.0", "::")  # to listen on all interfaces; not an address to connect to
+MAX_PAGES = 32
+MAX_REQUEST = 1 << 14  # bytes
+HEARTBEAT_S = 20.0  # between two pings of a page
+PRIVATE = {"Cache-Control": "no-store"}  # transcripts and audio stay out of the browser's cache
 
 LOG = logging.getLogger(__name__)
 
-Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Dashboard:
-    """A publisher whose readers are web pages.
+    """A publisher that sends events to web pages.
 
-    ``control`` does what pages ask for; without one they are told that nobody does. ``sessions``
-    is the folder that recordings are in. ``info`` and ``control`` may be set until ``start``: a
-    browser's microphone is a source, and sources are there before the model is.
+    ``control`` carries out the requests of pages; without it they are refused. ``sessions`` is the
+    folder of recorded sessions. ``info`` and ``control`` may be set later, but before ``start``:
+    a browser's microphone is a source, and sources are opened before the model is loaded.
     """
 
     def __init__(
@@ -70,10 +76,10 @@ class Dashboard:
         self.info = info
         self.control = control
         self._config = config
-        self._shelf = Shelf(sessions)
+        self._recordings = Recordings(sessions)
         self._has_recordings = sessions is not None
-        self._gate = Gate(config)
-        self._history = History()
+        self._access = AccessControl(config)
+        self._latest = LatestEvents()
         self._pages: dict[web.WebSocketResponse, PageQueue] = {}
         self._microphones: dict[str, PushSource] = {}
         self._runner = web.AppRunner(self._application(), access_log=None, shutdown_timeout=1)
@@ -81,15 +87,15 @@ class Dashboard:
 
     @property
     def address(self) -> str:
-        """Where the page is; with the token, if it needs one."""
+        """The page's URL, with the token if one is needed."""
         host = self._config.host
-        if host in EVERYWHERE:
+        if host in ANY_ADDRESS:
             host = socket.gethostname()
-        token = f"?token={quote(self._gate.token, safe='')}" if self._gate.token else ""
+        token = f"?token={quote(self._access.token, safe='')}" if self._access.token else ""
         return f"http://{Address(host, self._port)}/{token}"
 
     async def start(self) -> None:
-        """Open the port. Raises ConfigError if that can't be."""
+        """Open the port. Raises ConfigError if it can't be opened."""
         assert self.info is not None
         await self._runner.setup()
         site = web.TCPSite(self._runner, self._config.host, self._config.port)
@@ -105,26 +111,26 @@ class Dashboard:
         self._port = self._runner.addresses[0][1]
 
     def microphone(self, source: SourceConfig, *, on_status: OnStatus) -> PushSource:
-        """A source whose sound comes from a browser that has the page open."""
+        """A source whose audio comes from the microphone of a browser with an open page."""
         found = PushSource(
             source.name, channel=source.channel, chunk_ms=source.chunk_ms, on_status=on_status
         )
         self._microphones[source.name] = found
-        self._welcome_all()
+        self._send_snapshots()
         return found
 
     async def send(self, event: AnyEvent) -> None:
-        """Tell every page; never waits."""
+        """Queue an event for every page; never waits."""
         if isinstance(event, Info):
             self.info = event
-        self._tell(event, droppable=is_droppable(event))
+        self._send(event, droppable=is_droppable(event))
 
     async def run(self) -> None:
-        """Nothing to carry: each page's own task does that."""
+        """Wait until cancelled: each page has its own task."""
         await asyncio.Event().wait()
 
     async def close(self, timeout_s: float) -> None:
-        """Say goodbye to all pages and close the port."""
+        """Close the connections of all pages, and the port."""
         leaving = [
             page.close(code=WSCloseCode.GOING_AWAY, message=b"stopped") for page in self._pages
         ]
@@ -132,60 +138,60 @@ class Dashboard:
             async with asyncio.timeout(timeout_s):
                 await asyncio.gather(*leaving)
         except TimeoutError:
-            LOG.debug("a page did not say goodbye in time")
+            LOG.debug("a page did not close its connection in time")
         await self._runner.cleanup()
 
     async def forget(self, dialogue_id: str) -> int:
-        """Erase a dialogue here and on all pages; returns how many utterances that were."""
-        erased = self._history.forget(dialogue_id)
-        self._welcome_all()
+        """Erase a dialogue here and on all pages; returns how many utterances were erased."""
+        erased = self._latest.forget(dialogue_id)
+        self._send_snapshots()
         return erased
 
-    def _tell(self, event: Event, *, droppable: bool = False) -> None:
-        message = written(event)
-        self._history.add(event, message)
+    def _send(self, event: Event, *, droppable: bool = False) -> None:
+        message = page_message(event)
+        self._latest.add(event, message)
         for queue in self._pages.values():
             queue.put(message, droppable=droppable)
 
-    def _welcome_all(self) -> None:
+    def _send_snapshots(self) -> None:
         for queue in self._pages.values():
-            queue.welcome()
+            queue.request_snapshot()
 
     def _application(self) -> web.Application:
-        application = web.Application(middlewares=[self._guard], client_max_size=LARGEST_WISH)
+        application = web.Application(middlewares=[self._check_access], client_max_size=MAX_REQUEST)
         application.on_response_prepare.append(_add_headers)
         application.add_routes(
             [
                 web.get("/", self._index),
                 web.get("/events", self._serve_page),
-                web.get("/microphone/{source}", self._listen_to),
+                web.get("/microphone/{source}", self._receive_audio),
                 web.get("/recordings", self._list_recordings),
-                web.get("/recordings/{name}", self._tell_recording),
-                web.get("/recordings/{name}/{source}.flac", self._play_recording),
+                web.get("/recordings/{name}", self._send_recording),
+                web.get("/recordings/{name}/{source}.flac", self._send_audio),
                 web.static("/", PAGE),
             ]
         )
         return application
 
     @web.middleware
-    async def _guard(self, request: web.Request, handler: Answer) -> web.StreamResponse:
-        """Every request passes here, WebSockets included."""
-        given = request.query.get("token", "") if request.path == "/" else ""
-        refusal = self._gate.refusal(
+    async def _check_access(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Middleware for every request, WebSockets included."""
+        token = request.query.get("token", "") if request.path == "/" else ""
+        refusal = self._access.check(
             host=request.host,
             origin=request.headers.get("Origin"),
-            token=given or unquote(request.cookies.get(self._cookie, "")),
+            token=token or unquote(request.cookies.get(self._cookie, "")),
         )
         if refusal is not None:
             return web.Response(status=refusal.status, text=f"stream-hbaf: {refusal.line}\n")
-        return self._take_token(given) if given else await handler(request)
+        return self._redirect_with_cookie(token) if token else await handler(request)
 
     @property
     def _cookie(self) -> str:
-        return f"stream_hbaf_{self._port}"  # cookies don't tell ports apart
+        return f"stream_hbaf_{self._port}"  # cookies are shared between ports
 
-    def _take_token(self, token: str) -> web.StreamResponse:
-        """The token moves from the address, which is shown and remembered, to a cookie."""
+    def _redirect_with_cookie(self, token: str) -> web.StreamResponse:
+        """Move the token from the address, which the browser shows and stores, to a cookie."""
         moved = web.Response(status=303, headers={"Location": "/"})
         moved.set_cookie(self._cookie, quote(token), httponly=True, samesite="Lax", path="/")
         return moved
@@ -194,35 +200,38 @@ class Dashboard:
         return web.FileResponse(PAGE / "index.html")
 
     async def _serve_page(self, request: web.Request) -> web.StreamResponse:
-        if len(self._pages) >= PAGES_AT_ONCE:
+        if len(self._pages) >= MAX_PAGES:
             raise web.HTTPServiceUnavailable(text="too many pages are open; close some\n")
-        page = web.WebSocketResponse(heartbeat=ALIVE_S, max_msg_size=LARGEST_WISH, compress=False)
+        page = web.WebSocketResponse(
+            heartbeat=HEARTBEAT_S, max_msg_size=MAX_REQUEST, compress=False
+        )
         await page.prepare(request)
         queue = self._pages[page] = PageQueue()
-        telling = asyncio.create_task(self._keep_told(page, queue))
+        sending = asyncio.create_task(self._send_queued(page, queue))
         try:
-            async for wish in page:
-                if wish.type is WSMsgType.TEXT:
-                    # Not by the queue: who doesn't read answers is asked for no more wishes.
-                    await page.send_str(written(await self._grant(wish.data)))
+            async for received in page:
+                if received.type is WSMsgType.TEXT:
+                    # Sent directly, not queued: a page that doesn't read gets no further answers.
+                    await page.send_str(page_message(await self._answer(received.data)))
         except ConnectionError:
-            pass  # it has left
+            pass  # the page was closed
         finally:
             del self._pages[page]
-            telling.cancel()
+            sending.cancel()
         return page
 
-    async def _keep_told(self, page: web.WebSocketResponse, queue: PageQueue) -> None:
+    async def _send_queued(self, page: web.WebSocketResponse, queue: PageQueue) -> None:
         try:
             while True:
                 message = await queue.next()
                 if message is None:
-                    message = welcome(self._introduction(), self._history)
+                    message = snapshot(self._about(), self._latest)
                 await page.send_str(message)
         except ConnectionError:
-            pass  # it has left; ``_serve_page`` hears of it, too
+            pass  # the page was closed, which ends ``_serve_page`` as well
 
-    def _introduction(self) -> dict[str, Any]:
+    def _about(self) -> dict[str, Any]:
+        """The recogniser, and what pages may request."""
         assert self.info is not None  # since ``start``
         return {
             "info": self.info.model_dump(by_alias=True),
@@ -231,63 +240,65 @@ class Dashboard:
             "control": self.control is not None,
         }
 
-    async def _grant(self, text: str) -> Response:
-        """What comes of a page's wish; what can't be done is an answer, too."""
+    async def _answer(self, text: str) -> Response:
+        """Carry out a page's request; one that fails has a response with the reason."""
         try:
-            wish = Request.model_validate_json(text)
+            request = Request.model_validate_json(text)
         except ValidationError:
-            return Response(command="", status="error", error="not a wish: JSON with a 'command'")
+            return Response(command="", status="error", error="a request is JSON with a 'command'")
         try:
             if self.control is None:
-                raise ConfigError("nobody here does what is asked for; this page only shows")
-            return await self._ask(self.control, wish)
+                raise ConfigError("requests are refused; this page only shows")
+            return await self._carry_out(self.control, request)
         except ValidationError as error:
             first = error.errors()[0]
-            why = f"{wish.command}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}"
+            reason = (
+                f"{request.command}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}"
+            )
         except StreamHbafError as error:
-            why = " ".join(str(error).split())
+            reason = " ".join(str(error).split())
         return Response(
-            command=wish.command, status="error", error=why, transaction=wish.transaction
+            command=request.command, status="error", error=reason, transaction=request.transaction
         )
 
-    async def _ask(self, control: Control, wish: Request) -> Response:
-        if wish.command == "correct":
-            feedback = Feedback.model_validate(wish.arguments)
+    async def _carry_out(self, control: Control, request: Request) -> Response:
+        if request.command == "correct":
+            feedback = Feedback.model_validate(request.arguments)
             await control.correct(feedback)
-            self._tell(feedback)
-        elif wish.command == "set_switch":
-            wanted = Switch.model_validate(wish.arguments)
-            await control.set_switch(wanted.source, switch=wanted.switch, on=wanted.on)
+            self._send(feedback)
+        elif request.command == "set_switch":
+            switch = Switch.model_validate(request.arguments)
+            await control.set_switch(switch.source, switch=switch.switch, on=switch.on)
         else:
-            return await control.answer(wish)
-        return Response(command=wish.command, status="ok", transaction=wish.transaction)
+            return await control.answer(request)
+        return Response(command=request.command, status="ok", transaction=request.transaction)
 
     async def _list_recordings(self, request: web.Request) -> web.StreamResponse:
-        titles = await asyncio.to_thread(self._shelf.titles)
-        return web.json_response(titles, headers=PRIVATE)
+        summaries = await asyncio.to_thread(self._recordings.summaries)
+        return web.json_response(summaries, headers=PRIVATE)
 
-    async def _tell_recording(self, request: web.Request) -> web.StreamResponse:
+    async def _send_recording(self, request: web.Request) -> web.StreamResponse:
         try:
-            story = await asyncio.to_thread(self._shelf.story, request.match_info["name"])
+            session = await asyncio.to_thread(self._recordings.session, request.match_info["name"])
         except CorpusError as error:
             raise web.HTTPNotFound(text=f"{error}\n") from None
-        return web.Response(text=story, content_type="application/json", headers=PRIVATE)
+        return web.Response(text=session, content_type="application/json", headers=PRIVATE)
 
-    async def _play_recording(self, request: web.Request) -> web.StreamResponse:
-        """Any part of it: players ask for ranges."""
+    async def _send_audio(self, request: web.Request) -> web.StreamResponse:
+        """An audio file, or a range of it."""
         name, source = request.match_info["name"], request.match_info["source"]
         try:
-            path = await asyncio.to_thread(self._shelf.sound, name, source)
+            path = await asyncio.to_thread(self._recordings.audio, name, source)
         except CorpusError as error:
             raise web.HTTPNotFound(text=f"{error}\n") from None
         return web.FileResponse(path, headers={"Content-Type": "audio/flac", **PRIVATE})
 
-    async def _listen_to(self, request: web.Request) -> web.StreamResponse:
+    async def _receive_audio(self, request: web.Request) -> web.StreamResponse:
         source = self._microphones.get(request.match_info["source"])
         if source is None:
             raise web.HTTPNotFound(text="no source here is a browser's microphone\n")
         browser = web.WebSocketResponse(
-            heartbeat=ALIVE_S, max_msg_size=2 * LARGEST_MESSAGE, compress=False
+            heartbeat=HEARTBEAT_S, max_msg_size=2 * LARGEST_MESSAGE, compress=False
         )
         await browser.prepare(request)
         try:
@@ -304,5 +315,5 @@ class Dashboard:
 
 async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
     response.headers.update(HEADERS)
-    # A page of an older version with modules of a newer one would break.
+    # The page and its modules must be of one version.
     response.headers.setdefault("Cache-Control", "no-cache")

@@ -1,103 +1,103 @@
-/** The page: what comes over the connection is kept in a story, and drawn at the next frame. */
+/** The page: events go to a store, and what they change is drawn at the next animation frame. */
 
 import {Connection} from "./connection.js";
 import {drawControls} from "./controls.js";
 import {drawDetails} from "./details.js";
-import {badge, labels, learn} from "./emotions.js";
+import {html} from "./dom.js";
+import {badge, labels, setLabels} from "./emotions.js";
+import {drawHealth} from "./health.js";
 import {drawLevels} from "./level.js";
-import {make} from "./make.js";
 import {drawPicker, readChoice} from "./picker.js";
 import {Recording, listRecordings} from "./recordings.js";
-import {Story} from "./story.js";
-import {drawTable, drawTimeline, pointAt} from "./timeline.js";
+import {EventStore} from "./store.js";
+import {drawTable, drawTimeline, markMoment} from "./timeline.js";
 import {announce, drawRunning, drawUtterances} from "./utterances.js";
-import {drawVitals} from "./vitals.js";
 
-const ASK_MS = 10000; // between two questions for health and recordings
+const REFRESH_MS = 10000; // of health and the list of recordings
 const NOTICE_MS = 6000;
-const SHOWN = 100; // utterances of a long run, until somebody wishes for older ones
+const SHOWN = 100; // utterances of a long run, until older ones are requested
 const MORE = 400;
 
-const place = (id) => document.getElementById(id);
-const live = new Story();
+const byId = (id) => document.getElementById(id);
+const live = new EventStore();
 const narrow = matchMedia("(max-width: 56rem)");
 
-let hello = {info: {labels: []}, microphones: [], recordings: false, control: false};
+let server = {info: {labels: []}, microphones: [], recordings: false, control: false};
 let dialogue = ""; // of this run that is shown; "": all
 let recording = null; // shown instead of this run
-let recorded = []; // what can be chosen
-let chosen = null; // the utterance whose details are shown; null: the newest
-let shown = null; // the utterance whose details were drawn last
-let moment = null; // of the recording that is heard now
-let atMost = SHOWN;
-const due = new Set(); // what is to be drawn at the next frame
+let recordings = []; // that can be chosen
+let chosen = null; // id of the utterance whose details are shown; null: the newest
+let detailed = null; // id of the utterance whose details were drawn last
+let moment = null; // of the recording that is played now
+let limit = SHOWN;
+const due = new Set(); // parts to draw at the next animation frame
 
 const connection = new Connection({
-  onEvent: take,
+  onEvent: receive,
   onState(connected) {
     document.body.classList.toggle("offline", !connected);
-    place("connection").textContent = connected
+    byId("connection").textContent = connected
       ? "● Connected"
       : "○ Not connected. If it was started anew with a token, open the address that it printed.";
   },
 });
 
-function take(event) {
-  if (event.event === "welcome") return welcome(event);
-  const finished = live.take(event);
+function receive(event) {
+  if (event.event === "snapshot") return receiveSnapshot(event);
+  const finished = live.add(event);
   if (finished && event.event === "utterance" && !recording)
-    announce(place("announcements"), event);
-  if (finished && event.event === "feedback") recording?.story.take(event);
-  if (event.event === "info") meet({...hello, info: event});
+    announce(byId("announcements"), event);
+  if (finished && event.event === "feedback") recording?.store.add(event);
+  if (event.event === "info") setServer({...server, info: event});
   if (event.event === "level") return plan("levels");
   if (event.event === "switch") plan("controls");
-  return plan(...(finished ? ["running", "said", "picker"] : ["running", "vitals"]));
+  return plan(...(finished ? ["running", "utterances", "picker"] : ["running", "health"]));
 }
 
-function welcome(event) {
+function receiveSnapshot(event) {
   live.clear();
-  for (const past of event.history) live.take(past);
-  meet(event);
-  askForHealth();
-  lookForRecordings();
+  for (const past of event.history) live.add(past);
+  setServer(event);
+  refreshHealth();
+  refreshRecordings();
 }
 
-function meet(event) {
-  hello = event;
-  if (!recording) learn(hello.info.labels);
-  plan("running", "said", "picker", "controls", "vitals", "about");
+function setServer(description) {
+  server = description;
+  if (!recording) setLabels(server.info.labels);
+  plan("running", "utterances", "picker", "controls", "health", "about");
 }
 
-async function askForHealth() {
-  if (!hello.control || document.hidden) return;
-  const answer = await connection.ask("get_state");
-  if (answer.status === "ok" && answer.data.health)
-    live.take({event: "health", ...answer.data.health});
-  plan("vitals");
+async function refreshHealth() {
+  if (!server.control || document.hidden) return;
+  const response = await connection.request("get_state");
+  if (response.status === "ok" && response.data.health)
+    live.add({event: "health", ...response.data.health});
+  plan("health");
 }
-setInterval(askForHealth, ASK_MS);
+setInterval(refreshHealth, REFRESH_MS);
 
-async function lookForRecordings() {
-  if (!hello.recordings || document.hidden) return;
-  recorded = await listRecordings();
+async function refreshRecordings() {
+  if (!server.recordings || document.hidden) return;
+  recordings = await listRecordings();
   plan("picker");
 }
-setInterval(lookForRecordings, ASK_MS);
+setInterval(refreshRecordings, REFRESH_MS);
 
 const drawings = {
-  levels: () => drawLevels(place("levels"), live.levels),
-  running: () => drawRunning(place("running"), live.running()),
-  vitals: () => drawVitals(place("vitals"), live),
-  said: drawSaid,
-  moment: () => pointAt(place("timeline"), moment),
+  levels: () => drawLevels(byId("levels"), live.levels),
+  running: () => drawRunning(byId("running"), live.running()),
+  health: () => drawHealth(byId("figures"), live),
+  utterances: drawView,
+  moment: () => markMoment(byId("timeline"), moment),
   controls: () =>
     keepFocus(() =>
-      drawControls(place("controls"), {hello, switches: live.switches, ask, onMicrophone}),
+      drawControls(byId("controls"), {server, switches: live.switches, request, onMicrophone}),
     ),
   picker: () =>
-    drawPicker(place("picker"), {
+    drawPicker(byId("picker"), {
       dialogues: live.dialogues(),
-      recordings: recorded,
+      recordings,
       value: recording ? `recording ${recording.name}` : dialogue && `dialogue ${dialogue}`,
     }),
   about: drawAbout,
@@ -114,161 +114,164 @@ function drawDue() {
   for (const name of names) drawings[name]();
 }
 
-function drawSaid() {
-  const story = recording?.story ?? live;
-  if (!live.finished(dialogue).length) dialogue = ""; // it was forgotten
-  const all = story.finished(recording ? "" : dialogue);
-  const said = recording ? all : all.slice(-atMost);
-  // While somebody points at the details of the newest they mustn't become another's.
-  const held = place("selected").matches(":hover, :focus-within") ? shown : null;
-  const one = said.find(({id}) => id === (chosen ?? held)) ?? said.at(-1);
-  shown = one?.id;
-  const view = {said, story, selected: shown, onSelect: choose};
-  place("older").hidden = said.length === all.length;
-  place("nothing").hidden = said.length > 0;
-  place("forget").hidden = !hello.control || !one;
-  place("forget").onclick = () => forget(one.dialogue_id, story);
-  drawLegend(all, story);
-  drawTimeline(place("timeline"), place("lane-names"), view);
-  pointAt(place("timeline"), moment);
-  if (place("table").parentElement.open) drawTable(place("table"), view);
-  drawUtterances(place("utterances"), view);
+/** Timeline, list and details of the run, dialogue or recording that is shown. */
+function drawView() {
+  const store = recording?.store ?? live;
+  if (!live.finished(dialogue).length) dialogue = ""; // it has been erased
+  const all = store.finished(recording ? "" : dialogue);
+  const utterances = recording ? all : all.slice(-limit);
+  // While the pointer or the focus is in the details they must not change to another utterance.
+  const held = byId("selected").matches(":hover, :focus-within") ? detailed : null;
+  const one = utterances.find(({id}) => id === (chosen ?? held)) ?? utterances.at(-1);
+  detailed = one?.id;
+  const view = {utterances, store, selected: detailed, onSelect: choose};
+  byId("older").hidden = utterances.length === all.length;
+  byId("nothing").hidden = utterances.length > 0;
+  byId("forget").hidden = !server.control || !one;
+  byId("forget").onclick = () => forget(one.dialogue_id, store);
+  drawLegend(all, store);
+  drawTimeline(byId("timeline"), byId("lane-names"), view);
+  markMoment(byId("timeline"), moment);
+  if (byId("table").parentElement.open) drawTable(byId("table"), view);
+  drawUtterances(byId("utterances"), view);
   placeDetails(one);
-  drawChosen(one, story);
+  drawSelected(one, store);
 }
 
-/** Redrawn only if something has changed: somebody may be about to click in it. */
-function drawChosen(one, story) {
-  const corrected = story.corrections.get(one?.id) ?? "";
+/** Draw the details if they have changed: new buttons would swallow a click in progress. */
+function drawSelected(one, store) {
+  const corrected = store.corrections.get(one?.id) ?? "";
   const version = [
     recording?.name,
     one?.id,
     one?.rev,
     corrected,
-    hello.control,
+    server.control,
     ...labels(),
   ].join();
-  if (version === place("details").dataset.version) return;
-  place("details").dataset.version = version;
+  if (version === byId("details").dataset.version) return;
+  byId("details").dataset.version = version;
   keepFocus(() =>
-    drawDetails(place("details"), one, {
+    drawDetails(byId("details"), one, {
       corrected,
-      onCorrect: hello.control ? (label) => correct(one, label) : null,
-      onPlay: recording && one ? recording.player(one) : null,
+      onCorrect: server.control ? (label) => correct(one, label) : null,
+      onPlay: recording && one ? recording.play(one) : null,
     }),
   );
 }
 
-/** What is drawn anew keeps the focus, if it has a name. */
+/** Draw, then give the focus back to the new element with the same id. */
 function keepFocus(drawAnew) {
   const focused = document.activeElement?.id;
   drawAnew();
-  if (focused && document.activeElement?.id !== focused) place(focused)?.focus();
+  if (focused && document.activeElement?.id !== focused) byId(focused)?.focus();
 }
 
-function drawLegend(said, story) {
-  const counts = story.counts(said);
+function drawLegend(utterances, store) {
+  const counts = store.counts(utterances);
   const item = (name, mark) =>
-    make("li", {class: counts.has(name) ? "" : "soft"}, mark, ` ${name} ${counts.get(name) ?? 0}`);
-  place("legend").replaceChildren(
+    html("li", {class: counts.has(name) ? "" : "soft"}, mark, ` ${name} ${counts.get(name) ?? 0}`);
+  byId("legend").replaceChildren(
     ...labels().map((label) => item(label, badge(label))),
     item("unsure", badge("", {unsure: true})),
   );
 }
 
-/** On a phone the details of a chosen utterance open beneath it, else beside the list. */
+/** On a phone the details of a chosen utterance open below it, else beside the list. */
 function placeDetails(one) {
-  const beneath = narrow.matches && chosen && one?.id === chosen;
+  const below = narrow.matches && chosen && one?.id === chosen;
   const item =
-    beneath && [...place("utterances").children].find(({dataset}) => dataset.id === chosen);
-  const home = item || place("aside");
-  if (place("selected").parentElement !== home) {
-    if (item) item.append(place("selected"));
-    else home.prepend(place("selected"));
+    below && [...byId("utterances").children].find(({dataset}) => dataset.id === chosen);
+  const home = item || byId("aside");
+  if (byId("selected").parentElement !== home) {
+    if (item) item.append(byId("selected"));
+    else home.prepend(byId("selected"));
   }
-  place("selected").hidden = narrow.matches && !chosen;
-  place("selected-title").textContent = chosen ? "This utterance" : "Newest utterance";
+  byId("selected").hidden = narrow.matches && !chosen;
+  byId("selected-title").textContent = chosen ? "This utterance" : "Newest utterance";
 }
 
 function choose(id) {
   chosen = id === chosen ? null : id;
-  plan("said");
+  plan("utterances");
 }
 
-async function correct(said, label) {
-  const answer = await connection.ask("correct", {id: said.id, label, by: "page"});
-  notify(answer.status === "ok" ? `Kept: this was ${label}.` : `Not kept: ${answer.error}`);
-  if (answer.status === "ok" && recording)
-    recording.story.take({event: "feedback", id: said.id, label});
-  plan("said");
+async function correct(utterance, label) {
+  const response = await connection.request("correct", {id: utterance.id, label, by: "page"});
+  notify(response.status === "ok" ? `Saved: this was ${label}.` : `Not saved: ${response.error}`);
+  if (response.status === "ok" && recording)
+    recording.store.add({event: "feedback", id: utterance.id, label});
+  plan("utterances");
 }
 
-async function forget(dialogueId, story) {
-  const count = story.finished(dialogueId).length;
-  if (!confirm(`Erase this dialogue, its ${count} utterances and their sound, everywhere?`)) return;
-  const answer = await connection.ask("forget", {dialogue_id: dialogueId});
-  notify(answer.status === "ok" ? "Forgotten." : `Not forgotten: ${answer.error}`);
-  if (recording) place("picker").dispatchEvent(new Event("change"));
+async function forget(dialogueId, store) {
+  const count = store.finished(dialogueId).length;
+  if (!confirm(`Erase this dialogue, its ${count} utterances and their audio, everywhere?`)) return;
+  const response = await connection.request("forget", {dialogue_id: dialogueId});
+  notify(response.status === "ok" ? "Erased." : `Not erased: ${response.error}`);
+  if (recording) byId("picker").dispatchEvent(new Event("change"));
 }
 
-async function ask(command, wish, done = "") {
-  const answer = await connection.ask(command, wish);
-  notify(answer.status === "ok" ? done : answer.error);
+async function request(command, parameters, success = "") {
+  const response = await connection.request(command, parameters);
+  notify(response.status === "ok" ? success : response.error);
 }
 
-/** Show what was picked instead of what was shown. */
-async function show({target}) {
+/** Show the choice of the picker. */
+async function showChoice({target}) {
   const choice = readChoice(target.value);
   recording?.stop();
   chosen = moment = recording = null;
   dialogue = choice.dialogue;
-  atMost = SHOWN;
-  if (choice.recording) await open(choice.recording);
-  learn(recording?.labels ?? hello.info.labels);
-  place("player").hidden = !recording;
-  plan("said", "picker");
+  limit = SHOWN;
+  if (choice.recording) await openRecording(choice.recording);
+  setLabels(recording?.labels ?? server.info.labels);
+  byId("player").hidden = !recording;
+  plan("utterances", "picker");
 }
 
-async function open(name) {
-  const opened = new Recording(name, (source, now) => opened === recording && heard(source, now));
+async function openRecording(name) {
+  const opened = new Recording(name, (source, now) => {
+    if (opened === recording) onPlayed(source, now);
+  });
   try {
     await opened.load();
   } catch (error) {
     return notify(error.message);
   }
-  if (readChoice(place("picker").value).recording !== name) return; // another was picked since
+  if (readChoice(byId("picker").value).recording !== name) return; // another was chosen meanwhile
   recording = opened;
-  recording.show(place("sounds"));
+  recording.drawPlayers(byId("sounds"));
 }
 
-/** A recording is being heard: point at the moment, and show what is being said in it. */
-function heard(source, now) {
+/** During playback: mark the moment, and show the utterance that is heard. */
+function onPlayed(source, now) {
   moment = now;
-  const speaking = recording.story.saidAt(source, now);
-  if (!speaking || speaking.id === chosen) return plan("moment");
-  chosen = speaking.id;
-  return plan("said");
+  const utterance = recording.store.utteranceAt(source, now);
+  if (!utterance || utterance.id === chosen) return plan("moment");
+  chosen = utterance.id;
+  return plan("utterances");
 }
 
 function drawAbout() {
-  const {info} = hello;
+  const {info} = server;
   const privacy = {
     full: "",
-    no_text: " Words don't leave the recogniser.",
+    no_text: " Transcripts don't leave the recogniser.",
     label_only: " Only labels leave the recogniser.",
   };
-  place("about").textContent =
+  byId("about").textContent =
     `stream-hbaf ${info.version ?? ""}, model ${info.model?.id ?? ""}. ` +
     `${info.licence ?? ""}.${privacy[info.privacy] ?? ""} ` +
     "Emotions are a model's guesses, not facts about people.";
 }
 
-let silence = 0;
+let hiding = 0; // timer of the notice
 function notify(line) {
-  place("notice").textContent = line;
-  clearTimeout(silence);
-  silence = setTimeout(() => {
-    place("notice").textContent = "";
+  byId("notice").textContent = line;
+  clearTimeout(hiding);
+  hiding = setTimeout(() => {
+    byId("notice").textContent = "";
   }, NOTICE_MS);
 }
 
@@ -278,14 +281,14 @@ function onMicrophone(line) {
 }
 
 for (const departure of ["pointerleave", "focusout"]) {
-  place("selected").addEventListener(departure, () => plan("said"));
+  byId("selected").addEventListener(departure, () => plan("utterances"));
 }
-place("picker").addEventListener("change", show);
-place("picker").addEventListener("blur", () => plan("picker"));
-narrow.addEventListener("change", () => plan("said"));
-place("older").addEventListener("click", () => {
-  atMost += MORE;
-  plan("said");
+byId("picker").addEventListener("change", showChoice);
+byId("picker").addEventListener("blur", () => plan("picker"));
+narrow.addEventListener("change", () => plan("utterances"));
+byId("older").addEventListener("click", () => {
+  limit += MORE;
+  plan("utterances");
 });
-place("table").parentElement.addEventListener("toggle", () => plan("said"));
-new ResizeObserver(() => plan("said", "levels")).observe(place("timeline"));
+byId("table").parentElement.addEventListener("toggle", () => plan("utterances"));
+new ResizeObserver(() => plan("utterances", "levels")).observe(byId("timeline"));

@@ -1,40 +1,40 @@
-/** The one WebSocket to the recogniser: events come, wishes go; lost, it is opened again. */
+/** The WebSocket to the recogniser: receives events, sends requests, and reconnects. */
 
-const SHORTEST_MS = 300; // between two attempts, which grows to
+const SHORTEST_MS = 300; // before the first attempt to reconnect; the delay grows up to
 const LONGEST_MS = 5000;
-const PATIENCE_MS = 60000; // for an answer: another model takes a while to load
+const TIMEOUT_MS = 60000; // of a request: loading another model takes a while
 
 export class Connection {
   #socket = null;
-  #waiting = new Map(); // transaction -> {resolve, timer}
+  #pending = new Map(); // transaction -> {resolve, timer}
   #transactions = 0;
   #delay = SHORTEST_MS;
 
-  /** `onEvent` gets each event, `onState` whether we are connected. */
+  /** `onEvent` is called with each event, `onState` with whether the connection is open. */
   constructor({onEvent, onState}) {
     this.onEvent = onEvent;
     this.onState = onState;
     this.#open();
   }
 
-  /** The answer to a wish: {status: "ok", data} or {status: "error", error}; never throws. */
-  ask(command, wish = {}) {
+  /** The response: {status: "ok", data} or {status: "error", error}. Never rejects. */
+  request(command, parameters = {}) {
     if (this.#socket.readyState !== WebSocket.OPEN) {
       return Promise.resolve({status: "error", error: "not connected to the recogniser now"});
     }
     const transaction = String(++this.#transactions);
-    this.#socket.send(JSON.stringify({command, arguments: wish, transaction}));
+    this.#socket.send(JSON.stringify({command, arguments: parameters, transaction}));
     return new Promise((resolve) => {
-      const timer = setTimeout(() => this.#settle(transaction, "no answer came"), PATIENCE_MS);
-      this.#waiting.set(transaction, {resolve, timer});
+      const timer = setTimeout(() => this.#settle(transaction, "no answer came"), TIMEOUT_MS);
+      this.#pending.set(transaction, {resolve, timer});
     });
   }
 
   #open() {
     this.#socket = new WebSocket(socketAddress("events"));
-    this.#socket.onmessage = ({data}) => this.#take(JSON.parse(data));
+    this.#socket.onmessage = ({data}) => this.#receive(JSON.parse(data));
     this.#socket.onclose = () => {
-      for (const transaction of [...this.#waiting.keys()])
+      for (const transaction of [...this.#pending.keys()])
         this.#settle(transaction, "the connection was lost");
       this.onState(false);
       setTimeout(() => this.#open(), this.#delay);
@@ -42,21 +42,21 @@ export class Connection {
     };
   }
 
-  #take(event) {
+  #receive(event) {
     if (event.event === "response") return this.#settle(event.transaction, "", event);
-    if (event.event === "welcome") {
+    if (event.event === "snapshot") {
       this.#delay = SHORTEST_MS;
       this.onState(true);
     }
     return this.onEvent(event);
   }
 
-  #settle(transaction, error, answer = {status: "error", error}) {
-    const waiting = this.#waiting.get(transaction);
-    if (!waiting) return;
-    clearTimeout(waiting.timer);
-    this.#waiting.delete(transaction);
-    waiting.resolve(answer);
+  #settle(transaction, error, response = {status: "error", error}) {
+    const pending = this.#pending.get(transaction);
+    if (!pending) return;
+    clearTimeout(pending.timer);
+    this.#pending.delete(transaction);
+    pending.resolve(response);
   }
 }
 

@@ -1,27 +1,28 @@
-/** What can be asked of the recogniser: microphones, switches, a new dialogue. */
+/** The buttons for requests: microphones, switches, a new dialogue. */
 
-import {button} from "./make.js";
+import {button} from "./dom.js";
 import {BrowserMicrophone} from "./microphone.js";
 
 const SWITCHES = {listening: "Listening", transcribe: "Words", record: "Recording"};
 
 const microphones = new Map(); // source -> BrowserMicrophone
 
-/** Draw the controls that there are.
+/** Draw the controls.
  *
- * `hello` says what may be asked for, `switches` how each source's switches stand, `ask` asks
- * (and says what came of it), and `onMicrophone` gets a line if a microphone changes its state.
+ * `server` says what may be requested, `switches` holds the state of each source's switches,
+ * `request` sends a request and shows its result, and `onMicrophone` is called with a line when a
+ * microphone changes its state.
  */
-export function drawControls(place, {hello, switches, ask, onMicrophone}) {
-  const found = hello.microphones.map((source) =>
-    microphoneButton(source, {several: hello.microphones.length > 1, onMicrophone}),
+export function drawControls(place, {server, switches, request, onMicrophone}) {
+  const buttons = server.microphones.map((source) =>
+    microphoneButton(source, {several: server.microphones.length > 1, onMicrophone}),
   );
-  if (hello.control) {
-    found.push(...switchButtons(switches, {recordings: hello.recordings, ask}));
-    const begin = () => ask("reset", {}, "A new dialogue begins.");
-    found.push(button({id: "reset", onclick: begin}, "New dialogue"));
+  if (server.control) {
+    buttons.push(...switchButtons(switches, {recordings: server.recordings, request}));
+    const reset = () => request("reset", {}, "A new dialogue begins.");
+    buttons.push(button({id: "reset", onclick: reset}, "New dialogue"));
   }
-  place.replaceChildren(...found);
+  place.replaceChildren(...buttons);
 }
 
 function microphoneButton(source, {several, onMicrophone}) {
@@ -41,20 +42,20 @@ function microphoneButton(source, {several, onMicrophone}) {
   );
 }
 
-function switchButtons(switches, {recordings, ask}) {
-  const found = [];
-  for (const [source, stands] of switches) {
-    for (const [name, says] of Object.entries(SWITCHES)) {
-      if (!stands.has(name) && !(name === "record" && recordings)) continue;
-      const on = stands.get(name) ?? false;
-      const flip = () => ask("set_switch", {source, switch: name, on: !on});
-      found.push(
+function switchButtons(switches, {recordings, request}) {
+  const buttons = [];
+  for (const [source, states] of switches) {
+    for (const [name, title] of Object.entries(SWITCHES)) {
+      if (!states.has(name) && !(name === "record" && recordings)) continue;
+      const on = states.get(name) ?? false;
+      const flip = () => request("set_switch", {source, switch: name, on: !on});
+      buttons.push(
         button(
           {role: "switch", id: `${name}-${source}`, "aria-checked": String(on), onclick: flip},
-          switches.size > 1 ? `${says}, ${source}` : says,
+          switches.size > 1 ? `${title}, ${source}` : title,
         ),
       );
     }
   }
-  return found;
+  return buttons;
 }

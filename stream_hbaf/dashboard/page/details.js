@@ -1,64 +1,70 @@
-/** Everything about one utterance: how sure, why, how fast; and the place to correct it. */
+/** The details of one utterance: prediction, contributions, latency; and buttons to correct it. */
 
-import {badge, inWords, labels, look} from "./emotions.js";
-import {button, clock, make, milliseconds, percent, table} from "./make.js";
-import {who, words} from "./story.js";
+import {button, html, table} from "./dom.js";
+import {appearance, badge, describe, labels} from "./emotions.js";
+import {clock, milliseconds, percent} from "./format.js";
+import {speakerName, transcript} from "./store.js";
 
-const PARTS = {audio: "the voice", text: "the words", context: "what came before"};
+const INPUTS = {audio: "the voice", text: "the words", context: "the dialogue before"};
+const MODALITIES = {audio: "voice", text: "words"};
 const STAGES = {
-  vad: "silence, to be sure of the end",
+  vad: "silence that confirms the end",
   transcript: "then waiting for the words",
-  acoustic: "features of the voice",
-  text: "features of the words",
-  classify: "reading the emotion",
-  publish: "handing it over",
+  acoustic: "acoustic features",
+  text: "text features",
+  classify: "prediction",
+  publish: "handing over to publishers",
 };
 
-/** Draw an utterance's details; `onCorrect` gets a label, `onPlay` is null without a recording. */
-export function drawDetails(place, said, {corrected, onCorrect, onPlay}) {
-  if (!said) {
-    place.replaceChildren(make("p", {class: "soft"}, "Nothing was said yet."));
+/** Draw an utterance's details; `onCorrect` is called with a label, `onPlay` plays its audio. Both
+ * may be null. */
+export function drawDetails(place, utterance, {corrected, onCorrect, onPlay}) {
+  if (!utterance) {
+    place.replaceChildren(html("p", {class: "soft"}, "No utterance yet."));
     return;
   }
+  const {emotion} = utterance;
   place.replaceChildren(
     ...[
-      headline(said, corrected),
-      make("p", {class: "soft"}, `${who(said)}, ${clock(said.start_time)}${origin(said)}`),
-      make("blockquote", {}, words(said)),
+      headline(emotion, corrected),
+      html("p", {class: "soft"}, origin(utterance)),
+      html("blockquote", {}, transcript(utterance)),
       onPlay ? button({id: "play", onclick: onPlay}, "Play this") : null,
-      certainty(said.emotion),
-      said.conflict
-        ? make("p", {class: "conflict"}, "≠ Voice alone and words alone contradict each other.")
+      certainty(emotion),
+      utterance.conflict
+        ? html("p", {class: "conflict"}, "≠ Voice alone and words alone contradict each other.")
         : null,
-      probabilities(said.emotion),
-      contributions(said),
-      inferences(said.inferences),
-      latency(said.latency_ms),
-      said.degraded ? make("p", {class: "warning"}, `▲ Something failed: ${said.degraded}`) : null,
+      probabilities(emotion),
+      contributions(utterance),
+      inferences(utterance.inferences),
+      latency(utterance.latency_ms),
+      utterance.degraded
+        ? html("p", {class: "warning"}, `▲ Something failed: ${utterance.degraded}`)
+        : null,
       onCorrect ? correction(corrected, onCorrect) : null,
     ].filter(Boolean),
   );
 }
 
-function headline(said, corrected) {
-  const unsure = said.emotion?.abstained && !corrected;
-  return make(
+function headline(emotion, corrected) {
+  const unsure = emotion?.abstained && !corrected;
+  return html(
     "p",
     {class: "headline"},
-    badge(corrected || said.emotion?.label, {unsure}),
+    badge(corrected || emotion?.label, {unsure}),
     corrected
-      ? ` ${corrected}, by correction; read as ${inWords(said.emotion)}`
-      : ` ${inWords(said.emotion)}`,
+      ? ` ${corrected}, by correction; predicted ${describe(emotion)}`
+      : ` ${describe(emotion)}`,
   );
 }
 
-function origin(said) {
-  const parts = {audio: "voice", text: "words"};
-  const heard = said.modalities.map((one) => parts[one]).join(" and ");
-  return heard && `, read from ${heard}`;
+function origin(utterance) {
+  const inputs = utterance.modalities.map((one) => MODALITIES[one]).join(" and ");
+  const time = `${speakerName(utterance)}, ${clock(utterance.start_time)}`;
+  return inputs ? `${time}, predicted from ${inputs}` : time;
 }
 
-/** What the answer is worth: an abstention is said first. */
+/** An abstention, and the prediction set. */
 function certainty(emotion) {
   if (!emotion?.set.length && !emotion?.abstained) return null;
   const set =
@@ -67,7 +73,7 @@ function certainty(emotion) {
       : emotion.set.length
         ? `Nothing but ${emotion.set[0]} is likely.`
         : "";
-  return make("p", {}, emotion.abstained ? "Too unsure to be an answer. " : "", set);
+  return html("p", {}, emotion.abstained ? "Too unsure to rely on. " : "", set);
 }
 
 function probabilities(emotion) {
@@ -78,44 +84,43 @@ function probabilities(emotion) {
     "Probabilities",
     ["Emotion", "", "Share"],
     shares.map(([label, share]) => [
-      make(
+      html(
         "span",
         {class: emotion.set.includes(label) ? "in-set" : "soft"},
         badge(label),
         ` ${label}`,
       ),
-      bar(share, look(label).colour),
+      bar(share, appearance(label).colour),
       percent(share),
     ]),
   );
 }
 
 function bar(share, colour) {
-  return make("span", {
+  return html("span", {
     class: "bar",
     "--share": `${Math.max(0, Math.min(1, share)) * 100}%`,
     "--emotion": colour,
   });
 }
 
-function contributions(said) {
-  if (!said.contributions) return null;
-  const label = said.emotion.label;
+function contributions(utterance) {
+  if (!utterance.contributions) return null;
   return table(
-    `What spoke for ${label}, and against`,
-    ["Part", "", "Share"],
-    Object.entries(PARTS).map(([part, name]) => {
-      const share = said.contributions[part];
+    `What spoke for ${utterance.emotion.label}, and against`,
+    ["Input", "", "Share"],
+    Object.entries(INPUTS).map(([input, name]) => {
+      const share = utterance.contributions[input];
       const sign = share > 0 ? "+" : share < 0 ? "−" : "";
-      return [name, balance(share), `${sign}${percent(Math.abs(share)) || "0 %"}`];
+      return [name, signedBar(share), `${sign}${percent(Math.abs(share)) || "0 %"}`];
     }),
   );
 }
 
-/** A bar from the middle: to the right for, to the left (hatched) against. */
-function balance(share) {
+/** A bar from the middle: to the right for a positive share, hatched to the left for a negative. */
+function signedBar(share) {
   const half = `${Math.min(1, Math.abs(share)) * 50}%`;
-  return make("span", {class: share < 0 ? "balance against" : "balance for", "--share": half});
+  return html("span", {class: share < 0 ? "balance against" : "balance for", "--share": half});
 }
 
 function inferences(inferred) {
@@ -127,7 +132,7 @@ function inferences(inferred) {
   ].filter(([, phrases]) => phrases.length);
   return rows.length
     ? table(
-        "What follows from the words",
+        "Inferred from the words",
         ["", "Perhaps"],
         rows.map(([head, phrases]) => [head, phrases.join(", ")]),
         {class: "phrases"},
@@ -143,7 +148,7 @@ function latency(spent) {
     milliseconds(spent[stage]),
   ]);
   return table(
-    `${milliseconds(spent.total)} from the last sound to the answer`,
+    `${milliseconds(spent.total)} from the end of speech to the prediction`,
     ["Stage", "", "Time"],
     rows,
   );
@@ -161,6 +166,6 @@ function correction(corrected, onCorrect) {
       ` ${label}`,
     ),
   );
-  const legend = make("legend", {}, "What was it really?");
-  return make("fieldset", {class: "correction"}, legend, choices);
+  const legend = html("legend", {}, "What was it really?");
+  return html("fieldset", {class: "correction"}, legend, choices);
 }

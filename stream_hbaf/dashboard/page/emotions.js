@@ -1,7 +1,8 @@
-/** How an emotion looks: a colour of Okabe and Ito's palette, which colour-blind people can tell
- * apart, and always a letter with it, since no colour speaks alone. */
+/** The appearance of labels: a letter, and a colour of Okabe and Ito's palette, which colour-blind
+ * people can distinguish. Colour is never the only mark. */
 
-import {make, percent} from "./make.js";
+import {html} from "./dom.js";
+import {percent} from "./format.js";
 
 const COLOURS = {
   anger: "#d55e00",
@@ -12,8 +13,8 @@ const COLOURS = {
   sadness: "#0072b2",
   surprise: "#56b4e9",
 };
-// Other models' words for nearly the same, then whatever is left.
-const KIN = {
+// Labels of other models that get the colour of a similar one.
+const SIMILAR = {
   angry: "anger",
   frustrated: "anger",
   mad: "anger",
@@ -28,41 +29,42 @@ const KIN = {
   sad: "sadness",
   surprised: "surprise",
 };
-const SPARE = ["#e69f00", "#d6cf9a", "#8cd0b8", "#e9b8d2", "#f4a57a"];
-const WHITE_ON = new Set(["#0072b2"]);
+const SPARE = ["#e69f00", "#d6cf9a", "#8cd0b8", "#e9b8d2", "#f4a57a"]; // for all other labels
+const DARK = new Set(["#0072b2"]); // colours that need white text
 const UNKNOWN = {colour: "#a8a8a8", letter: "–", ink: "#000"};
 
-let looks = new Map();
+let appearances = new Map();
 
-/** Settle the looks of a model's labels; each gets a letter that no other has. */
-export function learn(labels) {
-  looks = new Map();
+/** Set the model's labels; each gets a letter and a colour that no other label has. */
+export function setLabels(labels) {
+  appearances = new Map();
   const taken = new Set(),
     spare = [...SPARE],
     colours = new Set();
   for (const label of labels) {
-    let colour = COLOURS[label] ?? COLOURS[KIN[label]];
+    let colour = COLOURS[label] ?? COLOURS[SIMILAR[label]];
     if (!colour || colours.has(colour)) colour = spare.shift() ?? UNKNOWN.colour;
     colours.add(colour);
     const letters = [...label.toUpperCase(), ..."ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"];
     const letter = letters.find((one) => !taken.has(one)) ?? "·";
     taken.add(letter);
-    looks.set(label, {colour, letter, ink: WHITE_ON.has(colour) ? "#fff" : "#000"});
+    appearances.set(label, {colour, letter, ink: DARK.has(colour) ? "#fff" : "#000"});
   }
 }
 
 export function labels() {
-  return [...looks.keys()];
+  return [...appearances.keys()];
 }
 
-export function look(label) {
-  return looks.get(label) ?? UNKNOWN;
+/** {colour, letter, ink} of a label. */
+export function appearance(label) {
+  return appearances.get(label) ?? UNKNOWN;
 }
 
-/** The letter in its colour; with a dashed edge and a question mark where it is a mere guess. */
+/** The letter in its colour; an abstention has a dashed edge and a question mark. */
 export function badge(label, {unsure = false} = {}) {
-  const {colour, letter, ink} = look(label);
-  return make(
+  const {colour, letter, ink} = appearance(label);
+  return html(
     "span",
     {
       class: unsure ? "badge unsure" : "badge",
@@ -74,9 +76,9 @@ export function badge(label, {unsure = false} = {}) {
   );
 }
 
-/** What is felt, in honest words: a guess is called one. */
-export function inWords(emotion) {
-  if (!emotion) return "no emotion read";
+/** An emotion as text; an abstention is called unsure. */
+export function describe(emotion) {
+  if (!emotion) return "no emotion";
   const score = emotion.score == null ? "" : ` ${percent(emotion.score)}`;
   return emotion.abstained
     ? `unsure, perhaps ${emotion.label}${score}`

@@ -1,44 +1,44 @@
-/** How loud it is and was for half a minute, a strip for each source. */
+/** Level meters: a strip for each source with the last half minute. */
 
-import {make} from "./make.js";
+import {html} from "./dom.js";
 
 const QUIETEST = -60; // dBFS
 const LOUDEST = -6;
 const SHOWN = 300; // levels
 const HEIGHT = 56; // px
-const strips = new Map(); // source -> {canvas, words}
+const meters = new Map(); // source -> {canvas, text}
 
-/** Draw the levels of each source; with reduced motion the newest one only. */
+/** Draw the levels of each source; with reduced motion only the newest. */
 export function drawLevels(place, levels) {
-  for (const [source, heard] of levels) {
-    if (!strips.has(source)) strips.set(source, addStrip(place, source));
-    const {canvas, words} = strips.get(source);
-    const newest = heard.at(-1);
-    const loudness = `${Math.round(newest.dbfs)} dB`.replace("-", "−");
-    const told = newest.speech ? `${loudness}, somebody speaks` : loudness;
-    if (words.textContent !== told) words.textContent = told;
-    paint(canvas, heard);
+  for (const [source, history] of levels) {
+    if (!meters.has(source)) meters.set(source, addMeter(place, source));
+    const {canvas, text} = meters.get(source);
+    const newest = history.at(-1);
+    const level = `${Math.round(newest.dbfs)} dB`.replace("-", "−");
+    const line = newest.speech ? `${level}, somebody speaks` : level;
+    if (text.textContent !== line) text.textContent = line;
+    paint(canvas, history);
   }
 }
 
-function addStrip(place, source) {
-  const canvas = make("canvas", {
+function addMeter(place, source) {
+  const canvas = html("canvas", {
     role: "img",
-    "aria-label": `Loudness of ${source} in the last half minute`,
+    "aria-label": `Level of ${source} in the last half minute`,
   });
-  const words = make("span", {class: "soft"});
+  const text = html("span", {class: "soft"});
   place.append(
-    make(
+    html(
       "figure",
       {class: "level"},
       canvas,
-      make("figcaption", {}, make("span", {}, `${source} `), words),
+      html("figcaption", {}, html("span", {}, `${source} `), text),
     ),
   );
-  return {canvas, words};
+  return {canvas, text};
 }
 
-function paint(canvas, heard) {
+function paint(canvas, history) {
   const density = window.devicePixelRatio || 1;
   const width = canvas.clientWidth;
   if (canvas.width !== Math.round(width * density)) {
@@ -47,17 +47,18 @@ function paint(canvas, heard) {
   }
   const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
   const style = getComputedStyle(canvas);
-  const brush = canvas.getContext("2d");
-  brush.setTransform(density, 0, 0, density, 0, 0);
-  brush.clearRect(0, 0, width, HEIGHT);
+  const context = canvas.getContext("2d");
+  context.setTransform(density, 0, 0, density, 0, 0);
+  context.clearRect(0, 0, width, HEIGHT);
   const step = width / SHOWN;
-  const shown = still ? heard.slice(-1) : heard;
+  const shown = still ? history.slice(-1) : history;
   for (const [n, {dbfs, speech}] of shown.entries()) {
     const share = Math.min(1, Math.max(0, (dbfs - QUIETEST) / (LOUDEST - QUIETEST)));
-    const high = Math.max(1, share * (HEIGHT - 8));
+    const height = Math.max(1, share * (HEIGHT - 8));
     const x = still ? 0 : width - (shown.length - n) * step;
-    brush.fillStyle = style.getPropertyValue(speech ? "--voice" : "--quiet");
-    brush.fillRect(x, (HEIGHT - 6 - high) / 2, still ? width : Math.max(1, step - 0.5), high);
-    if (speech) brush.fillRect(x, HEIGHT - 3, still ? width : step, 3); // colour doesn't speak alone
+    context.fillStyle = style.getPropertyValue(speech ? "--voice" : "--quiet");
+    context.fillRect(x, (HEIGHT - 6 - height) / 2, still ? width : Math.max(1, step - 0.5), height);
+    // A line below marks speech: colour is not the only mark.
+    if (speech) context.fillRect(x, HEIGHT - 3, still ? width : step, 3);
   }
 }

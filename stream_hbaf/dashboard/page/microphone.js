@@ -1,32 +1,29 @@
-/** This browser's microphone as a source: sound goes to the recogniser as it is captured. */
+/** This browser's microphone as an audio source of the recogniser. */
 
 import {socketAddress} from "./connection.js";
 
-const MOST_BEHIND = 1 << 19; // bytes that wait for a slow network; beyond it sound is let go
+const MAX_BUFFERED = 1 << 19; // bytes that wait for a slow network; beyond it audio is dropped
 
 export class BrowserMicrophone {
-  #stop = null;
+  #release = null;
 
-  /** `onState` gets a line that says what went wrong, empty if nothing did. */
+  /** `onState` is called with a line that says what went wrong, empty if nothing did. */
   constructor(source, onState) {
     this.source = source;
     this.onState = onState;
   }
 
   get on() {
-    return this.#stop !== null;
+    return this.#release !== null;
   }
 
   async toggle() {
     if (this.on) return this.stop("");
     if (!navigator.mediaDevices) {
-      return this.onState(
-        "off",
-        "Browsers lend their microphone to https pages and localhost only.",
-      );
+      return this.onState("Browsers give their microphone to https pages and localhost only.");
     }
     try {
-      // What a browser does to make voices pleasant takes emotion out of them.
+      // The browser's voice processing would remove traces of emotion.
       const plain = {echoCancellation: false, noiseSuppression: false, autoGainControl: false};
       const stream = await navigator.mediaDevices.getUserMedia({
         audio: {channelCount: 1, ...plain},
@@ -39,24 +36,24 @@ export class BrowserMicrophone {
 
   async #send(stream) {
     const context = new AudioContext();
-    this.#stop = () => {
+    const releaseAudio = () => {
       for (const track of stream.getTracks()) track.stop();
       context.close();
     };
-    stream.getTracks()[0].onended = () => this.stop("The microphone has gone.");
+    this.#release = releaseAudio;
+    stream.getTracks()[0].onended = () => this.stop("The microphone has been disconnected.");
     await context.audioWorklet.addModule("worklet.js");
     const recorder = new AudioWorkletNode(context, "recorder", {numberOfOutputs: 0});
     const socket = this.#open(context.sampleRate);
     recorder.port.onmessage = ({data}) => {
-      if (socket.readyState === WebSocket.OPEN && socket.bufferedAmount < MOST_BEHIND)
+      if (socket.readyState === WebSocket.OPEN && socket.bufferedAmount < MAX_BUFFERED)
         socket.send(data);
     };
     context.createMediaStreamSource(stream).connect(recorder);
-    const release = this.#stop;
-    this.#stop = () => {
+    this.#release = () => {
       socket.onclose = null;
       socket.close();
-      release();
+      releaseAudio();
     };
   }
 
@@ -66,13 +63,13 @@ export class BrowserMicrophone {
       socket.send(JSON.stringify({rate, channels: 1, format: "s16le"}));
       this.onState("");
     };
-    socket.onclose = ({reason}) => this.stop(reason || "The recogniser takes no more sound.");
+    socket.onclose = ({reason}) => this.stop(reason || "The recogniser accepts no more audio.");
     return socket;
   }
 
-  stop(why) {
-    this.#stop?.();
-    this.#stop = null;
-    this.onState(why);
+  stop(reason) {
+    this.#release?.();
+    this.#release = null;
+    this.onState(reason);
   }
 }

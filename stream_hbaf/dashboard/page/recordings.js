@@ -1,96 +1,96 @@
-/** Sessions that were recorded: their list, their events, and their sound, which can be played. */
+/** Recorded sessions: their list, their events, and their audio. */
 
-import {make} from "./make.js";
-import {Story} from "./story.js";
+import {html} from "./dom.js";
+import {EventStore} from "./store.js";
 
-/** What there is: [{name, start_time, utterances, speakers} or {name, error}], the newest first. */
+/** All sessions: [{name, start_time, utterances, speakers} or {name, error}], newest first. */
 export async function listRecordings() {
   try {
     const answer = await fetch("recordings");
     return answer.ok ? await answer.json() : [];
   } catch {
-    return []; // the connection has gone, which the page says already
+    return []; // the connection is lost, which the page shows already
   }
 }
 
-/** One recording, ready to be shown and played. */
+/** One recording with its players. */
 export class Recording {
-  #audio = new Map(); // source -> <audio>
+  #players = new Map(); // source -> <audio>
   #stretches = new Map(); // source -> [{time, opened_ms, file_ms, length_ms}]
   #stopAt = null; // seconds in the file
 
-  /** `onMoment` gets the source and the Unix time (ms) that is heard now. */
+  /** `onMoment` is called during playback with the source and the recorded Unix time (ms). */
   constructor(name, onMoment) {
     this.name = name;
-    this.story = new Story();
+    this.store = new EventStore();
     this.onMoment = onMoment;
   }
 
-  /** Fetch it; throws an Error with one line if that fails. */
+  /** Fetch the events; throws an Error with one line if that fails. */
   async load() {
     const answer = await fetch(`recordings/${encodeURIComponent(this.name)}`);
     if (!answer.ok) throw new Error((await answer.text()).trim());
     const {labels, events, sounds} = await answer.json();
     this.labels = labels;
-    for (const event of events) this.story.take(event);
-    for (const {source, stretches} of sounds) this.#add(source, stretches);
+    for (const event of events) this.store.add(event);
+    for (const {source, stretches} of sounds) this.#addPlayer(source, stretches);
     return this;
   }
 
-  #add(source, stretches) {
+  #addPlayer(source, stretches) {
     const path = `recordings/${encodeURIComponent(this.name)}/${encodeURIComponent(source)}.flac`;
-    const audio = make("audio", {
+    const player = html("audio", {
       controls: true,
       preload: "metadata",
       src: path,
-      "aria-label": `Sound of ${source}`,
+      "aria-label": `Audio of ${source}`,
     });
-    audio.ontimeupdate = () => this.#moved(source, audio);
-    audio.onseeking = () => {
-      if (audio.currentTime >= this.#stopAt) this.#stopAt = null;
+    player.ontimeupdate = () => this.#onTime(source, player);
+    player.onseeking = () => {
+      if (player.currentTime >= this.#stopAt) this.#stopAt = null;
     };
-    this.#audio.set(source, audio);
+    this.#players.set(source, player);
     this.#stretches.set(source, stretches);
   }
 
-  /** The players, a line for each source. */
-  show(place) {
+  /** Draw the players, a line for each source. */
+  drawPlayers(place) {
     place.replaceChildren(
-      ...[...this.#audio].map(([source, audio]) =>
-        make("figure", {class: "sound"}, make("figcaption", {}, source), audio),
+      ...[...this.#players].map(([source, player]) =>
+        html("figure", {class: "sound"}, html("figcaption", {}, source), player),
       ),
     );
   }
 
-  /** What plays an utterance, or null if it has no sound. */
-  player(said) {
-    const audio = this.#audio.get(said.source);
-    const from = this.#inFile(said.source, said.audio_start_ms);
-    if (!audio || from == null) return null;
+  /** A function that plays an utterance, or null if its audio is missing. */
+  play(utterance) {
+    const player = this.#players.get(utterance.source);
+    const from = this.#positionInFile(utterance.source, utterance.audio_start_ms);
+    if (!player || from == null) return null;
     return () => {
-      for (const other of this.#audio.values()) other.pause();
-      audio.currentTime = from / 1000;
-      this.#stopAt = (from + said.audio_end_ms - said.audio_start_ms) / 1000;
-      audio.play();
+      for (const other of this.#players.values()) other.pause();
+      player.currentTime = from / 1000;
+      this.#stopAt = (from + utterance.audio_end_ms - utterance.audio_start_ms) / 1000;
+      player.play();
     };
   }
 
   stop() {
-    for (const audio of this.#audio.values()) audio.pause();
+    for (const player of this.#players.values()) player.pause();
   }
 
-  #moved(source, audio) {
-    if (this.#stopAt != null && audio.currentTime >= this.#stopAt) {
+  #onTime(source, player) {
+    if (this.#stopAt != null && player.currentTime >= this.#stopAt) {
       this.#stopAt = null;
-      audio.pause();
+      player.pause();
     }
-    const place = audio.currentTime * 1000;
-    const stretch = this.#stretches.get(source).findLast(({file_ms}) => place >= file_ms);
-    if (stretch) this.onMoment(source, Date.parse(stretch.time) + place - stretch.file_ms);
+    const position = player.currentTime * 1000;
+    const stretch = this.#stretches.get(source).findLast(({file_ms}) => position >= file_ms);
+    if (stretch) this.onMoment(source, Date.parse(stretch.time) + position - stretch.file_ms);
   }
 
-  /** Pauses of the recording and lost sound aren't in the file: places there differ from times. */
-  #inFile(source, ms) {
+  /** Pauses of the recording and lost audio are not in the file: positions there are not times. */
+  #positionInFile(source, ms) {
     const stretch = this.#stretches
       .get(source)
       ?.find(({opened_ms, length_ms}) => ms >= opened_ms && ms < opened_ms + length_ms);

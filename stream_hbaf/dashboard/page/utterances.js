@@ -1,20 +1,21 @@
-/** What was said, the newest first: one button an utterance, which opens its details. */
+/** The list of utterances, newest first: one button each, which opens the details. */
 
-import {badge, inWords} from "./emotions.js";
-import {button, clock, make} from "./make.js";
-import {who, words} from "./story.js";
+import {button, html} from "./dom.js";
+import {badge, describe} from "./emotions.js";
+import {clock} from "./format.js";
+import {speakerName, transcript} from "./store.js";
 
-/** Draw `said` into the list `place`; items that haven't changed stay, and keep the focus. */
-export function drawUtterances(place, {said, story, selected, onSelect}) {
+/** Draw `utterances` into the list `place`; items that haven't changed keep the focus. */
+export function drawUtterances(place, {utterances, store, selected, onSelect}) {
   const kept = new Map([...place.children].map((item) => [item.dataset.id, item]));
-  const items = [...said].reverse().map((one) => {
-    const corrected = story.corrections.get(one.id) ?? "";
+  const items = [...utterances].reverse().map((one) => {
+    const corrected = store.corrections.get(one.id) ?? "";
     const version = [one.rev, corrected].join();
     const old = kept.get(one.id);
     const item =
       old?.dataset.version === version
         ? old
-        : renew(old, one, {version, corrected, story, onSelect});
+        : drawItem(old, one, {version, corrected, store, onSelect});
     item.firstChild.setAttribute("aria-pressed", String(one.id === selected));
     kept.delete(one.id);
     return item;
@@ -25,49 +26,49 @@ export function drawUtterances(place, {said, story, selected, onSelect}) {
   }
 }
 
-function renew(old, one, {version, corrected, story, onSelect}) {
-  const whole = button(
+function drawItem(old, one, {version, corrected, store, onSelect}) {
+  const content = button(
     {class: "utterance", onclick: () => onSelect(one.id)},
-    badge(story.label(one), {unsure: story.isUnsure(one)}),
-    make(
+    badge(store.label(one), {unsure: store.isUnsure(one)}),
+    html(
       "span",
-      {class: "gist"},
-      make("span", {class: "felt"}, corrected ? `${corrected} ` : inWords(one.emotion)),
+      {},
+      html("span", {class: "emotion"}, corrected ? `${corrected} ` : describe(one.emotion)),
       corrected
-        ? make("span", {class: "soft"}, `✓ corrected, read as ${inWords(one.emotion)}`)
+        ? html("span", {class: "soft"}, `✓ corrected, predicted ${describe(one.emotion)}`)
         : null,
-      one.conflict ? make("span", {class: "conflict"}, " ≠ voice and words contradict") : null,
+      one.conflict ? html("span", {class: "conflict"}, " ≠ voice and words contradict") : null,
     ),
-    make("span", {class: "when soft"}, `${who(one)}, ${clock(one.start_time)}`),
-    make("span", {class: "words"}, words(one)),
+    html("span", {class: "when soft"}, `${speakerName(one)}, ${clock(one.start_time)}`),
+    html("span", {class: "words"}, transcript(one)),
   );
-  const item = old ?? make("li");
-  if (old) old.firstChild.replaceWith(whole);
-  else item.append(whole);
+  const item = old ?? html("li");
+  if (old) old.firstChild.replaceWith(content);
+  else item.append(content);
   item.dataset.id = one.id;
   item.dataset.version = version;
   return item;
 }
 
-/** What is being said now, a line for each source. */
+/** Draw the running transcripts, a line for each utterance in progress. */
 export function drawRunning(place, running) {
   place.replaceChildren(
     ...running.map((one) =>
-      make(
+      html(
         "p",
         {class: "running"},
-        make("span", {class: "soft"}, `${who(one)} `),
+        html("span", {class: "soft"}, `${speakerName(one)} `),
         one.emotion ? badge(one.emotion.label, {unsure: true}) : null,
-        one.emotion ? make("span", {class: "felt"}, ` perhaps ${one.emotion.label}: `) : null,
-        make("span", {class: "words"}, one.text || "…"),
+        one.emotion ? html("span", {class: "emotion"}, ` perhaps ${one.emotion.label}: `) : null,
+        html("span", {class: "words"}, one.text || "…"),
       ),
     ),
   );
 }
 
-/** Say a finished utterance to those who listen to the page. */
+/** Announce a finished utterance to screen readers: `place` is an ARIA live region. */
 export function announce(place, one) {
-  const felt = inWords(one.emotion) + (one.conflict ? ", voice and words contradict" : "");
-  place.append(make("p", {}, `${who(one)}, ${felt}: ${words(one)}`));
+  const emotion = describe(one.emotion) + (one.conflict ? ", voice and words contradict" : "");
+  place.append(html("p", {}, `${speakerName(one)}, ${emotion}: ${transcript(one)}`));
   while (place.children.length > 3) place.firstChild.remove();
 }
