@@ -51,37 +51,29 @@ def join_processes(
 ) -> Iterator[Processes]:
     """The processes of a training on ``devices`` of each of ``nodes`` machines.
 
-    Where torchrun has set RANK and WORLD_SIZE, these processes are used. Otherwise each machine's
+    Where torchrun has set RANK and WORLD_SIZE, its processes are used. Otherwise each machine's
     first process starts the others, by its own command line: they come to the same call and wait.
     Raises ModelError if there is no such GPU, or another process has failed meanwhile.
     """
-    on_gpu = accelerator != "cpu" and torch.cuda.is_available()
-    there = torch.cuda.device_count() if on_gpu else 1
-    if accelerator == "gpu" and not on_gpu:
-        raise ModelError("training: accelerator gpu: no GPU was found; choose cpu or auto")
-    if devices == "auto":
-        started = int(os.environ.get("WORLD_SIZE", "0"))
-        devices = started // nodes if started else there
-    if on_gpu and devices > there:
-        raise ModelError(f"training: {devices} devices, but {there} are there; lower the number")
-    count = devices * nodes
+    on_gpu = _use_gpu(accelerator)
+    count = nodes * _count_devices(devices, nodes=nodes, on_gpu=on_gpu)
+    device = torch.device("cuda" if on_gpu else "cpu")
     if count == 1:
-        yield Processes(torch.device("cuda" if on_gpu else "cpu"), 0, 1)
+        yield Processes(device, 0, 1)
         return
     if not dist.is_initialized():
-        _start(devices, nodes=nodes)
-    local = int(os.environ["LOCAL_RANK"])
-    device = torch.device("cuda", local) if on_gpu else torch.device("cpu")
-    if on_gpu:
-        torch.cuda.set_device(device)
-    if not dist.is_initialized():
+        if "RANK" not in os.environ:
+            _start_others(count // nodes, nodes=nodes)
         dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
         atexit.register(_end)
     if dist.get_world_size() != count:
         raise ModelError(
-            f"training: {dist.get_world_size()} processes were started for {devices} devices on "
-            f"{nodes} nodes; start {count}"
+            f"training: {dist.get_world_size()} processes were started for {count // nodes} "
+            f"devices on {nodes} nodes; start {count}"
         )
+    if on_gpu:
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
     try:
         yield Processes(device, dist.get_rank(), count)
     except RuntimeError as error:  # torch's, of a connection that another process has closed
@@ -90,13 +82,28 @@ def join_processes(
         raise
 
 
+def _use_gpu(accelerator: Literal["auto", "cpu", "gpu"]) -> bool:
+    if accelerator == "gpu" and not torch.cuda.is_available():
+        raise ModelError("training: accelerator gpu: no GPU was found; choose cpu or auto")
+    return accelerator != "cpu" and torch.cuda.is_available()
+
+
+def _count_devices(devices: int | Literal["auto"], *, nodes: int, on_gpu: bool) -> int:
+    """The number of this machine's devices that train."""
+    there = torch.cuda.device_count() if on_gpu else 1
+    if devices == "auto":
+        started = int(os.environ.get("WORLD_SIZE", "0"))
+        return started // nodes if started else there
+    if on_gpu and devices > there:
+        raise ModelError(f"training: {devices} devices, but {there} are there; lower the number")
+    return devices
+
+
 _started: list["subprocess.Popen[bytes]"] = []  # by this process
 
 
-def _start(devices: int, *, nodes: int) -> None:
-    """Start this machine's other processes, unless torchrun or its first process has done so."""
-    if "RANK" in os.environ:
-        return
+def _start_others(devices: int, *, nodes: int) -> None:
+    """Start this machine's other processes, and be the first of them."""
     node = int(os.environ.get("NODE_RANK", "0"))
     if nodes == 1:
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}

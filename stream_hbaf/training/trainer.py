@@ -40,7 +40,7 @@ class TrainerConfig(Section):
     patience: Positive  # epochs without a better score after which training stops
     precision: Literal["32", "bf16"] = "32"
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    devices: int | Literal["auto"] = "auto"  # of each node; batches are divided among them
+    devices: Positive | Literal["auto"] = "auto"  # of each node; batches are divided among them
     nodes: Positive = 1
     clip: float = 1.0  # largest norm of all gradients; 0 for no limit
     average: float = 0.0  # epochs over which weights are averaged, exponentially; 0 for none
