@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""How well commonsense heads retrieve what annotators inferred, on Event2Mind's and ATOMIC's tests.
+"""Measure how well commonsense heads retrieve annotators' inferences, on Event2Mind and ATOMIC.
 
     tools/measure_commonsense.py --corpora FOLDER --cache FOLDER [--encoder NAME] [--json FILE]
 
-Trains the heads three times on the encoder's untuned features: on Event2Mind alone and on
-Event2Mind with ATOMIC, both without any event of either test part, and on Event2Mind without the
-events of its own test part only (which stand in ATOMIC's: that row has no ATOMIC figures).
-Encodings are kept in the cache.
+The heads are trained three times on the encoder's untuned features: on Event2Mind, and on
+Event2Mind with ATOMIC, both without any event of either test split; and on Event2Mind without the
+events of its own test split only. That one has no figures on ATOMIC, whose test split holds events
+that it was trained on. Encoded texts are kept in the cache.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from stream_hbaf.training.commonsense_heads import (
     read_annotations,
 )
 
-WAYS = ("heads", "heads_and_frequency", "frequency", "event_feature", "chance")
+RANKINGS = ("heads", "heads_and_frequency", "frequency", "event_feature", "chance")
 
 
 def main() -> int:
@@ -45,7 +45,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for part, count in both.left_out.items():
-        print(f"{part}: {count} events left out, because they are tested or in dev")
+        print(f"{part}: {count} events left out, which are in a test split or in dev")
     runs = {
         "Event2Mind": replace(both, train={"event2mind": both.train["event2mind"]}),
         "Event2Mind + ATOMIC": both,
@@ -64,7 +64,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--corpora", type=Path, required=True, help="holds event2mind/ and atomic/")
     parser.add_argument("--cache", type=Path, default=Path("cache"))
     parser.add_argument("--encoder", default=DEFAULT_ENCODER)
-    parser.add_argument("--json", type=Path, help="write all figures there, too")
+    parser.add_argument("--json", type=Path, help="also write all figures to this file")
     return parser.parse_args()
 
 
@@ -103,11 +103,11 @@ def _print_table(figures: Mapping[str, Mapping[str, Any]]) -> None:
         for run, measured in figures.items():
             if test not in measured:
                 continue
-            for way in WAYS if run == "Event2Mind" else WAYS[:2]:
+            for ranking in RANKINGS if run == "Event2Mind" else RANKINGS[:2]:
                 for relation in RELATIONS:
-                    found = measured[test][way][relation]
+                    found = measured[test][ranking][relation]
                     print(
-                        f"| {title} | {run} | {way} | {relation} | {found['candidates']} | "
+                        f"| {title} | {run} | {ranking} | {relation} | {found['candidates']} | "
                         f"{found['median_rank']:g} | {found['mrr']:.4f} | "
                         f"{found['recall_at_10']:.4f} |"
                     )

@@ -1,6 +1,7 @@
 """Join the processes of a training on several devices: one a device, on one machine or more."""
 
 import atexit
+import gc
 import os
 import socket
 import subprocess
@@ -121,6 +122,8 @@ def _start_others(devices: int, *, nodes: int) -> None:
 
 
 def _end() -> None:
+    # Freed by the interpreter's exit, DistributedDataParallel aborts the process now and then.
+    gc.collect()
     dist.destroy_process_group()
     for process in _started:
         process.terminate()
