@@ -17,7 +17,7 @@ ROOMS = (
     ("features", "speech"),
     ("publish", "client"),
     ("weights",),
-    ("bundle", "recognizer"),
+    ("bundle", "prediction", "recognizer"),
     ("corpora", "sessions"),
     ("live",),
     ("training", "evaluation"),

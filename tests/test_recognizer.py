@@ -25,6 +25,7 @@ from stream_hbaf.live.utterance import LiveUtterance
 from stream_hbaf.networks.calibration import Calibration
 from stream_hbaf.networks.hbaf import HBAF, HbafConfig
 from stream_hbaf.networks.state import Features
+from stream_hbaf.prediction import network_input
 from stream_hbaf.publish.messages import encode
 from stream_hbaf.recognizer import LiveDialogue, Prediction, Recognizer, require_live
 from stream_hbaf.speech.segmenter import Finish
@@ -84,7 +85,7 @@ def hearing(tmp_path_factory) -> Iterator[Recognizer]:
     place = tmp_path_factory.mktemp("hears")
     with Recognizer(save_bundle(place, labels=("anger", "joy", "neutral"), **changes)) as loaded:
         text = loaded.encode_text(transcript(SENTENCES[0]))
-        features, network = loaded._features(None, text), loaded.bundle.network
+        features, network = network_input(loaded.bundle, None, text), loaded.bundle.network
         with torch.no_grad():
             logits, _ = network.step(features, network.initial_state())
             network.classifier.bias += torch.tensor([0.0, 0.2, 0.0]) - logits
@@ -314,12 +315,12 @@ def test_the_mean_of_whispers_encoder_is_part_of_the_acoustic_input(tmp_path):
         encoded = np.linspace(-1, 1, 384, dtype=np.float32)
         whole = recognizer.encode_text(replace(transcript(SENTENCES[0]), encoder_mean=encoded))
         lacking = recognizer.encode_text(transcript(SENTENCES[0]))
-        given = recognizer._features(random_acoustic(0), whole).audio
+        given = network_input(recognizer.bundle, random_acoustic(0), whole).audio
         both = np.concatenate([random_acoustic(0).functionals, encoded])[columns]
         np.testing.assert_array_equal(given.numpy(), np.clip(both, -5, 5))
         acoustic = random_acoustic(0)
         for functionals, text in ((None, whole), (acoustic, lacking), (acoustic, None)):
-            assert recognizer._features(functionals, text).audio is None
+            assert network_input(recognizer.bundle, functionals, text).audio is None
 
 
 def test_contributions_are_shapley_values(hearing):

@@ -168,7 +168,7 @@ class WebSocketSource(PushSource):
         return None
 
     async def _serve(self, connection: ServerConnection) -> None:
-        peer = connection.remote_address or ("somebody",)  # None if it has hung up already
+        peer = connection.remote_address or ("a client",)  # None if it has hung up already
         try:
             with self.sender(str(peer[0])) as sender:
                 while True:

@@ -166,7 +166,7 @@ class WyomingSource(PushSource):
         connection.add_done_callback(self._connections.discard)
 
     async def _receive(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        peer = writer.get_extra_info("peername") or ("somebody",)  # None if it has hung up already
+        peer = writer.get_extra_info("peername") or ("a client",)  # None if it has hung up already
         who = str(peer[0])
         with contextlib.suppress(OSError), contextlib.closing(writer):
             _enable_keepalive(writer)

@@ -19,7 +19,7 @@ from stream_hbaf.commands.options import (
 from stream_hbaf.errors import ConfigError
 
 if TYPE_CHECKING:
-    from stream_hbaf.commands.run import Replaying
+    from stream_hbaf.commands.run import Playback
     from stream_hbaf.config import Config
 
 EXAMPLE = Path(__file__).parent.parent / "audio" / "example.flac"
@@ -65,10 +65,10 @@ def _listen(options: argparse.Namespace) -> int:
     if options.speed is not None:
         _require_recording(config)
     limit_library_threads()
-    from stream_hbaf.commands.run import Replaying
+    from stream_hbaf.commands.run import Playback
 
-    replaying = Replaying(speed=speed, example=EXAMPLE)
-    asyncio.run(_listen_until_asked(config, replaying=replaying, json=options.json))
+    playback = Playback(speed=speed, example=EXAMPLE)
+    asyncio.run(_listen_until_asked(config, playback=playback, json=options.json))
     return 0
 
 
@@ -79,7 +79,7 @@ def _require_recording(config: "Config") -> None:
         raise ConfigError("--speed: is that of a recording; add --file, or leave --speed out")
 
 
-async def _listen_until_asked(config: "Config", *, replaying: "Replaying", json: bool) -> None:
+async def _listen_until_asked(config: "Config", *, playback: "Playback", json: bool) -> None:
     """Listen; Ctrl-C and SIGTERM end it in good order."""
     from stream_hbaf.commands.run import listen
 
@@ -87,7 +87,7 @@ async def _listen_until_asked(config: "Config", *, replaying: "Replaying", json:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    await listen(config, replaying=replaying, json=json, stop=stop)
+    await listen(config, playback=playback, json=json, stop=stop)
 
 
 def _devices(options: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""One run of the recogniser: open sources, broker, models and publishers, listen, close them."""
+"""Runs the recogniser: opens sources, broker, models and publishers, recognises, closes them."""
 
 import asyncio
 import contextlib
@@ -27,23 +27,25 @@ from stream_hbaf.sessions.recorder import SessionRecorder
 if TYPE_CHECKING:  # an extra
     from stream_hbaf.dashboard.server import Dashboard
 
-# At full speed a larger chunk costs fewer hops between threads; it never changes the answer.
+# At full speed, larger chunks save switches between threads; they never change the result.
 FULL_SPEED_CHUNK_MS = 320
 HEALTH_EVERY_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Replaying:
-    """How recordings are listened to."""
+class Playback:
+    """How recordings are played."""
 
-    speed: float | None  # times real time, None as fast as it goes
-    example: Path  # what to listen to when there is no microphone and none was asked for
+    speed: float | None  # times real time; None: as fast as they are processed
+    example: Path  # the recording to play without a microphone, if no source was given
 
 
-async def listen(config: Config, *, replaying: Replaying, json: bool, stop: asyncio.Event) -> None:
-    """Recognise until the sound ends or ``stop`` is set; raises a StreamHbafError that says why
-    it can't."""
-    config, replaying = _fall_back(config, replaying)
+async def listen(config: Config, *, playback: Playback, json: bool, stop: asyncio.Event) -> None:
+    """Recognise until all sources end or ``stop`` is set.
+
+    Raises a StreamHbafError if a source, the broker, the models or a publisher can't be opened.
+    """
+    config, playback = _fall_back(config, playback)
     async with contextlib.AsyncExitStack() as opened:
         page = _page(config)
         pipelines: list[LivePipeline] = []
@@ -54,23 +56,23 @@ async def listen(config: Config, *, replaying: Replaying, json: bool, stop: asyn
 
         sources: dict[SourceConfig, AudioSource] = {}
         for source in _sources(config):
-            found = _find(source, replaying, page, on_status=partial(report, source.name))
+            found = _open_source(source, playback, page, on_status=partial(report, source.name))
             sources[source] = await opened.enter_async_context(found)
         config = await _with_broker(config, opened)
-        _say("loading the models")
+        _notify("loading the models")
         loop = asyncio.get_running_loop()
         recognizer = await loop.run_in_executor(None, partial(Recognizer, config))
         run = _Run(config, recognizer, page=page)
-        opened.callback(lambda: run.pipeline.recognizer.close())  # maybe another one by then
+        opened.callback(lambda: run.pipeline.recognizer.close())  # it may have been swapped
         await run.start(JsonLines(stop=stop) if json else Terminal())
         pipelines.append(run.pipeline)
         names = ", ".join(source.name for source in sources.values())
-        _say(f"listening to {names}; Ctrl-C ends")
-        await run.pipeline.run(sources, stop=stop, beside=[run.tell_health()])
+        _notify(f"listening to {names}; Ctrl-C ends")
+        await run.pipeline.run(sources, stop=stop, beside=[run.publish_health()])
 
 
 class _Run:
-    """The publishers of one run, and what may be asked of it."""
+    """The pipeline of one run with its publishers and its controls."""
 
     def __init__(self, config: Config, recognizer: Recognizer, *, page: "Dashboard | None") -> None:
         self._config = config
@@ -88,7 +90,7 @@ class _Run:
         )
 
     async def start(self, screen: Publisher) -> None:
-        """Connect everybody who is told; MQTT first, since it keeps what it is told on disk."""
+        """Connect the publishers; MQTT first, because its outbox keeps utterances on disk."""
         controls = Controls(
             self.pipeline,
             info=self._info,
@@ -99,20 +101,20 @@ class _Run:
             self._mqtt = MqttPublisher(
                 self._config.mqtt,
                 info=self._info(),
-                on_status=lambda connected, line: _say(line),
+                on_status=lambda connected, line: _notify(line),
                 control=controls,
             )
             await self._mqtt.connect()
             self._publishers.append(self._mqtt)
-            _say(f"publishing to {self._mqtt.address}")
+            _notify(f"publishing to {self._mqtt.address}")
         if self._recorder is not None:
             self._publishers.append(self._recorder)
-            _say(f"recording to {self._recorder.folder}")
+            _notify(f"recording to {self._recorder.folder}")
         if self._page is not None:
             self._page.info, self._page.control = self._info(), controls
             await self._page.start()
             self._publishers.append(self._page)
-            _say(f"showing all of it at {self._page.address}")
+            _notify(f"showing all of it at {self._page.address}")
         self._publishers.append(screen)
 
     def _stores(self) -> list[DialogueStore]:
@@ -120,7 +122,7 @@ class _Run:
         return [store for store in stores if store is not None]
 
     def _info(self) -> Info:
-        """Who publishes here, as it is now."""
+        """The description of this recogniser, as of now."""
         recognizer = self.pipeline.recognizer
         bundle = recognizer.bundle
         return Info(
@@ -132,8 +134,8 @@ class _Run:
             privacy=self._config.privacy,
         )
 
-    async def tell_health(self) -> None:
-        """Publish every minute how the run bears up."""
+    async def publish_health(self) -> None:
+        """Publish the pipeline's health every minute."""
         while True:
             await asyncio.sleep(HEALTH_EVERY_S)
             health = self.pipeline.health()
@@ -145,25 +147,26 @@ class _Run:
             await self.pipeline.publish(health)
 
 
-def _fall_back(config: Config, replaying: Replaying) -> tuple[Config, Replaying]:
-    """Without a wish and without a microphone: the bundled recording, in real time."""
+def _fall_back(config: Config, playback: Playback) -> tuple[Config, Playback]:
+    """Play the bundled recording in real time if no source was given and no microphone is there."""
     if config.sources or "where" in config.source.model_fields_set:
-        return config, replaying
+        return config, playback
     try:
         if list_devices():
-            return config, replaying
+            return config, playback
         why = "no microphone found"
     except DeviceError as error:
         why = str(error)
-    _say(f"{why}: listening to the bundled recording in real time")
-    source = config.source.model_copy(update={"where": str(replaying.example)})
-    return config.model_copy(update={"source": source}), replace(replaying, speed=1.0)
+    _notify(f"{why}: listening to the bundled recording in real time")
+    source = config.source.model_copy(update={"where": str(playback.example)})
+    return config.model_copy(update={"source": source}), replace(playback, speed=1.0)
 
 
 def _sources(config: Config) -> list[SourceConfig]:
-    """All sources; one that isn't a microphone is called so only if the user says so.
+    """All sources; a single one that isn't a microphone and has no name is called "file".
 
-    ``source.token``, which no command line may hold, is every source's that has none of its own.
+    ``source.token``, which can't be given on the command line, applies to every source that has
+    none of its own.
     """
     source = config.source
     if config.sources:
@@ -175,17 +178,17 @@ def _sources(config: Config) -> list[SourceConfig]:
     return [source.model_copy(update={"name": "file"})]
 
 
-def _find(
-    source: SourceConfig, replaying: Replaying, page: "Dashboard | None", *, on_status: OnStatus
+def _open_source(
+    source: SourceConfig, playback: Playback, page: "Dashboard | None", *, on_status: OnStatus
 ) -> AudioSource:
     if source.where == "browser" and page is not None:
         return page.microphone(source, on_status=on_status)
     return open_source(
         source.where,
-        speed=replaying.speed,
+        speed=playback.speed,
         token=source.token.get_secret_value() if source.token else None,
         channel=source.channel,
-        chunk_ms=source.chunk_ms if replaying.speed is not None else FULL_SPEED_CHUNK_MS,
+        chunk_ms=source.chunk_ms if playback.speed is not None else FULL_SPEED_CHUNK_MS,
         on_status=on_status,
     )
 
@@ -218,7 +221,7 @@ async def _with_broker(config: Config, opened: contextlib.AsyncExitStack) -> Con
     return config.model_copy(update={"mqtt": mqtt})
 
 
-def _say(line: str) -> None:
-    """To the person who started it; stdout is for results."""
+def _notify(line: str) -> None:
+    """Write a line to stderr; stdout is for results."""
     sys.stderr.write(f"stream-hbaf: {line}\n")
     sys.stderr.flush()

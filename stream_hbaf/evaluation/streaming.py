@@ -25,7 +25,8 @@ from stream_hbaf.evaluation.metrics import Labels, Probabilities, word_error_rat
 from stream_hbaf.features.whisper import Transcript
 from stream_hbaf.live.pipeline import Recognition, replay
 from stream_hbaf.networks.calibration import MODALITIES, Modality
-from stream_hbaf.recognizer import Int16, Prediction, Recognizer
+from stream_hbaf.prediction import Prediction
+from stream_hbaf.recognizer import Int16, Recognizer
 from stream_hbaf.speech.detector import UtteranceDetector
 
 Flags = NDArray[np.bool_]

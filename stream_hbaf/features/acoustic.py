@@ -1,13 +1,12 @@
-"""An utterance becomes features, the acoustic part: openSMILE ComParE 2016, exact and streamed.
+"""Computes openSMILE's features (ComParE 2016, eGeMAPS) of utterances while they are spoken.
 
-openSMILE's Python package only works on whole recordings, but its library can be fed while it
+openSMILE's Python package processes whole recordings only, but its library can be fed while it
 runs: each session runs the package's own ComParE configuration in a thread, takes sound as it
-comes, and gives 65 low-level descriptors every 10 ms and 6373 functionals at the end, all bit
-for bit what ``opensmile.Smile`` gives for the same samples, however they are split. eGeMAPS goes
-the same way.
+comes, and gives 65 low-level descriptors (LLDs) every 10 ms and 6373 functionals at the end. They
+equal those of ``opensmile.Smile`` for the same samples bit for bit, however these are split.
 
 openSMILE is free for research and private use only, whatever the package's classifier says: it
-is a dependency, never bundled. A free extractor can stand in behind ``AcousticFrontEnd``.
+is a dependency, never bundled. A free extractor can replace it behind ``AcousticFrontEnd``.
 """
 
 import threading
@@ -33,18 +32,18 @@ LLD_MS = 10  # from one row of low-level descriptors to the next
 FUNCTIONALS_WIDTH = 6373
 OPENSMILE_VERSION = str(opensmile.__version__)
 
-LLD_NAMES: tuple[str, ...]  # openSMILE's, in the columns' order; asked for at first use
+LLD_NAMES: tuple[str, ...]  # openSMILE's, in the columns' order; read on first use
 FUNCTIONAL_NAMES: tuple[str, ...]
 
 # The component names of standard_external_data_output_multi.conf.inc, which the package lacks.
 _LLD_SINK = "extsinklld"
 _FUNCTIONALS_SINK = "extsinkfunc"
-_STUCK_AFTER_S = 30.0  # beyond the utterance's own length; a session needs 0.02 s a second
+_TIMEOUT_S = 30.0  # beyond the utterance's own length; a session needs 0.02 s a second
 
 
 @dataclass(frozen=True, slots=True)
 class FeatureSet:
-    """One of openSMILE's feature sets: where its configuration is, and how wide its levels are."""
+    """One of openSMILE's feature sets: its configuration file and the widths of its levels."""
 
     configuration: str  # inside the package's folder of configurations
     lld_width: int
@@ -57,14 +56,14 @@ EGEMAPS = FeatureSet("egemaps/v02/eGeMAPSv02.conf", 25, 88)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Acoustic:
-    """What an utterance sounds like; the widths are ComParE's, or the other set's."""
+    """An utterance's acoustic features; the widths given here are those of ComParE."""
 
     lld: NDArray[np.float32]  # [T, 65], a row every 10 ms
     functionals: NDArray[np.float32]  # [6373]
 
 
 class AcousticStream(Protocol):
-    """One utterance on its way through an extractor."""
+    """One utterance that is being processed; see ``AcousticSession``."""
 
     @property
     def lld(self) -> NDArray[np.float32]: ...
@@ -74,7 +73,7 @@ class AcousticStream(Protocol):
 
 
 class AcousticFrontEnd(Protocol):
-    """Whatever turns the sound of utterances into LLDs and functionals."""
+    """Anything that computes LLDs and functionals of utterances; see ``AcousticExtractor``."""
 
     def open(self) -> AcousticStream: ...
     def extract(self, samples: NDArray[np.int16]) -> Acoustic | None: ...
@@ -82,12 +81,12 @@ class AcousticFrontEnd(Protocol):
 
 
 class _Engine:
-    """One openSMILE instance, its thread, and what came out so far.
+    """One openSMILE instance, its thread, and its results so far.
 
-    The thread starts with the first sound, so that a spare costs nothing but memory. It frees
-    the instance itself, after everybody was told that the results are there: freeing takes
-    milliseconds which nobody should wait for. Nothing in here refers to the session, which is
-    why a forgotten session can be collected while its engine runs.
+    The thread starts with the first samples, so that a spare instance costs memory only. It frees
+    the instance itself, after ``done`` is set, because freeing takes milliseconds. An engine has no
+    reference to its session, so that an unused session can be garbage collected while its engine
+    runs.
     """
 
     def __init__(self, feature_set: FeatureSet) -> None:
@@ -97,8 +96,8 @@ class _Engine:
         self.failure: ModelError | None = None
         self.done = threading.Event()
         self._started = False
-        # No call into an instance that its thread has freed; re-entrant because a collection of
-        # garbage, and so ``abandon``, may happen in that thread too.
+        # Guards against calls into a freed instance; re-entrant because garbage collection, and so
+        # ``abandon``, may happen in the engine's own thread.
         self._lock = threading.RLock()
         self._smile = OpenSMILE()
         try:
@@ -110,7 +109,7 @@ class _Engine:
             raise _broken("can't be started", error) from None
 
     def write(self, samples: bytes) -> None:
-        """Queue sound; raises ModelError if openSMILE has failed."""
+        """Queue samples. Raises ModelError if openSMILE has failed."""
         with self._lock:
             if self.done.is_set():
                 raise self.failure or _broken("stopped before the end of an utterance")
@@ -123,7 +122,7 @@ class _Engine:
                 threading.Thread(target=self._run, name="acoustic", daemon=True).start()
 
     def end(self) -> None:
-        """No more sound comes; ``done`` is set when the last result is there."""
+        """End the input; ``done`` is set after the last result."""
         with self._lock:
             if not self._started:
                 self._release()
@@ -131,7 +130,7 @@ class _Engine:
                 self._smile.external_audio_source_set_eoi(names.EXTERNAL_SOURCE_COMPONENT)
 
     def abandon(self) -> None:
-        """Stop as soon as possible and free everything; the results don't matter."""
+        """Stop as soon as possible and free the instance, without results."""
         self.end()
         with self._lock:
             if self.done.is_set():
@@ -139,11 +138,12 @@ class _Engine:
             try:
                 self._smile.abort()
             except OpenSmileException as error:
-                # Not running yet: the end of input, signalled above, will stop it.
+                # It doesn't run yet: the end of input, signalled above, will stop it.
                 if error.code != SMILE_INVALID_STATE:
                     raise
 
     def names_of(self, sink: str) -> tuple[str, ...]:
+        """The names of a sink's columns."""
         width = self._smile.external_sink_get_num_elements(sink)
         return tuple(self._smile.external_sink_get_element_name(sink, i) for i in range(width))
 
@@ -162,10 +162,10 @@ class _Engine:
 
 
 class AcousticSession:
-    """One utterance: fed while it lasts, finished once. One thread at a time may call it.
+    """One utterance: fed while it is spoken, finished once. Not thread-safe.
 
-    Feeding returns at once; openSMILE works in its own thread. A session that is dropped without
-    ``finish`` or ``close`` is freed when it is collected.
+    Feeding returns at once; openSMILE runs in its own thread. A session without ``finish`` or
+    ``close`` is freed when it is garbage collected.
     """
 
     def __init__(self, engine: _Engine) -> None:
@@ -176,7 +176,7 @@ class AcousticSession:
 
     @property
     def lld(self) -> NDArray[np.float32]:
-        """The rows so far, [T, 65]; some frames behind what was fed, complete after ``finish``."""
+        """The LLDs so far, [T, 65]; some frames behind the input, complete after ``finish``."""
         return _stack(self._engine.rows, width=self._engine.feature_set.lld_width)
 
     def feed(self, samples: NDArray[np.int16]) -> None:
@@ -192,14 +192,14 @@ class AcousticSession:
             self._samples += samples.size
 
     def finish(self) -> Acoustic | None:
-        """The whole utterance's features; None if it is too short for openSMILE to say anything.
+        """The whole utterance's features; None if it is too short for any.
 
         Raises ModelError if openSMILE has failed.
         """
         self._must_be_open()
         self._open = False
         self._engine.end()
-        if not self._engine.done.wait(_STUCK_AFTER_S + self._samples / SAMPLE_RATE_HZ):
+        if not self._engine.done.wait(_TIMEOUT_S + self._samples / SAMPLE_RATE_HZ):
             self._abandon()
             raise _broken("gave no result in time")
         self._abandon.detach()
@@ -210,7 +210,7 @@ class AcousticSession:
         return Acoustic(lld=self.lld, functionals=self._engine.functionals[-1][0])
 
     def close(self) -> None:
-        """Abandon the utterance, if it wasn't finished."""
+        """Abandon the utterance, unless it is finished."""
         self._open = False
         self._abandon()
 
@@ -231,9 +231,9 @@ class AcousticSession:
 
 
 class AcousticExtractor:
-    """Opens a session for each utterance, at once: the next one is always made ahead.
+    """Opens a session for each utterance without delay: the next one is always prepared ahead.
 
-    Raises ModelError if openSMILE can't be started. Any thread may call it.
+    Raises ModelError if openSMILE can't be started. Thread-safe.
     """
 
     def __init__(self, feature_set: FeatureSet = COMPARE) -> None:
@@ -241,9 +241,7 @@ class AcousticExtractor:
         self._lock = threading.Lock()
         self._maker = ThreadPoolExecutor(1, thread_name_prefix="acoustic-spare")
         self._spare: Future[_Engine] = Future()
-        self._spare.set_result(
-            _Engine(feature_set)
-        )  # here and now: what can't start must fail early
+        self._spare.set_result(_Engine(feature_set))  # here, so that a failure is raised early
 
     def open(self) -> AcousticSession:
         """A session for one utterance. Raises ModelError if openSMILE can't be started."""
@@ -258,7 +256,7 @@ class AcousticExtractor:
             return session.finish()
 
     def close(self) -> None:
-        """Free the spare; sessions that are still open stay so."""
+        """Free the prepared session; open sessions stay open."""
         self._maker.shutdown()
         if self._spare.exception() is None:
             self._spare.result().abandon()
@@ -310,10 +308,10 @@ def _options() -> dict[str, object]:
 
 
 def _into(rows: list[NDArray[np.float32]]) -> Any:
-    """A sink's callback; openSMILE reuses the memory it shows, hence the copy."""
+    """A sink's callback; the copy is needed because openSMILE reuses the row's memory."""
 
-    def append(shown: NDArray[np.float32], _: object) -> None:
-        rows.append(shown.copy())
+    def append(row: NDArray[np.float32], _: object) -> None:
+        rows.append(row.copy())
 
     return append
 

@@ -20,7 +20,8 @@ from stream_hbaf.events import AnyEvent, DialogueSummary, Latency, Quantiles, St
 from stream_hbaf.features.acoustic import Acoustic
 from stream_hbaf.live.privacy import redact
 from stream_hbaf.networks.calibration import MODALITIES, Modality
-from stream_hbaf.recognizer import LiveDialogue, Prediction, Recognizer, TextFeatures
+from stream_hbaf.prediction import Prediction, TextFeatures
+from stream_hbaf.recognizer import LiveDialogue, Recognizer
 from stream_hbaf.speech.segmenter import Finish
 
 T = TypeVar("T")

@@ -25,7 +25,8 @@ from stream_hbaf.features.acoustic import Acoustic
 from stream_hbaf.features.whisper import Transcript
 from stream_hbaf.live.runtime import STAGES, Recognition, Runtime
 from stream_hbaf.live.utterance import LiveUtterance
-from stream_hbaf.recognizer import Int16, LiveDialogue, Prediction, TextFeatures
+from stream_hbaf.prediction import Prediction, TextFeatures
+from stream_hbaf.recognizer import Int16, LiveDialogue
 from stream_hbaf.speech.detector import Feed, UtteranceAction
 from stream_hbaf.speech.segmenter import Begin, Finish, Pause, Resume
 

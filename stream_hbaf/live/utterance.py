@@ -10,7 +10,8 @@ import numpy as np
 from stream_hbaf.config import SAMPLE_RATE_HZ, SourceConfig
 from stream_hbaf.events import Asr, Emotion, Latency, Partial, Stage, Utterance
 from stream_hbaf.features.acoustic import AcousticSession
-from stream_hbaf.recognizer import Int16, LiveDialogue, Prediction, Recognizer, TextFeatures
+from stream_hbaf.prediction import Prediction, TextFeatures
+from stream_hbaf.recognizer import Int16, LiveDialogue, Recognizer
 from stream_hbaf.speech.segmenter import Finish
 
 

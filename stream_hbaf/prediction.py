@@ -1,0 +1,187 @@
+"""Turns an utterance's features and the dialogue's state into a prediction, and explains it.
+
+Pure functions of a loaded bundle: the network's input, one step of the network with all inputs or
+with every coalition of them, and what the bundle's calibration makes of the logits.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from stream_hbaf.bundle import Bundle, BundleConfig
+from stream_hbaf.events import Contributions, Inferred
+from stream_hbaf.features.acoustic import LLD_MS, Acoustic
+from stream_hbaf.features.context import EMPTY_WINDOW, TurnWindow
+from stream_hbaf.features.representations import LLD
+from stream_hbaf.features.tokens import to_tokens
+from stream_hbaf.features.whisper import Transcript
+from stream_hbaf.networks.calibration import (
+    Modality,
+    Probabilities,
+    coalitions,
+    pattern_of,
+    shapley,
+)
+from stream_hbaf.networks.state import Features, State
+
+Float32 = NDArray[np.float32]
+
+# Acoustic inputs that can be computed while sound comes in: ComParE's low-level descriptors as
+# tokens, its functionals, and these with the mean state of a Whisper model's encoder.
+FUNCTIONALS, WITH_WHISPER = "compare", "compare+whisper:"
+
+
+@dataclass(frozen=True, slots=True)
+class TextFeatures:
+    """A transcript with what the text encoder and the commonsense model make of it."""
+
+    transcript: Transcript
+    embedding: Float32 | None  # [D]; None without text in the bundle's language
+    commonsense: Float32 | None  # [3, K]: external, internal, purpose
+    window_before: TurnWindow = EMPTY_WINDOW  # the dialogue's text that it was encoded with
+    window_after: TurnWindow = EMPTY_WINDOW  # the one that the next utterance is encoded with
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The emotion of one utterance."""
+
+    probabilities: dict[str, float]
+    modalities: tuple[Modality, ...]
+    abstained: bool  # the best label isn't probable enough to be an answer
+    labels_in_set: tuple[str, ...]  # the conformal set, most probable first; never empty
+    contributions: Contributions | None = None  # where an explanation was asked for
+    conflict: bool | None = None  # likewise, if there were both audio and text
+    inferences: Inferred | None = None  # likewise, if there was text and the settings ask for them
+
+    @property
+    def label(self) -> str:
+        """The most probable label."""
+        return max(self.probabilities, key=self.probabilities.__getitem__)
+
+
+def network_input(
+    bundle: Bundle,
+    acoustic: Acoustic | None,
+    text: TextFeatures | None,
+    *,
+    speaker: int = 0,
+) -> Features:
+    """The network's input for one utterance, on its device; ``speaker`` is its speaker's number."""
+    features = Features(
+        audio=_tensor(_audio_input(bundle, acoustic, text)),
+        text=_tensor(None if text is None else text.embedding),
+        commonsense=_tensor(None if text is None else text.commonsense),
+        speaker=torch.tensor(speaker),
+    )
+    return features.map(lambda tensor: tensor.to(_device(bundle)))
+
+
+def _audio_input(
+    bundle: Bundle, acoustic: Acoustic | None, text: TextFeatures | None
+) -> Float32 | None:
+    """The network's acoustic input, [A] or tokens [F, A]; None if a part of it is missing."""
+    if acoustic is None or bundle.scaling is None:
+        return None
+    if bundle.config.acoustic_input == LLD:
+        tokens = to_tokens(acoustic.lld, frame_ms=LLD_MS)
+        return bundle.scale(tokens) if len(tokens) else None
+    measured = [acoustic.functionals]
+    if whisper_encoder_of(bundle.config) is not None:
+        if text is None or text.transcript.encoder_mean is None:
+            return None
+        measured.append(text.transcript.encoder_mean)
+    scaled: Float32 = bundle.scale(np.concatenate(measured)[None])
+    return scaled if bundle.config.network.takes_tokens else scaled[0]
+
+
+def whisper_encoder_of(config: BundleConfig) -> str | None:
+    """The Whisper model whose encoder is part of the bundle's acoustic input, if one is."""
+    acoustic = config.acoustic_input
+    return acoustic.removeprefix(WITH_WHISPER) if acoustic.startswith(WITH_WHISPER) else None
+
+
+@torch.inference_mode()
+def predict(
+    bundle: Bundle, features: Features, *, state: State, explain: bool
+) -> tuple[Prediction, State]:
+    """One step of the network: the prediction and the state after it.
+
+    To ``explain``, the same step is computed for every coalition of the inputs, in one batch.
+    """
+    given: list[Modality] = ["audio"] if features.audio is not None else []
+    if features.text is not None:
+        given.append("text")
+    parts = [*given, "context"]
+    if explain and state == bundle.network.initial_state():
+        parts.remove("context")
+    every = coalitions(parts) if explain else [frozenset(parts)]
+    predicted, after = _step_with(bundle, every, features=features, state=state)
+    whole = predicted[every[-1]]
+    pattern = pattern_of(audio="audio" in given, text="text" in given)
+    labels, calibration = bundle.labels, bundle.calibration
+    inside = calibration.label_sets(whole, pattern=pattern)
+    prediction = Prediction(
+        dict(zip(labels, map(float, whole), strict=True)),
+        tuple(given),
+        abstained=bool(calibration.abstains(whole, pattern=pattern)),
+        labels_in_set=tuple(labels[n] for n in np.argsort(-whole) if inside[n]),
+    )
+    return (_explained(bundle, prediction, predicted) if explain else prediction), after
+
+
+def _step_with(
+    bundle: Bundle, every: Sequence[frozenset[str]], *, features: Features, state: State
+) -> tuple[dict[frozenset[str], Probabilities], State]:
+    """Probabilities [C] for each of S coalitions of inputs, and the state after the last.
+
+    Without "context" the network starts from its initial state. Text features stay as they are:
+    encoded with the dialogue's earlier text, if the encoder does that.
+    """
+
+    def mask(part: str) -> torch.Tensor:
+        return torch.tensor([part in parts for parts in every], device=_device(bundle))
+
+    network = bundle.network
+    streams = replace(
+        features.map(lambda tensor: tensor.expand(len(every), *tensor.shape)),
+        audio_mask=mask("audio"),
+        text_mask=mask("text"),
+    )
+    initial = network.initial_state()
+    before = state.stack([state if "context" in parts else initial for parts in every])
+    logits, after = network.step(streams, before)
+    patterns = [pattern_of(audio="audio" in parts, text="text" in parts) for parts in every]
+    found = bundle.probabilities(logits.numpy(force=True), pattern=patterns)
+    return dict(zip(every, found, strict=True)), after.map(lambda part: part[-1].clone())
+
+
+def _explained(
+    bundle: Bundle, prediction: Prediction, predicted: Mapping[frozenset[str], Probabilities]
+) -> Prediction:
+    """The prediction with the exact Shapley value of each input.
+
+    The worth of a coalition is the label's probability given that coalition alone. An input that
+    is absent adds exactly 0, as does the context of a dialogue's first utterance.
+    """
+    label = bundle.labels.index(prediction.label)
+    shares = shapley({parts: float(p[label]) for parts, p in predicted.items()})
+    every = max(predicted, key=len)
+    conflict = None
+    if {"audio", "text"} <= every:
+        conflict = bundle.calibration.conflicts(
+            bundle.labels, audio=predicted[every - {"text"}], text=predicted[every - {"audio"}]
+        )
+    none = {"audio": 0.0, "text": 0.0, "context": 0.0}
+    return replace(prediction, contributions=Contributions(**none | shares), conflict=conflict)
+
+
+def _device(bundle: Bundle) -> torch.device:
+    return next(bundle.network.parameters()).device
+
+
+def _tensor(array: Float32 | None) -> torch.Tensor | None:
+    return None if array is None else torch.from_numpy(array)
