@@ -20,8 +20,7 @@ from stream_hbaf.errors import ConfigError, StreamHbafError
 # Packages of an extra, by the name they are imported under.
 EXTRAS = {
     "audformat": "audformat",
-    **dict.fromkeys(("jellyfish", "jinja2", "lightning", "matplotlib", "peft"), "train"),
-    **dict.fromkeys(("scipy", "sklearn", "tensorboard"), "train"),
+    **dict.fromkeys(("matplotlib", "peft", "tensorboard"), "train"),
 }
 VERBOSE = re.compile("-v+")
 USER_ERROR = 2  # exit status of every error that the user can correct

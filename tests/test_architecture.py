@@ -62,7 +62,7 @@ LIBRARIES = {
     "webrtcvad": {"speech/vad.py"},
     "websockets": {"audio/websocket.py"},
     "sklearn": {
-        "evaluation/embeddings.py",
+        "evaluation/plots.py",
         "evaluation/metrics.py",
         "training/selection.py",
     },

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from stream_hbaf.bundle import resolve_bundle
 from stream_hbaf.cli import _commands_of, build_parser, main, parse, shown_log
 from stream_hbaf.commands.about import list_settings, settings_table
 from stream_hbaf.commands.options import read_config
@@ -21,7 +22,8 @@ from stream_hbaf.progress import announced
 RECORDINGS = Path(__file__).parent / "recordings"
 SPEECH = RECORDINGS / "sense_and_sensibility_01_austen_64kb-0880.flac"
 
-LIVE = ["evaluate", "x", "--live", "own.csv", "--corpora", "."]
+LIVE = ["evaluate", "live-en", "--live", "own.csv"]
+OFFLINE = ["evaluate", "live-en", "--corpus", "own.csv"]
 
 
 def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -86,15 +88,23 @@ def test_help_imports_no_heavy_library() -> None:
         (["extract", "own.csv", "--corpora", "absent"], "absent/own.csv is missing"),
         (["train", "absent.yaml", "--corpora", ".", "--out", "x"], "absent.yaml: can't be read"),
         (["train", "x.yaml", "--corpora", ".", "--out", "x", "--devices", "all"], "--devices all"),
-        (["evaluate", "absent", "--corpus", "own.csv", "--corpora", "."], "own.csv is missing"),
-        (["evaluate", "x", "--corpora", "."], "--corpus --live is required"),
+        (OFFLINE, "own.csv is missing"),
+        (["evaluate", "absent", *OFFLINE[2:]], "bundle 'absent': no such folder and no such name"),
+        (["evaluate", "absent", *LIVE[2:]], "bundle 'absent': no such folder and no such name"),
+        (["evaluate", "x"], "--corpus --live is required"),
         ([*LIVE, "--corpus", "meld"], "--corpus: not allowed with argument --live"),
-        ([*LIVE, "--against", "y"], "--against: can't be had with --live"),
-        (["evaluate", "x", "y", *LIVE[2:]], "--live: judges one bundle, not 2"),
+        ([*LIVE, "--against", "y"], "--against: goes with --corpus only; leave it out"),
+        ([*LIVE, "--cache", "y"], "--cache: goes with --corpus only; leave it out"),
+        (["evaluate", "x", "y", *LIVE[2:]], "--live: takes one bundle, not 2"),
         ([*LIVE, "--speed", "fast"], "--speed fast: must be 'max' or a number above 0"),
+        ([*LIVE, "--held-out", "ravdess"], "--held-out ravdess: write it as CORPUS=BUNDLE"),
+        ([*LIVE, "--held-out", "tess=x", "tess=y"], "--held-out: tess has two bundles"),
+        ([*LIVE, "--single-modality", "=x"], "--single-modality =x: write it as CORPUS=BUNDLE"),
         (LIVE, "own.csv is missing"),
-        (["evaluate", "x", "--corpus", "meld", "--corpora", ".", "--rows", "clean"], "--rows"),
-        (["evaluate", "x", "--corpus", "meld", "--corpora", ".", "--speed", "1"], "--speed"),
+        ([*OFFLINE, "--conditions", "clean"], "--conditions: goes with --live only; leave it out"),
+        ([*OFFLINE, "--speed", "1"], "--speed: goes with --live only; leave it out"),
+        ([*OFFLINE, "--update-card"], "--update-card: goes with --live only; leave it out"),
+        ([*OFFLINE, "--split", "all"], "--split all: goes with --live only; choose train, dev or"),
         (["sessions", "list", "absent"], "absent: no such folder; give the one that --record"),
         (["sessions", "export", "absent", "x"], "absent: no such folder"),
         (["sessions", "import", "absent", "x.csv"], "absent: no such folder"),
@@ -393,39 +403,48 @@ def test_extract_takes_a_corpus_that_only_trains(
 def test_evaluate_live_plays_the_clips_and_reports(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One bundle, one clip, the rows that are asked for: heard, read, reported."""
-    rows = [
-        f"{split},{split}-{label},Ann,Well.,{label},{split},{SPEECH}"
-        for split, label in [("train", "neutral"), ("train", "joy"), ("test", "neutral")]
-    ]
-    header = "dialogue,id,speaker,text,label,split,audio"
-    (tmp_path / "own.csv").write_text("\n".join([header, *rows, ""]))
-    out = tmp_path / "report"
-    arguments = ["evaluate", "live-en", "--live", "own.csv", "--corpora", str(tmp_path)]
-    assert main([*arguments, "--rows", "clean,text_only", "--out", str(out)]) == 0
+    """One bundle, one's own clip, the conditions that are asked for, and a report of them."""
+    table, out = tmp_path / "own.csv", tmp_path / "report"
+    table.write_text(f"audio,label\n{SPEECH},neutral\n")
+    arguments = ["evaluate", "live-en", "--live", str(table), "--out", str(out)]
+    assert main([*arguments, "--conditions", "clean,text_only"]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed[-1] == str(out / "report.html")
-    metrics = json.loads((out / "metrics.json").read_text())
-    assert list(metrics["rows"]) == ["clean", "text_only"]
-    assert metrics["speed"] == "max"
-    assert metrics["bundle"]["id"] == "live-en"
-    assert metrics["rows"]["clean"]["missed"] == []
+    report = json.loads((out / "metrics.json").read_text())
+    assert list(report["conditions"]) == ["clean", "text_only"]
+    assert report["speed"] == "max"
+    assert report["bundle"]["id"] == "live-en"
+    assert report["conditions"]["clean"]["missed"] == []
     assert "live-en" in (out / "report.html").read_text()
 
 
-def test_all_of_a_corpus_is_for_live_alone(
+def test_evaluate_live_updates_the_card_on_request(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What a bundle was trained on must not be among what its report calls test."""
-    assert main(["evaluate", "x", "--corpus", "meld", "--corpora", ".", "--split", "all"]) == 2
-    assert "--split all: goes with --live CORPUS only" in capsys.readouterr().err
+    """The figures stand in the bundle's metrics.json and card; its weights stay as they are."""
+    bundle, table = tmp_path / "mine", tmp_path / "own.csv"
+    shutil.copytree(resolve_bundle("live-en"), bundle)
+    table.write_text(f"audio,label\n{SPEECH},neutral\n")
+    before = json.loads((bundle / "metrics.json").read_text())
+    arguments = ["evaluate", str(bundle), "--live", str(table), "--conditions", "clean"]
+    assert main([*arguments, "--out", str(tmp_path / "report"), "--update-card"]) == 0
+    assert "metrics.json and README.md updated" in capsys.readouterr().out
+    report = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    after = json.loads((bundle / "metrics.json").read_text())
+    assert after["live"]["conditions"]["own/clean"]["uar"] == report["conditions"]["clean"]["uar"]
+    assert {**after, "live": before["live"]} == before
+    assert "| own test, audio and recognised words, UAR |" in (bundle / "README.md").read_text()
+    (bundle / "metrics.json").write_text("{}")
+    said = complaint(capsys, *arguments, "--update-card")
+    assert "metrics.json isn't what a model card is written from" in said
 
 
 def test_command_without_its_packages_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Training's packages are an extra; the message names it."""
-    monkeypatch.setitem(sys.modules, "jinja2", None)
-    monkeypatch.delitem(sys.modules, "stream_hbaf.evaluation.report", raising=False)
-    said = complaint(capsys, "evaluate", "x", "--corpus", "meld", "--corpora", ".")
-    assert said == "stream-hbaf: jinja2 is not installed; pip install 'stream-hbaf[train]'"
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for name in ("evaluation.plots", "training.results_page", "training.experiment"):
+        monkeypatch.delitem(sys.modules, f"stream_hbaf.{name}", raising=False)
+    said = complaint(capsys, "experiment", "x.yaml", "--corpora", ".")
+    assert said == "stream-hbaf: matplotlib is not installed; pip install 'stream-hbaf[train]'"

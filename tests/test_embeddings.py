@@ -1,4 +1,4 @@
-"""Promises of what is told of embeddings: which utterances they are of, how near pairs are."""
+"""Embeddings of a network: which utterances they are of, and how near pairs are."""
 
 import math
 
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from stream_hbaf.corpora.dataset import NO_LABEL, Dataset, all_features, pad_dialogues
 from stream_hbaf.errors import ModelError
-from stream_hbaf.evaluation.embeddings import Embeddings, embed
+from stream_hbaf.evaluation.plots import Embeddings, embed
 from stream_hbaf.networks.hbaf import HBAF, HbafConfig
 
 SIZES = {
@@ -85,7 +85,7 @@ def test_nearness_by_hand() -> None:
     text = unit([[1, 0], [0, 1], [0, 1]])
     found = Embeddings(speech, text, np.zeros(3, np.int64))
     # Cosines: [1 0 0], [0 1 1], [1 0 0]. The second's own text ties with the third's.
-    assert found.found() == pytest.approx((1 + 1 / 2 + 0) / 3)
+    assert found.retrieval() == pytest.approx((1 + 1 / 2 + 0) / 3)
     assert found.margin() == pytest.approx(2 / 3 - 2 / 6)
 
 
@@ -93,9 +93,9 @@ def test_pairs_that_coincide_are_all_found() -> None:
     """Perfect alignment is 1, texts that are all the same are chance."""
     speech = unit([[math.cos(t), math.sin(t)] for t in range(6)])
     labels = np.zeros(6, np.int64)
-    assert Embeddings(speech, speech, labels).found() == 1.0
+    assert Embeddings(speech, speech, labels).retrieval() == 1.0
     same = np.repeat(speech[:1], 6, axis=0)
-    assert Embeddings(speech, same, labels).found() == pytest.approx(1 / 6)
+    assert Embeddings(speech, same, labels).retrieval() == pytest.approx(1 / 6)
     assert Embeddings(speech, same, labels).margin() == pytest.approx(0, abs=1e-6)
 
 
@@ -113,7 +113,7 @@ def test_in_the_plane_pairs_stay_together() -> None:
 
 
 def test_networks_that_bring_nothing_together() -> None:
-    """One modality has no pairs, and nor have two utterances: each in words."""
+    """A network of one modality, and too few utterances, are refused in one line."""
     material = make_material()
     with pytest.raises(ModelError, match="the network has one modality; choose one with both"):
         embed(make_network(use_text=False), material, most=10)
@@ -127,5 +127,5 @@ def test_networks_that_bring_nothing_together() -> None:
     )
     assert len(embed(make_network(), deaf, most=10).labels) == 3
     mute = np.zeros(10, bool)
-    with pytest.raises(ModelError, match="0 utterances have sound, words and a label"):
+    with pytest.raises(ModelError, match="0 utterances have audio, text and a label"):
         embed(make_network(), Dataset(**{**deaf.__dict__, "audio_mask": mute}), most=10)

@@ -1,4 +1,4 @@
-"""Promises of judging: a bundle says of a corpus what it would have said live, or what is wrong."""
+"""Offline evaluation: a bundle's predictions for a corpus are those it would give live."""
 
 import csv
 import json
@@ -18,7 +18,7 @@ from stream_hbaf.corpora.reading import open_corpus
 from stream_hbaf.errors import BundleError, ConfigError, CorpusError
 from stream_hbaf.evaluation.metrics import paired_bootstrap, score
 from stream_hbaf.evaluation.offline import predict_corpus
-from stream_hbaf.evaluation.report import evaluate
+from stream_hbaf.evaluation.report import evaluate_offline
 from stream_hbaf.features.commonsense import Event2MindHeads
 from stream_hbaf.features.context import Turn
 from stream_hbaf.features.scaling import Scaling
@@ -108,33 +108,33 @@ def step_through(bundle: Bundle, corpus: Corpus) -> np.ndarray:
     return np.stack(found)
 
 
-def test_a_live_bundle_is_judged_by_what_it_says_live(live, corpus, tmp_path):
+def test_a_live_bundle_predicts_what_it_predicts_live(live, corpus, tmp_path):
     """Predictions of whole dialogues are those of stepping through them."""
-    judged = predict_corpus(live, corpus, "test", cache=tmp_path)
-    np.testing.assert_allclose(judged.probabilities, step_through(live, corpus), atol=2e-5)
+    predicted = predict_corpus(live, corpus, "test", cache=tmp_path)
+    np.testing.assert_allclose(predicted.probabilities, step_through(live, corpus), atol=2e-5)
 
 
 def test_utterances_come_with_their_place_and_length(live, corpus, tmp_path):
     """Ids, gold labels, turn numbers, words and dialogues stand in the corpus's order."""
-    judged = predict_corpus(live, corpus, "test", cache=tmp_path)
-    assert judged.ids[5:8] == ("dia0_utt5", "dia1_utt0", "dia1_utt1")
-    assert [LABELS[n] for n in judged.gold[:3]] == ["anger", "disgust", "fear"]
-    assert judged.turns.tolist() == [1, 2, 3, 4, 5, 6, 1, 2, 3, 4, 5, 1, 2, 3, 4]
-    assert judged.words[:6].tolist() == [1, 7, 7, 1, 9, 3]
-    assert judged.dialogues.tolist() == [0] * 6 + [1] * 5 + [2] * 4
-    assert judged.heard == 0
+    predicted = predict_corpus(live, corpus, "test", cache=tmp_path)
+    assert predicted.ids[5:8] == ("dia0_utt5", "dia1_utt0", "dia1_utt1")
+    assert [LABELS[n] for n in predicted.gold[:3]] == ["anger", "disgust", "fear"]
+    assert predicted.turns.tolist() == [1, 2, 3, 4, 5, 6, 1, 2, 3, 4, 5, 1, 2, 3, 4]
+    assert predicted.words[:6].tolist() == [1, 7, 7, 1, 9, 3]
+    assert predicted.dialogues.tolist() == [0] * 6 + [1] * 5 + [2] * 4
+    assert predicted.with_audio == 0
 
 
-def test_unlabelled_utterances_are_read_but_not_judged(live, corpus, tmp_path):
+def test_unlabelled_utterances_are_context_only(live, corpus, tmp_path):
     """Without a label an utterance counts for nothing and stays in its neighbours' past."""
     first, *others = corpus.splits["test"]
     unnamed = (replace(first.utterances[0], label=None), *first.utterances[1:])
     changed = (replace(first, utterances=unnamed), *others)
     context = replace(corpus, splits={**corpus.splits, "test": changed})
-    judged = predict_corpus(live, context, "test", cache=tmp_path)
-    assert judged.ids[0] == "dia0_utt1"
-    assert judged.turns[0] == 2
-    np.testing.assert_allclose(judged.probabilities, step_through(live, corpus)[1:], atol=2e-5)
+    predicted = predict_corpus(live, context, "test", cache=tmp_path)
+    assert predicted.ids[0] == "dia0_utt1"
+    assert predicted.turns[0] == 2
+    np.testing.assert_allclose(predicted.probabilities, step_through(live, corpus)[1:], atol=2e-5)
 
 
 def test_batches_and_caches_change_nothing(live, corpus, tmp_path):
@@ -164,7 +164,7 @@ def test_other_labels_are_refused(live, corpus, tmp_path):
 
 
 def test_an_offline_bundle_sees_the_future(corpus, tmp_path):
-    """Judged offline, what is said last changes what is thought of the first utterance."""
+    """Offline, the last text changes the prediction of the first utterance."""
     offline = make_bundle("offline", seed=0, mode="offline")
     first, *others = corpus.splits["test"]
     last = replace(first.utterances[-1], text="I hate you, get out of here!")
@@ -194,7 +194,7 @@ def saved(live, tmp_path_factory) -> list[str]:
 def test_evaluate_reports_two_systems(saved, corpora, corpus, tmp_path):
     """From folders to a page: figures, spread and bootstrap are those of the predictions."""
     said: list[str] = []
-    metrics = evaluate(
+    metrics = evaluate_offline(
         saved[:2],
         corpus="meld",
         corpora=corpora,
@@ -203,11 +203,11 @@ def test_evaluate_reports_two_systems(saved, corpora, corpus, tmp_path):
         cache=tmp_path / "cache",
         progress=said.append,
     )
-    judged = [
+    predicted = [
         predict_corpus(Bundle.load(name), corpus, "test", cache=tmp_path / "cache")
         for name in saved
     ]
-    scores = [score(one.gold, one.probabilities) for one in judged]
+    scores = [score(one.gold, one.probabilities) for one in predicted]
     f1 = [one.weighted_f1 for one in scores]
     assert metrics["system"]["figures"]["weighted_f1"] == {
         "mean": pytest.approx(np.mean(f1[:2])),
@@ -215,9 +215,9 @@ def test_evaluate_reports_two_systems(saved, corpora, corpus, tmp_path):
     }
     assert metrics["against"]["figures"]["uar"] == {"mean": scores[2].uar, "sd": 0.0}
     found = paired_bootstrap(
-        judged[0].gold,
-        np.stack([one.probabilities for one in judged[:2]]),
-        judged[2].probabilities,
+        predicted[0].gold,
+        np.stack([one.probabilities for one in predicted[:2]]),
+        predicted[2].probabilities,
     )
     assert metrics["comparison"]["weighted_f1"]["utterances"]["p"] == found.p
     assert [b["sha256"] for b in metrics["system"]["bundles"]] == [
@@ -242,22 +242,22 @@ def test_evaluate_hears_the_clips_that_are_there(saved, corpora, tmp_path):
             out.writeframes(speech[16_000 * turn :][:16_000].tobytes())
     said: list[str] = []
     where = {"cache": tmp_path / "cache", "out": tmp_path / "report", "progress": said.append}
-    metrics = evaluate(saved[:1], corpus="meld", corpora=tmp_path, workers=1, **where)
-    assert metrics["system"]["heard"] == 2
-    assert any("13 without sound" in line and "dia0_utt2" in line for line in said)
+    metrics = evaluate_offline(saved[:1], corpus="meld", corpora=tmp_path, workers=1, **where)
+    assert metrics["system"]["with_audio"] == 2
+    assert any("13 without audio" in line and "dia0_utt2" in line for line in said)
     page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
-    assert "sound features of 2 of 15 utterances" in page
+    assert "audio features of 2 of 15 utterances" in page
 
 
 def test_evaluate_of_what_is_not_there_says_so(saved, corpora, tmp_path):
     """A corpus that is missing or unknown, a bundle that isn't there: one line each."""
     where = {"out": tmp_path / "report", "cache": tmp_path / "cache"}
     with pytest.raises(CorpusError, match=r"(test|train)_sent_emo"):
-        evaluate(saved, corpus="meld", corpora=tmp_path / "nowhere", **where)
+        evaluate_offline(saved, corpus="meld", corpora=tmp_path / "nowhere", **where)
     with pytest.raises(ConfigError, match="unknown corpus 'mled'"):
-        evaluate(saved, corpus="mled", corpora=corpora, **where)
+        evaluate_offline(saved, corpus="mled", corpora=corpora, **where)
     with pytest.raises(BundleError, match="no such folder and no such name"):
-        evaluate(["no-such"], corpus="meld", corpora=corpora, **where)
+        evaluate_offline(["no-such"], corpus="meld", corpora=corpora, **where)
     with pytest.raises(BundleError, match="not seeds of one system"):
-        evaluate(saved, corpus="meld", corpora=corpora, progress=lambda line: None, **where)
+        evaluate_offline(saved, corpus="meld", corpora=corpora, progress=lambda line: None, **where)
     assert not (tmp_path / "report").exists()

@@ -12,12 +12,10 @@ from stream_hbaf.bundle import BundleConfig
 from stream_hbaf.corpora.dialogue import LABELS
 from stream_hbaf.errors import BundleError, StreamHbafError
 from stream_hbaf.evaluation.metrics import paired_bootstrap, score, weighted_f1
-from stream_hbaf.evaluation.offline import Judged
+from stream_hbaf.evaluation.offline import OfflinePredictions, System, require_same_system
 from stream_hbaf.evaluation.report import (
-    System,
     measure,
-    render,
-    require_same_kind,
+    render_offline,
     write_report,
 )
 from stream_hbaf.networks.hbaf import HbafConfig
@@ -34,20 +32,20 @@ def config(**network: object) -> BundleConfig:
     return BundleConfig(id="tiny", labels=LABELS, encoder="all-MiniLM-L6-v2", network=sizes)
 
 
-def judged(*, right: float, seed: int) -> Judged:
-    """Forty dialogues of eight turns, judged by a system that is right about so often."""
+def predictions(*, right: float, seed: int) -> OfflinePredictions:
+    """Forty dialogues of eight turns, predicted by a system that is right about so often."""
     draw = np.random.default_rng(seed)
     said = np.where(draw.random(COUNT) < right, GOLD, draw.integers(len(LABELS), size=COUNT))
     sure = draw.uniform(0.4, 0.95, COUNT)[:, None]
     ones = np.eye(len(LABELS))[said]
-    return Judged(
+    return OfflinePredictions(
         ids=tuple(f"utterance{n}" for n in range(COUNT)),
         gold=GOLD,
         probabilities=ones * sure + (1 - ones) * (1 - sure) / (len(LABELS) - 1),
         turns=np.tile(np.arange(1, TURNS + 1), DIALOGUES),
         words=np.random.default_rng(1).integers(1, 30, COUNT),
         dialogues=np.repeat(np.arange(DIALOGUES), TURNS),
-        heard=300,
+        with_audio=300,
     )
 
 
@@ -58,7 +56,7 @@ def system(name: str, *, right: float, seeds: range, **network: object) -> Syste
         labels=LABELS,
         configs=(one,) * len(seeds),
         sums=tuple(f"{seed:064x}" for seed in seeds),
-        judged=tuple(judged(right=right, seed=seed) for seed in seeds),
+        predictions=tuple(predictions(right=right, seed=seed) for seed in seeds),
     )
 
 
@@ -76,7 +74,7 @@ def metrics(pair) -> dict:
 
 @pytest.fixture(scope="module")
 def page(metrics) -> str:
-    return render(metrics)
+    return render_offline(metrics)
 
 
 class Checker(HTMLParser):
@@ -137,7 +135,7 @@ def test_the_page_is_well_formed_and_stands_alone(page, checked):
 
 def test_the_page_holds_the_exact_figures(checked, pair):
     """Weighted F1 and its spread, as computed from the predictions by the functions of papers."""
-    each = [weighted_f1(GOLD, one.probabilities.argmax(1)) for one in pair[0].judged]
+    each = [weighted_f1(GOLD, one.probabilities.argmax(1)) for one in pair[0].predictions]
     text = "".join(checked.text)
     assert f"{100 * np.mean(each):.2f}" in text
     assert f"± {100 * np.std(each, ddof=1):.2f}" in text
@@ -151,7 +149,7 @@ def test_the_page_holds_each_emotion_and_bundle(checked, pair, metrics):
         assert rows[label][2].startswith(f"{100 * f1:.2f}")
         assert rows[label][3] == str(int(np.bincount(GOLD)[number]))
     bundles = [row[1:] for row in checked.cells if row[0] == "both " + "0" * 12]
-    for row, one in zip(bundles, pair[0].judged, strict=True):
+    for row, one in zip(bundles, pair[0].predictions, strict=True):
         found = score(GOLD, one.probabilities)
         figures = (found.weighted_f1, found.macro_f1, found.accuracy, found.uar, found.ece)
         assert row == [f"{100 * figure:.2f}" for figure in figures]
@@ -159,7 +157,7 @@ def test_the_page_holds_each_emotion_and_bundle(checked, pair, metrics):
 
 def test_the_comparison_is_the_paired_bootstrap(checked, pair, metrics):
     """Gain, interval and p of seeds' means, by utterances and by whole dialogues."""
-    both, text = (np.stack([one.probabilities for one in s.judged]) for s in pair)
+    both, text = (np.stack([one.probabilities for one in s.predictions]) for s in pair)
     found = paired_bootstrap(GOLD, both, text)
     dialogues = np.repeat(np.arange(DIALOGUES), TURNS)
     grouped = paired_bootstrap(GOLD, both, text, groups=dialogues)
@@ -177,20 +175,20 @@ def test_the_comparison_is_the_paired_bootstrap(checked, pair, metrics):
     ]
 
 
-def test_the_page_says_what_was_judged(checked):
-    """Causal or offline, gold transcripts, modalities, how much was heard, and whole checksums."""
+def test_the_page_says_what_was_evaluated(checked):
+    """Causal or offline, gold transcripts, modalities, how much had audio, and whole checksums."""
     text = " ".join("".join(checked.text).split())
     assert "both on meld, test" in text
-    assert "Causal (an utterance is judged by itself and what came before it)." in text
-    assert "Offline (each utterance is judged with the whole dialogue, its future included)" in text
+    assert "Causal (a prediction uses the utterance and what came before it)." in text
+    assert "Offline (a prediction uses the whole dialogue, its future included)" in text
     assert "320 utterances of 40 dialogues, gold transcripts" in text
-    assert "audio and text; sound features of 300 of 320 utterances" in text
+    assert "audio and text; audio features of 300 of 320 utterances" in text
     assert f"{12:064x}" in text
 
 
 def test_one_seed_has_no_spread():
     """Of one bundle no deviation is shown, and the page says why."""
-    page = render(measure(system("one", right=0.6, seeds=range(1)), None, **WHERE))
+    page = render_offline(measure(system("one", right=0.6, seeds=range(1)), None, **WHERE))
     assert "One seed: the spread over seeds is not known." in page
     assert "±" not in page
 
@@ -210,14 +208,14 @@ def test_turns_and_lengths_cover_every_utterance(metrics):
 def test_a_strange_name_stays_a_name():
     """A bundle's id is shown as it is written, also by the pictures."""
     first = system("a<b>&$x$", right=0.6, seeds=range(1))
-    page = render(measure(first, system("other", right=0.5, seeds=range(5, 6)), **WHERE))
+    page = render_offline(measure(first, system("other", right=0.5, seeds=range(5, 6)), **WHERE))
     assert "<b>&$" not in page
     assert page.count("a&lt;b&gt;&amp;$x$") >= 6
 
 
 def test_the_same_metrics_give_the_same_page(metrics, page):
     """No date and no chance: two reports that differ have something to tell."""
-    assert render(metrics) == page
+    assert render_offline(metrics) == page
 
 
 def test_the_files_hold_what_was_measured(metrics, page, tmp_path):
@@ -240,5 +238,5 @@ def test_a_place_that_takes_no_report_is_named(metrics, tmp_path):
 def test_seeds_of_two_systems_are_not_mixed():
     """A mean over a causal and an offline network means nothing."""
     with pytest.raises(BundleError, match=r"not seeds of one system.*--against"):
-        require_same_kind([config(), config(mode="offline")])
-    require_same_kind([config(), config()])
+        require_same_system([config(), config(mode="offline")])
+    require_same_system([config(), config()])

@@ -1,18 +1,18 @@
-"""A bundle's promises, gathered from its live reports, and as its card shows them."""
+"""A bundle's main figures, gathered from its streaming reports, and the tables of its card."""
 
 from typing import Any
 
-from stream_hbaf.evaluation.conditions import show
 from stream_hbaf.evaluation.summary import (
     class_table,
+    condition_table,
     ece_by_chance,
-    hearing_table,
-    live_figures,
-    live_table,
+    summarise_bundle,
+    summarise_corpus,
+    summary_table,
 )
 
 
-def row(uar: float, **changed: Any) -> dict[str, Any]:
+def condition(uar: float, **changed: Any) -> dict[str, Any]:
     score = {"precision": uar, "recall": uar, "f1": uar, "support": 4}
     return {
         "uar": uar,
@@ -20,79 +20,110 @@ def row(uar: float, **changed: Any) -> dict[str, Any]:
         "weighted_f1": uar + 0.01,
         "accuracy": uar,
         "ece": 0.04,
-        "surest_half_gain": 0.1,
+        "ece_by_chance": 0.05,
+        "confident_half_gain": 0.1,
         "set_coverage": 0.9,
         "set_size": 2.0,
         "abstention": 0.1,
         "risk": 0.2,
         "wer": 0.03,
         "cost_ms": {"median": 30.0},
-        "classes": {"joy": score, "anger": score},
-        "reliability": [{"count": 4, "confidence": uar}],
-        "sexes": {"female": {"uar": uar + 0.02, "weighted_f1": uar}},
+        "by_class": {"joy": score, "anger": score},
+        "by_sex": {"female": {"uar": uar + 0.02, "weighted_f1": uar}},
         **changed,
     }
 
 
-def report(**rows: dict[str, Any]) -> dict[str, Any]:
-    return {"rows": rows, "shown": show(rows)}
+def report(
+    kind: str = "clips", modalities: tuple[str, ...] = ("audio", "text"), **conditions: Any
+) -> dict[str, Any]:
+    return {
+        "input": kind,
+        "split": "test",
+        "bundle": {"modalities": modalities},
+        "conditions": conditions,
+        "summary": summarise_corpus(conditions),
+    }
 
 
-PLAYED = report(
-    clean=row(0.6),
-    noise_10db_room=row(0.5),
-    gain_minus_20db=row(0.57),
-    gain_plus_20db=row(0.61),
-    audio_only=row(0.58),
-    text_only=row(0.15),
+CLIPS = report(
+    clean=condition(0.6),
+    noise_10db_room=condition(0.5),
+    gain_minus_20db=condition(0.57),
+    gain_plus_20db=condition(0.61),
+    audio_only=condition(0.58),
+    text_only=condition(0.15),
 )
-READ = report(words=row(0.4), misheard_15=row(0.38, wer=0.15), misheard_15_softened=row(0.35))
-REPORTS = {"ravdess": PLAYED, "nemo": report(clean=row(0.5)), "meld": READ}
+TEXTS = report(
+    "text",
+    reference_text=condition(0.4),
+    asr_errors_15=condition(0.38, wer=0.15),
+    asr_errors_15_exclamations_dropped=condition(0.35),
+)
+REPORTS = {"ravdess": CLIPS, "nemo": report(clean=condition(0.5)), "meld": TEXTS}
 
 
-def test_every_promise_has_a_key():
-    unheard = {"ravdess": report(clean=row(0.35)), "tess": report(clean=row(0.55))}
-    live = live_figures(REPORTS, unheard=unheard, alone={})
-    close = {name: round(live[name], 6) for name in live if isinstance(live[name], float)}
+def live(**compared: Any) -> dict[str, Any]:
+    return summarise_bundle(REPORTS, **{"held_out": {}, "single_modality": {}, **compared})
+
+
+def test_every_figure_has_a_key():
+    found = live(
+        held_out={"ravdess": report(clean=condition(0.35)), "tess": report(clean=condition(0.55))}
+    )
+    close = {name: round(found[name], 6) for name in found if isinstance(found[name], float)}
     assert close["ravdess_uar"] == 0.6
     assert close["ravdess_uar_change_noise_10db_room"] == -0.1
     assert close["ravdess_uar_change_worst_gain"] == -0.03
-    assert (close["ravdess_uar_text_removed"], close["ravdess_uar_audio_removed"]) == (0.58, 0.15)
-    assert close["unheard_corpus_uar"] == 0.5  # of the classes that both corpora have
+    assert (close["ravdess_uar_audio_only"], close["ravdess_uar_text_only"]) == (0.58, 0.15)
+    assert close["held_out_corpus_uar"] == 0.5  # of the classes that both corpora have
     assert close["meld_weighted_f1"] == 0.41
-    assert close["meld_weighted_f1_change_misheard_15"] == -0.02
-    assert close["meld_weighted_f1_change_softened_too"] == -0.05
-    assert (close["meld_ece"], close["nemo_set_coverage"]) == (0.04, 0.9)
-    assert live["cost_ms"] == {"median": 30.0}
+    assert close["meld_weighted_f1_change_asr_errors_15"] == -0.02
+    assert close["meld_wer_asr_errors_15"] == 0.15
+    assert close["meld_weighted_f1_change_asr_errors_15_exclamations_dropped"] == -0.05
+    assert (close["meld_ece"], close["meld_ece_by_chance"]) == (0.04, 0.05)
+    assert (close["nemo_uar"], close["nemo_set_coverage"]) == (0.5, 0.9)
+    assert found["cost_ms"] == {"median": 30.0}
+    assert found["by_sex"]["nemo"] == {"female": {"uar": 0.52, "weighted_f1": 0.5}}
 
 
-def test_nothing_is_said_of_corpora_that_were_not_judged():
-    live = live_figures(REPORTS, unheard={}, alone={})
-    assert not [name for name in live if name.startswith("unheard")]
-    assert "trained without" not in live_table(live)
+def test_what_was_not_evaluated_has_no_figure():
+    found = live()
+    assert not [name for name in found if name.startswith("held_out")]
+    assert "held-out" not in summary_table(found)
+    noisy = summarise_bundle(
+        {"own": report(noise_10db_room=condition(0.4))}, held_out={}, single_modality={}
+    )
+    assert noisy["conditions"]["own/noise_10db_room"]["uar"] == 0.4
+    assert "own_uar" not in noisy
+    assert noisy["cost_ms"] is None
 
 
 def test_networks_of_one_modality_are_compared_with():
-    alone = {"ravdess": report(clean=row(0.25)), "meld": report(clean=row(0.45))}
-    live = live_figures(REPORTS, unheard={}, alone=alone)
-    assert live["ravdess_uar_of_audio_only_model"] == alone["ravdess"]["shown"]["uar"]
-    assert live["meld_weighted_f1_of_text_only_model"] == alone["meld"]["shown"]["weighted_f1"]
-    assert "| that of a network that was taught to hear only | 25.0 |" in live_table(live)
+    audio = report(clean=condition(0.25), modalities=("audio",))
+    text = report("text", ("text",), reference_text=condition(0.45))
+    found = live(single_modality={"ravdess": audio, "meld": text})
+    assert found["ravdess_uar_of_audio_only_model"] == audio["summary"]["uar"]
+    assert found["meld_weighted_f1_of_text_only_model"] == text["summary"]["weighted_f1"]
+    assert "| that of a network trained on audio alone | 25.0 |" in summary_table(found)
 
 
-def test_the_card_shows_them():
-    live = live_figures(REPORTS, unheard={"tess": report(clean=row(0.55))}, alone={})
-    lines = live_table(live).splitlines()
-    assert "| RAVDESS actors 21-24, sound and Whisper's words, UAR | 60.0 |" in lines
-    assert "| the same at 10 dB SNR with a room, change | -10.0 |" in lines
-    assert "mean (TESS 60.0) | 60.0 |" in live_table(live)
-    assert class_table(live, ["anger", "joy"]).splitlines()[2] == "| RAVDESS | 60 | 60 |"
-    assert "| RAVDESS, noise 10db room | 50.0 | 51.0 | 4.0 |" in hearing_table(live)
-    assert "| RAVDESS, female voices | 62.0 | 60.0 |  |" in hearing_table(live)
+def test_the_tables_show_them():
+    found = live(held_out={"tess": report(clean=condition(0.55))})
+    lines = summary_table(found).splitlines()
+    assert "| RAVDESS test, audio and recognised words, UAR | 60.0 |" in lines
+    assert "| the same with noise at 10 dB SNR and a room, change | -10.0 |" in lines
+    assert "| MELD test, reference text, weighted F1 | 41.0 |" in lines
+    assert "| the same with 15 % simulated ASR errors, change | -2.0 |" in lines
+    assert "mean of TESS 60.0 | 60.0 |" in summary_table(found)
+    assert class_table(found, ["anger", "joy"]).splitlines()[2] == "| RAVDESS | 60 | 60 |"
+    assert "| RAVDESS, noise 10 dB room | 50.0 | 51.0 | 4.0 |" in condition_table(found)
+    assert "| MELD, ASR errors 15 % | 38.0 | 39.0 | 4.0 |" in condition_table(found)
+    assert "| RAVDESS, female speakers | 62.0 | 60.0 |  |" in condition_table(found)
 
 
 def test_few_utterances_show_an_error_by_chance():
-    """One coin is half wrong either way; ten thousand are as told; what is certain is never off."""
+    """One coin is half wrong either way, ten thousand hardly; certainty is never off."""
     coin = {"count": 1, "confidence": 0.5}
     assert ece_by_chance([coin]) == 0.5
     assert ece_by_chance([{"count": 10_000, "confidence": 0.5}]) < 0.01

@@ -36,7 +36,7 @@ def test_every_utterance_is_drawn_twice_in_every_panel() -> None:
         assert [fills.count(shade) for shade in shades] == [n for n in counts for _ in "al"]
     words = ["".join(text.itertext()).strip() for text in picture.findall(".//{*}text")]
     assert [word for word in words if word in LABELS] == list(LABELS)
-    assert {"row 0", "row 1", "speech dark, its words light"} <= set(words)
+    assert {"row 0", "row 1", "speech dark, its text light"} <= set(words)
 
 
 def test_panels_are_the_same_file_each_time_and_small() -> None:

@@ -348,7 +348,7 @@ def test_sessions_train_a_bundle_that_is_evaluated_on_them(sessions: Path, tmp_p
     bundle = Bundle.load(str(tmp_path / "bundle"))
     assert bundle.labels == LABELS
     corpus = open_corpus(str(sessions), tmp_path)
-    judged = predict_corpus(bundle, corpus, "test", cache=tmp_path / "cache")
-    assert judged.ids == ("d4-1", "d4-2")
-    assert judged.probabilities.sum(1) == pytest.approx([1.0, 1.0])
-    assert [LABELS[label] for label in judged.gold] == ["neutral", "joy"]
+    predicted = predict_corpus(bundle, corpus, "test", cache=tmp_path / "cache")
+    assert predicted.ids == ("d4-1", "d4-2")
+    assert predicted.probabilities.sum(1) == pytest.approx([1.0, 1.0])
+    assert [LABELS[label] for label in predicted.gold] == ["neutral", "joy"]

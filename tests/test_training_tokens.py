@@ -92,15 +92,15 @@ def test_one_corpus_gives_a_bundle_of_merged_classes(place: Path) -> None:
     assert 0.0 <= metrics["spread"]["test"]["uar"]["mean"] <= 1.0
 
 
-def test_a_bundle_of_tokens_is_judged_as_it_was_trained(place: Path) -> None:
+def test_a_bundle_of_tokens_is_evaluated_as_it_was_trained(place: Path) -> None:
     """``evaluate`` gives what training measured on its test split."""
     recipe = {name: value for name, value in CORPUS.items() if name != "classes"}
     bundle = trained(place, {**recipe, "id": "seven"})
     metrics = json.loads((place / "seven" / "metrics.json").read_text(encoding="utf-8"))
     corpus = open_corpus("ravdess", place / "corpora")
-    judged = predict_corpus(bundle, corpus, "test", cache=place / "cache")
-    assert judged.heard == 4
-    found = score(judged.gold, judged.probabilities)
+    predicted = predict_corpus(bundle, corpus, "test", cache=place / "cache")
+    assert predicted.with_audio == 4
+    found = score(predicted.gold, predicted.probabilities)
     assert found.accuracy == pytest.approx(metrics["seeds"]["0"]["test"]["accuracy"])
     assert found.ece == pytest.approx(metrics["seeds"]["0"]["test"]["ece"], abs=1e-4)
 

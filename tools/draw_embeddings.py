@@ -15,8 +15,7 @@ import sys
 from pathlib import Path
 
 from stream_hbaf.errors import ConfigError, StreamHbafError
-from stream_hbaf.evaluation.embeddings import embed
-from stream_hbaf.evaluation.plots import Panel, embedding_panels
+from stream_hbaf.evaluation.plots import Panel, embed, embedding_panels
 from stream_hbaf.files import atomic_write_text
 from stream_hbaf.training.experiment_file import (
     Run,
@@ -52,7 +51,7 @@ def make_panel(run: Run, prepared: Prepared) -> Panel:
     with one_thread():
         network = fit_seed(run.recipe, prepared, run.facts.seed, None, splits=("dev",)).network
     embeddings = embed(network, prepared.material["dev"], most=MOST)
-    share, margin = 100 * embeddings.found(), embeddings.margin()
+    share, margin = 100 * embeddings.retrieval(), embeddings.margin()
     count = len(embeddings.labels)
     print(
         f"{row}: own text nearest for {share:.1f} % of {count} utterances (chance "

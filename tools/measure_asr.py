@@ -1,10 +1,11 @@
-"""How much silence Whisper needs after an utterance: word error rate and time for several windows.
+#!/usr/bin/env python3
+"""How much silence Whisper needs after an utterance: word error rate and time of several windows.
 
     tools/measure_asr.py [--ravdess FOLDER] [--tess FOLDER] [--clips 50] [--margins 2 5 8 12]
 
-Measures the recordings of the tests and, where given, clips of RAVDESS (two known sentences) and
-TESS ("say the word ..."). Every utterance is cut as the live path cuts it and goes through all
-windows in turn, so that whatever else the machine does falls on all alike.
+Clips: the recordings of the tests and, where given, samples of RAVDESS (two sentences) and TESS
+("say the word ..."). Each is cut as the live path cuts it, and decoded in every window in turn, so
+that other load on the machine falls on all alike.
 """
 
 import argparse
@@ -15,17 +16,17 @@ from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
-import jiwer
 import numpy as np
 from faster_whisper import WhisperModel
-from faster_whisper.audio import decode_audio
 from numpy.typing import NDArray
 
-from stream_hbaf.config import SegmenterConfig, TranscriptConfig, VadConfig
+from stream_hbaf.audio.file import read_audio
+from stream_hbaf.config import Config, TranscriptConfig
+from stream_hbaf.evaluation.metrics import word_error_rate
 from stream_hbaf.features import whisper as transcript
-from stream_hbaf.features.whisper_encoder import resolve_whisper
-from stream_hbaf.speech.segmenter import Finish, Segmenter
-from stream_hbaf.speech.vad import SileroDetector
+from stream_hbaf.features.whisper_encoder import LONGEST_S, MARGIN_S, resolve_whisper, window_of
+from stream_hbaf.speech.detector import UtteranceDetector
+from stream_hbaf.speech.segmenter import Finish
 
 RECORDINGS = Path(__file__).parents[1] / "tests" / "recordings"
 SENTENCES = {"01": "Kids are talking by the door", "02": "Dogs are sitting by the door"}
@@ -33,35 +34,32 @@ JFK = (
     "And so, my fellow Americans, ask not what your country can do for you, "
     "ask what you can do for your country."
 )
-Clip = tuple[str, Path, str]  # corpus, file, words
-Read = Callable[[NDArray[np.int16]], str]
+Clip = tuple[str, Path, str]  # corpus, file, reference text
+Int16 = NDArray[np.int16]
+Decode = Callable[[Int16], str]
 
 
 def main() -> None:
     options = _parse()
     clips = _recordings() + _clips(options)
-    readers = _readers(options.model, margins=options.margins)
-    words: dict[tuple[str, str], list[tuple[str, str]]] = defaultdict(list)
+    decoders = _decoders(options.model, margins=options.margins)
+    references: dict[str, list[str]] = defaultdict(list)
+    hypotheses: dict[tuple[str, str], list[str]] = defaultdict(list)
     times: dict[str, list[float]] = defaultdict(list)
     for corpus, file, reference in clips:
-        sound = _cut(np.round(decode_audio(str(file)) * 32768).clip(-32768, 32767).astype(np.int16))
-        for name, read in readers.items():
+        samples = _cut(read_audio(file))
+        references[corpus].append(reference)
+        for name, decode in decoders.items():
             began = time.perf_counter()
-            text = read(sound)
+            hypotheses[name, corpus].append(decode(samples))
             times[name].append((time.perf_counter() - began) * 1000)
-            words[name, corpus].append((_plain(reference), _plain(text)))
-    corpora = sorted({corpus for corpus, *_ in clips})
+    corpora = sorted(references)
     print("| window |", " | ".join(f"WER {corpus}" for corpus in corpora), "| p50 ms | p95 ms |")
-    for name in readers:
-        rates = [
-            jiwer.wer([r for r, _ in words[name, c]], [h for _, h in words[name, c]])
-            for c in corpora
-        ]
+    for name in decoders:
+        rates = [f"{word_error_rate(references[c], hypotheses[name, c]):.3f}" for c in corpora]
         p95 = statistics.quantiles(times[name], n=20)[-1]
-        cells = [f"{rate:.3f}" for rate in rates]
-        print(
-            "|", " | ".join([name, *cells, f"{statistics.median(times[name]):.0f}", f"{p95:.0f}"])
-        )
+        cells = [name, *rates, f"{statistics.median(times[name]):.0f}", f"{p95:.0f}"]
+        print("| " + " | ".join(cells) + " |")
 
 
 def _parse() -> argparse.Namespace:
@@ -69,43 +67,42 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--ravdess", type=Path)
     parser.add_argument("--tess", type=Path)
     parser.add_argument("--clips", type=int, default=50, help="of each corpus, drawn with seed 0")
-    parser.add_argument("--margins", type=float, nargs="+", default=[2, 5, 8, 12])
+    parser.add_argument("--margins", type=float, nargs="+", default=[2, 5, 8, 12], help="seconds")
     parser.add_argument("--model", default=TranscriptConfig().model)
     return parser.parse_args()
 
 
-def _readers(model: str, *, margins: list[float]) -> dict[str, Read]:
+def _decoders(model: str, *, margins: list[float]) -> dict[str, Decode]:
     """faster-whisper itself, bare windows of each margin, and what the live path does."""
     ours = transcript.Transcriber(TranscriptConfig(model=model))
     whole = WhisperModel(resolve_whisper(model), compute_type="int8", cpu_threads=2)
 
-    def plain(beam: int) -> Read:
-        def read(sound: NDArray[np.int16]) -> str:
-            segments, _ = whole.transcribe(
-                sound.astype(np.float32) / 32768, language="en", beam_size=beam
-            )
+    def plain(beam: int) -> Decode:
+        def decode(samples: Int16) -> str:
+            signal = samples.astype(np.float32) / 32768
+            segments, _ = whole.transcribe(signal, language="en", beam_size=beam)
             return " ".join(segment.text for segment in segments)
 
-        return read
+        return decode
 
-    def window(margin: float) -> Read:
-        def read(sound: NDArray[np.int16]) -> str:
-            length = transcript._window_s(sound) - transcript.MARGIN_S + margin
-            encoded = ours._encoder.encode(sound, window_s=min(30.0, length))
-            return ours._generate(encoded, limit=transcript._token_limit(sound)).text
+    def window(margin_s: float) -> Decode:
+        def decode(samples: Int16) -> str:
+            window_s = min(LONGEST_S, window_of(samples) - MARGIN_S + margin_s)
+            encoded = ours._encoder.encode(samples, window_s=window_s)
+            return ours._generate(encoded, limit=transcript._token_limit(samples)).text
 
-        return read
+        return decode
 
-    readers = {"faster-whisper, beam 5": plain(5), "faster-whisper, beam 1": plain(1)}
-    readers |= {f"utterance + {margin:g} s": window(margin) for margin in margins}
-    readers["30 s"] = window(30.0)
-    return readers | {"Transcriber.final": lambda sound: ours.final(sound, speech_score=1.0).text}
+    decoders = {"faster-whisper, beam 5": plain(5), "faster-whisper, beam 1": plain(1)}
+    decoders |= {f"utterance + {margin:g} s": window(margin) for margin in margins}
+    decoders["30 s"] = window(LONGEST_S)
+    return decoders | {"live path": lambda samples: ours.final(samples, speech_score=1.0).text}
 
 
 def _recordings() -> list[Clip]:
     librivox = sorted(RECORDINGS.glob("sense*.flac"))
-    read = [("LibriVox", file, file.with_suffix(".txt").read_text()) for file in librivox]
-    return [*read, ("JFK", RECORDINGS / "jfk.flac", JFK)]
+    texts = [("LibriVox", file, file.with_suffix(".txt").read_text()) for file in librivox]
+    return [*texts, ("JFK", RECORDINGS / "jfk.flac", JFK)]
 
 
 def _clips(options: argparse.Namespace) -> list[Clip]:
@@ -120,19 +117,12 @@ def _clips(options: argparse.Namespace) -> list[Clip]:
     return clips
 
 
-def _cut(sound: NDArray[np.int16]) -> NDArray[np.int16]:
+def _cut(samples: Int16) -> Int16:
     """From the first utterance's start to the last one's end."""
-    detector = SileroDetector()
-    segmenter = Segmenter(SegmenterConfig(), VadConfig(), frame_samples=detector.frame_samples)
-    actions = [action for score in detector.feed(sound) for action in segmenter.feed(float(score))]
-    found = [action for action in actions + segmenter.flush() if isinstance(action, Finish)]
-    return sound[found[0].start : found[-1].end] if found else sound
-
-
-def _plain(text: str) -> str:
-    """Lower case, no punctuation; an empty text counts as one wrong word, as jiwer needs one."""
-    kept = "".join(c if c.isalnum() or c == "'" else " " for c in text.lower())
-    return " ".join(kept.split()) or "-"
+    detector = UtteranceDetector(Config())
+    actions = [*detector.feed(samples), *detector.flush(resume_at=0)]
+    found = [action for action in actions if isinstance(action, Finish)]
+    return samples[found[0].start : found[-1].end] if found else samples
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
+#!/usr/bin/env python3
 """Compare the two voice activity engines on meetings, noise and quiet or noisy acted speech.
 
-Prints Markdown tables. Meetings are scored against their speaker turns, whose annotation counts
-short breaths inside a turn as speech. Usage: python tools/measure_vad.py DATA_FOLDER
+    tools/measure_vad.py CORPORA [--threshold 0.5] [--release 0.35]
+
+Prints Markdown tables. Meetings are scored against their annotated speaker turns, in which short
+breaths count as speech.
 """
 
 import argparse
@@ -19,8 +22,8 @@ from stream_hbaf.speech.segmenter import Finish, Segmenter
 from stream_hbaf.speech.vad import Engine, SpeechDetector, open_detector
 
 ENGINES: tuple[Engine, ...] = ("silero", "webrtc")
-GRID = SAMPLE_RATE_HZ // 100  # speech and silence are compared every 10 ms
-JOIN = 60  # grid steps: turns that are nearer than this are one utterance, as for the segmenter
+GRID = SAMPLE_RATE_HZ // 100  # samples: speech and silence are compared every 10 ms
+JOIN = 60  # grid steps: turns nearer than this are one utterance, as for the segmenter
 SEED = 7
 CLIPS = 48
 
@@ -31,11 +34,13 @@ Mask = NDArray[np.bool_]  # True = speech, one a grid step
 @dataclass(frozen=True)
 class Piece:
     samples: Sound
-    speech_mask: Mask | None  # None: one utterance somewhere, its limits unknown
+    speech_mask: Mask | None  # None: one utterance, its start and end unknown
 
 
 @dataclass
 class Tally:
+    """Grid steps by what they are and what they were found to be."""
+
     missed: int = 0
     false: int = 0
     hit: int = 0
@@ -59,13 +64,15 @@ class Tally:
 
 @dataclass
 class Outcome:
-    raw: Tally = field(default_factory=Tally)
-    final: Tally = field(default_factory=Tally)
-    found: int = 0
-    wanted: int = 0
-    stray: int = 0  # utterances without speech
-    utterances: int = 0
-    heard_s: float = 0.0
+    """An engine's figures under one condition."""
+
+    frames: Tally = field(default_factory=Tally)  # of single VAD frames
+    segments: Tally = field(default_factory=Tally)  # of the segmenter's utterances
+    found: int = 0  # annotated utterances of which at least half is in a detected one
+    annotated: int = 0
+    detected: int = 0  # utterances
+    without_speech: int = 0  # of these
+    audio_s: float = 0.0
 
 
 def main() -> None:
@@ -90,7 +97,7 @@ def main() -> None:
             outcome = measure(detector, pieces, vad=vad)
             spent[engine] += time.process_time() - started
             print("| " + " | ".join([name, engine, *cells(outcome)]) + " |", flush=True)
-        total_s += outcome.heard_s
+        total_s += outcome.audio_s
     print("\n| engine | ms of CPU a second of sound, engine and segmenter |\n| --- | --- |")
     for engine, seconds in spent.items():
         print(f"| {engine} | {1000 * seconds / total_s:.2f} |")
@@ -108,32 +115,32 @@ def measure(detector: SpeechDetector, pieces: list[Piece], *, vad: VadConfig) ->
         final = np.zeros(steps, bool)
         for end in ends:
             final[end.start // GRID : end.end // GRID] = True
-        outcome.utterances += len(ends)
-        outcome.heard_s += len(piece.samples) / SAMPLE_RATE_HZ
+        outcome.detected += len(ends)
+        outcome.audio_s += len(piece.samples) / SAMPLE_RATE_HZ
         if piece.speech_mask is None:
-            outcome.wanted += 1
+            outcome.annotated += 1
             outcome.found += bool(ends)
             continue
         frames = np.minimum(np.arange(steps) * GRID // detector.frame_samples, len(scores) - 1)
-        outcome.raw.add(scores[frames] >= vad.threshold, piece.speech_mask)
-        outcome.final.add(final, piece.speech_mask)
+        outcome.frames.add(scores[frames] >= vad.threshold, piece.speech_mask)
+        outcome.segments.add(final, piece.speech_mask)
         turns = runs(piece.speech_mask, join=JOIN)
-        outcome.wanted += len(turns)
+        outcome.annotated += len(turns)
         outcome.found += sum(bool(final[start:end].mean() >= 0.5) for start, end in turns)
-        outcome.stray += sum(
+        outcome.without_speech += sum(
             not piece.speech_mask[end.start // GRID : end.end // GRID].any() for end in ends
         )
     return outcome
 
 
 def cells(outcome: Outcome) -> list[str]:
-    known = outcome.raw.silence > 0
+    known = outcome.frames.silence > 0
     return [
-        *(outcome.raw.cells() if known else [""] * 3),
-        *(outcome.final.cells() if known else [""] * 3),
-        f"{outcome.found}/{outcome.wanted}" if outcome.wanted else "",
-        str(outcome.utterances),
-        f"{outcome.stray / outcome.heard_s * 60:.1f}" if known else "",
+        *(outcome.frames.cells() if known else [""] * 3),
+        *(outcome.segments.cells() if known else [""] * 3),
+        f"{outcome.found}/{outcome.annotated}" if outcome.annotated else "",
+        str(outcome.detected),
+        f"{outcome.without_speech / outcome.audio_s * 60:.1f}" if known else "",
     ]
 
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
+# Those of corpora/reading.py, which imports numpy.
+CORPORA = "emorynlp, goemotions, iemocap, meld, nemo, ravdess, tess, or a manifest .csv"
 # Options that are settings by another name.
 KEYS = {
     "--file": "source.where",
@@ -181,6 +183,13 @@ def read_speed(text: str) -> float | None:
     if not speed > 0:
         raise ConfigError(f"--speed {text}: must be 'max' or a number above 0, such as 1")
     return speed
+
+
+def device_of(options: argparse.Namespace) -> str:
+    """The device that ``--device`` chooses. Raises ConfigError for a GPU that isn't there."""
+    from stream_hbaf.recognizer import resolve_device
+
+    return resolve_device(options.device)
 
 
 def limit_library_threads() -> None:

@@ -1,20 +1,18 @@
 """The commands that read corpora: extract, train, evaluate, experiment."""
 
 import argparse
-import os
 from pathlib import Path
 
+from stream_hbaf.commands.evaluate import add_evaluate_command
 from stream_hbaf.commands.options import (
+    CORPORA,
     Commands,
     add_command,
+    device_of,
     limit_library_threads,
     print_line,
-    read_speed,
 )
 from stream_hbaf.errors import ConfigError
-
-# Those of corpora/reading.py, which would have to be imported to be asked.
-CORPORA = "emorynlp, goemotions, iemocap, meld, nemo, ravdess, tess, or a manifest .csv"
 
 
 def add_research_commands(commands: Commands) -> None:
@@ -38,7 +36,7 @@ def add_research_commands(commands: Commands) -> None:
     train.add_argument("--nodes", type=int, metavar="N", help="machines to train on")
     _add_corpora(train, models=False)
 
-    _add_evaluate(commands)
+    add_evaluate_command(commands)
 
     experiment = add_command(
         commands, "experiment", _experiment, help="run a grid of trainings, over seeds"
@@ -53,37 +51,6 @@ def add_research_commands(commands: Commands) -> None:
         help="measure test, too, as 'test: true' in the file (default: dev alone)",
     )
     _add_corpora(experiment)
-
-
-def _add_evaluate(commands: Commands) -> None:
-    evaluate = add_command(
-        commands, "evaluate", _evaluate, help="evaluate bundles on a corpus, with a report"
-    )
-    evaluate.add_argument("bundle", nargs="+", help="a system: its bundles, one a seed")
-    judged = evaluate.add_mutually_exclusive_group(required=True)
-    judged.add_argument("--corpus", help=f"with its own words, from files: {CORPORA}")
-    judged.add_argument(
-        "--live", metavar="CORPUS", help="one bundle as it is live: the clips played into it"
-    )
-    evaluate.add_argument(
-        "--split",
-        choices=("train", "dev", "test", "all"),
-        default="test",
-        help="of the corpus (default: test); all, with --live, for one that it was not trained on",
-    )
-    evaluate.add_argument(
-        "--against", nargs="+", default=(), metavar="BUNDLE", help="another system's bundles"
-    )
-    evaluate.add_argument(
-        "--rows",
-        metavar="NAME[,NAME]",
-        help="of --live: some of its ways of hearing (default: all)",
-    )
-    evaluate.add_argument(
-        "--speed", metavar="N|max", help="of --live: times real time (default: max)"
-    )
-    evaluate.add_argument("--out", type=Path, default=Path("report"), help="folder of the report")
-    _add_corpora(evaluate)
 
 
 def _add_corpora(parser: argparse.ArgumentParser, *, models: bool = True) -> None:
@@ -112,7 +79,7 @@ def _extract(options: argparse.Namespace) -> int:
                 representation=representation,
                 cache=options.cache / "audio",
                 workers=options.workers,
-                device=_device(options),
+                device=device_of(options),
                 progress=progress,
             )
         if extracted.leftovers:
@@ -145,58 +112,6 @@ def _train(options: argparse.Namespace) -> int:
     return 0
 
 
-def _evaluate(options: argparse.Namespace) -> int:
-    limit_library_threads()
-    if options.live is not None:
-        return _evaluate_live(options)
-    for option in ("rows", "speed"):
-        if getattr(options, option) is not None:
-            raise ConfigError(f"--{option}: goes with --live CORPUS only; leave it out")
-    if options.split == "all":
-        raise ConfigError("--split all: goes with --live CORPUS only; choose train, dev or test")
-    from stream_hbaf.evaluation.report import evaluate
-
-    evaluate(
-        options.bundle,
-        corpus=options.corpus,
-        corpora=options.corpora,
-        split=options.split,
-        against=options.against,
-        out=options.out,
-        cache=options.cache,
-        device=_device(options),
-        workers=options.workers,
-        progress=print_line,
-    )
-    return 0
-
-
-def _evaluate_live(options: argparse.Namespace) -> int:
-    if options.against:
-        raise ConfigError("--against: can't be had with --live; evaluate each bundle by itself")
-    if len(options.bundle) > 1:
-        raise ConfigError(
-            f"--live: judges one bundle, not {len(options.bundle)}; evaluate each by itself"
-        )
-    speed = read_speed("max" if options.speed is None else options.speed)
-    rows = () if options.rows is None else options.rows.split(",")
-    from stream_hbaf.config import load_config
-    from stream_hbaf.evaluation.conditions import evaluate_live
-
-    evaluate_live(
-        options.bundle[0],
-        corpus=options.live,
-        corpora=options.corpora,
-        split=options.split,
-        rows=rows,
-        speed=speed,
-        out=options.out,
-        config=load_config(environ=os.environ, overrides={"device": options.device}),
-        progress=print_line,
-    )
-    return 0
-
-
 def _experiment(options: argparse.Namespace) -> int:
     limit_library_threads()
     from stream_hbaf.training.experiment import run_experiment
@@ -207,14 +122,8 @@ def _experiment(options: argparse.Namespace) -> int:
         results=options.results,
         cache=options.cache,
         workers=options.workers,
-        device=_device(options),
+        device=device_of(options),
         test=options.test,
         progress=print_line,
     )
     return 0
-
-
-def _device(options: argparse.Namespace) -> str:
-    from stream_hbaf.recognizer import resolve_device
-
-    return resolve_device(options.device)

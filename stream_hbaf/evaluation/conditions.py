@@ -1,18 +1,18 @@
-"""Training: the figures of a bundle that was judged live, a row for each condition.
+"""Conditions of streaming evaluation, and the evaluation of corpora under each of them.
 
-What is right counts every utterance, also those that nothing was said of. What its sureness is
-worth (ECE, sets, abstention) counts those that something was said of.
+A corpus with clips is played as recorded, in noise, in a room, at other levels, and with one
+modality withheld. A corpus without clips is read as written and with simulated ASR errors.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from stream_hbaf import __version__
-from stream_hbaf.bundle import Bundle
+from stream_hbaf.bundle import read_bundle_config
 from stream_hbaf.config import Config
 from stream_hbaf.corpora.asr_errors import SOFTENED
 from stream_hbaf.corpora.augment import (
@@ -25,339 +25,320 @@ from stream_hbaf.corpora.augment import (
 from stream_hbaf.corpora.dataset import utterances_of
 from stream_hbaf.corpora.dialogue import SPLITS, Corpus, Split
 from stream_hbaf.corpora.reading import open_corpus
-from stream_hbaf.errors import ConfigError, CorpusError
-from stream_hbaf.evaluation.metrics import (
-    Labels,
-    accuracy,
-    by_class,
-    calibration_error,
-    confusion,
-    reliability,
-    unweighted_recall,
-    weighted_f1,
-)
-from stream_hbaf.evaluation.report import REPORT, write_report
+from stream_hbaf.errors import BundleError, ConfigError, CorpusError
+from stream_hbaf.evaluation.report import METRICS, REPORT, modalities_of, write_report
 from stream_hbaf.evaluation.streaming import (
-    TIMED_S,
-    Flags,
-    LiveJudged,
     Progress,
-    judge_live,
-    judge_words,
+    StreamingPredictions,
     open_recognizer,
+    predict_clips,
+    predict_text,
+)
+from stream_hbaf.evaluation.summary import (
+    AS_RECORDED,
+    ASR_ERRORS,
+    ASR_ERRORS_PLAIN,
+    AUDIO_ONLY,
+    REFERENCE_TEXT,
+    TEXT_ONLY,
+    measure_condition,
+    summarise_bundle,
+    summarise_corpus,
 )
 from stream_hbaf.networks.calibration import MODALITIES, Modality
 from stream_hbaf.recognizer import Recognizer
 
-CLEAN_ROW, NOISY_ROW, GOLD_ROW, MISHEARD_ROW = "clean", "noise_10db_room", "words", "misheard_15"
-SOFTENED_ROW = "misheard_15_softened"
-AUDIO_ROW, TEXT_ROW = "audio_only", "text_only"
-ERROR_RATE = 0.15
-SURROUNDINGS = "speech"  # folder of noises and room responses, among the corpora
+NOISES = "speech"  # folder of noise/ and rir/ (room impulse responses), among the corpora
+Part = Split | Literal["all"]
+HELD_OUT, SINGLE_MODALITY = "held-out", "single-modality"
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One way of hearing a corpus."""
+class EvaluationCondition:
+    """How a corpus is given to the recogniser."""
 
-    about: str
-    condition: Condition = CLEAN
-    modalities: tuple[Modality, ...] = MODALITIES  # the others are withheld
-    error_rate: float | None = None  # of words that are read instead of heard
-    softened: float = 0.0  # of their exclamation marks, if they are misheard
+    description: str
+    acoustic: Condition = CLEAN  # what is done to the clips
+    modalities: tuple[Modality, ...] = MODALITIES  # the others are withheld from the network
+    error_rate: float | None = None  # of simulated ASR errors in the texts; None: clips are played
+    exclamations_dropped: float = 0.0  # share of the exclamation marks, with simulated errors
+
+    @property
+    def needs_noises(self) -> bool:
+        return self.acoustic.snr_db is not None or self.acoustic.room
 
 
-PLAYED = {
-    CLEAN_ROW: Row("as recorded"),
+CLIP_CONDITIONS = {
+    AS_RECORDED: EvaluationCondition("as recorded"),
     **{
-        name: Row(name.replace("_", " "), condition=condition)
+        name: EvaluationCondition(name.replace("_", " "), acoustic=condition)
         for name, condition in CONDITIONS.items()
         if condition != CLEAN
     },
-    "gain_minus_10db": Row("gain minus 10db", condition=Condition(gain_db=-10.0)),
-    "gain_plus_10db": Row("gain plus 10db", condition=Condition(gain_db=10.0)),
-    AUDIO_ROW: Row("as recorded, its words withheld", modalities=("audio",)),
-    TEXT_ROW: Row("as recorded, its sound withheld but for the words", modalities=("text",)),
+    "gain_minus_10db": EvaluationCondition("gain minus 10db", acoustic=Condition(gain_db=-10.0)),
+    "gain_plus_10db": EvaluationCondition("gain plus 10db", acoustic=Condition(gain_db=10.0)),
+    AUDIO_ONLY: EvaluationCondition("as recorded, text withheld", modalities=("audio",)),
+    TEXT_ONLY: EvaluationCondition("as recorded, audio withheld", modalities=("text",)),
 }
-READ = {
-    GOLD_ROW: Row("the corpus's own words", error_rate=0.0),
-    MISHEARD_ROW: Row("its words, 15 % of them misheard", error_rate=ERROR_RATE),
-    SOFTENED_ROW: Row(
-        "the same, and half of the exclamation marks unheard",
-        error_rate=ERROR_RATE,
-        softened=SOFTENED,
+TEXT_CONDITIONS = {
+    REFERENCE_TEXT: EvaluationCondition("reference text", error_rate=0.0),
+    ASR_ERRORS: EvaluationCondition("15 % simulated ASR errors", error_rate=0.15),
+    ASR_ERRORS_PLAIN: EvaluationCondition(
+        "15 % simulated ASR errors, half of the exclamation marks dropped",
+        error_rate=0.15,
+        exclamations_dropped=SOFTENED,
     ),
 }
-ROWS = PLAYED | READ
 
 
-def evaluate_live(
+FIRST = (AS_RECORDED, REFERENCE_TEXT)  # of a corpus with clips, of one without
+
+
+def evaluate_streaming(
     bundle: str,
+    names: Sequence[str],
     *,
-    corpus: str,
     corpora: Path,
-    split: Split | Literal["all"] = "test",
-    rows: Sequence[str] = (),
+    split: Part = "test",
+    conditions: Sequence[str] = (),
+    held_out: Mapping[str, str] | None = None,
+    single_modality: Mapping[str, str] | None = None,
     speed: float | None = None,
+    resume: bool = False,
     out: Path,
     config: Config | None = None,
     progress: Progress = print,
 ) -> dict[str, Any]:
-    """Judge a bundle through the live path and write report.html and metrics.json into ``out``.
+    """Evaluate a bundle through the live path on corpora, and write a report of each into ``out``.
 
-    A corpus with clips is played under every condition of PLAYED, one without is read as READ
-    says; ``rows`` chooses among them. A ``split`` of "all" is for a corpus that the bundle was not
-    trained on. Returns the metrics, with the corpus's figures under
-    ``shown`` and all of a row under ``rows``. Raises ConfigError for a wrong speed or row,
-    CorpusError for a corpus that can't be read, BundleError for a bundle that isn't live or has
-    no label in common with it.
+    ``names`` are corpora under ``corpora``, tables or folders of sessions; a ``split`` of "all" is
+    for corpora that the bundle wasn't trained on. ``conditions`` are some of CLIP_CONDITIONS and
+    TEXT_CONDITIONS; without, each corpus is given under all that it can be. ``held_out`` maps a
+    corpus to a bundle that was trained without it and is evaluated on all of it,
+    ``single_modality`` to a bundle that takes audio alone or text alone: both under the first
+    condition, for comparison. ``speed`` is a factor of real time, None: as fast as possible. To
+    ``resume`` keeps reports in ``out`` that were made of the same bundle in the same way.
+
+    A report is report.html and metrics.json, in a folder for each corpus if there are several.
+    Returns what a bundle's metrics.json holds under "live"; see ``summarise_bundle``. Raises
+    ConfigError for a wrong speed or condition, CorpusError for a corpus that can't be read,
+    BundleError for a bundle that can't be loaded, isn't live or shares no label with a corpus.
     """
     if speed is not None and not speed > 0:
         raise ConfigError(f"--speed {speed}: must be 'max' or a number above 0, such as 1")
-    read = open_corpus(corpus, corpora, whole=False)
-    part: Split = "test" if split == "all" else split
-    if split == "all":
-        every = tuple(dialogue for one in SPLITS for dialogue in read.splits[one])
-        read = replace(read, splits={**read.splits, part: every})
-    chosen = choose_rows(read, part, rows=rows)
-    noisy = any(row.condition.snr_db is not None or row.condition.room for row in chosen.values())
-    sounds = read_noises_and_rooms(corpora / SURROUNDINGS) if noisy else None
-    judged: dict[str, LiveJudged] = {}
-    with open_recognizer(bundle, config=config) as recognizer:
-        for name, row in chosen.items():
-            judged[name] = _judge(
-                recognizer,
-                read,
-                part,
-                row=row,
-                sounds=sounds,
-                speed=speed,
-                progress=_under(f"{read.name}, {name}", progress),
-            )
-            progress(f"{read.name}, {name}: {_summary(measure_row(judged[name]))}")
-        metrics = {
-            "asr": recognizer.config.transcript.model,
-            **measure_live(
-                judged, bundle=recognizer.bundle, corpus=read.name, split=split, speed=speed
-            ),
-        }
-    write_report(metrics, out)
-    progress(str(out / REPORT))
-    return metrics
+    tasks = [_Task(bundle, name, "", split, tuple(conditions)) for name in names]
+    for name, other in (held_out or {}).items():
+        tasks.append(_Task(other, name, HELD_OUT, "all", FIRST))
+    for name, other in (single_modality or {}).items():
+        _require_one_modality(other)
+        tasks.append(_Task(other, name, SINGLE_MODALITY, split, FIRST))
+    loaded = [_load(task, corpora=corpora, progress=progress) for task in tasks]
+    noisy = any(one.needs_noises for work in loaded for one in work.conditions.values())
+    sounds = read_noises_and_rooms(corpora / NOISES) if noisy else None
+    reports: dict[str, dict[str, Any]] = {"": {}, HELD_OUT: {}, SINGLE_MODALITY: {}}
+    for name, group in groupby(loaded, key=lambda work: work.task.bundle):
+        with open_recognizer(name, config=config) as recognizer:
+            for work in group:
+                reports[work.task.role][work.task.name] = _evaluate(
+                    recognizer,
+                    work,
+                    sounds=sounds,
+                    speed=speed,
+                    resume=resume,
+                    out=out if len(loaded) == 1 else out / work.task.folder,
+                    progress=progress,
+                )
+    return summarise_bundle(
+        reports[""], held_out=reports[HELD_OUT], single_modality=reports[SINGLE_MODALITY]
+    )
 
 
-def choose_rows(corpus: Corpus, split: Split, *, rows: Sequence[str] = ()) -> dict[str, Row]:
-    """The rows that a split can be judged by, or those of them that are asked for.
+def choose_conditions(
+    corpus: Corpus, split: Split, *, names: Sequence[str] = ()
+) -> dict[str, EvaluationCondition]:
+    """The conditions that a split can be given under, or those of them that are asked for.
 
-    Raises CorpusError for a split without clips and without words, ConfigError for a row that it
-    hasn't.
+    Raises CorpusError for a split without clips and without texts, ConfigError for a name that
+    isn't known, or if the split can be given under none of the names.
     """
     utterances = utterances_of(corpus.splits[split])
     if not utterances:
         raise CorpusError(f"{corpus.name}: its {split} split is empty; choose another with --split")
-    if any(said.audio is not None for said in utterances):
-        there = PLAYED
-    elif any(said.text.strip() for said in utterances):
-        there = READ
+    if any(one.audio is not None for one in utterances):
+        there = CLIP_CONDITIONS
+    elif any(one.text.strip() for one in utterances):
+        there = TEXT_CONDITIONS
     else:
-        raise CorpusError(f"{corpus.name}: its {split} split has neither clips nor words; add some")
-    for name in rows:
-        if name not in there:
-            raise ConfigError(f"row '{name}': {corpus.name}'s {split} split has {', '.join(there)}")
-    return {name: there[name] for name in rows or there}
+        raise CorpusError(f"{corpus.name}: its {split} split has neither clips nor texts; add some")
+    known = CLIP_CONDITIONS | TEXT_CONDITIONS
+    chosen = {name: there[name] for name in names or there if name in there}
+    for name in names:
+        if name not in known or not chosen:
+            raise ConfigError(
+                f"condition '{name}': {corpus.name}'s {split} split has {', '.join(there)}"
+            )
+    return chosen
 
 
-def measure_live(
-    judged: dict[str, LiveJudged], *, bundle: Bundle, corpus: str, split: str, speed: float | None
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """One bundle to be evaluated on one corpus, and what its figures are for."""
+
+    bundle: str  # folder or name
+    corpus: str  # as for open_corpus
+    role: str  # "" for the bundle's own figures, HELD_OUT or SINGLE_MODALITY for a comparison
+    split: Part
+    names: tuple[str, ...]  # of conditions; (): all
+
+    @property
+    def name(self) -> str:
+        """The corpus's name in figures: a table's without folder and ending."""
+        return Path(self.corpus).stem
+
+    @property
+    def folder(self) -> str:
+        return f"{self.name}-{self.role}" if self.role else self.name
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """A task with its corpus read."""
+
+    task: _Task
+    corpus: Corpus
+    split: Split
+    conditions: Mapping[str, EvaluationCondition]
+
+
+def _load(task: _Task, *, corpora: Path, progress: Progress) -> _Work:
+    """Read a task's corpus and choose its conditions.
+
+    Those that need noises are left out if there are no recordings of noises and nobody asked for
+    the conditions by name.
+    """
+    labels = read_bundle_config(task.bundle).labels
+    corpus = open_corpus(task.corpus, corpora, whole=False, labels=labels)
+    corpus = replace(corpus, name=task.name)
+    split: Split = "test" if task.split == "all" else task.split
+    if task.split == "all":
+        every = tuple(dialogue for one in SPLITS for dialogue in corpus.splits[one])
+        corpus = replace(corpus, splits={**corpus.splits, split: every})
+    chosen = choose_conditions(corpus, split, names=task.names)
+    noisy = [name for name, one in chosen.items() if one.needs_noises]
+    if noisy and not task.names and not (corpora / NOISES).is_dir():
+        chosen = {name: one for name, one in chosen.items() if name not in noisy}
+        progress(
+            f"{task.name}: without {', '.join(noisy)}: {corpora / NOISES}, recordings of noises "
+            "and rooms, is missing"
+        )
+    return _Work(task, corpus, split, chosen)
+
+
+def _require_one_modality(bundle: str) -> None:
+    config = read_bundle_config(bundle)
+    if len(modalities_of(config)) > 1:
+        raise BundleError(
+            f"bundle {config.id}: takes audio and text; --single-modality compares with a bundle "
+            "that takes one of them"
+        )
+
+
+def _evaluate(
+    recognizer: Recognizer,
+    work: _Work,
+    *,
+    sounds: NoisesAndRooms | None,
+    speed: float | None,
+    resume: bool,
+    out: Path,
+    progress: Progress,
 ) -> dict[str, Any]:
-    """Everything that the report shows, as plain values; figures are fractions of 1."""
-    rows = {
-        name: {"about": ROWS[name].about, **measure_row(one, labels=bundle.labels)}
-        for name, one in judged.items()
-    }
-    return {
-        "corpus": corpus,
-        "split": split,
+    """Evaluate one corpus under each of its conditions, write its report, and return that."""
+    bundle, task, conditions = recognizer.bundle, work.task, work.conditions
+    described: dict[str, Any] = {
+        "corpus": task.name,
+        "split": task.split,
         "labels": list(bundle.labels),
-        "bundle": {"id": bundle.id, "sha256": bundle.sha256},
-        "played": any(ROWS[name].error_rate is None for name in judged),
+        "bundle": {
+            "id": bundle.id,
+            "sha256": bundle.sha256,
+            "modalities": modalities_of(bundle.config),
+        },
+        "input": "clips" if set(conditions) <= set(CLIP_CONDITIONS) else "text",
+        "asr": recognizer.config.transcript.model,
         "speed": "max" if speed is None else speed,
         "version": __version__,
-        "shown": show(rows),
-        "rows": rows,
     }
+    if resume and (made := _read_report(out, described, conditions)) is not None:
+        progress(f"{out / METRICS}: kept, made of the same bundle")
+        return made
+    measured: dict[str, Any] = {}
+    for name, condition in conditions.items():
+        title = f"{task.name}, {name}: "
+        predictions = _predict(
+            recognizer,
+            work,
+            condition,
+            sounds=sounds,
+            speed=speed,
+            progress=_prefixed(title, progress),
+        )
+        figures = measure_condition(predictions, bundle.labels)
+        measured[name] = {"description": condition.description, **figures}
+        progress(title + _main_figures(figures))
+    report = {**described, "summary": summarise_corpus(measured), "conditions": measured}
+    write_report(report, out, progress=progress)
+    progress(str(out / REPORT))
+    return report
 
 
-def show(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """What a bundle promises of a corpus, from its rows; only what those rows can tell."""
-    first = rows.get(CLEAN_ROW) or rows.get(GOLD_ROW)
-    if first is None:
-        return {}
-    kept = ("uar", "uar_shared", "weighted_f1", "accuracy", "ece", "surest_half_gain")
-    sets = ("set_coverage", "set_size", "abstention", "risk", "wer", "cost_ms")
-    shown = {name: first[name] for name in (*kept, *sets)}
-    uar = {name: row["uar"] - first["uar"] for name, row in rows.items()}
-    gains = [change for name, change in uar.items() if name.startswith("gain_")]
-    if NOISY_ROW in rows:
-        shown["uar_change_noise_10db_room"] = uar[NOISY_ROW]
-    if gains:
-        shown["uar_change_worst_gain"] = min(gains)
-    for name in (AUDIO_ROW, TEXT_ROW):
-        if name in rows:
-            shown[f"uar_{name}"] = rows[name]["uar"]
-    for name, told in ((MISHEARD_ROW, "misheard"), (SOFTENED_ROW, "softened")):
-        if name in rows:
-            change = rows[name]["weighted_f1"] - first["weighted_f1"]
-            shown[f"weighted_f1_change_{told}"] = change
-            shown[f"wer_{told}"] = rows[name]["wer"]
-    return shown
-
-
-def measure_row(judged: LiveJudged, *, labels: Sequence[str] = ()) -> dict[str, Any]:
-    """All figures of one row.
-
-    ``uar`` lets the bundle say any of its labels; ``uar_shared`` takes the likeliest of those
-    that occur in the split, the others' probabilities left out. Both average over the labels that
-    occur. With ``labels``, which name the classes, also the figures by class and sex.
-    """
-    gold, heard = judged.gold, judged.heard
-    sure = judged.probabilities[heard]
-    figures: dict[str, Any] = {
-        "utterances": len(gold),
-        "foreign": judged.foreign,
-        "missed": list(judged.missed),
-        **_right(judged, np.ones(len(gold), bool)),
-        "ece": calibration_error(gold[heard], sure),
-        "surest_half_gain": surest_half_gain(gold[heard], sure),
-        **_sets(judged),
-        "wer": judged.wer,
-        "cost_ms": _cost(judged),
-    }
-    if labels:
-        table = confusion(gold[heard], sure.argmax(1), classes=len(labels))
-        classes = by_class(gold, _said(judged), classes=len(labels) + 1)
-        figures["classes"] = {
-            label: asdict(one) for label, one in zip(labels, classes, strict=False)
-        }
-        sexes = np.array([sex_of(speaker) for speaker in judged.speakers])
-        figures["sexes"] = {
-            str(sex): _right(judged, sexes == sex) for sex in sorted(set(sexes)) if sex
-        }
-        figures["confusion"] = table.tolist()
-        figures["reliability"] = [asdict(b) for b in reliability(gold[heard], sure)]
-    return figures
-
-
-def sex_of(speaker: str) -> str:
-    """A speaker's sex as RAVDESS, nEMO and TESS give it; empty where it isn't known."""
-    name, _, rest = speaker.partition(" ")
-    if name.startswith("Actor_") and name[6:].isdigit():  # RAVDESS: odd numbers are men
-        return "male" if int(name[6:]) % 2 else "female"
-    if rest in ("male", "female"):  # nEMO
-        return rest
-    return "female" if name in ("OAF", "YAF") else ""  # TESS
-
-
-def surest_half_gain(gold: Labels, probabilities: np.ndarray[Any, Any]) -> float:
-    """Accuracy on the half of N that it is surest of, minus the accuracy on all."""
-    if not len(gold):
-        return 0.0
-    right = probabilities.argmax(1) == gold
-    surest = np.argsort(-probabilities.max(1), kind="stable")[: (len(gold) + 1) // 2]
-    return float(right[surest].mean() - right.mean())
-
-
-def _right(judged: LiveJudged, counted: Flags) -> dict[str, Any]:
-    """How right it is about the utterances that are ``counted`` [N]."""
-    gold = judged.gold[counted]
-    classes = judged.probabilities.shape[1]
-    said = _said(judged)[counted]
-    shared = np.bincount(judged.gold, minlength=classes) > 0
-    nothing = said == classes
-    likely = np.where(shared, judged.probabilities[counted], -1.0).argmax(1)
-    likeliest = np.where(nothing, classes, likely)
-    return {
-        "count": len(gold),
-        "uar": unweighted_recall(gold, said),
-        "uar_shared": unweighted_recall(gold, likeliest),
-        "weighted_f1": weighted_f1(gold, said),
-        "accuracy": accuracy(gold, said),
-    }
-
-
-def _said(judged: LiveJudged) -> Labels:
-    """The label said of each utterance [N]; one past the last where nothing was said."""
-    said: Labels = np.where(
-        judged.heard, judged.probabilities.argmax(1), judged.probabilities.shape[1]
-    )
-    return said
-
-
-def _sets(judged: LiveJudged) -> dict[str, float | None]:
-    """The sets of labels and the abstentions among what something was said of."""
-    heard = judged.heard
-    gold, sets, abstained = judged.gold[heard], judged.sets[heard], judged.abstained[heard]
-    if not len(gold):
-        return dict.fromkeys(("set_coverage", "set_size", "abstention", "risk"))
-    wrong = judged.probabilities[heard].argmax(1) != gold
-    return {
-        "set_coverage": float(sets[np.arange(len(gold)), gold].mean()),
-        "set_size": float(sets.sum(1).mean()),
-        "abstention": float(abstained.mean()),
-        "risk": None if abstained.all() else float(wrong[~abstained].mean()),
-    }
-
-
-def _cost(judged: LiveJudged) -> dict[str, Any] | None:
-    """Median and p95 of the milliseconds beyond Whisper, and each stage's median."""
-    if not judged.cost_ms or not len(next(iter(judged.cost_ms.values()))):
-        return None
-    total = np.sum(list(judged.cost_ms.values()), axis=0)
-    return {
-        "utterance_s": list(TIMED_S),
-        "count": len(total),
-        "median": float(np.median(total)),
-        "p95": float(np.quantile(total, 0.95)),
-        "stages": {stage: float(np.median(times)) for stage, times in judged.cost_ms.items()},
-    }
-
-
-def _under(heading: str, progress: Progress) -> Progress:
-    return lambda line: progress(f"{heading}: {line}")
-
-
-def _judge(
+def _predict(
     recognizer: Recognizer,
-    corpus: Corpus,
-    split: Split,
+    work: _Work,
+    condition: EvaluationCondition,
     *,
-    row: Row,
     sounds: NoisesAndRooms | None,
     speed: float | None,
     progress: Progress,
-) -> LiveJudged:
-    if row.error_rate is not None:
-        return judge_words(
+) -> StreamingPredictions:
+    if condition.error_rate is not None:
+        return predict_text(
             recognizer,
-            corpus,
-            split,
-            error_rate=row.error_rate,
-            softened=row.softened,
+            work.corpus,
+            work.split,
+            error_rate=condition.error_rate,
+            exclamations_dropped=condition.exclamations_dropped,
             progress=progress,
         )
-    return judge_live(
+    return predict_clips(
         recognizer,
-        corpus,
-        split,
-        condition=row.condition,
+        work.corpus,
+        work.split,
+        condition=condition.acoustic,
         sounds=sounds,
-        modalities=row.modalities,
+        modalities=condition.modalities,
         speed=speed,
         progress=progress,
     )
 
 
-def _summary(row: dict[str, Any]) -> str:
-    figures = ("uar", "uar_shared", "weighted_f1", "ece")
-    shown = ", ".join(f"{name} {100 * row[name]:.2f}" for name in figures)
-    return f"{shown}, {len(row['missed'])} of {row['utterances']} missed"
+def _read_report(
+    out: Path, described: Mapping[str, Any], conditions: Mapping[str, EvaluationCondition]
+) -> dict[str, Any] | None:
+    """The report in ``out`` if all that ``described`` says holds of it, else None."""
+    try:
+        report: dict[str, Any] = json.loads((out / METRICS).read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    same = all(report.get(key) == value for key, value in described.items())
+    return report if same and list(report.get("conditions", ())) == list(conditions) else None
+
+
+def _prefixed(prefix: str, progress: Progress) -> Progress:
+    return lambda line: progress(prefix + line)
+
+
+def _main_figures(figures: Mapping[str, Any]) -> str:
+    titles = {"uar": "UAR", "uar_shared": "shared", "weighted_f1": "weighted F1", "ece": "ECE"}
+    shown = ", ".join(f"{title} {100 * figures[key]:.2f}" for key, title in titles.items())
+    return f"{shown}, {len(figures['missed'])} of {figures['utterances']} missed"

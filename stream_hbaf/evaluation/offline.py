@@ -1,8 +1,8 @@
-"""Training: what a finished bundle says of a recorded corpus, with the corpus's own words.
+"""Offline evaluation: a bundle's predictions for a recorded corpus, from its texts and clips.
 
-A bundle judges by what it holds: its encoder and how much of the dialogue that reads, its
-commonsense, its scaling of sound, its calibration. Both modes go through the network's
-``forward``, which in live mode builds the windows that the live recogniser would have had.
+Features and calibration are the bundle's own: its text encoder and context, its commonsense, its
+scaling. Both modes go through the network's ``forward``, which in live mode gives each utterance
+the window of past utterances that it has live.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_hbaf.bundle import NONE, Bundle
+from stream_hbaf.bundle import NONE, Bundle, BundleConfig
 from stream_hbaf.corpora.cache import cached_dialogue_encoder, infer_commonsense
 from stream_hbaf.corpora.dataset import (
     Dataset,
@@ -37,16 +37,75 @@ Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Judged:
+class OfflinePredictions:
     """A bundle's predictions of a split's N labelled utterances, dialogue by dialogue."""
 
     ids: tuple[str, ...]
     gold: Labels  # [N]
     probabilities: Probabilities  # [N, C], calibrated, in the order of the corpus's labels
     turns: Labels  # [N], the place in the dialogue, from 1
-    words: Labels  # [N], what a blank separates
+    words: Labels  # [N], number of words, which blanks separate
     dialogues: Labels  # [N], the number of the dialogue
-    heard: int  # labelled utterances of which there was sound, or prosody
+    with_audio: int  # labelled utterances with audio features
+
+
+@dataclass(frozen=True)
+class System:
+    """One system's bundles, one a seed, and the predictions of each for the same utterances."""
+
+    name: str
+    labels: tuple[str, ...]  # of the corpus: the order of all probabilities
+    configs: tuple[BundleConfig, ...]
+    sums: tuple[str, ...]  # SHA-256 of each bundle
+    predictions: tuple[OfflinePredictions, ...]
+
+    @property
+    def probabilities(self) -> Probabilities:
+        """[S, N, C]."""
+        return np.stack([one.probabilities for one in self.predictions])
+
+
+def predict_system(
+    bundles: Sequence[str],
+    corpus: Corpus,
+    split: Split,
+    *,
+    cache: Path,
+    device: str = "cpu",
+    workers: int = 2,
+    progress: Progress = print,
+) -> System:
+    """Predict a split with each of a system's bundles, folders or names, one a seed.
+
+    Raises BundleError for a bundle that can't be loaded, or that belongs to another system than
+    the first one; otherwise as ``predict_corpus``.
+    """
+    configs: list[BundleConfig] = []
+    sums: list[str] = []
+    predictions: list[OfflinePredictions] = []
+    for name in bundles:
+        bundle = Bundle.load(name, device=device)  # one at a time: encoders are large
+        progress(f"{name}: bundle {bundle.id}, {bundle.config.network.mode}")
+        require_same_system([*configs, bundle.config])
+        found = predict_corpus(
+            bundle, corpus, split, cache=cache, device=device, workers=workers, progress=progress
+        )
+        configs.append(bundle.config)
+        sums.append(bundle.sha256)
+        predictions.append(found)
+    name = ", ".join(dict.fromkeys(config.id for config in configs))
+    return System(name, corpus.labels, tuple(configs), tuple(sums), tuple(predictions))
+
+
+def require_same_system(configs: Sequence[BundleConfig]) -> None:
+    """Raise BundleError unless the bundles differ only in what training determined."""
+    first, last = configs[0], configs[-1]
+    trained = {"id", "temperature", "calibration", "licence"}  # what may differ from seed to seed
+    if first.model_dump(exclude=trained) != last.model_dump(exclude=trained):
+        raise BundleError(
+            f"bundles {first.id} and {last.id}: not seeds of one system, their config.yaml differ; "
+            "give the other system's bundles with --against"
+        )
 
 
 def predict_corpus(
@@ -59,37 +118,39 @@ def predict_corpus(
     workers: int = 2,
     batch: int = 64,
     progress: Progress = print,
-) -> Judged:
-    """Predict every labelled utterance of a split; the unlabelled ones are read as context.
+) -> OfflinePredictions:
+    """Predict every labelled utterance of a split; the unlabelled ones are context.
 
-    ``batch`` is dialogues at once. Text and sound features are kept in ``cache``. Raises
+    ``batch`` is dialogues at once. Text and audio features are kept in ``cache``. Raises
     BundleError if the bundle's labels aren't the corpus's, CorpusError if nothing is labelled.
     """
     require_labels(bundle, corpus)
+    if not corpus.splits[split]:
+        raise CorpusError(f"{corpus.name}: its {split} split is empty; choose another with --split")
     one = replace(corpus, splits={split: corpus.splits[split]})
-    sound = _hear(
+    audio = _audio_features(
         bundle, one, split, cache=cache, device=device, workers=workers, progress=progress
     )
-    material = _gather(bundle, one, split, sound=sound, cache=cache)
-    if not material.labelled.any():
-        raise CorpusError(f"{corpus.name}: its {split} split has no labelled utterance to judge")
-    version = None if sound is None else ""
-    logits = predict(bundle.network, material, version=version, batch=batch)[material.labelled]
+    dataset = _dataset(bundle, one, split, audio=audio, cache=cache)
+    if not dataset.labelled.any():
+        raise CorpusError(f"{corpus.name}: its {split} split has no labelled utterance; label some")
+    version = None if audio is None else ""
+    logits = predict(bundle.network, dataset, version=version, batch=batch)[dataset.labelled]
     if not np.isfinite(logits).all():
         raise BundleError(f"bundle {bundle.id}: its network gives NaN; train it again")
-    return _judged(bundle, one, split, material=material, logits=logits)
+    return _labelled_predictions(bundle, one, split, dataset=dataset, logits=logits)
 
 
 def require_labels(bundle: Bundle, corpus: Corpus) -> None:
     """Raise BundleError naming both sets of labels if they aren't the same."""
     if set(bundle.labels) != set(corpus.labels):
         raise BundleError(
-            f"bundle {bundle.id}: says {', '.join(bundle.labels)}, but {corpus.name} has "
-            f"{', '.join(corpus.labels)}; judge it on the corpus that it was trained for"
+            f"bundle {bundle.id}: predicts {', '.join(bundle.labels)}, but {corpus.name} has "
+            f"{', '.join(corpus.labels)}; choose the corpus that it was trained on"
         )
 
 
-def _hear(
+def _audio_features(
     bundle: Bundle,
     corpus: Corpus,
     split: Split,
@@ -99,8 +160,10 @@ def _hear(
     workers: int,
     progress: Progress,
 ) -> Float32 | None:
-    """Scaled sound features [N, A], or tokens [N, F, A], NaN where there is none; None if none
-    are heard."""
+    """Scaled audio features [N, A], or tokens [N, F, A], NaN for an utterance without audio.
+
+    None for a network that takes no audio, or where the split has none and the network takes text.
+    """
     acoustic = bundle.config.acoustic_input
     if acoustic == NONE:
         return None
@@ -108,12 +171,12 @@ def _hear(
     given = [u.prosody if acoustic == "prosody" else u.audio for u in utterances]
     if all(one is None for one in given) and bundle.config.network.use_text:
         kind = "measurements of prosody" if acoustic == "prosody" else "clips"
-        progress(f"{corpus.name}: no {kind} are there, so bundle {bundle.id} judges by words alone")
+        progress(f"{corpus.name}: has no {kind}, so bundle {bundle.id} is given text alone")
         return None
 
-    def tell(done: int, total: int, clip: Path) -> None:
+    def report(done: int, total: int, clip: Path) -> None:
         if done % 100 == 0 or done == total:
-            progress(f"sound: {done} of {total} clips, {clip.name}")
+            progress(f"audio features: {done} of {total} clips, {clip.name}")
 
     extracted = extract_corpus(
         corpus,
@@ -121,75 +184,79 @@ def _hear(
         cache=cache / "audio",  # as training does, so that both share it
         workers=workers,
         device=device,
-        progress=tell,
+        progress=report,
     )
     if extracted.leftovers:
         progress(extracted.leftovers)
     if extracted.skipped:
-        progress(f"{len(extracted.skipped)} without sound, the first is {extracted.skipped[0]}")
+        progress(f"{len(extracted.skipped)} without audio, the first is {extracted.skipped[0]}")
     takes = bundle.config.network.takes_tokens
     rows = shape_for(extracted.features[split], representation=acoustic, tokens=takes)
-    there = np.isfinite(rows).any(axis=-1)
-    heard = np.full((*there.shape, bundle.config.network.audio_width), np.nan, np.float32)
-    heard[there] = bundle.scale(rows[there])
-    return heard
+    audio_mask = np.isfinite(rows).any(axis=-1)
+    scaled = np.full((*audio_mask.shape, bundle.config.network.audio_width), np.nan, np.float32)
+    scaled[audio_mask] = bundle.scale(rows[audio_mask])
+    return scaled
 
 
-def _gather(
-    bundle: Bundle, corpus: Corpus, split: Split, *, sound: Float32 | None, cache: Path
+def _dataset(
+    bundle: Bundle, corpus: Corpus, split: Split, *, audio: Float32 | None, cache: Path
 ) -> Dataset:
     """The split's features as the network takes them, context included."""
     dialogues = corpus.splits[split]
     utterances = utterances_of(dialogues)
-    text, commonsense = _read(bundle, dialogues, cache=cache)
-    heard: Flags | None = None
-    if sound is not None:
-        heard = np.asarray(np.isfinite(sound.reshape(len(sound), -1)).any(axis=1))
+    text, commonsense = _text_features(bundle, dialogues, cache=cache)
+    audio_mask: Flags | None = None
+    if audio is not None:
+        audio_mask = np.asarray(np.isfinite(audio.reshape(len(audio), -1)).any(axis=1))
     return Dataset(
         labels=label_indices(utterances, corpus.labels),
         text=text,
         commonsense=commonsense,
-        audio={} if sound is None else {"": sound},
+        audio={} if audio is None else {"": audio},
         dialogues=rows_of(dialogues),
-        audio_mask=heard,
+        audio_mask=audio_mask,
         text_mask=np.array([bool(u.text.strip()) for u in utterances]),
         speakers=number_speakers(dialogues),
     )
 
 
-def _judged(
-    bundle: Bundle, corpus: Corpus, split: Split, *, material: Dataset, logits: Float32
-) -> Judged:
+def _labelled_predictions(
+    bundle: Bundle, corpus: Corpus, split: Split, *, dataset: Dataset, logits: Float32
+) -> OfflinePredictions:
     """The labelled utterances alone, with what the report sorts them by."""
-    said = utterances_of(corpus.splits[split])
-    lengths = [len(rows) for rows in material.dialogues]
-    counted = material.labelled
-    heard = np.zeros(len(said), bool) if material.audio_mask is None else material.audio_mask
+    utterances = utterances_of(corpus.splits[split])
+    lengths = [len(rows) for rows in dataset.dialogues]
+    labelled = dataset.labelled
+    audio_mask = dataset.audio_mask
+    if audio_mask is None:
+        audio_mask = np.zeros(len(utterances), bool)
+    text_mask = np.full(len(utterances), bundle.config.network.use_text)
+    if dataset.text_mask is not None:
+        text_mask = text_mask & dataset.text_mask
+    patterns = patterns_of(audio=audio_mask[labelled], text=text_mask[labelled])
     columns = [bundle.labels.index(label) for label in corpus.labels]
-    reads = np.full(len(said), bundle.config.network.use_text)
-    if material.text_mask is not None:
-        reads = reads & material.text_mask
-    patterns = patterns_of(audio=heard[counted], text=reads[counted])
-    return Judged(
-        ids=tuple(u.id for u, counts in zip(said, counted, strict=True) if counts),
-        gold=material.labels[counted],
+    return OfflinePredictions(
+        ids=tuple(u.id for u, counts in zip(utterances, labelled, strict=True) if counts),
+        gold=dataset.labels[labelled],
         probabilities=bundle.probabilities(logits, pattern=patterns)[:, columns],
-        turns=np.concatenate([np.arange(1, n + 1) for n in lengths])[counted],
-        words=np.array([len(u.text.split()) for u in said])[counted],
-        dialogues=np.repeat(np.arange(len(lengths)), lengths)[counted],
-        heard=int(heard[counted].sum()),
+        turns=np.concatenate([np.arange(1, n + 1) for n in lengths])[labelled],
+        words=np.array([len(u.text.split()) for u in utterances])[labelled],
+        dialogues=np.repeat(np.arange(len(lengths)), lengths)[labelled],
+        with_audio=int(audio_mask[labelled].sum()),
     )
 
 
-def _read(bundle: Bundle, dialogues: Sequence[Dialogue], *, cache: Path) -> tuple[Float32, Float32]:
-    """Text features [N, L] and commonsense [N, 3, K]; zeros for a network that reads nothing."""
-    said = [utterance.text for utterance in utterances_of(dialogues)]
+def _text_features(
+    bundle: Bundle, dialogues: Sequence[Dialogue], *, cache: Path
+) -> tuple[Float32, Float32]:
+    """Text features [N, L] and commonsense [N, 3, K]; zeros for a network that takes no text."""
+    texts = [utterance.text for utterance in utterances_of(dialogues)]
     network = bundle.config.network
     if not network.use_text:
-        relations = np.zeros((len(said), len(RELATIONS), network.commonsense_width), np.float32)
-        return np.zeros((len(said), network.text_width), np.float32), relations
+        relations = np.zeros((len(texts), len(RELATIONS), network.commonsense_width), np.float32)
+        return np.zeros((len(texts), network.text_width), np.float32), relations
     turns = [tuple(Turn(u.speaker, u.text) for u in dialogue.utterances) for dialogue in dialogues]
     text = cached_dialogue_encoder(bundle.encoder, cache / "text")(turns)
     return text, infer_commonsense(
-        bundle.commonsense, said, features=text, cache=cache / "commonsense"
+        bundle.commonsense, texts, features=text, cache=cache / "commonsense"
     )

@@ -1,8 +1,8 @@
-"""Training: figures drawn as SVG that a page can hold.
+"""Plots as SVG, for the page of a report or as files of their own, and embeddings to be plotted.
 
 The only file that imports matplotlib, and only its object API: no window, no global state. Colours
 are CSS variables of the page (--ink, --paper, --accent, --second), so a picture is light or dark
-as the page is; it needs no file beside it.
+as the page is.
 """
 
 import re
@@ -13,6 +13,8 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import torch
+import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.legend_handler import HandlerTuple
@@ -20,10 +22,19 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
+from sklearn.manifold import TSNE
 
+from stream_hbaf.corpora.dataset import Dataset, all_features, on_device_of, pad_dialogues
+from stream_hbaf.errors import ModelError
 from stream_hbaf.evaluation.metrics import Bin, Spread
+from stream_hbaf.networks.network import Network
 
-# Colours that stand for the page's own until the picture is finished.
+Float32 = NDArray[np.float32]
+
+FEWEST = 3  # utterances whose embeddings can be compared
+TIES = 1e-6  # cosines that differ by less are equal: equal texts have equal embeddings
+PERPLEXITY = 30.0  # of t-SNE: about how many neighbours it keeps together
+# Placeholders for the page's colours, which _svg replaces by its CSS variables.
 INK, PAPER, ACCENT, SECOND = "#010203", "#fafbfc", "#0a141e", "#1e140a"
 _VARIABLES = {INK: "--ink", PAPER: "--paper", ACCENT: "--accent", SECOND: "--second"}
 _STYLE: Any = {  # its keys are literals to matplotlib's types
@@ -31,7 +42,7 @@ _STYLE: Any = {  # its keys are literals to matplotlib's types
     "svg.hashsalt": "stream-hbaf",  # the same picture is the same file
     "font.family": "sans-serif",
     "font.size": 10,
-    "text.parse_math": False,  # a dollar in a name is a dollar
+    "text.parse_math": False,  # names may hold a dollar sign
     "text.color": INK,
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
@@ -45,7 +56,7 @@ _STYLE: Any = {  # its keys are literals to matplotlib's types
     "legend.frameon": False,
 }
 _SHADES: Any = mpl.colormaps["tab20"]  # ten pairs of one hue, dark and light
-Series = Sequence[tuple[str, Sequence[Spread]]]  # a name, and a figure for each stretch
+Series = Sequence[tuple[str, Sequence[Spread]]]  # a system's name, and a figure for each interval
 
 
 @dataclass(frozen=True)
@@ -61,7 +72,7 @@ class Panel:
 def draw_confusion(
     table: NDArray[np.integer | np.floating], *, labels: Sequence[str], name: str = "confusion"
 ) -> str:
-    """A confusion table [C, C] (row: gold, column: said); each row's shares in per cent."""
+    """A confusion matrix [C, C] (row: gold, column: predicted); each row's shares in per cent."""
     with mpl.rc_context(_STYLE):
         figure, axes = _sheet(width=4.7, height=4.4)
         shares = table / np.maximum(table.sum(1, keepdims=True), 1)
@@ -82,14 +93,14 @@ def draw_confusion(
         axes.set_yticks(range(classes), labels)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
-        axes.set_xlabel("said")
+        axes.set_xlabel("predicted")
         axes.set_ylabel("gold")
         axes.set_aspect("equal")
         return _svg(figure, name=name, title="Confusion matrix, per cent of each gold label")
 
 
 def draw_reliability(bins: Sequence[Bin], *, name: str = "reliability") -> str:
-    """How sure against how right; below it, how many predictions each bin holds."""
+    """A reliability diagram: accuracy against confidence, and below it each bin's count."""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(4.6, 4.6), layout="constrained")
         figure.patch.set_alpha(0)
@@ -99,19 +110,19 @@ def draw_reliability(bins: Sequence[Bin], *, name: str = "reliability") -> str:
         upper.plot([0, 1], [0, 1], color=INK, lw=0.8, ls=(0, (3, 3)), alpha=0.6)
         upper.bar(middles, [b.accuracy for b in bins], width, color=ACCENT, alpha=0.55, lw=0)
         upper.plot([b.confidence for b in bins], [b.accuracy for b in bins], "o", ms=4, color=INK)
-        upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="right")
+        upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
         lower.bar(middles, [b.count for b in bins], width, color=SECOND, alpha=0.55, lw=0)
-        lower.set(xlabel="sure", ylabel="count")
+        lower.set(xlabel="confidence", ylabel="count")
         lower.yaxis.set_major_locator(MaxNLocator(2, integer=True))
         for axis in (upper.xaxis, upper.yaxis):
             axis.set_major_formatter(PercentFormatter(1.0))
         for axes in (upper, lower):
             axes.patch.set_alpha(0)
-        return _svg(figure, name=name, title="Share of right predictions by confidence")
+        return _svg(figure, name=name, title="Accuracy by confidence")
 
 
-def draw_stretches(names: Sequence[str], series: Series, *, name: str, about: str) -> str:
-    """Weighted F1 for stretches of utterances, one line a system, bars of one SD over its seeds."""
+def draw_intervals(names: Sequence[str], series: Series, *, name: str, about: str) -> str:
+    """Weighted F1 over intervals of utterances: one line a system, bars of one SD over seeds."""
     with mpl.rc_context(_STYLE):
         figure, axes = _sheet(width=7.4, height=3.4)
         for (system, figures), colour, marker in zip(series, (ACCENT, SECOND), "os", strict=False):
@@ -142,10 +153,7 @@ def draw_stretches(names: Sequence[str], series: Series, *, name: str, about: st
 
 
 def window_curve(points: Sequence[tuple[float, float, float]], *, title: str) -> str:
-    """Weighted F1 × 100 against window length, (utterances, mean, SD over seeds), as an SVG file.
-
-    It stands alone, so it brings the colours that a page would have given it.
-    """
+    """An SVG file of weighted F1 × 100 against window length: (utterances, mean, SD over seeds)."""
     lengths, means, deviations = zip(*points, strict=True)
     with mpl.rc_context(_STYLE):
         figure, axes = _sheet(width=7.4, height=3.4)
@@ -164,9 +172,9 @@ def window_curve(points: Sequence[tuple[float, float, float]], *, title: str) ->
 
 
 def embedding_panels(panels: Sequence[Panel], *, labels: Sequence[str], title: str) -> str:
-    """What networks make of speech (dark) and of its words (light), side by side, as an SVG file.
+    """An SVG file of several networks' embeddings side by side: speech dark, text light.
 
-    A colour an emotion; at most ten emotions. It stands alone, as ``window_curve`` does.
+    A colour an emotion; at most ten emotions.
     """
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(3.7 * len(panels), 4.5), layout="constrained")
@@ -192,18 +200,90 @@ def embedding_panels(panels: Sequence[Panel], *, labels: Sequence[str], title: s
             handler_map={tuple: HandlerTuple(ndivide=None)},
             loc="outside lower center",
             ncols=min(len(labels), 2 * len(panels)),
-            title="speech dark, its words light",
+            title="speech dark, its text light",
         )
         drawn = _svg(figure, name="e", title=title)  # short: it stands in front of every point
-    # A tenth of a point is less than anybody sees; thousands of points are large otherwise.
+    # Tenths of a point can't be seen, and thousands of points would make a large file.
     return _standing_alone(re.sub(r'(?<= [xy]=")-?\d+\.\d+', _tenths, drawn))
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """A network's embeddings of the speech and of the text of n utterances, width H."""
+
+    speech: Float32  # [n, H], each of length 1
+    text: Float32  # [n, H], each of length 1
+    labels: NDArray[np.int64]  # [n]
+
+    def retrieval(self) -> float:
+        """The share of utterances whose own text is the nearest of all texts to their speech.
+
+        By cosine; where k texts are equally near, the own one counts 1/k.
+        """
+        cosines = self.speech @ self.text.T
+        nearest = cosines >= cosines.max(axis=1, keepdims=True) - TIES
+        return float((np.diagonal(nearest) / nearest.sum(axis=1)).mean())
+
+    def margin(self) -> float:
+        """The mean cosine of speech and own text, minus that of speech and all other texts."""
+        cosines = self.speech @ self.text.T
+        count = len(cosines)
+        own = float(np.trace(cosines))
+        others = float(cosines.sum()) - own
+        return own / count - others / (count * (count - 1))
+
+    def in_plane(self) -> tuple[Float32, Float32]:
+        """Speech and text [n, 2], laid out together by t-SNE; the same each time."""
+        every = np.concatenate([self.speech, self.text])
+        perplexity = min(PERPLEXITY, (len(every) - 1) / 3)
+        plane = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(every)
+        return plane[: len(self.speech)], plane[len(self.speech) :]
+
+
+def embed(network: Network, dataset: Dataset, *, most: int, seed: int = 0) -> Embeddings:
+    """Embeddings of ``most`` labelled utterances that have audio and text, drawn evenly.
+
+    The network is used as it is: call ``eval()`` before. Raises ModelError for a network without
+    both embeddings, and for fewer than 3 utterances.
+    """
+    if len(network.config.modalities) < 2:
+        raise ModelError("embeddings: the network has one modality; choose one with both")
+    speech, text = _embed_all(network, dataset)
+    counted = dataset.labelled
+    for mask in (dataset.audio_mask, dataset.text_mask):
+        counted = counted if mask is None else counted & mask
+    rows = np.flatnonzero(counted)
+    if len(rows) < FEWEST:
+        raise ModelError(f"embeddings: {len(rows)} utterances have audio, text and a label")
+    if len(rows) > most:
+        rows = np.sort(np.random.default_rng(seed).choice(rows, most, replace=False))
+    return Embeddings(speech[rows], text[rows], dataset.labels[rows])
+
+
+def _embed_all(network: Network, dataset: Dataset) -> tuple[Float32, Float32]:
+    """[N, H] of speech and of text; a dialogue at a time, since tokens take much memory."""
+    speech: list[Float32] = []
+    text: list[Float32] = []
+    for rows in dataset.dialogues:
+        features = all_features(dataset, pad_dialogues([rows]), version="")
+        with torch.inference_mode():
+            output = network(on_device_of(network, features))
+        if output.h_a is None or output.h_l is None:
+            raise ModelError(
+                f"embeddings: {network.config.kind} doesn't embed speech and text; "
+                "choose a network that does, such as hbaf"
+            )
+        for part, h in ((speech, output.h_a), (text, output.h_l)):
+            part.append(F.normalize(h[0].float(), dim=-1).cpu().numpy())
+    back = np.argsort(np.concatenate(dataset.dialogues))
+    return np.concatenate(speech)[back], np.concatenate(text)[back]
 
 
 _PARTS = ("mean", "sd")
 
 
 def _shades(label: int) -> tuple[Any, Any]:
-    """Dark and light."""
+    """A label's dark and light shade."""
     return _SHADES(2 * label), _SHADES(2 * label + 1)
 
 

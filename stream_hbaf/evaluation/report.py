@@ -1,13 +1,15 @@
-"""Training: a finished system judged on a corpus, as a page for people and as JSON.
+"""Evaluation reports: offline evaluation of a system, and any report as JSON and as an HTML page.
 
-A system is one bundle, or those of several seeds; its figures are means over them. The only file
-that imports jinja2.
+A system is one bundle, or those of several seeds; its figures are means over the seeds. The only
+file that imports jinja2.
 """
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -15,10 +17,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from stream_hbaf import __version__
-from stream_hbaf.bundle import Bundle, BundleConfig
+from stream_hbaf.bundle import BundleConfig, read_bundle_config
 from stream_hbaf.corpora.dialogue import Split
 from stream_hbaf.corpora.reading import open_corpus
-from stream_hbaf.errors import BundleError, StreamHbafError
+from stream_hbaf.errors import StreamHbafError
 from stream_hbaf.evaluation.metrics import (
     Bin,
     Comparison,
@@ -32,8 +34,9 @@ from stream_hbaf.evaluation.metrics import (
     score,
     spread,
 )
-from stream_hbaf.evaluation.offline import Judged, Progress, predict_corpus
-from stream_hbaf.evaluation.plots import draw_confusion, draw_reliability, draw_stretches
+from stream_hbaf.evaluation.offline import OfflinePredictions, Progress, System, predict_system
+from stream_hbaf.files import WriteError, atomic_write_text
+from stream_hbaf.networks.calibration import Modality
 
 FIGURES = {
     "weighted_f1": "weighted F1",
@@ -44,42 +47,27 @@ FIGURES = {
 }
 COMPARED: tuple[FigureName, ...] = ("weighted_f1", "macro_f1", "accuracy", "uar")
 DRAWS = 10_000
-TURNS = (1, 2, 3, 5, 9, 17, 33, 65)  # where the stretches of turn numbers start
-FEWEST = 20  # utterances of a stretch that is drawn: the F1 of less is chance
+TURNS = (1, 2, 3, 5, 9, 17, 33, 65)  # where the intervals of turn numbers start
 WORDS = (0, 1, 2, 4, 7, 11, 16, 26)  # and those of utterance lengths
-LIVE_FIGURES = {
+FEWEST = 20  # utterances of an interval that is drawn: F1 over fewer is mostly chance
+STREAMING_FIGURES = {
     "uar": "UAR",
     "uar_shared": "UAR, shared",
     "weighted_f1": "weighted F1",
     "accuracy": "accuracy",
     "ece": "ECE",
-    "surest_half_gain": "surest half",
+    "ece_by_chance": "ECE by chance",
+    "confident_half_gain": "confident half",
     "set_coverage": "coverage",
     "abstention": "abstained",
     "risk": "risk",
     "wer": "WER",
 }
 REPORT, METRICS = "report.html", "metrics.json"
-TEMPLATE, LIVE_TEMPLATE = "report.html.jinja", "live_report.html.jinja"
+OFFLINE_TEMPLATE, STREAMING_TEMPLATE = "offline_report.html.jinja", "streaming_report.html.jinja"
 
 
-@dataclass(frozen=True)
-class System:
-    """One system's bundles, one a seed, and what each says of the same utterances."""
-
-    name: str
-    labels: tuple[str, ...]  # of the corpus: the order of all probabilities
-    configs: tuple[BundleConfig, ...]
-    sums: tuple[str, ...]  # SHA-256 of each bundle
-    judged: tuple[Judged, ...]
-
-    @property
-    def probabilities(self) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """[S, N, C]."""
-        return np.stack([one.probabilities for one in self.judged])
-
-
-def evaluate(
+def evaluate_offline(
     bundles: Sequence[str],
     *,
     corpus: str,
@@ -92,59 +80,35 @@ def evaluate(
     workers: int = 2,
     progress: Progress = print,
 ) -> dict[str, Any]:
-    """Judge a system's bundles on a corpus in ``corpora`` and write the report into ``out``.
+    """Evaluate a system's bundles on a corpus in ``corpora`` and write the report into ``out``.
 
     ``bundles`` are folders or names, one a seed; ``against`` those of another system to compare
-    with. Writes report.html, which needs nothing else, and metrics.json, and returns the latter.
-    Raises BundleError for a bundle that can't be loaded, has other labels than the corpus or
-    isn't of one system with the rest, CorpusError for the corpus.
+    with. Writes report.html, which stands alone, and metrics.json, and returns the latter's
+    content. Raises BundleError for a bundle that can't be loaded, has other labels than the corpus
+    or belongs to another system than the rest, CorpusError for the corpus.
     """
-    read = open_corpus(corpus, corpora)
-
-    def judge(names: Sequence[str]) -> System:
-        configs: list[BundleConfig] = []
-        sums: list[str] = []
-        judged: list[Judged] = []
-        for name in names:
-            bundle = Bundle.load(name, device=device)  # one at a time: encoders are large
-            progress(f"{name}: bundle {bundle.id}, {bundle.config.network.mode}")
-            require_same_kind([*configs, bundle.config])
-            found = predict_corpus(
-                bundle,
-                read,
-                split,
-                cache=cache,
-                device=device,
-                workers=workers,
-                progress=progress,
-            )
-            configs.append(bundle.config)
-            sums.append(bundle.sha256)
-            judged.append(found)
-        return System(_name(configs), read.labels, tuple(configs), tuple(sums), tuple(judged))
-
-    system = judge(bundles)
-    other = judge(against) if against else None
-    metrics = measure(system, other, corpus=read.name, split=split)
-    write_report(metrics, out)
+    labels = read_bundle_config(bundles[0]).labels
+    opened = open_corpus(corpus, corpora, whole=False, labels=labels)
+    predict = partial(
+        predict_system,
+        corpus=opened,
+        split=split,
+        cache=cache,
+        device=device,
+        workers=workers,
+        progress=progress,
+    )
+    system = predict(bundles)
+    other = predict(against) if against else None
+    metrics = measure(system, other, corpus=opened.name, split=split)
+    write_report(metrics, out, progress=progress)
     progress(f"{out / REPORT}: {_summary(metrics)}")
     return metrics
 
 
-def require_same_kind(configs: Sequence[BundleConfig]) -> None:
-    """Raise BundleError unless the bundles differ by nothing but their training."""
-    first, last = configs[0], configs[-1]
-    trained = {"id", "calibration", "licence", "replaces"}  # what may differ from seed to seed
-    if first.model_dump(exclude=trained) != last.model_dump(exclude=trained):
-        raise BundleError(
-            f"bundles {first.id} and {last.id}: not seeds of one system, their config.yaml differ; "
-            "give the other system's bundles with --against"
-        )
-
-
 def measure(system: System, other: System | None, *, corpus: str, split: str) -> dict[str, Any]:
     """Everything that the report shows, as plain values; figures are fractions of 1."""
-    first = system.judged[0]
+    first = system.predictions[0]
     metrics: dict[str, Any] = {
         "corpus": corpus,
         "split": split,
@@ -166,24 +130,29 @@ def measure(system: System, other: System | None, *, corpus: str, split: str) ->
     return metrics
 
 
-def write_report(metrics: dict[str, Any], out: Path) -> None:
-    """Write metrics.json and report.html; what stood there under these names is replaced."""
-    page = render_live(metrics) if "rows" in metrics else render(metrics)
+def write_report(metrics: dict[str, Any], out: Path, *, progress: Progress = print) -> None:
+    """Write metrics.json and report.html; what stood there under these names is replaced.
+
+    Without matplotlib the page has no plots, which ``progress`` is told. Raises StreamHbafError if
+    the folder can't be written.
+    """
+    page = render_streaming(metrics) if "conditions" in metrics else render_offline(metrics)
+    if "<svg" not in page:
+        progress(f"{out / REPORT}: has no plots, since matplotlib is not installed")
+    content = json.dumps(metrics, indent=1, ensure_ascii=False, allow_nan=False)
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        content = json.dumps(metrics, indent=1, ensure_ascii=False, allow_nan=False)
-        _write(out / METRICS, content + "\n")
-        _write(out / REPORT, page)
-    except OSError as error:
+        atomic_write_text(out / METRICS, content + "\n")
+        atomic_write_text(out / REPORT, page)
+    except WriteError as error:
         raise StreamHbafError(
             f"report: {out} can't be written ({error.strerror}); give another folder with --out"
         ) from None
 
 
-def render(metrics: dict[str, Any]) -> str:
-    """The report's HTML."""
+def render_offline(metrics: dict[str, Any]) -> str:
+    """The HTML of what ``measure`` gives."""
     return _fill(
-        TEMPLATE,
+        OFFLINE_TEMPLATE,
         m=metrics,
         pictures=_draw(metrics),
         figures=FIGURES,
@@ -192,9 +161,16 @@ def render(metrics: dict[str, Any]) -> str:
     )
 
 
-def render_live(metrics: dict[str, Any]) -> str:
-    """The HTML of what a bundle showed live; see ``live_evaluation.measure_live``."""
-    return _fill(LIVE_TEMPLATE, m=metrics, pictures=_draw_rows(metrics), figures=LIVE_FIGURES)
+def render_streaming(metrics: dict[str, Any]) -> str:
+    """The HTML of a corpus's report by ``conditions.evaluate_streaming``."""
+    pictures = _draw_conditions(metrics)
+    return _fill(STREAMING_TEMPLATE, m=metrics, pictures=pictures, figures=STREAMING_FIGURES)
+
+
+def modalities_of(config: BundleConfig) -> list[Modality]:
+    """The modalities that a bundle's network takes."""
+    names: dict[str, Modality] = {"a": "audio", "l": "text"}
+    return [names[letter] for letter in config.network.modalities]
 
 
 def _fill(template: str, *, pictures: dict[str, str], **values: Any) -> str:
@@ -206,23 +182,26 @@ def _fill(template: str, *, pictures: dict[str, str], **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        percent=lambda value: f"{100 * value:.2f}", signed=_signed, chance=_chance, stretch=_stretch
+        percent=lambda value: f"{100 * value:.2f}",
+        signed=_signed,
+        chance=_chance,
+        interval=_interval,
     )
     marked = {name: Markup(svg) for name, svg in pictures.items()}
     return environment.get_template(template).render(pictures=marked, **values)
 
 
 def _measure_system(system: System) -> dict[str, Any]:
-    first = system.judged[0]
-    scores = [score(one.gold, one.probabilities) for one in system.judged]
+    first = system.predictions[0]
+    scores = [score(one.gold, one.probabilities) for one in system.predictions]
     tables = [np.array(s.confusion) for s in scores]
     network = system.configs[0].network
     return {
         "name": system.name,
         "mode": network.mode,
         "causal": network.mode == "live",
-        "modalities": [{"a": "audio", "l": "text"}[letter] for letter in network.modalities],
-        "heard": first.heard,
+        "modalities": modalities_of(system.configs[0]),
+        "with_audio": first.with_audio,
         "bundles": [
             {"id": c.id, "sha256": sha256, **_figures(s)}
             for c, sha256, s in zip(system.configs, system.sums, scores, strict=True)
@@ -232,8 +211,8 @@ def _measure_system(system: System) -> dict[str, Any]:
         "classes": _class_spreads(system),
         "confusion": np.mean(tables, axis=0).tolist(),
         "reliability": [asdict(b) for b in _pooled(system)],
-        "by_turn": _stretches(system, keys=lambda one: one.turns, starts=TURNS),
-        "by_words": _stretches(system, keys=lambda one: one.words, starts=WORDS),
+        "by_turn": _intervals(system, keys=lambda one: one.turns, starts=TURNS),
+        "by_words": _intervals(system, keys=lambda one: one.words, starts=WORDS),
     }
 
 
@@ -249,7 +228,7 @@ def _class_spreads(system: System) -> dict[str, Any]:
     found: dict[str, Any] = {}
     by_seed = [
         by_class(one.gold, one.probabilities.argmax(1), classes=len(system.labels))
-        for one in system.judged
+        for one in system.predictions
     ]
     for number, label in enumerate(system.labels):
         seeds = [asdict(classes[number]) for classes in by_seed]
@@ -259,17 +238,17 @@ def _class_spreads(system: System) -> dict[str, Any]:
 
 
 def _pooled(system: System) -> tuple[Bin, ...]:
-    """All seeds' predictions in one diagram."""
-    gold = np.concatenate([one.gold for one in system.judged])
-    return reliability(gold, np.concatenate([one.probabilities for one in system.judged]))
+    """The reliability diagram of all seeds' predictions together."""
+    gold = np.concatenate([one.gold for one in system.predictions])
+    return reliability(gold, np.concatenate([one.probabilities for one in system.predictions]))
 
 
-def _stretches(
-    system: System, *, keys: Callable[[Judged], Any], starts: Sequence[int]
+def _intervals(
+    system: System, *, keys: Callable[[OfflinePredictions], Any], starts: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """Each stretch with its weighted F1's mean and spread; each seed judged the same utterances."""
+    """Each interval with its weighted F1's mean and spread over the seeds."""
     seeds: list[tuple[Interval, ...]] = []
-    for one in system.judged:
+    for one in system.predictions:
         predicted = one.probabilities.argmax(1)
         seeds.append(f1_by(one.gold, predicted, keys=keys(one), starts=starts))
     return [
@@ -279,7 +258,7 @@ def _stretches(
 
 
 def _compare(a: System, b: System, figure: FigureName) -> dict[str, dict[str, float]]:
-    first = a.judged[0]
+    first = a.predictions[0]
 
     def draw(groups: Any) -> Comparison:
         return paired_bootstrap(
@@ -290,37 +269,52 @@ def _compare(a: System, b: System, figure: FigureName) -> dict[str, dict[str, fl
 
 
 def _draw(metrics: dict[str, Any]) -> dict[str, str]:
+    """SVG of each picture of an offline report; none without matplotlib."""
+    plots = _plots()
+    if plots is None:
+        return {}
     systems = [s for s in (metrics["system"], metrics["against"]) if s is not None]
     system = systems[0]
     found = {
-        "confusion": draw_confusion(np.array(system["confusion"]), labels=metrics["labels"]),
-        "reliability": draw_reliability([Bin(**b) for b in system["reliability"]]),
+        "confusion": plots.draw_confusion(np.array(system["confusion"]), labels=metrics["labels"]),
+        "reliability": plots.draw_reliability([Bin(**b) for b in system["reliability"]]),
     }
     for key, about in (("by_turn", "turn of the dialogue"), ("by_words", "words")):
         enough = [n for n, s in enumerate(system[key]) if s["count"] >= FEWEST]
         drawn = enough or range(len(system[key]))
-        names = [f"{_stretch(s)}\nn = {s['count']}" for s in (system[key][n] for n in drawn)]
+        names = [f"{_interval(s)}\nn = {s['count']}" for s in (system[key][n] for n in drawn)]
         series = [(s["name"], [Spread(**s[key][n]["weighted_f1"]) for n in drawn]) for s in systems]
-        found[key] = draw_stretches(names, series, name=key, about=about)
+        found[key] = plots.draw_intervals(names, series, name=key, about=about)
     return found
 
 
-def _draw_rows(metrics: dict[str, Any]) -> dict[str, str]:
+def _draw_conditions(metrics: dict[str, Any]) -> dict[str, str]:
+    """SVG of each picture of a streaming report; none without matplotlib."""
+    plots = _plots()
+    if plots is None:
+        return {}
     found: dict[str, str] = {}
-    for name, row in metrics["rows"].items():
-        table, bins = np.array(row["confusion"]), [Bin(**b) for b in row["reliability"]]
+    for name, one in metrics["conditions"].items():
+        table, bins = np.array(one["confusion"]), [Bin(**b) for b in one["reliability"]]
         confusion, diagram = f"{name}-confusion", f"{name}-reliability"
-        found[confusion] = draw_confusion(table, labels=metrics["labels"], name=confusion)
-        found[diagram] = draw_reliability(bins, name=diagram)
+        found[confusion] = plots.draw_confusion(table, labels=metrics["labels"], name=confusion)
+        found[diagram] = plots.draw_reliability(bins, name=diagram)
     return found
 
 
-def _name(configs: Sequence[BundleConfig]) -> str:
-    return ", ".join(dict.fromkeys(config.id for config in configs))
+def _plots() -> ModuleType | None:
+    """The module that draws; None without matplotlib, which the plain install doesn't have."""
+    try:
+        from stream_hbaf.evaluation import plots
+    except ModuleNotFoundError as error:
+        if error.name != "matplotlib":
+            raise
+        return None
+    return plots
 
 
-def _stretch(stretch: dict[str, Any]) -> str:
-    first, last = stretch["first"], stretch["last"]
+def _interval(interval: dict[str, Any]) -> str:
+    first, last = interval["first"], interval["last"]
     if last is None:
         return f"{first}+"
     return str(first) if first == last else f"{first}–{last}"
@@ -339,10 +333,3 @@ def _summary(metrics: dict[str, Any]) -> str:
     seeds = len(metrics["system"]["bundles"])
     spread_over = f" ± {100 * figure['sd']:.2f} over {seeds} seeds" if seeds > 1 else ""
     return f"weighted F1 {100 * figure['mean']:.2f}{spread_over}"
-
-
-def _write(file: Path, content: str) -> None:
-    """All or nothing: half a report would look like a whole one."""
-    unfinished = file.with_name(f"{file.name}.part")
-    unfinished.write_text(content, encoding="utf-8")
-    unfinished.replace(file)

@@ -1,8 +1,8 @@
-"""Training: what a bundle says live, of real sound that is played into the recogniser.
+"""Streaming evaluation: a corpus's clips played through the live path, and what it predicts.
 
-Nothing is given that a live recogniser would not have: voice activity finds the utterances,
-Whisper their words, openSMILE is fed while they last, and the dialogue's state moves on. A corpus
-without clips is read turn by turn instead, in its own words or in misheard ones.
+The recogniser gets no more than it gets live: voice activity detection finds the utterances,
+Whisper transcribes them, openSMILE is fed chunk by chunk, and the dialogue's state is carried on.
+A corpus without clips is read turn by turn instead, as written or with simulated ASR errors.
 """
 
 import time
@@ -33,37 +33,45 @@ Flags = NDArray[np.bool_]
 Milliseconds = NDArray[np.float64]
 Progress = Callable[[str], None]
 
-CHUNK_MS = 320  # larger chunks cost fewer hops between threads; they never change the answer
-TIMED_S = (2.5, 3.5)  # how long the utterances are whose cost is measured
+CHUNK_MS = 320  # larger chunks cost fewer hops between threads; they never change the result
+TIMED_S = (2.5, 3.5)  # length of the utterances whose cost is measured
 TIMED = 50  # of them at most
-TIMES = 3
+TIMES = 3  # measurements of each, of which the least counts
 STAGES = ("vad", "acoustic", "text", "classifier")
+PROGRESS_EVERY = 500  # utterances of a corpus without clips
 
 
 @dataclass(frozen=True)
-class LiveJudged:
-    """What a bundle said of a split's N labelled utterances, in the corpus's order.
+class StreamingPredictions:
+    """A bundle's predictions of a split's N labelled utterances, in the corpus's order.
 
-    Labels are numbered as the bundle's are. An utterance that nothing was said of, because its
-    clip can't be read or the recogniser found no speech in it, has uniform probabilities and
-    every label in its set; it counts as wrong.
+    Labels are numbered as the bundle's are. An utterance without a prediction, because its clip
+    can't be read or no speech was detected in it, has uniform probabilities and every label in
+    its set; it counts as wrong.
     """
 
     ids: tuple[str, ...]
     speakers: tuple[str, ...]
     gold: Labels  # [N]
-    probabilities: Probabilities  # [N, C]
-    sets: Flags  # [N, C], the labels that it may be
+    probabilities: Probabilities  # [N, C], calibrated
+    sets: Flags  # [N, C], the conformal label sets
     abstained: Flags  # [N]
-    heard: Flags  # [N], whether something was said of it
-    foreign: int  # labelled utterances beside the N, whose label the bundle doesn't know
-    wer: float | None  # word error rate of all words there are; None for none
+    detected: Flags  # [N], whether there is a prediction
+    unknown_labels: int  # labelled utterances beside the N, whose label the bundle doesn't have
+    wer: float | None  # word error rate where there are reference texts; None without any
     cost_ms: Mapping[str, Milliseconds] = field(default_factory=dict)  # of STAGES, of n utterances
 
     @property
     def missed(self) -> tuple[str, ...]:
-        """The ids of what nothing was said of."""
-        return tuple(one for one, heard in zip(self.ids, self.heard, strict=True) if not heard)
+        """The ids of the utterances without a prediction."""
+        return tuple(one for one, found in zip(self.ids, self.detected, strict=True) if not found)
+
+    @property
+    def predicted(self) -> Labels:
+        """The predicted label of each utterance [N]; C where there is no prediction."""
+        classes = self.probabilities.shape[1]
+        labels: Labels = np.where(self.detected, self.probabilities.argmax(1), classes)
+        return labels
 
 
 def open_recognizer(bundle: str, *, config: Config | None = None) -> Recognizer:
@@ -80,7 +88,7 @@ def open_recognizer(bundle: str, *, config: Config | None = None) -> Recognizer:
     return Recognizer(config.model_copy(update=changed))
 
 
-def judge_live(
+def predict_clips(
     recognizer: Recognizer,
     corpus: Corpus,
     split: Split,
@@ -90,24 +98,28 @@ def judge_live(
     modalities: Collection[Modality] = MODALITIES,
     speed: float | None = None,
     progress: Progress = print,
-) -> LiveJudged:
-    """Play a split's clips into the recogniser, ``speed`` times as fast as real time or, None, as
-    fast as it listens; what it says is the same.
+) -> StreamingPredictions:
+    """Play a split's clips into the recogniser.
 
-    An utterance's prediction is that of the longest utterance that was found in its clip. Raises
-    CorpusError if no clip can be played, BundleError if the bundle knows none of the labels.
+    ``speed`` is a factor of real time; None is as fast as the recogniser takes them. Predictions
+    don't depend on it. Where several utterances are detected in one clip, the longest one's
+    prediction counts, and the transcript is that of all. A modality that isn't among
+    ``modalities`` is withheld from the network. Raises CorpusError if no clip can be played,
+    BundleError if the bundle has none of the labels.
     """
     utterances = utterances_of(corpus.splits[split])
     require_shared_labels(recognizer.bundle, corpus, utterances)
-    playlist = Playlist(corpus.splits[split], condition=condition, sounds=sounds, progress=progress)
-    heard: dict[int, list[_Heard]] = {}
+    playlist = Playlist(
+        corpus.splits[split], condition=condition, sounds=sounds, progress=progress
+    )
+    detected: dict[int, list[_Detected]] = {}
 
     def keep(recognition: Recognition) -> None:
         finish = recognition.finish
         number = playlist.number_at((finish.start + finish.end) // 2)
-        words = None if recognition.text is None else recognition.text.transcript
-        found = _Heard(finish.start, finish.end, words, recognition.prediction)
-        heard.setdefault(number, []).append(found)
+        transcript = None if recognition.text is None else recognition.text.transcript
+        found = _Detected(finish.start, finish.end, transcript, recognition.prediction)
+        detected.setdefault(number, []).append(found)
 
     replay(
         recognizer,
@@ -117,86 +129,93 @@ def judge_live(
     )
     if len(playlist.unread) == len(utterances):
         raise CorpusError(f"{corpus.name}: no clip can be played: {playlist.unread[0]}")
-    longest = {number: max(found, key=lambda one: one.length) for number, found in heard.items()}
+    longest = {number: max(found, key=lambda one: one.length) for number, found in detected.items()}
     return _gather(
         recognizer.bundle,
         utterances,
         predictions={number: one.prediction for number, one in longest.items()},
-        understood={
-            number: " ".join(one.words.text for one in found if one.words is not None)
-            for number, found in heard.items()
+        transcripts={
+            number: " ".join(one.transcript.text for one in found if one.transcript is not None)
+            for number, found in detected.items()
         },
         cost_ms=_measure_cost(recognizer, playlist, longest),
     )
 
 
-def judge_words(
+def predict_text(
     recognizer: Recognizer,
     corpus: Corpus,
     split: Split,
     *,
     error_rate: float = 0.0,
-    softened: float = 0.0,
+    exclamations_dropped: float = 0.0,
     seed: int = 0,
     progress: Progress = print,
-) -> LiveJudged:
-    """Read a split turn by turn without sound, ``error_rate`` of its words misheard.
+) -> StreamingPredictions:
+    """Read a split's texts turn by turn, without audio.
 
-    Of the misheard texts' exclamation marks the share ``softened`` is lost as well. Raises
-    CorpusError if there are no words, BundleError if the bundle knows none of the labels or reads
-    nothing.
+    ``error_rate`` is the expected word error rate of simulated ASR errors; where it isn't 0, the
+    share ``exclamations_dropped`` of the exclamation marks becomes full stops as well. The same
+    ``seed`` gives the same errors. Raises BundleError if the bundle has none of the labels or
+    takes no text.
     """
     utterances = utterances_of(corpus.splits[split])
     require_shared_labels(recognizer.bundle, corpus, utterances)
     if not recognizer.bundle.config.network.use_text:
-        raise BundleError(f"bundle {recognizer.bundle.id}: hears only; {corpus.name} has no clips")
-    every = (said.text for turns in corpus.splits.values() for said in utterances_of(turns))
+        raise BundleError(
+            f"bundle {recognizer.bundle.id}: takes audio only, but {corpus.name} has no clips; "
+            "choose a corpus with clips"
+        )
+    every = (one.text for dialogues in corpus.splits.values() for one in utterances_of(dialogues))
     lexicon = lexicon_of(every) if error_rate else None
     language = recognizer.config.transcript.language
     predictions: dict[int, Prediction] = {}
-    understood: dict[int, str] = {}
+    texts: dict[int, str] = {}
     for turns in corpus.splits[split]:
         dialogue = recognizer.new_dialogue()
-        for said in turns.utterances:
+        for one in turns.utterances:
             number = len(predictions)
-            draw = np.random.default_rng([seed, number])
-            understood[number] = mishear(
-                said.text, rate=error_rate, draw=draw, lexicon=lexicon, softened=softened
+            texts[number] = mishear(
+                one.text,
+                rate=error_rate,
+                draw=np.random.default_rng([seed, number]),
+                lexicon=lexicon,
+                softened=exclamations_dropped,
             )
             text = recognizer.encode_text(
-                Transcript(understood[number], language, avg_logprob=0.0, no_speech_prob=0.0),
-                speaker=said.speaker,
+                Transcript(texts[number], language, avg_logprob=0.0, no_speech_prob=0.0),
+                speaker=one.speaker,
                 window=dialogue.window,
             )
             predictions[number] = recognizer.classify_final(
-                acoustic=None, text=text, dialogue=dialogue, speaker=said.speaker
+                acoustic=None, text=text, dialogue=dialogue, speaker=one.speaker
             )
-            if len(predictions) % 500 == 0 or len(predictions) == len(utterances):
-                progress(f"{len(predictions)} of {len(utterances)} utterances, {said.id}")
+            if len(predictions) % PROGRESS_EVERY == 0 or len(predictions) == len(utterances):
+                progress(f"{len(predictions)} of {len(utterances)} utterances, {one.id}")
     return _gather(
-        recognizer.bundle, utterances, predictions=predictions, understood=understood, cost_ms={}
+        recognizer.bundle, utterances, predictions=predictions, transcripts=texts, cost_ms={}
     )
 
 
 def require_shared_labels(
     bundle: Bundle, corpus: Corpus, utterances: Sequence[LabelledUtterance]
 ) -> None:
-    """Raise BundleError if the bundle knows none of the labels that there are."""
-    there = sorted({said.label for said in utterances if said.label is not None})
+    """Raise BundleError if the bundle has none of the utterances' labels."""
+    there = sorted({one.label for one in utterances if one.label is not None})
     if not set(there) & set(bundle.labels):
         raise BundleError(
-            f"bundle {bundle.id}: says {', '.join(bundle.labels)}, but {corpus.name} has "
-            f"{', '.join(there) or 'no labels'}; judge it on a corpus that it knows labels of"
+            f"bundle {bundle.id}: predicts {', '.join(bundle.labels)}, but {corpus.name} has "
+            f"{', '.join(there) or 'no labels'}; choose a corpus that shares labels with it"
         )
 
 
 @dataclass(frozen=True, slots=True)
-class _Heard:
-    """One utterance as the pipeline found it: samples [start, end) of the stream."""
+class _Detected:
+    """One utterance that the pipeline detected: samples [start, end) of the stream."""
 
     start: int
     end: int
-    words: Transcript | None  # None: their model failed
+    transcript: Transcript | None  # None: transcription failed
     prediction: Prediction
 
     @property
@@ -209,13 +228,13 @@ def _gather(
     utterances: Sequence[LabelledUtterance],
     *,
     predictions: Mapping[int, Prediction],
-    understood: Mapping[int, str],
+    transcripts: Mapping[int, str],
     cost_ms: Mapping[str, Milliseconds],
-) -> LiveJudged:
-    """The labelled utterances alone; predictions and words are given by utterance number."""
+) -> StreamingPredictions:
+    """The labelled utterances alone; predictions and transcripts are given by utterance number."""
     labels = bundle.labels
-    counted = [n for n, said in enumerate(utterances) if said.label in labels]
-    labelled = sum(said.label is not None for said in utterances)
+    counted = [n for n, one in enumerate(utterances) if one.label in labels]
+    labelled = sum(one.label is not None for one in utterances)
     probabilities = np.full((len(counted), len(labels)), 1 / len(labels))
     sets = np.ones(probabilities.shape, bool)
     abstained = np.zeros(len(counted), bool)
@@ -225,40 +244,41 @@ def _gather(
             probabilities[row] = [prediction.probabilities[label] for label in labels]
             sets[row] = [label in prediction.labels_in_set for label in labels]
             abstained[row] = prediction.abstained
-    said = [one.text for one in utterances]
-    heard = [understood.get(number, "") for number in range(len(said))]
-    return LiveJudged(
+    written = [n for n, one in enumerate(utterances) if one.text.strip()]
+    references = [utterances[n].text for n in written]
+    hypotheses = [transcripts.get(n, "") for n in written]
+    return StreamingPredictions(
         ids=tuple(utterances[n].id for n in counted),
         speakers=tuple(utterances[n].speaker for n in counted),
         gold=np.array([labels.index(str(utterances[n].label)) for n in counted]),
         probabilities=probabilities,
         sets=sets,
         abstained=abstained,
-        heard=np.array([n in predictions for n in counted]),
-        foreign=labelled - len(counted),
-        wer=word_error_rate(said, heard) if any(said) else None,
+        detected=np.array([n in predictions for n in counted]),
+        unknown_labels=labelled - len(counted),
+        wer=word_error_rate(references, hypotheses) if references else None,
         cost_ms=cost_ms,
     )
 
 
 def _measure_cost(
-    recognizer: Recognizer, playlist: Playlist, heard: Mapping[int, _Heard]
+    recognizer: Recognizer, playlist: Playlist, detected: Mapping[int, _Detected]
 ) -> dict[str, Milliseconds]:
-    """Each stage's own time but Whisper's, one after another, for utterances of about 3 s.
+    """Each stage's own time but Whisper's, for utterances of about 3 s.
 
-    Measured afterwards on the same sound and words, the least of three times: while all stages
-    run, or other programs, they wait for each other's turn on the cores.
+    Measured afterwards on the same audio and transcripts, stage after stage, the least of three
+    times: while the pipeline runs, stages wait for each other and for other programs.
     """
     shortest, longest = (limit * SAMPLE_RATE_HZ for limit in TIMED_S)
-    chosen = [n for n, one in sorted(heard.items()) if shortest <= one.length <= longest][:TIMED]
+    chosen = [n for n, one in sorted(detected.items()) if shortest <= one.length <= longest][:TIMED]
     detector = recognizer.utterance_detector()
     rows = []
     for number in chosen:
-        one, clip = heard[number], playlist.start_of(number)
+        one, clip = detected[number], playlist.start_of(number)
         samples = playlist.sound(number)[max(0, one.start - clip) : one.end - clip]
         times = []
         for _ in range(TIMES):
-            times.append(_time_stages(recognizer, detector, samples, one.words))
+            times.append(_time_stages(recognizer, detector, samples, one.transcript))
             detector.flush(resume_at=0)
         rows.append(np.min(times, axis=0))
     measured = np.array(rows).reshape(-1, len(STAGES))

@@ -1,172 +1,324 @@
-"""Training: what a bundle of talk and voices promises, as figures, from its live reports."""
+"""Figures of streaming evaluation: of a condition, of a corpus, of a bundle, and tables of them.
+
+All are plain values, fractions of 1, as they stand in metrics.json; tables show them × 100.
+Scores count every labelled utterance, one without a prediction as wrong. What describes confidence
+(ECE, label sets, abstention) counts the utterances that have a prediction.
+"""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from stream_hbaf.evaluation.conditions import CLEAN_ROW, GOLD_ROW, PLAYED
-from stream_hbaf.evaluation.markdown import table
+from stream_hbaf.evaluation.metrics import (
+    Labels,
+    accuracy,
+    by_class,
+    calibration_error,
+    confusion,
+    reliability,
+    unweighted_recall,
+    weighted_f1,
+)
+from stream_hbaf.evaluation.streaming import TIMED_S, Flags, StreamingPredictions
 
-Report = Mapping[str, Any]  # the metrics of one corpus
+# Names of conditions that summaries refer to. The first one of clips is AS_RECORDED, the first one
+# of a corpus without clips REFERENCE_TEXT.
+AS_RECORDED, REFERENCE_TEXT = "clean", "reference_text"
+NOISE_ROOM, AUDIO_ONLY, TEXT_ONLY = "noise_10db_room", "audio_only", "text_only"
+ASR_ERRORS, ASR_ERRORS_PLAIN = "asr_errors_15", "asr_errors_15_exclamations_dropped"
+
+SUMMARISED = (
+    "uar",
+    "uar_shared",
+    "weighted_f1",
+    "accuracy",
+    "ece",
+    "ece_by_chance",
+    "confident_half_gain",
+    "set_coverage",
+    "set_size",
+    "abstention",
+    "risk",
+    "wer",
+    "cost_ms",
+)
 TITLES = {"ravdess": "RAVDESS", "nemo": "nEMO", "tess": "TESS", "meld": "MELD"}
+SPELT = {"asr": "ASR", "15": "15 %", "10db": "10 dB", "20db": "20 dB"}  # in conditions' names
+CHANCE_DRAWS = 2000
 
-# What is shown of each kind of corpus: our name for it, the report's.
-VOICES = {
-    "ravdess_uar": "uar",
-    "ravdess_uar_change_noise_10db_room": "uar_change_noise_10db_room",
-    "ravdess_uar_change_worst_gain": "uar_change_worst_gain",
-    "ravdess_uar_text_removed": "uar_audio_only",
-    "ravdess_uar_audio_removed": "uar_text_only",
-    "ravdess_wer": "wer",
-    "cost_ms": "cost_ms",
-}
-TALK = {
-    "meld_weighted_f1": "weighted_f1",
-    "meld_weighted_f1_change_misheard_15": "weighted_f1_change_misheard",
-    "meld_wer_misheard_15": "wer_misheard",
-    "meld_weighted_f1_change_softened_too": "weighted_f1_change_softened",
-}
+Figures = Mapping[str, Any]
 
 
-def live_figures(
-    reports: Mapping[str, Report],
-    *,
-    unheard: Mapping[str, Report],
-    alone: Mapping[str, Report],
-) -> dict[str, Any]:
-    """A key for each promise, from reports by corpus; fractions of 1.
+def measure_condition(predictions: StreamingPredictions, labels: Sequence[str]) -> dict[str, Any]:
+    """All figures of one condition; ``labels`` name the classes.
 
-    ``unheard``: the reports of bundles trained without the corpus that they were judged on.
-    ``alone``: those of bundles that only hear or only read, on ravdess and meld.
+    ``uar`` lets the bundle predict any of its labels; ``uar_shared`` takes the likeliest of those
+    that occur in the split. Both average over the labels that occur.
     """
-    voices, talk = reports["ravdess"], reports["meld"]
+    detected, classes = predictions.detected, len(labels)
+    gold, probabilities = predictions.gold[detected], predictions.probabilities[detected]
+    bins = [asdict(one) for one in reliability(gold, probabilities)]
+    # One class more than there are labels: no prediction.
+    scores = by_class(predictions.gold, predictions.predicted, classes=classes + 1)
+    sexes = np.array([sex_of(speaker) for speaker in predictions.speakers])
+    return {
+        "utterances": len(predictions.gold),
+        "unknown_labels": predictions.unknown_labels,
+        "missed": list(predictions.missed),
+        **_scores(predictions, np.ones(len(predictions.gold), bool)),
+        "ece": calibration_error(gold, probabilities),
+        "ece_by_chance": ece_by_chance(bins),
+        "confident_half_gain": confident_half_gain(gold, probabilities),
+        **_set_figures(predictions),
+        "wer": predictions.wer,
+        "cost_ms": _cost(predictions),
+        "by_class": {label: asdict(one) for label, one in zip(labels, scores, strict=False)},
+        "by_sex": {
+            str(sex): _scores(predictions, sexes == sex) for sex in sorted(set(sexes)) if sex
+        },
+        "confusion": confusion(gold, probabilities.argmax(1), classes=classes).tolist(),
+        "reliability": bins,
+    }
+
+
+def summarise_corpus(conditions: Mapping[str, Figures]) -> dict[str, Any]:
+    """A corpus's main figures: those of its first condition, and how the others differ from it.
+
+    Empty without the condition as recorded or as written.
+    """
+    first = conditions.get(AS_RECORDED) or conditions.get(REFERENCE_TEXT)
+    if first is None:
+        return {}
+    summary = {name: first[name] for name in SUMMARISED}
+    change = {name: one["uar"] - first["uar"] for name, one in conditions.items()}
+    gains = [value for name, value in change.items() if name.startswith("gain_")]
+    if NOISE_ROOM in conditions:
+        summary[f"uar_change_{NOISE_ROOM}"] = change[NOISE_ROOM]
+    if gains:
+        summary["uar_change_worst_gain"] = min(gains)
+    for name in (AUDIO_ONLY, TEXT_ONLY):
+        if name in conditions:
+            summary[f"uar_{name}"] = conditions[name]["uar"]
+    for name in (ASR_ERRORS, ASR_ERRORS_PLAIN):
+        if name in conditions:
+            lost = conditions[name]["weighted_f1"] - first["weighted_f1"]
+            summary[f"weighted_f1_change_{name}"] = lost
+            summary[f"wer_{name}"] = conditions[name]["wer"]
+    return summary
+
+
+def summarise_bundle(
+    reports: Mapping[str, Figures],
+    *,
+    held_out: Mapping[str, Figures],
+    single_modality: Mapping[str, Figures],
+) -> dict[str, Any]:
+    """What a bundle's metrics.json holds under "live": figures from reports by corpus.
+
+    ``held_out``: reports of bundles that were trained without the corpus. ``single_modality``:
+    those of bundles that take audio alone or text alone.
+    """
     figures: dict[str, Any] = {
-        name: report["shown"][key]
-        for report, known in ((voices, VOICES), (talk, TALK))
-        for name, key in known.items()
-        if key in report["shown"]  # it was judged in that way
+        f"{corpus}_{name}": value
+        for corpus, report in reports.items()
+        for name, value in report["summary"].items()
+        if name != "cost_ms"
     }
-    figures |= {
-        "rows": {
-            f"{corpus}/{name}": {
-                figure: row[figure] for figure in ("uar", "uar_shared", "weighted_f1", "ece")
-            }
-            for corpus, report in reports.items()
-            for name, row in report["rows"].items()
-        },
-        "classes": {
-            corpus: report["rows"][_first(report)]["classes"] for corpus, report in reports.items()
-        },
-        "sexes": {
-            corpus: report["rows"][_first(report)]["sexes"] for corpus, report in reports.items()
-        },
+    costs = [report["summary"].get("cost_ms") for report in reports.values()]
+    figures["splits"] = {corpus: report["split"] for corpus, report in reports.items()}
+    figures["cost_ms"] = next((cost for cost in costs if cost is not None), None)
+    figures["conditions"] = {
+        f"{corpus}/{name}": {
+            key: condition[key] for key in ("uar", "uar_shared", "weighted_f1", "ece")
+        }
+        for corpus, report in reports.items()
+        for name, condition in report["conditions"].items()
     }
-    for corpus, report in reports.items():
-        for name in ("ece", "surest_half_gain", "set_coverage", "set_size", "abstention", "risk"):
-            figures[f"{corpus}_{name}"] = report["shown"][name]
-        bins = report["rows"][_first(report)]["reliability"]
-        figures[f"{corpus}_ece_by_chance"] = ece_by_chance(bins)
-    if "ravdess" in alone:
-        figures["ravdess_uar_of_audio_only_model"] = alone["ravdess"]["shown"]["uar"]
-    if "meld" in alone:
-        figures["meld_weighted_f1_of_text_only_model"] = alone["meld"]["shown"]["weighted_f1"]
-    if unheard:
-        each = {corpus: report["shown"]["uar_shared"] for corpus, report in unheard.items()}
-        figures["unheard_corpus_uar"] = sum(each.values()) / len(each)
-        figures["unheard_corpus_uar_each"] = each
-        figures["unheard_corpus_ece_each"] = {
-            corpus: report["shown"]["ece"] for corpus, report in unheard.items()
+    for key in ("by_class", "by_sex"):
+        figures[key] = {corpus: _first(report)[key] for corpus, report in reports.items()}
+    for corpus, report in single_modality.items():
+        (modality,), summary = report["bundle"]["modalities"], report["summary"]
+        name = "uar" if report["input"] == "clips" else "weighted_f1"
+        figures[f"{corpus}_{name}_of_{modality}_only_model"] = summary[name]
+    if held_out:
+        each = {corpus: report["summary"]["uar_shared"] for corpus, report in held_out.items()}
+        figures["held_out_corpus_uar"] = sum(each.values()) / len(each)
+        figures["held_out_corpus_uar_each"] = each
+        figures["held_out_corpus_ece_each"] = {
+            corpus: report["summary"]["ece"] for corpus, report in held_out.items()
         }
     return figures
 
 
-def ece_by_chance(bins: Sequence[Mapping[str, float]], *, draws: int = 2000) -> float:
-    """The calibration error that so many utterances of this confidence show on average even if
-    each confidence is true: what is below it says little."""
-    told = [(int(one["count"]), one["confidence"]) for one in bins if one["count"]]
-    counts, confidence = np.array(told).T
-    right = np.random.default_rng(0).binomial(counts.astype(int), confidence, (draws, len(told)))
-    apart = np.abs(right - counts * confidence).sum(1)
-    return float(apart.mean() / counts.sum())
+def sex_of(speaker: str) -> str:
+    """A speaker's sex as RAVDESS, nEMO and TESS give it; empty where it isn't known."""
+    name, _, rest = speaker.partition(" ")
+    if name.startswith("Actor_") and name[6:].isdigit():  # RAVDESS: odd numbers are men
+        return "male" if int(name[6:]) % 2 else "female"
+    if rest in ("male", "female"):  # nEMO
+        return rest
+    return "female" if name in ("OAF", "YAF") else ""  # TESS
 
 
-def live_table(figures: Mapping[str, Any]) -> str:
-    """The promises as the card shows them, × 100."""
-    rows = [["", "measured"]]
+def confident_half_gain(gold: Labels, probabilities: NDArray[np.float64]) -> float:
+    """Accuracy on the more confident half of N utterances, minus the accuracy on all.
 
-    def add(told: str, key: str, *, sign: bool = False) -> None:
+    Confidence is the probability of the predicted label.
+    """
+    if not len(gold):
+        return 0.0
+    correct = probabilities.argmax(1) == gold
+    half = np.argsort(-probabilities.max(1), kind="stable")[: (len(gold) + 1) // 2]
+    return float(correct[half].mean() - correct.mean())
+
+
+def ece_by_chance(bins: Sequence[Mapping[str, float]]) -> float:
+    """The mean ECE of predictions with these confidences if every confidence were exact.
+
+    A measured ECE that isn't above it is no evidence of miscalibration. The correct predictions
+    of each bin are drawn binomially, 2,000 times.
+    """
+    filled = [(int(one["count"]), one["confidence"]) for one in bins if one["count"]]
+    if not filled:
+        return 0.0
+    counts, confidence = np.array(filled).T
+    draw = np.random.default_rng(0)
+    correct = draw.binomial(counts.astype(int), confidence, (CHANCE_DRAWS, len(filled)))
+    distance = np.abs(correct - counts * confidence).sum(1)
+    return float(distance.mean() / counts.sum())
+
+
+def summary_table(figures: Figures) -> str:
+    """The main figures of each corpus as a Markdown table."""
+    rows = [["", "× 100"]]
+
+    def add(title: str, key: str, *, sign: bool = False) -> None:
         value = figures.get(key)
         if value is not None:
-            rows.append([told, f"{100 * value:{'+' if sign else ''}.1f}"])
+            rows.append([title, f"{100 * value:{'+' if sign else ''}.1f}"])
 
-    add("RAVDESS actors 21-24, sound and Whisper's words, UAR", "ravdess_uar")
-    add(
-        "the same at 10 dB SNR with a room, change", "ravdess_uar_change_noise_10db_room", sign=True
-    )
-    add(
-        "the same from 20 dB quieter to 20 dB louder, worst change",
-        "ravdess_uar_change_worst_gain",
-        sign=True,
-    )
-    add("the same without its words", "ravdess_uar_text_removed")
-    add("that of a network that was taught to hear only", "ravdess_uar_of_audio_only_model")
-    add("the same without its sound", "ravdess_uar_audio_removed")
-    if "unheard_corpus_uar" in figures:
-        told = ", ".join(
-            f"{TITLES[corpus]} {100 * uar:.1f}"
-            for corpus, uar in figures["unheard_corpus_uar_each"].items()
-        )
-        add(
-            f"a corpus that the recipe was trained without, UAR of shared classes, mean ({told})",
-            "unheard_corpus_uar",
-        )
-    add("MELD test, words alone, weighted F1", "meld_weighted_f1")
-    add("that of a network that was taught to read only", "meld_weighted_f1_of_text_only_model")
-    add(
-        "the same with 15 % of the words misheard, change",
-        "meld_weighted_f1_change_misheard_15",
-        sign=True,
-    )
-    add(
-        "and half of the exclamation marks lost, change",
-        "meld_weighted_f1_change_softened_too",
-        sign=True,
-    )
-    for corpus in ("ravdess", "nemo", "meld"):
-        title = TITLES[corpus]
+    for corpus, split in figures["splits"].items():
+        title, first = f"{TITLES.get(corpus, corpus)} {split}", _first_condition(figures, corpus)
+        if first not in (REFERENCE_TEXT, ASR_ERRORS, ASR_ERRORS_PLAIN):
+            add(f"{title}, audio and recognised words, UAR", f"{corpus}_uar")
+            noisy = f"{corpus}_uar_change_{NOISE_ROOM}"
+            add("the same with noise at 10 dB SNR and a room, change", noisy, sign=True)
+            louder = f"{corpus}_uar_change_worst_gain"
+            add("the same from 20 dB quieter to 20 dB louder, worst change", louder, sign=True)
+            add("the same, text withheld", f"{corpus}_uar_{AUDIO_ONLY}")
+            add("that of a network trained on audio alone", f"{corpus}_uar_of_audio_only_model")
+            add("the same, audio withheld", f"{corpus}_uar_{TEXT_ONLY}")
+        else:
+            add(f"{title}, reference text, weighted F1", f"{corpus}_weighted_f1")
+            alone = f"{corpus}_weighted_f1_of_text_only_model"
+            add("that of a network trained on text alone", alone)
+            change = f"{corpus}_weighted_f1_change"
+            errors = "the same with 15 % simulated ASR errors, change"
+            add(errors, f"{change}_{ASR_ERRORS}", sign=True)
+            dropped = "and half of the exclamation marks dropped, change"
+            add(dropped, f"{change}_{ASR_ERRORS_PLAIN}", sign=True)
         add(f"{title}, ECE", f"{corpus}_ece")
-        add("what chance alone would show", f"{corpus}_ece_by_chance")
-        add(
-            f"{title}, accuracy on the half it is surest of, minus all",
-            f"{corpus}_surest_half_gain",
-            sign=True,
+        add("the ECE of exact confidences, by chance", f"{corpus}_ece_by_chance")
+        half = f"{title}, accuracy on the more confident half, minus that on all"
+        add(half, f"{corpus}_confident_half_gain", sign=True)
+        add(f"{title}, gold label in its label set of 90 %", f"{corpus}_set_coverage")
+    if "held_out_corpus_uar" in figures:
+        each = ", ".join(
+            f"{TITLES.get(corpus, corpus)} {100 * uar:.1f}"
+            for corpus, uar in figures["held_out_corpus_uar_each"].items()
         )
-        add(f"{title}, right label in its set of 90 %", f"{corpus}_set_coverage")
-    return table(rows)
+        add(f"held-out corpora, UAR of shared labels, mean of {each}", "held_out_corpus_uar")
+    return markdown_table(rows)
 
 
-def class_table(figures: Mapping[str, Any], labels: list[str]) -> str:
-    """F1 by class of each corpus as recorded or as written, × 100."""
+def class_table(figures: Figures, labels: Sequence[str]) -> str:
+    """F1 of each class on each corpus, as recorded or as written."""
     rows = [["", *labels]]
-    for corpus, classes in figures["classes"].items():
-        rows.append([TITLES[corpus], *(f"{100 * classes[label]['f1']:.0f}" for label in labels)])
-    return table(rows)
+    for corpus, classes in figures["by_class"].items():
+        f1 = [f"{100 * classes[label]['f1']:.0f}" for label in labels]
+        rows.append([TITLES.get(corpus, corpus), *f1])
+    return markdown_table(rows)
 
 
-def hearing_table(figures: Mapping[str, Any]) -> str:
-    """Every way of hearing, × 100; by sex where that is known."""
+def condition_table(figures: Figures) -> str:
+    """UAR, weighted F1 and ECE under every condition, then by the speakers' sex."""
     rows = [["", "UAR", "weighted F1", "ECE"]]
-    for name, row in figures["rows"].items():
+    for name, one in figures["conditions"].items():
         corpus, _, condition = name.partition("/")
-        told = f"{TITLES[corpus]}, {condition.replace('_', ' ')}"
-        rows.append([told, *(f"{100 * row[key]:.1f}" for key in ("uar", "weighted_f1", "ece"))])
-    for corpus, sexes in figures["sexes"].items():
-        for sex, row in sexes.items():
-            told = f"{TITLES[corpus]}, {sex} voices"
-            rows.append([told, f"{100 * row['uar']:.1f}", f"{100 * row['weighted_f1']:.1f}", ""])
-    return table(rows)
+        words = (SPELT.get(word, word) for word in condition.split("_"))
+        title = f"{TITLES.get(corpus, corpus)}, {' '.join(words)}"
+        rows.append([title, *(f"{100 * one[key]:.1f}" for key in ("uar", "weighted_f1", "ece"))])
+    for corpus, sexes in figures["by_sex"].items():
+        for sex, one in sexes.items():
+            title = f"{TITLES.get(corpus, corpus)}, {sex} speakers"
+            rows.append([title, f"{100 * one['uar']:.1f}", f"{100 * one['weighted_f1']:.1f}", ""])
+    return markdown_table(rows)
 
 
-def _first(report: Report) -> str:
-    return CLEAN_ROW if set(report["rows"]) & set(PLAYED) else GOLD_ROW
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first row is its head."""
+    head, *body = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([head, "| --- " * len(rows[0]) + "|", *body])
+
+
+def _scores(predictions: StreamingPredictions, counted: Flags) -> dict[str, Any]:
+    """Scores of the ``counted`` [N] utterances."""
+    gold, predicted = predictions.gold[counted], predictions.predicted[counted]
+    classes = predictions.probabilities.shape[1]
+    shared = np.bincount(predictions.gold, minlength=classes) > 0
+    likeliest = np.where(shared, predictions.probabilities[counted], -1.0).argmax(1)
+    return {
+        "count": len(gold),
+        "uar": unweighted_recall(gold, predicted),
+        "uar_shared": unweighted_recall(gold, np.where(predicted == classes, classes, likeliest)),
+        "weighted_f1": weighted_f1(gold, predicted),
+        "accuracy": accuracy(gold, predicted),
+    }
+
+
+def _set_figures(predictions: StreamingPredictions) -> dict[str, float | None]:
+    """Coverage and size of the label sets, the share of abstentions, the error rate of the rest."""
+    detected = predictions.detected
+    gold, sets = predictions.gold[detected], predictions.sets[detected]
+    if not len(gold):
+        return dict.fromkeys(("set_coverage", "set_size", "abstention", "risk"))
+    abstained = predictions.abstained[detected]
+    wrong = predictions.predicted[detected] != gold
+    return {
+        "set_coverage": float(sets[np.arange(len(gold)), gold].mean()),
+        "set_size": float(sets.sum(1).mean()),
+        "abstention": float(abstained.mean()),
+        "risk": None if abstained.all() else float(wrong[~abstained].mean()),
+    }
+
+
+def _cost(predictions: StreamingPredictions) -> dict[str, Any] | None:
+    """Median and 95th percentile of the milliseconds beyond Whisper, and each stage's median."""
+    stages = predictions.cost_ms
+    if not stages or not len(next(iter(stages.values()))):
+        return None
+    total = np.sum(list(stages.values()), axis=0)
+    return {
+        "utterance_s": list(TIMED_S),
+        "count": len(total),
+        "median": float(np.median(total)),
+        "p95": float(np.quantile(total, 0.95)),
+        "stages": {stage: float(np.median(times)) for stage, times in stages.items()},
+    }
+
+
+def _first(report: Figures) -> Figures:
+    """The figures of the corpus as recorded or as written, else of whatever condition is there."""
+    conditions = report["conditions"]
+    first = conditions.get(AS_RECORDED) or conditions.get(REFERENCE_TEXT)
+    found: Figures = first or next(iter(conditions.values()))
+    return found
+
+
+def _first_condition(figures: Figures, corpus: str) -> str:
+    """The name of the corpus's first condition."""
+    names: list[str] = [*figures["conditions"]]
+    return next(name for name in names if name.startswith(f"{corpus}/")).partition("/")[2]

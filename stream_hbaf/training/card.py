@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stream_hbaf.evaluation.markdown import cells, table
+from stream_hbaf.evaluation.summary import markdown_table
 
 CORPUS_NAMES = {
     "meld": "MELD, dialogues of a television comedy",
@@ -82,6 +82,16 @@ Licence of the weights: {licence}.
 """
 
 
+def cells(measured: Mapping[str, Any], figures: tuple[str, ...]) -> list[str]:
+    """'shipped (mean ± deviation)' of each figure."""
+    cells = []
+    for figure in figures:
+        spread = measured["seeds"][figure]
+        own = 100 * measured["shipped"][figure]
+        cells.append(f"{own:.1f} ({100 * spread['mean']:.1f} ± {100 * spread['sd']:.1f})")
+    return cells
+
+
 def paper_of(recipe: Mapping[str, Any]) -> str:
     """Whose network it is."""
     kind = recipe["network"].get("kind", "hbaf")
@@ -115,8 +125,8 @@ def corpus_card(metrics: Mapping[str, Any]) -> str:
         seed=metrics["seed"],
         shipped=metrics["shipped_seed"],
         seeds=len(metrics["seeds"]),
-        scores=table(rows),
-        classes=table(by_class),
+        scores=markdown_table(rows),
+        classes=markdown_table(by_class),
         by_loss=100 * own["dev_by_loss"]["weighted_f1"],
         temperature=own["temperature"],
         licence=licence_of(recipe["corpus"], audio=recipe["audio"]),

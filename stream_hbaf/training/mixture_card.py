@@ -3,10 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stream_hbaf.evaluation.markdown import cells, table
-from stream_hbaf.evaluation.summary import class_table, hearing_table, live_table
+from stream_hbaf.evaluation.summary import (
+    class_table,
+    condition_table,
+    markdown_table,
+    summary_table,
+)
 from stream_hbaf.networks.registry import read_network
-from stream_hbaf.training.card import SOUNDS, paper_of
+from stream_hbaf.training.card import SOUNDS, cells, paper_of
 
 CONDITION_NAMES = {
     "clean": "as recorded",
@@ -210,15 +214,15 @@ def _heads(figures: Mapping[str, Any]) -> str:
 
 def _live(metrics: Mapping[str, Any]) -> str:
     if "live" not in metrics:
-        return "That was not done for this bundle yet: `tools/judge_bundle.py` does it."
+        return "Not measured: `stream-hbaf evaluate BUNDLE --live … --update-card` does that."
     figures, labels = metrics["live"], metrics["labels"]
     return "\n\n".join(
         [
-            live_table(figures),
+            summary_table(figures),
             "F1 by class, as recorded or as written:",
             class_table(figures, labels),
-            "Every way of hearing, and by sex:",
-            hearing_table(figures),
+            "Every condition, and by the speakers' sex:",
+            condition_table(figures),
         ]
     )
 
@@ -251,7 +255,7 @@ def _meld_table(dev: Mapping[str, Any]) -> str:
     for heard, told in (("gold", "as written"), ("misheard", "15 % of the words misheard")):
         rows.append([told, *cells(dev[f"meld/text/{heard}"], figures)])
     majority = (f"{100 * dev['majority'][figure]:.1f}" for figure in figures)
-    return table([*rows, ["always the majority", *majority]])
+    return markdown_table([*rows, ["always the majority", *majority]])
 
 
 def _clips_table(dev: Mapping[str, Any]) -> str:
@@ -264,7 +268,7 @@ def _clips_table(dev: Mapping[str, Any]) -> str:
             given = "sound and words" if pattern == "audio+text" else "sound alone"
             told = f"{CORPUS_TITLES[corpus]}, {given}, {CONDITION_NAMES[condition]}"
             rows.append([told, *cells(measured, figures)])
-    return table(rows)
+    return markdown_table(rows)
 
 
 def _unheard(metrics: Mapping[str, Any]) -> str:
@@ -283,7 +287,7 @@ def _class_table(metrics: Mapping[str, Any]) -> str:
         if key in metrics["dev"]:
             scores = metrics["dev"][key]["shipped"]["class_f1"]
             rows.append([name, *(f"{100 * value:.0f}" for value in scores)])
-    return table(rows)
+    return markdown_table(rows)
 
 
 def _commonsense_table(ways: Mapping[str, Any]) -> str:
@@ -300,4 +304,4 @@ def _commonsense_table(ways: Mapping[str, Any]) -> str:
                     f"{found['recall_at_10']:.3f}",
                 ]
             )
-    return table(rows)
+    return markdown_table(rows)

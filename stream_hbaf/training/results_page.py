@@ -7,9 +7,9 @@ from pathlib import Path
 
 from stream_hbaf.corpora.dialogue import Split
 from stream_hbaf.errors import ConfigError
-from stream_hbaf.evaluation.markdown import table
 from stream_hbaf.evaluation.metrics import Spread
 from stream_hbaf.evaluation.plots import window_curve
+from stream_hbaf.evaluation.summary import markdown_table
 from stream_hbaf.files import atomic_write_text
 from stream_hbaf.training.experiment_file import HBAF
 from stream_hbaf.training.results import (
@@ -172,7 +172,7 @@ def _every_row(rows: Sequence[RowSummary]) -> str:
         for row in rows
     ]
     figures = "seeds,dev weighted F1,test weighted F1,test macro F1,test UAR,commit"
-    return "## Every row\n\n" + table([f"{header},{figures}".split(","), *lines])
+    return "## Every row\n\n" + markdown_table([f"{header},{figures}".split(","), *lines])
 
 
 def _beside_the_paper(rows: Sequence[RowSummary]) -> str:
@@ -186,7 +186,7 @@ def _beside_the_paper(rows: Sequence[RowSummary]) -> str:
     if not lines:
         return ""
     header = ["corpus", "experiment", "row", "mode", "ours", "paper", "difference"]
-    return f"## Beside the paper\n\n{BESIDE_THE_PAPER}\n\n{table([header, *lines])}"
+    return f"## Beside the paper\n\n{BESIDE_THE_PAPER}\n\n{markdown_table([header, *lines])}"
 
 
 def _side_by_side(rows: Sequence[RowSummary], known: Results) -> list[str]:
@@ -233,7 +233,8 @@ def _networks(title: str, rows: Sequence[RowSummary], known: Results) -> str:
         "its own paper",
     ]
     about.append(PAPERS)
-    return f"## Networks side by side: {title}\n\n{' '.join(about)}\n\n{table([header, *lines])}"
+    table = markdown_table([header, *lines])
+    return f"## Networks side by side: {title}\n\n{' '.join(about)}\n\n{table}"
 
 
 def _gain_cells(gain: ComparisonRecord | None) -> list[str]:
@@ -274,7 +275,7 @@ def _ablations(rows: Sequence[RowSummary]) -> list[str]:
             header += ["paper", "paper's difference"]
             lines = [line + cells for line, cells in zip(lines, papers, strict=True)]
         about = ABLATIONS.get(whole.first.network, "")
-        parts.append(f"## Ablation: {experiment}\n\n{about}{table([header, *lines])}")
+        parts.append(f"## Ablation: {experiment}\n\n{about}{markdown_table([header, *lines])}")
     return parts
 
 
@@ -318,7 +319,9 @@ def _comparisons(comparisons: Sequence[ComparisonRecord]) -> str:
         ]
         for one in comparisons
     ]
-    return f"## Comparisons\n\n{COMPARISONS.format(draws=DRAWS)}\n\n{table([header, *lines])}"
+    return (
+        f"## Comparisons\n\n{COMPARISONS.format(draws=DRAWS)}\n\n{markdown_table([header, *lines])}"
+    )
 
 
 def _interval(comparison: ComparisonRecord) -> str:

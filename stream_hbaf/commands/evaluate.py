@@ -1,0 +1,198 @@
+"""The evaluate command: bundles offline on a corpus, or one bundle through the live path."""
+
+import argparse
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from stream_hbaf.commands.options import (
+    CORPORA,
+    Commands,
+    add_command,
+    device_of,
+    limit_library_threads,
+    print_line,
+    read_speed,
+)
+from stream_hbaf.errors import BundleError, ConfigError
+
+OFFLINE_ONLY = ("against", "cache", "workers")
+LIVE_ONLY = ("conditions", "speed", "held_out", "single_modality", "resume", "update_card")
+
+
+def add_evaluate_command(commands: Commands) -> None:
+    """Add evaluate."""
+    evaluate = add_command(
+        commands, "evaluate", _evaluate, help="evaluate bundles on corpora, with a report"
+    )
+    evaluate.add_argument("bundle", nargs="+", help="a system: its bundles, one a seed")
+    how = evaluate.add_mutually_exclusive_group(required=True)
+    how.add_argument(
+        "--corpus", help=f"offline, on the reference texts and the files of one: {CORPORA}"
+    )
+    how.add_argument(
+        "--live",
+        nargs="+",
+        metavar="CORPUS",
+        help="one bundle through the live path, which is given the clips of these corpora; your "
+        "own is a table .csv with the columns audio and label",
+    )
+    evaluate.add_argument(
+        "--corpora", type=Path, default=Path(), help="folder of the corpora (default: .)"
+    )
+    evaluate.add_argument(
+        "--split",
+        choices=("train", "dev", "test", "all"),
+        default="test",
+        help="of the corpora (default: test); all: with --live, if none was trained on",
+    )
+    evaluate.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    evaluate.add_argument(
+        "--out",
+        type=Path,
+        default=Path("report"),
+        help="folder of the report (default: report), or of a folder for each if there are several",
+    )
+    _add_offline(evaluate.add_argument_group("with --corpus"))
+    _add_live(evaluate.add_argument_group("with --live"))
+
+
+def _add_offline(options: "argparse._ArgumentGroup") -> None:
+    options.add_argument("--against", nargs="+", metavar="BUNDLE", help="another system's bundles")
+    options.add_argument("--cache", type=Path, help="folder of features (default: cache)")
+    options.add_argument("--workers", type=int, help="processes (default: 2)")
+
+
+def _add_live(options: "argparse._ArgumentGroup") -> None:
+    options.add_argument(
+        "--conditions",
+        metavar="NAME[,NAME]",
+        help="such as clean,noise_10db_room or reference_text (default: all that a corpus allows)",
+    )
+    options.add_argument("--speed", metavar="N|max", help="times real time (default: max)")
+    options.add_argument(
+        "--held-out",
+        nargs="+",
+        metavar="CORPUS=BUNDLE",
+        help="for comparison: bundles trained without the corpus, on all of it",
+    )
+    options.add_argument(
+        "--single-modality",
+        nargs="+",
+        metavar="CORPUS=BUNDLE",
+        help="for comparison: bundles that take audio alone or text alone",
+    )
+    options.add_argument(
+        "--resume",
+        action="store_true",
+        help="keep reports in --out that were made of the same bundle in the same way",
+    )
+    options.add_argument(
+        "--update-card",
+        action="store_true",
+        help="replace the figures under 'live' in the bundle's metrics.json, and its model card",
+    )
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    limit_library_threads()
+    wrong, other = (LIVE_ONLY, "--live") if options.live is None else (OFFLINE_ONLY, "--corpus")
+    for name in wrong:
+        if getattr(options, name) not in (None, False):
+            option = name.replace("_", "-")
+            raise ConfigError(f"--{option}: goes with {other} only; leave it out")
+    return _evaluate_offline(options) if options.live is None else _evaluate_live(options)
+
+
+def _evaluate_offline(options: argparse.Namespace) -> int:
+    if options.split == "all":
+        raise ConfigError("--split all: goes with --live only; choose train, dev or test")
+    from stream_hbaf.evaluation.report import evaluate_offline
+
+    evaluate_offline(
+        options.bundle,
+        corpus=options.corpus,
+        corpora=options.corpora,
+        split=options.split,
+        against=options.against or (),
+        out=options.out,
+        cache=options.cache or Path("cache"),
+        device=device_of(options),
+        workers=options.workers or 2,
+        progress=print_line,
+    )
+    return 0
+
+
+def _evaluate_live(options: argparse.Namespace) -> int:
+    if len(options.bundle) > 1:
+        raise ConfigError(
+            f"--live: takes one bundle, not {len(options.bundle)}; evaluate each by itself"
+        )
+    speed = read_speed("max" if options.speed is None else options.speed)
+    held_out = _by_corpus("--held-out", options.held_out or ())
+    single_modality = _by_corpus("--single-modality", options.single_modality or ())
+    # Before an evaluation that may take an hour.
+    metrics = _read_metrics(options.bundle[0]) if options.update_card else {}
+    from stream_hbaf.config import load_config
+    from stream_hbaf.evaluation.conditions import evaluate_streaming
+
+    live = evaluate_streaming(
+        options.bundle[0],
+        options.live,
+        corpora=options.corpora,
+        split=options.split,
+        conditions=options.conditions.split(",") if options.conditions else (),
+        held_out=held_out,
+        single_modality=single_modality,
+        speed=speed,
+        resume=options.resume,
+        out=options.out,
+        config=load_config(environ=os.environ, overrides={"device": options.device}),
+        progress=print_line,
+    )
+    if options.update_card:
+        _update_card(options.bundle[0], {**metrics, "live": live})
+    return 0
+
+
+def _by_corpus(option: str, given: "tuple[str, ...] | list[str]") -> dict[str, str]:
+    """The bundle of each corpus, from ``CORPUS=BUNDLE``."""
+    found: dict[str, str] = {}
+    for text in given:
+        corpus, _, bundle = text.partition("=")
+        if not corpus or not bundle:
+            raise ConfigError(f"{option} {text}: write it as CORPUS=BUNDLE")
+        if corpus in found:
+            raise ConfigError(f"{option}: {corpus} has two bundles; choose one of them")
+        found[corpus] = bundle
+    return found
+
+
+def _read_metrics(bundle: str) -> dict[str, Any]:
+    """A bundle's metrics.json; BundleError if no model card can be written from it."""
+    from stream_hbaf.bundle import METRICS, resolve_bundle
+    from stream_hbaf.training.mixture_card import model_card
+
+    file = resolve_bundle(bundle) / METRICS
+    try:
+        metrics: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        model_card(metrics)
+    except (OSError, ValueError, LookupError) as error:
+        raise BundleError(
+            f"--update-card: {file} isn't what a model card is written from "
+            f"({type(error).__name__}: {error}); train the bundle with 'stream-hbaf train'"
+        ) from None
+    return metrics
+
+
+def _update_card(bundle: str, metrics: Mapping[str, Any]) -> None:
+    """Write the bundle's metrics.json, and the model card that follows from it."""
+    from stream_hbaf.bundle import Bundle, resolve_bundle
+    from stream_hbaf.training.mixture_card import model_card
+
+    folder = resolve_bundle(bundle)
+    Bundle.describe(folder, metrics=metrics, card=model_card(metrics))
+    print_line(f"{folder}: metrics.json and README.md updated")
