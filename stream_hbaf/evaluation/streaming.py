@@ -109,9 +109,7 @@ def predict_clips(
     """
     utterances = utterances_of(corpus.splits[split])
     require_shared_labels(recognizer.bundle, corpus, utterances)
-    playlist = Playlist(
-        corpus.splits[split], condition=condition, sounds=sounds, progress=progress
-    )
+    playlist = Playlist(corpus.splits[split], condition=condition, sounds=sounds, progress=progress)
     detected: dict[int, list[_Detected]] = {}
 
     def keep(recognition: Recognition) -> None:
