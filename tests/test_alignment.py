@@ -1,4 +1,4 @@
-"""MGCMA's losses: each is what plain loops say, and does nothing where nothing can be compared."""
+"""MGCMA's losses against plain loops, and their values where nothing can be compared."""
 
 import math
 from dataclasses import replace
@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import scipy
 import torch
-from test_mgcma import Vector, layer_norm, linear, pairs, randomised, relu
+from networks_kit import output_of_pairs, randomised, tensor
+from oracle import Sequence, Vector, cosine, layer_norm, linear, relu
 from torch import Tensor, nn
 
 from stream_hbaf.networks.alignment import (
@@ -30,7 +31,7 @@ def share(row: Vector, positives: list[int]) -> float:
     return -sum(row[p] - total for p in positives) / len(positives)
 
 
-def both_ways(similarity: list[Vector], positives: list[list[int]]) -> float:
+def both_ways(similarity: Sequence, positives: list[list[int]]) -> float:
     columns = [list(column) for column in zip(*similarity, strict=True)]
     losses = [
         share(row, own)
@@ -56,7 +57,7 @@ def test_squared_wasserstein_is_that_of_full_covariances() -> None:
 
 
 def test_squared_wasserstein_of_a_gaussian_and_itself_is_zero() -> None:
-    """What is the same is no distance apart."""
+    """The distance of a Gaussian to itself is 0."""
     one = gaussians(5)
     torch.testing.assert_close(
         squared_wasserstein(one, one).diagonal(), torch.zeros(5).double(), atol=1e-12, rtol=0
@@ -64,7 +65,7 @@ def test_squared_wasserstein_of_a_gaussian_and_itself_is_zero() -> None:
 
 
 def test_distribution_constructor_clamps_log_sigma() -> None:
-    """However far the map goes, log σ stays between -6 and 3, and μ goes where it likes."""
+    """log σ stays between -6 and 3; μ has no bounds."""
     constructor = randomised(DistributionConstructor(4))
     with torch.no_grad():
         constructor.log_sigma.bias.copy_(torch.tensor([-100.0, 100.0, 0.0, 0.0]))
@@ -96,7 +97,7 @@ def test_info_nce_is_the_plain_loops() -> None:
 
 
 def test_info_nce_of_equal_similarities_is_the_logarithm_of_their_number() -> None:
-    """Nothing known of 8 pairs costs log 8; all known, nothing."""
+    """8 pairs of equal similarity cost log 8, pairs of a much larger similarity nothing."""
     pairs = torch.eye(8)
     assert info_nce(torch.zeros(8, 8), pairs.bool()).item() == pytest.approx(math.log(8))
     assert info_nce(100.0 * pairs, pairs.bool()).item() == pytest.approx(0.0, abs=1e-6)
@@ -109,12 +110,13 @@ def distribution_oracle(criterion: AlignmentCriterion, speech: Tensor, text: Ten
     similarity = []
     for mean, log_sigma in zip(*ones, strict=True):
         row = []
-        for theirs, spread in zip(*others, strict=True):
-            apart = sum((p - q) ** 2 for p, q in zip(mean, theirs, strict=True))
-            apart += sum(
-                (math.exp(p) - math.exp(q)) ** 2 for p, q in zip(log_sigma, spread, strict=True)
+        for other_mean, other_sigma in zip(*others, strict=True):
+            distance = sum((p - q) ** 2 for p, q in zip(mean, other_mean, strict=True))
+            distance += sum(
+                (math.exp(p) - math.exp(q)) ** 2
+                for p, q in zip(log_sigma, other_sigma, strict=True)
             )
-            row.append(-math.exp(module.log_scale.item()) * apart / len(mean))
+            row.append(-math.exp(module.log_scale.item()) * distance / len(mean))
         similarity.append(row)
     return both_ways(similarity, [[i] for i in range(len(similarity))])
 
@@ -122,14 +124,11 @@ def distribution_oracle(criterion: AlignmentCriterion, speech: Tensor, text: Ten
 def instance_oracle(
     criterion: AlignmentCriterion, speech: Tensor, text: Tensor, positives: list[list[int]]
 ) -> float:
-    def projected(layers: nn.Sequential, rows: Tensor) -> list[Vector]:
+    def projected(layers: nn.Sequential, rows: Tensor) -> Sequence:
         return [linear(layers[2], relu(linear(layers[0], row))) for row in rows.tolist()]
 
     ones = projected(criterion.instance.project, speech)
     others = projected(criterion.instance.project, text)
-
-    def cosine(x: Vector, y: Vector) -> float:
-        return sum(p * q for p, q in zip(x, y, strict=True)) / (math.hypot(*x) * math.hypot(*y))
 
     temperature = criterion.instance.temperature
     return both_ways([[cosine(x, y) / temperature for y in others] for x in ones], positives)
@@ -137,17 +136,17 @@ def instance_oracle(
 
 @pytest.mark.parametrize("supervised", [False, True])
 def test_criterion_is_the_plain_loops(supervised: bool) -> None:
-    """Both losses of the masked pairs, weighed; supervised, instances of one label are alike.
+    """The weighted losses of the masked pairs; supervised, instances of one label are positives.
 
-    An utterance without a label is like itself only, in either case.
+    The only positive of an utterance without a label is itself, in either case.
     """
     criterion = randomised(
         AlignmentCriterion(
             4, distribution=0.3, instance=0.7, supervised=supervised, temperature=0.4
         )
     )
-    output, mask, labels = pairs()
-    speech, text = output.h_a[mask], output.h_l[mask]
+    output, mask, labels = output_of_pairs()
+    speech, text = tensor(output.h_a)[mask], tensor(output.h_l)[mask]
     alike = [[0, 2], [1], [0, 2], [3], [4]] if supervised else [[i] for i in range(5)]
     expected = 0.3 * distribution_oracle(criterion, speech, text)
     expected += 0.7 * instance_oracle(criterion, speech, text, alike)
@@ -163,7 +162,7 @@ def test_criterion_begins_with_the_temperature_as_scale() -> None:
 @pytest.mark.parametrize("chosen", [0, 1])
 def test_criterion_of_fewer_than_two_pairs_is_zero_with_a_gradient(chosen: int) -> None:
     """With nothing to be told from, the loss is 0, and so is its gradient."""
-    output, mask, labels = pairs()
+    output, mask, labels = output_of_pairs()
     mask[0, 1 + chosen :] = False
     loss = AlignmentCriterion(4).double()(output, mask, labels)
     loss.backward()
@@ -173,7 +172,7 @@ def test_criterion_of_fewer_than_two_pairs_is_zero_with_a_gradient(chosen: int) 
 
 def test_criterion_of_one_modality_is_refused() -> None:
     """An output without h_l has nothing to align, and the error says so."""
-    output, mask, labels = pairs()
+    output, mask, labels = output_of_pairs()
     with pytest.raises(ValueError, match="one modality"):
         AlignmentCriterion(4)(replace(output, h_l=None), mask, labels)
 
@@ -181,7 +180,7 @@ def test_criterion_of_one_modality_is_refused() -> None:
 def test_gradient_of_the_criterion_is_right() -> None:
     """autograd's gradient agrees with finite differences."""
     criterion = randomised(AlignmentCriterion(4, temperature=0.5))
-    output, mask, labels = pairs()
+    output, mask, labels = output_of_pairs()
 
     def loss(h_a: Tensor, h_l: Tensor) -> Tensor:
         return criterion(Output(output.logits, h_a, h_l), mask, labels)
@@ -190,7 +189,7 @@ def test_gradient_of_the_criterion_is_right() -> None:
 
 
 def test_criterion_trained_alone_draws_pairs_together() -> None:
-    """Pairs that can be told from one another are, after some steps: both losses fall by half."""
+    """Pairs with common content: after some steps both losses have fallen by half."""
     torch.manual_seed(0)
     common = torch.randn(1, 20, 8)
     output = Output(common, common @ torch.randn(8, 8), common @ torch.randn(8, 8))

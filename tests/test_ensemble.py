@@ -1,4 +1,4 @@
-"""Networks of several seeds as one: their mean probability, stepped as one network is."""
+"""Networks of several seeds as one: mean probability, steps and states."""
 
 from dataclasses import replace
 
@@ -35,18 +35,19 @@ def dialogues(turns: int) -> Features:
     )
 
 
-def test_the_mean_probability_counts(members):
+def test_logits_are_those_of_the_mean_probability(members: list[HBAF]) -> None:
+    """Of members that differ; h_m is that of all side by side."""
     features = dialogues(4)
     with torch.no_grad():
         own = torch.stack([member(features).logits.softmax(-1) for member in members])
         together = Ensemble(members)(features)
     torch.testing.assert_close(together.logits.softmax(-1), own.mean(0))
-    assert (own - own.mean(0)).abs().max() > 0.01  # they don't agree by themselves
+    assert (own - own.mean(0)).abs().max() > 0.01
     assert together.h_m.shape == (2, 4, 3 * 2 * 16)
 
 
-def test_steps_equal_the_batch(members):
-    """One dialogue and many at once; the state before a step stays as it was."""
+def test_steps_equal_the_batch(members: list[HBAF]) -> None:
+    """One dialogue and several streams; the state before a step stays as it was."""
     ensemble, features = Ensemble(members), dialogues(6)
     with torch.no_grad():
         whole = ensemble(features).logits
@@ -66,7 +67,8 @@ def test_steps_equal_the_batch(members):
         torch.testing.assert_close(part, single.tensors()[name], atol=1e-5, rtol=0)
 
 
-def test_states_are_stacked_as_any_other(members):
+def test_states_are_stacked_as_any_other(members: list[HBAF]) -> None:
+    """Each tensor has the members after the streams."""
     ensemble = Ensemble(members)
     first = ensemble.initial_state()
     stacked = DialogueState.stack([first, first])
@@ -74,12 +76,14 @@ def test_states_are_stacked_as_any_other(members):
     assert all(len(part) == 3 for part in first.tensors().values())
 
 
-def test_one_alone_stays_what_it_is(members):
+def test_a_single_network_is_no_ensemble(members: list[HBAF]) -> None:
+    """``join`` of one network gives that network."""
     assert join(members[:1]) is members[0]
     assert isinstance(join(members), Ensemble)
 
 
-def test_offline_networks_can_not_be_stepped():
+def test_an_ensemble_of_offline_networks_has_no_state() -> None:
+    """As each of its members."""
     ensemble = Ensemble([make(seed, replace(CONFIG, mode="offline")) for seed in range(2)])
     with pytest.raises(ModelError, match="trained offline"):
         ensemble.initial_state()

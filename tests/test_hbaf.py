@@ -1,15 +1,19 @@
-"""The network's promises: step equals batch, no future, no padding, switches that do what they say.
+"""HBAF's promises: step equals batch, no future, no padding, and what each switch does.
 
-Which numbers are right is tests/test_hbaf_equations.py's concern.
+The equations are checked in test_hbaf_equations.py, the losses in test_hbaf_losses.py.
 """
 
 import io
+import math
 from dataclasses import fields, replace
+from typing import Any
 
+import networks_kit as kit
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks_kit import absent_as_nan, stepped, tensor, utterance, utterances_at, with_absent_drawn
 from torch import Tensor
 
 from stream_hbaf.errors import ConfigError, ModelError
@@ -27,80 +31,29 @@ SMALL = HbafConfig(
     layers=2,
     window=4,
 )
-
+CHANGED = ("audio", "text", "commonsense", "audio_mask")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def network(seed: int = 0, **switches) -> HBAF:
+def network(seed: int = 0, **switches: Any) -> HBAF:
     """Ready to predict; every weight drawn, absent vectors too (they start at zero)."""
     torch.manual_seed(seed)
-    net = HBAF(replace(SMALL, **switches)).eval()
-    for name, weight in net.named_parameters():
-        if "absent" in name:
-            torch.nn.init.normal_(weight)
-    return net
+    return with_absent_drawn(HBAF(replace(SMALL, **switches)))
 
 
 def dialogues(*lengths: int, seed: int = 0, present: float = 1.0) -> Features:
-    """Random dialogues, padded to the longest with NaN; each modality present so often."""
-    draw = torch.Generator().manual_seed(seed)
-    shape = len(lengths), max(lengths)
-    mask = torch.arange(shape[1]) < torch.tensor(lengths)[:, None]
-
-    def noise(*width: int) -> Tensor:
-        values = torch.randn(*shape, *width, generator=draw)
-        values[~mask] = torch.nan
-        return values
-
-    return Features(
-        audio=noise(SMALL.audio_width),
-        text=noise(SMALL.text_width),
-        commonsense=noise(3, SMALL.commonsense_width),
-        audio_mask=torch.rand(shape, generator=draw) < present,
-        text_mask=torch.rand(shape, generator=draw) < present,
-        utterance_mask=mask,
-        speaker=torch.randint(0, 12, shape, generator=draw),
-    )
+    """Random dialogues of twelve speakers, more than are distinguished."""
+    return kit.dialogues(*lengths, config=SMALL, seed=seed, present=present, parties=12)
 
 
-def turn(features: Features, b: int, t: int) -> Features:
-    """One utterance, as the recogniser hands it to step: absent modalities are None."""
-    heard, spoken = bool(features.audio_mask[b, t]), bool(features.text_mask[b, t])
-    return Features(
-        audio=features.audio[b, t] if heard else None,
-        text=features.text[b, t] if spoken else None,
-        commonsense=features.commonsense[b, t] if spoken else None,
-        speaker=features.speaker[b, t],
-    )
+def changed(features: Features, t: int, parts: tuple[str, ...] = CHANGED) -> Features:
+    return kit.changed(features, t, parts)
 
 
 def parts(output: Output) -> list[Tensor]:
     """Everything that the network gave."""
     return [getattr(output, field.name) for field in fields(output)]
-
-
-def stepped(net: HBAF, features: Features, b: int) -> Tensor:
-    """Logits [U, C] of dialogue b, one utterance at a time."""
-    state, logits = net.initial_state(), []
-    for t in range(int(features.utterance_mask[b].sum())):
-        one, state = net.step(turn(features, b, t), state)
-        logits.append(one)
-    return torch.stack(logits)
-
-
-PARTS_OF_FEATURES = ("audio", "text", "commonsense", "audio_mask")
-
-
-def changed(features: Features, t: int, parts: tuple[str, ...] = PARTS_OF_FEATURES) -> Features:
-    """The same dialogues with utterance t of each replaced by another."""
-
-    def put(values: Tensor) -> Tensor:
-        values = values.clone()
-        values[:, t] = ~values[:, t] if values.dtype == torch.bool else 3 - values[:, t]
-        return values
-
-    return replace(features, **{part: put(getattr(features, part)) for part in parts})
 
 
 # --- step, batch, time --------------------------------------------------------------------------
@@ -114,7 +67,9 @@ def changed(features: Features, t: int, parts: tuple[str, ...] = PARTS_OF_FEATUR
     window=st.integers(1, 6),
     attention=st.sampled_from(["scalar", "literal", "query"]),
 )
-def test_step_of_each_utterance_equals_batch(lengths, seed, present, window, attention) -> None:
+def test_step_of_each_utterance_equals_batch(
+    lengths: list[int], seed: int, present: float, window: int, attention: str
+) -> None:
     """Stepping through a dialogue gives what forward gives for it in any batch, to 1e-5."""
     net = network(seed, window=window, attention=attention)
     features = dialogues(*lengths, seed=seed, present=present)
@@ -140,8 +95,8 @@ SWITCHES = [
 
 
 @pytest.mark.parametrize("switches", SWITCHES, ids="-".join)
-def test_step_of_each_utterance_equals_batch_in_every_ablation(switches: dict) -> None:
-    """Whatever is left out, what was trained in batches is what the live recogniser runs."""
+def test_step_of_each_utterance_equals_batch_in_every_ablation(switches: dict[str, Any]) -> None:
+    """Every ablation that is trained in batches can also run live, to 1e-5."""
     net, features = network(**switches), dialogues(9, 5, present=0.7)
     with torch.no_grad():
         logits = net(features).logits
@@ -163,8 +118,7 @@ def test_step_of_many_streams_equals_each_alone() -> None:
     together = net.initial_state(3)
     logits = []
     for t in range(6):
-        now = replace(features, utterance_mask=None).map(lambda part, t=t: part[:, t])
-        one, together = net.step(now, together)
+        one, together = net.step(utterances_at(features, t), together)
         logits.append(one)
     for b in range(3):
         alone = stepped(net, features, b)
@@ -186,7 +140,7 @@ def test_live_output_never_depends_on_a_later_utterance(attention: str, t: int) 
 @pytest.mark.parametrize("part", ["audio", "text", "commonsense", "audio_mask", "text_mask"])
 @pytest.mark.parametrize("t", [5, 31, 32, 33])
 def test_live_output_never_depends_on_any_part_of_a_later_utterance(part: str, t: int) -> None:
-    """Nor does one part of it, on either side of where the soft attention's blocks of 32 meet."""
+    """Nor on one part of it, on either side of the boundary of the soft attention's blocks."""
     net, features = network(), dialogues(36)
     with torch.no_grad():
         before, after = net(features).logits, net(changed(features, t, (part,))).logits
@@ -195,9 +149,9 @@ def test_live_output_never_depends_on_any_part_of_a_later_utterance(part: str, t
 
 
 def test_live_output_depends_on_audio_of_the_window_only() -> None:
-    """Audio of W utterances ago is forgotten; of W-1 ago it isn't."""
+    """Audio of W-1 utterances ago has an influence, of W ago it has none."""
     net, features = network(), dialogues(9)
-    audio = features.audio.clone()
+    audio = tensor(features.audio).clone()
     audio[:, 2] += 1
     with torch.no_grad():
         moved = net(features).logits != net(replace(features, audio=audio)).logits
@@ -207,7 +161,7 @@ def test_live_output_depends_on_audio_of_the_window_only() -> None:
 def test_live_output_depends_on_text_of_the_whole_past() -> None:
     """The text context network carries the first utterance to the twentieth."""
     net, features = network(), dialogues(20)
-    text = features.text.clone()
+    text = tensor(features.text).clone()
     text[:, 0] += 1
     with torch.no_grad():
         moved = net(features).logits != net(replace(features, text=text)).logits
@@ -215,8 +169,8 @@ def test_live_output_depends_on_text_of_the_whole_past() -> None:
 
 
 @pytest.mark.parametrize("switches", [{}, {"use_audio": False}, {"use_text": False}], ids=str)
-def test_offline_output_sees_the_future(switches: dict) -> None:
-    """Offline, the last utterance changes what is said of the first, by sound and by words."""
+def test_offline_output_depends_on_the_future(switches: dict[str, Any]) -> None:
+    """Offline, the last utterance changes the first one's output, by audio and by text."""
     net, features = network(mode="offline", **switches), dialogues(9)
     with torch.no_grad():
         before, after = net(features).logits, net(changed(features, 8)).logits
@@ -224,7 +178,7 @@ def test_offline_output_sees_the_future(switches: dict) -> None:
 
 
 def test_offline_network_refuses_to_step() -> None:
-    """What needs the future can't run live, and says so before the first utterance."""
+    """An offline network has no state; the error says why."""
     with pytest.raises(ModelError, match="offline and sees the future"):
         network(mode="offline").initial_state()
 
@@ -245,14 +199,14 @@ def test_padding_never_changes_a_result(mode: str, attention: str) -> None:
 
 
 def test_padding_before_an_utterance_is_refused() -> None:
-    """A mask with a hole would shift the turns: it is an error, not a wrong answer."""
+    """A mask with a hole would shift the turns: it is an error."""
     features = replace(dialogues(3), utterance_mask=torch.tensor([[True, False, True]]))
     with pytest.raises(ValueError, match="utterances come first"):
         network()(features)
 
 
 def test_empty_dialogue_in_a_batch_gives_zeros() -> None:
-    """A dialogue of padding only costs nothing and breaks nothing, in both modes."""
+    """A dialogue of padding only gives zeros, in both modes."""
     for mode in ("live", "offline"):
         with torch.no_grad():
             logits = network(mode=mode)(dialogues(2, 0)).logits
@@ -264,22 +218,16 @@ def test_empty_dialogue_in_a_batch_gives_zeros() -> None:
 
 
 @pytest.mark.parametrize("mode", ["live", "offline"])
-def test_absent_modality_is_never_read(mode: str) -> None:
-    """Whatever stands where a modality is absent, NaN included, changes nothing, gradients too."""
+def test_values_of_an_absent_modality_are_never_used(mode: str) -> None:
+    """NaN where a modality is absent changes neither logits nor gradients."""
     net = network(mode=mode)
     clean = dialogues(7, 4, present=0.5)
-    dirty = replace(
-        clean,
-        audio=clean.audio.masked_fill(~clean.audio_mask[..., None], torch.nan),
-        text=clean.text.masked_fill(~clean.text_mask[..., None], torch.nan),
-        commonsense=clean.commonsense.masked_fill(~clean.text_mask[..., None, None], torch.nan),
-    )
     results = []
-    for features in (clean, dirty):
+    for features in (clean, absent_as_nan(clean)):
         net.zero_grad()
         logits = net(features).logits
         logits.sum().backward()
-        results.append([logits.detach(), *(weight.grad.clone() for weight in net.parameters())])
+        results.append([logits.detach(), *(tensor(w.grad).clone() for w in net.parameters())])
     for ours, theirs in zip(*results, strict=True):
         assert torch.equal(ours, theirs)
 
@@ -301,8 +249,8 @@ def test_missing_tensor_equals_a_mask_of_false() -> None:
 def test_utterance_without_text_stays_out_of_the_soft_attention() -> None:
     """It moves the turn and the GRU states on, but the sums of eqs 2-3 stay as they were."""
     net, features = network(), dialogues(2)
-    _, first = net.step(turn(features, 0, 0), net.initial_state())
-    _, second = net.step(replace(turn(features, 0, 1), text=None, commonsense=None), first)
+    _, first = net.step(utterance(features, 0, 0), net.initial_state())
+    _, second = net.step(replace(utterance(features, 0, 1), text=None, commonsense=None), first)
     assert torch.equal(first.score_max, second.score_max)
     assert torch.equal(first.score_sum, second.score_sum)
     assert torch.equal(first.weighted_sum, second.weighted_sum)
@@ -310,11 +258,11 @@ def test_utterance_without_text_stays_out_of_the_soft_attention() -> None:
 
 
 def test_absent_vectors_are_learned() -> None:
-    """Training with missing modalities moves what stands in for them."""
+    """Training with missing modalities moves the vectors that replace them."""
     net = network()
     net(dialogues(6, present=0.5)).logits.square().sum().backward()
-    assert net.absent_audio.grad.abs().sum() > 0
-    assert net.text_context.absent.grad.abs().sum() > 0
+    assert tensor(net.absent_audio.grad).any()
+    assert tensor(net.text_context.absent.grad).any()
 
 
 # --- state --------------------------------------------------------------------------------------
@@ -322,11 +270,11 @@ def test_absent_vectors_are_learned() -> None:
 
 @pytest.mark.parametrize("attention", ["scalar", "literal", "query"])
 def test_state_size_does_not_grow(attention: str) -> None:
-    """The state of turn 1000 has the bytes of turn 10's, what its tensors hold on to included."""
+    """The state of turn 1000 has the bytes of turn 10's, its tensors' storage included."""
     net, features = network(attention=attention), dialogues(10)
     state, sizes = net.initial_state(), {}
     for t in range(1, 1001):
-        _, state = net.step(turn(features, 0, t % 10), state)
+        _, state = net.step(utterance(features, 0, t % 10), state)
         if t in (10, 1000):
             buffer = io.BytesIO()
             torch.save(state.tensors(), buffer)
@@ -335,45 +283,44 @@ def test_state_size_does_not_grow(attention: str) -> None:
     assert sizes[10] == sizes[1000]
 
 
-def test_step_leaves_its_state_alone() -> None:
-    """A provisional prediction is forgotten with its new state: the given one is untouched."""
+def test_step_leaves_its_state_as_it_was() -> None:
+    """A provisional prediction can be dropped with its state: the given one is unchanged."""
     net, features = network(), dialogues(5)
     state = net.initial_state()
     for t in range(3):
-        _, state = net.step(turn(features, 0, t), state)
+        _, state = net.step(utterance(features, 0, t), state)
     kept = state.map(torch.clone)
-    provisional, _ = net.step(replace(turn(features, 0, 3), text=None), state)
-    final, after = net.step(turn(features, 0, 3), state)
+    provisional, _ = net.step(replace(utterance(features, 0, 3), text=None), state)
+    final, after = net.step(utterance(features, 0, 3), state)
     assert state == kept
     assert after != kept
     assert not torch.equal(provisional, final)
 
 
-def test_states_of_dialogues_stacked_go_on_as_each_alone() -> None:
-    """Dialogues at different turns, stepped together with sound or words or neither, to 1e-5."""
+def test_stacked_states_step_as_each_alone() -> None:
+    """Dialogues at different turns, stepped together with audio, text or neither, to 1e-5."""
     net, features = network(), dialogues(4, 4, 4, 4, present=0.5)
     states = [net.initial_state()]
     for b in range(1, 4):
         state = states[0]
         for t in range(b):
-            _, state = net.step(turn(features, b, t), state)
+            _, state = net.step(utterance(features, b, t), state)
         states.append(state)
-    now = replace(features, utterance_mask=None).map(lambda part: part[:, 3])
-    logits, after = net.step(now, DialogueState.stack(states))
+    logits, after = net.step(utterances_at(features, 3), DialogueState.stack(states))
     for b, state in enumerate(states):
-        alone, next_state = net.step(turn(features, b, 3), state)
+        alone, next_state = net.step(utterance(features, b, 3), state)
         torch.testing.assert_close(logits[b], alone, atol=1e-5, rtol=0)
         for name, part in next_state.tensors().items():
             torch.testing.assert_close(after.tensors()[name][b], part, atol=1e-5, rtol=0)
 
 
-def test_states_of_each_speaker_are_moved_by_his_own_turns_alone() -> None:
-    """What one speaker feels and wants stays as it was while another speaks; what others feel is
-    the dialogue's, and moves."""
+def test_state_of_a_speaker_depends_on_own_turns_alone() -> None:
+    """By speaker, internal and purpose states stay while another speaks; the external one is the
+    dialogue's."""
     net, features = network(by_speaker=True), dialogues(2)
-    speaks = (replace(turn(features, 0, t), speaker=torch.tensor(t)) for t in range(2))
-    _, first = net.step(next(speaks), net.initial_state())
-    _, second = net.step(next(speaks), first)
+    turns = (replace(utterance(features, 0, t), speaker=torch.tensor(t)) for t in range(2))
+    _, first = net.step(next(turns), net.initial_state())
+    _, second = net.step(next(turns), first)
     for name in ("internal", "purpose"):
         before, after = getattr(first, name), getattr(second, name)
         assert torch.equal(before[0], after[0])
@@ -382,49 +329,48 @@ def test_states_of_each_speaker_are_moved_by_his_own_turns_alone() -> None:
     assert not torch.equal(first.external, second.external)
 
 
-def test_one_speakers_dialogue_is_the_same_by_speaker() -> None:
-    """With nobody to be told apart the switch changes nothing, and neither do its weights."""
+def test_dialogue_of_one_speaker_is_the_same_by_speaker() -> None:
+    """With one speaker the switch ``by_speaker`` changes nothing."""
     features = replace(dialogues(6, 3, 9), speaker=None)
     with torch.no_grad():
         plain, apart = (network(by_speaker=kept)(features) for kept in (False, True))
     torch.testing.assert_close(plain.logits, apart.logits, atol=1e-6, rtol=0)
 
 
-def test_a_step_of_many_streams_tells_their_speakers_apart() -> None:
-    """Side by side, each dialogue has its own speakers' states."""
+def test_streams_step_with_speakers_of_their_own() -> None:
+    """Stepped together, each dialogue keeps its own speakers' states."""
     net, features = network(by_speaker=True), dialogues(5, 5, 5)
     together, logits = net.initial_state(3), []
     for t in range(5):
-        now = replace(features, utterance_mask=None).map(lambda part, t=t: part[:, t])
-        one, together = net.step(now, together)
+        one, together = net.step(utterances_at(features, t), together)
         logits.append(one)
     for b in range(3):
         alone = stepped(net, features, b)
         torch.testing.assert_close(torch.stack(logits)[:, b], alone, atol=1e-5, rtol=0)
 
 
-def test_state_saved_and_restored_goes_on_alike() -> None:
-    """A state through a file gives the very same next logits."""
+def test_state_survives_a_file() -> None:
+    """A restored state is equal and gives the same next logits."""
     net, features = network(), dialogues(4)
-    _, state = net.step(turn(features, 0, 0), net.initial_state())
+    _, state = net.step(utterance(features, 0, 0), net.initial_state())
     buffer = io.BytesIO()
     torch.save(state.tensors(), buffer)
     buffer.seek(0)
     restored = DialogueState(**torch.load(buffer))
     assert restored == state
-    ours, theirs = (net.step(turn(features, 0, 1), s)[0] for s in (state, restored))
-    assert torch.equal(ours, theirs)
+    logits = [net.step(utterance(features, 0, 1), s)[0] for s in (state, restored)]
+    assert torch.equal(*logits)
 
 
 # --- learning, switches, figures ----------------------------------------------------------------
 
 
 def test_network_overfits_eight_utterances() -> None:
-    """Two dialogues of four utterances with arbitrary labels are learned by heart."""
+    """Two dialogues of four utterances with arbitrary labels are learned."""
     torch.manual_seed(0)
     net, loss = HBAF(replace(SMALL, dropout=0.0)), InterModalLoss(SMALL.hidden)
     features, labels = dialogues(4, 4), torch.tensor([0, 1, 2, 3, 4, 5, 6, 0])
-    mask = features.utterance_mask
+    mask = tensor(features.utterance_mask)
     optimiser = torch.optim.Adam([*net.parameters(), *loss.parameters()], lr=5e-3)
     for _ in range(150):
         output = net(features)
@@ -464,14 +410,13 @@ def test_switch_off_takes_exactly_its_part_away(switch: str, mode: str) -> None:
 
 
 def test_switch_commonsense_off_narrows_the_gru_inputs() -> None:
-    """Without commonsense the GRUs read [utterance; context], and relations change nothing."""
+    """Without commonsense the GRUs' input is [utterance; context]; relations change nothing."""
     net, features = network(use_commonsense=False), dialogues(4)
-    assert net.text_context.combine["purpose"].in_features == 2 * SMALL.hidden
+    assert net.get_parameter("text_context.combine.purpose.weight").shape[1] == 2 * SMALL.hidden
+    other = replace(features, commonsense=tensor(features.commonsense) + 1)
     with torch.no_grad():
-        ours, theirs = net(features), net(replace(features, commonsense=features.commonsense + 1))
-        other = network()(replace(features, commonsense=features.commonsense + 1))
-        assert not torch.equal(network()(features).logits, other.logits)
-    assert torch.equal(ours.logits, theirs.logits)
+        assert torch.equal(net(features).logits, net(other).logits)
+        assert not torch.equal(network()(features).logits, network()(other).logits)
 
 
 def test_switch_audio_skip_adds_a_linear_map() -> None:
@@ -487,8 +432,8 @@ def test_switch_audio_skip_adds_a_linear_map() -> None:
 @pytest.mark.parametrize(
     "switches", [{"literal_cross": True}, {"mode": "offline"}, {"window": 2}], ids=str
 )
-def test_switch_without_weights_of_its_own_changes_the_output(switches: dict) -> None:
-    """The same weights say something else when they are wired the other way."""
+def test_switch_without_weights_of_its_own_changes_the_output(switches: dict[str, Any]) -> None:
+    """The same weights give another output when the switch is set."""
     ours, theirs = network(), network(**switches)
     theirs.load_state_dict(ours.state_dict())
     with torch.no_grad():
@@ -504,7 +449,7 @@ def test_switch_without_weights_of_its_own_changes_the_output(switches: dict) ->
         ("query", {"project.weight", "project.bias", "query.weight"}),
     ],
 )
-def test_switch_attention_has_its_own_weights(attention: str, own: set) -> None:
+def test_switch_attention_has_its_own_weights(attention: str, own: set[str]) -> None:
     """w for the scalar score, nothing for the literal one, W_q for the query."""
     assert set(network(attention=attention).text_context.attention.state_dict()) == own
 
@@ -519,15 +464,15 @@ def test_switch_attention_has_its_own_weights(attention: str, own: set) -> None:
         ({"attention": "dot"}, "scalar, literal or query"),
     ],
 )
-def test_config_that_cannot_be_built_is_refused(switches: dict, complaint: str) -> None:
+def test_config_that_cannot_be_built_is_refused(switches: dict[str, Any], complaint: str) -> None:
     """The error names the setting and what it may be."""
     with pytest.raises(ConfigError, match=complaint):
         replace(SMALL, **switches)
 
 
-def by_hand(tensor: Tensor, phase: float) -> Tensor:
-    """Values that no random generator's next version can change."""
-    return torch.sin(torch.arange(tensor.numel()) * 0.7 + phase).reshape(tensor.shape)
+def by_hand(*shape: int, phase: float) -> Tensor:
+    """Values that don't depend on the version of a random generator."""
+    return torch.sin(torch.arange(math.prod(shape)) * 0.7 + phase).reshape(shape)
 
 
 # From the plain loops of test_hbaf_equations.py, in float64.
@@ -539,16 +484,16 @@ GOLDEN = [
 
 
 def test_golden_network_gives_the_committed_logits() -> None:
-    """Weights and features set by hand give these logits in every version of torch and of ours."""
+    """Weights and features set by hand give these logits in every version of torch."""
     config = replace(SMALL, hidden=8, classes=3, window=2, layers=1)
     net = HBAF(config).eval()
     with torch.no_grad():
         for k, (_, weight) in enumerate(sorted(net.named_parameters())):
-            weight.copy_(0.5 * by_hand(weight, k))
+            weight.copy_(0.5 * by_hand(*weight.shape, phase=k))
         features = Features(
-            by_hand(torch.empty(1, 3, 6), 0.1),
-            by_hand(torch.empty(1, 3, 5), 0.2),
-            by_hand(torch.empty(1, 3, 3, 4), 0.3),
+            by_hand(1, 3, 6, phase=0.1),
+            by_hand(1, 3, 5, phase=0.2),
+            by_hand(1, 3, 3, 4, phase=0.3),
             audio_mask=torch.tensor([[True, False, True]]),
             text_mask=torch.tensor([[True, True, False]]),
         )
@@ -556,21 +501,21 @@ def test_golden_network_gives_the_committed_logits() -> None:
     torch.testing.assert_close(logits, torch.tensor(GOLDEN), atol=1e-5, rtol=0)
 
 
-# --- text features as the network hears them -----------------------------------------------------
+# --- standardised text features -----------------------------------------------------
 
 
 def test_standardised_text_makes_the_features_scale_irrelevant() -> None:
-    """Two networks alike but for the scale and place of their text features say the same."""
+    """Scaling and shifting all text features changes nothing once they are fitted."""
     torch.manual_seed(0)
     features, known = dialogues(5, 3), torch.randn(200, SMALL.text_width)
     ours, theirs = network(), network()
     ours.standardise(known)
     theirs.standardise(40.0 * known + 7.0)
-    moved = replace(features, text=40.0 * features.text + 7.0)
+    moved = replace(features, text=40.0 * tensor(features.text) + 7.0)
     torch.testing.assert_close(ours(features).logits, theirs(moved).logits, atol=1e-5, rtol=1e-4)
 
 
-def test_switch_standardise_text_off_hears_features_as_they_are() -> None:
+def test_switch_standardise_text_off_takes_features_as_they_are() -> None:
     """Without it, training's features change nothing."""
     features = dialogues(4)
     plain, switched = network(), network(standardise_text=False)
