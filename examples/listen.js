@@ -1,7 +1,7 @@
-// What everybody feels, a line an utterance: node examples/listen.js mqtt://localhost
+// Prints speaker, emotion and words of each utterance: node examples/listen.js mqtt://localhost
 // Needs the package mqtt: npm install mqtt
 const client = require("mqtt").connect(process.argv[2]);
-const revisions = new Map(); // the highest of each id: what comes again is not new
+const revisions = new Map(); // the highest one of each id, to skip repeated messages
 
 client.on("connect", () => client.subscribe("stream_hbaf/+/+/utterance", { qos: 1 }));
 client.on("message", (topic, payload) => {

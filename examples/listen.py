@@ -1,4 +1,4 @@
-"""What everybody feels, a line an utterance: python examples/listen.py mqtt://localhost"""
+"""Prints speaker, emotion and words of each utterance: python examples/listen.py mqtt://localhost"""
 
 import asyncio
 import sys

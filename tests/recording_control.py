@@ -6,6 +6,8 @@ from collections.abc import Collection, Mapping
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.events import Feedback, Request, Response, SwitchName
 
+Call = Request | Feedback | tuple[str, SwitchName, bool]
+
 
 class RecordingControl:
     """Answers each command with its arguments.
@@ -17,7 +19,7 @@ class RecordingControl:
     def __init__(
         self, *, failures: Mapping[str, Exception] | None = None, labels: Collection[str] = ()
     ) -> None:
-        self.calls: list[Request | Feedback | tuple[str, SwitchName, bool]] = []
+        self.calls: list[Call] = []
         self.pause_s = 0.0  # before each answer
         self._failures = failures or {}
         self._labels = labels

@@ -4,7 +4,7 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ async def publish(broker: Mosquitto, *found: Message) -> None:
 
 
 async def collect(
-    events: Subscription[Any], *, until: Event, send: Callable[[], Awaitable[None]]
+    events: Subscription[Any], *, until: Event, send: Callable[[], Coroutine[Any, Any, None]]
 ) -> list[Event]:
     """The events that ``send``, called once the subscription is there, brings before ``until``."""
     found: list[Event] = []

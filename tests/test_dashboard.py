@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -82,8 +82,8 @@ async def ask(page: Events, command: str, **arguments: Any) -> dict[str, Any]:
     return message
 
 
-def run(scene: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(asyncio.wait_for(scene(), 60))  # type: ignore[arg-type]
+def run(scene: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(asyncio.wait_for(scene(), 60))
 
 
 # ---- access
@@ -152,10 +152,10 @@ def test_token_is_drawn_where_others_can_connect() -> None:
     checks = [AccessControl(DashboardConfig(host="0.0.0.0")) for _ in range(2)]
     assert len({check.token for check in checks}) == 2
     assert min(len(check.token) for check in checks) >= 32
-    ask = {"host": "192.168.1.5:8770", "origin": None}
-    assert checks[0].check(**ask, token=checks[0].token) is None
+    host = "192.168.1.5:8770"
+    assert checks[0].check(host=host, origin=None, token=checks[0].token) is None
     for token in ("", checks[1].token, "\udcff"):
-        refusal = checks[0].check(**ask, token=token)
+        refusal = checks[0].check(host=host, origin=None, token=token)
         assert refusal is not None
         assert refusal.status == 401
     assert AccessControl(DashboardConfig(host="localhost")).token == ""

@@ -11,7 +11,7 @@ import pytest
 from chromium import Loop, chromium
 from conftest import RECORDINGS
 from dialogue_samples import INFO, LABELS, record_session, utterance
-from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect
 from recording_control import RecordingControl
 
 from stream_hbaf.config import DashboardConfig, SourceConfig
@@ -82,20 +82,25 @@ def serve(
 def page_at(
     browser: Browser, address: str, *, size: dict[str, int] = DESK, scheme: str = "light"
 ) -> Iterator[Page]:
-    """A page that is open, and in the end has had nothing to complain about."""
+    """An open page; fails in the end if it logged an error or loaded a file from elsewhere."""
     context = browser.new_context(viewport=size, color_scheme=scheme, permissions=["microphone"])  # type: ignore[arg-type]
     page = context.new_page()
-    complaints: list[str] = []
-    asked: list[str] = []
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("console", lambda line: line.type == "error" and complaints.append(line.text))
-    page.on("request", lambda request: asked.append(request.url))
+    errors: list[str] = []
+    urls: list[str] = []
+
+    def log(line: ConsoleMessage) -> None:
+        if line.type == "error":
+            errors.append(line.text)
+
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", log)
+    page.on("request", lambda request: urls.append(request.url))
     page.goto(address)
     expect(page.get_by_text("● Connected")).to_be_visible()
     yield page
     own = address.partition("?")[0]
-    assert [url for url in asked if not url.startswith(own)] == []
-    assert [line for line in complaints if "WebSocket connection" not in line] == []
+    assert [url for url in urls if not url.startswith(own)] == []
+    assert [line for line in errors if "WebSocket connection" not in line] == []
     context.close()
 
 
@@ -488,8 +493,10 @@ def test_everything_can_be_read_and_has_a_name(
         faint = page.evaluate(FAINT_TEXT)
         assert faint == [], json.dumps(faint)
         assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
-        for landmark in ("banner", "main", "contentinfo", "complementary"):
-            expect(page.get_by_role(landmark)).to_have_count(1)  # type: ignore[arg-type]
+        expect(page.get_by_role("banner")).to_have_count(1)
+        expect(page.get_by_role("main")).to_have_count(1)
+        expect(page.get_by_role("contentinfo")).to_have_count(1)
+        expect(page.get_by_role("complementary")).to_have_count(1)
 
 
 def nameless(page: Page) -> list[str]:

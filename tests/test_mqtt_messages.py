@@ -275,7 +275,7 @@ def test_payload_round_trip() -> None:
 def test_not_a_number_is_refused() -> None:
     """NaN is no JSON: it must not go out as something no receiver can read."""
     with pytest.raises(ValueError, match="JSON"):
-        encode(JOY.model_copy(update={"score": float("nan")}))
+        encode(END.model_copy(update={"audio_start_ms": float("nan")}))
 
 
 @pytest.mark.parametrize(

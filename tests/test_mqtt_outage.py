@@ -110,7 +110,7 @@ def test_partials_while_disconnected(tmp_path: Path) -> None:
 def test_full_outbox_holds_the_sender_back(tmp_path: Path) -> None:
     """With the outbox full and a slow broker `send` waits; cancelled meanwhile it loses nothing."""
 
-    async def main(broker: Mosquitto) -> list[str]:
+    async def main(broker: Mosquitto) -> list[object]:
         publisher = MqttPublisher(config(broker.url, outbox=3), info=INFO)
         async with Subscriber(broker.port, topic="p/n/m/utterance") as subscriber:
             await publisher.connect()
@@ -214,7 +214,7 @@ def test_close_without_broker(tmp_path: Path, silence: str) -> None:
         await running
         return kept
 
-    async def second(broker: Mosquitto) -> list[str]:
+    async def second(broker: Mosquitto) -> list[object]:
         publisher = MqttPublisher(config(broker.url), info=INFO)
         async with Subscriber(broker.port, topic="p/n/m/utterance") as subscriber:
             await publisher.connect()
@@ -246,7 +246,7 @@ def test_killed_recogniser_loses_nothing(tmp_path: Path) -> None:
         asyncio.run(main())
     """
 
-    async def main(broker: Mosquitto) -> list[str]:
+    async def main(broker: Mosquitto) -> list[object]:
         command = [sys.executable, "-c", textwrap.dedent(script), broker.url]
         child = await asyncio.create_subprocess_exec(*command, cwd=Path(__file__).parent)
         assert await child.wait() == -signal.SIGKILL

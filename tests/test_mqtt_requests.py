@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from mosquitto import Mosquitto, Subscriber, find_program, mosquitto
 from mqtt_kit import INFO, StatusLog, config
-from recording_control import RecordingControl
+from recording_control import Call, RecordingControl
 
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.events import Feedback, Request
@@ -73,7 +73,7 @@ def carried_out(
     *,
     version: str = "3.1.1",
     lines: list[str] | None = None,
-) -> list[object]:
+) -> list[Call]:
     """Run ``script`` against a publisher; returns what its control was asked to do."""
     control = make_control()
     statuses = StatusLog()

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""From publishing an utterance to seeing it on the page, in a real Chromium.
+"""Measures the time from publishing an utterance to its appearance on the page, in Chromium.
 
     tools/bench_dashboard.py [--events 100] [--before 500]
 
-The page has a history of utterances already. Then one after another is published, and the page
-notes when the frame that shows it has been drawn. Both read this machine's clock.
+The page shows some utterances already. Then one after another is published, and the page notes
+when the frame that shows it has been drawn. Both times are by the system clock.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from stream_hbaf.dashboard.server import Dashboard
 PROMISED_MS = 200
 EVERY_S = 0.1
 
-# A frame's callbacks run before it is drawn; the message that they post is taken after that.
+# Animation frame callbacks run before the frame is drawn; a message that they post arrives after.
 WATCH = """() => {
   window.seen = new Map();
   const note = (id) => {
@@ -41,7 +41,7 @@ WATCH = """() => {
 
 
 def measure(events: int, *, before: int) -> list[float]:
-    """Milliseconds from ``send`` to the screen, for each utterance."""
+    """The milliseconds from ``send`` to the drawn frame, for each utterance."""
 
     async def open_dashboard() -> Dashboard:
         dashboard = Dashboard(DashboardConfig(port=0), info=INFO)

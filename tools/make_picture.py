@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The README's picture: the real program in a real terminal (tmux), drawn as SVG.
+"""Takes the picture of the terminal for the documentation, from a run in tmux, as SVG.
 
 tools/make_picture.py docs/terminal.svg
 """

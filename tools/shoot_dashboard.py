@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Literal
 
 from playwright.sync_api import Browser, Error, Page
 
@@ -22,7 +23,7 @@ from mosquitto import free_port
 EXAMPLE = Path(__file__).parent.parent / "stream_hbaf" / "audio" / "example.flac"
 TIMEOUT_S = 120  # includes loading the models
 # name: width, height, device pixel ratio, colour scheme, whether the newest utterance is opened
-PICTURES = {
+PICTURES: dict[str, tuple[int, int, float, Literal["light", "dark"], bool]] = {
     "dashboard-light": (1280, 860, 1, "light", False),
     "dashboard-phone-dark": (390, 844, 1.5, "dark", True),
 }

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""What survives when broker and recogniser are killed, again and again.
+"""Tests that no utterance is lost when broker and recogniser are killed again and again.
 
     tools/soak_mqtt.py [--utterances 1000] [--restarts 50] [--kills 20] [--seed 0]
 
-First a long recording, made of the tests' sentences, is recognised as fast as it goes while a
-mosquitto is killed at random and started again. Then the recogniser is killed at random while it
-reports on stdout, and started again. Counted is what a subscriber gets whose session the broker
-keeps: every `end`, none twice (by `id` and `rev`), in order.
+First a long recording, made of the tests' sentences, is recognised at full speed while a mosquitto
+is killed at random times and restarted. Then the recogniser is killed at random times and
+restarted. A subscriber with a persistent session must receive every `end` that was reported on
+stdout, in order, and none twice (by `id` and `rev`).
 """
 
 import argparse
@@ -34,7 +34,7 @@ from stream_hbaf.config import SAMPLE_RATE_HZ
 RECORDINGS = Path(__file__).parents[1] / "tests" / "recordings"
 SILENCE_S = 1.0  # ends an utterance
 TOPIC = "stream_hbaf/soak/file/utterance"
-# mosquitto keeps what it acknowledged through a kill only if it writes down each change.
+# mosquitto keeps acknowledged messages when it is killed only if it saves each change.
 SETTINGS = """
 listener {port} 127.0.0.1
 allow_anonymous true
@@ -77,8 +77,8 @@ class Broker:
 
 
 @dataclass
-class Arrived:
-    """What a subscriber got, in order, again and again included."""
+class Received:
+    """The `end` events that a subscriber received, in order, with repetitions."""
 
     ends: list[tuple[str, int]] = field(default_factory=list)
     connections: int = 0
@@ -97,9 +97,9 @@ def find(name: str) -> str:
 
 
 @contextlib.asynccontextmanager
-async def subscriber(port: int) -> AsyncIterator[Arrived]:
-    """mosquitto_sub with a session, so that the broker keeps for it what comes meanwhile."""
-    arrived = Arrived()
+async def subscriber(port: int) -> AsyncIterator[Received]:
+    """mosquitto_sub with a persistent session."""
+    received = Received()
     child = await asyncio.create_subprocess_exec(
         *("stdbuf", "-oL", find("mosquitto_sub"), "-p", str(port), "-t", TOPIC, "-q", "1"),
         *("-c", "-i", "soak", "-d"),
@@ -111,13 +111,13 @@ async def subscriber(port: int) -> AsyncIterator[Arrived]:
     async def read() -> None:
         async for line in lines(child):
             if line.startswith("Subscribed"):
-                arrived.connections += 1
+                received.connections += 1
             elif (event := end_of(line)) is not None:
-                arrived.ends.append((event["id"], event["rev"]))
+                received.ends.append((event["id"], event["rev"]))
 
     reading = asyncio.create_task(read())
-    await until(lambda: arrived.connections > 0)
-    yield arrived
+    await until(lambda: received.connections > 0)
+    yield received
     reading.cancel()
     child.kill()
     await child.wait()
@@ -130,7 +130,7 @@ async def lines(child: asyncio.subprocess.Process) -> AsyncIterator[str]:
 
 
 def end_of(line: str) -> dict[str, Any] | None:
-    """The `end` that a line is, if it is one; half a line is none."""
+    """The `end` event of a line; None for other lines."""
     with contextlib.suppress(ValueError):
         event = json.loads(line)
         if isinstance(event, dict) and event.get("type") == "end":
@@ -139,7 +139,7 @@ def end_of(line: str) -> dict[str, Any] | None:
 
 
 def long_recording(folder: Path, utterances: int) -> Path:
-    """The tests' sentences over and over, each with the silence that ends an utterance."""
+    """The tests' sentences in turn, each with the silence that ends an utterance."""
     silence = np.zeros(int(SILENCE_S * SAMPLE_RATE_HZ), np.int16)
     found = sorted(RECORDINGS.glob("sense_and_sensibility_*.flac"))
     sentences = [np.concatenate([read_audio(path), silence]) for path in found]
@@ -151,7 +151,7 @@ def long_recording(folder: Path, utterances: int) -> Path:
 
 
 class Recogniser:
-    """The command itself, at full speed, and what it reports on stdout."""
+    """A `stream-hbaf` process at full speed, and the `end` events on its stdout."""
 
     def __init__(self, child: asyncio.subprocess.Process, *, stderr: Path) -> None:
         self._child = child
@@ -174,19 +174,19 @@ class Recogniser:
 
     async def ends(self) -> None:
         if await self._child.wait() != 0:
-            self._give_up()
+            self._fail()
         await self._reading
 
     async def kill(self) -> None:
         if self._child.returncode is not None:
-            self._give_up()
+            self._fail()
         self._child.kill()
         await self._child.wait()
         await self._reading
 
-    def _give_up(self) -> NoReturn:
-        why = self._stderr.read_text(encoding="utf-8", errors="replace")[-2000:]
-        raise SystemExit(f"the recogniser ended, but nobody killed it:\n{why}")
+    def _fail(self) -> NoReturn:
+        stderr = self._stderr.read_text(encoding="utf-8", errors="replace")[-2000:]
+        raise SystemExit(f"the recogniser failed:\n{stderr}")
 
     async def reports(self, count: int) -> None:
         await until(lambda: len(self.reported) >= count or self._child.returncode is not None)
@@ -198,112 +198,112 @@ class Recogniser:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    while not condition():  # noqa: ASYNC110  another program has no event to wait for
+    while not condition():  # noqa: ASYNC110  about another process
         await asyncio.sleep(0.02)
 
 
-async def start_again(broker: Broker, arrived: Arrived) -> None:
-    """Returns once the subscriber is back: what is for nobody is kept by nobody."""
-    connections = arrived.connections
+async def restart(broker: Broker, received: Received) -> None:
+    """Restart the broker; returns when the subscriber, whose session it keeps, has reconnected."""
+    connections = received.connections
     await broker.start()
-    await until(lambda: arrived.connections > connections)
+    await until(lambda: received.connections > connections)
 
 
 async def kill_broker(
     broker: Broker,
-    arrived: Arrived,
+    received: Received,
     recogniser: Recogniser,
     *,
     moments: list[int],
-    rest: random.Random,
+    generator: random.Random,
 ) -> None:
-    """Each time when so many ends have been reported, or as soon as the subscriber is back."""
+    """Kill the broker at each of the ``moments``: numbers of reported ends."""
     for number, moment in enumerate(moments, start=1):
         await recogniser.reports(moment)
-        await asyncio.sleep(rest.uniform(0.0, 1.0))
+        await asyncio.sleep(generator.uniform(0.0, 1.0))
         await broker.kill()
-        await asyncio.sleep(rest.choice((0.0, rest.uniform(0.0, 3.0))))
-        await start_again(broker, arrived)
-        print(f"  broker killed {number} times, {len(arrived.first)} ends so far", flush=True)
+        await asyncio.sleep(generator.choice((0.0, generator.uniform(0.0, 3.0))))
+        await restart(broker, received)
+        print(f"  broker killed {number} times, {len(received.first)} ends so far", flush=True)
 
 
 async def soak_broker(folder: Path, *, utterances: int, restarts: int, seed: int) -> bool:
-    """The broker is killed while one long recording is recognised."""
+    """Kill the broker while one long recording is recognised."""
     recording = long_recording(folder, utterances)
-    broker, rest = Broker(folder), random.Random(seed)
+    broker, generator = Broker(folder), random.Random(seed)
     await broker.start()
-    async with subscriber(broker.port) as arrived:
+    async with subscriber(broker.port) as received:
         began = time.monotonic()
         recogniser = await Recogniser.start(recording, broker.port, state=folder)
         await recogniser.reports(1)
-        moments = sorted(rest.choices(range(1, max(2, utterances * 9 // 10)), k=restarts))
+        moments = sorted(generator.choices(range(1, max(2, utterances * 9 // 10)), k=restarts))
         killing = asyncio.create_task(
-            kill_broker(broker, arrived, recogniser, moments=moments, rest=rest)
+            kill_broker(broker, received, recogniser, moments=moments, generator=generator)
         )
         await recogniser.ends()
         took_s = time.monotonic() - began
         early = not killing.done()
         killing.cancel()
-        await settle(arrived, recogniser.reported)
+        await settle(received, recogniser.reported)
     await broker.kill()
     if early:
-        print("  it was over before the last kill: take more utterances or fewer restarts")
-    return judge("broker killed", recogniser.reported, arrived, took_s=took_s) and not early
+        print("  the run ended before the last kill: use more utterances or fewer restarts")
+    return report("broker killed", recogniser.reported, received, took_s=took_s) and not early
 
 
 async def soak_recogniser(folder: Path, *, kills: int, seed: int) -> bool:
-    """The recogniser is killed, every other time after the broker, so that its outbox counts."""
+    """Kill the recogniser; every other time while the broker is down, to test the outbox."""
     recording = long_recording(folder, 40)
     last = long_recording(folder, 1)
-    broker, rest = Broker(folder), random.Random(seed)
+    broker, generator = Broker(folder), random.Random(seed)
     reported: list[tuple[str, int]] = []
     await broker.start()
-    async with subscriber(broker.port) as arrived:
+    async with subscriber(broker.port) as received:
         began = time.monotonic()
         for number in range(kills):
             recogniser = await Recogniser.start(recording, broker.port, state=folder)
             await recogniser.reports(1)
-            await asyncio.sleep(rest.uniform(0.0, 2.0))
+            await asyncio.sleep(generator.uniform(0.0, 2.0))
             away = number % 2 == 1
             if away:
                 await broker.kill()
-                await asyncio.sleep(rest.uniform(0.0, 2.0))
+                await asyncio.sleep(generator.uniform(0.0, 2.0))
             await recogniser.kill()
             reported += recogniser.reported
             if away:
-                await start_again(broker, arrived)
+                await restart(broker, received)
             print(
                 f"  recogniser killed {number + 1} times, {len(reported)} ends reported", flush=True
             )
         recogniser = await Recogniser.start(last, broker.port, state=folder)
-        await recogniser.ends()  # it publishes what the killed ones left
+        await recogniser.ends()  # it publishes what the killed ones left in the outbox
         reported += recogniser.reported
-        await settle(arrived, reported)
+        await settle(received, reported)
     await broker.kill()
-    return judge("recogniser killed", reported, arrived, took_s=time.monotonic() - began)
+    return report("recogniser killed", reported, received, took_s=time.monotonic() - began)
 
 
-async def settle(arrived: Arrived, reported: Sequence[tuple[str, int]]) -> None:
-    """Until all that was reported is there, for 10 s at most."""
+async def settle(received: Received, reported: Sequence[tuple[str, int]]) -> None:
+    """Wait until all reported ends have been received, at most 10 s."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(10):
-            await until(lambda: set(reported) <= set(arrived.ends))
+            await until(lambda: set(reported) <= set(received.ends))
 
 
-def judge(
-    what: str, reported: Sequence[tuple[str, int]], arrived: Arrived, *, took_s: float
+def report(
+    what: str, reported: Sequence[tuple[str, int]], received: Received, *, took_s: float
 ) -> bool:
     """Print the figures; True if nothing is missing, double or out of order."""
     known = set(reported)
-    missing = known - set(arrived.ends)
-    once = [end for end in dict.fromkeys(arrived.ends) if end in known]
-    double = len(arrived.first) - len(set(arrived.first))
+    missing = known - set(received.ends)
+    once = [end for end in dict.fromkeys(received.ends) if end in known]
+    double = len(received.first) - len(set(received.first))
     in_order = once == [end for end in reported if end not in missing]
     print(
         f"{what}: {len(reported)} ends reported, {len(missing)} missing, "
-        f"{len(arrived.ends) - len(dict.fromkeys(arrived.ends))} sent again, "
+        f"{len(received.ends) - len(dict.fromkeys(received.ends))} sent again, "
         f"{double} double after de-duplication, {'in' if in_order else 'OUT OF'} order; "
-        f"{arrived.connections} connections of the subscriber, {took_s:.0f} s"
+        f"{received.connections} connections of the subscriber, {took_s:.0f} s"
     )
     return not missing and not double and in_order
 
@@ -315,7 +315,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20, help="of the recogniser")
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
-    sound = True
+    passed = True
     if chosen.restarts:
         with tempfile.TemporaryDirectory() as folder:
             soak = soak_broker(
@@ -324,13 +324,13 @@ def main() -> int:
                 restarts=chosen.restarts,
                 seed=chosen.seed,
             )
-            sound &= asyncio.run(soak)
+            passed &= asyncio.run(soak)
     if chosen.kills:
         with tempfile.TemporaryDirectory() as folder:
-            sound &= asyncio.run(
+            passed &= asyncio.run(
                 soak_recogniser(Path(folder), kills=chosen.kills, seed=chosen.seed)
             )
-    return 0 if sound else 1
+    return 0 if passed else 1
 
 
 if __name__ == "__main__":

@@ -135,8 +135,8 @@ class MqttPublisher:
     async def close(self, timeout_s: float) -> int:
         """Deliver what is queued, publish ``stopped`` and disconnect, all within ``timeout_s``.
 
-        Returns the number of messages that stay on disk for the next start, which ``on_status``
-        is told as well.
+        Returns the number of messages that stay on disk for the next start; ``on_status`` is
+        called with it as well.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s

@@ -18,7 +18,7 @@ DEFAULT_PATH = "/mqtt"  # of MQTT over WebSocket, where most brokers expect it
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A broker's host and port, and how to speak to it."""
+    """A broker's host and port, and which transport to use."""
 
     host: str
     port: int
