@@ -36,6 +36,7 @@ from stream_hbaf.features.context import ContextConfig
 from stream_hbaf.features.inferences import Inferences
 from stream_hbaf.features.scaling import Scaling
 from stream_hbaf.features.text import TextEncoder
+from stream_hbaf.files import atomic_write_bytes, atomic_write_text
 from stream_hbaf.networks.calibration import Calibration, Pattern
 from stream_hbaf.networks.ensemble import join
 from stream_hbaf.networks.network import Network, NetworkConfig
@@ -171,18 +172,18 @@ class Bundle:
         digests = digest_parts(parts, known=self.config.digests, bundle=self.id)
         config = self.config.model_copy(update={"digests": digests})
         settings = config.model_dump(mode="json")
-        (folder / CONFIG).write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
-        (folder / WEIGHTS).write_bytes(save(_narrow(self._tensors())))
+        atomic_write_text(folder / CONFIG, yaml.safe_dump(settings, sort_keys=False))
+        atomic_write_bytes(folder / WEIGHTS, save(_narrow(self._tensors())))
         self.describe(folder, metrics=metrics, card=card)
         sums = [f"{_digest((folder / name).read_bytes())}  {name}\n" for name in SUMMED]
-        (folder / SUMS).write_text("".join(sums), encoding="utf-8")
+        atomic_write_text(folder / SUMS, "".join(sums))
 
     @staticmethod
     def describe(folder: Path, *, metrics: Mapping[str, Any], card: str) -> None:
         """Write a bundle's figures and its model card; its SHA-256 does not depend on them."""
         text = json.dumps(metrics, indent=1, ensure_ascii=False)
-        (folder / METRICS).write_text(text + "\n", encoding="utf-8")
-        (folder / CARD).write_text(card, encoding="utf-8")
+        atomic_write_text(folder / METRICS, text + "\n")
+        atomic_write_text(folder / CARD, card)
 
     @classmethod
     def load(cls, name: str, *, device: str = "cpu") -> "Bundle":

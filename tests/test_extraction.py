@@ -28,6 +28,7 @@ from stream_hbaf.corpora.augment import (
     augment,
     training_conditions,
 )
+from stream_hbaf.corpora.cache import digest_code
 from stream_hbaf.corpora.clips import ClipJob, Segmentation
 from stream_hbaf.corpora.dialogue import LABELS, Corpus, Dialogue, LabelledUtterance
 from stream_hbaf.corpora.extraction import (
@@ -605,7 +606,7 @@ def test_cache_key_covers_content_and_libraries(monkeypatch: pytest.MonkeyPatch)
     """Other bytes of the clip, or another version of a library that takes part."""
     assert parts(PLAIN, content="other")["content"] == "other"
     before = parts(AUGMENTED)
-    monkeypatch.setattr(extraction, "_versions", lambda *packages: ("other 1.0",))
+    monkeypatch.setattr(extraction, "library_versions", lambda *packages: ("other 1.0",))
     after = parts(AUGMENTED)
     changed = [name for name in after if after[name] != before[name]]
     assert changed == ["decoding", "segmentation", "condition"]
@@ -643,9 +644,9 @@ def test_code_digest_knows_code_from_comments(tmp_path: Path) -> None:
         spec = importlib.util.spec_from_file_location(name, tmp_path / f"{name}.py")
         assert spec is not None
         module = importlib.util.module_from_spec(spec)
-        digests[name] = extraction.digest_code(module)
+        digests[name] = digest_code(module)
     assert digests["plain"] == digests["described"] != digests["other"]
-    assert extraction.digest_code(clips) != extraction.digest_code(extraction)
+    assert digest_code(clips) != digest_code(extraction)
 
 
 def test_sounds_are_part_of_the_cache(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from stream_hbaf.corpora.cache import Encode, cached_encoder
+from stream_hbaf.corpora.cache import EncodeTexts, cached_encoder
 from stream_hbaf.errors import StreamHbafError
 from stream_hbaf.features.commonsense import RELATIONS
 from stream_hbaf.features.text import DEFAULT_ENCODER, TextEncoder
@@ -68,7 +68,7 @@ def _parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _encoding(name: str, *, cache: Path) -> Encode:
+def _encoding(name: str, *, cache: Path) -> EncodeTexts:
     """The encoder, cached on disk and by single text in memory: the runs share most texts."""
     cached = cached_encoder(TextEncoder(name), cache)
     known: dict[str, Float32] = {}
@@ -82,7 +82,7 @@ def _encoding(name: str, *, cache: Path) -> Encode:
     return encode
 
 
-def _measure(name: str, annotations: Annotations, *, encode: Encode) -> dict[str, Any]:
+def _measure(name: str, annotations: Annotations, *, encode: EncodeTexts) -> dict[str, Any]:
     began = time.perf_counter()
     _, figures = distil(
         annotations,

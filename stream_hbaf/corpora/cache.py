@@ -1,47 +1,69 @@
-"""Training: what takes minutes is kept on disk, under a name made of all that it depends on."""
+"""Caches features on disk: arrays in files that are named by all that decides their values.
 
+What decides them includes code and libraries: ``digest_code`` and ``library_versions`` are part of
+every key, so that no result of another version is read.
+"""
+
+import ast
 import hashlib
-import os
+import inspect
+import io
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache as memoise
+from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stream_hbaf.features import comet, context, text
 from stream_hbaf.features.comet import Comet
 from stream_hbaf.features.commonsense import Commonsense
 from stream_hbaf.features.context import Turn
 from stream_hbaf.features.text import TextEncoder
+from stream_hbaf.files import atomic_write_bytes
 
+Array = NDArray[np.floating[Any]]
 Float32 = NDArray[np.float32]
-Encode = Callable[[Sequence[str]], Float32]  # texts → [N, D]
-Encodes = Callable[[Sequence[Sequence[Turn]]], Float32]  # dialogues of U turns → [sum of U, D]
+EncodeTexts = Callable[[Sequence[str]], Float32]  # texts → [N, D]
+EncodeDialogues = Callable[[Sequence[Sequence[Turn]]], Float32]  # dialogues of U turns → [sum U, D]
+
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
-def cached_encoder(encoder: TextEncoder, cache: Path) -> Encode:
-    """The encoder's ``encode``, its results kept on disk."""
+def cached_encoder(encoder: TextEncoder, cache: Path) -> EncodeTexts:
+    """The encoder's ``encode``, cached: one file for each list of texts."""
     weights = digest_of(encoder.model.state_dict())
 
     def encode(texts: Sequence[str]) -> Float32:
-        key = key_of(weights + encoder.tokens * " tokens", *texts)
-        return cached(cache / f"{key}.npy", lambda: _kept(encoder.encode(texts)))
+        key = key_of(weights + encoder.tokens * " tokens", *_text_code(), *texts)
+        return cached(cache / f"{key}.npy", lambda: _narrow_tokens(encoder.encode(texts)))
 
     return encode
 
 
-def cached_dialogue_encoder(encoder: TextEncoder, cache: Path, *, half: bool = False) -> Encodes:
-    """All rows of the encoder's ``encode_dialogues``, kept on disk; ``half`` is the encoder's."""
+def cached_dialogue_encoder(
+    encoder: TextEncoder, cache: Path, *, half: bool = False
+) -> EncodeDialogues:
+    """The encoder's ``encode_dialogues``, cached, with all dialogues' rows in one array.
+
+    ``half`` is the encoder's own: whether it computes in half precision.
+    """
     weights = digest_of(encoder.model.state_dict())
-    none = encoder.encode([])  # of no dialogues
+    no_dialogues = encoder.encode([])
 
     def encode(dialogues: Sequence[Sequence[Turn]]) -> Float32:
         kind = "dialogues" + half * " half" + encoder.tokens * " tokens"
-        key = key_of(kind, weights, repr(encoder.context), repr(dialogues))
-        return cached(
-            cache / f"{key}.npy",
-            lambda: _kept(np.concatenate([none, *encoder.encode_dialogues(dialogues, half=half)])),
-        )
+        key = key_of(kind, weights, repr(encoder.context), *_text_code(), repr(dialogues))
+
+        def compute() -> Array:
+            rows = encoder.encode_dialogues(dialogues, half=half)
+            return _narrow_tokens(np.concatenate([no_dialogues, *rows]))
+
+        return cached(cache / f"{key}.npy", compute)
 
     return encode
 
@@ -49,47 +71,82 @@ def cached_dialogue_encoder(encoder: TextEncoder, cache: Path, *, half: bool = F
 def infer_commonsense(
     commonsense: Commonsense, texts: Sequence[str], *, features: Float32, cache: Path
 ) -> Float32:
-    """Inferences [N, 3, K]; COMET's are kept on disk, as it is the slowest of all."""
+    """Commonsense features [N, 3, K] of texts; COMET's are cached, others take no time.
+
+    ``features`` [N, L] are the texts', which the distilled heads read.
+    """
     if not isinstance(commonsense, Comet):
         return commonsense.infer_texts(texts, features=features)
     weights = digest_of(commonsense.model.state_dict())
-    key = key_of(weights, repr(commonsense.relations), *texts)
+    code = (digest_code(comet), *library_versions("transformers", "torch"))
+    key = key_of(weights, repr(commonsense.relations), *code, *texts)
     return cached(cache / f"{key}.npy", lambda: commonsense.infer_texts(texts, features=features))
 
 
-def cached(file: Path, compute: Callable[[], Float32]) -> Float32:
-    """What ``compute`` gave when it was first asked."""
-    if not file.exists():
-        write_whole(file, lambda part: _save_array(part, compute()))
-    features: Float32 = np.load(file)
-    return features
+def cached(file: Path, compute: Callable[[], Array]) -> Float32:
+    """The array in ``file``, or what ``compute`` returns, which is then kept there.
+
+    Raises WriteError if it can't be kept.
+    """
+    found = load_array(file)
+    if found is None:
+        found = compute()
+        store_array(file, found)
+    return found
 
 
-def write_whole(file: Path, write: Callable[[Path], object]) -> None:
-    """All or nothing: a file that was cut short would look like a finished one."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f"{file.stem}.{os.getpid()}.part")  # of this process alone
-    write(unfinished)
-    unfinished.replace(file)
+def load_array(file: Path) -> Array | None:
+    """The array in a file of the cache; None if it is missing, or damaged by a loss of power."""
+    try:
+        array: Array = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return array
+
+
+def store_array(file: Path, array: Array) -> None:
+    """Write an array into the cache, atomically. Raises WriteError."""
+    content = io.BytesIO()
+    np.save(content, array, allow_pickle=False)
+    atomic_write_bytes(file, content.getvalue())
 
 
 def key_of(*parts: str) -> str:
+    """SHA-256 of texts in their order."""
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 def digest_of(tensors: Mapping[str, Tensor]) -> str:
-    """Names weights by their content."""
+    """SHA-256 of weights, in their order."""
     digest = hashlib.sha256()
     for tensor in tensors.values():
         digest.update(tensor.cpu().numpy().tobytes())
     return digest.hexdigest()
 
 
-def _kept(features: Float32) -> Float32:
-    """As they are, or tokens [N, T, D] in half the width: there are gigabytes of them."""
+@memoise
+def digest_code(*modules: ModuleType) -> str:
+    """SHA-256 of what modules do: of their syntax trees, without comments and docstrings."""
+    digest = hashlib.sha256()
+    for module in modules:
+        tree = ast.parse(inspect.getsource(module))
+        for node in ast.walk(tree):
+            if isinstance(node, DOCUMENTED) and ast.get_docstring(node) is not None:
+                del node.body[0]
+        digest.update(ast.dump(tree).encode())
+    return digest.hexdigest()
+
+
+@memoise
+def library_versions(*packages: str) -> tuple[str, ...]:
+    """Each package with the version that is installed."""
+    return tuple(f"{package} {version(package)}" for package in packages)
+
+
+def _text_code() -> tuple[str, ...]:
+    return (digest_code(text, context), *library_versions("transformers", "torch"))
+
+
+def _narrow_tokens(features: Float32) -> Array:
+    """[N, D] as it is; tokens [N, T, D] in float16: there are gigabytes of them."""
     return features if features.ndim == 2 else features.astype(np.float16)
-
-
-def _save_array(file: Path, array: Float32) -> None:
-    with file.open("wb") as out:
-        np.save(out, array)

@@ -4,18 +4,13 @@ Features are cached, a file for each clip, cut and condition, named by everythin
 them: an interrupted extraction continues where it was.
 """
 
-import ast
 import hashlib
-import inspect
-import io
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +20,7 @@ from stream_hbaf.audio import pcm
 from stream_hbaf.config import SAMPLE_RATE_HZ
 from stream_hbaf.corpora import augment, clips
 from stream_hbaf.corpora.augment import CLEAN, NoisesAndRooms
+from stream_hbaf.corpora.cache import digest_code, library_versions, load_array, store_array
 from stream_hbaf.corpora.clips import (
     ClipJob,
     Samples,
@@ -38,7 +34,7 @@ from stream_hbaf.corpora.dialogue import Corpus, Split
 from stream_hbaf.errors import AudioError, CorpusError, ModelError, StreamHbafError
 from stream_hbaf.features.prosody import PROSODY, PROSODY_WIDTH, describe_prosody
 from stream_hbaf.features.representations import AcousticRepresentation, open_representation
-from stream_hbaf.files import WriteError, atomic_write_bytes
+from stream_hbaf.files import WriteError
 from stream_hbaf.processes import WorkerDiedError, map_as_completed
 from stream_hbaf.speech import segmenter, vad
 from stream_hbaf.speech.vad import SpeechDetector
@@ -46,8 +42,6 @@ from stream_hbaf.speech.vad import SpeechDetector
 Float32 = NDArray[np.float32]
 Progress = Callable[[int, int, Path], None]  # clips done, all clips, the clip just done
 Outcome = Float32 | str  # a job's features [W], or why it has none
-
-DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,41 +182,23 @@ def dependencies(job: ClipJob, setup: Setup, *, content: str) -> dict[str, objec
         "representation": [setup.representation, setup.version],
         "content": content,
         "cut": [job.start_s, job.end_s],
-        "decoding": [digest_code(audio_file, pcm, clips), *_versions("av", "soxr")],
+        "decoding": [digest_code(audio_file, pcm, clips), *library_versions("av", "soxr")],
     }
     if job.segmented:
         found["segmentation"] = [
             setup.segmentation.segmenter.model_dump(),
             setup.segmentation.vad.model_dump(),
             digest_code(segmenter, vad),
-            *_versions("faster-whisper", "onnxruntime", "webrtcvad-wheels"),
+            *library_versions("faster-whisper", "onnxruntime", "webrtcvad-wheels"),
         ]
     if job.condition != CLEAN:
         found["condition"] = [
             repr(job.condition),
             setup.sounds_digest,
             digest_code(augment),
-            *_versions("scipy"),
+            *library_versions("scipy"),
         ]
     return found
-
-
-@cache
-def digest_code(*modules: ModuleType) -> str:
-    """A digest of what modules do: of their syntax trees without comments and docstrings."""
-    digest = hashlib.sha256()
-    for module in modules:
-        tree = ast.parse(inspect.getsource(module))
-        for node in ast.walk(tree):
-            if isinstance(node, DOCUMENTED) and ast.get_docstring(node) is not None:
-                del node.body[0]
-        digest.update(ast.dump(tree).encode())
-    return digest.hexdigest()
-
-
-@cache
-def _versions(*packages: str) -> tuple[str, ...]:
-    return tuple(f"{package} {version(package)}" for package in packages)
 
 
 def _digest_arrays(*groups: Iterable[Samples]) -> str:
@@ -393,7 +369,7 @@ def _measure_clip(item: tuple[Path, dict[ClipJob, Path]], setup: Setup) -> dict[
             found[job] = str(error)
         else:
             if not isinstance(features, str):
-                _write(file, features)
+                store_array(file, features)
     return found
 
 
@@ -413,18 +389,11 @@ def _place(home: Path, parts: Mapping[str, object]) -> Path:
 
 
 def _read(file: Path, *, width: int) -> Float32 | None:
-    """The features in ``file``; None if it is missing, or not whole after a loss of power."""
-    try:
-        features: Float32 = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+    """A row [W] of the cache; None if it is missing or isn't one."""
+    features = load_array(file)
+    if features is None or features.shape != (width,) or features.dtype != np.float32:
         return None
-    return features if features.shape == (width,) and features.dtype == np.float32 else None
-
-
-def _write(file: Path, features: Float32) -> None:
-    content = io.BytesIO()
-    np.save(content, features)
-    atomic_write_bytes(file, content.getvalue())
+    return features.astype(np.float32, copy=False)
 
 
 def _leftovers(setup: Setup) -> str:

@@ -8,7 +8,6 @@ seconds of silence, which takes a quarter of the time.
 import importlib.util
 import logging
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from stream_hbaf.config import SAMPLE_RATE_HZ
 from stream_hbaf.errors import ModelError
 from stream_hbaf.features.pretrained import download
+from stream_hbaf.files import atomic_write
 
 LOG = logging.getLogger(__name__)
 
@@ -185,15 +185,9 @@ def _is_complete(target: Path, sources: Sequence[Path]) -> bool:
 
 
 def _write(target: Path, sources: Sequence[Path]) -> None:
-    with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as file:
-        try:
-            for source in sources:
-                file.write(source.read_bytes())
-            file.close()
-            Path(file.name).chmod(0o644)
-            Path(file.name).replace(target)
-        finally:
-            Path(file.name).unlink(missing_ok=True)
+    with atomic_write(target) as part, part.open("wb") as file:
+        for source in sources:
+            file.write(source.read_bytes())
 
 
 def find_whisper(name: str) -> Path | None:

@@ -3,7 +3,8 @@
 import fcntl
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 from stream_hbaf.audio.source import Chunk
 from stream_hbaf.config import SAMPLE_RATE_HZ
 from stream_hbaf.events import Feedback, Trigger, Utterance
+from stream_hbaf.files import atomic_write, remove_unfinished
 from stream_hbaf.sessions.flac import FlacWriter
 from stream_hbaf.sessions.header import Header
 from stream_hbaf.sessions.session import (
@@ -222,46 +224,40 @@ def _erase_lines(folder: Path, dialogue_id: str) -> None:
         and not (isinstance(told, Feedback) and told.id in ids)
     ]
 
-    def write(path: Path) -> None:
-        file = _open_private(path)
+    with _replacing(folder / EVENTS) as part:
+        file = _open_private(part)
         try:
             append_line(file, b"".join(map(encode_line, kept)))
         finally:
             os.close(file)
 
-    _replace(folder / EVENTS, write)
-
 
 def _silenced(path: Path, parts: Sequence[Part]) -> FlacWriter:
     """A file's sound with silence in the parts, under the same name; still to be gone on with."""
-    writers: list[FlacWriter] = []
+    with _replacing(path) as part:
+        part.unlink()  # the writer makes its own
+        writer = FlacWriter(part)
+        try:
+            for batch in read_sound(path):
+                whole = batch.copy()
+                for start, end in parts:
+                    first, last = (
+                        min(max(0, sample - writer.length), len(whole)) for sample in (start, end)
+                    )
+                    whole[first:last] = np.int16(0)
+                writer.write(whole)
+        except BaseException:
+            writer.close()
+            raise
+    return writer
 
-    def write(unfinished: Path) -> None:
-        writer = FlacWriter(unfinished)
-        writers.append(writer)
-        for batch in read_sound(path):
-            whole = batch.copy()
-            for start, end in parts:
-                first, last = (
-                    min(max(0, sample - writer.length), len(whole)) for sample in (start, end)
-                )
-                whole[first:last] = np.int16(0)
-            writer.write(whole)
 
-    _replace(path, write)
-    return writers[0]
-
-
-def _replace(path: Path, write: Callable[[Path], None]) -> None:
-    """Write a file anew, all or nothing."""
-    unfinished = path.with_name(f"{path.name}.part")
-    unfinished.unlink(missing_ok=True)
-    try:
-        write(unfinished)
-        unfinished.replace(path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A private temporary file that replaces ``path``; what a killed process left of one goes."""
+    remove_unfinished(path)  # it may hold what is to be erased now
+    with atomic_write(path, mode=PRIVATE_FILE) as part:
+        yield part
 
 
 def _open_private(path: Path) -> int:

@@ -18,7 +18,7 @@ from stream_hbaf.corpora.augment import (
     read_noises_and_rooms,
     training_conditions,
 )
-from stream_hbaf.corpora.cache import Encode
+from stream_hbaf.corpora.cache import EncodeTexts
 from stream_hbaf.corpora.clips import ClipJob
 from stream_hbaf.corpora.dataset import Dataset, label_indices
 from stream_hbaf.corpora.dialogue import LABELS, LabelledUtterance, Split
@@ -92,7 +92,7 @@ def prepare_voices(
 
 
 def acted_material(
-    clips: Clips, *, encode: Encode, heads: Event2MindHeads | NoCommonsense
+    clips: Clips, *, encode: EncodeTexts, heads: Event2MindHeads | NoCommonsense
 ) -> Dataset:
     """Clips with their sound and, where they are English, their words; each is a dialogue."""
     read = clips.corpus in READ
@@ -108,7 +108,7 @@ def acted_material(
 
 
 def acted_lessons(
-    every: tuple[Clips, ...], *, encode: Encode, heads: Event2MindHeads | NoCommonsense
+    every: tuple[Clips, ...], *, encode: EncodeTexts, heads: Event2MindHeads | NoCommonsense
 ) -> Acted:
     """All corpora's train clips together; dialogues are speakers."""
     parts = [acted_material(clips, encode=encode, heads=heads) for clips in every]

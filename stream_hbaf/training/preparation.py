@@ -12,17 +12,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from stream_hbaf.corpora.cache import (
-    Encode,
-    Encodes,
+    EncodeDialogues,
+    EncodeTexts,
     cached_dialogue_encoder,
     digest_of,
     infer_commonsense,
     key_of,
-    write_whole,
 )
 from stream_hbaf.corpora.dataset import (
     Dataset,
@@ -41,6 +40,7 @@ from stream_hbaf.features.context import Turn
 from stream_hbaf.features.inferences import Inferences
 from stream_hbaf.features.scaling import Scaling
 from stream_hbaf.features.text import TextEncoder
+from stream_hbaf.files import atomic_write_bytes, atomic_write_text
 from stream_hbaf.training.audio_features import Sound, prepare_sound
 from stream_hbaf.training.commonsense_heads import (
     HeadsConfig,
@@ -181,7 +181,7 @@ def prepare_layers(
             folder=cache / key,
             progress=progress,
         )
-        write_whole(file, lambda part: save_file(tuned.tensors, part))
+        atomic_write_bytes(file, save(tuned.tensors))
     return load_file(file)
 
 
@@ -247,8 +247,8 @@ def prepare_heads(
         said = build_inferences(annotations, plan=plan, encode_phrases=encode_phrases)
         tensors = {f"heads.{name}": tensor.half() for name, tensor in heads.state_dict().items()}
         tensors |= {f"inferences.{name}": tensor for name, tensor in said.tensors().items()}
-        write_whole(figures, lambda part: part.write_text(json.dumps(found), encoding="utf-8"))
-        write_whole(file, lambda part: save_file(tensors, part))
+        atomic_write_text(figures, json.dumps(found))
+        atomic_write_bytes(file, save(tensors))
     kept = load_file(file)
     return PreparedHeads(
         Event2MindHeads.from_tensors(_under(kept, "heads.")),
@@ -282,7 +282,7 @@ def _prepare_commonsense(
     return prepared.heads, dict(prepared.figures)
 
 
-def _of_single_turns(encode: Encodes) -> Encode:
+def _of_single_turns(encode: EncodeDialogues) -> EncodeTexts:
     return lambda texts: encode([(Turn("", text),) for text in texts])
 
 

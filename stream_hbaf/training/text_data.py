@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_hbaf.corpora.asr_errors import Lexicon, lexicon_of, mishear, unpunctuated
-from stream_hbaf.corpora.cache import Encode
+from stream_hbaf.corpora.cache import EncodeTexts
 from stream_hbaf.corpora.dataset import Dataset, label_indices, rows_of, utterances_of
 from stream_hbaf.corpora.dialogue import LABELS, Corpus, Dialogue
 from stream_hbaf.corpora.reading import open_corpus
@@ -37,7 +37,7 @@ def prepare_words(
     recipe: MixtureRecipe,
     words: Sequence[Corpus],
     *,
-    encode: Encode,
+    encode: EncodeTexts,
     heads: Event2MindHeads | NoCommonsense,
 ) -> tuple[Spoken, dict[str, Dataset]]:
     """Train's words, MELD's in all versions; and MELD's dev, as it is and misheard."""
@@ -82,7 +82,7 @@ def _hear_train(text: str, *, plan: WordsConfig, lexicon: Lexicon, draw: Draw) -
 def spoken_material(
     dialogues: Sequence[Dialogue],
     *,
-    encode: Encode,
+    encode: EncodeTexts,
     heads: Event2MindHeads | NoCommonsense,
     hear: Callable[[str], str] = str,
 ) -> Dataset:
