@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.metadata import requires
 from typing import NoReturn
 
 from stream_hbaf.commands.about import add_about_commands
@@ -17,11 +18,6 @@ from stream_hbaf.commands.research import add_research_commands
 from stream_hbaf.commands.sessions import add_session_commands
 from stream_hbaf.errors import ConfigError, StreamHbafError
 
-# Packages of an extra, by the name they are imported under.
-EXTRAS = {
-    "audformat": "audformat",
-    **dict.fromkeys(("matplotlib", "peft", "tensorboard"), "train"),
-}
 VERBOSE = re.compile("-v+")
 USER_ERROR = 2  # exit status of every error that the user can correct
 INTERRUPTED = 130  # as shells have it for Ctrl-C
@@ -56,10 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = _report(str(error))
     except ModuleNotFoundError as error:
         package = (error.name or "").split(".")[0]
-        if package not in EXTRAS:
+        extra = _extra_with(package)
+        if extra is None:
             raise
-        extra = f"stream-hbaf[{EXTRAS[package]}]"
-        status = _report(f"{package} is not installed; pip install '{extra}'")
+        status = _report(f"{package} is not installed; pip install 'stream-hbaf[{extra}]'")
     except BaseExceptionGroup as group:
         known, others = group.split(StreamHbafError)
         if others is not None or known is None:
@@ -172,6 +168,13 @@ def _commands_of(parser: argparse.ArgumentParser) -> Mapping[str, argparse.Argum
     """The parsers of all commands, by name."""
     (commands,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     return commands.choices
+
+
+def _extra_with(package: str) -> str | None:
+    """The extra of this program that brings a package, if one does; not that of its developers."""
+    required = re.compile(rf"{re.escape(package)}\b.*extra == ['\"](\w+)['\"]")
+    found = filter(None, map(required.match, requires("stream-hbaf") or ()))
+    return next((match[1] for match in found if match[1] != "dev"), None)
 
 
 def _first(error: BaseException) -> BaseException:

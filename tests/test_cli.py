@@ -86,7 +86,10 @@ def test_help_imports_no_heavy_library() -> None:
             "unknown corpus 'mosei'; choose emorynlp, goemotions",
         ),
         (["extract", "own.csv", "--corpora", "absent"], "absent/own.csv is missing"),
-        (["train", "absent.yaml", "--corpora", ".", "--out", "x"], "absent.yaml: can't be read"),
+        (
+            ["train", "absent", "--corpora", ".", "--out", "x"],
+            "absent: no such file or recipe; there is",
+        ),
         (["train", "x.yaml", "--corpora", ".", "--out", "x", "--devices", "all"], "--devices all"),
         (OFFLINE, "own.csv is missing"),
         (["evaluate", "absent", *OFFLINE[2:]], "bundle 'absent': no such folder and no such name"),
@@ -131,7 +134,7 @@ def test_help_imports_no_heavy_library() -> None:
         (["--source", "a=mic", "--speaker", "Ann"], "--speaker: is for one source"),
         (["--source", "a=mic", "--set", "source.channel=1"], "--set source.channel: is for one"),
         (["watch", "--set", "model=x"], "--set model=x: 'watch' has the settings mqtt.KEY only"),
-        (["experiment", "absent.yaml", "--corpora", "."], "absent.yaml: can't be read"),
+        (["experiment", "absent", "--corpora", "."], "absent: no such file or recipe"),
     ],
 )
 def test_wrong_argument_ends_in_one_line(

@@ -14,6 +14,9 @@ from stream_hbaf.commands.options import (
 )
 from stream_hbaf.errors import ConfigError
 
+PACKAGE = Path(__file__).parent.parent
+PLACES = (PACKAGE.parent / "configs", PACKAGE / "configs")  # in a clone, in an installed package
+
 
 def add_research_commands(commands: Commands) -> None:
     """Add extract, train, evaluate and experiment."""
@@ -30,7 +33,7 @@ def add_research_commands(commands: Commands) -> None:
     _add_corpora(extract)
 
     train = add_command(commands, "train", _train, help="train bundles from corpora, one a seed")
-    train.add_argument("recipe", type=Path, help="such as configs/iemocap.yaml")
+    train.add_argument("recipe", help="a file, or a name in configs/, such as meld")
     train.add_argument("--out", type=Path, required=True, help="folder of the new bundle")
     train.add_argument("--devices", metavar="N|auto", help="GPUs to train on, of each node")
     train.add_argument("--nodes", type=int, metavar="N", help="machines to train on")
@@ -41,7 +44,7 @@ def add_research_commands(commands: Commands) -> None:
     experiment = add_command(
         commands, "experiment", _experiment, help="run a grid of trainings, over seeds"
     )
-    experiment.add_argument("file", type=Path, help="such as configs/experiments/iemocap.yaml")
+    experiment.add_argument("file", help="a file, or a name in configs/, such as experiments/meld")
     experiment.add_argument(
         "--results", type=Path, default=Path("models/results"), help="folder of the figures"
     )
@@ -101,7 +104,7 @@ def _train(options: argparse.Namespace) -> int:
             raise ConfigError(f"--devices {devices}: must be 'auto' or a number of GPUs, such as 1")
         devices = int(devices)
     train(
-        options.recipe,
+        find_recipe(options.recipe),
         options.corpora,
         options.out,
         cache=options.cache,
@@ -117,7 +120,7 @@ def _experiment(options: argparse.Namespace) -> int:
     from stream_hbaf.training.experiment import run_experiment
 
     run_experiment(
-        options.file,
+        find_recipe(options.file),
         corpora=options.corpora,
         results=options.results,
         cache=options.cache,
@@ -127,3 +130,14 @@ def _experiment(options: argparse.Namespace) -> int:
         progress=print_line,
     )
     return 0
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe or experiment, given by its path or by its name in ``configs``."""
+    if Path(name).is_file():
+        return Path(name)
+    for place in PLACES:
+        if (file := place / f"{name}.yaml").is_file():
+            return file
+    names = sorted({file.stem for place in PLACES for file in place.glob("*.yaml")})
+    raise ConfigError(f"{name}: no such file or recipe; there is {', '.join(names)}")

@@ -173,12 +173,16 @@ def _load(name: str) -> tuple[Any, Any]:
         return _read(name, offline=True)
     except (OSError, ValueError) as error:
         LOG.debug("COMET %s is not on this machine: %s", name, error)
+    return _try(
+        lambda: _fetch(name),
+        f"COMET {name}: not on this machine and "
+        "can't be downloaded; check its name or go online once",
+    )
+
+
+def _fetch(name: str) -> tuple[Any, Any]:
     with downloading(name):
-        return _try(
-            lambda: _read(name, offline=False),
-            f"COMET {name}: not on this machine and "
-            "can't be downloaded; check its name or go online once",
-        )
+        return _read(name, offline=False)
 
 
 def _try(read: Callable[[], tuple[Any, Any]], message: str) -> tuple[Any, Any]:

@@ -21,10 +21,10 @@ UNUSABLE = (OSError, ValueError, RuntimeError, SafetensorError)
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Load without progress bars and reports of unused weights: stdout is for results."""
+    """Load without transformers' progress bar and reports of unused weights."""
     verbosity = transformers_logging.get_verbosity(), hub_logging.get_verbosity()
-    disable_progress_bars()
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    _show_downloads()  # transformers has turned off the hub's bars as well
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     hub_logging.set_verbosity(logging.CRITICAL)
     try:
@@ -34,16 +34,24 @@ def quietly() -> Iterator[None]:
         hub_logging.set_verbosity(verbosity[1])
 
 
-@contextmanager
-def downloading(name: str) -> Iterator[None]:
-    """Download from the hub, with its progress bars where stderr is a terminal."""
-    LOG.info("downloading %s from the Hugging Face hub", name)
+def _show_downloads() -> None:
+    """Let the hub draw progress bars, but only on a terminal."""
     if sys.stderr.isatty():
         enable_progress_bars()
-    try:
-        yield
-    finally:
+    else:
         disable_progress_bars()
+
+
+@contextmanager
+def downloading(name: str) -> Iterator[None]:
+    """Download from the hub, which shows progress bars where stderr is a terminal.
+
+    Raises an error at once if the hub can't be reached: transformers would retry for half a minute.
+    """
+    LOG.info("downloading %s from the Hugging Face hub", name)
+    _show_downloads()
+    snapshot_download(name, allow_patterns=["config.json"])
+    yield
 
 
 def download(name: str, *, files: Sequence[str]) -> Path:
