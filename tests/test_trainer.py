@@ -1,4 +1,4 @@
-"""Promises of the trainer: the best epoch is kept, seeds repeat, a killed training goes on."""
+"""Promises of the trainer: the best epoch is kept, seeds repeat, a killed training resumes."""
 
 import os
 import signal
@@ -11,15 +11,18 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from trainer_kit import learn
 
 from stream_hbaf.errors import ModelError
 from stream_hbaf.training.trainer import CHECKPOINT, TrainerConfig, TrainingHistory, fit
+
+TESTS = Path(__file__).parent
 
 # A process that trains as ``learn`` does and is killed in the middle of its third epoch.
 CHILD = """
 import os, signal, sys
 from pathlib import Path
-from tests.test_trainer import learn
+from trainer_kit import learn
 def die(epoch, step):
     if (epoch, step) == (3, 5):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -29,7 +32,7 @@ learn(folder=Path(sys.argv[1]), average=2.0, watch=die)
 TWO = """
 import os, sys
 import numpy as np
-from tests.test_trainer import learn
+from trainer_kit import learn
 from stream_hbaf.errors import ModelError
 from stream_hbaf.training.distributed import is_main_process
 def fail(epoch, step):
@@ -45,63 +48,6 @@ if is_main_process():
 """
 
 
-def learn(
-    *,
-    folder=None,
-    seed=0,
-    dropout=0.2,
-    joined=1,
-    watch=None,
-    progress=lambda line: None,
-    **plan,
-) -> tuple[nn.Module, TrainingHistory]:
-    """Fit a sum of four numbers with a little network that has dropout and a schedule.
-
-    A step takes ``joined`` of the eight batches and averages their losses; ``watch`` is called
-    with epoch and step.
-    """
-    torch.manual_seed(seed)
-    net = nn.Sequential(nn.Linear(4, 16), nn.Dropout(dropout), nn.ReLU(), nn.Linear(16, 1))
-    x = torch.from_numpy(np.random.default_rng(7).standard_normal((64, 4)).astype(np.float32))
-    y = x.sum(1, keepdim=True)
-    at = [0, 0]
-
-    def batches(epoch: int) -> list[list[np.ndarray]]:
-        at[:] = [epoch, 0]
-        split = np.array_split(np.random.default_rng([seed, epoch]).permutation(64), 8)
-        return [split[first : first + joined] for first in range(0, 8, joined)]
-
-    def loss(batch: list[np.ndarray]) -> Tensor:
-        at[1] += 1
-        if watch is not None:
-            watch(*at)
-        return torch.stack([((net(x[rows]) - y[rows]) ** 2).mean() for rows in batch]).mean()
-
-    def optimizer(steps: int):
-        adam = torch.optim.AdamW(net.parameters(), lr=1e-2)
-        return adam, torch.optim.lr_scheduler.LambdaLR(adam, lambda step: 1 - step / steps)
-
-    def score() -> dict[str, float]:
-        with torch.no_grad():
-            error = float(((net(x) - y) ** 2).mean())
-        return {"score": -error, "error": error}
-
-    history = fit(
-        net,
-        loss=loss,
-        batches=batches,
-        optimizer=optimizer,
-        score=score,
-        plan=TrainerConfig(
-            **{"epochs": 6, "patience": 6, "devices": 1, "accelerator": "cpu"} | plan
-        ),
-        seed=seed,
-        folder=folder,
-        progress=progress,
-    )
-    return net, history
-
-
 def same(one: nn.Module, other: nn.Module) -> bool:
     theirs = other.state_dict()
     return all(torch.equal(tensor, theirs[name]) for name, tensor in one.state_dict().items())
@@ -110,7 +56,7 @@ def same(one: nn.Module, other: nn.Module) -> bool:
 def run_python(*arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, *arguments],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+        env={**os.environ, "PYTHONPATH": f"{TESTS.parent}:{TESTS}"},
         capture_output=True,
         text=True,
         timeout=120,
@@ -123,7 +69,7 @@ def run(place: Path, program: str, *arguments: str) -> "subprocess.CompletedProc
     return run_python(str(file), *arguments)
 
 
-def test_a_killed_training_goes_on_to_the_same_bits(tmp_path):
+def test_a_killed_training_resumes_to_the_same_bits(tmp_path):
     """Killed in the middle of epoch 3 and started again: weights and history as if never killed."""
     assert run(tmp_path, CHILD, str(tmp_path / "killed")).returncode == -signal.SIGKILL
     lines: list[str] = []
@@ -304,7 +250,7 @@ def test_frozen_parameters_are_not_in_the_checkpoint(tmp_path):
     assert set(kept["best"]) == {"1.weight", "1.bias"}
 
 
-def test_training_says_only_what_it_is_asked_to(tmp_path, capfd):
+def test_training_prints_nothing_of_its_own(tmp_path, capfd):
     """Nothing of the trainer's own on either stream; logs for TensorBoard in the folder."""
     lines: list[str] = []
     learn(folder=tmp_path, epochs=2, progress=lines.append)
@@ -352,8 +298,8 @@ def test_devices_that_are_not_there_are_refused():
         learn(accelerator="gpu")
 
 
-def test_a_checkpoint_of_another_network_is_told_and_left_alone(tmp_path):
-    """Code that changed the network's parts doesn't go on with weights of the old ones."""
+def test_a_checkpoint_of_another_network_is_reported_and_not_used(tmp_path):
+    """After a change of the network's tensors the training starts from the beginning."""
     learn(folder=tmp_path, epochs=2)
     kept = torch.load(tmp_path / CHECKPOINT, weights_only=True)
     kept["weights"]["gone"] = torch.zeros(1)
