@@ -28,23 +28,27 @@ def die(epoch, step):
         os.kill(os.getpid(), signal.SIGKILL)
 learn(folder=Path(sys.argv[1]), average=2.0, watch=die)
 """
-# Two processes, of which the second fails in its second epoch if the program has an argument.
+# Two processes; in the second epoch the main one is killed ("kill"), or the other fails ("fail").
 TWO = """
-import os, sys
+import os, signal, sys
+from pathlib import Path
 import numpy as np
 from trainer_kit import learn
 from stream_hbaf.errors import ModelError
 from stream_hbaf.training.distributed import is_main_process
-def fail(epoch, step):
-    if epoch == 2 and not is_main_process() and len(sys.argv) > 2:
+place, event = Path(sys.argv[1]), sys.argv[2]
+def watch(epoch, step):
+    if (epoch, step, event, is_main_process()) == (2, 3, "kill", True):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if (epoch, step, event, is_main_process()) == (2, 3, "fail", False):
         raise SystemExit(1)
 try:
-    net, history = learn(devices=2, epochs=2, dropout=0.0, watch=fail)
+    net, history = learn(devices=2, epochs=2, dropout=0.0, watch=watch, folder=place / "run")
 except ModelError as error:
     sys.exit(str(error))
 if is_main_process():
     weights = [tensor.numpy() for tensor in net.state_dict().values()]
-    np.savez(sys.argv[1], *weights, losses=history.losses)
+    np.savez(place / "two.npz", *weights, losses=history.losses)
 """
 
 
@@ -259,20 +263,27 @@ def test_training_prints_nothing_of_its_own(tmp_path, capfd):
     assert len(list((tmp_path / "logs").glob("events.out.tfevents.*"))) == 1
 
 
-def test_two_processes_train_as_one_with_their_joined_batches(tmp_path):
-    """Each takes every other batch; averaged gradients are those of the two batches' mean loss."""
-    done = run(tmp_path, TWO, str(tmp_path / "two.npz"))
-    assert done.returncode == 0, done.stderr
+def assert_as_one(place: Path) -> None:
+    """The two processes' network is that of one process with their batches joined."""
     net, history = learn(epochs=2, dropout=0.0, joined=2)
-    with np.load(tmp_path / "two.npz") as two:
+    with np.load(place / "two.npz") as two:
         for number, tensor in enumerate(net.state_dict().values()):
             np.testing.assert_allclose(two[f"arr_{number}"], tensor.numpy(), atol=1e-5)
         assert len(two["losses"]) == len(history.losses) == 2
 
 
+def test_two_processes_train_as_one_with_their_joined_batches(tmp_path):
+    """Gradients are those of both batches' mean loss, also where the main process was killed."""
+    assert run(tmp_path, TWO, str(tmp_path), "kill").returncode == -signal.SIGKILL
+    assert not (tmp_path / "two.npz").exists()
+    done = run(tmp_path, TWO, str(tmp_path), "resume")
+    assert done.returncode == 0, done.stderr
+    assert_as_one(tmp_path)
+
+
 def test_a_process_that_fails_ends_the_training_of_all(tmp_path):
     """The main process does not wait for one that is gone; it says so in one line."""
-    done = run(tmp_path, TWO, str(tmp_path / "two.npz"), "fail")
+    done = run(tmp_path, TWO, str(tmp_path), "fail")
     assert done.returncode == 1
     assert "training: another process failed; its error stands above" in done.stderr
     assert not (tmp_path / "two.npz").exists()
@@ -282,12 +293,9 @@ def test_processes_of_torchrun_are_used(tmp_path):
     """Processes that torchrun started train together and start no others."""
     (tmp_path / "child.py").write_text(TWO, encoding="utf-8")
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = run_python(*launch, str(tmp_path / "child.py"), str(tmp_path / "two.npz"))
+    done = run_python(*launch, str(tmp_path / "child.py"), str(tmp_path), "")
     assert done.returncode == 0, done.stderr
-    net, _ = learn(epochs=2, dropout=0.0, joined=2)
-    with np.load(tmp_path / "two.npz") as two:
-        for number, tensor in enumerate(net.state_dict().values()):
-            np.testing.assert_allclose(two[f"arr_{number}"], tensor.numpy(), atol=1e-5)
+    assert_as_one(tmp_path)
 
 
 def test_devices_that_are_not_there_are_refused():
