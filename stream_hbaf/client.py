@@ -12,10 +12,11 @@ import json
 import uuid
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Collection
-from typing import Any, Generic, Literal, TypeVar, cast, overload
+from typing import Any, Generic, Literal, cast
 
 from pydantic import ValidationError
 from pydantic_core import from_json
+from typing_extensions import TypeVar
 
 from stream_hbaf.config import MqttConfig
 from stream_hbaf.errors import BrokerError
@@ -31,7 +32,7 @@ from stream_hbaf.publish.connection import subscribe as subscribe_raw
 from stream_hbaf.publish.messages import TOPICS, Topic, find_topic
 from stream_hbaf.publish.node import read_address
 
-E_co = TypeVar("E_co", bound=Event, covariant=True)
+E_co = TypeVar("E_co", bound=Event, covariant=True, default=Event)
 
 MAX_REVISIONS = 20_000  # utterances whose latest revision is kept: more than an outbox resends
 
@@ -135,35 +136,14 @@ class Subscription(AsyncIterator[E_co], Generic[E_co]):
         return new
 
 
-@overload
 def subscribe(
     where: str | MqttConfig,
     *,
+    kinds: Collection[type[E_co]] = cast(Any, tuple(KINDS.values())),
     node: str | None = None,
     source: str | None = None,
     on_status: OnConnectionStatus | None = None,
-) -> Subscription[Event]: ...
-
-
-@overload
-def subscribe(
-    where: str | MqttConfig,
-    *,
-    kinds: Collection[type[E_co]],
-    node: str | None = None,
-    source: str | None = None,
-    on_status: OnConnectionStatus | None = None,
-) -> Subscription[E_co]: ...
-
-
-def subscribe(
-    where: str | MqttConfig,
-    *,
-    kinds: Collection[type[Event]] = tuple(KINDS.values()),
-    node: str | None = None,
-    source: str | None = None,
-    on_status: OnConnectionStatus | None = None,
-) -> Subscription[Any]:
+) -> Subscription[E_co]:
     """Subscribe to the events that recognisers publish, retained ones first.
 
     ``where`` is a URL or the settings of ``mqtt``; ``kinds`` are the types of events to yield,

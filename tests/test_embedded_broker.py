@@ -219,6 +219,32 @@ def test_broker_of_another_process_is_shared_until_that_process_is_killed(tmp_pa
         asyncio.run(open_and_close(port))
 
 
+def test_shared_broker_is_not_replaced_by_another_programs(tmp_path: Path) -> None:
+    """After the first recogniser has ended the second waits for another embedded broker."""
+    port, statuses = free_port(), StatusLog()
+
+    async def main() -> list[str]:
+        publisher = MqttPublisher(config("embedded", port=port), info=INFO, on_status=statuses)
+        async with embedded_broker(port):
+            await publisher.connect()
+            running = asyncio.create_task(publisher.run())
+        await statuses.until(connected=False)
+        with mosquitto(tmp_path, port=port):
+            async with Subscriber(port) as subscriber:
+                await publisher.send(utterance(1))
+                with pytest.raises(TimeoutError):
+                    await subscriber.next(timeout_s=2)
+        async with embedded_broker(port), Subscriber(port, topic="p/n/m/utterance") as subscriber:
+            line = await subscriber.next(timeout_s=30)
+            await publisher.close(3)
+            await running
+        return [line.split("{")[0], *statuses.lines]
+
+    line, *lines = asyncio.run(main())
+    assert line == "0 1 p/n/m/utterance "
+    assert f"mqtt://127.0.0.1:{port}: the embedded broker that was shared has ended" in lines
+
+
 def test_broker_of_another_program_is_refused(tmp_path: Path) -> None:
     """It may be open to the network: it is named, and used only if its URL is given."""
     with mosquitto(tmp_path) as other:

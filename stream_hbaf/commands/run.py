@@ -216,7 +216,8 @@ async def _with_broker(config: Config, opened: contextlib.AsyncExitStack) -> Con
         return config
     if mqtt.url == "embedded":
         broker = await opened.enter_async_context(embedded_broker(mqtt.port))
-        mqtt = mqtt.model_copy(update={"url": broker.url})
+        if broker.started:  # else the publisher has to check whose broker it is, each time
+            mqtt = mqtt.model_copy(update={"url": broker.url})
     await check_connection(mqtt)
     return config.model_copy(update={"mqtt": mqtt})
 

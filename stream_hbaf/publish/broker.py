@@ -19,7 +19,7 @@ from amqtt.errors import BrokerError as NotStarted
 
 from stream_hbaf.errors import BrokerError
 from stream_hbaf.publish.connection import speaks_mqtt
-from stream_hbaf.publish.node import Address, is_locked, lock_file, state_folder
+from stream_hbaf.publish.node import Address, broker_lock, is_locked, lock_file
 
 LOOPBACK = "127.0.0.1"  # the broker asks for no password, so no other machine may reach it
 GRACE_S = 30  # amqtt cuts a client off after exactly its keepalive, before most have pinged
@@ -43,7 +43,7 @@ async def embedded_broker(port: int) -> AsyncIterator[LocalBroker]:
     listens at the port, another program's broker included: it may be open to the network.
     """
     url = f"mqtt://{LOOPBACK}:{port}"
-    lock = state_folder() / f"broker-{port}.lock"
+    lock = broker_lock(port)
     if not _is_free(port):
         is_broker = await speaks_mqtt(Address(LOOPBACK, port))
         if not is_broker or not is_locked(lock):

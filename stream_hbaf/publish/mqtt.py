@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from stream_hbaf.config import MqttConfig
-from stream_hbaf.errors import StreamHbafError
+from stream_hbaf.errors import BrokerError, StreamHbafError
 from stream_hbaf.events import AnyEvent, Info, Speech, Utterance
 from stream_hbaf.publish.connection import (
     Client,
@@ -21,7 +21,7 @@ from stream_hbaf.publish.connection import (
 )
 from stream_hbaf.publish.homeassistant import birth_topic, discovery
 from stream_hbaf.publish.messages import Message, available, erasure, messages
-from stream_hbaf.publish.node import node_name, read_address
+from stream_hbaf.publish.node import broker_lock, is_locked, node_name, read_address
 from stream_hbaf.publish.outbox import Outbox
 from stream_hbaf.publish.requests import Control, Requests
 
@@ -85,7 +85,14 @@ class MqttPublisher:
         return {"partials": self._dropped, "utterances": self._outbox.dropped}
 
     async def connect(self) -> None:
-        """Connect, and read the outbox. Raises BrokerError or ConfigError if that fails."""
+        """Connect, and read the outbox. Raises BrokerError or ConfigError if that fails.
+
+        With the URL ``embedded`` the broker is that of another stream-hbaf, and only that one:
+        after its end another program may listen at the port.
+        """
+        port = self._config.port
+        if self._config.url == "embedded" and not is_locked(broker_lock(port)):
+            raise BrokerError(f"{self.address}: the embedded broker that was shared has ended")
         will = available("offline", **self._names)
         client = await open_client(self._config, will=will)
         await self._outbox.open()

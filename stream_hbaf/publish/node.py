@@ -87,6 +87,11 @@ def state_folder() -> Path:
     return (Path(home) if home else Path.home() / ".local" / "state") / "stream_hbaf"
 
 
+def broker_lock(port: int) -> Path:
+    """The file that is locked by the process whose embedded broker has this port."""
+    return state_folder() / f"broker-{port}.lock"
+
+
 def lock_file(path: Path) -> TextIO | None:
     """Lock a file until the returned handle is closed; None if another process has locked it.
 

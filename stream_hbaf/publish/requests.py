@@ -1,13 +1,14 @@
 """Requests, switch commands and corrections received over MQTT: parsing, queueing, answering."""
 
 import asyncio
-import json
 import logging
 import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, get_args
+
+from pydantic_core import from_json
 
 from stream_hbaf.errors import StreamHbafError
 from stream_hbaf.events import Feedback, Request, Response, Switch, SwitchName
@@ -230,14 +231,9 @@ def _parse_object(payload: bytes) -> dict[str, Any]:
     if not payload.strip():
         return {}
     try:
-        fields = json.loads(payload, parse_constant=_refuse)
-        json.dumps(fields, ensure_ascii=False).encode()  # a lone surrogate can't be sent back
-    except (ValueError, RecursionError):
+        fields = from_json(payload, allow_inf_nan=False)
+    except ValueError:
         raise RefusalError("the payload is not JSON in UTF-8") from None
     if not isinstance(fields, dict):
         raise RefusalError("the payload must be a JSON object, or nothing")
     return fields
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")

@@ -3,8 +3,10 @@
 import contextlib
 import os
 from datetime import datetime
-from json import dumps, loads
+from json import dumps
 from typing import Any, TextIO
+
+from pydantic_core import from_json
 
 from stream_hbaf.config import MqttConfig
 from stream_hbaf.publish.connection import OnConnectionStatus, Received, subscribe
@@ -96,15 +98,10 @@ def _number(value: object, *, digits: int) -> str:
 
 def _decode(payload: bytes) -> Any:
     """A JSON object as a dict; everything else (ON, a label, invalid JSON) as text."""
-    text = payload.decode(errors="replace")
-    if text.startswith("{"):
+    if payload.startswith(b"{"):
         with contextlib.suppress(ValueError):
-            return loads(text, parse_constant=_refuse)
-    return text
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")
+            return from_json(payload, allow_inf_nan=False)
+    return payload.decode(errors="replace")
 
 
 def _printable(line: str) -> str:
