@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from stream_hbaf import __version__
@@ -101,8 +102,8 @@ def evaluate_streaming(
     corpora: Path,
     split: Part = "test",
     conditions: Sequence[str] = (),
-    held_out: Mapping[str, str] | None = None,
-    single_modality: Mapping[str, str] | None = None,
+    held_out: Mapping[str, str] = MappingProxyType({}),
+    single_modality: Mapping[str, str] = MappingProxyType({}),
     speed: float | None = None,
     resume: bool = False,
     out: Path,
@@ -127,9 +128,8 @@ def evaluate_streaming(
     if speed is not None and not speed > 0:
         raise ConfigError(f"--speed {speed}: must be 'max' or a number above 0, such as 1")
     tasks = [_Task(bundle, name, "", split, tuple(conditions)) for name in names]
-    for name, other in (held_out or {}).items():
-        tasks.append(_Task(other, name, HELD_OUT, "all", FIRST))
-    for name, other in (single_modality or {}).items():
+    tasks += [_Task(other, name, HELD_OUT, "all", FIRST) for name, other in held_out.items()]
+    for name, other in single_modality.items():
         _require_one_modality(other)
         tasks.append(_Task(other, name, SINGLE_MODALITY, split, FIRST))
     loaded = [_load(task, corpora=corpora, progress=progress) for task in tasks]
@@ -254,36 +254,23 @@ def _evaluate(
     progress: Progress,
 ) -> dict[str, Any]:
     """Evaluate one corpus under each of its conditions, write its report, and return that."""
-    bundle, task, conditions = recognizer.bundle, work.task, work.conditions
-    described: dict[str, Any] = {
-        "corpus": task.name,
-        "split": task.split,
-        "labels": list(bundle.labels),
-        "bundle": {
-            "id": bundle.id,
-            "sha256": bundle.sha256,
-            "modalities": modalities_of(bundle.config),
-        },
-        "input": "clips" if set(conditions) <= set(CLIP_CONDITIONS) else "text",
-        "asr": recognizer.config.transcript.model,
-        "speed": "max" if speed is None else speed,
-        "version": __version__,
-    }
-    if resume and (made := _read_report(out, described, conditions)) is not None:
+    described = _describe(recognizer, work=work, speed=speed)
+    made = _read_report(out, described=described, conditions=work.conditions) if resume else None
+    if made is not None:
         progress(f"{out / METRICS}: kept, made of the same bundle")
         return made
     measured: dict[str, Any] = {}
-    for name, condition in conditions.items():
-        title = f"{task.name}, {name}: "
+    for name, condition in work.conditions.items():
+        title = f"{work.task.name}, {name}: "
         predictions = _predict(
             recognizer,
-            work,
-            condition,
+            work=work,
+            condition=condition,
             sounds=sounds,
             speed=speed,
             progress=_prefixed(title, progress),
         )
-        figures = measure_condition(predictions, bundle.labels)
+        figures = measure_condition(predictions, recognizer.bundle.labels)
         measured[name] = {"description": condition.description, **figures}
         progress(title + _main_figures(figures))
     report = {**described, "summary": summarise_corpus(measured), "conditions": measured}
@@ -292,11 +279,30 @@ def _evaluate(
     return report
 
 
+def _describe(recognizer: Recognizer, *, work: _Work, speed: float | None) -> dict[str, Any]:
+    """What was evaluated and how, as the report says it."""
+    bundle = recognizer.bundle
+    return {
+        "corpus": work.task.name,
+        "split": work.task.split,
+        "labels": list(bundle.labels),
+        "bundle": {
+            "id": bundle.id,
+            "sha256": bundle.sha256,
+            "modalities": modalities_of(bundle.config),
+        },
+        "input": "clips" if set(work.conditions) <= set(CLIP_CONDITIONS) else "text",
+        "asr": recognizer.config.transcript.model,
+        "speed": "max" if speed is None else speed,
+        "version": __version__,
+    }
+
+
 def _predict(
     recognizer: Recognizer,
+    *,
     work: _Work,
     condition: EvaluationCondition,
-    *,
     sounds: NoisesAndRooms | None,
     speed: float | None,
     progress: Progress,
@@ -323,7 +329,7 @@ def _predict(
 
 
 def _read_report(
-    out: Path, described: Mapping[str, Any], conditions: Mapping[str, EvaluationCondition]
+    out: Path, *, described: Mapping[str, Any], conditions: Mapping[str, EvaluationCondition]
 ) -> dict[str, Any] | None:
     """The report in ``out`` if all that ``described`` says holds of it, else None."""
     try:

@@ -12,13 +12,7 @@ from typing import Any, Literal
 import jiwer
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import (
-    accuracy_score,
-    confusion_matrix,
-    f1_score,
-    precision_recall_fscore_support,
-    recall_score,
-)
+from sklearn import metrics
 
 from stream_hbaf.corpora.asr_errors import unpunctuated
 
@@ -35,28 +29,29 @@ def confusion(gold: Labels, predicted: Labels, *, classes: int) -> NDArray[np.in
     """Counts [C, C]: row = gold label, column = predicted label."""
     if not len(gold):
         return np.zeros((classes, classes), np.int64)
-    counts: NDArray[np.int64] = confusion_matrix(gold, predicted, labels=range(classes))
+    counts: NDArray[np.int64] = metrics.confusion_matrix(gold, predicted, labels=range(classes))
     return counts
 
 
 def weighted_f1(gold: Labels, predicted: Labels) -> float:
     """F1 averaged by how often each class occurs: the figure that papers report on MELD."""
-    return _average(f1_score, gold, predicted, average="weighted")
+    return _average(metrics.f1_score, gold, predicted, average="weighted")
 
 
 def macro_f1(gold: Labels, predicted: Labels) -> float:
     """F1 averaged over the classes that occur or are predicted, each counting the same."""
-    return _average(f1_score, gold, predicted, average="macro")
+    return _average(metrics.f1_score, gold, predicted, average="macro")
 
 
 def accuracy(gold: Labels, predicted: Labels) -> float:
     """Share of the utterances whose predicted label is the gold one."""
-    return float(accuracy_score(gold, predicted)) if len(gold) else 0.0
+    return float(metrics.accuracy_score(gold, predicted)) if len(gold) else 0.0
 
 
 def unweighted_recall(gold: Labels, predicted: Labels) -> float:
     """UAR: recall averaged over the classes that occur; chance is one over their number."""
-    return _average(recall_score, gold, predicted, average="macro", labels=np.unique(gold))
+    labels = np.unique(gold)
+    return _average(metrics.recall_score, gold, predicted, average="macro", labels=labels)
 
 
 def _average(
@@ -145,9 +140,7 @@ def score(gold: Labels, probabilities: Probabilities) -> Score:
         uar=unweighted_recall(gold, predicted),
         ece=calibration_error(gold, probabilities),
         class_f1=tuple(one.f1 for one in by_class(gold, predicted, classes=classes)),
-        confusion=tuple(
-            tuple(int(n) for n in row) for row in confusion(gold, predicted, classes=classes)
-        ),
+        confusion=tuple(map(tuple, confusion(gold, predicted, classes=classes).tolist())),
     )
 
 
@@ -165,7 +158,7 @@ def by_class(gold: Labels, predicted: Labels, *, classes: int) -> tuple[ClassSco
     """Every class's figures, also of classes that neither occur nor are predicted."""
     if not len(gold):
         return (ClassScore(0.0, 0.0, 0.0, 0),) * classes
-    columns = precision_recall_fscore_support(
+    columns = metrics.precision_recall_fscore_support(
         gold, predicted, labels=range(classes), zero_division=0.0
     )
     return tuple(

@@ -167,10 +167,9 @@ def _audio_features(
     acoustic = bundle.config.acoustic_input
     if acoustic == NONE:
         return None
-    utterances = utterances_of(corpus.splits[split])
-    given = [u.prosody if acoustic == "prosody" else u.audio for u in utterances]
+    kind = "prosody" if acoustic == "prosody" else "audio"
+    given = [getattr(utterance, kind) for utterance in utterances_of(corpus.splits[split])]
     if all(one is None for one in given) and bundle.config.network.use_text:
-        kind = "measurements of prosody" if acoustic == "prosody" else "clips"
         progress(f"{corpus.name}: has no {kind}, so bundle {bundle.id} is given text alone")
         return None
 

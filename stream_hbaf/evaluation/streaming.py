@@ -18,7 +18,7 @@ from stream_hbaf.config import SAMPLE_RATE_HZ, Config
 from stream_hbaf.corpora.asr_errors import lexicon_of, mishear
 from stream_hbaf.corpora.augment import CLEAN, Condition, NoisesAndRooms
 from stream_hbaf.corpora.dataset import utterances_of
-from stream_hbaf.corpora.dialogue import Corpus, LabelledUtterance, Split
+from stream_hbaf.corpora.dialogue import Corpus, Dialogue, LabelledUtterance, Split
 from stream_hbaf.corpora.playlist import GAP_S, Playlist
 from stream_hbaf.errors import BundleError, CorpusError
 from stream_hbaf.evaluation.metrics import Labels, Probabilities, word_error_rate
@@ -110,21 +110,7 @@ def predict_clips(
     utterances = utterances_of(corpus.splits[split])
     require_shared_labels(recognizer.bundle, corpus, utterances)
     playlist = Playlist(corpus.splits[split], condition=condition, sounds=sounds, progress=progress)
-    detected: dict[int, list[_Detected]] = {}
-
-    def keep(recognition: Recognition) -> None:
-        finish = recognition.finish
-        number = playlist.number_at((finish.start + finish.end) // 2)
-        transcript = None if recognition.text is None else recognition.text.transcript
-        found = _Detected(finish.start, finish.end, transcript, recognition.prediction)
-        detected.setdefault(number, []).append(found)
-
-    replay(
-        recognizer,
-        MemorySource(playlist, speed=speed, chunk_ms=CHUNK_MS),
-        on_recognition=keep,
-        modalities=modalities,
-    )
+    detected = _detect(recognizer, playlist=playlist, modalities=modalities, speed=speed)
     if len(playlist.unread) == len(utterances):
         raise CorpusError(f"{corpus.name}: no clip can be played: {playlist.unread[0]}")
     longest = {number: max(found, key=lambda one: one.length) for number, found in detected.items()}
@@ -136,7 +122,7 @@ def predict_clips(
             number: " ".join(one.transcript.text for one in found if one.transcript is not None)
             for number, found in detected.items()
         },
-        cost_ms=_measure_cost(recognizer, playlist, longest),
+        cost_ms=_measure_cost(recognizer, playlist=playlist, detected=longest),
     )
 
 
@@ -166,20 +152,36 @@ def predict_text(
         )
     every = (one.text for dialogues in corpus.splits.values() for one in utterances_of(dialogues))
     lexicon = lexicon_of(every) if error_rate else None
+    texts = {
+        number: mishear(
+            one.text,
+            rate=error_rate,
+            draw=np.random.default_rng([seed, number]),
+            lexicon=lexicon,
+            softened=exclamations_dropped,
+        )
+        for number, one in enumerate(utterances)
+    }
+    predictions = _read(recognizer, corpus.splits[split], texts=texts, progress=progress)
+    return _gather(
+        recognizer.bundle, utterances, predictions=predictions, transcripts=texts, cost_ms={}
+    )
+
+
+def _read(
+    recognizer: Recognizer,
+    dialogues: Sequence[Dialogue],
+    *,
+    texts: Mapping[int, str],
+    progress: Progress,
+) -> dict[int, Prediction]:
+    """The prediction of each utterance from its text in ``texts``, by number, turn by turn."""
     language = recognizer.config.transcript.language
     predictions: dict[int, Prediction] = {}
-    texts: dict[int, str] = {}
-    for turns in corpus.splits[split]:
+    for turns in dialogues:
         dialogue = recognizer.new_dialogue()
         for one in turns.utterances:
             number = len(predictions)
-            texts[number] = mishear(
-                one.text,
-                rate=error_rate,
-                draw=np.random.default_rng([seed, number]),
-                lexicon=lexicon,
-                softened=exclamations_dropped,
-            )
             text = recognizer.encode_text(
                 Transcript(texts[number], language, avg_logprob=0.0, no_speech_prob=0.0),
                 speaker=one.speaker,
@@ -188,11 +190,9 @@ def predict_text(
             predictions[number] = recognizer.classify_final(
                 acoustic=None, text=text, dialogue=dialogue, speaker=one.speaker
             )
-            if len(predictions) % PROGRESS_EVERY == 0 or len(predictions) == len(utterances):
-                progress(f"{len(predictions)} of {len(utterances)} utterances, {one.id}")
-    return _gather(
-        recognizer.bundle, utterances, predictions=predictions, transcripts=texts, cost_ms={}
-    )
+            if len(predictions) % PROGRESS_EVERY == 0 or len(predictions) == len(texts):
+                progress(f"{len(predictions)} of {len(texts)} utterances, {one.id}")
+    return predictions
 
 
 def require_shared_labels(
@@ -219,6 +219,32 @@ class _Detected:
     @property
     def length(self) -> int:
         return self.end - self.start
+
+
+def _detect(
+    recognizer: Recognizer,
+    *,
+    playlist: Playlist,
+    modalities: Collection[Modality],
+    speed: float | None,
+) -> dict[int, list[_Detected]]:
+    """Play the clips into the live pipeline; the utterances that it detects in each, by number."""
+    detected: dict[int, list[_Detected]] = {}
+
+    def keep(recognition: Recognition) -> None:
+        finish = recognition.finish
+        number = playlist.number_at((finish.start + finish.end) // 2)
+        transcript = None if recognition.text is None else recognition.text.transcript
+        found = _Detected(finish.start, finish.end, transcript, recognition.prediction)
+        detected.setdefault(number, []).append(found)
+
+    replay(
+        recognizer,
+        MemorySource(playlist, speed=speed, chunk_ms=CHUNK_MS),
+        on_recognition=keep,
+        modalities=modalities,
+    )
+    return detected
 
 
 def _gather(
@@ -260,7 +286,7 @@ def _gather(
 
 
 def _measure_cost(
-    recognizer: Recognizer, playlist: Playlist, detected: Mapping[int, _Detected]
+    recognizer: Recognizer, *, playlist: Playlist, detected: Mapping[int, _Detected]
 ) -> dict[str, Milliseconds]:
     """Each stage's own time but Whisper's, for utterances of about 3 s.
 
@@ -276,7 +302,11 @@ def _measure_cost(
         samples = playlist.sound(number)[max(0, one.start - clip) : one.end - clip]
         times = []
         for _ in range(TIMES):
-            times.append(_time_stages(recognizer, detector, samples, one.transcript))
+            times.append(
+                _time_stages(
+                    recognizer, detector=detector, samples=samples, transcript=one.transcript
+                )
+            )
             detector.flush(resume_at=0)
         rows.append(np.min(times, axis=0))
     measured = np.array(rows).reshape(-1, len(STAGES))
@@ -285,6 +315,7 @@ def _measure_cost(
 
 def _time_stages(
     recognizer: Recognizer,
+    *,
     detector: UtteranceDetector,
     samples: Int16,
     transcript: Transcript | None,

@@ -48,6 +48,27 @@ SUMMARISED = (
 TITLES = {"ravdess": "RAVDESS", "nemo": "nEMO", "tess": "TESS", "meld": "MELD"}
 SPELT = {"asr": "ASR", "15": "15 %", "10db": "10 dB", "20db": "20 dB"}  # in conditions' names
 CHANCE_DRAWS = 2000
+# Rows of the summary table, {} a corpus with its split, and the figure of each.
+CLIP_ROWS = {
+    "{}, audio and recognised words, UAR": "uar",
+    "the same with noise at 10 dB SNR and a room, change": f"uar_change_{NOISE_ROOM}",
+    "the same from 20 dB quieter to 20 dB louder, worst change": "uar_change_worst_gain",
+    "the same, text withheld": f"uar_{AUDIO_ONLY}",
+    "that of a network trained on audio alone": "uar_of_audio_only_model",
+    "the same, audio withheld": f"uar_{TEXT_ONLY}",
+}
+TEXT_ROWS = {
+    "{}, reference text, weighted F1": "weighted_f1",
+    "that of a network trained on text alone": "weighted_f1_of_text_only_model",
+    "the same with 15 % simulated ASR errors, change": f"weighted_f1_change_{ASR_ERRORS}",
+    "and half of the exclamation marks dropped, change": f"weighted_f1_change_{ASR_ERRORS_PLAIN}",
+}
+CONFIDENCE_ROWS = {
+    "{}, ECE": "ece",
+    "the ECE of exact confidences, by chance": "ece_by_chance",
+    "{}, accuracy on the more confident half, minus that on all": "confident_half_gain",
+    "{}, gold label in its label set of 90 %": "set_coverage",
+}
 
 Figures = Mapping[str, Any]
 
@@ -139,18 +160,7 @@ def summarise_bundle(
     }
     for key in ("by_class", "by_sex"):
         figures[key] = {corpus: _first(report)[key] for corpus, report in reports.items()}
-    for corpus, report in single_modality.items():
-        (modality,), summary = report["bundle"]["modalities"], report["summary"]
-        name = "uar" if report["input"] == "clips" else "weighted_f1"
-        figures[f"{corpus}_{name}_of_{modality}_only_model"] = summary[name]
-    if held_out:
-        each = {corpus: report["summary"]["uar_shared"] for corpus, report in held_out.items()}
-        figures["held_out_corpus_uar"] = sum(each.values()) / len(each)
-        figures["held_out_corpus_uar_each"] = each
-        figures["held_out_corpus_ece_each"] = {
-            corpus: report["summary"]["ece"] for corpus, report in held_out.items()
-        }
-    return figures
+    return figures | _comparisons(held_out, single_modality=single_modality)
 
 
 def sex_of(speaker: str) -> str:
@@ -201,30 +211,10 @@ def summary_table(figures: Figures) -> str:
             rows.append([title, f"{100 * value:{'+' if sign else ''}.1f}"])
 
     for corpus, split in figures["splits"].items():
-        title, first = f"{TITLES.get(corpus, corpus)} {split}", _first_condition(figures, corpus)
-        if first not in (REFERENCE_TEXT, ASR_ERRORS, ASR_ERRORS_PLAIN):
-            add(f"{title}, audio and recognised words, UAR", f"{corpus}_uar")
-            noisy = f"{corpus}_uar_change_{NOISE_ROOM}"
-            add("the same with noise at 10 dB SNR and a room, change", noisy, sign=True)
-            louder = f"{corpus}_uar_change_worst_gain"
-            add("the same from 20 dB quieter to 20 dB louder, worst change", louder, sign=True)
-            add("the same, text withheld", f"{corpus}_uar_{AUDIO_ONLY}")
-            add("that of a network trained on audio alone", f"{corpus}_uar_of_audio_only_model")
-            add("the same, audio withheld", f"{corpus}_uar_{TEXT_ONLY}")
-        else:
-            add(f"{title}, reference text, weighted F1", f"{corpus}_weighted_f1")
-            alone = f"{corpus}_weighted_f1_of_text_only_model"
-            add("that of a network trained on text alone", alone)
-            change = f"{corpus}_weighted_f1_change"
-            errors = "the same with 15 % simulated ASR errors, change"
-            add(errors, f"{change}_{ASR_ERRORS}", sign=True)
-            dropped = "and half of the exclamation marks dropped, change"
-            add(dropped, f"{change}_{ASR_ERRORS_PLAIN}", sign=True)
-        add(f"{title}, ECE", f"{corpus}_ece")
-        add("the ECE of exact confidences, by chance", f"{corpus}_ece_by_chance")
-        half = f"{title}, accuracy on the more confident half, minus that on all"
-        add(half, f"{corpus}_confident_half_gain", sign=True)
-        add(f"{title}, gold label in its label set of 90 %", f"{corpus}_set_coverage")
+        text = _first_condition(figures, corpus) in (REFERENCE_TEXT, ASR_ERRORS, ASR_ERRORS_PLAIN)
+        for title, name in ((TEXT_ROWS if text else CLIP_ROWS) | CONFIDENCE_ROWS).items():
+            title = title.format(f"{TITLES.get(corpus, corpus)} {split}")
+            add(title, f"{corpus}_{name}", sign=name.endswith("_gain") or "_change_" in name)
     if "held_out_corpus_uar" in figures:
         each = ", ".join(
             f"{TITLES.get(corpus, corpus)} {100 * uar:.1f}"
@@ -262,6 +252,25 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table; the first row is its head."""
     head, *body = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([head, "| --- " * len(rows[0]) + "|", *body])
+
+
+def _comparisons(
+    held_out: Mapping[str, Figures], *, single_modality: Mapping[str, Figures]
+) -> dict[str, Any]:
+    """The figures of other bundles beside the bundle's own."""
+    figures: dict[str, Any] = {}
+    for corpus, report in single_modality.items():
+        (modality,) = report["bundle"]["modalities"]
+        name = "uar" if report["input"] == "clips" else "weighted_f1"
+        figures[f"{corpus}_{name}_of_{modality}_only_model"] = report["summary"][name]
+    if held_out:
+        each = {corpus: report["summary"]["uar_shared"] for corpus, report in held_out.items()}
+        figures["held_out_corpus_uar"] = sum(each.values()) / len(each)
+        figures["held_out_corpus_uar_each"] = each
+        figures["held_out_corpus_ece_each"] = {
+            corpus: report["summary"]["ece"] for corpus, report in held_out.items()
+        }
+    return figures
 
 
 def _scores(predictions: StreamingPredictions, counted: Flags) -> dict[str, Any]:
