@@ -51,7 +51,8 @@ def make_material() -> Dataset:
 
 def unit(rows: list[list[float]]) -> np.ndarray:
     array = np.array(rows, np.float32)
-    return array / np.linalg.norm(array, axis=1, keepdims=True)
+    scaled: np.ndarray = array / np.linalg.norm(array, axis=1, keepdims=True)
+    return scaled
 
 
 def test_embeddings_are_the_networks_of_utterances_with_both() -> None:

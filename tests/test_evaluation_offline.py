@@ -6,6 +6,7 @@ import shutil
 import wave
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,7 +54,9 @@ def make_meld(folder: Path) -> Path:
     return folder
 
 
-def make_bundle(name: str, *, seed: int, labels: tuple[str, ...] = LABELS, **network) -> Bundle:
+def make_bundle(
+    name: str, *, seed: int, labels: tuple[str, ...] = LABELS, **network: Any
+) -> Bundle:
     torch.manual_seed(seed)
     sizes = HbafConfig(audio_width=12, hidden=16, heads=2, layers=1, filters=4, window=3, **network)
     return Bundle(
@@ -76,14 +79,14 @@ def make_bundle(name: str, *, seed: int, labels: tuple[str, ...] = LABELS, **net
 
 
 @pytest.fixture(scope="module")
-def corpora(tmp_path_factory) -> Path:
+def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("corpora")
     make_meld(folder / "meld")
     return folder
 
 
 @pytest.fixture(scope="module")
-def corpus(corpora) -> Corpus:
+def corpus(corpora: Path) -> Corpus:
     return open_corpus("meld", corpora)
 
 
@@ -95,26 +98,32 @@ def live() -> Bundle:
 def step_through(bundle: Bundle, corpus: Corpus) -> np.ndarray:
     """The test split's probabilities as the live recogniser gives them, an utterance at a time."""
     found = []
+    heads = bundle.commonsense
+    assert isinstance(heads, Event2MindHeads)
     for dialogue in corpus.splits["test"]:
         state = bundle.network.initial_state()
         for utterance in dialogue.utterances:
             text = bundle.encoder.encode_dialogue([Turn(utterance.speaker, utterance.text)])
             features = Features(
                 text=torch.from_numpy(text[0]),
-                commonsense=torch.from_numpy(bundle.commonsense.infer(text)[0]),
+                commonsense=torch.from_numpy(heads.infer(text)[0]),
             )
             logits, state = bundle.network.step(features, state)
             found.append(bundle.probabilities(logits.numpy(), pattern="text"))
     return np.stack(found)
 
 
-def test_a_live_bundle_predicts_what_it_predicts_live(live, corpus, tmp_path):
+def test_a_live_bundle_predicts_what_it_predicts_live(
+    live: Bundle, corpus: Corpus, tmp_path: Path
+) -> None:
     """Predictions of whole dialogues are those of stepping through them."""
     predicted = predict_corpus(live, corpus, "test", cache=tmp_path)
     np.testing.assert_allclose(predicted.probabilities, step_through(live, corpus), atol=2e-5)
 
 
-def test_utterances_come_with_their_place_and_length(live, corpus, tmp_path):
+def test_utterances_come_with_their_place_and_length(
+    live: Bundle, corpus: Corpus, tmp_path: Path
+) -> None:
     """Ids, gold labels, turn numbers, words and dialogues stand in the corpus's order."""
     predicted = predict_corpus(live, corpus, "test", cache=tmp_path)
     assert predicted.ids[5:8] == ("dia0_utt5", "dia1_utt0", "dia1_utt1")
@@ -125,7 +134,9 @@ def test_utterances_come_with_their_place_and_length(live, corpus, tmp_path):
     assert predicted.with_audio == 0
 
 
-def test_unlabelled_utterances_are_context_only(live, corpus, tmp_path):
+def test_unlabelled_utterances_are_context_only(
+    live: Bundle, corpus: Corpus, tmp_path: Path
+) -> None:
     """Without a label an utterance counts for nothing and stays in its neighbours' past."""
     first, *others = corpus.splits["test"]
     unnamed = (replace(first.utterances[0], label=None), *first.utterances[1:])
@@ -137,7 +148,7 @@ def test_unlabelled_utterances_are_context_only(live, corpus, tmp_path):
     np.testing.assert_allclose(predicted.probabilities, step_through(live, corpus)[1:], atol=2e-5)
 
 
-def test_batches_and_caches_change_nothing(live, corpus, tmp_path):
+def test_batches_and_caches_change_nothing(live: Bundle, corpus: Corpus, tmp_path: Path) -> None:
     """One dialogue at a time, or from the cache: the same to the last bits of float32."""
     first = predict_corpus(live, corpus, "test", cache=tmp_path)
     files = {file: file.stat().st_mtime_ns for file in (tmp_path / "text").iterdir()}
@@ -146,7 +157,9 @@ def test_batches_and_caches_change_nothing(live, corpus, tmp_path):
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "text").iterdir()} == files
 
 
-def test_labels_in_another_order_are_put_in_the_corpus_s(live, corpus, tmp_path):
+def test_labels_in_another_order_are_put_in_the_corpus_s(
+    live: Bundle, corpus: Corpus, tmp_path: Path
+) -> None:
     """Each column is its label's, whatever the bundle's order."""
     turned = replace(live, config=live.config.model_copy(update={"labels": LABELS[::-1]}))
     there = predict_corpus(live, corpus, "test", cache=tmp_path)
@@ -155,7 +168,7 @@ def test_labels_in_another_order_are_put_in_the_corpus_s(live, corpus, tmp_path)
     np.testing.assert_array_equal(back.gold, there.gold)
 
 
-def test_other_labels_are_refused(live, corpus, tmp_path):
+def test_other_labels_are_refused(live: Bundle, corpus: Corpus, tmp_path: Path) -> None:
     """The error names both sets of labels."""
     six = ("ang", "exc", "fru", "hap", "neu", "sad")
     other = replace(live, config=live.config.model_copy(update={"labels": six}))
@@ -163,7 +176,7 @@ def test_other_labels_are_refused(live, corpus, tmp_path):
         predict_corpus(other, corpus, "test", cache=tmp_path)
 
 
-def test_an_offline_bundle_sees_the_future(corpus, tmp_path):
+def test_an_offline_bundle_sees_the_future(corpus: Corpus, tmp_path: Path) -> None:
     """Offline, the last text changes the prediction of the first utterance."""
     offline = make_bundle("offline", seed=0, mode="offline")
     first, *others = corpus.splits["test"]
@@ -179,7 +192,7 @@ def test_an_offline_bundle_sees_the_future(corpus, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def saved(live, tmp_path_factory) -> list[str]:
+def saved(live: Bundle, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Two seeds of a live system and one offline, in folders."""
     folder = tmp_path_factory.mktemp("bundles")
     others = {
@@ -191,7 +204,9 @@ def saved(live, tmp_path_factory) -> list[str]:
     return [str(folder / name) for name in ("seed-0", "seed-1", "off")]
 
 
-def test_evaluate_reports_two_systems(saved, corpora, corpus, tmp_path):
+def test_evaluate_reports_two_systems(
+    saved: list[str], corpora: Path, corpus: Corpus, tmp_path: Path
+) -> None:
     """From folders to a page: figures, spread and bootstrap are those of the predictions."""
     said: list[str] = []
     metrics = evaluate_offline(
@@ -230,7 +245,9 @@ def test_evaluate_reports_two_systems(saved, corpora, corpus, tmp_path):
     assert said[-1].startswith(f"{tmp_path / 'report' / 'report.html'}: weighted F1 ")
 
 
-def test_evaluate_hears_the_clips_that_are_there(saved, corpora, tmp_path):
+def test_evaluate_hears_the_clips_that_are_there(
+    saved: list[str], corpora: Path, tmp_path: Path
+) -> None:
     """Two of the test split's clips are there: two utterances have sound, the others are named."""
     shutil.copytree(corpora / "meld", tmp_path / "meld")
     clips = tmp_path / "meld" / "output_repeated_splits_test"
@@ -241,7 +258,7 @@ def test_evaluate_hears_the_clips_that_are_there(saved, corpora, tmp_path):
             out.setparams((1, 2, 16_000, 0, "NONE", ""))
             out.writeframes(speech[16_000 * turn :][:16_000].tobytes())
     said: list[str] = []
-    where = {"cache": tmp_path / "cache", "out": tmp_path / "report", "progress": said.append}
+    where: Any = {"cache": tmp_path / "cache", "out": tmp_path / "report", "progress": said.append}
     metrics = evaluate_offline(saved[:1], corpus="meld", corpora=tmp_path, workers=1, **where)
     assert metrics["system"]["with_audio"] == 2
     assert any("13 without audio" in line and "dia0_utt2" in line for line in said)
@@ -249,9 +266,11 @@ def test_evaluate_hears_the_clips_that_are_there(saved, corpora, tmp_path):
     assert "audio features of 2 of 15 utterances" in page
 
 
-def test_evaluate_of_what_is_not_there_says_so(saved, corpora, tmp_path):
+def test_evaluate_of_what_is_not_there_says_so(
+    saved: list[str], corpora: Path, tmp_path: Path
+) -> None:
     """A corpus that is missing or unknown, a bundle that isn't there: one line each."""
-    where = {"out": tmp_path / "report", "cache": tmp_path / "cache"}
+    where: Any = {"out": tmp_path / "report", "cache": tmp_path / "cache"}
     with pytest.raises(CorpusError, match=r"(test|train)_sent_emo"):
         evaluate_offline(saved, corpus="meld", corpora=tmp_path / "nowhere", **where)
     with pytest.raises(ConfigError, match="unknown corpus 'mled'"):

@@ -4,6 +4,8 @@ import json
 import re
 from dataclasses import asdict
 from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,11 +25,11 @@ from stream_hbaf.networks.hbaf import HbafConfig
 DIALOGUES, TURNS = 40, 8
 COUNT = DIALOGUES * TURNS
 GOLD = np.random.default_rng(0).integers(len(LABELS), size=COUNT)
-WHERE = {"corpus": "meld", "split": "test"}
+WHERE: Any = {"corpus": "meld", "split": "test"}
 LONE = {"meta", "link", "br", "img", "hr", "input"}  # elements that have no end
 
 
-def config(**network: object) -> BundleConfig:
+def config(**network: Any) -> BundleConfig:
     sizes = HbafConfig(audio_width=12, hidden=16, heads=2, layers=1, filters=4, window=3, **network)
     return BundleConfig(id="tiny", labels=LABELS, encoder="all-MiniLM-L6-v2", network=sizes)
 
@@ -49,7 +51,7 @@ def predictions(*, right: float, seed: int) -> OfflinePredictions:
     )
 
 
-def system(name: str, *, right: float, seeds: range, **network: object) -> System:
+def system(name: str, *, right: float, seeds: range, **network: Any) -> System:
     one = config(**network).model_copy(update={"id": name})
     return System(
         name=name,
@@ -68,12 +70,12 @@ def pair() -> tuple[System, System]:
 
 
 @pytest.fixture(scope="module")
-def metrics(pair) -> dict:
+def metrics(pair: tuple[System, System]) -> dict[str, Any]:
     return measure(*pair, **WHERE)
 
 
 @pytest.fixture(scope="module")
-def page(metrics) -> str:
+def page(metrics: dict[str, Any]) -> str:
     return render_offline(metrics)
 
 
@@ -88,7 +90,7 @@ class Checker(HTMLParser):
         self.cells: list[list[str]] = []
         self.text: list[str] = []
 
-    def handle_starttag(self, tag, attrs):
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag not in LONE:
             self.open.append(tag)
         if tag == "tr":
@@ -97,34 +99,34 @@ class Checker(HTMLParser):
             self.cells[-1].append("")
         self._look(attrs)
 
-    def handle_startendtag(self, tag, attrs):
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self._look(attrs)
 
-    def handle_endtag(self, tag):
+    def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
 
-    def handle_data(self, data):
+    def handle_data(self, data: str) -> None:
         self.text.append(data)
         if "td" in self.open or "th" in self.open:
             self.cells[-1][-1] += data
 
-    def _look(self, attrs):
+    def _look(self, attrs: list[tuple[str, str | None]]) -> None:
         for name, value in attrs:
             if name == "id":
-                self.ids.append(value)
+                self.ids.append(value or "")
             elif name in ("src", "href", "xlink:href"):
-                self.references.append(value)
+                self.references.append(value or "")
 
 
 @pytest.fixture(scope="module")
-def checked(page) -> Checker:
+def checked(page: str) -> Checker:
     checker = Checker()
     checker.feed(page)
     checker.close()
     return checker
 
 
-def test_the_page_is_well_formed_and_stands_alone(page, checked):
+def test_the_page_is_well_formed_and_stands_alone(page: str, checked: Checker) -> None:
     """Every element ends, no id is there twice, and nothing is fetched from anywhere."""
     assert checked.open == []
     assert len(checked.ids) == len(set(checked.ids))
@@ -133,7 +135,7 @@ def test_the_page_is_well_formed_and_stands_alone(page, checked):
     assert {reference[1:] for reference in checked.references} <= set(checked.ids)
 
 
-def test_the_page_holds_the_exact_figures(checked, pair):
+def test_the_page_holds_the_exact_figures(checked: Checker, pair: tuple[System, System]) -> None:
     """Weighted F1 and its spread, as computed from the predictions by the functions of papers."""
     each = [weighted_f1(GOLD, one.probabilities.argmax(1)) for one in pair[0].predictions]
     text = "".join(checked.text)
@@ -141,7 +143,9 @@ def test_the_page_holds_the_exact_figures(checked, pair):
     assert f"± {100 * np.std(each, ddof=1):.2f}" in text
 
 
-def test_the_page_holds_each_emotion_and_bundle(checked, pair, metrics):
+def test_the_page_holds_each_emotion_and_bundle(
+    checked: Checker, pair: tuple[System, System], metrics: dict[str, Any]
+) -> None:
     """A row for each emotion with its support, a row for each bundle with its own figures."""
     rows = {row[0]: row[1:] for row in checked.cells if len(row) == 5}
     for number, label in enumerate(LABELS):
@@ -155,7 +159,9 @@ def test_the_page_holds_each_emotion_and_bundle(checked, pair, metrics):
         assert row == [f"{100 * figure:.2f}" for figure in figures]
 
 
-def test_the_comparison_is_the_paired_bootstrap(checked, pair, metrics):
+def test_the_comparison_is_the_paired_bootstrap(
+    checked: Checker, pair: tuple[System, System], metrics: dict[str, Any]
+) -> None:
     """Gain, interval and p of seeds' means, by utterances and by whole dialogues."""
     both, text = (np.stack([one.probabilities for one in s.predictions]) for s in pair)
     found = paired_bootstrap(GOLD, both, text)
@@ -175,7 +181,7 @@ def test_the_comparison_is_the_paired_bootstrap(checked, pair, metrics):
     ]
 
 
-def test_the_page_says_what_was_evaluated(checked):
+def test_the_page_says_what_was_evaluated(checked: Checker) -> None:
     """Causal or offline, gold transcripts, modalities, how much had audio, and whole checksums."""
     text = " ".join("".join(checked.text).split())
     assert "both on meld, test" in text
@@ -186,14 +192,14 @@ def test_the_page_says_what_was_evaluated(checked):
     assert f"{12:064x}" in text
 
 
-def test_one_seed_has_no_spread():
+def test_one_seed_has_no_spread() -> None:
     """Of one bundle no deviation is shown, and the page says why."""
     page = render_offline(measure(system("one", right=0.6, seeds=range(1)), None, **WHERE))
     assert "One seed: the spread over seeds is not known." in page
     assert "±" not in page
 
 
-def test_turns_and_lengths_cover_every_utterance(metrics):
+def test_turns_and_lengths_cover_every_utterance(metrics: dict[str, Any]) -> None:
     """The stretches count each utterance once."""
     for key in ("by_turn", "by_words"):
         assert sum(one["count"] for one in metrics["system"][key]) == COUNT
@@ -205,7 +211,7 @@ def test_turns_and_lengths_cover_every_utterance(metrics):
     ]
 
 
-def test_a_strange_name_stays_a_name():
+def test_a_strange_name_stays_a_name() -> None:
     """A bundle's id is shown as it is written, also by the pictures."""
     first = system("a<b>&$x$", right=0.6, seeds=range(1))
     page = render_offline(measure(first, system("other", right=0.5, seeds=range(5, 6)), **WHERE))
@@ -213,12 +219,14 @@ def test_a_strange_name_stays_a_name():
     assert page.count("a&lt;b&gt;&amp;$x$") >= 6
 
 
-def test_the_same_metrics_give_the_same_page(metrics, page):
+def test_the_same_metrics_give_the_same_page(metrics: dict[str, Any], page: str) -> None:
     """No date and no chance: two reports that differ have something to tell."""
     assert render_offline(metrics) == page
 
 
-def test_the_files_hold_what_was_measured(metrics, page, tmp_path):
+def test_the_files_hold_what_was_measured(
+    metrics: dict[str, Any], page: str, tmp_path: Path
+) -> None:
     """metrics.json reads back as the metrics, and is JSON proper."""
     write_report(metrics, tmp_path / "new" / "folder")
     files = {file.name: file.read_text() for file in (tmp_path / "new" / "folder").iterdir()}
@@ -227,7 +235,7 @@ def test_the_files_hold_what_was_measured(metrics, page, tmp_path):
     assert json.loads(files["metrics.json"], parse_constant=pytest.fail) == metrics
 
 
-def test_a_place_that_takes_no_report_is_named(metrics, tmp_path):
+def test_a_place_that_takes_no_report_is_named(metrics: dict[str, Any], tmp_path: Path) -> None:
     """One line says where and what to do."""
     (tmp_path / "file").write_text("")
     with pytest.raises(StreamHbafError, match=r"report: .*file.*--out") as raised:
@@ -235,7 +243,7 @@ def test_a_place_that_takes_no_report_is_named(metrics, tmp_path):
     assert "\n" not in str(raised.value)
 
 
-def test_seeds_of_two_systems_are_not_mixed():
+def test_seeds_of_two_systems_are_not_mixed() -> None:
     """A mean over a causal and an offline network means nothing."""
     with pytest.raises(BundleError, match=r"not seeds of one system.*--against"):
         require_same_system([config(), config(mode="offline")])

@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 import wave
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,8 @@ from stream_hbaf.evaluation.streaming import (
 )
 from stream_hbaf.evaluation.summary import confident_half_gain, measure_condition, sex_of
 from stream_hbaf.features.whisper import Transcript
+from stream_hbaf.networks.calibration import Modality
+from stream_hbaf.recognizer import Recognizer
 
 BUNDLE = "live-en"
 RECORDINGS = Path(__file__).parent / "recordings"
@@ -42,7 +45,7 @@ WORDS = [clip.with_suffix(".txt").read_text().strip() for clip in CLIPS]
 
 
 @pytest.fixture(scope="module")
-def recognizer():
+def recognizer() -> Iterator[Recognizer]:
     with open_recognizer(BUNDLE) as opened:
         yield opened
 
@@ -57,7 +60,7 @@ def read(number: int, label: str | None = "neutral") -> LabelledUtterance:
 
 
 @pytest.fixture(scope="module")
-def played(recognizer) -> StreamingPredictions:
+def played(recognizer: Recognizer) -> StreamingPredictions:
     """Two sentences as fast as possible, between them a clip that isn't there."""
     lost = LabelledUtterance("lost", "Actor_02", "Hello there.", "joy", audio=Path("no-such.flac"))
     lines: list[str] = []
@@ -69,7 +72,7 @@ def played(recognizer) -> StreamingPredictions:
     return found
 
 
-def test_each_clip_has_a_prediction(played):
+def test_each_clip_has_a_prediction(played: StreamingPredictions) -> None:
     """A clip's utterance and words are found; one that can't be read is missed, and counts."""
     assert played.ids == ("u0", "lost", "u1")
     assert played.detected.tolist() == [True, False, True]
@@ -81,7 +84,7 @@ def test_each_clip_has_a_prediction(played):
     assert set(played.cost_ms) == {"vad", "acoustic", "text", "classifier"}
 
 
-def test_speed_changes_nothing(recognizer, played):
+def test_speed_changes_nothing(recognizer: Recognizer, played: StreamingPredictions) -> None:
     """At twenty times real time and at once: the same probabilities of the same utterances."""
     paced = predict_clips(
         recognizer, corpus_of(read(0), read(1)), "test", speed=20.0, progress=lambda line: None
@@ -91,7 +94,9 @@ def test_speed_changes_nothing(recognizer, played):
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["longest last", "longest first"])
-def test_the_longest_utterance_of_a_clip_counts(recognizer, tmp_path, order):
+def test_the_longest_utterance_of_a_clip_counts(
+    recognizer: Recognizer, tmp_path: Path, order: tuple[int, int]
+) -> None:
     """Two sentences in one clip sound as they do in two clips; the longer one is the clip's."""
     dialogue = Dialogue("d", tuple(map(read, order)))
     corpus = Corpus("read", LABELS, {"test": (dialogue,)})
@@ -111,21 +116,23 @@ def test_the_longest_utterance_of_a_clip_counts(recognizer, tmp_path, order):
     assert both.wer == apart.wer  # the words of both are the clip's
 
 
-def test_a_bundle_that_is_not_live_is_refused(tmp_path):
+def test_a_bundle_that_is_not_live_is_refused(tmp_path: Path) -> None:
     """A network that sees the future is refused before anything is loaded, with what to choose."""
     offline = tmp_path / "offline"
     shutil.copytree(Path(__file__).parent.parent / "models" / BUNDLE, offline)
     settings = (offline / "config.yaml").read_bytes()
     changed = settings.replace(b"mode: live", b"mode: offline")
     (offline / "config.yaml").write_bytes(changed)
-    digests = [hashlib.sha256(content).hexdigest() for content in (settings, changed)]
+    old, new = (hashlib.sha256(content).hexdigest() for content in (settings, changed))
     sums = offline / "SHA256SUMS"
-    sums.write_text(sums.read_text().replace(*digests))
+    sums.write_text(sums.read_text().replace(old, new))
     with pytest.raises(BundleError, match=r"was trained offline .*; take one of mode live"):
         open_recognizer(str(offline))
 
 
-def test_a_withheld_modality_is_not_used(recognizer, played, monkeypatch):
+def test_a_withheld_modality_is_not_used(
+    recognizer: Recognizer, played: StreamingPredictions, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without its sound the prediction is that of the words alone, and the other way round."""
     one = corpus_of(read(0))
     # The words as the corpus writes them: Whisper's full stop and capitals count as well.
@@ -145,10 +152,13 @@ def test_a_withheld_modality_is_not_used(recognizer, played, monkeypatch):
 @pytest.mark.parametrize(
     "modalities", [("audio", "text"), ("audio",), ("text",)], ids=lambda given: "+".join(given)
 )
-def test_a_withheld_modality_takes_nothing_else_along(recognizer, modalities):
+def test_a_withheld_modality_takes_nothing_else_along(
+    recognizer: Recognizer, modalities: tuple[Modality, ...]
+) -> None:
     """Whisper's encoder gives audio features as well: without the text they are still used."""
-    samples = read_audio(read(0).audio)
+    samples = read_audio(CLIPS[0])
     text = recognizer.encode_text(recognizer.transcriber.final(samples, speech_score=1.0))
+    assert recognizer.acoustic is not None
     acoustic = recognizer.acoustic.extract(samples)
     prediction = recognizer.classify_final(
         acoustic=acoustic, text=text, dialogue=recognizer.new_dialogue(), modalities=modalities
@@ -156,7 +166,7 @@ def test_a_withheld_modality_takes_nothing_else_along(recognizer, modalities):
     assert prediction.modalities == modalities
 
 
-def test_texts_are_read_with_their_dialogue(recognizer):
+def test_texts_are_read_with_their_dialogue(recognizer: Recognizer) -> None:
     """Reference texts have no errors, simulated ASR errors are as many as asked for, every time."""
     turns = [LabelledUtterance(f"t{n}", "A", WORDS[n % 3], "joy") for n in range(6)]
     corpus = Corpus("read", LABELS, {"test": (Dialogue("d", tuple(turns)),)})
@@ -166,13 +176,14 @@ def test_texts_are_read_with_their_dialogue(recognizer):
         for _ in range(2)
     )
     assert gold.wer == 0
+    assert first.wer is not None
     assert first.wer == again.wer
     assert 0.1 < first.wer < 0.6
     np.testing.assert_array_equal(first.probabilities, again.probabilities)
     assert np.abs(gold.probabilities[0] - gold.probabilities[3]).max() > 1e-4  # its past differs
 
 
-def test_unknown_labels_are_counted_apart(recognizer):
+def test_unknown_labels_are_counted_apart(recognizer: Recognizer) -> None:
     """Utterances whose label the bundle lacks are left out; a corpus of such alone is refused."""
     known, strange = (
         LabelledUtterance(label, "A", "Well.", label) for label in ("fear", "boredom")
@@ -183,7 +194,7 @@ def test_unknown_labels_are_counted_apart(recognizer):
         predict_text(recognizer, corpus_of(strange), "test")
 
 
-def test_a_corpus_without_clips_or_texts_is_refused(recognizer):
+def test_a_corpus_without_clips_or_texts_is_refused(recognizer: Recognizer) -> None:
     """No clip that can be played, neither clips nor words, nothing at all: one line each."""
     lost = LabelledUtterance("lost", "A", "Hello.", "joy", audio=Path("no-such.flac"))
     with pytest.raises(CorpusError, match=r"^read: no clip can be played: no-such.flac: can't be"):
@@ -199,7 +210,7 @@ def test_a_corpus_without_clips_or_texts_is_refused(recognizer):
             choose_conditions(corpus_of(lost), "test", names=names)
 
 
-def test_conditions_are_those_of_the_corpus():
+def test_conditions_are_those_of_the_corpus() -> None:
     """Of the names that are asked for, a corpus with clips and one without take their own."""
     clips, texts = corpus_of(read(0)), corpus_of(LabelledUtterance("t", "A", "Well.", "joy"))
     names = ["clean", "reference_text"]
@@ -209,13 +220,13 @@ def test_conditions_are_those_of_the_corpus():
     assert len(choose_conditions(texts, "test")) == 3
 
 
-def test_a_wrong_speed_is_refused(tmp_path):
+def test_a_wrong_speed_is_refused(tmp_path: Path) -> None:
     """Before anything is loaded, in one line."""
     with pytest.raises(ConfigError, match=r"--speed 0: must be 'max' or a number above 0"):
         evaluate_streaming(BUNDLE, ["meld"], corpora=tmp_path, speed=0, out=tmp_path)
 
 
-def test_clips_are_told_apart_by_silence():
+def test_clips_are_told_apart_by_silence() -> None:
     """Dialogues are further apart than turns, and every sample leads to its clip."""
     turns = Dialogue("d", (read(0), read(1)))
     playlist = Playlist([turns, Dialogue("e", (read(2),))])
@@ -233,7 +244,7 @@ def test_clips_are_told_apart_by_silence():
         assert playlist.number_at(start) == playlist.number_at(start + len(sound) - 1) == number
 
 
-def test_noise_is_measured_against_the_speech():
+def test_noise_is_measured_against_the_speech() -> None:
     """Silence around a clip doesn't make its noise weaker: 10 dB stay 10 dB below the speech."""
     clip = read_audio(CLIPS[0]).astype(float)
     noise = np.random.default_rng(0).integers(-1000, 1000, 16000).astype(np.int16)
@@ -272,7 +283,7 @@ def predictions(
 NAMES = ("a", "b", "c", "d")
 
 
-def test_figures_count_what_was_missed_as_wrong():
+def test_figures_count_what_was_missed_as_wrong() -> None:
     """UAR over the labels that occur, coverage and risk over what has a prediction."""
     one = predictions([0, 0, 1, 1], [0, -1, 1, 3], confidence=[0.9, 0, 0.8, 0.4])
     figures = measure_condition(one, NAMES)
@@ -291,7 +302,7 @@ def test_figures_count_what_was_missed_as_wrong():
     assert figures["confusion"] == [[1, 0, 0, 0], [0, 1, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0]]
 
 
-def test_figures_of_a_corpus_in_which_nothing_was_detected():
+def test_figures_of_a_corpus_in_which_nothing_was_detected() -> None:
     """Every score is 0, and what describes confidence has no value or 0."""
     figures = measure_condition(predictions([0, 1], [-1, -1], confidence=[0, 0]), NAMES)
     assert (figures["uar"], figures["accuracy"], figures["ece"]) == (0, 0, 0)
@@ -299,7 +310,7 @@ def test_figures_of_a_corpus_in_which_nothing_was_detected():
     assert json.dumps(figures, allow_nan=False)
 
 
-def test_shared_recall_leaves_out_labels_that_do_not_occur():
+def test_shared_recall_leaves_out_labels_that_do_not_occur() -> None:
     """Predicting a label that the corpus lacks costs UAR; shared takes the likeliest other."""
     one = predictions([0, 1], [3, 1], confidence=[0.6, 0.9])
     one.probabilities[0] = [0.3, 0.05, 0.05, 0.6]
@@ -308,14 +319,14 @@ def test_shared_recall_leaves_out_labels_that_do_not_occur():
     assert figures["uar_shared"] == 1
 
 
-def test_the_confident_half_is_compared_with_all():
+def test_the_confident_half_is_compared_with_all() -> None:
     """Right where it is confident: a gain; of no predictions there is none."""
     probabilities = np.array([[0.9, 0.1], [0.8, 0.2], [0.6, 0.4], [0.55, 0.45]])
     assert confident_half_gain(np.array([0, 0, 1, 0]), probabilities) == 0.25
     assert confident_half_gain(np.array([], int), probabilities[:0]) == 0
 
 
-def test_sexes_are_those_that_the_corpus_gives():
+def test_sexes_are_those_that_the_corpus_gives() -> None:
     """RAVDESS by number, nEMO by word, TESS's two women; nobody else is guessed."""
     speakers = ("Actor_21", "Actor_22", "KD0 female", "TP0 male", "OAF", "Ross", "Mrs Geller", "")
     assert [sex_of(s) for s in speakers] == [
@@ -324,14 +335,14 @@ def test_sexes_are_those_that_the_corpus_gives():
 
 
 @pytest.fixture(scope="module")
-def table(tmp_path_factory) -> Path:
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A table of one's own: two clips with labels, and no other column."""
     file = tmp_path_factory.mktemp("own") / "mine.csv"
     file.write_text(f"audio,label\n{CLIPS[0]},neutral\n{CLIPS[1]},joy\n", encoding="utf-8")
     return file
 
 
-def test_the_report_holds_every_condition(table, tmp_path):
+def test_the_report_holds_every_condition(table: Path, tmp_path: Path) -> None:
     """Figures of played conditions, in metrics.json and on a page that stands alone."""
     lines: list[str] = []
     out = tmp_path / "report"
@@ -359,7 +370,9 @@ def test_the_report_holds_every_condition(table, tmp_path):
     assert not any(line.startswith("not played") for line in lines)
 
 
-def test_conditions_that_need_noises_are_left_out_where_there_are_none(table, tmp_path):
+def test_conditions_that_need_noises_are_left_out_where_there_are_none(
+    table: Path, tmp_path: Path
+) -> None:
     """One line says so; for conditions that are asked for by name, noises have to be there."""
     lines: list[str] = []
     task = _Task(BUNDLE, str(table), role="", split="test", names=())
@@ -376,7 +389,7 @@ def test_conditions_that_need_noises_are_left_out_where_there_are_none(table, tm
         )
 
 
-def test_several_corpora_and_bundles_for_comparison(table, tmp_path):
+def test_several_corpora_and_bundles_for_comparison(table: Path, tmp_path: Path) -> None:
     """A folder for each report, a key for each comparison, and a report isn't made twice."""
     other = table.with_name("other.csv")
     other.write_text(table.read_text(), encoding="utf-8")
@@ -411,7 +424,9 @@ def test_several_corpora_and_bundles_for_comparison(table, tmp_path):
         )
 
 
-def test_a_report_without_matplotlib_has_no_plots(table, tmp_path, monkeypatch):
+def test_a_report_without_matplotlib_has_no_plots(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The plain install gives every figure; one line says that plots are left out, and why."""
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     for name in [name for name in sys.modules if name == "stream_hbaf.evaluation.plots"]:

@@ -67,7 +67,7 @@ def live(**compared: Any) -> dict[str, Any]:
     return summarise_bundle(REPORTS, **{"held_out": {}, "single_modality": {}, **compared})
 
 
-def test_every_figure_has_a_key():
+def test_every_figure_has_a_key() -> None:
     found = live(
         held_out={"ravdess": report(clean=condition(0.35)), "tess": report(clean=condition(0.55))}
     )
@@ -87,7 +87,7 @@ def test_every_figure_has_a_key():
     assert found["by_sex"]["nemo"] == {"female": {"uar": 0.52, "weighted_f1": 0.5}}
 
 
-def test_what_was_not_evaluated_has_no_figure():
+def test_what_was_not_evaluated_has_no_figure() -> None:
     found = live()
     assert not [name for name in found if name.startswith("held_out")]
     assert "held-out" not in summary_table(found)
@@ -99,7 +99,7 @@ def test_what_was_not_evaluated_has_no_figure():
     assert noisy["cost_ms"] is None
 
 
-def test_networks_of_one_modality_are_compared_with():
+def test_networks_of_one_modality_are_compared_with() -> None:
     audio = report(clean=condition(0.25), modalities=("audio",))
     text = report("text", ("text",), reference_text=condition(0.45))
     found = live(single_modality={"ravdess": audio, "meld": text})
@@ -108,7 +108,7 @@ def test_networks_of_one_modality_are_compared_with():
     assert "| that of a network trained on audio alone | 25.0 |" in summary_table(found)
 
 
-def test_the_tables_show_them():
+def test_the_tables_show_them() -> None:
     found = live(held_out={"tess": report(clean=condition(0.55))})
     lines = summary_table(found).splitlines()
     assert "| RAVDESS test, audio and recognised words, UAR | 60.0 |" in lines
@@ -122,7 +122,7 @@ def test_the_tables_show_them():
     assert "| RAVDESS, female speakers | 62.0 | 60.0 |  |" in condition_table(found)
 
 
-def test_few_utterances_show_an_error_by_chance():
+def test_few_utterances_show_an_error_by_chance() -> None:
     """One coin is half wrong either way, ten thousand hardly; certainty is never off."""
     coin = {"count": 1, "confidence": 0.5}
     assert ece_by_chance([coin]) == 0.5

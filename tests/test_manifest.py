@@ -24,7 +24,7 @@ def write(folder: Path, *rows: str, header: str = HEADER) -> Path:
     return folder / "own.csv"
 
 
-def test_manifest_reads_all_splits(tmp_path):
+def test_manifest_reads_all_splits(tmp_path: Path) -> None:
     """Rows become dialogues in their order, with sound, times, and the train rows' labels."""
     corpus = open_corpus(str(write(tmp_path, *GOOD)), tmp_path)
     sound = tmp_path / "one.wav"
@@ -44,7 +44,7 @@ def test_manifest_reads_all_splits(tmp_path):
     assert corpus.splits["test"][0].utterances[0].audio is None
 
 
-def test_manifest_needs_no_optional_column(tmp_path):
+def test_manifest_needs_no_optional_column(tmp_path: Path) -> None:
     """Words alone are a corpus too."""
     rows = [row.rsplit(",", 3)[0] for row in GOOD]
     path = write(tmp_path, *rows, header="dialogue,id,speaker,text,label,split")
@@ -71,21 +71,21 @@ def test_manifest_needs_no_optional_column(tmp_path):
         ('visit4,z,Ben,"Hm,joy,train,,,', "not a comma-separated line"),
     ],
 )
-def test_manifest_names_the_line_it_cannot_read(tmp_path, row, complaint):
+def test_manifest_names_the_line_it_cannot_read(tmp_path: Path, row: str, complaint: str) -> None:
     """A broken line ends in one error with its file and line."""
     path = write(tmp_path, *GOOD, row)
     with pytest.raises(CorpusError, match=rf"own\.csv:7: .*{complaint}"):
         open_corpus("own.csv", path.parent)
 
 
-def test_manifest_names_the_line_where_a_quote_opens(tmp_path):
+def test_manifest_names_the_line_where_a_quote_opens(tmp_path: Path) -> None:
     """A quote that never closes is sought where it opens, not at the table's end."""
     path = write(tmp_path, GOOD[0], 'visit1,z,Ben,"Hm,joy,train,,,', *GOOD[2:])
     with pytest.raises(CorpusError, match=r"own\.csv:3: not a comma-separated line"):
         open_corpus("own.csv", path.parent)
 
 
-def test_manifest_in_another_encoding_names_line_and_byte(tmp_path):
+def test_manifest_in_another_encoding_names_line_and_byte(tmp_path: Path) -> None:
     """A table that a spreadsheet saved as Windows-1252 is refused where that shows."""
     path = write(tmp_path, *GOOD)
     path.write_bytes(path.read_bytes() + "visit1,z,Zoé,Hm.,joy,train,,,".encode("cp1252"))
@@ -102,7 +102,9 @@ def test_manifest_in_another_encoding_names_line_and_byte(tmp_path):
         (HEADER.replace("audio", "Audio"), "unknown column 'Audio'; rename or remove it"),
     ],
 )
-def test_manifest_names_the_column_it_does_not_know(tmp_path, header, complaint):
+def test_manifest_names_the_column_it_does_not_know(
+    tmp_path: Path, header: str, complaint: str
+) -> None:
     """A column that is missing or misspelt is named with the table's first line."""
     with pytest.raises(CorpusError, match=rf"own\.csv:1: {complaint}"):
         open_corpus(str(write(tmp_path, *GOOD, header=header)), tmp_path)
@@ -117,13 +119,15 @@ def test_manifest_names_the_column_it_does_not_know(tmp_path, header, complaint)
         ((*GOOD[:3], GOOD[4]), "dev split has no labelled utterance"),
     ],
 )
-def test_manifest_without_enough_rows_is_refused(tmp_path, rows, complaint):
+def test_manifest_without_enough_rows_is_refused(
+    tmp_path: Path, rows: list[str], complaint: str
+) -> None:
     """What can't be trained and measured on is said before anything starts."""
     with pytest.raises(CorpusError, match=rf"own\.csv: .*{complaint}"):
         open_corpus(str(write(tmp_path, *rows)), tmp_path)
 
 
-def test_manifest_lets_speakers_talk_at_once(tmp_path):
+def test_manifest_lets_speakers_talk_at_once(tmp_path: Path) -> None:
     """Turns may overlap, and every recording has a clock of its own."""
     (tmp_path / "two.wav").touch()
     rows = (*GOOD, "visit1,z,Anna,And?,joy,train,two.wav,0.1,0.9")
@@ -131,13 +135,13 @@ def test_manifest_lets_speakers_talk_at_once(tmp_path):
     assert [(turn.start_s, turn.end_s) for turn in said] == [(0.4, 1.85), (1.5, 3.0), (0.1, 0.9)]
 
 
-def test_manifest_missing_says_what_was_expected_where(tmp_path):
+def test_manifest_missing_says_what_was_expected_where(tmp_path: Path) -> None:
     """The message holds the path that was looked for."""
     with pytest.raises(CorpusError, match=rf"{tmp_path}/none\.csv is missing"):
         open_corpus("none.csv", tmp_path)
 
 
-def test_manifest_for_evaluation_needs_a_label_and_a_clip(tmp_path):
+def test_manifest_for_evaluation_needs_a_label_and_a_clip(tmp_path: Path) -> None:
     """With a bundle's labels: no train rows, no other column, and its labels are the corpus's."""
     path = write(tmp_path, "one.wav,joy", "one.wav,", header="audio,label")
     corpus = open_corpus(str(path), tmp_path, whole=False, labels=("joy", "anger", "fear"))
@@ -153,7 +157,7 @@ def test_manifest_for_evaluation_needs_a_label_and_a_clip(tmp_path):
     }
 
 
-def test_manifest_for_evaluation_keeps_the_columns_that_are_there(tmp_path):
+def test_manifest_for_evaluation_keeps_the_columns_that_are_there(tmp_path: Path) -> None:
     """Dialogues, ids, speakers, words and splits count where the table has them."""
     labels = ("joy", "sadness", "anger")
     corpus = open_corpus(str(write(tmp_path, *GOOD)), tmp_path, whole=False, labels=labels)
@@ -168,7 +172,9 @@ def test_manifest_for_evaluation_keeps_the_columns_that_are_there(tmp_path):
         ("two.wav,joy", r"own\.csv:3: .*two\.wav is missing; correct the path"),
     ],
 )
-def test_manifest_for_evaluation_names_the_line_it_cannot_use(tmp_path, row, complaint):
+def test_manifest_for_evaluation_names_the_line_it_cannot_use(
+    tmp_path: Path, row: str, complaint: str
+) -> None:
     """An unknown label and a clip that isn't there end in one line with file and line number."""
     path = write(tmp_path, "one.wav,joy", row, header="audio,label")
     with pytest.raises(CorpusError, match=complaint):
