@@ -1,8 +1,8 @@
-"""How long after the end of speech are the acoustic features ready? Streamed against batch.
+"""Measures the time from the end of speech to the acoustic features, streamed and in batch.
 
-Real speech of 2, 8 and 20 s is fed in chunks of 32 ms, each when openSMILE has worked through
-the one before, as it has in a live utterance (--realtime: at the pace of speech). Both ways give
-the same functionals, or this fails. Usage: python tools/bench_acoustic.py [--audio PATH]
+Speech of 2, 8 and 20 s is fed in chunks of 32 ms, each when openSMILE has processed the one before,
+as it has in a live utterance (--realtime: at the pace of speech). Fails if the functionals of both
+ways differ. Usage: python tools/bench_acoustic.py [--audio PATH]
 """
 
 import argparse
@@ -22,7 +22,7 @@ from stream_hbaf.features.acoustic import Acoustic, AcousticExtractor, AcousticS
 CHUNK = 32 * SAMPLE_RATE_HZ // 1000
 LENGTHS_S = (2, 8, 20)
 TARGET = 0.2  # of the batch call's time
-FRAMES_LATE = 3  # rows that openSMILE holds back for smoothing until the end
+FRAMES_LATE = 3  # rows that openSMILE holds back for smoothing
 RECORDINGS = Path(__file__).parents[1] / "tests" / "recordings"
 
 Sound = NDArray[np.int16]
@@ -36,10 +36,10 @@ def speech(path: Path | None) -> Sound:
     return np.tile(samples, -(-longest // len(samples)))
 
 
-def let_work(session: AcousticSession, fed: int) -> None:
+def wait_for_rows(session: AcousticSession, fed: int) -> None:
     """Wait for the rows of all frames (60 ms, every 10 ms) that have been fed."""
     due = (fed * 1000 // SAMPLE_RATE_HZ - 60) // 10 + 1 - FRAMES_LATE
-    deadline = time.monotonic() + 0.1  # pitch tracking may hold back more; then that is real
+    deadline = time.monotonic() + 0.1  # pitch tracking may hold back more
     while len(session._engine.rows) < due and time.monotonic() < deadline:
         time.sleep(0.0005)
 
@@ -47,7 +47,7 @@ def let_work(session: AcousticSession, fed: int) -> None:
 def streamed(
     extractor: AcousticExtractor, samples: Sound, *, realtime: bool
 ) -> tuple[float, Acoustic | None]:
-    """Seconds that ``finish`` takes, and what it gives."""
+    """The seconds that ``finish`` takes, and its result."""
     with extractor.open() as session:
         began = time.monotonic()
         for start in range(0, len(samples), CHUNK):
@@ -56,14 +56,14 @@ def streamed(
             if realtime:
                 time.sleep(max(0.0, began + fed / SAMPLE_RATE_HZ - time.monotonic()))
             else:
-                let_work(session, fed)
+                wait_for_rows(session, fed)
         began = time.perf_counter()
         result = session.finish()
         return time.perf_counter() - began, result
 
 
 def batch(smile: opensmile.Smile, samples: Sound) -> tuple[float, NDArray[np.float32]]:
-    """Seconds that the package's call takes on the whole utterance, and what it gives."""
+    """The seconds that the package's call takes on the whole utterance, and its functionals."""
     signal = samples.astype(np.float32) / 32768
     began = time.perf_counter()
     table = smile.process_signal(signal, SAMPLE_RATE_HZ)

@@ -1,22 +1,30 @@
 #!/usr/bin/env python3
-"""End of speech to published emotion, live, beside a naive pipeline, in one run.
+"""Measures the time from the end of speech to the published emotion.
 
-    tools/bench_latency.py --corpora DIR [--utterances 50]
+    tools/bench_latency.py --corpora DIR [--utterances 60]
+    tools/bench_latency.py --corpora DIR [--utterances 60] --against TREE
 
 Real utterances (RAVDESS, LibriVox) are played in real time through the whole live path into an
-MQTT broker, and a subscriber takes the time. The naive pipeline gets the same utterances with
-the machine to itself: it waits for the endpoint, then transcribes, computes batch functionals,
-encodes the words and classifies, one after the other, as glue code would.
+MQTT broker, and a subscriber takes the time. A naive pipeline gets the same utterances with the
+machine to itself: it waits for the endpoint, then transcribes, computes batch functionals, encodes
+the text and classifies, one step after the other.
+
+With ``--against`` this source tree and another one, such as a worktree of an earlier version, are
+compared instead: both programs run at once, and each utterance is sent in real time first to the
+one, then to the other. The latencies are those in their own ``end`` events.
 """
 
 import argparse
 import asyncio
+import contextlib
 import json
+import os
 import random
 import statistics
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +33,7 @@ import numpy as np
 import opensmile
 import soundfile
 from faster_whisper import WhisperModel
+from websockets.asyncio.client import connect
 
 from stream_hbaf.audio.file import FileSource, read_audio
 from stream_hbaf.config import SAMPLE_RATE_HZ, TranscriptConfig, load_config
@@ -39,10 +48,13 @@ from stream_hbaf.recognizer import Recognizer
 
 GAP_S = 1.2
 STAGES = ("vad", "transcript", "acoustic", "text", "classify", "publish", "total")
+CHUNK = SAMPLE_RATE_HZ // 50  # samples of a message
+LOAD_S = 120.0  # for a program to load its models
+TREE = Path(__file__).parents[1]
 
 
 class Stopwatch:
-    """A publisher that notes when each end event is handed over."""
+    """A publisher that notes when each end event is published."""
 
     def __init__(self) -> None:
         self.ends: dict[str, tuple[Utterance, float]] = {}
@@ -67,14 +79,14 @@ def utterances(corpora: Path, count: int) -> list[np.ndarray]:
 
 
 def one_stream(sounds: list[np.ndarray]) -> np.ndarray:
-    """The utterances with room between them, over a floor of noise as of a quiet room."""
+    """The utterances with silence between them, and the noise of a quiet room."""
     gap = np.zeros(int(GAP_S * SAMPLE_RATE_HZ), np.int16)
     stream = np.concatenate([part for sound in sounds for part in (sound, gap)])
     floor = np.random.default_rng(0).normal(0, 3, len(stream))
     return np.clip(stream + floor, -32768, 32767).astype(np.int16)
 
 
-async def subscribe(port: int, arrivals: dict[str, float], ready: asyncio.Event) -> None:
+async def subscribe(port: int, received_at: dict[str, float], ready: asyncio.Event) -> None:
     async with aiomqtt.Client("127.0.0.1", port) as client:
         await client.subscribe("stream_hbaf/#", qos=1)
         ready.set()
@@ -82,14 +94,14 @@ async def subscribe(port: int, arrivals: dict[str, float], ready: asyncio.Event)
             if message.topic.matches("stream_hbaf/+/+/utterance"):
                 event = json.loads(bytes(message.payload))
                 if event["type"] == "end":
-                    arrivals[event["id"]] = time.monotonic()
+                    received_at[event["id"]] = time.monotonic()
 
 
 async def run_live(
     recognizer: Recognizer, sound: Path, port: int
 ) -> tuple[list[Recognition], Stopwatch, dict[str, float]]:
     recognitions: list[Recognition] = []
-    stopwatch, arrivals, ready = Stopwatch(), {}, asyncio.Event()
+    stopwatch, received_at, ready = Stopwatch(), {}, asyncio.Event()
     async with embedded_broker(port) as broker:
         mqtt = recognizer.config.mqtt.model_copy(update={"url": broker.url})
         bundle = recognizer.bundle
@@ -97,7 +109,7 @@ async def run_live(
         info = Info(version="bench", model=model, labels=[], licence="", sources=[])
         publisher = MqttPublisher(mqtt, info=info)
         await publisher.connect()
-        listener = asyncio.create_task(subscribe(port, arrivals, ready))
+        subscriber = asyncio.create_task(subscribe(port, received_at, ready))
         await ready.wait()
         pipeline = LivePipeline(
             recognizer, [stopwatch, publisher], on_recognition=recognitions.append
@@ -107,8 +119,8 @@ async def run_live(
         async with source:
             await pipeline.run(source, stop=asyncio.Event())
         await asyncio.sleep(0.5)
-        listener.cancel()
-    return recognitions, stopwatch, arrivals
+        subscriber.cancel()
+    return recognitions, stopwatch, received_at
 
 
 def naive(
@@ -134,17 +146,87 @@ def naive(
         segments, _ = whisper.transcribe(signal, language="en", beam_size=beam)
         return "".join(segment.text for segment in segments).strip()
 
-    text = timed("transcript", transcribe)
+    words = timed("transcript", transcribe)
     functionals = timed("acoustic", lambda: smile.process_signal(signal, SAMPLE_RATE_HZ))
     acoustic = Acoustic(
         lld=np.zeros((0, 65), np.float32), functionals=functionals.to_numpy(np.float32)[0]
     )
-    transcript = Transcript(text=text, language="en", avg_logprob=0.0, no_speech_prob=0.0)
+    transcript = Transcript(text=words, language="en", avg_logprob=0.0, no_speech_prob=0.0)
     text = timed("text", lambda: recognizer.encode_text(transcript))
     state = recognizer.new_dialogue().state
     timed("classify", lambda: recognizer.classify(acoustic=acoustic, text=text, state=state))
     spent["total"] = sum(spent.values())
     return spent
+
+
+@contextlib.asynccontextmanager
+async def program(tree: Path, *, port: int, ends: list[dict[str, float]]) -> AsyncIterator[None]:
+    """Run a source tree's command with a WebSocket source; ``ends`` gets its latencies."""
+    source = f"bench=ws://127.0.0.1:{port}"
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "stream_hbaf.cli", "--source", source, "--mqtt", "none", "--json"),
+        cwd=tree,
+        env=os.environ | {"PYTHONPATH": str(tree)},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    ready = asyncio.Event()
+
+    async def read() -> None:
+        assert process.stdout is not None
+        async for line in process.stdout:
+            event = json.loads(line)
+            if event["event"] == "status":
+                ready.set()
+            if event["event"] == "utterance" and event["type"] == "end":
+                latency = event["latency_ms"]
+                ends.append(latency | {"after": latency["total"] - latency["vad"]})
+
+    reading = asyncio.create_task(read())
+    try:
+        async with asyncio.timeout(LOAD_S):
+            await ready.wait()
+        yield
+    finally:
+        process.terminate()
+        await process.wait()
+        await reading
+
+
+async def send(stream: np.ndarray, *, port: int) -> None:
+    """Send sound in real time, as a browser does."""
+    async with connect(f"ws://127.0.0.1:{port}") as connection:
+        await connection.send(json.dumps({"rate": SAMPLE_RATE_HZ, "format": "s16le"}))
+        began = time.monotonic()
+        for start in range(0, len(stream), CHUNK):
+            due = began + (start + CHUNK) / SAMPLE_RATE_HZ
+            await asyncio.sleep(due - time.monotonic())
+            await connection.send(stream[start : start + CHUNK].astype("<i2").tobytes())
+
+
+async def compare(other: Path, sounds: list[np.ndarray], *, port: int) -> None:
+    """Print the latencies of this source tree and another one, and their ratios."""
+    trees = [(TREE, port), (other, port + 1)]
+    ends: list[list[dict[str, float]]] = [[], []]
+    async with contextlib.AsyncExitStack() as programs:
+        for (tree, its_port), its_ends in zip(trees, ends, strict=True):
+            await programs.enter_async_context(program(tree, port=its_port, ends=its_ends))
+        for _, its_port in trees:
+            await send(one_stream(sounds[:1]), port=its_port)
+        await asyncio.sleep(GAP_S)
+        for its_ends in ends:
+            its_ends.clear()  # that was a warm-up
+        for sound in sounds:
+            for _, its_port in trees:
+                await send(one_stream([sound]), port=its_port)
+            trees.reverse()
+    print(f"{len(sounds)} recordings, {len(ends[0])} and {len(ends[1])} utterances\n")
+    print("| median, ms | this tree | the other | ratio |\n| --- | --- | --- | --- |")
+    for stage in (*STAGES[:-1], "after", "total"):
+        here, there = (statistics.median(end[stage] for end in its_ends) for its_ends in ends)
+        name = {"after": "**after the endpoint**", "total": "**end of speech → published**"}
+        ratio = f"{here / there:.3f}" if there else ""
+        print(f"| {name.get(stage, stage)} | {here:.1f} | {there:.1f} | {ratio} |")
 
 
 def row(name: str, values: list[float]) -> str:
@@ -157,24 +239,31 @@ def main() -> None:
     parser.add_argument("--corpora", type=Path, required=True)
     parser.add_argument("--utterances", type=int, default=60)
     parser.add_argument("--port", type=int, default=18830)
+    parser.add_argument("--against", type=Path, metavar="TREE", help="another source tree")
     options = parser.parse_args()
 
     sounds = utterances(options.corpora, options.utterances)
+    if options.against is not None:
+        asyncio.run(compare(options.against.resolve(), sounds, port=options.port))
+        return
     stream = one_stream(sounds)
     with Recognizer(load_config()) as recognizer, tempfile.TemporaryDirectory() as folder:
         sound = Path(folder) / "stream.wav"
         soundfile.write(sound, stream, SAMPLE_RATE_HZ)
-        recognitions, stopwatch, arrivals = asyncio.run(run_live(recognizer, sound, options.port))
+        recognitions, stopwatch, received_at = asyncio.run(
+            run_live(recognizer, sound, options.port)
+        )
 
-        after, stages = [], {stage: [] for stage in STAGES}
+        stages: dict[str, list[float]] = {stage: [] for stage in STAGES}
+        after = []
         for recognition in recognitions:
-            event, handed = stopwatch.ends[recognition.id]
+            event, published_at = stopwatch.ends[recognition.id]
             latency = event.latency_ms
             assert latency is not None
             for stage in STAGES:
                 stages[stage].append(getattr(latency, stage))
-            confirmed = handed - (latency.total - latency.vad) / 1000
-            after.append((arrivals[recognition.id] - confirmed) * 1000)
+            confirmed = published_at - (latency.total - latency.vad) / 1000
+            after.append((received_at[recognition.id] - confirmed) * 1000)
         total = [a + v for a, v in zip(after, stages["vad"], strict=True)]
 
         smile = opensmile.Smile(
@@ -190,7 +279,7 @@ def main() -> None:
             naive(recognizer, smile, whisper, spans[0], beam=beam)  # warm up
             sides[beam] = [naive(recognizer, smile, whisper, s, beam=beam) for s in spans]
 
-    print(f"{len(recognitions)} utterances heard in {len(sounds)} recordings\n")
+    print(f"{len(recognitions)} utterances in {len(sounds)} recordings\n")
     print("| live, ms | median | p95 |\n| --- | --- | --- |")
     for stage in STAGES[:-1]:
         print(row(stage, stages[stage]))

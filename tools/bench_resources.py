@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What the whole program costs: start, silence, minutes of speech, hours of recording.
+"""Measures CPU time and memory of the whole program: start, silence, speech, long recordings.
 
     tools/bench_resources.py start  [--runs 5]
     tools/bench_resources.py silence --mic pulse [--seconds 60]   (or --file of silence)
@@ -7,10 +7,11 @@
     tools/bench_resources.py long    --corpora DIR [--hours 4]
     tools/bench_resources.py day     --corpora DIR [--hours 24]   (silence, noise, some speech)
 
-It runs the command itself in a child and reads CPU time and resident memory of all its processes.
+The command runs in a child process; CPU time and memory are those of all its processes.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -57,7 +58,7 @@ def cost(pid: int) -> tuple[float, float]:
 
 
 class Run:
-    """The command with its JSON lines; counts ends and says when it listens."""
+    """The command with its JSON lines; counts ``end`` events and notes when it is listening."""
 
     def __init__(self, *arguments: str, mqtt: str = "none") -> None:
         self.began = time.monotonic()
@@ -67,7 +68,7 @@ class Run:
         self.listening = threading.Event()
         self.listening_after = 0.0
         self.ends = 0
-        self.heard_h: list[tuple[float, float]] = []  # when, and how far into the sound, an end was
+        self.ends_at: list[tuple[float, float]] = []  # time, and hours into the sound, of each end
         self.errors: list[str] = []
         threading.Thread(target=self._read_out, daemon=True).start()
         threading.Thread(target=self._read_err, daemon=True).start()
@@ -80,7 +81,7 @@ class Run:
                 self.listening.set()
             if event["event"] == "utterance" and event["type"] == "end":
                 self.ends += 1
-                self.heard_h.append((time.monotonic(), event["audio_end_ms"] / 3.6e6))
+                self.ends_at.append((time.monotonic(), event["audio_end_ms"] / 3.6e6))
 
     def _read_err(self) -> None:
         self.errors += list(self.process.stderr or ())
@@ -100,7 +101,7 @@ def speech(corpora: Path, *, seconds: float, pause_s: float, seed: int) -> np.nd
 
 
 def write_day(file: Path, corpora: Path, *, hours: int) -> None:
-    """Each hour: four minutes of talk with pauses, ten of noise, and silence, in an order drawn."""
+    """Each hour: four minutes of speech with pauses, ten of noise, and silence, in random order."""
     noises = [read_audio(path) for path in sorted(corpora.glob("speech/noise/*.flac"))]
     with soundfile.SoundFile(file, "w", SAMPLE_RATE_HZ, 1, "PCM_16") as out:
         for hour in range(hours):
@@ -120,10 +121,11 @@ def measure_day(file: Path, *, hours: int) -> None:
     run.listening.wait(60)
     memory: list[tuple[float, float]] = []
     while run.process.poll() is None:
-        if run.heard_h:
-            memory.append((run.heard_h[-1][1], cost(run.process.pid)[1]))
-        time.sleep(1)
-    wall, at = (np.array(column) for column in zip(*run.heard_h, strict=True))
+        if run.ends_at:
+            memory.append((run.ends_at[-1][1], cost(run.process.pid)[1]))
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            run.process.wait(1)
+    wall, at = (np.array(column) for column in zip(*run.ends_at, strict=True))
     each = np.diff(np.interp(np.arange(hours + 1), at, wall))
     quarter = hours // 4
     position, held = (np.array(column) for column in zip(*memory, strict=True))
@@ -176,9 +178,8 @@ def measure_speech(sound: np.ndarray, *arguments: str, every_s: float) -> None:
             _, megabytes = cost(run.process.pid)
             samples.append((time.monotonic() - began, megabytes, run.ends))
             print(f"  {samples[-1][0]:7.0f} s  {megabytes:6.0f} MB  {run.ends} utterances")
-            deadline = time.monotonic() + every_s
-            while run.process.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.2)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                run.process.wait(every_s)
         spent = time.monotonic() - began
     hours = len(sound) / SAMPLE_RATE_HZ / 3600
     later = [m for at, m, _ in samples if at > spent / 4] or [samples[-1][1]]
