@@ -44,11 +44,11 @@ def take(
     return asyncio.run(run())
 
 
-def likeness(heard: Samples, said: Samples) -> float:
+def likeness(decoded: Samples, speech: Samples) -> float:
     """Correlation at the best alignment within 0.1 s (codecs may delay)."""
     scores = []
     for shift in range(-1600, 1600):
-        a, b = heard[max(0, shift) :], said[max(0, -shift) :]
+        a, b = decoded[max(0, shift) :], speech[max(0, -shift) :]
         n = min(len(a), len(b), 16_000)
         a, b = a[:n].astype("f4"), b[:n].astype("f4")
         scores.append(float(a @ b / np.sqrt((a @ a) * (b @ b) + 1)))
@@ -77,18 +77,18 @@ FORMATS = {
 @pytest.mark.parametrize("name", FORMATS)
 def test_file_format(name: str, tmp_path: Path) -> None:
     """Every format, rate and number of channels gives the same speech, in the same length."""
-    said = read_audio(SPEECH)
-    heard = read_audio(convert(tmp_path / name, *FORMATS[name]))
-    assert abs(len(heard) - len(said)) <= 0.05 * 16_000
-    assert likeness(heard, said) > 0.97
+    speech = read_audio(SPEECH)
+    decoded = read_audio(convert(tmp_path / name, *FORMATS[name]))
+    assert abs(len(decoded) - len(speech)) <= 0.05 * 16_000
+    assert likeness(decoded, speech) > 0.97
 
 
 @needs_ffmpeg
 def test_file_video(tmp_path: Path) -> None:
-    """The sound of a video is heard."""
+    """The sound of a video is decoded."""
     video = ("-f", "lavfi", "-i", "color=c=black:s=32x32:r=5:d=2", "-shortest", "-c:a", "aac")
-    heard = read_audio(convert(tmp_path / "talk.mp4", *video))
-    assert likeness(heard, read_audio(SPEECH)) > 0.97
+    decoded = read_audio(convert(tmp_path / "talk.mp4", *video))
+    assert likeness(decoded, read_audio(SPEECH)) > 0.97
 
 
 def test_file_16_khz() -> None:
@@ -111,23 +111,23 @@ def stereo(path: Path, *, left: Samples, right: Samples) -> Path:
 
 
 def test_file_channel(tmp_path: Path) -> None:
-    """Two sources of one recording hear a channel each, one speaker in each, bit for bit."""
+    """Two sources of one recording take a channel each, one speaker in each, bit for bit."""
     left = read_audio(SPEECH)
     right = left[::-1].copy()
     path = stereo(tmp_path / "two.wav", left=left, right=right)
 
-    async def hear(channel: int) -> Samples:
+    async def play(channel: int) -> Samples:
         async with FileSource(
             path, speed=None, channel=channel, chunk_ms=32, on_status=Statuses()
         ) as source:
             return np.concatenate([chunk.samples async for chunk in source.chunks()])
 
-    async def run() -> list[Samples]:
-        return await asyncio.gather(hear(0), hear(1))
+    async def run() -> tuple[Samples, Samples]:
+        return await asyncio.gather(play(0), play(1))
 
-    heard = asyncio.run(run())
-    assert np.array_equal(heard[0], left)
-    assert np.array_equal(heard[1], right)
+    decoded = asyncio.run(run())
+    assert np.array_equal(decoded[0], left)
+    assert np.array_equal(decoded[1], right)
 
 
 def test_file_unknown_channel(tmp_path: Path) -> None:
@@ -248,9 +248,9 @@ def test_file_truncated(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[
     path.write_bytes(content[: len(content) // 2 + 100])
     statuses = Statuses()
     chunks = take(path, statuses=statuses)
-    heard = np.concatenate([chunk.samples for chunk in chunks])
-    assert 0.9 < len(heard) / 16_000 < 2.2
-    assert likeness(heard, read_audio(SPEECH)) > 0.97
+    decoded = np.concatenate([chunk.samples for chunk in chunks])
+    assert 0.9 < len(decoded) / 16_000 < 2.2
+    assert likeness(decoded, read_audio(SPEECH)) > 0.97
     assert capfd.readouterr() == ("", "")
     [(state, line)] = statuses
     assert state == "degraded"
@@ -266,8 +266,8 @@ def test_file_damaged_in_the_middle(tmp_path: Path) -> None:
     content[middle : middle + 600] = np.random.default_rng(0).bytes(600)
     path.write_bytes(content)
     statuses = Statuses()
-    heard = read_audio(path, on_status=statuses)
-    assert len(heard) > 2.5 * 16_000
+    decoded = read_audio(path, on_status=statuses)
+    assert len(decoded) > 2.5 * 16_000
     assert [state for state, _ in statuses] == ["degraded"]
 
 

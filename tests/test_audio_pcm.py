@@ -117,6 +117,6 @@ def test_from_bytes_incomplete() -> None:
 
 
 def test_resampler_wrong_channels() -> None:
-    """Sound of another shape is a programming error, said at once."""
+    """Sound of another shape raises at once."""
     with pytest.raises(ValueError, match=r"expected \[n, 2\]"):
         pcm.Resampler(16_000, 2).feed(np.zeros((10, 1), np.float32))

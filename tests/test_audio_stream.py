@@ -156,17 +156,17 @@ def test_stream_recording(radio: Radio, chunk_ms: int) -> None:
 @pytest.mark.parametrize("chunk_ms", [10, 32, 1_000])
 def test_stream_live(radio: Radio, chunk_ms: int) -> None:
     """Live sound is given as it comes, bit for bit, while the stream goes on."""
-    said = read_audio(SPEECH)
-    radio.broadcasts = [said]
-    count = len(said) * 1_000 // 16_000 // chunk_ms
+    speech = read_audio(SPEECH)
+    radio.broadcasts = [speech]
+    count = len(speech) * 1_000 // 16_000 // chunk_ms
     chunks = listen(
         radio.url("live"), chunk_ms=chunk_ms, enough=lambda chunks: len(chunks) == count
     )
-    assert np.array_equal(joined(chunks), said[: 16 * chunk_ms * count])
+    assert np.array_equal(joined(chunks), speech[: 16 * chunk_ms * count])
 
 
 def test_stream_breaks_and_comes_back(radio: Radio) -> None:
-    """When a live stream ends, that is told; it is asked again, and goes on after a gap."""
+    """When a live stream ends, that is reported; it is reopened, and goes on after a gap."""
     first, second = np.split(read_audio(SPEECH)[:32_700], [16_700])
     radio.broadcasts = [first, second]
     statuses = Statuses()
@@ -189,11 +189,11 @@ def test_stream_breaks_and_comes_back(radio: Radio) -> None:
 
 def test_stream_server_away() -> None:
     """A server that is gone for a while is found again when it is back."""
-    said = read_audio(SPEECH)[:16_000]
+    speech = read_audio(SPEECH)[:16_000]
     statuses = Statuses()
     with serving(Radio()) as radio:
         url, port = radio.url("live"), radio.server_port
-        radio.broadcasts = [said, said]  # the second is never heard
+        radio.broadcasts = [speech, speech]  # the second is never played
 
         async def run() -> list[Chunk]:
             chunks: list[Chunk] = []
@@ -213,14 +213,14 @@ def test_stream_server_away() -> None:
 
         def open_again() -> None:
             again.append(Radio(port))
-            again[0].broadcasts = [said]
+            again[0].broadcasts = [speech]
             threading.Thread(target=again[0].serve_forever, args=(0.01,), daemon=True).start()
 
         chunks = asyncio.run(run())
         again[0].over.set()
         again[0].shutdown()
         again[0].server_close()
-    assert np.array_equal(joined(chunks), np.concatenate([said, said]))
+    assert np.array_equal(joined(chunks), np.concatenate([speech, speech]))
     assert statuses.states == ["offline", "online"]
     assert [chunk.after_gap for chunk in chunks] == [False] * 10 + [True] + [False] * 9
     assert chunks[10].captured_at - chunks[9].captured_at > 1.0

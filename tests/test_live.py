@@ -200,10 +200,10 @@ def test_other_language_is_logged_only_of_final_transcripts(
     assert all(end.text for end in log.ends())
     assert caplog.messages == []
     monkeypatch.setattr(transcriber, "final", lambda *_, **__: spanish)
-    log = EventLog()
-    recognise(recognizer, RandomChunks(np.concatenate(sentences[1:3]), seed=4), [log])
-    assert [end.text for end in log.ends()] == [""] * len(log.ends())
-    assert len(log.ends()) >= 2
+    finals = EventLog()
+    recognise(recognizer, RandomChunks(np.concatenate(sentences[1:3]), seed=4), [finals])
+    assert [end.text for end in finals.ends()] == [""] * len(finals.ends())
+    assert len(finals.ends()) >= 2
     assert caplog.messages == [
         "that sounded like language 'es', not 'en': its words are left out; "
         "--language es writes them down"

@@ -157,13 +157,17 @@ def test_replay_gives_the_same_events(
     live = [e for e in session.events if isinstance(e, DialogueSummary) or e in session.ends]
     assert [type(event) for event in events] == [type(event) for event in live]
     for one, other in zip(live, events, strict=True):
-        if isinstance(one, Utterance):
+        if isinstance(one, Utterance) and isinstance(other, Utterance):
+            assert one.emotion is not None
+            assert other.emotion is not None
+            assert one.contributions is not None
+            assert other.contributions is not None
             assert other.model_dump(include=AS_IT_WAS) == one.model_dump(include=AS_IT_WAS)
             assert other.emotion.set == one.emotion.set
             assert other.contributions.model_dump() == pytest.approx(
                 one.contributions.model_dump(), abs=1e-5
             )
-        else:
+        if isinstance(one, DialogueSummary) and isinstance(other, DialogueSummary):
             assert (other.emotions, other.speakers) == (one.emotions, one.speakers)
             assert other.probabilities == pytest.approx(one.probabilities, abs=1e-5)
 
@@ -311,6 +315,7 @@ def test_replay_transcribes_only_what_was_transcribed_live(
     )
     counted, events, again = replay(session, recognizer)
     assert counted == Replayed(matched=1, missing=0, extra=0)
+    assert isinstance(events[0], Utterance)
     assert events[0].text == session.ends[0].text == ""
     assert events[0].modalities == session.ends[0].modalities == ["audio"]
     assert again[0].prediction.probabilities == pytest.approx(
@@ -337,9 +342,10 @@ def test_replay_takes_the_edition_that_replaces_the_recorded_one(
     session, _ = conversation
     former = "0143b4135a8f9ffe50034cd8ad1a91f7837bc1360e2482b74fcce6a50ffb5a46"
     live = session.header.model.model_copy(update={"sha256": former})
-    counted, told, _ = replay(shortened(session, tmp_path / "former", model=live), recognizer)
+    counted, events, _ = replay(shortened(session, tmp_path / "former", model=live), recognizer)
     assert counted.missing == 0
-    assert told[0].model == recognizer.model
+    assert isinstance(events[0], Utterance)
+    assert events[0].model == recognizer.model
 
 
 def test_replay_with_another_bundle_is_refused_in_a_line(
@@ -355,6 +361,7 @@ def test_replay_with_another_bundle_is_refused_in_a_line(
         replay(other, recognizer)
     counted, events, _ = replay(other, recognizer, model="live-en")
     assert counted == Replayed(matched=1, missing=0, extra=len(session.ends) - 1)
+    assert isinstance(events[0], Utterance)
     assert events[0].text == session.ends[0].text
 
 

@@ -39,11 +39,11 @@ Samples = NDArray[np.int16]
 
 class Statuses(list[tuple[str, str]]):
     def __init__(self) -> None:
-        self.told = {state: asyncio.Event() for state in ("online", "offline", "degraded")}
+        self.events = {state: asyncio.Event() for state in ("online", "offline", "degraded")}
 
     def __call__(self, state: str, line: str) -> None:
         self.append((state, line))
-        self.told[state].set()
+        self.events[state].set()
 
 
 others: set[int] = set()  # children that were there before the test
@@ -68,12 +68,12 @@ def children() -> list[int]:
     return [pid for pid, command in commands.items() if not command.startswith("paplay")]
 
 
-def aligned_likeness(heard: Samples, said: Samples) -> float:
+def aligned_likeness(captured: Samples, speech: Samples) -> float:
     """Correlation of the whole recording where it fits best."""
-    size = 1 << (len(heard) + len(said)).bit_length()
-    a, b = np.fft.rfft(heard, size), np.fft.rfft(said, size)
-    lag = int(np.argmax(np.fft.irfft(a * b.conj(), size)[: len(heard) - len(said) + 1]))
-    return float(np.corrcoef(heard[lag : lag + len(said)], said)[0, 1])
+    size = 1 << (len(captured) + len(speech)).bit_length()
+    a, b = np.fft.rfft(captured, size), np.fft.rfft(speech, size)
+    lag = int(np.argmax(np.fft.irfft(a * b.conj(), size)[: len(captured) - len(speech) + 1]))
+    return float(np.corrcoef(captured[lag : lag + len(speech)], speech)[0, 1])
 
 
 async def hear(microphone: Microphone, chunks: list[Chunk], *, seconds: float) -> None:
@@ -86,8 +86,8 @@ async def hear(microphone: Microphone, chunks: list[Chunk], *, seconds: float) -
 
 
 def test_microphone_speech(virtual_microphone: VirtualMicrophone) -> None:  # noqa: F811
-    """What is said arrives, as 16 kHz mono, in even chunks that are stamped with their time."""
-    said = read_audio(SPEECH)
+    """Played speech arrives, as 16 kHz mono, in even chunks that are stamped with their time."""
+    speech = read_audio(SPEECH)
     statuses = Statuses()
 
     async def run() -> tuple[list[Chunk], list[float]]:
@@ -97,7 +97,7 @@ def test_microphone_speech(virtual_microphone: VirtualMicrophone) -> None:  # no
             async for chunk in microphone.chunks():
                 chunks.append(chunk)
                 late_s.append(time.monotonic() - chunk.captured_at)
-                if len(chunks) * CHUNK_SAMPLES >= len(said) + 2.5 * 16_000:
+                if len(chunks) * CHUNK_SAMPLES >= len(speech) + 2.5 * 16_000:
                     break
             player.wait()
         return chunks, late_s
@@ -105,8 +105,8 @@ def test_microphone_speech(virtual_microphone: VirtualMicrophone) -> None:  # no
     chunks, late_s = asyncio.run(run())
     assert [chunk.start for chunk in chunks] == [512 * i for i in range(len(chunks))]
     assert {len(chunk.samples) for chunk in chunks} == {512}
-    heard = np.concatenate([chunk.samples for chunk in chunks])
-    assert aligned_likeness(heard, said) > 0.9
+    captured = np.concatenate([chunk.samples for chunk in chunks])
+    assert aligned_likeness(captured, speech) > 0.9
     # An idle sound server gives its first second or two in a burst.
     captured = np.array([chunk.captured_at for chunk in chunks[70:]])
     assert captured[-1] - captured[0] == pytest.approx(0.032 * (len(captured) - 1), abs=0.15)
@@ -119,12 +119,12 @@ def test_microphone_channels(
     virtual_microphone: VirtualMicrophone,  # noqa: F811
     tmp_path: Path,
 ) -> None:
-    """Two sources of one device hear a channel each: who speaks left isn't heard right."""
-    said = read_audio(SPEECH)
+    """Two sources of one device take a channel each: left speech isn't in the right."""
+    speech = read_audio(SPEECH)
     path = tmp_path / "left.wav"
     with wave.open(str(path), "wb") as recording:
-        recording.setparams((2, 2, 16_000, len(said), "NONE", ""))
-        recording.writeframes(np.stack([said, np.zeros_like(said)], axis=1).tobytes())
+        recording.setparams((2, 2, 16_000, len(speech), "NONE", ""))
+        recording.writeframes(np.stack([speech, np.zeros_like(speech)], axis=1).tobytes())
     left: list[Chunk] = []
     right: list[Chunk] = []
 
@@ -134,7 +134,7 @@ def test_microphone_channels(
             Microphone("pulse", channel=1, chunk_ms=32, on_status=Statuses()) as second,
         ):
             player = virtual_microphone.play_wav(path)
-            seconds = len(said) / 16_000 + 2.5
+            seconds = len(speech) / 16_000 + 2.5
             await asyncio.gather(
                 hear(first, left, seconds=seconds), hear(second, right, seconds=seconds)
             )
@@ -144,7 +144,8 @@ def test_microphone_channels(
     loudest = [
         np.abs(np.concatenate([c.samples for c in chunks])).max() for chunks in (left, right)
     ]
-    assert loudest[0] == pytest.approx(np.abs(said).max(), rel=0.3)  # the mean would be half of it
+    # The mean of both channels would be half of it.
+    assert loudest[0] == pytest.approx(np.abs(speech).max(), rel=0.3)
     assert loudest[1] <= 2
     assert children() == []
 
@@ -160,8 +161,8 @@ def test_microphone_unknown_channel(
 
 
 def test_microphone_unplugged(virtual_microphone: VirtualMicrophone) -> None:  # noqa: F811
-    """When the device goes and comes back, both are told, and sound goes on after a gap."""
-    said = read_audio(SPEECH)
+    """When the device goes and comes back, both are reported, and sound goes on after a gap."""
+    speech = read_audio(SPEECH)
     statuses = Statuses()
     chunks: list[Chunk] = []
 
@@ -170,10 +171,10 @@ def test_microphone_unplugged(virtual_microphone: VirtualMicrophone) -> None:  #
             listening = asyncio.create_task(hear(microphone, chunks, seconds=60))
             await asyncio.sleep(0.5)
             await asyncio.to_thread(virtual_microphone.unload)
-            await asyncio.wait_for(statuses.told["offline"].wait(), 30)
+            await asyncio.wait_for(statuses.events["offline"].wait(), 30)
             await asyncio.sleep(1.5)  # at least one new child fails meanwhile
             await asyncio.to_thread(virtual_microphone.load)
-            await asyncio.wait_for(statuses.told["online"].wait(), 30)
+            await asyncio.wait_for(statuses.events["online"].wait(), 30)
             player = await asyncio.to_thread(virtual_microphone.play, SPEECH)
             await asyncio.to_thread(player.wait)
             await asyncio.sleep(1.0)
@@ -186,8 +187,8 @@ def test_microphone_unplugged(virtual_microphone: VirtualMicrophone) -> None:  #
     gaps = [i for i, chunk in enumerate(chunks) if chunk.after_gap]
     assert len(gaps) == 1
     assert chunks[gaps[0]].captured_at - chunks[gaps[0] - 1].captured_at > 1.5
-    heard = np.concatenate([chunk.samples for chunk in chunks[gaps[0] :]])
-    assert aligned_likeness(heard, said) > 0.9
+    captured = np.concatenate([chunk.samples for chunk in chunks[gaps[0] :]])
+    assert aligned_likeness(captured, speech) > 0.9
     assert children() == []
 
 
@@ -212,7 +213,7 @@ def test_microphone_child_killed(virtual_microphone: VirtualMicrophone) -> None:
 
 
 def test_microphone_slow_consumer(virtual_microphone: VirtualMicrophone) -> None:  # noqa: F811
-    """Sound that nobody takes is dropped oldest first, and the chunk after it says so."""
+    """Sound that isn't consumed is dropped oldest first, and the chunk after it has a gap."""
     statuses = Statuses()
     chunks: list[Chunk] = []
 
@@ -237,7 +238,7 @@ def test_microphone_closed_while_offline(
         async with Microphone("pulse", chunk_ms=32, on_status=statuses) as microphone:
             listening = asyncio.create_task(hear(microphone, [], seconds=60))
             await asyncio.to_thread(virtual_microphone.unload)
-            await asyncio.wait_for(statuses.told["offline"].wait(), 20)
+            await asyncio.wait_for(statuses.events["offline"].wait(), 20)
             await asyncio.sleep(0.7)  # a new child is just being tried
             closing = time.monotonic()
         closed_s = time.monotonic() - closing

@@ -18,11 +18,11 @@ from stream_hbaf.errors import DeviceError
 SPEECH = Path(__file__).parent / "recordings" / "sense_and_sensibility_01_austen_64kb-0880.flac"
 
 
-def nobody(state: str, line: str) -> None:
+def ignore(state: str, line: str) -> None:
     pass
 
 
-def source_of(where: str, *, on_status: OnStatus = nobody) -> AudioSource:
+def source_of(where: str, *, on_status: OnStatus = ignore) -> AudioSource:
     return open_source(where, chunk_ms=32, on_status=on_status)
 
 
@@ -74,7 +74,7 @@ def test_open_source_plays() -> None:
     """A path, opened by its word, plays at the speed that was asked for."""
 
     async def run() -> np.ndarray:
-        source = open_source(str(SPEECH), speed=None, chunk_ms=100, on_status=nobody)
+        source = open_source(str(SPEECH), speed=None, chunk_ms=100, on_status=ignore)
         async with source:
             return np.concatenate([chunk.samples async for chunk in source.chunks()])
 

@@ -20,6 +20,7 @@ from stream_hbaf.events import (
     Inferred,
     Level,
     Partial,
+    Privacy,
     Speech,
     Status,
     Utterance,
@@ -133,13 +134,13 @@ def test_label_only_summarises_by_labels() -> None:
 
 @pytest.mark.parametrize("event", WORDLESS)
 @pytest.mark.parametrize("privacy", ["no_text", "label_only"])
-def test_what_has_no_words_leaves_as_it_is(event: AnyEvent, privacy: str) -> None:
+def test_what_has_no_words_leaves_as_it_is(event: AnyEvent, privacy: Privacy) -> None:
     """State is no secret."""
     assert redact(event, privacy) == event
 
 
-@pytest.mark.parametrize(("privacy", "told"), [("full", True), ("no_text", False)])
-def test_no_word_leaves_the_command(tmp_path: Path, privacy: str, told: bool) -> None:
+@pytest.mark.parametrize(("privacy", "has_words"), [("full", True), ("no_text", False)])
+def test_no_word_leaves_the_command(tmp_path: Path, privacy: str, has_words: bool) -> None:
     """Not to the broker, nor stdout, stderr or the disk, though the words were used."""
     require_mosquitto()
     recording = Path(__file__).parent / "recordings" / "jfk.flac"
@@ -166,8 +167,8 @@ def test_no_word_leaves_the_command(tmp_path: Path, privacy: str, told: bool) ->
     with mosquitto(tmp_path) as broker:
         done, published = asyncio.run(main(broker))
     kept = b"".join(path.read_bytes() for path in state.rglob("*") if path.is_file())
-    said = done.stdout + done.stderr + "\n".join(published).encode() + kept
+    output = done.stdout + done.stderr + "\n".join(published).encode() + kept
     for word in (b"americans", b"country", b"ask not"):
-        assert (word in said.lower()) is told
+        assert (word in output.lower()) is has_words
     ends = [e for e in map(json.loads, done.stdout.splitlines()) if e.get("type") == "end"]
     assert any("text" in end["modalities"] for end in ends)

@@ -1,20 +1,23 @@
 """The recogniser: a dialogue classified utterance by utterance equals the dialogue at once."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from recognizer_kit import CONTEXT, SENTENCES, TURNS, random_acoustic, transcript
 from tiny_encoder import save_tiny_bert
 
 from stream_hbaf.bundle import Bundle, BundleConfig
 from stream_hbaf.config import Config, SourceConfig
 from stream_hbaf.errors import BundleError, ConfigError
+from stream_hbaf.features.acoustic import Acoustic
 from stream_hbaf.features.commonsense import RELATIONS, Event2MindHeads
 from stream_hbaf.features.context import EMPTY_WINDOW
 from stream_hbaf.features.inferences import Inferences
@@ -22,15 +25,28 @@ from stream_hbaf.features.scaling import Scaling
 from stream_hbaf.features.text import TextEncoder
 from stream_hbaf.features.whisper import Transcript
 from stream_hbaf.live.utterance import LiveUtterance
-from stream_hbaf.networks.calibration import Calibration
+from stream_hbaf.networks.calibration import MODALITIES, Calibration, Pattern, pattern_of
 from stream_hbaf.networks.hbaf import HBAF, HbafConfig
+from stream_hbaf.networks.registry import build
 from stream_hbaf.networks.state import Features
-from stream_hbaf.prediction import network_input
+from stream_hbaf.prediction import Prediction, TextFeatures, network_input
 from stream_hbaf.publish.messages import encode
-from stream_hbaf.recognizer import LiveDialogue, Prediction, Recognizer, require_live
+from stream_hbaf.recognizer import LiveDialogue, Recognizer, require_live
 from stream_hbaf.speech.segmenter import Finish
 
+Float64 = NDArray[np.float64]
+
 LABELS = ("angry", "happy", "sad")
+SIZES: dict[str, Any] = {
+    "text_width": 16,
+    "commonsense_width": 6,
+    "classes": 3,
+    "hidden": 16,
+    "heads": 2,
+    "layers": 1,
+    "filters": 4,
+    "window": 3,
+}
 CALIBRATION = Calibration(
     temperatures={"": 0.3, "audio": 0.1, "text": 0.08, "audio+text": 0.2},
     thresholds={"": 0.0, "audio": 0.1, "text": 0.2, "audio+text": 0.3},
@@ -39,23 +55,18 @@ CALIBRATION = Calibration(
 )
 
 
-def settings(encoder: str, **changes: object) -> BundleConfig:
-    network = HbafConfig(
-        text_width=16,
-        commonsense_width=6,
-        classes=3,
-        hidden=16,
-        heads=2,
-        layers=1,
-        filters=4,
-        window=3,
-        use_audio=False,
-    )
-    fields = {"labels": LABELS, "acoustic": "none", "context": CONTEXT, "network": network}
+def settings(encoder: str, **changes: Any) -> BundleConfig:
+    network = HbafConfig(**SIZES, use_audio=False)
+    fields: dict[str, Any] = {
+        "labels": LABELS,
+        "acoustic": "none",
+        "context": CONTEXT,
+        "network": network,
+    }
     return BundleConfig(id="read", encoder=encoder, **fields | changes)
 
 
-def save_bundle(place: Path, *, inferences: Inferences | None = None, **changes: object) -> Config:
+def save_bundle(place: Path, *, inferences: Inferences | None = None, **changes: Any) -> Config:
     """The settings of a recogniser whose bundle has a tiny encoder."""
     (place / "encoder").mkdir()
     torch.manual_seed(0)
@@ -65,35 +76,36 @@ def save_bundle(place: Path, *, inferences: Inferences | None = None, **changes:
     width = config.network.audio_width
     scaling = Scaling(np.arange(width), np.zeros(width, np.float32), np.ones(width, np.float32))
     kept = scaling if config.network.use_audio else None
-    network = HBAF(config.network)
+    network = build(config.network)
     bundle = Bundle(config, kept, encoder, heads, network, inferences=inferences)
     bundle.save(place / "bundle", metrics={}, card="")
     return Config(model=str(place / "bundle"))
 
 
 @pytest.fixture(scope="module")
-def recognizer(tmp_path_factory) -> Iterator[Recognizer]:
+def recognizer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recognizer]:
     with Recognizer(save_bundle(tmp_path_factory.mktemp("reads"))) as loaded:
         yield loaded
 
 
 @pytest.fixture(scope="module")
-def hearing(tmp_path_factory) -> Iterator[Recognizer]:
+def bimodal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recognizer]:
     """A recogniser of audio and text: its text alone gives joy, random audio any label."""
-    network = replace(settings("x").network, use_audio=True, audio_width=12, audio_skip=True)
-    changes = {"acoustic": "compare", "network": network, "calibration": CALIBRATION}
+    config = HbafConfig(**SIZES, use_audio=True, audio_width=12, audio_skip=True)
+    changes: dict[str, Any] = {"acoustic": "compare", "network": config, "calibration": CALIBRATION}
     place = tmp_path_factory.mktemp("hears")
     with Recognizer(save_bundle(place, labels=("anger", "joy", "neutral"), **changes)) as loaded:
         text = loaded.encode_text(transcript(SENTENCES[0]))
         features, network = network_input(loaded.bundle, None, text), loaded.bundle.network
+        assert isinstance(network, HBAF)
         with torch.no_grad():
             logits, _ = network.step(features, network.initial_state())
-            network.classifier.bias += torch.tensor([0.0, 0.2, 0.0]) - logits
+            network.classifier.bias.add_(torch.tensor([0.0, 0.2, 0.0]) - logits)
         yield loaded
 
 
 @pytest.fixture(scope="module")
-def expected(recognizer) -> np.ndarray:
+def expected(recognizer: Recognizer) -> Float64:
     """Probabilities of the whole dialogue read at once, [U, C]."""
     bundle = recognizer.bundle
     text = bundle.encoder.encode_dialogue(TURNS)
@@ -102,13 +114,13 @@ def expected(recognizer) -> np.ndarray:
         text=torch.from_numpy(text)[None], commonsense=torch.from_numpy(inferred)[None]
     )
     with torch.no_grad():
-        logits = bundle.network(features).logits[0].numpy()
+        logits: Float64 = bundle.network(features).logits[0].numpy()
     return bundle.probabilities(logits, pattern="text")
 
 
 def classify_next(
     recognizer: Recognizer, dialogue: LiveDialogue, turn: int, *, audio: bool, text: bool
-):
+) -> Prediction:
     """Classify the next of SENTENCES and explain it, with or without its text and random audio."""
     spoken = transcript(SENTENCES[turn] if text else "")
     return recognizer.classify_final(
@@ -120,14 +132,18 @@ def classify_next(
 
 
 def shares(prediction: Prediction) -> dict[str, float]:
-    return prediction.contributions.model_dump()
+    assert prediction.contributions is not None
+    contributions: dict[str, float] = prediction.contributions.model_dump()
+    return contributions
 
 
 def values(prediction: Prediction) -> list[float]:
     return [prediction.probabilities[label] for label in LABELS]
 
 
-def test_utterance_by_utterance_equals_the_whole_dialogue(recognizer, expected):
+def test_utterance_by_utterance_equals_the_whole_dialogue(
+    recognizer: Recognizer, expected: Float64
+) -> None:
     """Words, commonsense and state: live gives what evaluation gives, through several windows."""
     dialogue, state, window = recognizer.new_dialogue(), None, EMPTY_WINDOW
     windows = []
@@ -143,13 +159,13 @@ def test_utterance_by_utterance_equals_the_whole_dialogue(recognizer, expected):
     assert 1 < max(windows) < len(TURNS)
 
 
-def test_provisional_predictions_change_nothing(recognizer, expected):
+def test_provisional_predictions_change_nothing(recognizer: Recognizer, expected: Float64) -> None:
     """Partial transcripts are classified too, but the dialogue remembers final text only."""
     dialogue = recognizer.new_dialogue()
     for turn, row in zip(TURNS, expected, strict=True):
-        for text in (turn.text[: len(turn.text) // 2], turn.text):
+        for words in (turn.text[: len(turn.text) // 2], turn.text):
             text = recognizer.encode_text(
-                transcript(text), speaker=turn.speaker, window=dialogue.window
+                transcript(words), speaker=turn.speaker, window=dialogue.window
             )
             recognizer.classify(acoustic=None, text=text, state=dialogue.state)
         final = recognizer.classify_final(
@@ -158,7 +174,7 @@ def test_provisional_predictions_change_nothing(recognizer, expected):
         np.testing.assert_allclose(values(final), row, atol=1e-5)
 
 
-def test_text_encoded_too_early_is_encoded_again(recognizer, expected):
+def test_text_encoded_too_early_is_encoded_again(recognizer: Recognizer, expected: Float64) -> None:
     """The text of an utterance may be encoded before the utterance before it is final."""
     dialogue = recognizer.new_dialogue()
     early = [recognizer.encode_text(transcript(t.text), speaker=t.speaker) for t in TURNS]
@@ -169,11 +185,11 @@ def test_text_encoded_too_early_is_encoded_again(recognizer, expected):
         np.testing.assert_allclose(values(final), row, atol=1e-5)
 
 
-def test_an_utterance_without_words_leaves_the_window(recognizer):
+def test_an_utterance_without_words_leaves_the_window(recognizer: Recognizer) -> None:
     """A cough is an utterance, but nothing to be read before the next one."""
     dialogue = recognizer.new_dialogue()
     text = recognizer.encode_text(transcript("no !"), speaker="ross", window=dialogue.window)
-    his = {"acoustic": None, "dialogue": dialogue, "speaker": "ross"}
+    his: dict[str, Any] = {"acoustic": None, "dialogue": dialogue, "speaker": "ross"}
     recognizer.classify_final(text=text, **his)
     before = dialogue.window
     silent = recognizer.encode_text(transcript(""), speaker="ross", window=before)
@@ -184,18 +200,18 @@ def test_an_utterance_without_words_leaves_the_window(recognizer):
     assert dialogue.speakers == ["ross"]  # also where his transcript failed
 
 
-def test_a_withheld_modality_is_as_if_it_were_not_there(hearing):
+def test_a_withheld_modality_is_as_if_it_were_not_there(bimodal: Recognizer) -> None:
     """Audio alone, text alone: the prediction without the other; withheld text is no context."""
-    dialogue = hearing.new_dialogue()
-    text = hearing.encode_text(transcript(SENTENCES[0]), window=dialogue.window)
+    dialogue = bimodal.new_dialogue()
+    text = bimodal.encode_text(transcript(SENTENCES[0]), window=dialogue.window)
     without = {"text": (random_acoustic(1), None), "audio": (None, text)}
     for modality, (acoustic, read) in without.items():
-        kept = tuple(one for one in ("audio", "text") if one != modality)
-        ours, alone = hearing.new_dialogue(), hearing.new_dialogue()
-        withheld = hearing.classify_final(
+        kept = tuple(one for one in MODALITIES if one != modality)
+        ours, alone = bimodal.new_dialogue(), bimodal.new_dialogue()
+        withheld = bimodal.classify_final(
             acoustic=random_acoustic(1), text=text, dialogue=ours, explain=True, modalities=kept
         )
-        assert withheld == hearing.classify_final(
+        assert withheld == bimodal.classify_final(
             acoustic=acoustic, text=read, dialogue=alone, explain=True
         )
         assert withheld.modalities == kept
@@ -203,7 +219,7 @@ def test_a_withheld_modality_is_as_if_it_were_not_there(hearing):
         assert (ours.window == EMPTY_WINDOW) == (modality == "text")
 
 
-def test_text_that_the_bundle_cannot_read_is_published_only(recognizer):
+def test_text_that_the_bundle_cannot_read_is_published_only(recognizer: Recognizer) -> None:
     """The transcript stays as it is; the network isn't given it, and no later text either."""
     polish = Transcript(SENTENCES[0], "pl", avg_logprob=0.0, no_speech_prob=0.0)
     window = recognizer.encode_text(transcript(SENTENCES[1])).window_after
@@ -215,7 +231,9 @@ def test_text_that_the_bundle_cannot_read_is_published_only(recognizer):
     assert recognizer.encode_text(transcript(SENTENCES[0]), window=window).embedding is not None
 
 
-def test_a_language_that_the_bundle_cannot_read_is_logged_at_the_start(tmp_path, caplog):
+def test_a_language_that_the_bundle_cannot_read_is_logged_at_the_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """The log says why the text doesn't count."""
     config = save_bundle(tmp_path)
     polish = config.transcript.model_copy(update={"language": "pl"})
@@ -224,14 +242,16 @@ def test_a_language_that_the_bundle_cannot_read_is_logged_at_the_start(tmp_path,
     assert "reads 'en' only: words in 'pl' are shown" in caplog.text
 
 
-def test_a_bundle_of_text_needs_no_audio_features(recognizer):
+def test_a_bundle_of_text_needs_no_audio_features(recognizer: Recognizer) -> None:
     """Nothing is measured of the sound, and what is given is not used."""
     assert recognizer.acoustic is None
     assert recognizer.bundle.scaling is None
 
 
 @pytest.mark.parametrize("acoustic", ["prosody", "egemaps", "facebook/wav2vec2-base"])
-def test_a_bundle_whose_acoustic_input_is_not_live_is_refused(tmp_path, acoustic):
+def test_a_bundle_whose_acoustic_input_is_not_live_is_refused(
+    tmp_path: Path, acoustic: str
+) -> None:
     """Before anything is loaded: which bundle, its acoustic input, and what to take instead."""
     network = HbafConfig(audio_width=9, text_width=16, commonsense_width=6, classes=3)
     config = save_bundle(tmp_path, acoustic=acoustic, network=network)
@@ -240,7 +260,7 @@ def test_a_bundle_whose_acoustic_input_is_not_live_is_refused(tmp_path, acoustic
     assert "\n" not in str(raised.value)
 
 
-def test_a_bundle_that_sees_the_future_is_refused():
+def test_a_bundle_that_sees_the_future_is_refused() -> None:
     """An offline network is for evaluation."""
     with pytest.raises(BundleError, match="bundle read: was trained offline"):
         require_live(settings("x", network=HbafConfig(mode="offline", use_audio=False)))
@@ -258,11 +278,13 @@ def test_a_bundle_that_sees_the_future_is_refused():
         (True, True, "audio+text"),
     ],
 )
-def test_a_prediction_is_calibrated_by_what_it_was_given(hearing, audio, text, pattern):
+def test_a_prediction_is_calibrated_by_what_it_was_given(
+    bimodal: Recognizer, audio: bool, text: bool, pattern: Pattern
+) -> None:
     """Temperature, set and silence are those of the modalities that were there."""
     abstained = set()
     for turn in range(len(SENTENCES)):
-        prediction = classify_next(hearing, hearing.new_dialogue(), turn, audio=audio, text=text)
+        prediction = classify_next(bimodal, bimodal.new_dialogue(), turn, audio=audio, text=text)
         assert "+".join(prediction.modalities) == pattern
         found = prediction.probabilities
         ranked = sorted(found, key=found.__getitem__, reverse=True)
@@ -277,7 +299,9 @@ def by_permutation(
     recognizer: Recognizer, features: Features, past: list[Features], label: str
 ) -> dict[str, float]:
     """What each part adds on average over its six orders, in float64, one single step each."""
-    wide = HBAF(recognizer.bundle.config.network).double().eval()
+    config = recognizer.bundle.config.network
+    assert isinstance(config, HbafConfig)
+    wide = HBAF(config).double().eval()
     wide.load_state_dict(recognizer.bundle.network.state_dict())
     state = wide.initial_state()
     for one in past:
@@ -292,7 +316,7 @@ def by_permutation(
         )
         before = state if "context" in parts else wide.initial_state()
         logits = wide.step(given, before)[0].numpy()
-        pattern = "+".join(m for m in ("audio", "text") if m in parts)
+        pattern = pattern_of(audio="audio" in parts, text="text" in parts)
         powers = np.exp(logits / CALIBRATION.temperatures[pattern])
         return float(powers[column] / powers.sum())
 
@@ -303,9 +327,9 @@ def by_permutation(
     return added | {"sum": worth(("audio", "text", "context")) - worth(())}
 
 
-def test_the_mean_of_whispers_encoder_is_part_of_the_acoustic_input(tmp_path):
+def test_the_mean_of_whispers_encoder_is_part_of_the_acoustic_input(tmp_path: Path) -> None:
     """Such a bundle is given it beside the functionals; without either there is no audio."""
-    network = replace(settings("x").network, use_audio=True, audio_width=12)
+    network = HbafConfig(**SIZES, use_audio=True, audio_width=12)
     config = save_bundle(tmp_path, acoustic="compare+whisper:tiny.en", network=network)
     with Recognizer(config) as recognizer:
         columns = np.array([0, 1, 2, 6372, *range(6373, 6381)])  # both parts
@@ -317,26 +341,35 @@ def test_the_mean_of_whispers_encoder_is_part_of_the_acoustic_input(tmp_path):
         lacking = recognizer.encode_text(transcript(SENTENCES[0]))
         given = network_input(recognizer.bundle, random_acoustic(0), whole).audio
         both = np.concatenate([random_acoustic(0).functionals, encoded])[columns]
+        assert given is not None
         np.testing.assert_array_equal(given.numpy(), np.clip(both, -5, 5))
         acoustic = random_acoustic(0)
-        for functionals, text in ((None, whole), (acoustic, lacking), (acoustic, None)):
+        lacks: list[tuple[Acoustic | None, TextFeatures | None]] = [
+            (None, whole),
+            (acoustic, lacking),
+            (acoustic, None),
+        ]
+        for functionals, text in lacks:
             assert network_input(recognizer.bundle, functionals, text).audio is None
 
 
-def test_contributions_are_shapley_values(hearing):
+def test_contributions_are_shapley_values(bimodal: Recognizer) -> None:
     """To 1e-5 the mean over all orders of what each part adds, computed the long way in float64."""
-    dialogue, past = hearing.new_dialogue(), []
+    dialogue = bimodal.new_dialogue()
+    past: list[Features] = []
     for turn in range(4):
-        text = hearing.encode_text(transcript(SENTENCES[turn]), window=dialogue.window)
+        text = bimodal.encode_text(transcript(SENTENCES[turn]), window=dialogue.window)
+        assert text.embedding is not None
+        assert text.commonsense is not None
         features = Features(
             audio=torch.from_numpy(
-                hearing.bundle.scale(random_acoustic(turn).functionals[None])[0]
+                bimodal.bundle.scale(random_acoustic(turn).functionals[None])[0]
             ),
             text=torch.from_numpy(text.embedding),
             commonsense=torch.from_numpy(text.commonsense),
         ).map(torch.Tensor.double)
-        prediction = classify_next(hearing, dialogue, turn, audio=True, text=True)
-        expected = by_permutation(hearing, features, past, prediction.label)
+        prediction = classify_next(bimodal, dialogue, turn, audio=True, text=True)
+        expected = by_permutation(bimodal, features, past, prediction.label)
         found = shares(prediction)
         assert sum(found.values()) == pytest.approx(expected.pop("sum"), abs=1e-5)
         assert found == pytest.approx(expected, abs=1e-5)
@@ -345,10 +378,12 @@ def test_contributions_are_shapley_values(hearing):
 
 
 @pytest.mark.parametrize(("audio", "text"), [(True, True), (True, False), (False, True)])
-def test_what_is_not_there_adds_exactly_nothing(hearing, audio, text):
+def test_what_is_not_there_adds_exactly_nothing(
+    bimodal: Recognizer, audio: bool, text: bool
+) -> None:
     """A missing modality, and the past of a dialogue's first utterance."""
-    dialogue = hearing.new_dialogue()
-    first, second = (classify_next(hearing, dialogue, n, audio=audio, text=text) for n in (0, 1))
+    dialogue = bimodal.new_dialogue()
+    first, second = (classify_next(bimodal, dialogue, n, audio=audio, text=text) for n in (0, 1))
     assert [name for name, share in shares(first).items() if share == 0.0] == (
         ["audio"] * (not audio) + ["text"] * (not text) + ["context"]
     )
@@ -357,39 +392,39 @@ def test_what_is_not_there_adds_exactly_nothing(hearing, audio, text):
     )
 
 
-def test_without_any_input_nothing_contributes(hearing):
+def test_without_any_input_nothing_contributes(bimodal: Recognizer) -> None:
     """Without audio, text and context there is a guess, and it is abstained."""
-    prediction = classify_next(hearing, hearing.new_dialogue(), 0, audio=False, text=False)
+    prediction = classify_next(bimodal, bimodal.new_dialogue(), 0, audio=False, text=False)
     assert shares(prediction) == {"audio": 0.0, "text": 0.0, "context": 0.0}
     assert prediction.abstained
     assert set(prediction.labels_in_set) == {"anger", "joy", "neutral"}
 
 
-def test_explaining_changes_neither_prediction_nor_state(hearing):
+def test_explaining_changes_neither_prediction_nor_state(bimodal: Recognizer) -> None:
     """State and probabilities are the same to 1e-5, and only an explanation has shares."""
-    dialogue = hearing.new_dialogue()
-    classify_next(hearing, dialogue, 0, audio=True, text=True)
-    text = hearing.encode_text(transcript(SENTENCES[1]), window=dialogue.window)
-    given = {"acoustic": random_acoustic(1), "text": text, "state": dialogue.state}
-    plain, after = hearing.classify(**given)
-    explained, same = hearing.classify(**given, explain=True)
+    dialogue = bimodal.new_dialogue()
+    classify_next(bimodal, dialogue, 0, audio=True, text=True)
+    text = bimodal.encode_text(transcript(SENTENCES[1]), window=dialogue.window)
+    given: dict[str, Any] = {"acoustic": random_acoustic(1), "text": text, "state": dialogue.state}
+    plain, after = bimodal.classify(**given)
+    explained, same = bimodal.classify(**given, explain=True)
     assert explained.probabilities == pytest.approx(plain.probabilities, abs=1e-5)
     for name, part in after.tensors().items():
         torch.testing.assert_close(same.tensors()[name], part, atol=1e-5, rtol=0)
     assert (plain.contributions, plain.conflict) == (None, None)
 
 
-def test_conflict_is_audio_alone_against_text_alone(hearing):
+def test_conflict_is_audio_alone_against_text_alone(bimodal: Recognizer) -> None:
     """Each read alone, with the same past; opposite and sure, else there is none."""
-    dialogue, conflicts = hearing.new_dialogue(), []
-    classify_next(hearing, dialogue, 0, audio=True, text=True)
+    dialogue, conflicts = bimodal.new_dialogue(), []
+    classify_next(bimodal, dialogue, 0, audio=True, text=True)
     for seed in range(42):
         spoken = transcript(SENTENCES[seed % len(SENTENCES)])
-        text = hearing.encode_text(spoken, window=dialogue.window)
+        text = bimodal.encode_text(spoken, window=dialogue.window)
         state, acoustic = dialogue.state, random_acoustic(seed)
-        audio, _ = hearing.classify(acoustic=acoustic, text=None, state=state)
-        alone, _ = hearing.classify(acoustic=None, text=text, state=state)
-        both, _ = hearing.classify(acoustic=acoustic, text=text, state=state, explain=True)
+        audio, _ = bimodal.classify(acoustic=acoustic, text=None, state=state)
+        alone, _ = bimodal.classify(acoustic=None, text=text, state=state)
+        both, _ = bimodal.classify(acoustic=acoustic, text=text, state=state, explain=True)
         opposite = {audio.label, alone.label} == {"anger", "joy"}
         sure = all(max(p.probabilities.values()) >= 0.5 for p in (audio, alone))
         assert both.conflict == (opposite and sure)
@@ -398,20 +433,22 @@ def test_conflict_is_audio_alone_against_text_alone(hearing):
 
 
 @pytest.mark.parametrize(("audio", "text"), [(True, False), (False, True), (False, False)])
-def test_one_modality_cannot_contradict_itself(hearing, audio, text):
+def test_one_modality_cannot_contradict_itself(
+    bimodal: Recognizer, audio: bool, text: bool
+) -> None:
     """Whether there is a conflict isn't known then."""
     assert (
-        classify_next(hearing, hearing.new_dialogue(), 1, audio=audio, text=text).conflict is None
+        classify_next(bimodal, bimodal.new_dialogue(), 1, audio=audio, text=text).conflict is None
     )
 
 
-def test_fields_of_an_end_event(hearing):
+def test_fields_of_an_end_event(bimodal: Recognizer) -> None:
     """An ``end`` has exactly these fields; a provisional emotion has no contributions."""
-    dialogue = hearing.new_dialogue()
-    text = hearing.encode_text(transcript(SENTENCES[0]))
-    given = {"acoustic": random_acoustic(0), "text": text, "state": dialogue.state}
-    explained, _ = hearing.classify(**given, explain=True)
-    utterance = LiveUtterance(hearing, dialogue=dialogue, turn=1, start=0, started_at=0.0)
+    dialogue = bimodal.new_dialogue()
+    text = bimodal.encode_text(transcript(SENTENCES[0]))
+    given: dict[str, Any] = {"acoustic": random_acoustic(0), "text": text, "state": dialogue.state}
+    explained, _ = bimodal.classify(**given, explain=True)
+    utterance = LiveUtterance(bimodal, dialogue=dialogue, turn=1, start=0, started_at=0.0)
     utterance.finish = Finish(
         0, 16000, "silence", confirmed_at=24000, mean_score=0.9, speech_end=15000
     )
@@ -429,7 +466,7 @@ def test_fields_of_an_end_event(hearing):
     assert fields["emotion"]["abstained"] is explained.abstained
     assert fields["contributions"] == pytest.approx(shares(explained), abs=1e-4)
     assert fields["conflict"] is explained.conflict
-    provisional, _ = hearing.classify(**given)
+    provisional, _ = bimodal.classify(**given)
     update = utterance.event("update", source, text=text, prediction=provisional)
     assert not {"contributions", "conflict"} & set(json.loads(encode(update)))
     partial = json.loads(encode(utterance.partial(source, text=text, prediction=provisional)))
@@ -446,20 +483,20 @@ def made_up_inferences() -> Inferences:
         relation: {f"to {relation} {'i' * n}": n for n in range(1, 41)} for relation in RELATIONS
     }
 
-    def encode_phrases(phrases):
+    def encode_phrases(phrases: Sequence[str]) -> NDArray[np.float32]:
         return np.array([np.random.default_rng(len(p)).normal(size=6) for p in phrases], np.float32)
 
     return Inferences.choose(written, encode_phrases=encode_phrases, temperature=0.05)
 
 
 @pytest.fixture(scope="module")
-def inferring(tmp_path_factory) -> Iterator[Recognizer]:
+def inferring(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recognizer]:
     config = save_bundle(tmp_path_factory.mktemp("infers"), inferences=made_up_inferences())
     with Recognizer(config.model_copy(update={"inferences": True})) as loaded:
         yield loaded
 
 
-def likeliest(inferred: np.ndarray) -> dict[str, list[str]]:
+def likeliest(inferred: NDArray[np.float32]) -> dict[str, list[str]]:
     """The three phrases of each relation that score best, computed the long way."""
     phrases = {}
     for relation, direction in zip(RELATIONS, inferred, strict=True):
@@ -472,7 +509,7 @@ def likeliest(inferred: np.ndarray) -> dict[str, list[str]]:
     return phrases
 
 
-def test_inferences_are_those_of_the_final_text(inferring):
+def test_inferences_are_those_of_the_final_text(inferring: Recognizer) -> None:
     """Of text encoded too early they are those of the text with its context."""
     dialogue, window, changed = inferring.new_dialogue(), EMPTY_WINDOW, 0
     for turn in TURNS:
@@ -482,23 +519,26 @@ def test_inferences_are_those_of_the_final_text(inferring):
         final = inferring.classify_final(
             acoustic=None, text=early, dialogue=dialogue, speaker=turn.speaker, explain=True
         )
+        assert final.inferences is not None
+        assert read.commonsense is not None
+        assert early.commonsense is not None
         assert final.inferences.model_dump() == likeliest(read.commonsense)
         changed += likeliest(early.commonsense) != likeliest(read.commonsense)
     assert changed
 
 
-def test_nothing_is_inferred_without_text(inferring):
+def test_nothing_is_inferred_without_text(inferring: Recognizer) -> None:
     """Zeros would say the most frequent phrases; a provisional emotion says none either."""
     dialogue = inferring.new_dialogue()
     for text in (None, inferring.encode_text(transcript(""))):
-        given = {"acoustic": None, "text": text, "dialogue": dialogue}
+        given: dict[str, Any] = {"acoustic": None, "text": text, "dialogue": dialogue}
         assert inferring.classify_final(**given, explain=True).inferences is None
     text = inferring.encode_text(transcript(SENTENCES[0]))
     provisional, _ = inferring.classify(acoustic=None, text=text, state=dialogue.state)
     assert provisional.inferences is None
 
 
-def test_inferences_are_given_only_if_asked_for(tmp_path):
+def test_inferences_are_given_only_if_asked_for(tmp_path: Path) -> None:
     """A bundle that has phrases keeps them to itself by default."""
     with Recognizer(save_bundle(tmp_path, inferences=made_up_inferences())) as recognizer:
         prediction = classify_next(recognizer, recognizer.new_dialogue(), 0, audio=False, text=True)
@@ -506,7 +546,7 @@ def test_inferences_are_given_only_if_asked_for(tmp_path):
     assert prediction.inferences is None
 
 
-def test_inferences_that_the_bundle_has_no_phrases_for_are_refused(tmp_path):
+def test_inferences_that_the_bundle_has_no_phrases_for_are_refused(tmp_path: Path) -> None:
     """In one line: which bundle, and what to do."""
     config = save_bundle(tmp_path).model_copy(update={"inferences": True})
     with pytest.raises(ConfigError, match=r"read has no phrases.*leave --inferences out") as raised:

@@ -145,7 +145,7 @@ def test_silence_held_back() -> None:
 
 
 def test_pause_again() -> None:
-    """Each pause is told once, and taken back once when speech goes on."""
+    """Each pause is an action once, and taken back once when speech goes on."""
     assert in_frames(segment(scores_of("sss .... ss .... s ......"))) == [
         ("begin", 0),
         ("extend", 0, 5),
@@ -242,7 +242,7 @@ def test_hard_limit_sparse_bursts() -> None:
     ids=["mid-speech", "before the pause", "in the pause"],
 )
 def test_flush_open_utterance(pattern: str, expected: tuple[object, ...]) -> None:
-    """The end of input ends what is open, with as much of the post-roll as was heard."""
+    """The end of input ends the open utterance, with as much of the post-roll as there was."""
     segmenter = Segmenter(CONFIG, VAD, frame_samples=F)
     actions = [action for score in scores_of(pattern) for action in segmenter.feed(score)]
     actions += segmenter.flush()
@@ -278,7 +278,7 @@ def test_mean_score_speech_only() -> None:
 
 
 def test_speech_end_without_post_roll() -> None:
-    """Where the speech itself ended is told apart from where the utterance does."""
+    """Where the speech itself ended is given besides the end of the utterance."""
     finish = segment(scores_of("..... sssss ........"))[-1]
     assert isinstance(finish, Finish)
     assert (finish.speech_end, finish.end) == (10 * F, 12 * F)
@@ -383,7 +383,7 @@ def test_actions_any_scores(scores: list[float], config: SegmenterConfig, flush_
     paused_at: int | None = None
     paused_score = 0.0
     for index, score in enumerate([*scores, None]):
-        heard = min(index + 1, len(scores)) * F
+        taken = min(index + 1, len(scores)) * F
         kept_from = segmenter.keep_from
         actions = segmenter.flush() if score is None or index == flush_at else []
         actions += [] if score is None else segmenter.feed(score)
@@ -391,12 +391,12 @@ def test_actions_any_scores(scores: list[float], config: SegmenterConfig, flush_
             match action:
                 case Begin(start):
                     assert begin is None
-                    assert max(last_end, kept_from) <= start < heard
+                    assert max(last_end, kept_from) <= start < taken
                     begin = fed = start
                 case Extend(start, end):
                     assert begin is not None
                     assert paused_at is None
-                    assert kept_from <= start == fed < end <= heard
+                    assert kept_from <= start == fed < end <= taken
                     fed = end
                 case Pause(end, mean_score):
                     assert begin is not None
@@ -408,21 +408,21 @@ def test_actions_any_scores(scores: list[float], config: SegmenterConfig, flush_
                     paused_at = None
                 case Finish():
                     assert action.start == begin
-                    assert action.end == fed <= action.confirmed_at <= heard
+                    assert action.end == fed <= action.confirmed_at <= taken
                     assert (paused_at or action.end) == action.end
                     assert paused_at is None or paused_score == action.mean_score
                     assert action.start < action.speech_end <= action.confirmed_at
                     assert 0 < action.end - action.start <= config.max_utterance_s * 16_000
                     assert 0 <= action.mean_score <= 1
                     last_end, begin, paused_at = action.end, None, None
-        assert kept_from <= segmenter.keep_from <= heard
+        assert kept_from <= segmenter.keep_from <= taken
     assert begin is None
 
 
 @settings(max_examples=100, deadline=None)
 @given(scores=any_scores, config=configs())
 def test_actions_no_future(scores: list[float], config: SegmenterConfig) -> None:
-    """What was said of the first frames stays, whatever follows."""
+    """The actions of the first frames stay, whatever follows."""
     half = len(scores) // 2
     segmenter = Segmenter(config, VAD, frame_samples=F)
     actions = [segmenter.feed(score) for score in scores]

@@ -63,7 +63,7 @@ def test_silero_streamed_equals_batch(meeting: NDArray[np.int16]) -> None:
 def test_scores_future_sound(
     detectors: dict[str, SpeechDetector], meeting: NDArray[np.int16], engine: str
 ) -> None:
-    """A score depends on nothing that is heard after its frame."""
+    """A score depends on no sound after its frame."""
     detector = detectors[engine]
     cut = 500 * detector.frame_samples
     other = meeting.copy()
@@ -78,7 +78,7 @@ def test_scores_future_sound(
 def test_reset_after_speech(
     detectors: dict[str, SpeechDetector], meeting: NDArray[np.int16], engine: str
 ) -> None:
-    """After a reset the scores are those of a detector that has heard nothing."""
+    """After a reset the scores are those of a new detector."""
     detector = detectors[engine]
     detector.feed(meeting[:100_123])
     detector.reset()
@@ -107,7 +107,7 @@ def test_silero_white_noise() -> None:
     assert (open_detector("webrtc").feed(noise) >= 0.5).mean() > 0.9
 
 
-def test_silero_hears_clipping_sound_quieter() -> None:
+def test_silero_attenuates_clipping_sound() -> None:
     """Sound at full scale is scored as the same sound at a quarter, which Silero knows better."""
     speech = read_audio(RECORDINGS / "jfk.flac")[6_000:40_000].astype(np.int32)
     loud = (50 * speech).clip(-32768, 32767).astype(np.int16)

@@ -5,6 +5,7 @@ import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,10 @@ def run(
     return asyncio.run(play())
 
 
+def has_left(received: SourceLog, *, times: int) -> bool:
+    return received.states.count("offline") == times
+
+
 def gone(received: SourceLog) -> Callable[[], bool]:
     """That a sender came and went."""
     return lambda: len(received.states) >= 3 and received.states[-1] == "offline"
@@ -120,7 +125,8 @@ def test_websocket_browser() -> None:
     async def scene(source: WebSocketSource, received: SourceLog) -> None:
         pieces = [sound[start : start + 2_048].tobytes() for start in range(0, 48_000, 2_048)]
         async with connect(address(source)) as connection:
-            for piece in [format_message, *pieces]:
+            await connection.send(format_message)
+            for piece in pieces:
                 await connection.send(piece)
             await received.until(lambda: len(received.chunks) > 20)
             assert source.speaker == "Anna"
@@ -153,7 +159,7 @@ def test_websocket_senders_after_each_other() -> None:
     async def scene(source: WebSocketSource, received: SourceLog) -> None:
         for turn in (1, 2):
             await send(source, S16_16K, speech.tobytes())
-            await received.until(lambda turn=turn: received.states.count("offline") == turn + 1)
+            await received.until(partial(has_left, received, times=turn + 1))
 
     received = run(scene)
     assert received.states == ["offline", "online", "offline", "online", "offline"]

@@ -101,7 +101,8 @@ async def run_live(
     recognizer: Recognizer, sound: Path, port: int
 ) -> tuple[list[Recognition], Stopwatch, dict[str, float]]:
     recognitions: list[Recognition] = []
-    stopwatch, received_at, ready = Stopwatch(), {}, asyncio.Event()
+    received_at: dict[str, float] = {}
+    stopwatch, ready = Stopwatch(), asyncio.Event()
     async with embedded_broker(port) as broker:
         mqtt = recognizer.config.mqtt.model_copy(update={"url": broker.url})
         bundle = recognizer.bundle
