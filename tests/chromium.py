@@ -1,4 +1,4 @@
-"""A real Chromium that looks at a real page: for the tests of the dashboard."""
+"""A real Chromium, for the tests of the dashboard."""
 
 import asyncio
 import os
@@ -15,12 +15,12 @@ T = TypeVar("T")
 
 PROGRAM = "chromium"
 INSTALL = "apt-get install chromium"
-# A microphone that hears a beep a second, and nobody who would have to be asked for it.
+# A virtual microphone with a beep every second, and no question for permission.
 MICROPHONE = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
 
 
 def require_chromium() -> str:
-    """Its path; skip where it isn't installed. In CI that is a failure, not an excuse."""
+    """The program's path. Where it isn't installed the test is skipped; in CI it fails."""
     found = shutil.which(PROGRAM)
     if found is not None:
         return found
@@ -32,7 +32,7 @@ def require_chromium() -> str:
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """Debian's own build: none is downloaded."""
+    """A browser of the distribution's package; none is downloaded."""
     path = require_chromium()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(

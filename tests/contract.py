@@ -1,4 +1,4 @@
-"""The contract that every published message keeps: its topic is known, its payload as specified."""
+"""Validates every message that a test publishes against the MQTT contract."""
 
 import json
 from collections.abc import Iterator
@@ -20,13 +20,13 @@ def validator(model: type[Event]) -> Draft202012Validator:
 
 
 def validate(topic: str, payload: bytes) -> None:
-    """Raises AssertionError, in one line, for a message that the contract doesn't know."""
+    """Raises AssertionError for a message with an unknown topic or an invalid payload."""
     found = find_topic(topic)
-    if found is None:  # with MQTT 5 an answer goes wherever it is wanted
+    if found is None:  # with MQTT 5 a response goes to any topic that the request names
         answer = payload.startswith(b'{"schema":"stream_hbaf/response/1"')
         assert answer, f"{topic} is no topic of ours"
     elif found[0].retain and not payload:
-        return  # takes a retained message away
+        return  # erases a retained message
     expected = found[0].payload if found else Response
     if isinstance(expected, tuple):
         word = payload.decode()
@@ -43,10 +43,10 @@ def validate(topic: str, payload: bytes) -> None:
 def every_message_keeps_the_contract(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[None]:
-    """Holds all that a test publishes against the contract; a test fails for what doesn't keep it.
+    """A test that publishes an invalid message fails.
 
-    What others may publish is left alone: tests send us nonsense on purpose. So do some to whoever
-    subscribes; these are marked ``breaks_contract``.
+    Topics that other programs publish are not checked: tests send malformed requests. Tests that
+    send malformed events to a subscriber are marked ``breaks_contract``.
     """
     if request.node.get_closest_marker("breaks_contract"):
         yield
@@ -71,4 +71,4 @@ def every_message_keeps_the_contract(
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not JSON")

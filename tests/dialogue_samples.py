@@ -1,4 +1,4 @@
-"""A dialogue to show, as the recogniser would tell of it, and somebody to do what pages ask for."""
+"""A sample dialogue, and a recorded session of it, for the tests of the dashboard."""
 
 import time
 from datetime import UTC, datetime, timedelta
@@ -43,7 +43,7 @@ def utterance(
     at_s: float | None = None,
     **more: Any,
 ) -> Utterance:
-    """A finished utterance of one second; the labels share what ``score`` leaves."""
+    """An ``end`` of one second; the other labels share the rest of the probability."""
     begins = 2.0 * turn if at_s is None else at_s
     rest = (1 - score) / (len(LABELS) - 1)
     shares = {one: score if one == label else rest for one in LABELS}
@@ -75,7 +75,7 @@ def utterance(
 
 
 def record_session(folder: Path, recording: Path, *, utterances: list[Utterance]) -> Path:
-    """A real session of one source, ``ann``: a recording's sound, and what was said of it."""
+    """Record a session of one source, ``ann``, with the audio of a file; returns its folder."""
     writer = SessionWriter(folder, header=HEADER)
     sound = read_audio(recording)
     length_s = len(sound) / SAMPLE_RATE_HZ

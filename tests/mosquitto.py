@@ -19,12 +19,12 @@ INSTALL = "apt-get install mosquitto mosquitto-clients openssl"
 
 
 def find_program(name: str) -> str:
-    """Debian keeps mosquitto in /usr/sbin, which isn't on everybody's PATH."""
+    """The program's path; Debian has mosquitto in /usr/sbin, which may not be in PATH."""
     return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin") or ""
 
 
 def require_mosquitto() -> None:
-    """Skip where mosquitto isn't installed; in CI that is a failure, not an excuse."""
+    """Skip the test where mosquitto isn't installed; in CI fail it."""
     missing = [name for name in PROGRAMS if not find_program(name)]
     if not missing:
         return
@@ -43,7 +43,7 @@ def free_port() -> int:
 
 @dataclass(frozen=True)
 class Certificates:
-    """An authority of our own, and what it certified."""
+    """A certificate authority, and certificates that it signed."""
 
     authority: Path
     localhost: Path  # certificate for the name localhost and the address 127.0.0.1
@@ -79,7 +79,7 @@ def _openssl(*words: str | Path) -> None:
 
 
 class Mosquitto:
-    """One broker, which can be stopped and started again at the same port."""
+    """A broker that can be stopped and restarted at the same port."""
 
     def __init__(self, folder: Path, *settings: str, port: int = 0) -> None:
         self.port = port or free_port()
@@ -100,7 +100,7 @@ class Mosquitto:
         raise TimeoutError(f"mosquitto does not start: {self._file}")
 
     def stop(self) -> None:
-        """In order: with `persistence true` it remembers sessions and what it owes them."""
+        """End it with SIGTERM: with `persistence true` it saves sessions and their messages."""
         if self._process:
             self._process.send_signal(signal.SIGCONT)
             self._process.terminate()
@@ -108,17 +108,15 @@ class Mosquitto:
             self._process = None
 
     def pause(self) -> None:
-        """Still connected, but silent: as behind a network that swallows everything."""
+        """Stop the process: connections stay open, but nothing is answered."""
         assert self._process
         self._process.send_signal(signal.SIGSTOP)
 
 
 @contextmanager
 def mosquitto(folder: Path, *settings: str, port: int = 0) -> Iterator[Mosquitto]:
-    """``settings`` are lines of mosquitto.conf; anybody may connect unless they say otherwise.
-
-    Without a ``port`` it gets a free one.
-    """
+    """A running broker. ``settings`` are lines of mosquitto.conf; without a password file anybody
+    may connect. Without a ``port`` it gets a free one."""
     require_mosquitto()
     if not any(line.startswith("password_file") for line in settings):
         settings = ("allow_anonymous true", *settings)
@@ -135,19 +133,19 @@ def password_file(folder: Path, *, user: str, password: str) -> Path:
     path = folder / "passwords"
     command = [find_program("mosquitto_passwd"), "-b", "-c", str(path), user, password]
     subprocess.run(command, check=True, capture_output=True)
-    path.chmod(0o644)  # mosquitto gives up root before it reads it
+    path.chmod(0o644)  # mosquitto reads it as another user
     return path
 
 
 class Subscriber:
-    """mosquitto_sub's lines ``retained qos topic payload``, as they come.
+    """The output of mosquitto_sub: lines ``retained qos topic payload``.
 
-    With a ``session`` the broker keeps messages for it while it is away.
+    With a ``session`` the broker keeps messages for it while it is disconnected.
     """
 
     def __init__(self, port: int, *, topic: str = "#", session: str = "") -> None:
         self._command = [
-            "stdbuf", "-oL",  # it says `Subscribed` at once, even into a pipe
+            "stdbuf", "-oL",  # line-buffered, although stdout is a pipe
             find_program("mosquitto_sub"), "-p", str(port), "-t", topic, "-q", "1",
             "-F", "%r %q %t %p", "-d", *(["-c", "-i", session] if session else []),
         ]  # fmt: skip
@@ -166,7 +164,7 @@ class Subscriber:
         await self._process.wait()
 
     async def next(self, *, timeout_s: float = 10) -> str:
-        """The next message; mosquitto_sub's own remarks are passed over."""
+        """The next message; mosquitto_sub's debug output is skipped."""
         async with asyncio.timeout(timeout_s):
             while True:
                 line = await self._line()
@@ -174,7 +172,7 @@ class Subscriber:
                     return line
 
     async def until(self, end: str, *, timeout_s: float = 10) -> list[str]:
-        """All messages up to one that ends so."""
+        """All messages up to the first one that ends with ``end``."""
         lines = [await self.next(timeout_s=timeout_s)]
         while not lines[-1].endswith(end):
             lines.append(await self.next(timeout_s=timeout_s))

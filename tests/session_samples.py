@@ -1,4 +1,4 @@
-"""What a run says, for tests of those who write it down."""
+"""Sample events and chunks, for the tests of recorded sessions."""
 
 import time
 from pathlib import Path

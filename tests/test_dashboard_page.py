@@ -391,7 +391,7 @@ def test_dialogue_can_be_picked(browser: Browser, control: RecordingControl) -> 
 def test_recording_is_replayed_with_its_sound(
     browser: Browser, control: RecordingControl, tmp_path: Path
 ) -> None:
-    """While the sound plays the page points at what is being said, and an utterance plays alone."""
+    """Playback marks the utterance that is heard, and an utterance can be played alone."""
     folder = record_session(
         tmp_path,
         JFK,

@@ -1,4 +1,4 @@
-"""The examples run as they stand, against a real broker and messages as they are published."""
+"""Each example runs unchanged, against a real broker."""
 
 import asyncio
 import json
@@ -45,7 +45,7 @@ def utterance(
     )
 
 
-SAID = (
+EVENTS = (
     utterance("", turn=2, label=None, kind="new"),
     utterance("I lost", turn=2, label="neutral", kind="update"),
     utterance("I lost my “key” 🔑", turn=2, label="sadness"),
@@ -53,13 +53,13 @@ SAID = (
     utterance("Here it is!", turn=4, label="joy"),
 )
 FIRST = utterance("Hello.", turn=1, label="neutral")  # retained: comes once we have subscribed
-REPEATED = (*SAID[:3], SAID[2], *SAID[3:])  # as after a broken connection
+REPEATED = (*EVENTS[:3], EVENTS[2], *EVENTS[3:])  # as after a broken connection
 LINES = ["Zoë\tsadness\tI lost my “key” 🔑", "Zoë\tjoy\tHere it is!"]
 
 
-async def publish(broker: Mosquitto, *said: Utterance, retain: bool = False) -> None:
+async def publish(broker: Mosquitto, *events: Utterance, retain: bool = False) -> None:
     client = await open_client(MqttConfig(url=broker.url))
-    for event in said:
+    for event in events:
         message = replace(messages(event, prefix="stream_hbaf", node="kitchen")[0], retain=retain)
         await client.publish(message.topic, message.payload, message.qos, message.retain)
     await close_client(client)
@@ -79,13 +79,13 @@ async def running(*command: str | Path) -> Any:
 
 
 async def shown(
-    broker: Mosquitto, *command: str | Path, said: tuple[Utterance, ...] = SAID
+    broker: Mosquitto, *command: str | Path, events: tuple[Utterance, ...] = EVENTS
 ) -> list[str]:
-    """The lines that the example prints of what is said."""
+    """The lines that the example prints for the events."""
     await publish(broker, FIRST, retain=True)
     async with running(*command) as out, asyncio.timeout(30):
         assert await out.readline() == "Zoë\tneutral\tHello.\n".encode()
-        await publish(broker, *said)
+        await publish(broker, *events)
         return [(await out.readline()).decode().rstrip("\n") for _ in LINES]
 
 
@@ -93,7 +93,7 @@ def test_python_example(tmp_path: Path) -> None:
     """The client's ten lines print who feels what, each utterance once."""
     with mosquitto(tmp_path) as broker:
         command = (sys.executable, EXAMPLES / "listen.py", broker.url)
-        assert asyncio.run(shown(broker, *command, said=REPEATED)) == LINES
+        assert asyncio.run(shown(broker, *command, events=REPEATED)) == LINES
 
 
 @pytest.mark.skipif(shutil.which("jq") is None, reason="needs jq: apt-get install jq")
@@ -119,7 +119,7 @@ def test_node_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         )
     with mosquitto(tmp_path) as broker:
         command = ("node", EXAMPLES / "listen.js", broker.url)
-        assert asyncio.run(shown(broker, *command, said=REPEATED)) == LINES
+        assert asyncio.run(shown(broker, *command, events=REPEATED)) == LINES
 
 
 def test_homeassistant_example_is_an_automation() -> None:
@@ -142,8 +142,8 @@ def test_homeassistant_example_acts_on_sadness_only(tmp_path: Path) -> None:
 
     async def arrived(broker: Mosquitto) -> list[Any]:
         async with Subscriber(broker.port, topic=trigger["topic"]) as subscriber:
-            await publish(broker, *SAID)
-            return [json.loads((await subscriber.next()).split(" ", 3)[3]) for _ in SAID]
+            await publish(broker, *EVENTS)
+            return [json.loads((await subscriber.next()).split(" ", 3)[3]) for _ in EVENTS]
 
     with mosquitto(tmp_path) as broker:
         found = asyncio.run(arrived(broker))

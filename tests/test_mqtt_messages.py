@@ -88,9 +88,9 @@ def test_utterance_new_leaves_out_what_is_not_known_yet() -> None:
 
 
 def test_inferences_follow_the_conflict() -> None:
-    """Phrases travel as they are, in their order; without them nothing is said of them."""
+    """Phrases are published in their order; without inferences the field is absent."""
     inferred = Inferred(external=["fâché", "happy"], internal=["glad"], purpose=[])
-    told = END.model_copy(update={"inferences": inferred})
+    event = END.model_copy(update={"inferences": inferred})
     inside = (
         '"conflict":true,'
         '"inferences":{"external":["fâché","happy"],"internal":["glad"],"purpose":[]},'
@@ -98,8 +98,8 @@ def test_inferences_follow_the_conflict() -> None:
     )
     without = '"conflict":true,"degraded":""'
     assert without.encode() in encode(END)
-    assert encode(told) == encode(END).replace(without.encode(), inside.encode())
-    assert Utterance.model_validate(json.loads(encode(told))).inferences == inferred
+    assert encode(event) == encode(END).replace(without.encode(), inside.encode())
+    assert Utterance.model_validate(json.loads(encode(event))).inferences == inferred
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,7 @@ def test_over_websocket_where_there_is_none(tmp_path: Path) -> None:
             asyncio.run(life(config(url)))
 
 
-def test_mqtt_5_where_only_the_older_is_spoken() -> None:
+def test_mqtt_5_with_a_broker_of_3_1_1() -> None:
     """One line says which version to set."""
     port = free_port()
 

@@ -1,4 +1,4 @@
-"""The contract for machines says what travels, and the documents say what the code says."""
+"""The schemas are true for what is published, and the documents are current."""
 
 import json
 import os
@@ -224,7 +224,7 @@ def test_messages_are_those_of_the_table(event: AnyEvent, names: tuple[str, ...]
 
 
 def test_discovery_is_in_the_table() -> None:
-    """What Home Assistant is told is a message of the contract like any other."""
+    """The discovery message is part of the contract like any other."""
     message = discovery(INFO, MqttConfig(node="n", homeassistant="homeassistant"))
     validate(message.topic, message.payload)
     topic, levels = find_topic(message.topic) or pytest.fail(message.topic)

@@ -30,6 +30,8 @@ LISTEN = "0A"  # a socket's state in /proc/net/tcp
 
 @dataclass(frozen=True, slots=True)
 class LocalBroker:
+    """The broker at this machine's port."""
+
     url: str
     started: bool  # False: another stream-hbaf of this user runs it
 
