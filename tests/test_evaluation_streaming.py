@@ -31,7 +31,12 @@ from stream_hbaf.evaluation.streaming import (
     predict_clips,
     predict_text,
 )
-from stream_hbaf.evaluation.summary import confident_half_gain, measure_condition, sex_of
+from stream_hbaf.evaluation.summary import (
+    CONDITION_TITLES,
+    confident_half_gain,
+    measure_condition,
+    sex_of,
+)
 from stream_hbaf.features.whisper import Transcript
 from stream_hbaf.networks.calibration import Modality
 from stream_hbaf.recognizer import Recognizer
@@ -216,8 +221,8 @@ def test_conditions_are_those_of_the_corpus() -> None:
     names = ["clean", "reference_text"]
     assert list(choose_conditions(clips, "test", names=names)) == ["clean"]
     assert list(choose_conditions(texts, "test", names=names)) == ["reference_text"]
-    assert len(choose_conditions(clips, "test")) == 9
-    assert len(choose_conditions(texts, "test")) == 3
+    every = [*choose_conditions(clips, "test"), *choose_conditions(texts, "test")]
+    assert (len(every), set(every)) == (12, set(CONDITION_TITLES))
 
 
 def test_a_wrong_speed_is_refused(tmp_path: Path) -> None:
@@ -414,6 +419,8 @@ def test_several_corpora_and_bundles_for_comparison(table: Path, tmp_path: Path)
     kept = [line for line in lines if line.endswith("kept, made of the same bundle")]
     assert len(kept) == 3
     assert runs[0]["held_out_corpus_uar_each"] == {"mine": runs[0]["mine_uar_shared"]}
+    with pytest.raises(ConfigError, match="--live: 2 corpora are called 'mine'; rename one"):
+        evaluate_streaming(BUNDLE, [str(table), "mine.csv"], corpora=tmp_path, out=tmp_path)
     with pytest.raises(BundleError, match="takes audio and text; --single-modality compares"):
         evaluate_streaming(
             BUNDLE,

@@ -117,8 +117,10 @@ def test_the_tables_show_them() -> None:
     assert "| the same with 15 % simulated ASR errors, change | -2.0 |" in lines
     assert "mean of TESS 60.0 | 60.0 |" in summary_table(found)
     assert class_table(found, ["anger", "joy"]).splitlines()[2] == "| RAVDESS | 60 | 60 |"
-    assert "| RAVDESS, noise 10 dB room | 50.0 | 51.0 | 4.0 |" in condition_table(found)
-    assert "| MELD, ASR errors 15 % | 38.0 | 39.0 | 4.0 |" in condition_table(found)
+    assert "| RAVDESS, noise at 10 dB SNR and a room | 50.0 | 51.0 | 4.0 |" in condition_table(
+        found
+    )
+    assert "| MELD, 15 % simulated ASR errors | 38.0 | 39.0 | 4.0 |" in condition_table(found)
     assert "| RAVDESS, female speakers | 62.0 | 60.0 |  |" in condition_table(found)
 
 

@@ -5,6 +5,7 @@ modality withheld. A corpus without clips is read as written and with simulated 
 """
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -40,6 +41,7 @@ from stream_hbaf.evaluation.summary import (
     ASR_ERRORS,
     ASR_ERRORS_PLAIN,
     AUDIO_ONLY,
+    CONDITION_TITLES,
     REFERENCE_TEXT,
     TEXT_ONLY,
     measure_condition,
@@ -58,7 +60,6 @@ HELD_OUT, SINGLE_MODALITY = "held-out", "single-modality"
 class EvaluationCondition:
     """How a corpus is given to the recogniser."""
 
-    description: str
     acoustic: Condition = CLEAN  # what is done to the clips
     modalities: tuple[Modality, ...] = MODALITIES  # the others are withheld from the network
     error_rate: float | None = None  # of simulated ASR errors in the texts; None: clips are played
@@ -70,28 +71,17 @@ class EvaluationCondition:
 
 
 CLIP_CONDITIONS = {
-    AS_RECORDED: EvaluationCondition("as recorded"),
-    **{
-        name: EvaluationCondition(name.replace("_", " "), acoustic=condition)
-        for name, condition in CONDITIONS.items()
-        if condition != CLEAN
-    },
-    "gain_minus_10db": EvaluationCondition("gain minus 10db", acoustic=Condition(gain_db=-10.0)),
-    "gain_plus_10db": EvaluationCondition("gain plus 10db", acoustic=Condition(gain_db=10.0)),
-    AUDIO_ONLY: EvaluationCondition("as recorded, text withheld", modalities=("audio",)),
-    TEXT_ONLY: EvaluationCondition("as recorded, audio withheld", modalities=("text",)),
+    **{name: EvaluationCondition(condition) for name, condition in CONDITIONS.items()},
+    "gain_minus_10db": EvaluationCondition(Condition(gain_db=-10.0)),
+    "gain_plus_10db": EvaluationCondition(Condition(gain_db=10.0)),
+    AUDIO_ONLY: EvaluationCondition(modalities=("audio",)),
+    TEXT_ONLY: EvaluationCondition(modalities=("text",)),
 }
 TEXT_CONDITIONS = {
-    REFERENCE_TEXT: EvaluationCondition("reference text", error_rate=0.0),
-    ASR_ERRORS: EvaluationCondition("15 % simulated ASR errors", error_rate=0.15),
-    ASR_ERRORS_PLAIN: EvaluationCondition(
-        "15 % simulated ASR errors, half of the exclamation marks dropped",
-        error_rate=0.15,
-        exclamations_dropped=SOFTENED,
-    ),
+    REFERENCE_TEXT: EvaluationCondition(error_rate=0.0),
+    ASR_ERRORS: EvaluationCondition(error_rate=0.15),
+    ASR_ERRORS_PLAIN: EvaluationCondition(error_rate=0.15, exclamations_dropped=SOFTENED),
 }
-
-
 FIRST = (AS_RECORDED, REFERENCE_TEXT)  # of a corpus with clips, of one without
 
 
@@ -132,6 +122,7 @@ def evaluate_streaming(
     for name, other in single_modality.items():
         _require_one_modality(other)
         tasks.append(_Task(other, name, SINGLE_MODALITY, split, FIRST))
+    _require_own_folders(tasks)
     loaded = [_load(task, corpora=corpora, progress=progress) for task in tasks]
     noisy = any(one.needs_noises for work in loaded for one in work.conditions.values())
     sounds = read_noises_and_rooms(corpora / NOISES) if noisy else None
@@ -234,6 +225,13 @@ def _load(task: _Task, *, corpora: Path, progress: Progress) -> _Work:
     return _Work(task, corpus, split, chosen)
 
 
+def _require_own_folders(tasks: Sequence[_Task]) -> None:
+    """Raise ConfigError if two reports would have one folder."""
+    for folder, count in Counter(task.folder for task in tasks).items():
+        if count > 1:
+            raise ConfigError(f"--live: {count} corpora are called '{folder}'; rename one of them")
+
+
 def _require_one_modality(bundle: str) -> None:
     config = read_bundle_config(bundle)
     if len(modalities_of(config)) > 1:
@@ -271,7 +269,7 @@ def _evaluate(
             progress=_prefixed(title, progress),
         )
         figures = measure_condition(predictions, recognizer.bundle.labels)
-        measured[name] = {"description": condition.description, **figures}
+        measured[name] = {"description": CONDITION_TITLES[name], **figures}
         progress(title + _main_figures(figures))
     report = {**described, "summary": summarise_corpus(measured), "conditions": measured}
     write_report(report, out, progress=progress)

@@ -29,6 +29,20 @@ from stream_hbaf.evaluation.streaming import TIMED_S, Flags, StreamingPrediction
 AS_RECORDED, REFERENCE_TEXT = "clean", "reference_text"
 NOISE_ROOM, AUDIO_ONLY, TEXT_ONLY = "noise_10db_room", "audio_only", "text_only"
 ASR_ERRORS, ASR_ERRORS_PLAIN = "asr_errors_15", "asr_errors_15_exclamations_dropped"
+CONDITION_TITLES = {
+    AS_RECORDED: "as recorded",
+    "noise_10db": "noise at 10 dB SNR",
+    NOISE_ROOM: "noise at 10 dB SNR and a room",
+    "gain_minus_20db": "20 dB quieter",
+    "gain_plus_20db": "20 dB louder, clipped",
+    "gain_minus_10db": "10 dB quieter",
+    "gain_plus_10db": "10 dB louder",
+    AUDIO_ONLY: "text withheld",
+    TEXT_ONLY: "audio withheld",
+    REFERENCE_TEXT: "reference text",
+    ASR_ERRORS: "15 % simulated ASR errors",
+    ASR_ERRORS_PLAIN: "15 % simulated ASR errors, half of the exclamation marks dropped",
+}
 
 SUMMARISED = (
     "uar",
@@ -46,7 +60,6 @@ SUMMARISED = (
     "cost_ms",
 )
 TITLES = {"ravdess": "RAVDESS", "nemo": "nEMO", "tess": "TESS", "meld": "MELD"}
-SPELT = {"asr": "ASR", "15": "15 %", "10db": "10 dB", "20db": "20 dB"}  # in conditions' names
 CHANCE_DRAWS = 2000
 # Rows of the summary table, {} a corpus with its split, and the figure of each.
 CLIP_ROWS = {
@@ -238,8 +251,7 @@ def condition_table(figures: Figures) -> str:
     rows = [["", "UAR", "weighted F1", "ECE"]]
     for name, one in figures["conditions"].items():
         corpus, _, condition = name.partition("/")
-        words = (SPELT.get(word, word) for word in condition.split("_"))
-        title = f"{TITLES.get(corpus, corpus)}, {' '.join(words)}"
+        title = f"{TITLES.get(corpus, corpus)}, {CONDITION_TITLES.get(condition, condition)}"
         rows.append([title, *(f"{100 * one[key]:.1f}" for key in ("uar", "weighted_f1", "ece"))])
     for corpus, sexes in figures["by_sex"].items():
         for sex, one in sexes.items():
