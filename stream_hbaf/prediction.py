@@ -15,8 +15,7 @@ from stream_hbaf.bundle import Bundle, BundleConfig
 from stream_hbaf.events import Contributions, Inferred
 from stream_hbaf.features.acoustic import LLD_MS, Acoustic
 from stream_hbaf.features.context import EMPTY_WINDOW, TurnWindow
-from stream_hbaf.features.representations import LLD
-from stream_hbaf.features.tokens import to_tokens
+from stream_hbaf.features.representations import LLD, frames_to_tokens
 from stream_hbaf.features.whisper import Transcript
 from stream_hbaf.networks.calibration import (
     Modality,
@@ -87,7 +86,7 @@ def _audio_input(
     if acoustic is None or bundle.scaling is None:
         return None
     if bundle.config.acoustic_input == LLD:
-        tokens = to_tokens(acoustic.lld, frame_ms=LLD_MS)
+        tokens = frames_to_tokens(acoustic.lld, frame_ms=LLD_MS)
         return bundle.scale(tokens) if len(tokens) else None
     measured = [acoustic.functionals]
     if whisper_encoder_of(bundle.config) is not None:

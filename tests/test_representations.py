@@ -28,9 +28,8 @@ from transformers import (
 from stream_hbaf.audio.file import read_audio
 from stream_hbaf.errors import ConfigError, ModelError
 from stream_hbaf.features.acoustic import EGEMAPS, AcousticExtractor
-from stream_hbaf.features.representations import open_representation
+from stream_hbaf.features.representations import open_representation, rows_to_tokens
 from stream_hbaf.features.speech_encoder import PIECE_S, SpeechEncoder
-from stream_hbaf.features.tokens import from_rows
 from stream_hbaf.features.whisper_encoder import WhisperEncoder
 
 RATE = 16_000
@@ -239,7 +238,7 @@ def test_states_of_an_encoder_are_tokens_of_eighty_milliseconds(tiny: dict[str, 
     """By the name "tokens:" and the encoder's, four states each, as one row of a cache."""
     opened = open_representation(f"tokens:{tiny['wav2vec2']}")
     row, states = opened.extract(SPEECH[:32_000]), SpeechEncoder(str(tiny["wav2vec2"]))
-    tokens, expected = from_rows(row[None])[0], states.tokens(SPEECH[:32_000])
+    tokens, expected = rows_to_tokens(row[None])[0], states.tokens(SPEECH[:32_000])
     assert (opened.width, tokens.shape) == (64 * 16, (64, 16))
     np.testing.assert_allclose(tokens[3], expected[12:16].mean(0), atol=1e-5)
     assert np.isfinite(tokens).all(axis=1).sum() == -(-len(expected) // 4)
@@ -293,7 +292,7 @@ def test_a_text_encoder_is_refused(tmp_path: Path) -> None:
     )
     BertModel(config).save_pretrained(tmp_path)
     Wav2Vec2FeatureExtractor().save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="a bert doesn't read raw sound; choose"):
+    with pytest.raises(ModelError, match="a bert doesn't take raw audio; choose"):
         open_representation(str(tmp_path))
 
 

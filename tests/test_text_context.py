@@ -21,11 +21,12 @@ from stream_hbaf.features.context import (
     Passage,
     Turn,
     TurnWindow,
-    by_tokens,
+    batches_of,
     lay_out,
     passages,
 )
-from stream_hbaf.features.text import TextEncoder, resolve_encoder
+from stream_hbaf.features.pretrained import resolve_encoder
+from stream_hbaf.features.text import TextEncoder
 
 CONTEXT = ContextConfig(tokens=40, speakers=True)
 
@@ -201,12 +202,12 @@ def test_the_mask_is_block_causal():
 
 def test_batches_keep_to_their_tokens():
     """Padding counts; what is longer than a batch by itself is one."""
-    assert by_tokens([3, 4, 5, 30, 2], [0, 1, 2, 3, 4], tokens=12) == [[0, 1], [2], [3], [4]]
+    assert batches_of([3, 4, 5, 30, 2], [0, 1, 2, 3, 4], tokens=12) == [[0, 1], [2], [3], [4]]
 
 
 def test_a_window_beyond_the_encoder_is_refused(folders):
     """One line that says how much the encoder can read."""
-    with pytest.raises(ModelError, match="reads at most 512 tokens at once, not 600"):
+    with pytest.raises(ModelError, match="takes at most 512 tokens at once, not 600"):
         TextEncoder(str(folders["mpnet"]), context=ContextConfig(tokens=600))
 
 

@@ -10,7 +10,8 @@ import torch
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, BertTokenizerFast
 
 from stream_hbaf.errors import ModelError
-from stream_hbaf.features.text import TextEncoder, resolve_encoder
+from stream_hbaf.features.pretrained import resolve_encoder
+from stream_hbaf.features.text import TextEncoder
 
 TEXTS = [
     "I can't believe it!",
@@ -138,7 +139,7 @@ def test_weights_that_were_cut_short_are_told(tiny_folder, tmp_path):
     shutil.copytree(tiny_folder, broken)
     weights = broken / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:2000])
-    with pytest.raises(ModelError, match="no usable model and tokenizer in that folder"):
+    with pytest.raises(ModelError, match="no usable model in that folder"):
         TextEncoder(str(broken))
 
 

@@ -9,16 +9,15 @@ from tiny_encoder import save_tiny_bert
 from stream_hbaf.audio.file import read_audio
 from stream_hbaf.features.acoustic import AcousticExtractor
 from stream_hbaf.features.context import EMPTY_WINDOW, ContextConfig, Turn
-from stream_hbaf.features.representations import open_representation
-from stream_hbaf.features.scaling import Scaling
-from stream_hbaf.features.text import TextEncoder
-from stream_hbaf.features.tokens import (
-    MOST_TEXT_TOKENS,
-    MOST_TOKENS,
-    from_rows,
-    to_row,
-    to_tokens,
+from stream_hbaf.features.representations import (
+    MAX_TOKENS,
+    frames_to_tokens,
+    open_representation,
+    rows_to_tokens,
+    tokens_to_row,
 )
+from stream_hbaf.features.scaling import Scaling
+from stream_hbaf.features.text import MAX_TEXT_TOKENS, TextEncoder
 from stream_hbaf.training.selection import fit_scaling, scale
 
 RECORDING = Path(__file__).parent / "recordings"
@@ -29,18 +28,18 @@ LONG = " ".join(["joey left home today"] * 20)
 def test_a_token_is_the_mean_of_eighty_milliseconds() -> None:
     """Eight frames of 10 ms each, in order; the last token has what is left."""
     frames = np.arange(20.0)[:, None] * [1.0, -2.0]
-    tokens = to_tokens(frames, frame_ms=10)
+    tokens = frames_to_tokens(frames, frame_ms=10)
     assert tokens.tolist() == [[3.5, -7.0], [11.5, -23.0], [17.5, -35.0]]
-    assert to_tokens(frames, frame_ms=20).shape == (5, 2)
-    assert to_tokens(frames[:0], frame_ms=10).shape == (0, 2)
+    assert frames_to_tokens(frames, frame_ms=20).shape == (5, 2)
+    assert frames_to_tokens(frames[:0], frame_ms=10).shape == (0, 2)
 
 
 @pytest.mark.parametrize(("frames", "tokens"), [(512, 64), (513, 57), (3_000, 64)])
 def test_a_long_utterance_has_longer_tokens_instead_of_more(frames: int, tokens: int) -> None:
     """Never more than 64, and none of the sound is left out."""
-    found = to_tokens(np.ones((frames, 1)), frame_ms=10)
+    found = frames_to_tokens(np.ones((frames, 1)), frame_ms=10)
     assert found.shape == (tokens, 1)
-    assert len(found) <= MOST_TOKENS
+    assert len(found) <= MAX_TOKENS
     assert (found == 1.0).all()
 
 
@@ -48,16 +47,16 @@ def test_a_missing_value_counts_for_nothing() -> None:
     """The mean is of the frames that have the value; without any the token lacks it."""
     frames = np.array([[1.0, np.nan]] * 4 + [[3.0, np.nan]] * 4)
     frames[0, 0] = np.nan
-    token = to_tokens(frames, frame_ms=10)[0]
+    token = frames_to_tokens(frames, frame_ms=10)[0]
     assert token[0] == pytest.approx(15 / 7)
     assert np.isnan(token[1])
 
 
 def test_rows_of_a_cache_are_the_tokens_again() -> None:
     """What is kept as one vector an utterance comes back token by token."""
-    short, full = np.ones((3, 2), np.float32), np.full((MOST_TOKENS, 2), 2.0, np.float32)
-    back = from_rows(np.stack([to_row(short), to_row(full)]))
-    assert back.shape == (2, MOST_TOKENS, 2)
+    short, full = np.ones((3, 2), np.float32), np.full((MAX_TOKENS, 2), 2.0, np.float32)
+    back = rows_to_tokens(np.stack([tokens_to_row(short), tokens_to_row(full)]))
+    assert back.shape == (2, MAX_TOKENS, 2)
     assert np.array_equal(back[0, :3], short)
     assert np.isnan(back[0, 3:]).all()
     assert np.array_equal(back[1], full)
@@ -72,8 +71,8 @@ def test_low_level_descriptors_of_a_recording_become_its_tokens() -> None:
         row = representation.extract(samples)
         assert acoustic is not None
         assert row is not None
-        tokens = from_rows(row[None])[0]
-        assert tokens.shape == (MOST_TOKENS, 65)
+        tokens = rows_to_tokens(row[None])[0]
+        assert tokens.shape == (MAX_TOKENS, 65)
         assert representation.extract(samples[:200]) is None
     finally:
         extractor.close()
@@ -110,7 +109,7 @@ def test_the_mean_of_text_tokens_is_the_text_feature(encoders) -> None:
     mean, tokens = encoders
     turns = [Turn("ross", text) for text in TEXTS]
     of_tokens = tokens.encode_dialogue(turns)
-    assert of_tokens.shape == (3, MOST_TEXT_TOKENS, 16)
+    assert of_tokens.shape == (3, MAX_TEXT_TOKENS, 16)
     expected = mean.encode_dialogue(turns)
     np.testing.assert_allclose(np.nanmean(of_tokens, axis=1), expected, atol=1e-5)
 

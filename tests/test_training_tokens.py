@@ -16,7 +16,8 @@ from stream_hbaf.config import Config
 from stream_hbaf.corpora.reading import open_corpus
 from stream_hbaf.evaluation.metrics import score
 from stream_hbaf.evaluation.offline import predict_corpus
-from stream_hbaf.features.text import DEFAULT_ENCODER, TextEncoder
+from stream_hbaf.features.pretrained import DEFAULT_ENCODER
+from stream_hbaf.features.text import TextEncoder
 from stream_hbaf.networks.mgcma import MGCMA
 from stream_hbaf.recognizer import Recognizer
 from stream_hbaf.training.preparation import as_adapters

@@ -1,6 +1,7 @@
-"""An utterance becomes features: what others feel, what the speaker feels, what was meant.
+"""Commonsense features: inferred reactions and intentions, three vectors for each utterance.
 
-Three vectors per utterance, in this order everywhere: external, internal, purpose.
+Their order is the same everywhere: external (what others feel), internal (what the speaker feels),
+purpose (what the speaker intends).
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ RELATIONS = ("external", "internal", "purpose")
 
 
 class Commonsense(Protocol):
-    """Infers what isn't said, from words or from the features of them."""
+    """Infers commonsense features from texts or from their text features."""
 
     @property
     def width(self) -> int:
@@ -27,30 +28,32 @@ class Commonsense(Protocol):
     ) -> NDArray[np.float32]:
         """N texts and their text features [N, D] → inferences float32 [N, 3, K].
 
-        Each implementation reads what it was trained on: COMET the words, heads the features.
-        Neither looks at the other texts of the call.
+        Each implementation uses what it was trained on: COMET the texts, heads the features. A row
+        depends on its own text only.
         """
 
 
 class NoCommonsense:
-    """Infers nothing: zeros, for a network trained without commonsense or for its ablation."""
+    """Zeros, for a network trained without commonsense."""
 
     def __init__(self, width: int) -> None:
         self.width = width
 
     def infer(self, text: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Text features [N, D] → zeros [N, 3, K]."""
         return np.zeros((len(text), len(RELATIONS), self.width), dtype=np.float32)
 
     def infer_texts(
         self, texts: Sequence[str], *, features: NDArray[np.float32]
     ) -> NDArray[np.float32]:
+        """As every commonsense model's."""
         return self.infer(features)
 
 
 class Head(nn.Module):
-    """One relation: text feature [N, D] → direction [N, K] of the phrases people would infer.
+    """One relation: text features [N, D] → the direction [N, K] of the annotators' phrases.
 
-    Its result has length 1: only directions were trained, by cosine with phrases' embeddings.
+    Of length 1, since training compares it with the phrases' embeddings by cosine.
     """
 
     def __init__(self, text_width: int, *, hidden: int, width: int, dropout: float) -> None:
@@ -71,8 +74,8 @@ class Event2MindHeads(nn.Module):
     """Commonsense distilled from Event2Mind's and ATOMIC's annotations into three small heads.
 
     Their relations are decision 5's: external = oReact, internal = xReact, purpose = xIntent.
-    Stands in for COMET in the paper's section 3.1.2: instead of generating an inference it says
-    where, among sentence embeddings (the untuned encoder's features), the annotators' phrases are.
+    They replace COMET in the paper's section 3.1.2: instead of generating an inference they give
+    its direction among sentence embeddings, which are the untuned text encoder's features.
     """
 
     def __init__(
@@ -89,7 +92,7 @@ class Event2MindHeads(nn.Module):
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "Event2MindHeads":
-        """Rebuild heads, with their sizes, from a state_dict."""
+        """Heads with the sizes and weights of a state_dict."""
         hidden, text_width = tensors["heads.external.layers.1.weight"].shape
         width = len(tensors["heads.external.layers.4.weight"])
         heads = cls(text_width=text_width, width=width, hidden=hidden)
@@ -97,13 +100,13 @@ class Event2MindHeads(nn.Module):
         return heads.eval()
 
     def forward(self, text: Tensor) -> Tensor:
-        """[N, D] → [N, 3, K], through which gradients flow."""
+        """[N, D] → [N, 3, K], with gradients."""
         return torch.stack([self.heads[relation](text) for relation in RELATIONS], dim=1)
 
     def infer_texts(
         self, texts: Sequence[str], *, features: NDArray[np.float32]
     ) -> NDArray[np.float32]:
-        """Of the texts only their ``features`` [N, D] are read."""
+        """As every commonsense model's; only ``features`` [N, D] are used."""
         return self.infer(features)
 
     def infer(self, text: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -1,11 +1,10 @@
-"""A dialogue as the text encoder reads it: windows of whole turns, none of which sees a later one.
+"""Windows of dialogue context for the text encoder: whole turns, with block causal attention.
 
-The rule of the windows is here and nowhere else, so that training, evaluation and live use read
-the same: a window starts with the token cls and grows turn by turn to at most ``tokens`` tokens.
-A turn that doesn't fit starts a new window, which keeps as many whole turns before it as fit in
-half of ``tokens`` together with it. Attention within a window is block causal: a token sees its
-own turn, earlier turns and cls; cls sees itself. So one pass over a window gives each turn the
-feature that it would have had if the dialogue had ended with it.
+Training, evaluation and live use share this rule: a window starts with the token cls and grows
+turn by turn to at most ``tokens`` tokens. A turn that doesn't fit starts a new window, which keeps
+as many whole turns before it as fit in half of ``tokens`` together with it. Attention within a
+window is block causal: a token attends to its own turn, earlier turns and cls; cls to itself. So
+one pass over a window gives each turn the feature that it would have if the dialogue ended there.
 """
 
 from collections.abc import Sequence
@@ -18,30 +17,30 @@ from torch import Tensor
 
 from stream_hbaf.config import Section
 
-MAX_TURN_TOKENS = 60  # of one turn, its end not counted; what is beyond is cut
-LEAST_TOKENS = 8  # cls, a few words and their end
-UNSEEN = -1e4  # added to a score that is not to count: its softmax is exactly 0 in float32
+MAX_TURN_TOKENS = 60  # of one turn, its end token not counted; longer turns are cut
+MIN_TOKENS = 8  # cls, a few words and their end token
+MASKED = -1e4  # added to masked scores: their softmax is exactly 0 in float32
 
 Ids = tuple[int, ...]  # token ids of one turn, its end (sep) included
 
 
 class ContextConfig(Section):
-    """How much of the dialogue the text encoder reads with an utterance."""
+    """How much of the dialogue the text encoder is given with an utterance."""
 
     tokens: Annotated[int, Field(ge=0)] = 0  # of a window; 0: every utterance by itself
-    speakers: bool = False  # read "Speaker: text" rather than "text"
+    speakers: bool = False  # encode "Speaker: text" rather than "text"
 
     @field_validator("tokens")
     @classmethod
     def _enough(cls, tokens: int) -> int:
-        if 0 < tokens < LEAST_TOKENS:
-            raise ValueError(f"a window of {tokens} tokens is too short; 0, or {LEAST_TOKENS} up")
+        if 0 < tokens < MIN_TOKENS:
+            raise ValueError(f"a window of {tokens} tokens is too short; 0, or {MIN_TOKENS} up")
         return tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What one speaker said in one utterance."""
+    """The text of one utterance and its speaker."""
 
     speaker: str  # empty when unknown
     text: str
@@ -49,7 +48,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class TurnWindow:
-    """The turns in the window so far: all that live reading remembers. Immutable."""
+    """The turns in the current window: all the context that live use carries. Immutable."""
 
     turns: tuple[Ids, ...] = ()
 
@@ -59,7 +58,7 @@ class TurnWindow:
         return 1 + sum(map(len, self.turns))
 
     def then(self, turn: Ids, *, tokens: int) -> "TurnWindow":
-        """The window in which ``turn`` is read: this one, or a new one if it doesn't fit."""
+        """The window with ``turn`` as the last one: this one extended, or a new one."""
         if self.length + len(turn) <= tokens:
             return TurnWindow((*self.turns, turn))
         length, first = 1 + len(turn), len(self.turns)
@@ -74,7 +73,7 @@ EMPTY_WINDOW = TurnWindow()
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A window to be read at once; features are wanted of its turns from ``first`` on."""
+    """A window that is encoded in one pass; its targets are the turns from ``first`` on."""
 
     turns: tuple[Ids, ...]
     first: int = 0
@@ -87,20 +86,20 @@ class Passage:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Passages side by side, as the encoder takes them."""
+    """A padded batch of passages, the encoder's input."""
 
     ids: Tensor  # int64 [B, T]
-    mask: Tensor  # float32 [B, 1, T, T], added to the scores of attention
-    spans: tuple[tuple[int, int, int], ...]  # of the wanted turns: row, first token, end
+    mask: Tensor  # float32 [B, 1, T, T], added to the attention scores
+    spans: tuple[tuple[int, int, int], ...]  # of the target turns: row, first token, end
 
 
-def phrase(turn: Turn, *, speakers: bool) -> str:
-    """The turn as it is read: with its speaker's name if that is wanted and known."""
+def with_speaker(turn: Turn, *, speakers: bool) -> str:
+    """The text to encode: with the speaker's name if ``speakers`` and it is known."""
     return f"{turn.speaker}: {turn.text}" if speakers and turn.speaker else turn.text
 
 
 def passages(turns: Sequence[Ids], *, tokens: int) -> list[Passage]:
-    """A dialogue cut into windows by the rule; each turn is wanted once, in order."""
+    """A dialogue split into windows; each turn is a target once, in order."""
     found: list[Passage] = []
     window, first = EMPTY_WINDOW, 0
     for turn in turns:
@@ -112,13 +111,13 @@ def passages(turns: Sequence[Ids], *, tokens: int) -> list[Passage]:
     return [*found, Passage(window.turns, first)] if turns else []
 
 
-def lay_out(read: Sequence[Passage], *, cls: int, pad: int) -> Layout:
-    """Token ids, the block causal mask and the places of the wanted turns."""
-    longest = max(passage.length for passage in read)
-    ids = torch.full((len(read), longest), pad)
-    turn_of = torch.full((len(read), longest), torch.iinfo(torch.int64).max)  # padding comes last
+def lay_out(batch: Sequence[Passage], *, cls: int, pad: int) -> Layout:
+    """Token ids, the block causal mask and the spans of the target turns."""
+    longest = max(passage.length for passage in batch)
+    ids = torch.full((len(batch), longest), pad)
+    turn_of = torch.full((len(batch), longest), torch.iinfo(torch.int64).max)  # padding comes last
     spans = []
-    for row, passage in enumerate(read):
+    for row, passage in enumerate(batch):
         ids[row, 0], turn_of[row, 0], end = cls, -1, 1
         for number, turn in enumerate(passage.turns):
             start, end = end, end + len(turn)
@@ -126,15 +125,15 @@ def lay_out(read: Sequence[Passage], *, cls: int, pad: int) -> Layout:
             turn_of[row, start:end] = number
             if number >= passage.first:
                 spans.append((row, start, end))
-    sees = turn_of[:, None, :] <= turn_of[:, :, None]  # [B, T, T]: row sees column
-    mask = torch.zeros(sees.shape).masked_fill(~sees, UNSEEN)[:, None]
+    visible = turn_of[:, None, :] <= turn_of[:, :, None]  # [B, T, T]: of row's token, column's
+    mask = torch.zeros(visible.shape).masked_fill(~visible, MASKED)[:, None]
     return Layout(ids, mask, tuple(spans))
 
 
-def by_tokens(lengths: Sequence[int], order: Sequence[int], *, tokens: int) -> list[list[int]]:
-    """``order`` cut into batches of at most ``tokens`` tokens, padding counted, one at the least.
+def batches_of(lengths: Sequence[int], order: Sequence[int], *, tokens: int) -> list[list[int]]:
+    """``order`` split into batches of at most ``tokens`` tokens, padding included.
 
-    Order by length first, or padding is most of what is computed.
+    A longer passage is a batch of its own. Order by length, or most of a batch is padding.
     """
     batches: list[list[int]] = []
     longest = 0

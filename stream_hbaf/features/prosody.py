@@ -1,8 +1,8 @@
-"""An utterance becomes features: eight published prosody measurements, made comparable.
+"""Acoustic features from the corpora's published prosody tables: eight measurements by Praat.
 
-The tables of the corpora hold what Praat measured of each utterance. Loudness and pitch depend on
-who speaks and how far away the microphone stands, so each value is also given relative to what was
-heard before: of the whole dialogue and of the same speaker. Nothing here looks ahead.
+Loudness and pitch depend on the speaker and on the distance to the microphone, so each value is
+also given relative to the mean of earlier utterances, of the dialogue and of the same speaker.
+Later utterances are never used.
 """
 
 from collections.abc import Sequence
@@ -22,18 +22,18 @@ PROSODY = (
     "articulation_rate",  # syllables/s
     "mean_hnr",  # dB
 )
-LOGARITHMIC = ("duration", "avg_pitch", "pitch_std", "pitch_range")  # heard as ratios
-RELATIVE_ONLY = ("avg_intensity",)  # its absolute value tells of the recording, not the speaker
+LOGARITHMIC = ("duration", "avg_pitch", "pitch_std", "pitch_range")  # perceived as ratios
+RELATIVE_ONLY = ("avg_intensity",)  # its absolute value is that of the recording's gain
 ABSOLUTE = tuple(n for n, name in enumerate(PROSODY) if name not in RELATIVE_ONLY)
 PROSODY_WIDTH = len(ABSOLUTE) + 2 * len(PROSODY)
 
 
 def describe_prosody(measured: NDArray[np.floating], speakers: Sequence[str]) -> Float32:
-    """Measurements [U, 8] of one dialogue in order → [U, 23], nan where nothing was measured.
+    """Measurements [U, 8] of one dialogue in order → features [U, 23], NaN where one is missing.
 
     The columns: 7 absolute values (all but intensity), 8 relative to the mean of the dialogue's
     earlier utterances, 8 relative to the mean of the same speaker's earlier ones; times and pitches
-    on a logarithmic scale. Where nothing was heard before, the relative value is zero.
+    on a logarithmic scale. Without an earlier value the relative value is zero.
     """
     values = np.array(measured, dtype=np.float64).reshape(-1, len(PROSODY))
     for column in (PROSODY.index(name) for name in LOGARITHMIC):

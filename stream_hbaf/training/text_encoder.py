@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from stream_hbaf.config import Positive, Section
 from stream_hbaf.corpora.dialogue import Split
 from stream_hbaf.evaluation.metrics import Labels, weighted_f1
-from stream_hbaf.features.context import ContextConfig, Ids, Passage, Turn, by_tokens, phrase
+from stream_hbaf.features.context import ContextConfig, Ids, Passage, Turn, batches_of, with_speaker
 from stream_hbaf.features.text import TextEncoder
 from stream_hbaf.training.trainer import Measured, TrainerConfig, fit
 
@@ -190,7 +190,7 @@ def cut(dialogue: Piece, *, tokens: int, draw: np.random.Generator) -> list[Piec
 
 
 def _whole(encoder: TextEncoder, known: LabelledTurns) -> Piece:
-    texts = tuple(phrase(turn, speakers=encoder.context.speakers) for turn in known.turns)
+    texts = tuple(with_speaker(turn, speakers=encoder.context.speakers) for turn in known.turns)
     return Piece(texts, tuple(encoder.turn_ids(known.turns)), known.labels)
 
 
@@ -241,7 +241,7 @@ def _loss(
     weights: Tensor | None,
 ) -> Tensor:
     if encoder.context.tokens:
-        features = encoder.features_in([Passage(piece.turns) for piece in pieces])
+        features = encoder.passage_features([Passage(piece.turns) for piece in pieces])
     else:
         features = encoder.features([piece.texts[0] for piece in pieces])
     gold = torch.tensor([label for piece in pieces for label in piece.labels])
@@ -263,7 +263,7 @@ def _batches(dialogues: Sequence[Piece], *, plan: TuningConfig, epoch: int) -> l
     lengths = [piece.length for piece in pieces]
     alike = max(2, tokens // 8)  # tokens; pieces nearer than that stay in random order
     order = sorted(draw.permutation(len(pieces)).tolist(), key=lambda n: lengths[n] // alike)
-    batches = by_tokens(lengths, order, tokens=plan.tokens_per_batch)
+    batches = batches_of(lengths, order, tokens=plan.tokens_per_batch)
     return [[pieces[n] for n in batches[b]] for b in draw.permutation(len(batches))]
 
 
