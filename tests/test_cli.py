@@ -335,7 +335,7 @@ def test_the_page_is_where_it_is_wanted(said: str, host: str, port: int) -> None
 
 def test_help_lists_every_corpus(capsys: pytest.CaptureFixture[str]) -> None:
     """What can be read stands in the help, which doesn't ask the readers: they load numpy."""
-    from stream_hbaf.corpora.reading import CORPORA
+    from stream_hbaf.corpora.open_corpus import CORPORA
 
     for command in ("extract", "evaluate"):
         with pytest.raises(SystemExit):

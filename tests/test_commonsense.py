@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from stream_hbaf.corpora.event2mind import CommonsenseEvent
+from stream_hbaf.corpora.commonsense import CommonsenseEvent
 from stream_hbaf.features.commonsense import Event2MindHeads, NoCommonsense
 from stream_hbaf.features.text import TextEncoder
 from stream_hbaf.training.commonsense_heads import (

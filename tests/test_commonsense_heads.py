@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_encoder import save_tiny_bert
 
-from stream_hbaf.corpora.event2mind import CommonsenseEvent
+from stream_hbaf.corpora.commonsense import CommonsenseEvent
 from stream_hbaf.errors import CorpusError
 from stream_hbaf.features.text import TextEncoder
 from stream_hbaf.training.commonsense_heads import (

@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from stream_hbaf.corpora.atomic import read_atomic
-from stream_hbaf.corpora.dialogue import Split
-from stream_hbaf.corpora.event2mind import (
+from stream_hbaf.corpora.acted import RAVDESS_ACTORS, read_ravdess
+from stream_hbaf.corpora.commonsense import (
     CommonsenseEvent,
     hold_out,
     in_first_person,
+    read_atomic,
     read_event2mind,
 )
-from stream_hbaf.corpora.meld import read_meld, repair
-from stream_hbaf.corpora.ravdess import ACTORS, read_ravdess
+from stream_hbaf.corpora.dialogue import Split, normalise_text
+from stream_hbaf.corpora.meld import read_meld
 from stream_hbaf.errors import CorpusError
 
 HEADER = ["Sr No.", "Utterance", "Speaker", "Emotion", "Sentiment", "Dialogue_ID", "Utterance_ID"]
@@ -46,7 +46,7 @@ def test_meld_reads_dialogues_in_spoken_order(tmp_path):
 @pytest.mark.parametrize("written", ["You\x92re here\x85", "You’re here…", "You're here..."])
 def test_meld_repairs_punctuation(written):
     """However an apostrophe was encoded it becomes the one that Whisper writes."""
-    assert repair(written) == "You're here..."
+    assert normalise_text(written) == "You're here..."
 
 
 def test_meld_reads_a_file_in_windows_encoding(tmp_path):
@@ -80,7 +80,7 @@ def test_meld_missing_says_what_was_expected_where(tmp_path):
 
 
 def make_actors(folder: Path, split: Split, *names: str) -> Path:
-    for actor in ACTORS[split]:
+    for actor in RAVDESS_ACTORS[split]:
         place = folder / f"Actor_{actor:02d}"
         place.mkdir(parents=True)
         for name in names:
@@ -100,7 +100,7 @@ def test_ravdess_reads_the_file_name(tmp_path):
 
 def test_ravdess_splits_share_no_actor():
     """24 actors, each in one split: a voice that was trained on is never tested."""
-    actors = [actor for split in ACTORS.values() for actor in split]
+    actors = [actor for split in RAVDESS_ACTORS.values() for actor in split]
     assert sorted(actors) == list(range(1, 25))
 
 

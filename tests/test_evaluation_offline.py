@@ -15,7 +15,7 @@ import torch
 from stream_hbaf.audio.file import read_audio
 from stream_hbaf.bundle import Bundle, BundleConfig
 from stream_hbaf.corpora.dialogue import LABELS, Corpus
-from stream_hbaf.corpora.reading import open_corpus
+from stream_hbaf.corpora.open_corpus import open_corpus
 from stream_hbaf.errors import BundleError, ConfigError, CorpusError
 from stream_hbaf.evaluation.metrics import paired_bootstrap, score
 from stream_hbaf.evaluation.offline import predict_corpus

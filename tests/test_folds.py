@@ -11,8 +11,8 @@ from stream_hbaf.corpora.dialogue import (
     Dialogue,
     LabelledUtterance,
 )
-from stream_hbaf.corpora.folds import choose
 from stream_hbaf.corpora.iemocap import IEMOCAP_LABELS, split_of
+from stream_hbaf.corpora.open_corpus import select
 from stream_hbaf.errors import ConfigError, CorpusError
 
 FOUR = {
@@ -57,13 +57,13 @@ def labels_in(dialogue: Dialogue) -> list[str | None]:
 def test_nothing_chosen_is_the_corpus_itself() -> None:
     """Without classes and fold nothing changes."""
     corpus = make_iemocap()
-    assert choose(corpus) is corpus
+    assert select(corpus) is corpus
 
 
 def test_classes_are_merged_in_alphabetical_order() -> None:
     """Happy is both happiness and excitement; frustration is context; nothing else changes."""
     corpus = make_iemocap()
-    chosen = choose(corpus, classes=FOUR)
+    chosen = select(corpus, classes=FOUR)
     assert chosen.labels == ("angry", "happy", "neutral", "sad")
     assert [len(chosen.splits[split]) for split in SPLITS] == [
         len(corpus.splits[split]) for split in SPLITS
@@ -79,7 +79,7 @@ def test_classes_are_merged_in_alphabetical_order() -> None:
 def test_clips_of_no_class_are_left_out() -> None:
     """A dialogue of one utterance without a class has nothing to teach and no context to give."""
     classes = {"angry": ["anger"], "happy": ["joy"], "neutral": ["neutral"], "sad": ["sadness"]}
-    chosen = choose(make_clips(), classes=classes)
+    chosen = select(make_clips(), classes=classes)
     for split in SPLITS:
         assert [labels_in(d) for d in chosen.splits[split]] == [
             ["angry"],
@@ -98,13 +98,13 @@ def test_clips_of_no_class_are_left_out() -> None:
             r"^classes: 'anger' is named 2 times; leave it in one class$",
         ),
         ({"angry": ["anger", "anger"]}, r"^classes: 'anger' is named 2 times"),
-        ({"angry": ["anger"], "sad": []}, r"^classes: 'sad' is made of nothing"),
+        ({"angry": ["anger"], "sad": []}, r"^classes: 'sad' has no labels"),
     ],
 )
 def test_classes_that_cannot_be(classes: dict[str, list[str]], message: str) -> None:
     """A label that isn't the corpus's, one in two classes, a class of nothing: each in words."""
     with pytest.raises(ConfigError, match=message):
-        choose(make_iemocap(), classes=classes)
+        select(make_iemocap(), classes=classes)
 
 
 def test_a_split_without_any_class_is_refused() -> None:
@@ -113,16 +113,16 @@ def test_a_split_without_any_class_is_refused() -> None:
     happy = tuple(d for d in clips.splits["dev"] if d.id == "joy")
     corpus = Corpus("mine", LABELS, {**clips.splits, "dev": happy})
     with pytest.raises(CorpusError, match=r"^mine: no labelled utterance is left in dev; choose"):
-        choose(corpus, classes={"angry": ["anger"], "sad": ["sadness"]})
+        select(corpus, classes={"angry": ["anger"], "sad": ["sadness"]})
     empty = Corpus("tess", LABELS, {**clips.splits, "dev": (), "test": ()})
-    assert choose(empty, classes={"sad": ["sadness"]}).splits["test"] == ()
+    assert select(empty, classes={"sad": ["sadness"]}).splits["test"] == ()
 
 
 @pytest.mark.parametrize("session", range(1, 6))
 def test_each_fold_tests_on_its_own_session(session: int) -> None:
     """Test is the session whole; no dialogue is lost, doubled, or in two splits."""
     corpus = make_iemocap()
-    chosen = choose(corpus, fold=session)
+    chosen = select(corpus, fold=session)
     names = {split: [d.id for d in chosen.splits[split]] for split in SPLITS}
     assert {name[:5] for name in names["test"]} == {f"Ses0{session}"}
     assert [len(names[split]) for split in SPLITS] == [43, 5, 12]
@@ -132,7 +132,7 @@ def test_each_fold_tests_on_its_own_session(session: int) -> None:
 
 def test_dev_of_a_fold_is_every_tenth_dialogue() -> None:
     """By name, whatever the published splits were: all four other sessions are heard in dev."""
-    dev = choose(make_iemocap(), fold=2).splits["dev"]
+    dev = select(make_iemocap(), fold=2).splits["dev"]
     assert [d.id for d in dev] == [
         "Ses01F_impro01",
         "Ses01M_impro05",
@@ -144,7 +144,7 @@ def test_dev_of_a_fold_is_every_tenth_dialogue() -> None:
 
 def test_classes_and_fold_together() -> None:
     """The paper's way of testing: one session, four classes."""
-    chosen = choose(make_iemocap(), classes=FOUR, fold=1)
+    chosen = select(make_iemocap(), classes=FOUR, fold=1)
     assert chosen.labels == ("angry", "happy", "neutral", "sad")
     assert chosen.splits["test"][0].id == "Ses01F_impro01"
     assert set(labels_in(chosen.splits["test"][0])) == {*FOUR, None}
@@ -153,6 +153,6 @@ def test_classes_and_fold_together() -> None:
 def test_folds_that_cannot_be() -> None:
     """A session that IEMOCAP doesn't have, and a corpus without sessions."""
     with pytest.raises(ConfigError, match=r"^fold: 6 is no session of iemocap; choose 1 to 5$"):
-        choose(make_iemocap(), fold=6)
+        select(make_iemocap(), fold=6)
     with pytest.raises(ConfigError, match=r"^fold: ravdess has no sessions, only iemocap has"):
-        choose(make_clips(), fold=1)
+        select(make_clips(), fold=1)

@@ -7,7 +7,7 @@ import pytest
 
 from stream_hbaf.corpora.dialogue import SPLITS, LabelledUtterance
 from stream_hbaf.corpora.iemocap import DEV_DIALOGUES, IEMOCAP_LABELS, read_iemocap, split_of
-from stream_hbaf.corpora.reading import open_corpus
+from stream_hbaf.corpora.open_corpus import open_corpus
 from stream_hbaf.errors import CorpusError
 
 # (turn, start, end, emotion, text); the files aren't in order of time

@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from stream_hbaf.corpora.event2mind import CommonsenseEvent
+from stream_hbaf.corpora.commonsense import CommonsenseEvent
 from stream_hbaf.errors import ModelError
 from stream_hbaf.features.commonsense import RELATIONS
 from stream_hbaf.features.inferences import Inferences, make_plain, prior_of, score_phrases

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from stream_hbaf.corpora.dialogue import Dialogue, LabelledUtterance
-from stream_hbaf.corpora.reading import open_corpus
+from stream_hbaf.corpora.open_corpus import open_corpus
 from stream_hbaf.errors import CorpusError
 
 HEADER = "dialogue,id,speaker,text,label,split,audio,start,end"
@@ -144,7 +144,7 @@ def test_manifest_missing_says_what_was_expected_where(tmp_path: Path) -> None:
 def test_manifest_for_evaluation_needs_a_label_and_a_clip(tmp_path: Path) -> None:
     """With a bundle's labels: no train rows, no other column, and its labels are the corpus's."""
     path = write(tmp_path, "one.wav,joy", "one.wav,", header="audio,label")
-    corpus = open_corpus(str(path), tmp_path, whole=False, labels=("joy", "anger", "fear"))
+    corpus = open_corpus(str(path), tmp_path, all_splits=False, labels=("joy", "anger", "fear"))
     sound = tmp_path / "one.wav"
     assert corpus.labels == ("anger", "fear", "joy")
     assert corpus.splits == {
@@ -160,7 +160,7 @@ def test_manifest_for_evaluation_needs_a_label_and_a_clip(tmp_path: Path) -> Non
 def test_manifest_for_evaluation_keeps_the_columns_that_are_there(tmp_path: Path) -> None:
     """Dialogues, ids, speakers, words and splits count where the table has them."""
     labels = ("joy", "sadness", "anger")
-    corpus = open_corpus(str(write(tmp_path, *GOOD)), tmp_path, whole=False, labels=labels)
+    corpus = open_corpus(str(write(tmp_path, *GOOD)), tmp_path, all_splits=False, labels=labels)
     assert corpus.splits == open_corpus("own.csv", tmp_path).splits
 
 
@@ -178,8 +178,11 @@ def test_manifest_for_evaluation_names_the_line_it_cannot_use(
     """An unknown label and a clip that isn't there end in one line with file and line number."""
     path = write(tmp_path, "one.wav,joy", row, header="audio,label")
     with pytest.raises(CorpusError, match=complaint):
-        open_corpus(str(path), tmp_path, whole=False, labels=("joy", "fear"))
+        open_corpus(str(path), tmp_path, all_splits=False, labels=("joy", "fear"))
     with pytest.raises(CorpusError, match=r"own\.csv:1: column 'label' is missing"):
         open_corpus(
-            str(write(tmp_path, "one.wav", header="audio")), tmp_path, whole=False, labels=("joy",)
+            str(write(tmp_path, "one.wav", header="audio")),
+            tmp_path,
+            all_splits=False,
+            labels=("joy",),
         )

@@ -4,12 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from stream_hbaf.corpora.acted import NEMO_ACTORS, read_nemo, read_tess
 from stream_hbaf.corpora.dialogue import SPLITS
-from stream_hbaf.corpora.emorynlp import read_emorynlp
-from stream_hbaf.corpora.goemotions import read_goemotions
-from stream_hbaf.corpora.nemo import ACTORS, read_nemo
-from stream_hbaf.corpora.reading import open_corpus
-from stream_hbaf.corpora.tess import read_tess
+from stream_hbaf.corpora.open_corpus import open_corpus
+from stream_hbaf.corpora.text import read_emorynlp, read_goemotions
 from stream_hbaf.errors import CorpusError
 
 NAMES = "anger\ndisgust\nfear\njoy\nneutral\nsadness\nsurprise\n"
@@ -134,13 +132,15 @@ def test_nemo_reads_its_table(tmp_path):
         tmp_path,
         "MP0_happiness_1.flac\thappiness\tMP0\tfemale\tKupiłem nową szafę.",
         "TP0_surprised_2.flac\tsurprised\tTP0\tmale\tTak.",
-        *(f"{actor}_fear_3.flac\tfear\t{actor}\tmale\tNie." for actor in ACTORS["train"]),
+        *(f"{actor}_fear_3.flac\tfear\t{actor}\tmale\tNie." for actor in NEMO_ACTORS["train"]),
     )
     (dev,) = [dialogue.utterances[0] for dialogue in read_nemo(folder, "dev")]
     assert (dev.id, dev.label, dev.speaker) == ("MP0_happiness_1", "joy", "MP0 female")
     assert (dev.text, dev.audio) == ("Kupiłem nową szafę.", folder / "MP0_happiness_1.flac")
     assert [d.utterances[0].label for d in read_nemo(folder, "test")] == ["surprise"]
-    assert [d.id for d in read_nemo(folder, "train")] == [f"{a}_fear_3" for a in ACTORS["train"]]
+    assert [d.id for d in read_nemo(folder, "train")] == [
+        f"{a}_fear_3" for a in NEMO_ACTORS["train"]
+    ]
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_tess_refuses_a_foreign_file(tmp_path, name):
 def test_tess_is_for_training_alone(tmp_path):
     """Its voices are in no other split; who needs all splits is told, who mixes corpora isn't."""
     folder = write_tess(tmp_path / "tess", "OAF_back_sad.flac")
-    corpus = open_corpus("tess", folder.parent, whole=False)
+    corpus = open_corpus("tess", folder.parent, all_splits=False)
     assert [len(corpus.splits[split]) for split in SPLITS] == [1, 0, 0]
     with pytest.raises(CorpusError, match="tess's dev split is empty"):
         open_corpus("tess", folder.parent)

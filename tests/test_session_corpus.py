@@ -18,9 +18,13 @@ from stream_hbaf.bundle import Bundle
 from stream_hbaf.corpora.audformat import export_audformat, import_audformat
 from stream_hbaf.corpora.audiofolder import export_audiofolder, import_audiofolder
 from stream_hbaf.corpora.dialogue import Corpus, Dialogue, LabelledUtterance
-from stream_hbaf.corpora.exchange import export_manifest, import_corrections
-from stream_hbaf.corpora.reading import open_corpus
-from stream_hbaf.corpora.session import dialogues_of, divide
+from stream_hbaf.corpora.open_corpus import open_corpus
+from stream_hbaf.corpora.session_corpus import (
+    dialogues_of,
+    export_manifest,
+    import_corrections,
+    split_by_time,
+)
 from stream_hbaf.errors import ConfigError, CorpusError
 from stream_hbaf.evaluation.offline import predict_corpus
 from stream_hbaf.events import Emotion, Feedback, Model, Utterance
@@ -158,7 +162,7 @@ def test_split_keeps_shares_and_time() -> None:
     dialogues = [
         Dialogue(f"d{n}", (LabelledUtterance(f"d{n}-1", "Ann", "Hm.", "joy"),)) for n in range(40)
     ]
-    parts = divide(dialogues)
+    parts = split_by_time(dialogues)
     assert [len(parts[split]) for split in ("train", "dev", "test")] == [28, 6, 6]
     assert [*parts["train"], *parts["dev"], *parts["test"]] == dialogues
 

@@ -13,7 +13,7 @@ from test_training import RECIPE, make_corpora
 from stream_hbaf.audio.file import read_audio
 from stream_hbaf.bundle import Bundle
 from stream_hbaf.config import Config
-from stream_hbaf.corpora.reading import open_corpus
+from stream_hbaf.corpora.open_corpus import open_corpus
 from stream_hbaf.evaluation.metrics import score
 from stream_hbaf.evaluation.offline import predict_corpus
 from stream_hbaf.features.pretrained import DEFAULT_ENCODER

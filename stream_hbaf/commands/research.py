@@ -71,10 +71,10 @@ def _add_corpora(parser: argparse.ArgumentParser, *, models: bool = True) -> Non
 
 def _extract(options: argparse.Namespace) -> int:
     from stream_hbaf.corpora.extraction import extract_corpus
-    from stream_hbaf.corpora.reading import open_corpus
+    from stream_hbaf.corpora.open_corpus import open_corpus
     from stream_hbaf.publish.terminal import show_progress
 
-    corpus = open_corpus(options.corpus, options.corpora, whole=False)
+    corpus = open_corpus(options.corpus, options.corpora, all_splits=False)
     for representation in options.features.split(","):
         with show_progress(f"{corpus.name}, {representation}") as progress:
             extracted = extract_corpus(

@@ -109,7 +109,7 @@ def _line(summary: "Summary") -> str:
 def _export(options: argparse.Namespace) -> int:
     from stream_hbaf.corpora.audformat import export_audformat
     from stream_hbaf.corpora.audiofolder import export_audiofolder
-    from stream_hbaf.corpora.exchange import export_manifest
+    from stream_hbaf.corpora.session_corpus import export_manifest
 
     writers = dict(
         zip(FORMATS, (export_manifest, export_audformat, export_audiofolder), strict=True)
@@ -122,7 +122,7 @@ def _export(options: argparse.Namespace) -> int:
 def _import(options: argparse.Namespace) -> int:
     from stream_hbaf.corpora.audformat import import_audformat
     from stream_hbaf.corpora.audiofolder import import_audiofolder
-    from stream_hbaf.corpora.exchange import import_corrections
+    from stream_hbaf.corpora.session_corpus import import_corrections
 
     if options.format == "corrections":
         print_line(

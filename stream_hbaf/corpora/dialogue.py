@@ -1,4 +1,4 @@
-"""A recorded corpus: labelled dialogues, the one shape that every reader gives."""
+"""Labelled dialogues, the form in which readers return a corpus, and reading of its tables."""
 
 import csv
 import io
@@ -17,18 +17,26 @@ LABELS = ("anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise")
 
 Split = Literal["train", "dev", "test"]
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
-Row = dict[str, str]  # a table's row: column: cell
+TableRow = dict[str, str]  # column: cell
+
+# Some copies of MELD went through Windows-1252 and back: punctuation stands there as C1 controls.
+C1_PUNCTUATION = {
+    code: bytes([code]).decode("cp1252")
+    for code in range(0x80, 0xA0)
+    if code not in (0x81, 0x8D, 0x8F, 0x90, 0x9D)  # undefined in Windows-1252
+}
+PLAIN = str.maketrans({"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u2026": "..."})
 
 
 @dataclass(frozen=True, slots=True)
 class LabelledUtterance:
-    """What one speaker said, and the emotion that annotators heard; audio where it is to be had."""
+    """One speaker's utterance with its text, the annotators' emotion label, and audio if any."""
 
     id: str
     speaker: str
     text: str
-    label: str | None  # None: context only, annotators agreed on no label of this corpus
-    audio: Path | None = None  # a clip of its own, or a recording from which start_s..end_s is cut
+    label: str | None  # None: context only, annotators agreed on none of the corpus's labels
+    audio: Path | None = None  # its own clip, or a recording that holds it at start_s to end_s
     prosody: tuple[float, ...] | None = None  # 8 published measurements, nan: not measurable
     start_s: float | None = None  # in `audio`; None: from its beginning
     end_s: float | None = None  # in `audio`; None: to its end
@@ -44,7 +52,7 @@ class Dialogue:
 
 @dataclass(frozen=True)
 class Corpus:
-    """All of a corpus: its labels in alphabetical order, and every split's dialogues."""
+    """A whole corpus: its labels in alphabetical order, and every split's dialogues."""
 
     name: str
     labels: tuple[str, ...]
@@ -81,7 +89,21 @@ def read_utf8(path: Path) -> str:
         ) from None
 
 
-def read_rows(content: str, *, path: Path, columns: Sequence[str]) -> list[tuple[str, Row]]:
+def read_text(path: Path) -> str:
+    """The text of a file in UTF-8, or else in Windows-1252."""
+    raw = path.read_bytes()
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return raw.decode("cp1252", errors="replace")
+
+
+def normalise_text(text: str) -> str:
+    """Repair broken encodings and make typographic quotes plain, as Whisper writes them."""
+    return " ".join(text.translate(C1_PUNCTUATION).translate(PLAIN).split())
+
+
+def read_rows(content: str, *, path: Path, columns: Sequence[str]) -> list[tuple[str, TableRow]]:
     """All rows of a comma-separated table, each with its ``file:line``.
 
     Raises CorpusError for a missing column, a row of another length than the header, or quotes
@@ -133,7 +155,7 @@ def read_tabbed(path: Path, *, columns: int) -> list[tuple[str, list[str]]]:
     return rows
 
 
-def read_measurements(row: Row, *, where: str) -> tuple[float, ...]:
+def read_measurements(row: TableRow, *, where: str) -> tuple[float, ...]:
     """The eight prosody measurements of a table's row, nan where a cell is empty."""
     values = []
     for name in PROSODY:

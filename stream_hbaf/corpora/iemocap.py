@@ -1,12 +1,13 @@
-"""A recorded corpus: IEMOCAP, ten actors in pairs, played and improvised (Busso et al. 2008).
+"""Reads IEMOCAP: ten actors in pairs, scripted and improvised dialogues (Busso et al. 2008).
 
-Read as people download it (``IEMOCAP_full_release/Session1`` … ``Session5``), or from the
-published table of its 10,039 turns (``utterances.csv``). Where both are there, the release tells
-what was said when, and the table gives the eight prosody measurements. Session 5 is the test split.
+Its files are expected as people download them: the release (``IEMOCAP_full_release/Session1`` …
+``Session5``), or the published table of its 10,039 turns (``utterances.csv``). Where both are
+there, texts and times come from the release, and the eight prosody measurements from the table.
+Session 5 is the test split.
 
-The table numbers each speaker's turns but not the dialogue's: who spoke when is lost there. We
-merge the two speakers' turns evenly, each speaker's first to last turn over the whole dialogue.
-That is an estimate: what stands before a turn may truly have been spoken a few turns after it.
+The table numbers each speaker's turns but not the dialogue's, so the order of turns is lost there.
+We merge the two speakers' turns evenly, each speaker's first to last turn over the whole dialogue.
+That is an estimate: some turns will stand a few turns too early or too late.
 """
 
 import re
@@ -15,10 +16,11 @@ from pathlib import Path
 from stream_hbaf.corpora.dialogue import (
     Dialogue,
     LabelledUtterance,
-    Row,
     Split,
+    TableRow,
     read_measurements,
     read_rows,
+    read_text,
     read_utf8,
     require_file,
     require_folder,
@@ -116,21 +118,21 @@ def _read_dialogue(evaluation: Path, *, session: Path, prosody: Prosody) -> Dial
     transcription = require_file(
         session / "dialog" / "transcriptions" / f"{name}.txt", corpus="IEMOCAP"
     )
-    said = _read_transcription(transcription)
-    sound = session / "sentences" / "wav"
+    texts = _read_transcription(transcription)
+    clips = session / "sentences" / "wav"
     turns: dict[str, tuple[float, float, LabelledUtterance]] = {}
     for where, found in _evaluated(evaluation):
         turn = found["id"]
         if turn in turns:
             raise CorpusError(f"{where}: turn {turn} stands here twice; remove one of them")
-        if turn not in said:
+        if turn not in texts:
             raise CorpusError(f"{where}: turn {turn} isn't in {transcription}; unpack it again")
         utterance = LabelledUtterance(
             id=turn,
             speaker=_speaker(turn),
-            text=said[turn],
+            text=texts[turn],
             label=_label(found["emotion"], where=where),
-            audio=sound / name / f"{turn}.wav" if sound.is_dir() else None,
+            audio=clips / name / f"{turn}.wav" if clips.is_dir() else None,
             prosody=prosody.get(turn),
         )
         turns[turn] = (float(found["start"]), float(found["end"]), utterance)
@@ -151,19 +153,14 @@ def _evaluated(path: Path) -> list[tuple[str, re.Match[str]]]:
 
 
 def _read_transcription(path: Path) -> dict[str, str]:
-    """What was said, by turn; lines without a numbered turn (laughter between) are left out."""
+    """Texts by turn; lines without a numbered turn (laughter between) are left out."""
     found = (TRANSCRIBED.match(line) for _, line in _lines(path))
     return {line["id"]: " ".join(line["text"].split()) for line in found if line}
 
 
 def _lines(path: Path) -> list[tuple[str, str]]:
-    """All lines with ``file:line``; a stray byte that isn't UTF-8 is read as Windows-1252."""
-    raw = path.read_bytes()
-    try:
-        content = raw.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        content = raw.decode("cp1252", errors="replace")
-    return [(f"{path}:{number}", line) for number, line in enumerate(content.split("\n"), start=1)]
+    """All lines with ``file:line``; a few hold a stray byte of Windows-1252."""
+    return [(f"{path}:{n}", line) for n, line in enumerate(read_text(path).split("\n"), start=1)]
 
 
 def _read_table(path: Path, *, split: Split) -> list[Dialogue]:
@@ -184,7 +181,7 @@ def _read_table(path: Path, *, split: Split) -> list[Dialogue]:
             label=_label(row["emotion"], where=where),
             prosody=read_measurements(row, where=where),
         )
-    return [Dialogue(name, _merge(list(said.values()))) for name, said in sorted(turns.items())]
+    return [Dialogue(name, _merge(list(own.values()))) for name, own in sorted(turns.items())]
 
 
 def _merge(turns: list[LabelledUtterance]) -> tuple[LabelledUtterance, ...]:
@@ -203,11 +200,11 @@ def _read_prosody(path: Path) -> Prosody:
     }
 
 
-def _table_rows(path: Path) -> list[tuple[str, Row]]:
+def _table_rows(path: Path) -> list[tuple[str, TableRow]]:
     return read_rows(read_utf8(path), path=path, columns=COLUMNS)
 
 
-def _turn_id(row: Row, *, where: str) -> str:
+def _turn_id(row: TableRow, *, where: str) -> str:
     """The release's name of a turn, such as ``Ses01F_impro01_F000``."""
     if row["gender"] not in SPEAKERS or not row["segment_id"].isdecimal():
         raise CorpusError(f"{where}: gender must be F or M and segment_id a number; mend that line")

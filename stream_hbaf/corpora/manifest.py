@@ -1,4 +1,4 @@
-"""A recorded corpus: your own recordings, listed in one comma-separated table in UTF-8.
+"""Reads and writes manifests: people's own recordings, listed in a comma-separated table in UTF-8.
 
     dialogue,id,speaker,text,label,split,audio,start,end
     visit1,v1-001,Anna,"Well, hello.",joy,train,visit1.wav,0.40,1.85
@@ -13,8 +13,11 @@ without the column ``id`` an utterance is named by its line, without ``dialogue`
 of its own, and without ``split`` all are test.
 """
 
+import csv
+import io
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,16 +26,18 @@ from stream_hbaf.corpora.dialogue import (
     Corpus,
     Dialogue,
     LabelledUtterance,
-    Row,
     Split,
+    TableRow,
     read_rows,
     read_utf8,
     require_file,
 )
 from stream_hbaf.errors import CorpusError
+from stream_hbaf.files import atomic_write_text
 
 REQUIRED = ("dialogue", "id", "speaker", "text", "label", "split")
 OPTIONAL = ("audio", "start", "end")
+Cells = Mapping[str, object]  # column: cell of a table to be written
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +86,7 @@ def read_manifest(path: Path, *, labels: Sequence[str] = ()) -> Corpus:
     return Corpus("manifest", tuple(sorted(labels)), splits)
 
 
-def _with_defaults(row: Row, *, where: str) -> Row:
+def _with_defaults(row: TableRow, *, where: str) -> TableRow:
     """The row with a value for each column that evaluation can do without."""
     name = row.get("id", f"line {where.rpartition(':')[2]}")
     defaults = {"dialogue": name, "id": name, "speaker": "speaker", "text": "", "split": "test"}
@@ -96,7 +101,7 @@ def _trained_labels(entries: Sequence[_Entry], *, path: Path) -> list[str]:
     return labels
 
 
-def _refuse_unknown_columns(row: Row, *, path: Path) -> None:
+def _refuse_unknown_columns(row: TableRow, *, path: Path) -> None:
     """A misspelt ``Audio`` must not mean that there is no sound."""
     known = (*REQUIRED, *OPTIONAL)
     for column in row:
@@ -106,7 +111,7 @@ def _refuse_unknown_columns(row: Row, *, path: Path) -> None:
             )
 
 
-def _entry(row: Row, *, where: str, folder: Path) -> _Entry:
+def _entry(row: TableRow, *, where: str, folder: Path) -> _Entry:
     cells = {column: " ".join(cell.split()) for column, cell in row.items()}
     for column in ("dialogue", "id", "speaker"):
         if not cells[column]:
@@ -131,7 +136,7 @@ def _entry(row: Row, *, where: str, folder: Path) -> _Entry:
     return _Entry(where, cells["dialogue"], split, utterance)
 
 
-def _seconds(column: str, cells: Row, *, where: str) -> float | None:
+def _seconds(column: str, cells: TableRow, *, where: str) -> float | None:
     cell = cells.get(column, "")
     if not cell:
         return None
@@ -196,3 +201,87 @@ def _check_times(turns: list[_Entry]) -> None:
                 "list a dialogue's utterances in the order in which they were spoken"
             )
         latest[said.audio] = (start, turn.where)
+
+
+# ---- writing
+
+
+@dataclass(frozen=True, slots=True)
+class ImportedClip:
+    """A labelled clip of a corpus in another form; unknown fields are empty."""
+
+    audio: Path
+    split: Split
+    id: str
+    dialogue: str = ""  # empty: a dialogue of its own
+    speaker: str = ""
+    text: str = ""
+    label: str = ""
+    start_s: float | None = None
+    end_s: float | None = None
+
+
+def import_clips(table: Path, clips: Sequence[ImportedClip]) -> int:
+    """Write clips as a manifest, each dialogue's together; returns how many. Raises WriteError.
+
+    A dialogue that is in several splits becomes one for each, as a dialogue has one split.
+    """
+    dialogues: dict[tuple[Split, str], list[ImportedClip]] = {}
+    for clip in clips:
+        dialogues.setdefault((clip.split, clip.dialogue or clip.id), []).append(clip)
+    splits = Counter(name for _, name in dialogues)
+    rows = [
+        manifest_row(
+            LabelledUtterance(
+                id=clip.id,
+                speaker=clip.speaker or "unknown",
+                text=clip.text,
+                label=clip.label,
+                start_s=clip.start_s,
+                end_s=clip.end_s,
+            ),
+            dialogue=name if splits[name] == 1 else f"{name}/{split}",
+            split=split,
+            audio=clip.audio.resolve(),
+        )
+        for (split, name), turns in dialogues.items()
+        for clip in turns
+    ]
+    write_manifest(table, rows)
+    return len(rows)
+
+
+def manifest_row(
+    utterance: LabelledUtterance, *, dialogue: str, split: Split, audio: Path | None
+) -> Cells:
+    """An utterance's row; ``audio`` is relative to the table, or absolute."""
+    return {
+        "dialogue": dialogue,
+        "id": utterance.id,
+        "speaker": utterance.speaker,
+        "text": utterance.text,
+        "label": utterance.label,
+        "split": split,
+        "audio": audio,
+        "start": utterance.start_s,
+        "end": utterance.end_s,
+    }
+
+
+def write_manifest(path: Path, rows: Iterable[Cells]) -> None:
+    """Write a manifest of ``manifest_row``s. Raises WriteError."""
+    write_table(path, columns=(*REQUIRED, *OPTIONAL), rows=rows)
+
+
+def write_table(path: Path, *, columns: Sequence[str], rows: Iterable[Cells]) -> None:
+    """Write a comma-separated table; None is an empty cell. Raises WriteError."""
+    content = io.StringIO()
+    writer = csv.DictWriter(content, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    atomic_write_text(path, content.getvalue())
+
+
+def first_cell(row: TableRow, *columns: str) -> str:
+    """The first of these cells that isn't empty; "" if there is none."""
+    return next((row[column] for column in columns if row.get(column)), "")

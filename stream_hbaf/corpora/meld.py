@@ -1,8 +1,9 @@
-"""A recorded corpus: MELD, dialogues of a television series (Poria et al. 2019).
+"""Reads MELD, dialogues of a television series (Poria et al. 2019).
 
-Read as people download it: the authors' ``{train,dev,test}_sent_emo.csv``; beside them, if they are
-there, the release's folders of clips and the published tables of prosody. All may also stand in
-``MELD.Raw/``, and there in a folder of their split, as the release's archives unpack.
+Its files are expected as people download them: the authors' ``{train,dev,test}_sent_emo.csv``;
+beside them, if they are there, the release's folders of clips and the published tables of prosody.
+All may also stand in ``MELD.Raw/``, and there in a folder of their split, as the release's archives
+unpack.
 """
 
 import math
@@ -12,10 +13,12 @@ from stream_hbaf.corpora.dialogue import (
     LABELS,
     Dialogue,
     LabelledUtterance,
-    Row,
     Split,
+    TableRow,
+    normalise_text,
     read_measurements,
     read_rows,
+    read_text,
     require_file,
 )
 from stream_hbaf.errors import CorpusError
@@ -29,20 +32,12 @@ CLIPS: dict[Split, str] = {
 }
 UNMEASURED = (math.nan,) * len(PROSODY)
 
-# Some copies of MELD went through Windows-1252 and back: punctuation stands there as C1 controls.
-C1_PUNCTUATION = {
-    code: bytes([code]).decode("cp1252")
-    for code in range(0x80, 0xA0)
-    if code not in (0x81, 0x8D, 0x8F, 0x90, 0x9D)  # undefined in Windows-1252
-}
-PLAIN = str.maketrans({"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u2026": "..."})
-
 
 def read_meld(folder: Path, split: Split) -> list[Dialogue]:
     """Read one split; utterances stand in the order in which they were spoken.
 
     Where the split's clip folder exists every utterance names its clip, also one that is missing
-    there: extraction then says so. Where its prosody table exists every utterance has eight
+    there: feature extraction then says so. Where its prosody table exists every utterance has eight
     measurements. Raises CorpusError with file and line for a missing column, an unknown emotion, a
     number that is none, or an utterance that stands there twice.
     """
@@ -51,7 +46,7 @@ def read_meld(folder: Path, split: Split) -> list[Dialogue]:
     clips = _find(folder, CLIPS[split], split=split)
     prosody = _read_prosody(_find(folder, f"prosody_{split}.csv", split=split))
     utterances: dict[int, dict[int, LabelledUtterance]] = {}
-    for where, row in read_rows(_decode(path.read_bytes()), path=path, columns=COLUMNS):
+    for where, row in read_rows(read_text(path), path=path, columns=COLUMNS):
         dialogue, turn = _place(row, where=where)
         turns = utterances.setdefault(dialogue, {})
         if turn in turns:
@@ -59,8 +54,8 @@ def read_meld(folder: Path, split: Split) -> list[Dialogue]:
         name = f"dia{dialogue}_utt{turn}"
         turns[turn] = LabelledUtterance(
             id=name,
-            speaker=repair(row["Speaker"]),
-            text=repair(row["Utterance"]),
+            speaker=normalise_text(row["Speaker"]),
+            text=normalise_text(row["Utterance"]),
             label=_label(row, where=where),
             audio=clips / f"{name}.mp4" if clips else None,
             prosody=None if prosody is None else prosody.get(name, UNMEASURED),
@@ -71,32 +66,19 @@ def read_meld(folder: Path, split: Split) -> list[Dialogue]:
     ]
 
 
-def repair(text: str) -> str:
-    """Undo broken encodings and typographic quotes: Whisper writes plain ones, and so must we."""
-    return " ".join(text.translate(C1_PUNCTUATION).translate(PLAIN).split())
-
-
 def _find(folder: Path, name: str, *, split: Split) -> Path | None:
     places = (folder, folder / split, folder / "MELD.Raw", folder / "MELD.Raw" / split)
     return next((place / name for place in places if (place / name).exists()), None)
 
 
-def _decode(raw: bytes) -> str:
-    """Bytes that aren't UTF-8 are read as Windows-1252."""
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return raw.decode("cp1252", errors="replace")
-
-
-def _label(row: Row, *, where: str) -> str:
+def _label(row: TableRow, *, where: str) -> str:
     label = row["Emotion"].strip().lower()
     if label not in LABELS:
         raise CorpusError(f"{where}: unknown emotion '{label}'; MELD has {', '.join(LABELS)}")
     return label
 
 
-def _place(row: Row, *, where: str) -> tuple[int, int]:
+def _place(row: TableRow, *, where: str) -> tuple[int, int]:
     try:
         return int(row["Dialogue_ID"]), int(row["Utterance_ID"])
     except ValueError:
@@ -107,5 +89,5 @@ def _read_prosody(path: Path | None) -> dict[str, tuple[float, ...]] | None:
     """Measurements by utterance; the table names them by clip, such as ``dia12_utt3.wav``."""
     if path is None:
         return None
-    rows = read_rows(_decode(path.read_bytes()), path=path, columns=("filename", *PROSODY))
+    rows = read_rows(read_text(path), path=path, columns=("filename", *PROSODY))
     return {Path(row["filename"]).stem: read_measurements(row, where=where) for where, row in rows}

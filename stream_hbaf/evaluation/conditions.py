@@ -26,7 +26,7 @@ from stream_hbaf.corpora.augment import (
 )
 from stream_hbaf.corpora.dataset import utterances_of
 from stream_hbaf.corpora.dialogue import SPLITS, Corpus, Split
-from stream_hbaf.corpora.reading import open_corpus
+from stream_hbaf.corpora.open_corpus import open_corpus
 from stream_hbaf.errors import BundleError, ConfigError, CorpusError
 from stream_hbaf.evaluation.report import METRICS, REPORT, modalities_of, write_report
 from stream_hbaf.evaluation.streaming import (
@@ -208,7 +208,7 @@ def _load(task: _Task, *, corpora: Path, progress: Progress) -> _Work:
     the conditions by name.
     """
     labels = read_bundle_config(task.bundle).labels
-    corpus = open_corpus(task.corpus, corpora, whole=False, labels=labels)
+    corpus = open_corpus(task.corpus, corpora, all_splits=False, labels=labels)
     corpus = replace(corpus, name=task.name)
     split: Split = "test" if task.split == "all" else task.split
     if task.split == "all":

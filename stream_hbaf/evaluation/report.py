@@ -19,7 +19,7 @@ from markupsafe import Markup
 from stream_hbaf import __version__
 from stream_hbaf.bundle import BundleConfig, read_bundle_config
 from stream_hbaf.corpora.dialogue import Split
-from stream_hbaf.corpora.reading import open_corpus
+from stream_hbaf.corpora.open_corpus import open_corpus
 from stream_hbaf.errors import StreamHbafError
 from stream_hbaf.evaluation.metrics import (
     Bin,
@@ -88,7 +88,7 @@ def evaluate_offline(
     or belongs to another system than the rest, CorpusError for the corpus.
     """
     labels = read_bundle_config(bundles[0]).labels
-    opened = open_corpus(corpus, corpora, whole=False, labels=labels)
+    opened = open_corpus(corpus, corpora, all_splits=False, labels=labels)
     predict = partial(
         predict_system,
         corpus=opened,

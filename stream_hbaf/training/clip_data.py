@@ -23,7 +23,7 @@ from stream_hbaf.corpora.clips import ClipJob
 from stream_hbaf.corpora.dataset import Dataset, label_indices
 from stream_hbaf.corpora.dialogue import LABELS, LabelledUtterance, Split
 from stream_hbaf.corpora.extraction import extract_features
-from stream_hbaf.corpora.reading import open_corpus
+from stream_hbaf.corpora.open_corpus import open_corpus
 from stream_hbaf.errors import CorpusError
 from stream_hbaf.features.acoustic import COMPARE
 from stream_hbaf.features.commonsense import Event2MindHeads, NoCommonsense
@@ -68,7 +68,7 @@ def prepare_voices(
     """
     parts = {
         (name, split): tuple(d.utterances[0] for d in corpus.splits[split])
-        for name, corpus in ((v, open_corpus(v, corpora, whole=False)) for v in recipe.voices)
+        for name, corpus in ((v, open_corpus(v, corpora, all_splits=False)) for v in recipe.voices)
         for split in PARTS
     }
     if not any(parts[name, "dev"] for name in recipe.voices):

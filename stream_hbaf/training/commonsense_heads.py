@@ -20,8 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stream_hbaf.config import Positive, Section
-from stream_hbaf.corpora.atomic import read_atomic
-from stream_hbaf.corpora.event2mind import CommonsenseEvent, read_event2mind
+from stream_hbaf.corpora.commonsense import CommonsenseEvent, read_atomic, read_event2mind
 from stream_hbaf.features.commonsense import RELATIONS, Event2MindHeads
 from stream_hbaf.features.inferences import Inferences, prior_of, score_phrases
 

@@ -31,8 +31,7 @@ from stream_hbaf.corpora.dataset import (
     utterances_of,
 )
 from stream_hbaf.corpora.dialogue import SPLITS, Corpus, Dialogue, Split
-from stream_hbaf.corpora.folds import choose
-from stream_hbaf.corpora.reading import open_corpus
+from stream_hbaf.corpora.open_corpus import open_corpus, select
 from stream_hbaf.errors import ModelError
 from stream_hbaf.features.comet import open_comet
 from stream_hbaf.features.commonsense import Commonsense, Event2MindHeads, NoCommonsense
@@ -99,7 +98,7 @@ def prepare(
     Everything is fitted on the train split. Raises CorpusError for a corpus that can't be used,
     ModelError for an encoder or for text features that aren't numbers.
     """
-    corpus = choose(open_corpus(recipe.corpus, corpora), fold=recipe.fold)
+    corpus = select(open_corpus(recipe.corpus, corpora), fold=recipe.fold)
     tuned = prepare_layers(
         recipe.encoder,
         corpus,
@@ -108,7 +107,7 @@ def prepare(
         cache=cache / "tuned",
         progress=progress,
     )
-    corpus = choose(corpus, classes=recipe.classes)  # words are learnt with all labels there are
+    corpus = select(corpus, classes=recipe.classes)  # words are learnt with all labels there are
     context = recipe.tuning.context
     encoder = TextEncoder(
         recipe.encoder, tuned=tuned, context=context, device=device, tokens=recipe.takes_tokens

@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from stream_hbaf.config import Positive, Section, read_yaml
 from stream_hbaf.corpora.augment import AugmentationConfig
-from stream_hbaf.corpora.reading import CORPORA, MANIFEST, SESSIONS
+from stream_hbaf.corpora.open_corpus import CORPORA, MANIFEST, SESSIONS
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.features.pretrained import DEFAULT_ENCODER
 from stream_hbaf.features.representations import LLD, TOKENS

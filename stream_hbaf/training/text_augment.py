@@ -17,7 +17,7 @@ from pydantic import Field
 from stream_hbaf.config import Positive, Probability, Section
 from stream_hbaf.corpora.asr_errors import Lexicon, lexicon_of, mishear, unpunctuated, words_of
 from stream_hbaf.corpora.dialogue import SPLITS, Corpus, Dialogue, LabelledUtterance
-from stream_hbaf.corpora.reading import open_corpus
+from stream_hbaf.corpora.open_corpus import open_corpus
 from stream_hbaf.evaluation.metrics import macro_f1, weighted_f1
 from stream_hbaf.features.context import Turn
 from stream_hbaf.training.text_encoder import UNLABELLED, Exam, Figure, LabelledTurns, Lessons

@@ -11,7 +11,7 @@ from stream_hbaf.corpora.asr_errors import Lexicon, lexicon_of, mishear, unpunct
 from stream_hbaf.corpora.cache import EncodeTexts
 from stream_hbaf.corpora.dataset import Dataset, label_indices, rows_of, utterances_of
 from stream_hbaf.corpora.dialogue import LABELS, Corpus, Dialogue
-from stream_hbaf.corpora.reading import open_corpus
+from stream_hbaf.corpora.open_corpus import open_corpus
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.features.commonsense import Event2MindHeads, NoCommonsense
 from stream_hbaf.training.batches import Spoken

@@ -1,0 +1,121 @@
+"""Reads commonsense annotations of everyday events: Event2Mind and ATOMIC, in one form."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stream_hbaf.corpora.dialogue import Split, TableRow, read_rows, read_utf8, require_file
+from stream_hbaf.errors import CorpusError
+
+# Our relation: its column. The order is that of every commonsense vector in this project.
+RELATIONS = {"external": "Otheremotion", "internal": "Xemotion", "purpose": "Xintent"}
+ATOMIC_RELATIONS = {"external": "oReact", "internal": "xReact", "purpose": "xIntent"}
+ATOMIC_TRAIN, ATOMIC_DEV = "v4_atomic_trn.csv", "v4_atomic_dev.csv"
+ATOMIC_TEST = "v4_atomic_tst.csv"
+NOTHING = frozenset({"none", "n/a", "nothing", ""})  # how annotators write 'no inference'
+
+
+@dataclass(frozen=True, slots=True)
+class CommonsenseEvent:
+    """An event and annotators' inferences from it; a relation without inference has no phrases."""
+
+    text: str
+    external: tuple[str, ...]  # what others feel
+    internal: tuple[str, ...]  # what the speaker feels
+    purpose: tuple[str, ...]  # what the speaker intended
+
+    def phrases(self, relation: str) -> tuple[str, ...]:
+        """The phrases of one of RELATIONS."""
+        found: tuple[str, ...] = getattr(self, relation)
+        return found
+
+
+def read_event2mind(folder: Path, split: Split) -> list[CommonsenseEvent]:
+    """Read one split of Event2Mind (Rashkin et al. 2018), one event a line, in the first person.
+
+    Raises CorpusError with file and line for what can't be read.
+    """
+    path = require_file(folder / f"{split}.csv", corpus="Event2Mind")
+    rows = read_rows(read_utf8(path), path=path, columns=("Event", *RELATIONS.values()))
+    return [
+        CommonsenseEvent(
+            in_first_person(row["Event"]), **_read_relations(row, RELATIONS, where=where)
+        )
+        for where, row in rows
+    ]
+
+
+def read_atomic(folder: Path, split: Split) -> list[CommonsenseEvent]:
+    """Read one split of ATOMIC (Sap et al. 2019), each event once with all its annotators' phrases,
+    in the first person.
+
+    Where ``v4_atomic_trn.csv`` is missing, ``v4_atomic_dev.csv`` is the train split and there are
+    no dev events. An event without inferences under our relations is left out. Raises CorpusError
+    with file and line for what can't be read.
+    """
+    has_train = (folder / ATOMIC_TRAIN).is_file()
+    if split == "dev" and not has_train:
+        return []
+    names: dict[Split, str] = {
+        "train": ATOMIC_TRAIN if has_train else ATOMIC_DEV,
+        "dev": ATOMIC_DEV,
+        "test": ATOMIC_TEST,
+    }
+    path = require_file(folder / names[split], corpus="ATOMIC")
+    rows = read_rows(read_utf8(path), path=path, columns=("event", *ATOMIC_RELATIONS.values()))
+    events: dict[str, CommonsenseEvent] = {}
+    for where, row in rows:
+        text = in_first_person(row["event"])
+        before = events.get(text) or CommonsenseEvent(text, (), (), ())
+        found = _read_relations(row, ATOMIC_RELATIONS, where=where)
+        events[text] = CommonsenseEvent(
+            text, **{name: before.phrases(name) + phrases for name, phrases in found.items()}
+        )
+    return [event for event in events.values() if any(map(event.phrases, RELATIONS))]
+
+
+def hold_out(
+    events: Sequence[CommonsenseEvent], held: Iterable[CommonsenseEvent]
+) -> list[CommonsenseEvent]:
+    """``events`` without those that are in ``held``, so that no tested event is trained on.
+
+    ATOMIC shares most of its events with Event2Mind: 198 of ATOMIC's 2,198 dev events are in
+    Event2Mind's test split too.
+    """
+    texts = {event.text.casefold() for event in held}
+    return [event for event in events if event.text.casefold() not in texts]
+
+
+def in_first_person(event: str) -> str:
+    """'PersonX spills ___' as its speaker would say it, 'I spills something': utterances are in the
+    first person.
+
+    Verbs keep their form: inflecting them would make other errors, and the encoder tolerates it.
+    """
+    event = re.sub(r"\bPersonX's\b", "my", event, flags=re.IGNORECASE)
+    event = re.sub(r"\bPersonX\b", "I", event, flags=re.IGNORECASE)
+    event = re.sub(r"\bPerson[YZ]\b", "them", event, flags=re.IGNORECASE)
+    event = event.replace("them's", "their").replace("___", "something")
+    return " ".join(event.split())
+
+
+def _read_relations(
+    row: TableRow, columns: Mapping[str, str], *, where: str
+) -> dict[str, tuple[str, ...]]:
+    return {
+        relation: _read_phrases(row[column], where=where) for relation, column in columns.items()
+    }
+
+
+def _read_phrases(cell: str, *, where: str) -> tuple[str, ...]:
+    """The phrases of a cell that holds a JSON list, in plain lower case; 'none' is no phrase."""
+    try:
+        listed = json.loads(cell)
+    except json.JSONDecodeError:
+        listed = None
+    if not isinstance(listed, list) or not all(isinstance(phrase, str) for phrase in listed):
+        raise CorpusError(f"{where}: {cell!r} isn't a list of phrases; mend that line")
+    plain = (" ".join(phrase.lower().strip(" .!").split()) for phrase in listed)
+    return tuple(phrase for phrase in plain if phrase not in NOTHING)

@@ -1,0 +1,302 @@
+"""Recorded sessions as a corpus: read, exported, and labelled by corrections from a table.
+
+Labels are the corrections that people gave. The newest dialogues are for testing: in the order of
+time the last 15 % are test, those before them dev, all others train. Where fewer than three
+dialogues hold a label, they are cut into three parts instead.
+
+An export holds::
+
+    manifest.csv   one line an utterance, as manifest.py reads them
+    labels.csv     id,label,by: who gave the label; a bundle's own labels are by "model:…"
+    clips/         the audio of each utterance
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+
+from stream_hbaf.config import SAMPLE_RATE_HZ
+from stream_hbaf.corpora.dialogue import (
+    Corpus,
+    Dialogue,
+    LabelledUtterance,
+    Split,
+    read_rows,
+    read_utf8,
+)
+from stream_hbaf.corpora.manifest import manifest_row, write_manifest, write_table
+from stream_hbaf.errors import CorpusError
+from stream_hbaf.events import Feedback, Utterance
+from stream_hbaf.sessions.flac import FlacWriter
+from stream_hbaf.sessions.session import Samples, Session, is_session, read_sound, sessions_in
+from stream_hbaf.sessions.writing import add_feedback
+
+HELD_OUT = 0.15  # the share of dialogues in dev, and in test
+MANIFEST_TABLE, LABELS_TABLE, CLIPS = "manifest.csv", "labels.csv", "clips"
+BY_MODEL = "model:"  # prefix of ``by`` where a bundle gave the label
+Part = tuple[int, int]  # samples [start, end) of a file
+
+
+def holds_sessions(folder: Path) -> bool:
+    """Whether the folder is a session, or a folder of them."""
+    return is_session(folder) or (folder.is_dir() and any(map(is_session, folder.iterdir())))
+
+
+def read_sessions(folder: Path) -> Corpus:
+    """Read the corrected dialogues of a session, or of all sessions in a folder.
+
+    The labels are those of the bundles that were used live. Raises CorpusError if nothing was
+    corrected, or a session can't be read.
+    """
+    sessions = sessions_in(folder)
+    dialogues = [dialogue for dialogue in dialogues_of(sessions) if _count_labels(dialogue)]
+    if not dialogues:
+        raise CorpusError(
+            f"{folder}: no recorded utterance has been corrected; say what some of them really "
+            "were, on the page or with 'stream-hbaf sessions import'"
+        )
+    labels = {label for session in sessions for label in session.header.labels}
+    # A bundle that was swapped in later may have others.
+    labels |= {one.label for session in sessions for one in session.corrections.values()}
+    return Corpus("sessions", tuple(sorted(labels)), split_by_time(dialogues))
+
+
+def dialogues_of(sessions: Sequence[Session], *, own_labels: bool = False) -> list[Dialogue]:
+    """All finished utterances of sessions, by dialogue and turn, labelled by corrections.
+
+    With ``own_labels`` an utterance without a correction has the recogniser's label.
+    """
+    found: dict[str, dict[str, tuple[int, LabelledUtterance]]] = {}
+    for session in sessions:
+        for end in session.ends:
+            turns = found.setdefault(end.dialogue_id, {})
+            turns[end.id] = (end.turn, _labelled(session, end, own_labels=own_labels))
+    return [
+        Dialogue(name, tuple(one for _, one in sorted(turns.values(), key=lambda turn: turn[0])))
+        for name, turns in found.items()
+    ]
+
+
+def split_by_time(dialogues: Sequence[Dialogue]) -> dict[Split, tuple[Dialogue, ...]]:
+    """Dialogues in the order of time as train, dev and test; those without a label are train."""
+    labelled = [dialogue for dialogue in dialogues if _count_labels(dialogue)] or list(dialogues)
+    units = labelled
+    if len(units) < 3:
+        units = [part for dialogue in labelled for part in _cut_after_labels(dialogue)]
+    held_out = max(1, int(len(units) * HELD_OUT)) if len(units) >= 3 else 0
+    dev, test = len(units) - 2 * held_out, len(units) - held_out
+    parts: dict[Split, list[Dialogue]] = {
+        "train": [one for one in dialogues if one not in labelled] + units[:dev],
+        "dev": units[dev:test],
+        "test": units[test:],
+    }
+    lengths = {dialogue.id: len(dialogue.utterances) for dialogue in dialogues}
+    return {split: _rejoin(part, split=split, lengths=lengths) for split, part in parts.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class ExportedUtterance:
+    """An utterance of a session in an exported corpus."""
+
+    split: Split
+    dialogue: str
+    utterance: LabelledUtterance
+    by: str  # who labelled it; empty without a label
+    clip: Path | None  # the file of its audio; None if that isn't whole
+
+
+def export_manifest(folder: Path, out: Path, *, own_labels: bool = False) -> int:
+    """Write sessions as a folder with a manifest; returns the number of utterances.
+
+    Labels are corrections; with ``own_labels`` the recogniser's own labels fill in for the rest,
+    and ``labels.csv`` tells them apart. Raises CorpusError for sessions that can't be read or hold
+    nothing, and for a folder that can't be written.
+    """
+    exported = export_clips(folder, out, clips=lambda split: CLIPS, own_labels=own_labels)
+    rows = [
+        manifest_row(
+            replace(one.utterance, start_s=None, end_s=None),  # its clip is a file of its own
+            dialogue=one.dialogue,
+            split=one.split,
+            audio=one.clip.relative_to(out) if one.clip is not None else None,
+        )
+        for one in exported
+        if one.clip is not None or one.utterance.text
+    ]
+    write_manifest(out / MANIFEST_TABLE, rows)
+    write_table(
+        out / LABELS_TABLE,
+        columns=("id", "label", "by"),
+        rows=[
+            {"id": one.utterance.id, "label": one.utterance.label, "by": one.by} for one in exported
+        ],
+    )
+    return len(exported)
+
+
+def export_clips(
+    folder: Path, out: Path, *, clips: Callable[[Split], str], own_labels: bool
+) -> list[ExportedUtterance]:
+    """Write each utterance's audio into ``out``/``clips(split)``; returns them in order.
+
+    Errors are those of ``export_manifest``.
+    """
+    sessions = sessions_in(folder)
+    dialogues = split_by_time(dialogues_of(sessions, own_labels=own_labels))
+    by = _who_labelled(sessions, own_labels=own_labels)
+    found = [
+        ExportedUtterance(
+            split, dialogue.id, one, by.get(one.id, ""), _clip_file(out / clips(split), one)
+        )
+        for split, part in dialogues.items()
+        for dialogue in part
+        for one in dialogue.utterances
+    ]
+    if not found:
+        raise CorpusError(f"{folder}: no utterance was recorded; there is nothing to export")
+    try:
+        _write_clips(found)
+    except OSError as error:
+        raise CorpusError(
+            f"{out}: can't be written ({error.strerror}); give a folder that is empty or new"
+        ) from None
+    # A session that was killed may hold an utterance whose last audio is missing.
+    return [
+        one if one.clip is None or one.clip.is_file() else replace(one, clip=None) for one in found
+    ]
+
+
+def import_corrections(folder: Path, table: Path) -> int:
+    """Add the corrections of a table of id,label,by to their sessions; returns how many are new.
+
+    Lines without a label, or with a model's, are skipped. Raises CorpusError with file and line for
+    an unknown id or label: then nothing is added.
+    """
+    sessions = sessions_in(folder)
+    session_of = {end.id: session for session in sessions for end in session.ends}
+    new: dict[Path, list[Feedback]] = {}
+    for where, row in read_rows(_read(table), path=table, columns=("id", "label")):
+        name, label, by = (row.get(column, "").strip() for column in ("id", "label", "by"))
+        if not label or by.startswith(BY_MODEL):
+            continue
+        session = session_of.get(name)
+        if session is None:
+            raise CorpusError(f"{where}: no recorded utterance has the id '{name}'; mend it")
+        if label not in session.header.labels:
+            labels = ", ".join(session.header.labels)
+            raise CorpusError(f"{where}: no label '{label}'; there is {labels}")
+        known = session.corrections.get(name)
+        if known is None or known.label != label:
+            new.setdefault(session.folder, []).append(Feedback(id=name, label=label, by=by))
+    for session in sessions:
+        add_feedback(session, new.get(session.folder, ()))
+    return sum(map(len, new.values()))
+
+
+# ---- reading
+
+
+def _labelled(session: Session, end: Utterance, *, own_labels: bool) -> LabelledUtterance:
+    correction = session.corrections.get(end.id)
+    label = correction.label if correction is not None else None
+    if label is None and own_labels and end.emotion is not None:
+        label = end.emotion.label
+    part, audio = session.clip(end), session.sound(end.source)
+    utterance = LabelledUtterance(end.id, end.speaker or end.source, end.text, label)
+    if part is None or not audio.is_file():
+        return utterance
+    start_s, end_s = (sample / SAMPLE_RATE_HZ for sample in part)
+    return replace(utterance, audio=audio, start_s=start_s, end_s=end_s)
+
+
+def _count_labels(dialogue: Dialogue) -> int:
+    return sum(one.label is not None for one in dialogue.utterances)
+
+
+def _cut_after_labels(dialogue: Dialogue) -> list[Dialogue]:
+    """The dialogue cut after each labelled utterance, or after every one if none is labelled."""
+    parts: list[list[LabelledUtterance]] = [[]]
+    for one in dialogue.utterances:
+        parts[-1].append(one)
+        if one.label is not None or not _count_labels(dialogue):
+            parts.append([])
+    *whole, rest = parts
+    if whole:
+        whole[-1] += rest
+    return [Dialogue(dialogue.id, tuple(part)) for part in whole]
+
+
+def _rejoin(
+    part: Sequence[Dialogue], *, split: Split, lengths: dict[str, int]
+) -> tuple[Dialogue, ...]:
+    """A split's parts of one dialogue as one, named after the split where others have parts too."""
+    found = []
+    for name, pieces in groupby(part, key=lambda piece: piece.id):
+        utterances = tuple(one for piece in pieces for one in piece.utterances)
+        is_whole = len(utterances) == lengths[name]
+        found.append(Dialogue(name if is_whole else f"{name}/{split}", utterances))
+    return tuple(found)
+
+
+def _read(table: Path) -> str:
+    try:
+        return read_utf8(table)
+    except OSError as error:
+        raise CorpusError(f"{table}: can't be read ({error.strerror}); check its name") from None
+
+
+# ---- exporting
+
+
+def _who_labelled(sessions: Sequence[Session], *, own_labels: bool) -> dict[str, str]:
+    """By id: the person who corrected it, else the bundle that read it if its labels count."""
+    found = {}
+    for session in sessions:
+        for end in session.ends if own_labels else ():
+            if end.emotion is not None and end.model is not None:
+                found[end.id] = f"{BY_MODEL}{end.model.id}"
+        for name, correction in session.corrections.items():
+            found[name] = correction.by or "somebody"
+    return found
+
+
+def _clip_file(folder: Path, utterance: LabelledUtterance) -> Path | None:
+    return None if utterance.audio is None else folder / f"{quote(utterance.id, safe='')}.flac"
+
+
+def _write_clips(found: Sequence[ExportedUtterance]) -> None:
+    """Each session's audio is read once, whatever its length."""
+    wanted: dict[Path, dict[Part, Path]] = {}
+    for one in found:
+        if one.clip is not None and one.utterance.audio is not None:
+            wanted.setdefault(one.utterance.audio, {})[_part(one.utterance)] = one.clip
+    for audio, parts in wanted.items():
+        for part, samples in _cut(audio, parts):
+            parts[part].parent.mkdir(parents=True, exist_ok=True)
+            with FlacWriter(parts[part]) as writer:
+                writer.write(samples)
+
+
+def _part(utterance: LabelledUtterance) -> Part:
+    times = (utterance.start_s, utterance.end_s)
+    start, end = (round((time or 0.0) * SAMPLE_RATE_HZ) for time in times)
+    return start, end
+
+
+def _cut(audio: Path, parts: Iterable[Part]) -> Iterator[tuple[Part, Samples]]:
+    """The parts of a file in the order of their ends; only what is needed of the file is held."""
+    due = deque(sorted(parts, key=lambda part: part[1]))
+    held, position = np.zeros(0, np.int16), 0  # position: of the first sample held
+    for batch in read_sound(audio):
+        held = np.concatenate([held, batch])
+        while due and due[0][1] <= position + len(held):
+            start, end = due.popleft()
+            yield (start, end), held[start - position : end - position]
+        needed = min((start for start, _ in due), default=position + len(held))
+        kept = max(0, min(needed - position, len(held)))
+        held, position = held[kept:], position + kept
