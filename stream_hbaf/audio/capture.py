@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from struct import Struct
 from typing import Any, NamedTuple
 
@@ -266,10 +267,10 @@ def _open_stream(sounddevice: Any, device: Device, *, channel: int | None) -> tu
 
 
 def _capture(
-    device: Device,
-    stream: Any,
     intake: _Intake,
     *,
+    device: Device,
+    stream: Any,
     chunker: _Chunker,
     write: Callable[[bytes], None],
     report: Callable[[str, str], None],
@@ -283,7 +284,7 @@ def _capture(
         now = time.monotonic()
         if block.after_gap:
             if lost_at is None:
-                report("degraded", _loss(device, stream, intake))
+                report("degraded", _loss(intake, device=device, stream=stream))
             lost_at = now
         elif lost_at is not None and now - lost_at > SETTLED_S:
             lost_at = None
@@ -293,7 +294,7 @@ def _capture(
     return f"microphone {device.name!r} stopped giving sound; is it still connected?"
 
 
-def _loss(device: Device, stream: Any, intake: _Intake) -> str:
+def _loss(intake: _Intake, *, device: Device, stream: Any) -> str:
     if intake.dropped:
         seconds = intake.dropped / stream.samplerate
         return f"microphone {device.name!r}: {seconds:.1f} s lost, this machine is too slow"
@@ -301,6 +302,7 @@ def _loss(device: Device, stream: Any, intake: _Intake) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Record until the device is lost or the parent ends; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m stream_hbaf.audio.capture")
     parser.add_argument("--device", help="name, part of a name, or number")
     parser.add_argument("--channel", type=int, help="from 0 on; without it the mean of all")
@@ -313,11 +315,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def report(state: str, detail: str) -> None:
         os.write(status, json.dumps({"state": state, "detail": detail}).encode() + b"\n")
 
-    def write(headed: bytes) -> None:
-        rest = memoryview(headed)
-        while rest:
-            rest = rest[os.write(out, rest) :]
-
+    write = partial(_write, out)
     try:
         sounddevice = _portaudio()
         devices = _present_devices(sounddevice)
@@ -333,8 +331,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             channel=options.channel,
             chunk_samples=options.chunk_ms * RATE_HZ // 1000,
         )
-        why = _capture(device, stream, intake, chunker=chunker, write=write, report=report)
-        report("offline", why)
+        report(
+            "offline",
+            _capture(
+                intake, device=device, stream=stream, chunker=chunker, write=write, report=report
+            ),
+        )
         return GONE
     except DeviceError as error:
         with contextlib.suppress(BrokenPipeError):
@@ -342,6 +344,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return REFUSED
     except BrokenPipeError:  # the parent has ended
         return GONE
+
+
+def _write(descriptor: int, content: bytes) -> None:
+    rest = memoryview(content)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
 
 
 def _take_over_output() -> tuple[int, int]:

@@ -155,6 +155,7 @@ class Decoder:
         return next(self._batches)
 
     def close(self) -> None:
+        """Close the recording."""
         self._batches.close()
 
     def _join(self) -> Any:

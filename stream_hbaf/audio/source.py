@@ -58,7 +58,8 @@ class AudioSource(Protocol):
 
     async def __aexit__(self, *exception: object) -> None: ...
 
-    def chunks(self) -> AsyncIterator[Chunk]: ...
+    def chunks(self) -> AsyncIterator[Chunk]:
+        """The source's sound, once, until it ends or is closed."""
 
 
 async def pace(pieces: AsyncIterator[Samples], *, speed: float | None) -> AsyncIterator[Chunk]:

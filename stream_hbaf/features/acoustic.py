@@ -66,18 +66,30 @@ class AcousticStream(Protocol):
     """One utterance that is being processed; see ``AcousticSession``."""
 
     @property
-    def lld(self) -> NDArray[np.float32]: ...
-    def feed(self, samples: NDArray[np.int16]) -> None: ...
-    def finish(self) -> Acoustic | None: ...
-    def close(self) -> None: ...
+    def lld(self) -> NDArray[np.float32]:
+        """The LLDs so far, [T, 65]."""
+
+    def feed(self, samples: NDArray[np.int16]) -> None:
+        """Take the utterance's next samples."""
+
+    def finish(self) -> Acoustic | None:
+        """The whole utterance's features; None if it is too short for any."""
+
+    def close(self) -> None:
+        """Abandon the utterance, unless it is finished."""
 
 
 class AcousticFrontEnd(Protocol):
     """Anything that computes LLDs and functionals of utterances; see ``AcousticExtractor``."""
 
-    def open(self) -> AcousticStream: ...
-    def extract(self, samples: NDArray[np.int16]) -> Acoustic | None: ...
-    def close(self) -> None: ...
+    def open(self) -> AcousticStream:
+        """A stream for one utterance."""
+
+    def extract(self, samples: NDArray[np.int16]) -> Acoustic | None:
+        """A whole utterance's features at once."""
+
+    def close(self) -> None:
+        """Free what is held."""
 
 
 class _Engine:

@@ -5,14 +5,12 @@ import asyncio
 import resource
 import time
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 
 from stream_hbaf.audio.source import AudioSource
 from stream_hbaf.config import SourceConfig
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.events import AnyEvent, Health, State, SwitchName, Trigger
-from stream_hbaf.live.runtime import STAGES, DialogueTracker, Publisher, Recognition, Runtime
+from stream_hbaf.live.runtime import DialogueTracker, Publisher, Recognition, Runtime
 from stream_hbaf.live.source import OnAudio, SourcePipeline
 from stream_hbaf.networks.calibration import MODALITIES, Modality
 from stream_hbaf.recognizer import Recognizer
@@ -69,35 +67,28 @@ class LivePipeline:
         runtime = self._runtime
         if not isinstance(source, Mapping):
             source = {runtime.config.source: source}
-        with ExitStack() as executors:
-            runtime.executors = {
-                stage: executors.enter_context(ThreadPoolExecutor(1, thread_name_prefix=stage))
-                for stage in STAGES[1:]
-            }
-            async with asyncio.TaskGroup() as tasks:
-                runtime.tasks = tasks
-                background = [
-                    runtime.task(publisher.run(), f"publish {type(publisher).__name__}")
-                    for publisher in runtime.publishers
-                ]
-                background += [runtime.task(other, "beside") for other in beside]
-                self.sources = {
-                    config.name: SourcePipeline(
-                        runtime, config, on_audio=self._on_audio, recording=self._recording
-                    )
-                    for config in source
-                }
-                running = [
-                    runtime.task(self.sources[config.name].run(opened, since=since), config.name)
-                    for config, opened in source.items()
-                ]
-                background.append(runtime.task(self._stop_when(stop), "stop"))
-                await asyncio.wait(running)
-                for publisher in runtime.publishers:
-                    await publisher.close(GOODBYE_S)
-                for task in background:
-                    task.cancel()
-                runtime.tasks = None
+        self.sources = {
+            config.name: SourcePipeline(
+                runtime, config, on_audio=self._on_audio, recording=self._recording
+            )
+            for config in source
+        }
+        async with runtime.started():
+            background = [
+                runtime.task(publisher.run(), f"publish {type(publisher).__name__}")
+                for publisher in runtime.publishers
+            ]
+            background += [runtime.task(other, "beside") for other in beside]
+            running = [
+                runtime.task(self.sources[config.name].run(opened, since=since), config.name)
+                for config, opened in source.items()
+            ]
+            background.append(runtime.task(self._stop_when(stop), "stop"))
+            await asyncio.wait(running)
+            for publisher in runtime.publishers:
+                await publisher.close(GOODBYE_S)
+            for task in background:
+                task.cancel()
 
     async def _stop_when(self, stop: asyncio.Event) -> None:
         await stop.wait()

@@ -65,8 +65,7 @@ def replay_session(
     Raises BundleError if a bundle that was used live isn't there in the same version, CorpusError
     if the session can't be read.
     """
-    for line in _other_versions(session):
-        progress(line)
+    _report_other_versions(session, progress=progress)
     config = _config(session, device=device)
     replay = _Replay(session, config, on_event=on_event, on_recognition=on_recognition)
     loaded: Model | str | None = None
@@ -79,7 +78,7 @@ def replay_session(
                 recognizer = load(config.model_copy(update={"model": name}))
                 replay.recognizer = opened.enter_context(recognizer)
                 if isinstance(wanted, Model):
-                    _require_same(session, replay.recognizer, wanted)
+                    _require_same(session, recognizer=replay.recognizer, live=wanted)
                 loaded = wanted
             replay.recognise(end, transcribed=transcribed)
     counted = replay.count()
@@ -161,7 +160,7 @@ class _Replay:
     def _detect(self, source: str) -> Iterator[_Detected]:
         if source not in self._detections:
             detector = UtteranceDetector(self.config)
-            self._detections[source] = _utterances(self.session, source, detector)
+            self._detections[source] = _utterances(self.session, source=source, detector=detector)
         return self._detections[source]
 
     def _tracker(self, dialogue_id: str) -> DialogueTracker:
@@ -200,7 +199,9 @@ def _ends(session: Session) -> Iterator[tuple[Utterance, bool]]:
             yield event, event.source not in off
 
 
-def _utterances(session: Session, source: str, detector: UtteranceDetector) -> Iterator[_Detected]:
+def _utterances(
+    session: Session, *, source: str, detector: UtteranceDetector
+) -> Iterator[_Detected]:
     """All utterances in a source's sound, detected as they were live."""
     pieces: list[Int16] = []
     for piece in (*session.heard(source), None):
@@ -248,7 +249,7 @@ def _name(session: Session, wanted: Model) -> str:
     return str(header.settings.get("model", wanted.id)) if wanted == header.model else wanted.id
 
 
-def _require_same(session: Session, recognizer: Recognizer, live: Model) -> None:
+def _require_same(session: Session, *, recognizer: Recognizer, live: Model) -> None:
     model = recognizer.model
     if live.sha256 not in (model.sha256, *recognizer.bundle.config.replaces):
         raise BundleError(
@@ -258,10 +259,10 @@ def _require_same(session: Session, recognizer: Recognizer, live: Model) -> None
         )
 
 
-def _other_versions(session: Session) -> list[str]:
-    """One line if packages that affect results have changed since."""
+def _report_other_versions(session: Session, *, progress: Progress) -> None:
+    """Report packages that affect results and have changed since the recording, in one line."""
     now, then = decisive_versions(), session.header.versions
     changed = [f"{name} {then[name]}" for name in then if now.get(name) != then[name]]
-    if not changed:
-        return []
-    return [f"{session.folder}: recorded with {', '.join(changed)}; others may differ a little"]
+    if changed:
+        versions = ", ".join(changed)
+        progress(f"{session.folder}: recorded with {versions}; others may differ a little")

@@ -8,8 +8,9 @@ utterance is finished by the one that it began with.
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
@@ -129,6 +130,19 @@ class Runtime:
         self._latencies: deque[Latency] = deque(maxlen=LATENCIES)
         self._trackers: dict[str, DialogueTracker] = {}
 
+    @asynccontextmanager
+    async def started(self) -> AsyncIterator[None]:
+        """Start the models' threads; leaving waits for all tasks, and stops the threads."""
+        with ExitStack() as executors:
+            self.executors = {
+                stage: executors.enter_context(ThreadPoolExecutor(1, thread_name_prefix=stage))
+                for stage in STAGES[1:]
+            }
+            async with asyncio.TaskGroup() as tasks:
+                self.tasks = tasks
+                yield
+                self.tasks = None
+
     def tracker(self, source: SourceConfig) -> DialogueTracker:
         """The dialogue that a source takes part in: its own unless its settings name one."""
         name = f"dialogue {source.dialogue}" if source.dialogue else f"source {source.name}"
@@ -141,7 +155,7 @@ class Runtime:
 
     def task(self, coroutine: Coroutine[object, object, T], name: str) -> "asyncio.Task[T]":
         """Start a task that ends with the run."""
-        assert self.tasks is not None  # everything happens in ``run``
+        assert self.tasks is not None  # everything happens while it is started
         return self.tasks.create_task(coroutine, name=name)
 
     async def publish(self, event: AnyEvent) -> None:

@@ -146,20 +146,20 @@ class SourcePipeline:
                 actions += await self._runtime.run_model("vad", self._detector.feed, chunk.samples)
             for action in actions:
                 assert chunk is not None
-                utterance = await self._follow(action, utterance, chunk)
+                utterance = await self._follow(action, utterance=utterance, chunk=chunk)
             if chunk is audio:
                 await self._publish_level(chunk, speech=utterance is not None)
         if chunk is not None:
             for action in self._detector.flush(resume_at=0):
-                utterance = await self._follow(action, utterance, chunk)
+                utterance = await self._follow(action, utterance=utterance, chunk=chunk)
         await self._finished.put(None)
 
     async def _follow(
-        self, action: UtteranceAction, utterance: LiveUtterance | None, chunk: Chunk
+        self, action: UtteranceAction, *, utterance: LiveUtterance | None, chunk: Chunk
     ) -> LiveUtterance | None:
         """Apply one action of the detector; returns the utterance that is open after it."""
         if isinstance(action, Begin):
-            return await self._begin(action, chunk)
+            return await self._begin(action, chunk=chunk)
         if utterance is None:
             return None
         match action:
@@ -171,11 +171,11 @@ class SourcePipeline:
                 utterance.text.cancel()
                 utterance.text = None
             case Finish():
-                await self._end(utterance, action, chunk)
+                await self._end(utterance, finish=action, chunk=chunk)
                 return None
         return utterance
 
-    async def _begin(self, begin: Begin, chunk: Chunk) -> LiveUtterance:
+    async def _begin(self, begin: Begin, *, chunk: Chunk) -> LiveUtterance:
         recognizer = self._runtime.recognizer
         dialogue, turn = self._tracker.next_turn(recognizer, at_s=begin.start / SAMPLE_RATE_HZ)
         self._runtime.open_utterance(dialogue.id)
@@ -205,7 +205,7 @@ class SourcePipeline:
             publish = self._publish_partial(utterance)
             self._partial = self._runtime.task(publish, f"partial {utterance.id}")
 
-    async def _end(self, utterance: LiveUtterance, finish: Finish, chunk: Chunk) -> None:
+    async def _end(self, utterance: LiveUtterance, *, finish: Finish, chunk: Chunk) -> None:
         utterance.finish = finish
         utterance.timing.speech_end = chunk.time_of(finish.speech_end)
         utterance.timing.confirmed = time.monotonic()
@@ -261,7 +261,7 @@ class SourcePipeline:
             assert utterance.finish is not None
             acoustic, text = await asyncio.gather(self._functionals(utterance), utterance.text)
             utterance.timing.classify_began = time.monotonic()
-            prediction = await self._classify_final(utterance, acoustic, text)
+            prediction = await self._classify_final(utterance, acoustic=acoustic, text=text)
             utterance.timing.classified = now = time.monotonic()
             end = utterance.event("end", self.config, text=text, prediction=prediction, now=now)
             await self._runtime.publish(end)
@@ -282,7 +282,7 @@ class SourcePipeline:
         return acoustic
 
     async def _classify_final(
-        self, utterance: LiveUtterance, acoustic: Acoustic | None, text: TextFeatures | None
+        self, utterance: LiveUtterance, *, acoustic: Acoustic | None, text: TextFeatures | None
     ) -> Prediction | None:
         classify = partial(
             utterance.recognizer.classify_final,

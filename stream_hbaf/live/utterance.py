@@ -10,6 +10,7 @@ import numpy as np
 from stream_hbaf.config import SAMPLE_RATE_HZ, SourceConfig
 from stream_hbaf.events import Asr, Emotion, Latency, Partial, Stage, Utterance
 from stream_hbaf.features.acoustic import AcousticSession
+from stream_hbaf.features.whisper import Transcript
 from stream_hbaf.prediction import Prediction, TextFeatures
 from stream_hbaf.recognizer import Int16, LiveDialogue, Recognizer
 from stream_hbaf.speech.segmenter import Finish
@@ -73,6 +74,9 @@ class LiveUtterance:
         """All samples so far, [n]."""
         return np.concatenate(self.pieces) if self.pieces else np.zeros(0, np.int16)
 
+    def _time_of(self, sample: int) -> float:
+        return self.started_at + (sample - self.start) / SAMPLE_RATE_HZ
+
     def add(self, samples: Int16) -> None:
         """Append the utterance's next samples."""
         self.pieces.append(samples)
@@ -100,17 +104,13 @@ class LiveUtterance:
             turn=self.turn,
             speaker=source.speaker,
             start_time=_iso(self.started_at),
-            end_time=_iso(self.started_at + _ms(finish.end - self.start) / 1000)
-            if finish
-            else None,
+            end_time=_iso(self._time_of(finish.end)) if finish else None,
             audio_start_ms=_ms(self.start),
             audio_end_ms=_ms(finish.end) if finish else None,
             trigger=finish.trigger if finish else None,
             text=transcript.text if transcript else "",
             language=transcript.language if transcript else "",
-            asr=Asr(avg_logprob=transcript.avg_logprob, no_speech_prob=transcript.no_speech_prob)
-            if transcript
-            else None,
+            asr=_asr(transcript) if transcript else None,
             modalities=list(prediction.modalities) if prediction else [],
             emotion=_emotion(prediction) if prediction else None,
             contributions=prediction.contributions if prediction else None,
@@ -144,6 +144,10 @@ def _emotion(prediction: Prediction) -> Emotion:
         set=list(prediction.labels_in_set),
         probabilities=prediction.probabilities,
     )
+
+
+def _asr(transcript: Transcript) -> Asr:
+    return Asr(avg_logprob=transcript.avg_logprob, no_speech_prob=transcript.no_speech_prob)
 
 
 def _ms(sample: int) -> float:

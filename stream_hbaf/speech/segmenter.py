@@ -69,6 +69,7 @@ class _Run:
 
     @property
     def mean_score(self) -> float:
+        """Of the frames from the first of speech to the last."""
         return self.score_sum / (self.last - self.first)
 
 
