@@ -27,7 +27,7 @@ export function drawTimeline(place, names, {utterances, store, selected, onSelec
   const atEnd = place.scrollLeft + place.clientWidth >= place.scrollWidth - 2 * BREAK;
   drawn = null;
   const speakers = [...new Set(utterances.map(speakerName))];
-  names.replaceChildren(...speakers.map((name) => html("div", {class: "lane"}, name)));
+  drawNames(names, speakers);
   if (!utterances.length) {
     place.replaceChildren(html("p", {class: "soft"}, "No finished utterance yet."));
     return;
@@ -61,6 +61,13 @@ export function drawTimeline(place, names, {utterances, store, selected, onSelec
   place.replaceChildren(picture);
   drawn = {scale, picture, height};
   if (atEnd) place.scrollLeft = place.scrollWidth;
+}
+
+/** Drawn only if they have changed: the width of the timeline depends on them. */
+function drawNames(place, speakers) {
+  const shown = [...place.children].map((lane) => lane.textContent);
+  if (shown.join("\n") === speakers.join("\n")) return;
+  place.replaceChildren(...speakers.map((name) => html("div", {class: "lane"}, name)));
 }
 
 /** Mark a moment (Unix ms) in the picture; null removes the mark. */
