@@ -4,13 +4,17 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from trainer_kit import learn
 
 from stream_hbaf.errors import ModelError
@@ -73,7 +77,7 @@ def run(place: Path, program: str, *arguments: str) -> "subprocess.CompletedProc
     return run_python(str(file), *arguments)
 
 
-def test_a_killed_training_resumes_to_the_same_bits(tmp_path):
+def test_a_killed_training_resumes_to_the_same_bits(tmp_path: Path) -> None:
     """Killed in the middle of epoch 3 and started again: weights and history as if never killed."""
     assert run(tmp_path, CHILD, str(tmp_path / "killed")).returncode == -signal.SIGKILL
     lines: list[str] = []
@@ -84,7 +88,7 @@ def test_a_killed_training_resumes_to_the_same_bits(tmp_path):
     assert replace(history, seconds=0.0) == replace(uninterrupted, seconds=0.0)
 
 
-def test_a_finished_training_is_not_done_again(tmp_path):
+def test_a_finished_training_is_not_done_again(tmp_path: Path) -> None:
     """The folder of a training that stopped early gives its result, without one more step."""
     first, history = learn(folder=tmp_path, epochs=40, patience=1)
     assert len(history.scores) < 40
@@ -97,14 +101,14 @@ def test_a_finished_training_is_not_done_again(tmp_path):
     assert again == history
 
 
-def test_the_same_seed_gives_the_same_network():
+def test_the_same_seed_gives_the_same_network() -> None:
     """Twice the same bits; another seed gives another network."""
     first, second, other = learn()[0], learn()[0], learn(seed=1)[0]
     assert same(first, second)
     assert not same(first, other)
 
 
-def test_the_best_epoch_is_kept_and_patience_ends_training():
+def test_the_best_epoch_is_kept_and_patience_ends_training() -> None:
     """Scores 1, 3, 2, 2 with patience 2: four epochs, and the weights of the second."""
     net = nn.Linear(1, 1, bias=False)
     net.weight.data.zero_()
@@ -125,7 +129,7 @@ def test_the_best_epoch_is_kept_and_patience_ends_training():
     assert not net.training
 
 
-def test_averaged_weights_are_scored_and_kept():
+def test_averaged_weights_are_scored_and_kept() -> None:
     """The mean over steps is what is scored and kept; training goes on from its own weights."""
     net = nn.Linear(1, 1, bias=False)
     net.weight.data.zero_()
@@ -149,13 +153,14 @@ def test_averaged_weights_are_scored_and_kept():
     assert float(net.weight.detach()) == pytest.approx(2.0)
 
 
-def test_a_loss_that_is_no_number_names_epoch_and_step():
+def test_a_loss_that_is_no_number_names_epoch_and_step() -> None:
     """Training ends at once, in one line, instead of filling the network with NaN."""
     net = nn.Linear(1, 1)
     steps = iter(range(100))
 
     def loss(batch: int) -> Tensor:
-        return net(torch.ones(1, 1)).sum() * (float("nan") if next(steps) == 4 else 1.0)
+        loss: Tensor = net(torch.ones(1, 1)).sum()
+        return loss * (float("nan") if next(steps) == 4 else 1.0)
 
     with pytest.raises(ModelError, match="loss is nan at epoch 2, step 2;") as raised:
         fit(
@@ -171,7 +176,13 @@ def test_a_loss_that_is_no_number_names_epoch_and_step():
     assert "\n" not in str(raised.value)
 
 
-def fit_weight(net: nn.Module, *, loss, optimizer, **plan) -> TrainingHistory:
+def fit_weight(
+    net: nn.Module,
+    *,
+    loss: Callable[[int], Tensor],
+    optimizer: Callable[[int], tuple[Optimizer, LRScheduler | None]],
+    **plan: Any,
+) -> TrainingHistory:
     """Fit with two steps an epoch and a score that does not change."""
     return fit(
         net,
@@ -186,7 +197,7 @@ def fit_weight(net: nn.Module, *, loss, optimizer, **plan) -> TrainingHistory:
 
 
 @pytest.mark.parametrize(("clip", "step"), [(1.0, [0.6, 0.8]), (0.0, [30.0, 40.0])])
-def test_gradients_are_clipped_by_their_joint_norm(clip, step):
+def test_gradients_are_clipped_by_their_joint_norm(clip: float, step: list[float]) -> None:
     """A gradient of (30, 40) is scaled to the norm 1; clip 0 leaves it as it is."""
     net = nn.Linear(2, 1, bias=False)
     net.weight.data.zero_()
@@ -200,31 +211,34 @@ def test_gradients_are_clipped_by_their_joint_norm(clip, step):
     assert net.weight.detach()[0].tolist() == pytest.approx(step)
 
 
-def test_the_schedule_advances_at_each_step():
+def test_the_schedule_advances_at_each_step() -> None:
     """Three epochs of two steps: the scheduler is made for six, and the rate falls at each."""
     net = nn.Linear(1, 1, bias=False)
     sgd = torch.optim.SGD(net.parameters(), lr=6.0)
     rates: list[float] = []
 
-    def optimizer(steps: int):
+    def optimizer(steps: int) -> tuple[Optimizer, LRScheduler]:
         return sgd, torch.optim.lr_scheduler.LambdaLR(sgd, lambda step: 1 - step / steps)
 
     def loss(batch: int) -> Tensor:
         rates.append(sgd.param_groups[0]["lr"])
-        return net(torch.ones(1, 1)).sum()
+        loss: Tensor = net(torch.ones(1, 1)).sum()
+        return loss
 
     fit_weight(net, loss=loss, optimizer=optimizer, epochs=3)
     assert rates == pytest.approx([6.0, 5.0, 4.0, 3.0, 2.0, 1.0])
 
 
 @pytest.mark.parametrize(("precision", "computed"), [("bf16", torch.bfloat16), ("32", torch.float)])
-def test_bf16_computes_in_half_precision_on_float32_weights(precision, computed):
+def test_bf16_computes_in_half_precision_on_float32_weights(
+    precision: str, computed: torch.dtype
+) -> None:
     """Layers compute in the precision asked for; the weights that are trained stay float32."""
     net = nn.Linear(4, 1)
     types = []
 
     def loss(batch: int) -> Tensor:
-        output = net(torch.ones(2, 4))
+        output: Tensor = net(torch.ones(2, 4))
         types.append(output.dtype)
         return output.float().sum()
 
@@ -234,7 +248,7 @@ def test_bf16_computes_in_half_precision_on_float32_weights(precision, computed)
     assert net.weight.dtype == torch.float
 
 
-def test_frozen_parameters_are_not_in_the_checkpoint(tmp_path):
+def test_frozen_parameters_are_not_in_the_checkpoint(tmp_path: Path) -> None:
     """A pretrained encoder's untouched layers aren't written at every epoch."""
     net = nn.Sequential(nn.Linear(1, 50), nn.Linear(50, 1))
     net[0].requires_grad_(False)
@@ -254,7 +268,9 @@ def test_frozen_parameters_are_not_in_the_checkpoint(tmp_path):
     assert set(kept["best"]) == {"1.weight", "1.bias"}
 
 
-def test_training_prints_nothing_of_its_own(tmp_path, capfd):
+def test_training_prints_nothing_of_its_own(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """Nothing of the trainer's own on either stream; logs for TensorBoard in the folder."""
     lines: list[str] = []
     learn(folder=tmp_path, epochs=2, progress=lines.append)
@@ -272,7 +288,7 @@ def assert_as_one(place: Path) -> None:
         assert len(two["losses"]) == len(history.losses) == 2
 
 
-def test_two_processes_train_as_one_with_their_joined_batches(tmp_path):
+def test_two_processes_train_as_one_with_their_joined_batches(tmp_path: Path) -> None:
     """Gradients are those of both batches' mean loss, also where the main process was killed."""
     assert run(tmp_path, TWO, str(tmp_path), "kill").returncode == -signal.SIGKILL
     assert not (tmp_path / "two.npz").exists()
@@ -281,7 +297,7 @@ def test_two_processes_train_as_one_with_their_joined_batches(tmp_path):
     assert_as_one(tmp_path)
 
 
-def test_a_process_that_fails_ends_the_training_of_all(tmp_path):
+def test_a_process_that_fails_ends_the_training_of_all(tmp_path: Path) -> None:
     """The main process does not wait for one that is gone; it says so in one line."""
     done = run(tmp_path, TWO, str(tmp_path), "fail")
     assert done.returncode == 1
@@ -289,7 +305,7 @@ def test_a_process_that_fails_ends_the_training_of_all(tmp_path):
     assert not (tmp_path / "two.npz").exists()
 
 
-def test_processes_of_torchrun_are_used(tmp_path):
+def test_processes_of_torchrun_are_used(tmp_path: Path) -> None:
     """Processes that torchrun started train together and start no others."""
     (tmp_path / "child.py").write_text(TWO, encoding="utf-8")
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -298,7 +314,7 @@ def test_processes_of_torchrun_are_used(tmp_path):
     assert_as_one(tmp_path)
 
 
-def test_devices_that_are_not_there_are_refused():
+def test_devices_that_are_not_there_are_refused() -> None:
     """A GPU that the machine lacks ends in one line before the first step."""
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
@@ -306,7 +322,7 @@ def test_devices_that_are_not_there_are_refused():
         learn(accelerator="gpu")
 
 
-def test_a_checkpoint_of_another_network_is_reported_and_not_used(tmp_path):
+def test_a_checkpoint_of_another_network_is_reported_and_not_used(tmp_path: Path) -> None:
     """After a change of the network's tensors the training starts from the beginning."""
     learn(folder=tmp_path, epochs=2)
     kept = torch.load(tmp_path / CHECKPOINT, weights_only=True)
