@@ -16,7 +16,7 @@ from stream_hbaf.audio.file import read_audio
 from stream_hbaf.config import SAMPLE_RATE_HZ
 from stream_hbaf.corpora.augment import Condition, NoisesAndRooms
 from stream_hbaf.corpora.dialogue import LABELS, Corpus, Dialogue, LabelledUtterance
-from stream_hbaf.corpora.playlist import DIALOGUE_S, SURROUNDED_S, TURN_S, Playlist
+from stream_hbaf.corpora.playlist import DIALOGUE_S, MARGIN_S, TURN_S, Playlist
 from stream_hbaf.errors import BundleError, ConfigError, CorpusError
 from stream_hbaf.evaluation.conditions import (
     _load,
@@ -106,7 +106,7 @@ def test_the_longest_utterance_of_a_clip_counts(
     dialogue = Dialogue("d", tuple(map(read, order)))
     corpus = Corpus("read", LABELS, {"test": (dialogue,)})
     apart = predict_clips(recognizer, corpus, "test", progress=lambda line: None)
-    between = np.zeros(round((TURN_S + 2 * SURROUNDED_S) * SAMPLE_RATE_HZ), np.int16)
+    between = np.zeros(round((TURN_S + 2 * MARGIN_S) * SAMPLE_RATE_HZ), np.int16)
     first, second = (read_audio(CLIPS[number]) for number in order)
     with wave.open(str(tmp_path / "both.wav"), "wb") as out:
         out.setparams((1, 2, SAMPLE_RATE_HZ, 0, "NONE", ""))
@@ -239,12 +239,12 @@ def test_clips_are_told_apart_by_silence() -> None:
     lengths = [len(read_audio(clip)) for clip in CLIPS]
     around = [DIALOGUE_S, TURN_S, DIALOGUE_S]
     assert [len(piece) for piece in pieces] == [
-        length + round((silence + 2 * SURROUNDED_S) * SAMPLE_RATE_HZ)
+        length + round((silence + 2 * MARGIN_S) * SAMPLE_RATE_HZ)
         for length, silence in zip(lengths, around, strict=True)
     ]
     stream = np.concatenate(pieces)
     for number in range(3):
-        start, sound = playlist.start_of(number), playlist.sound(number)
+        start, sound = playlist.start_of(number), playlist.clip(number)
         np.testing.assert_array_equal(stream[start : start + len(sound)], sound)
         assert playlist.number_at(start) == playlist.number_at(start + len(sound) - 1) == number
 
@@ -257,8 +257,8 @@ def test_noise_is_measured_against_the_speech() -> None:
     playlist = Playlist(
         [Dialogue("d", (read(0),))], condition=condition, sounds=NoisesAndRooms((noise,), ())
     )
-    margin = round(SURROUNDED_S * SAMPLE_RATE_HZ)
-    added = playlist.sound(0)[:margin].astype(float)  # nothing else is there yet
+    margin = round(MARGIN_S * SAMPLE_RATE_HZ)
+    added = playlist.clip(0)[:margin].astype(float)  # nothing else is there yet
     loudness = [10 * np.log10(np.mean(np.square(sound))) for sound in (clip, added)]
     assert loudness[0] - loudness[1] == pytest.approx(10, abs=1.5)
 

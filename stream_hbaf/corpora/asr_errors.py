@@ -1,9 +1,8 @@
-"""A recorded corpus: its words as a speech recogniser might have understood them.
+"""Simulates speech recognition errors in a text, as Whisper makes them.
 
-Errors are drawn word by word: most are substitutions by a word that sounds alike, short words are
-also lost, and now and then a word is heard that nobody said, one falls into two, or two become
-one. That is how Whisper errs; it doesn't spell badly, and what it writes are words. The only file
-that imports jellyfish.
+Errors are drawn word by word. Most are substitutions by a word that sounds alike; short words are
+also deleted, and sometimes a word is inserted, split in two or merged with the next. As Whisper's,
+all results are words: there are no spelling errors. The only file that imports jellyfish.
 """
 
 import re
@@ -16,7 +15,7 @@ import numpy as np
 
 Draw = np.random.Generator
 
-# Words that are hardly stressed, in groups that are taken for one another.
+# Unstressed words, in groups that are confused with one another.
 CONFUSED = (
     "a the uh of her",
     "and in an on then end",
@@ -42,98 +41,102 @@ CONFUSED = (
     "gonna going want to",
 )
 INSERTED = ("the", "a", "I", "and", "to", "it", "you", "oh", "so", "that", "is")
-SHORT = 3  # letters; words of no more are often lost, longer ones hardly ever
+SHORT = 3  # letters; words of no more are often deleted, longer ones hardly ever
 KINDS = ("substitute", "delete", "insert", "split", "merge")
 OF_SHORT = (0.56, 0.28, 0.10, 0.00, 0.06)  # shares of the kinds of errors at a short word
 OF_LONG = (0.74, 0.05, 0.08, 0.08, 0.05)
 CHANGES = {"substitute": 1, "delete": 1, "insert": 1, "split": 2, "merge": 2}
-MOST_ALIKE = 8  # words that one word is taken for
-LEAST_ALIKE = 0.6  # similarity of the spelling, 0 to 1
-# Of all exclamation marks so many become full stops. Whisper, base and tiny, wrote one after 36 and
+MOST_SIMILAR = 8  # substitutes of a word
+LEAST_SIMILARITY = 0.6  # Jaro-Winkler similarity of the spelling, 0 to 1
+# Share of exclamation marks that become full stops. Whisper, base and tiny, wrote one after 36 and
 # 44 % of RAVDESS's strongly angry clips, 22 and 28 % of the joyful, 8 and 14 % of the surprised.
-SOFTENED = 0.5
+EXCLAMATIONS_DROPPED = 0.5
 
 _WORD = re.compile(r"[a-z0-9']*[a-z0-9][a-z0-9']*", re.IGNORECASE)
 
 
 class Lexicon:
-    """Words by how they sound; asked for words that are taken for another."""
+    """Words by their sound, from which substitutes are drawn."""
 
     def __init__(self, words: Iterable[str]) -> None:
-        """``words``: all that may be heard, in lower case, the most frequent first."""
+        """``words``: all that may be substituted, in lower case, the most frequent first."""
         self._rank = {word: n for n, word in enumerate(dict.fromkeys(words))}
         self._by_sound: dict[str, list[str]] = {}
         for word in self._rank:
-            for sound in _nearby(word):
+            for sound in _sounds(word):
                 self._by_sound.setdefault(sound, []).append(word)
-        self._alike: dict[str, tuple[str, ...]] = {}
+        self._similar: dict[str, tuple[str, ...]] = {}
 
-    def alike(self, word: str) -> tuple[str, ...]:
-        """At most eight other words that sound almost like ``word``; none for a sound of its own.
+    def similar(self, word: str) -> tuple[str, ...]:
+        """At most eight other words that sound almost like ``word``, the likeliest first.
 
-        Almost: their metaphones differ by a sound or two, and their spelling isn't far.
+        Almost: their metaphones differ by at most a sound or two, and their spelling is similar.
         """
-        if word not in self._alike:
-            self._alike[word] = self._search(word)
-        return self._alike[word]
+        if word not in self._similar:
+            self._similar[word] = self._search(word)
+        return self._similar[word]
 
     def __contains__(self, word: str) -> bool:
         return word in self._rank
 
     def _search(self, word: str) -> tuple[str, ...]:
-        heard = {other for sound in _nearby(word) for other in self._by_sound.get(sound, ())}
-        near = {w: jellyfish.jaro_winkler_similarity(word, w) for w in heard if w != word}
-        near = {w: likeness for w, likeness in near.items() if likeness >= LEAST_ALIKE}
+        others = {other for sound in _sounds(word) for other in self._by_sound.get(sound, ())}
+        near = {w: jellyfish.jaro_winkler_similarity(word, w) for w in others if w != word}
+        near = {w: similarity for w, similarity in near.items() if similarity >= LEAST_SIMILARITY}
         order = sorted(near, key=lambda w: (-near[w] + 0.03 * np.log1p(self._rank[w]), w))
-        return tuple(order[:MOST_ALIKE])
+        return tuple(order[:MOST_SIMILAR])
 
 
 def lexicon_of(texts: Iterable[str], *, least: int = 3) -> Lexicon:
-    """All words that stand in ``texts`` at least ``least`` times."""
+    """All words that occur in ``texts`` at least ``least`` times."""
     counts = Counter(word for text in texts for word in words_of(text))
     return Lexicon(word for word, count in counts.most_common() if count >= least)
 
 
-def mishear(
+def simulate_asr_errors(
     text: str,
     *,
     rate: float,
     draw: Draw,
     lexicon: Lexicon | None = None,
-    softened: float = SOFTENED,
+    exclamations_dropped: float = EXCLAMATIONS_DROPPED,
 ) -> str:
-    """What may have been understood of ``text``, at an expected word error rate of ``rate``.
+    """``text`` with recognition errors, at an expected word error rate of ``rate``.
 
-    Substitutes come from ``lexicon`` (without it: from unstressed words alone) and keep the
-    original's capital and punctuation, but for the share of exclamation marks that is
-    ``softened``. Never becomes empty. A rate of 0 gives the text itself.
+    Substitutes come from ``lexicon`` (without one from unstressed words alone) and keep the
+    original's capital and punctuation; the share ``exclamations_dropped`` of exclamation marks
+    becomes full stops. Never becomes empty. A rate of 0 returns the text as it is.
     """
     if not rate:
         return text
     known = lexicon or _unstressed()
-    heard = [token for token in text.split() if words_of(token)]
-    budget = int(draw.binomial(len(heard), rate)) if heard else 0
-    order = iter(draw.permutation(len(heard)).tolist())
-    said: list[str | None] = list(heard)  # None: lost
+    original = [token for token in text.split() if words_of(token)]
+    budget = int(draw.binomial(len(original), rate)) if original else 0
+    order = iter(draw.permutation(len(original)).tolist())
+    tokens: list[str | None] = list(original)  # None: deleted
     while budget > 0 and (place := next(order, None)) is not None:
-        budget -= _err(said, place, budget=budget, lexicon=known, draw=draw)
-    return _soften(" ".join(token for token in said if token), share=softened, draw=draw) or text
+        budget -= _make_error(tokens, place, budget=budget, lexicon=known, draw=draw)
+    changed = " ".join(token for token in tokens if token)
+    return _drop_exclamations(changed, share=exclamations_dropped, draw=draw) or text
 
 
-def unpunctuated(text: str) -> str:
-    """In lower case, without any mark but the apostrophes in words: as many recognisers write."""
+def without_punctuation(text: str) -> str:
+    """In lower case, with no mark but the apostrophes within words, as many recognisers write."""
     return " ".join(words_of(text))
 
 
 def words_of(text: str) -> list[str]:
-    """The words alone, in lower case, as error rates count them."""
+    """The words of a text in lower case, as word error rates count them."""
     found = _WORD.findall(text.replace("\u2019", "'").lower())
     return [bare for word in found if (bare := word.strip("'"))]
 
 
-def _err(said: list[str | None], place: int, *, budget: int, lexicon: Lexicon, draw: Draw) -> int:
-    """Err at one word of ``said``; how many of the budget's errors that was, 0 for none."""
-    token = said[place]
+def _make_error(
+    tokens: list[str | None], place: int, *, budget: int, lexicon: Lexicon, draw: Draw
+) -> int:
+    """Make an error at one of ``tokens``; returns how many of the budget's errors it counts as, 0
+    for none."""
+    token = tokens[place]
     if token is None:
         return 0
     word = words_of(token)[0]
@@ -141,37 +144,37 @@ def _err(said: list[str | None], place: int, *, budget: int, lexicon: Lexicon, d
     kind = KINDS[int(draw.choice(len(KINDS), p=shares))]
     if CHANGES[kind] > budget:
         kind = "substitute"
-    following = said[place + 1] if place + 1 < len(said) else None
+    following = tokens[place + 1] if place + 1 < len(tokens) else None
     if kind == "insert":
-        said[place] = f"{token} {_pick(INSERTED, draw)}"
+        tokens[place] = f"{token} {_pick(INSERTED, draw)}"
         return 1
     if kind == "split" and (halves := _halves(word, lexicon)):
-        said[place] = _in_place_of(token, halves)
+        tokens[place] = _in_place_of(token, halves)
         return 2
     if kind == "merge" and following is not None and " " not in following:
-        joined = lexicon.alike(word + words_of(following)[0])
-        if joined:
-            said[place], said[place + 1] = None, _in_place_of(following, _pick(joined, draw))
+        merged = lexicon.similar(word + words_of(following)[0])
+        if merged:
+            tokens[place], tokens[place + 1] = None, _in_place_of(following, _pick(merged, draw))
             return 2
-    others = _unstressed().alike(word) if word in _unstressed() else lexicon.alike(word)
+    others = _unstressed().similar(word) if word in _unstressed() else lexicon.similar(word)
     if kind != "delete" and others:
-        said[place] = _in_place_of(token, _pick(others, draw))
+        tokens[place] = _in_place_of(token, _pick(others, draw))
         return 1
-    if sum(token is not None for token in said) == 1:
+    if sum(token is not None for token in tokens) == 1:
         return 0
-    said[place] = None
+    tokens[place] = None
     return 1
 
 
 class _Unstressed(Lexicon):
-    """CONFUSED's words, each alike to those of its groups."""
+    """CONFUSED's words, each similar to those of its groups."""
 
     def __init__(self) -> None:
         super().__init__(word for group in CONFUSED for word in group.split())
         for word in self._rank:
             groups = [group.split() for group in CONFUSED if word in group.split()]
             others = dict.fromkeys(w for group in groups for w in group if w != word)
-            self._alike[word] = tuple(others)
+            self._similar[word] = tuple(others)
 
 
 @cache
@@ -179,11 +182,11 @@ def _unstressed() -> Lexicon:
     return _Unstressed()
 
 
-def _nearby(word: str) -> set[str]:
+def _sounds(word: str) -> set[str]:
     """The word's metaphone, and what is left of it without any one sound."""
     sound = jellyfish.metaphone(word.replace("'", "")).replace(" ", "")
     if len(sound) < 2:
-        return {f"{sound}{len(word) // 3}"}  # a sound alone says too little
+        return {f"{sound}{len(word) // 3}"}  # a single sound is in too many words
     return {sound, *(sound[:n] + sound[n + 1 :] for n in range(len(sound)))}
 
 
@@ -203,15 +206,15 @@ def _in_place_of(token: str, word: str) -> str:
     return f"{token[: match.start()]}{written}{token[match.end() :]}"
 
 
-def _soften(text: str, *, share: float, draw: Draw) -> str:
-    """Some exclamations as statements; "?!" is a question then."""
+def _drop_exclamations(text: str, *, share: float, draw: Draw) -> str:
+    """Some exclamation marks as full stops; "?!" as a question mark."""
 
-    def soften(marks: re.Match[str]) -> str:
+    def drop(marks: re.Match[str]) -> str:
         if draw.random() >= share:
             return marks[0]
         return "?" if "?" in marks[0] else "."
 
-    return re.sub(r"\?*!+\?*", soften, text)
+    return re.sub(r"\?*!+\?*", drop, text)
 
 
 def _pick(words: tuple[str, ...], draw: Draw) -> str:

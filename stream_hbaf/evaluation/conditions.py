@@ -16,7 +16,7 @@ from typing import Any, Literal
 from stream_hbaf import __version__
 from stream_hbaf.bundle import read_bundle_config
 from stream_hbaf.config import Config
-from stream_hbaf.corpora.asr_errors import SOFTENED
+from stream_hbaf.corpora.asr_errors import EXCLAMATIONS_DROPPED
 from stream_hbaf.corpora.augment import (
     CLEAN,
     CONDITIONS,
@@ -80,7 +80,9 @@ CLIP_CONDITIONS = {
 TEXT_CONDITIONS = {
     REFERENCE_TEXT: EvaluationCondition(error_rate=0.0),
     ASR_ERRORS: EvaluationCondition(error_rate=0.15),
-    ASR_ERRORS_PLAIN: EvaluationCondition(error_rate=0.15, exclamations_dropped=SOFTENED),
+    ASR_ERRORS_PLAIN: EvaluationCondition(
+        error_rate=0.15, exclamations_dropped=EXCLAMATIONS_DROPPED
+    ),
 }
 FIRST = (AS_RECORDED, REFERENCE_TEXT)  # of a corpus with clips, of one without
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn import metrics
 
-from stream_hbaf.corpora.asr_errors import unpunctuated
+from stream_hbaf.corpora.asr_errors import without_punctuation
 
 Labels = NDArray[np.int64]
 Probabilities = NDArray[np.float64]
@@ -67,7 +67,7 @@ def word_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> flo
     Case and punctuation don't count. Above 1 where more words were inserted than there were;
     without any reference word, the number of inserted ones.
     """
-    plain = [[unpunctuated(text) for text in texts] for texts in (references, hypotheses)]
+    plain = [[without_punctuation(text) for text in texts] for texts in (references, hypotheses)]
     return float(jiwer.wer(plain[0], plain[1]))
 
 

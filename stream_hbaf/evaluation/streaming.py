@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from stream_hbaf.audio.source import MemorySource
 from stream_hbaf.bundle import Bundle
 from stream_hbaf.config import SAMPLE_RATE_HZ, Config
-from stream_hbaf.corpora.asr_errors import lexicon_of, mishear
+from stream_hbaf.corpora.asr_errors import lexicon_of, simulate_asr_errors
 from stream_hbaf.corpora.augment import CLEAN, Condition, NoisesAndRooms
 from stream_hbaf.corpora.dataset import utterances_of
 from stream_hbaf.corpora.dialogue import Corpus, Dialogue, LabelledUtterance, Split
@@ -153,12 +153,12 @@ def predict_text(
     every = (one.text for dialogues in corpus.splits.values() for one in utterances_of(dialogues))
     lexicon = lexicon_of(every) if error_rate else None
     texts = {
-        number: mishear(
+        number: simulate_asr_errors(
             one.text,
             rate=error_rate,
             draw=np.random.default_rng([seed, number]),
             lexicon=lexicon,
-            softened=exclamations_dropped,
+            exclamations_dropped=exclamations_dropped,
         )
         for number, one in enumerate(utterances)
     }
@@ -299,7 +299,7 @@ def _measure_cost(
     rows = []
     for number in chosen:
         one, clip = detected[number], playlist.start_of(number)
-        samples = playlist.sound(number)[max(0, one.start - clip) : one.end - clip]
+        samples = playlist.clip(number)[max(0, one.start - clip) : one.end - clip]
         times = []
         for _ in range(TIMES):
             times.append(

@@ -15,7 +15,13 @@ import numpy as np
 from pydantic import Field
 
 from stream_hbaf.config import Positive, Probability, Section
-from stream_hbaf.corpora.asr_errors import Lexicon, lexicon_of, mishear, unpunctuated, words_of
+from stream_hbaf.corpora.asr_errors import (
+    Lexicon,
+    lexicon_of,
+    simulate_asr_errors,
+    without_punctuation,
+    words_of,
+)
 from stream_hbaf.corpora.dialogue import SPLITS, Corpus, Dialogue, LabelledUtterance
 from stream_hbaf.corpora.open_corpus import open_corpus
 from stream_hbaf.evaluation.metrics import macro_f1, weighted_f1
@@ -127,8 +133,8 @@ def _heard(
             return text
         if draw.random() < words.misheard:
             rate = float(draw.uniform(0, words.largest_rate))
-            text = mishear(text, rate=rate, draw=draw, lexicon=lexicon)
-        return unpunctuated(text) or text if draw.random() < words.unpunctuated else text
+            text = simulate_asr_errors(text, rate=rate, draw=draw, lexicon=lexicon)
+        return without_punctuation(text) or text if draw.random() < words.unpunctuated else text
 
     return replace(known, turns=tuple(Turn(t.speaker, hear(t.text)) for t in known.turns))
 

@@ -7,7 +7,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_hbaf.corpora.asr_errors import Lexicon, lexicon_of, mishear, unpunctuated
+from stream_hbaf.corpora.asr_errors import (
+    Lexicon,
+    lexicon_of,
+    simulate_asr_errors,
+    without_punctuation,
+)
 from stream_hbaf.corpora.cache import EncodeTexts
 from stream_hbaf.corpora.dataset import Dataset, label_indices, rows_of, utterances_of
 from stream_hbaf.corpora.dialogue import LABELS, Corpus, Dialogue
@@ -61,7 +66,7 @@ def prepare_words(
     beside = tuple(dialogue for part in rows[versions:] for dialogue in part)
     dev = partial(spoken_material, talk.splits["dev"], encode=encode, heads=heads)
     draw = np.random.default_rng(plan.seed)
-    misheard = partial(mishear, rate=MISHEARD_RATE, draw=draw, lexicon=lexicon)
+    misheard = partial(simulate_asr_errors, rate=MISHEARD_RATE, draw=draw, lexicon=lexicon)
     return (
         Spoken(together, tuple(zip(*rows[:versions], strict=True)), beside),
         {"gold": dev(), "misheard": dev(hear=misheard)},
@@ -75,8 +80,8 @@ def _some(dialogues: Sequence[Dialogue], most: int, *, seed: int) -> list[Dialog
 
 def _hear_train(text: str, *, plan: WordsConfig, lexicon: Lexicon, draw: Draw) -> str:
     rate = float(draw.uniform(0, plan.largest_rate))
-    heard = mishear(text, rate=rate, draw=draw, lexicon=lexicon)
-    return unpunctuated(heard) or heard if draw.random() < plan.unpunctuated else heard
+    heard = simulate_asr_errors(text, rate=rate, draw=draw, lexicon=lexicon)
+    return without_punctuation(heard) or heard if draw.random() < plan.unpunctuated else heard
 
 
 def spoken_material(
