@@ -1,9 +1,10 @@
-"""Promises of certainty: probabilities by what was given, sets, silence, contradictions, shares."""
+"""Calibration: probabilities, label sets, abstention, conflicts and Shapley values."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from stream_hbaf.corpora.dialogue import LABELS
@@ -27,14 +28,14 @@ CALIBRATION = Calibration(
 )
 
 
-def sure_of(label: str, probability: float) -> np.ndarray:
-    """Probabilities of the seven: one label's, the rest evenly."""
+def likely(label: str, probability: float) -> NDArray[np.float64]:
+    """Probabilities of the seven labels: one's, and the rest evenly."""
     rest = (1 - probability) / (len(LABELS) - 1)
     return np.array([probability if name == label else rest for name in LABELS])
 
 
-def test_each_pattern_has_its_temperature():
-    """Row by row, logits are divided by the temperature of what the row was given."""
+def test_each_pattern_has_its_temperature() -> None:
+    """Each row's logits are divided by the temperature of its pattern."""
     logits = np.array([[2.0, 0.0, -1.0]] * 4, np.float32)
     found = CALIBRATION.probabilities(logits, pattern=PATTERNS)
     for row, temperature in zip(found, (4.0, 2.0, 1.0, 0.5), strict=True):
@@ -44,12 +45,12 @@ def test_each_pattern_has_its_temperature():
     np.testing.assert_allclose(alone, found[1], rtol=1e-12)
 
 
-def test_softmax_of_large_logits_stays_finite():
+def test_softmax_of_large_logits_stays_finite() -> None:
     """Logits of a thousand don't overflow."""
     assert softmax(np.array([1000.0, 0.0])).tolist() == [1.0, 0.0]
 
 
-def test_set_holds_the_likely_labels_and_never_none():
+def test_set_holds_the_likely_labels_and_never_none() -> None:
     """Labels from the threshold on; where none reaches it, the best."""
     probabilities = np.array([0.5, 0.2, 0.19, 0.11])
     found = {p: CALIBRATION.label_sets(probabilities, pattern=p).tolist() for p in PATTERNS}
@@ -61,8 +62,8 @@ def test_set_holds_the_likely_labels_and_never_none():
     }
 
 
-def test_an_unsure_best_label_is_no_answer():
-    """Below the pattern's least probability it abstains; with 1, however sure it is."""
+def test_an_unlikely_best_label_is_abstained() -> None:
+    """Below the pattern's least probability it abstains; at 1 always."""
     rows = np.array([[0.5, 0.5], [0.6, 0.4], [1.0, 0.0]])
     abstained = {p: CALIBRATION.abstains(rows, pattern=p).tolist() for p in PATTERNS}
     assert abstained == {
@@ -74,7 +75,7 @@ def test_an_unsure_best_label_is_no_answer():
 
 
 @pytest.mark.parametrize(
-    ("heard", "read", "conflict"),
+    ("by_audio", "by_text", "conflict"),
     [
         (("joy", 0.6), ("anger", 0.6), True),
         (("sadness", 0.5), ("joy", 0.5), True),
@@ -85,20 +86,22 @@ def test_an_unsure_best_label_is_no_answer():
         (("surprise", 0.9), ("anger", 0.9), False),
     ],
 )
-def test_voice_and_words_conflict_when_sure_and_opposite(heard, read, conflict):
-    """Both must be sure enough, one of something good and the other of something bad."""
-    audio, text = sure_of(*heard), sure_of(*read)
+def test_audio_and_text_conflict_when_likely_and_opposite(
+    by_audio: tuple[str, float], by_text: tuple[str, float], conflict: bool
+) -> None:
+    """Both labels must be likely, one of positive and the other of negative valence."""
+    audio, text = likely(*by_audio), likely(*by_text)
     assert CALIBRATION.conflicts(LABELS, audio=audio, text=text) is conflict
 
 
-def test_every_label_has_a_valence():
-    """One is good, four are bad, two are neither."""
+def test_every_label_has_a_valence() -> None:
+    """One is positive, four are negative, two are neither."""
     assert set(VALENCE) == set(LABELS)
     assert [sum(v == sign for v in VALENCE.values()) for sign in (1, -1, 0)] == [1, 4, 2]
 
 
-def test_one_temperature_promises_nothing():
-    """A bundle that was not calibrated says every label and never abstains."""
+def test_one_temperature_gives_no_guarantees() -> None:
+    """Sets hold every label and nothing is abstained."""
     plain = Calibration.of_temperature(2.0)
     probabilities = plain.probabilities(np.array([9.0, 0.0, -9.0]), pattern="audio")
     np.testing.assert_allclose(probabilities, softmax(np.array([4.5, 0.0, -4.5])), rtol=1e-12)
@@ -106,38 +109,38 @@ def test_one_temperature_promises_nothing():
     assert not plain.abstains(np.full(7, 1 / 7), pattern="")
 
 
-def test_a_calibration_that_forgets_a_pattern_is_refused():
-    """Whatever is given live, there must be something to say about it."""
+def test_a_calibration_without_a_pattern_is_refused() -> None:
+    """Every setting must have a value for each pattern."""
     settings = CALIBRATION.model_dump()
     del settings["thresholds"]["audio+text"]
     with pytest.raises(ValidationError, match=r"thresholds has nothing for 'audio\+text'"):
         Calibration.model_validate(settings)
 
 
-def test_patterns_name_what_was_given():
-    """One name for each of the four ways to be given sound and words."""
+def test_patterns_name_what_was_given() -> None:
+    """One name for each combination of audio and text."""
     sound, words = np.array([False, True, False, True]), np.array([False, False, True, True])
     assert patterns_of(audio=sound, text=words) == ["", "audio", "text", "audio+text"]
     assert pattern_of(audio=True, text=False) == "audio"
 
 
-def test_coalitions_begin_with_none_and_end_with_all():
+def test_coalitions_begin_with_none_and_end_with_all() -> None:
     """Every subset once."""
     found = coalitions(["a", "b", "c"])
     assert (found[0], found[-1]) == (frozenset(), frozenset("abc"))
     assert len(set(found)) == len(found) == 8
 
 
-def test_shares_of_the_glove_game():
-    """One left glove and two right ones, a pair is worth 1: 2/3, 1/6 and 1/6, as is well known."""
+def test_shapley_values_of_the_glove_game() -> None:
+    """One left glove and two right ones, a pair is worth 1: 2/3, 1/6 and 1/6."""
     worth = {c: float("left" in c and len(c) > 1) for c in coalitions(["left", "right", "other"])}
     shares = shapley(worth)
     assert shares == pytest.approx({"left": 2 / 3, "right": 1 / 6, "other": 1 / 6})
 
 
 @given(st.lists(st.floats(-5, 5), min_size=8, max_size=8), st.floats(-5, 5))
-def test_shares_sum_to_what_all_add_and_nobody_gets_what_isnt_theirs(values, gift):
-    """Efficiency; a player who changes nothing gets nothing, one who adds a constant gets it."""
+def test_shapley_values_are_efficient_and_fair(values: list[float], gift: float) -> None:
+    """They sum to the total; a null player gets 0, one who adds a constant gets it."""
     every = coalitions(["a", "b", "c"])
     worth = dict(zip(every, values, strict=True))
     assert sum(shapley(worth).values()) == pytest.approx(worth[every[-1]] - worth[every[0]])
@@ -147,6 +150,6 @@ def test_shares_sum_to_what_all_add_and_nobody_gets_what_isnt_theirs(values, gif
     assert shapley(giver)["c"] == pytest.approx(gift, abs=1e-12)
 
 
-def test_nobody_there_shares_nothing():
+def test_shapley_values_of_no_players_are_none() -> None:
     """Without players there is nothing to share."""
     assert shapley({frozenset(): 0.4}) == {}

@@ -1,4 +1,4 @@
-"""Promises of the COMET loader, kept to a tiny BART of the same class that the test makes."""
+"""COMET's features, with a tiny BART of the same class."""
 
 import shutil
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from tokenizers import ByteLevelBPETokenizer
 from transformers import (
     AutoTokenizer,
@@ -45,8 +46,8 @@ def save_tokenizer(folder: Path, added: list[str]) -> int:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """COMET-ATOMIC 2020 in small: a BART whose tokenizer knows the relations."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny COMET-ATOMIC 2020: a BART whose tokenizer has the relations."""
     folder = tmp_path_factory.mktemp("comet")
     size = save_tokenizer(folder, RELATIONS)
     torch.manual_seed(0)
@@ -67,12 +68,12 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def comet(folder) -> Comet:
+def comet(folder: Path) -> Comet:
     return Comet(str(folder))
 
 
-def expected_state(folder: Path, tokens: list[str]) -> np.ndarray:
-    """The decoder's last hidden state above <s>, asked for in the plainest way."""
+def expected_state(folder: Path, tokens: list[str]) -> NDArray[np.float32]:
+    """The decoder's last hidden state at <s>, by transformers' own call."""
     model = BartForConditionalGeneration.from_pretrained(folder).eval()
     ids = AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids(tokens)
     with torch.no_grad():
@@ -81,11 +82,12 @@ def expected_state(folder: Path, tokens: list[str]) -> np.ndarray:
             decoder_input_ids=torch.tensor([[0]]),
             output_hidden_states=True,
         )
-    return out.decoder_hidden_states[-1][0, 0].numpy()
+    state: NDArray[np.float32] = out.decoder_hidden_states[-1][0, 0].numpy()
+    return state
 
 
-def test_a_relation_is_the_state_before_the_first_inferred_word(folder, comet):
-    """The encoder reads event, relation and [GEN] as the tokens of COMET's training."""
+def test_a_relation_is_the_state_before_the_first_inferred_word(folder: Path, comet: Comet) -> None:
+    """The encoder's input is event, relation and [GEN] as the tokens of COMET's training."""
     event = AutoTokenizer.from_pretrained(folder).tokenize("I win the lottery")
     generate = AutoTokenizer.from_pretrained(folder).tokenize("[GEN]")
     (inferred,) = comet.infer_texts(["I win the lottery"])
@@ -94,44 +96,44 @@ def test_a_relation_is_the_state_before_the_first_inferred_word(folder, comet):
         np.testing.assert_allclose(vector, expected_state(folder, tokens), atol=1e-5)
 
 
-def test_inferences_are_three_vectors_a_text(comet):
+def test_inferences_are_three_vectors_a_text(comet: Comet) -> None:
     """float32 [N, 3, K], K the width of BART; relations differ, and so do texts."""
     inferred = comet.infer_texts(TEXTS)
     assert (inferred.shape, inferred.dtype) == ((5, 3, 16), np.float32)
     assert comet.width == 16
-    spoken = inferred[[0, 2, 3, 4]].reshape(12, 16)
-    distances = np.abs(spoken[:, None] - spoken[None]).max(-1) + np.eye(12)
+    vectors = inferred[[0, 2, 3, 4]].reshape(12, 16)
+    distances = np.abs(vectors[:, None] - vectors[None]).max(-1) + np.eye(12)
     assert distances.min() > 1e-2
 
 
-def test_batch_equals_single(comet):
-    """What else is inferred in the same call never changes a text's vectors."""
+def test_batch_equals_single(comet: Comet) -> None:
+    """The other texts of a call never change a text's vectors."""
     together = comet.infer_texts(TEXTS * 10)
     alone = np.concatenate([comet.infer_texts([text]) for text in TEXTS])
     np.testing.assert_allclose(together, np.tile(alone, (10, 1, 1)), atol=1e-5)
 
 
-def test_several_sentences_are_their_mean(comet):
-    """As COSMIC reads an utterance: sentence by sentence."""
+def test_several_sentences_are_their_mean(comet: Comet) -> None:
+    """Sentence by sentence, as in COSMIC."""
     parts = comet.infer_texts(["You lost my dog!", "How could you?", "I will never forgive you."])
     np.testing.assert_allclose(comet.infer_texts([TEXTS[2]])[0], parts.mean(0), atol=1e-5)
 
 
-def test_nothing_said_implies_nothing(comet):
+def test_empty_texts_are_zeros(comet: Comet) -> None:
     """An empty text is zeros, and no texts are no rows."""
     assert not comet.infer_texts(["", "  "]).any()
     assert comet.infer_texts([]).shape == (0, 3, 16)
 
 
-def test_a_long_sentence_keeps_its_relation(comet):
-    """What is cut is the event's end: relations still differ, a later word changes nothing."""
+def test_a_long_sentence_keeps_its_relation(comet: Comet) -> None:
+    """The event's end is cut: relations still differ, a later word changes nothing."""
     long = "and then they went home, " * 30
     first, changed = comet.infer_texts([long, long + "never"])
     np.testing.assert_allclose(first, changed, atol=1e-5)
     assert np.abs(first[0] - first[1]).max() > 1e-2
 
 
-def test_cosmic_mapping_shifts_the_relations(folder, comet):
+def test_cosmic_mapping_shifts_the_relations(folder: Path, comet: Comet) -> None:
     """External = xReact, internal = xEffect, purpose = xIntent (decision 5)."""
     ours = comet.infer_texts(TEXTS)
     cosmic = Comet(str(folder), mapping="cosmic").infer_texts(TEXTS)
@@ -140,13 +142,13 @@ def test_cosmic_mapping_shifts_the_relations(folder, comet):
     assert np.abs(cosmic[0, 1] - ours[0]).max(-1).min() > 1e-2
 
 
-def test_features_are_not_looked_at(comet):
-    """COMET reads words: whatever features come with them."""
+def test_text_features_are_not_used(comet: Comet) -> None:
+    """COMET takes the texts; other features change nothing."""
     with_features = comet.infer_texts(["no"], features=np.ones((1, 7), np.float32))
     assert np.array_equal(with_features, comet.infer_texts(["no"]))
 
 
-def test_weights_as_published_load_too(folder, comet, tmp_path):
+def test_weights_as_published_load_too(folder: Path, comet: Comet, tmp_path: Path) -> None:
     """The published COMET is a pytorch_model.bin."""
     shutil.copytree(folder, tmp_path / "bin")
     (tmp_path / "bin" / "model.safetensors").unlink()
@@ -155,7 +157,7 @@ def test_weights_as_published_load_too(folder, comet, tmp_path):
     np.testing.assert_allclose(again, comet.infer_texts(TEXTS), atol=1e-6)
 
 
-def test_a_setting_names_model_and_mapping(folder):
+def test_a_setting_names_model_and_mapping(folder: Path) -> None:
     """comet:<name> is mapping hbaf, comet-cosmic:<name> is mapping cosmic."""
     assert open_comet(f"comet:{folder}").relations == ("oReact", "xReact", "xIntent")
     assert open_comet(f"comet-cosmic:{folder}").relations == ("xReact", "xEffect", "xIntent")
@@ -176,7 +178,7 @@ def refusal(name: str) -> str:
     return message
 
 
-def test_missing_weights_are_one_line(tmp_path, monkeypatch):
+def test_missing_weights_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder that isn't there, one without a model, a name that nobody can download."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert "not on this machine and can't be downloaded" in refusal("nobody/nothing")
@@ -184,7 +186,7 @@ def test_missing_weights_are_one_line(tmp_path, monkeypatch):
     assert "no usable model in that folder" in refusal(str(tmp_path))
 
 
-def test_a_broken_weights_file_is_one_line(folder, tmp_path):
+def test_a_broken_weights_file_is_one_line(folder: Path, tmp_path: Path) -> None:
     """Half a download is a ModelError, and so is a file that lacks a layer."""
     shutil.copytree(folder, tmp_path / "half")
     weights = tmp_path / "half" / "model.safetensors"
@@ -203,7 +205,7 @@ def _bin(folder: Path, place: Path) -> Path:
     return place / "whole.bin"
 
 
-def test_another_model_is_refused(folder, tmp_path):
+def test_another_model_is_refused(folder: Path, tmp_path: Path) -> None:
     """A BART that never learned the relations, and no BART at all."""
     shutil.copytree(folder, tmp_path / "plain")
     for file in ("tokenizer.json", "tokenizer_config.json"):

@@ -1,4 +1,4 @@
-"""Promises of commonsense: three inferences an utterance, and heads that retrieve what is true."""
+"""Commonsense features: three vectors for each utterance, and heads that retrieve phrases."""
 
 import numpy as np
 import pytest
@@ -7,6 +7,7 @@ from stream_hbaf.corpora.commonsense import CommonsenseEvent
 from stream_hbaf.features.commonsense import Event2MindHeads, NoCommonsense
 from stream_hbaf.features.text import TextEncoder
 from stream_hbaf.training.commonsense_heads import (
+    Annotated,
     HeadsConfig,
     by_chance,
     by_heads,
@@ -28,24 +29,24 @@ EVENTS = [
 
 
 @pytest.fixture(scope="module")
-def inferences():
+def inferences() -> Annotated:
     encode = TextEncoder().encode
     return gather(EVENTS, encode=encode, encode_phrases=encode)
 
 
 @pytest.fixture(scope="module")
-def heads(inferences):
+def heads(inferences: Annotated) -> Event2MindHeads:
     plan = HeadsConfig(epochs=60, hidden=32, dropout=0.0)
     return train_heads(inferences, inferences, plan=plan, progress=lambda line: None)
 
 
-def test_heads_learn_the_true_phrases(inferences, heads):
-    """Trained on six events the heads put each one's phrase first."""
+def test_heads_learn_the_true_phrases(inferences: Annotated, heads: Event2MindHeads) -> None:
+    """Trained on six events, the heads rank each event's phrase first."""
     for found in retrieve(inferences, by_heads(heads)):
         assert (found.mrr, found.median_rank, found.recall_at_10) == (1.0, 1.0, 1.0)
 
 
-def test_figures_beside_their_baselines(inferences, heads):
+def test_figures_beside_their_baselines(inferences: Annotated, heads: Event2MindHeads) -> None:
     """Every way of ranking is reported for every relation, over the same phrases."""
     figures = measure_heads(inferences, inferences, heads, temperature=0.07)
     assert set(figures) == {
@@ -59,45 +60,47 @@ def test_figures_beside_their_baselines(inferences, heads):
         assert [found.candidates for found in relations.values()] == [4, 6, 5]
 
 
-def test_a_constant_ranking_gains_nothing(inferences):
-    """Ties count half: saying the same of all six phrases ranks the true one in the middle."""
+def test_a_constant_ranking_gains_nothing(inferences: Annotated) -> None:
+    """Ties count half: equal scores of all six phrases rank the true one in the middle."""
     constant = retrieve(inferences, lambda events, relation: np.zeros_like(events))
     assert constant[1].median_rank == 3.5
 
 
-def test_baselines_know_less_than_heads(inferences, heads):
-    """The event's own feature and chance stay behind what was trained."""
+def test_baselines_rank_worse_than_heads(inferences: Annotated, heads: Event2MindHeads) -> None:
+    """The event's own feature and chance have a lower mean reciprocal rank."""
     trained = np.mean([found.mrr for found in retrieve(inferences, by_heads(heads))])
     for baseline in (by_itself, by_chance):
         assert np.mean([found.mrr for found in retrieve(inferences, baseline)]) < trained
 
 
-def test_inferences_have_length_one_in_each_relation():
-    """[N, 3, K] of unit vectors: only directions mean something."""
+def test_inferences_have_length_one_in_each_relation() -> None:
+    """[N, 3, K] of unit vectors."""
     heads = Event2MindHeads(text_width=12, width=7).eval()
     inferred = heads.infer(np.random.default_rng(0).standard_normal((5, 12)).astype(np.float32))
     assert inferred.shape == (5, 3, 7)
     np.testing.assert_allclose(np.linalg.norm(inferred, axis=-1), 1.0, atol=1e-5)
 
 
-def test_heads_survive_their_tensors():
-    """Rebuilt from a state_dict, sizes included, they infer the same."""
+def test_heads_survive_their_tensors() -> None:
+    """Rebuilt from a state_dict, sizes included, they give the same features."""
     text = np.random.default_rng(0).standard_normal((4, 12)).astype(np.float32)
     heads = Event2MindHeads(text_width=12, width=7, hidden=5).eval()
     again = Event2MindHeads.from_tensors(heads.state_dict())
     assert np.array_equal(heads.infer(text), again.infer(text))
 
 
-def test_no_commonsense_is_zero():
-    """Without commonsense each relation is a zero vector of the asked width."""
+def test_no_commonsense_is_zero() -> None:
+    """Each relation is a zero vector of the given width."""
     inferred = NoCommonsense(5).infer(np.ones((2, 9), np.float32))
     assert inferred.shape == (2, 3, 5)
     assert not inferred.any()
 
 
 @pytest.mark.parametrize("commonsense", [NoCommonsense(5), Event2MindHeads(text_width=9, width=5)])
-def test_words_change_nothing_for_who_reads_features(commonsense):
-    """Asked with texts and features, as COMET is asked, both answer from the features alone."""
+def test_features_alone_determine_the_inferences(
+    commonsense: Event2MindHeads | NoCommonsense,
+) -> None:
+    """Called with texts and features, as COMET is, both use the features alone."""
     features = np.random.default_rng(0).standard_normal((2, 9)).astype(np.float32)
     if isinstance(commonsense, Event2MindHeads):
         commonsense.eval()

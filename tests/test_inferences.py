@@ -1,9 +1,13 @@
-"""Promises of inferences in words: nearest phrases, their frequency, and what a bundle keeps."""
+"""Inferences as phrases: the nearest ones, their frequency, and what a bundle keeps."""
+
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load, save
+from torch import Tensor
 
 from stream_hbaf.corpora.commonsense import CommonsenseEvent
 from stream_hbaf.errors import ModelError
@@ -19,66 +23,67 @@ WRITTEN = {
 }
 
 
-def encode(phrases):
+def encode(phrases: Sequence[str]) -> NDArray[np.float32]:
     """Directions that differ for phrases that differ, [N, 32], of any length."""
     rows = [np.random.default_rng(list(phrase.encode())).normal(size=32) for phrase in phrases]
     return np.array(rows, np.float32).reshape(-1, 32)
 
 
-def direction(phrase):
+def direction(phrase: str) -> NDArray[np.float32]:
     (row,) = encode([phrase])
-    return row / np.linalg.norm(row)
+    unit: NDArray[np.float32] = row / np.linalg.norm(row)
+    return unit
 
 
 @pytest.fixture
-def inferences():
+def inferences() -> Inferences:
     return Inferences.choose(WRITTEN, encode_phrases=encode, temperature=TEMPERATURE)
 
 
-def test_nearest_of_a_phrases_own_embedding(inferences):
+def test_nearest_of_a_phrases_own_embedding(inferences: Inferences) -> None:
     """A direction that is a phrase's own embedding finds that phrase, in every relation."""
-    asked = np.stack([direction(said) for said in ("fâché", "悲しい", "to rest")])
+    asked = np.stack([direction(phrase) for phrase in ("fâché", "悲しい", "to rest")])
     found = inferences.nearest(asked, count=1)
     assert found == {"external": ["fâché"], "internal": ["悲しい"], "purpose": ["to rest"]}
 
 
-def test_nearest_says_the_best_first_and_no_more_than_asked(inferences):
-    """Phrases are ordered by their scores; asked for more than there are, all are said."""
+def test_nearest_gives_the_best_first_and_at_most_count(inferences: Inferences) -> None:
+    """Phrases are ordered by score; with a larger count all are given."""
     asked = np.stack([direction("envious")] * 3)
     known = inferences.relations["internal"]
     order = np.argsort(-known.scores(asked[1]))
     assert inferences.nearest(asked, count=9)["internal"] == [known.texts[n] for n in order]
-    assert [len(said) for said in inferences.nearest(asked, count=2).values()] == [2, 2, 2]
+    assert [len(found) for found in inferences.nearest(asked, count=2).values()] == [2, 2, 2]
 
 
-def test_frequency_decides_between_phrases_that_fit_alike(inferences):
-    """Halfway between two phrases, what annotators wrote more often comes first."""
+def test_frequency_decides_between_phrases_that_fit_alike(inferences: Inferences) -> None:
+    """Halfway between two phrases the more frequent one comes first."""
     between = direction("happy") + direction("envious")
     asked = np.stack([between / np.linalg.norm(between)] * 3)
     assert inferences.nearest(asked)["external"][:2] == ["happy", "envious"]
 
 
-def test_scores_are_cosine_over_temperature_plus_log_frequency(inferences):
-    """As InfoNCE means it: τ times (cos/τ + log(count + ½)), to a bundle's precision."""
+def test_scores_are_cosine_over_temperature_plus_log_frequency(inferences: Inferences) -> None:
+    """τ times (cos/τ + log(count + ½)), to a bundle's precision."""
     asked = direction("envious")
     known = inferences.relations["external"]
     assert known.texts == ("happy", "envious", "fâché")
     expected = [
         TEMPERATURE
-        * (direction(said) @ asked / TEMPERATURE + np.log(WRITTEN["external"][said] + 0.5))
-        for said in known.texts
+        * (direction(text) @ asked / TEMPERATURE + np.log(WRITTEN["external"][text] + 0.5))
+        for text in known.texts
     ]
     np.testing.assert_allclose(known.scores(asked), expected, atol=2e-3)
 
 
-def test_a_phrase_never_written_has_a_prior():
-    """Half a time: log 0 would rule it out for ever."""
+def test_a_phrase_never_written_has_a_prior() -> None:
+    """That of half an occurrence, since log 0 would exclude it."""
     np.testing.assert_allclose(
         prior_of([0, 1, 3], temperature=0.5), 0.5 * np.log([0.5, 1.5, 3.5]), rtol=1e-6
     )
 
 
-def test_scores_of_many_directions_are_those_of_each(inferences):
+def test_scores_of_many_directions_are_those_of_each(inferences: Inferences) -> None:
     """[N, K] → [N, P], row by row what one direction gives."""
     known = inferences.relations["internal"]
     asked = np.stack([direction("glad"), direction("else")])
@@ -87,7 +92,7 @@ def test_scores_of_many_directions_are_those_of_each(inferences):
         np.testing.assert_allclose(row, known.scores(one), atol=1e-6)
 
 
-def test_inferences_survive_a_bundle_exactly(inferences):
+def test_inferences_survive_a_bundle_exactly(inferences: Inferences) -> None:
     """Through a safetensors file: the same phrases, Unicode among them, and the same numbers."""
     again = Inferences.from_tensors(load(save(inferences.tensors())))
     assert again.relations["internal"].texts == ("glad", "très déçu", "悲しい")
@@ -98,20 +103,20 @@ def test_inferences_survive_a_bundle_exactly(inferences):
         assert np.array_equal(before.prior, after.prior)
 
 
-def test_a_relation_without_phrases_survives_too():
-    """Nothing was written: nothing is said."""
+def test_a_relation_without_phrases_survives_too() -> None:
+    """A relation without annotations has no phrases."""
     written = {**WRITTEN, "purpose": {}}
     made = Inferences.choose(written, encode_phrases=encode, temperature=TEMPERATURE)
     again = Inferences.from_tensors(load(save(made.tensors())))
     assert again.nearest(np.stack([direction("happy")] * 3))["purpose"] == []
 
 
-def _cut(tensors, name):
+def _cut(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
     return {**tensors, name: tensors[name][:-1]}
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "complaint"),
     [
         (
             lambda t: {n: x for n, x in t.items() if n != "internal.prior"},
@@ -134,9 +139,11 @@ def _cut(tensors, name):
         ),
     ],
 )
-def test_damaged_tensors_are_named(inferences, damage, said):
+def test_damaged_tensors_are_named(
+    inferences: Inferences, damage: Callable[[dict[str, Tensor]], dict[str, Tensor]], complaint: str
+) -> None:
     """One line that says which tensor can't be used, and why."""
-    with pytest.raises(ModelError, match=said):
+    with pytest.raises(ModelError, match=complaint):
         Inferences.from_tensors(damage(inferences.tensors()))
 
 
@@ -157,12 +164,12 @@ def test_damaged_tensors_are_named(inferences, damage, said):
         ("internal", "déçu", "déçu"),
     ],
 )
-def test_phrases_are_made_plain(relation, phrase, plain):
-    """What only strengthens is dropped, placeholders become words, lists are left out."""
+def test_phrases_are_made_plain(relation: str, phrase: str, plain: str) -> None:
+    """Intensifiers are dropped, placeholders become words, lists are left out."""
     assert make_plain(phrase, relation=relation) == plain
 
 
-def test_the_most_frequent_are_kept_and_counted_together():
+def test_the_most_frequent_are_kept_and_counted_together() -> None:
     """Phrases that are the same when plain, or but for a slip of spelling, are one."""
     written = {
         **WRITTEN,
@@ -179,7 +186,7 @@ def test_the_most_frequent_are_kept_and_counted_together():
     np.testing.assert_allclose(known.prior, TEMPERATURE * np.log([7.5, 6.5]), atol=1e-3)
 
 
-def test_only_training_annotations_are_said():
+def test_only_training_annotations_are_kept() -> None:
     """Phrases of dev and test are no part of a bundle; copies in a second corpus count once."""
     win = CommonsenseEvent("I win", ("envious",), ("happy",), ("to win",))
     lose = CommonsenseEvent("I lose", ("sorry",), ("sad",), ())

@@ -1,4 +1,4 @@
-"""Promises that all networks keep, whatever their kind: one configuration, one bundle, one path."""
+"""All kinds of networks in a bundle and in the recogniser."""
 
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from stream_hbaf.features.acoustic import Acoustic
 from stream_hbaf.features.commonsense import NoCommonsense
 from stream_hbaf.features.scaling import Scaling
 from stream_hbaf.features.text import TextEncoder
+from stream_hbaf.networks.network import NetworkConfig
 from stream_hbaf.networks.registry import NETWORKS, build, read_network
 from stream_hbaf.recognizer import Recognizer, require_live
 
@@ -30,7 +31,7 @@ FORMS = [
 LIVE = [kind for kind, mode in FORMS if mode == "live"]
 
 
-def configured(kind: str, mode: str = "live"):
+def configured(kind: str, mode: str = "live") -> NetworkConfig:
     known = NETWORKS[kind][0].__dataclass_fields__
     sizes = {name: value for name, value in SIZES.items() if name in known}
     return read_network({"kind": kind, "mode": mode, **WIDTHS, **sizes})
@@ -61,15 +62,15 @@ def saved(kind: str, place: Path, *, mode: str = "live", acoustic: str = "") -> 
     return Config(model=str(place / "bundle"))
 
 
-def heard(turn: int) -> Acoustic:
-    """Made up, with descriptors of one second."""
+def acoustic_of(turn: int) -> Acoustic:
+    """Random functionals, and descriptors of one second."""
     lld = np.random.default_rng(turn).standard_normal((100, 65)).astype(np.float32)
     return replace(random_acoustic(turn), lld=lld)
 
 
 @pytest.mark.parametrize(("kind", "mode"), FORMS)
 def test_a_bundle_of_any_network_is_what_was_saved(kind: str, mode: str, tmp_path: Path) -> None:
-    """Settings and weights come back, and the settings name nothing but what the kind has."""
+    """Settings and weights come back."""
     settings = saved(kind, tmp_path, mode=mode)
     loaded = Bundle.load(settings.model)
     assert loaded.config.network == configured(kind, mode)
@@ -81,7 +82,7 @@ def test_a_bundle_of_any_network_is_what_was_saved(kind: str, mode: str, tmp_pat
 
 
 @pytest.mark.parametrize("kind", [kind for kind, mode in FORMS if mode == "offline"])
-def test_what_sees_the_future_refuses_to_listen(kind: str, tmp_path: Path) -> None:
+def test_an_offline_network_refuses_live_use(kind: str, tmp_path: Path) -> None:
     """Before anything is loaded, in one line; and it has no state to begin a dialogue with."""
     network = configured(kind, "offline")
     config = BundleConfig(id="x", labels=("a", "b", "c"), encoder="x", network=network)
@@ -92,17 +93,17 @@ def test_what_sees_the_future_refuses_to_listen(kind: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("kind", LIVE)
-def test_every_live_network_listens(kind: str, tmp_path: Path) -> None:
-    """A dialogue of sound and words, some without either: each turn has its emotion, explained."""
+def test_every_live_network_runs_in_the_recogniser(kind: str, tmp_path: Path) -> None:
+    """Turns of audio and text, some without one of them, have probabilities and contributions."""
     with Recognizer(saved(kind, tmp_path)) as recognizer:
-        dialogue, said = recognizer.new_dialogue(), []
+        dialogue, found = recognizer.new_dialogue(), []
         for turn, sentence in enumerate(SENTENCES):
             text = recognizer.encode_text(
                 transcript("" if turn == 3 else sentence),
                 speaker=TURNS[turn].speaker,
                 window=dialogue.window,
             )
-            acoustic = None if turn == 4 else heard(turn)
+            acoustic = None if turn == 4 else acoustic_of(turn)
             provisional, _ = recognizer.classify(acoustic=None, text=text, state=dialogue.state)
             final = recognizer.classify_final(
                 acoustic=acoustic,
@@ -113,18 +114,18 @@ def test_every_live_network_listens(kind: str, tmp_path: Path) -> None:
             )
             assert sum(provisional.probabilities.values()) == pytest.approx(1.0)
             assert final.contributions is not None
-            said.append((final.modalities, tuple(final.probabilities.values())))
+            found.append((final.modalities, tuple(final.probabilities.values())))
         assert dialogue.speakers == ["ross", "rachel"]
-        assert [modalities for modalities, _ in said][2:5] == [
+        assert [modalities for modalities, _ in found][2:5] == [
             ("audio", "text"),
             ("audio",),
             ("text",),
         ]
-        assert len({probabilities for _, probabilities in said}) == len(SENTENCES)
+        assert len({probabilities for _, probabilities in found}) == len(SENTENCES)
 
 
-def test_who_speaks_matters_to_a_network_that_tracks_speakers(tmp_path: Path) -> None:
-    """The same words by another speaker are another turn for DialogueRNN, and for HBAF are not."""
+def test_the_speaker_matters_to_a_network_that_tracks_speakers(tmp_path: Path) -> None:
+    """The speaker's number changes the result of DialogueRNN, and not that of HBAF."""
     moved = {}
     for kind in ("dialogue-rnn", "hbaf"):
         place = tmp_path / kind
@@ -137,7 +138,7 @@ def test_who_speaks_matters_to_a_network_that_tracks_speakers(tmp_path: Path) ->
                     # Read without names or context: only the number of the speaker differs.
                     text = recognizer.encode_text(transcript(SENTENCES[0]))
                     final = recognizer.classify_final(
-                        acoustic=heard(0),
+                        acoustic=acoustic_of(0),
                         text=replace(
                             text, window_before=dialogue.window, window_after=dialogue.window
                         ),
@@ -145,30 +146,32 @@ def test_who_speaks_matters_to_a_network_that_tracks_speakers(tmp_path: Path) ->
                         speaker=speaker,
                     )
                 found.append(list(final.probabilities.values()))
-            moved[kind] = np.abs(np.subtract(*found)).max()
+            moved[kind] = float(np.abs(np.subtract(found[0], found[1])).max())
     assert moved["hbaf"] == 0.0
     assert moved["dialogue-rnn"] > 1e-6
 
 
-def test_tokens_are_the_sound_that_mgcma_hears(tmp_path: Path) -> None:
-    """Of low-level descriptors; functionals alone tell it nothing."""
+def test_mgcma_takes_tokens_of_low_level_descriptors(tmp_path: Path) -> None:
+    """Other descriptors change the result, other functionals don't."""
     with Recognizer(saved("mgcma", tmp_path)) as recognizer:
         state = recognizer.new_dialogue().state
-        first, _ = recognizer.classify(acoustic=heard(0), text=None, state=state)
-        other, _ = recognizer.classify(acoustic=heard(1), text=None, state=state)
+        first, _ = recognizer.classify(acoustic=acoustic_of(0), text=None, state=state)
+        other, _ = recognizer.classify(acoustic=acoustic_of(1), text=None, state=state)
         same, _ = recognizer.classify(
-            acoustic=replace(heard(0), functionals=heard(1).functionals), text=None, state=state
+            acoustic=replace(acoustic_of(0), functionals=acoustic_of(1).functionals),
+            text=None,
+            state=state,
         )
     assert first == same
     assert first.probabilities != other.probabilities
 
 
 def test_functionals_are_one_token_for_mgcma(tmp_path: Path) -> None:
-    """Trained on one vector an utterance, it listens to one vector an utterance."""
+    """Trained on one vector for each utterance, it gets one vector live."""
     with Recognizer(saved("mgcma", tmp_path, acoustic="compare")) as recognizer:
         state = recognizer.new_dialogue().state
-        first, _ = recognizer.classify(acoustic=heard(0), text=None, state=state)
-        other, _ = recognizer.classify(acoustic=heard(1), text=None, state=state)
+        first, _ = recognizer.classify(acoustic=acoustic_of(0), text=None, state=state)
+        other, _ = recognizer.classify(acoustic=acoustic_of(1), text=None, state=state)
     assert first.modalities == ("audio",)
     assert first.probabilities != other.probabilities
 
@@ -183,12 +186,15 @@ def test_functionals_are_one_token_for_mgcma(tmp_path: Path) -> None:
         ({"kind": "mgcma", "hidden": "wide"}, "'hidden': Input should be a valid integer"),
     ],
 )
-def test_a_setting_that_a_network_cannot_have_is_named(settings: dict, complaint: str) -> None:
+def test_a_setting_that_a_network_cannot_have_is_named(
+    settings: dict[str, object], complaint: str
+) -> None:
+    """Unknown kinds, unknown names and invalid values, in one line."""
     with pytest.raises(ConfigError, match=complaint):
         read_network(settings)
 
 
 def test_settings_without_a_kind_are_hbafs() -> None:
-    """Bundles and recipes from before there were others mean what they meant."""
+    """A bundle or recipe that names no kind has HBAF's settings."""
     plain = {name: value for name, value in asdict(configured("hbaf")).items() if name != "kind"}
     assert read_network(plain) == configured("hbaf")

@@ -1,4 +1,4 @@
-"""Promises of reading a dialogue: every turn in its window, and none of them a later one."""
+"""Dialogue context of the text encoder: windows of turns, block causal, live and in batches."""
 
 import importlib
 import shutil
@@ -32,7 +32,7 @@ CONTEXT = ContextConfig(tokens=40, speakers=True)
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory) -> dict[str, Path]:
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {
         "bert": save_tiny_bert(tmp_path_factory.mktemp("bert")),
         "mpnet": save_tiny_mpnet(tmp_path_factory.mktemp("mpnet")),
@@ -40,20 +40,20 @@ def folders(tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module", params=["bert", "mpnet", "minilm"])
-def encoder(request, folders) -> TextEncoder:
+def encoder(request: pytest.FixtureRequest, folders: dict[str, Path]) -> TextEncoder:
     if request.param == "minilm":
         return TextEncoder(context=CONTEXT)
     return TextEncoder(str(folders[request.param]), context=CONTEXT)
 
 
 def a_dialogue(turns: int, *, seed: int = 0) -> list[Turn]:
-    """Turns of one to twelve words, said by two people."""
+    """Turns of one to twelve words by two speakers."""
     draw = np.random.default_rng(seed)
-    said = [" ".join(draw.choice(WORDS.split(), draw.integers(1, 13))) for _ in range(turns)]
-    return [Turn(("ross", "rachel")[n % 2], text) for n, text in enumerate(said)]
+    texts = [" ".join(draw.choice(WORDS.split(), draw.integers(1, 13))) for _ in range(turns)]
+    return [Turn(("ross", "rachel")[n % 2], text) for n, text in enumerate(texts)]
 
 
-def test_live_reading_equals_a_whole_dialogue(encoder):
+def test_turn_by_turn_equals_a_whole_dialogue(encoder: TextEncoder) -> None:
     """Turn by turn the same features as at once, through several windows."""
     turns = a_dialogue(14)
     whole = encoder.encode_dialogue(turns)
@@ -67,7 +67,7 @@ def test_live_reading_equals_a_whole_dialogue(encoder):
     assert len({row.tobytes() for row in whole}) == 14
 
 
-def test_dialogues_do_not_depend_on_each_other(encoder):
+def test_dialogues_do_not_depend_on_each_other(encoder: TextEncoder) -> None:
     """Many at once give what each gives by itself, in order, the empty one too."""
     dialogues = [a_dialogue(9, seed=1), [], a_dialogue(1, seed=2), a_dialogue(17, seed=3)]
     together = encoder.encode_dialogues(dialogues)
@@ -76,8 +76,8 @@ def test_dialogues_do_not_depend_on_each_other(encoder):
         np.testing.assert_allclose(features, encoder.encode_dialogue(turns), atol=1e-5)
 
 
-def test_a_later_turn_never_changes_an_earlier_feature(encoder):
-    """Whatever comes next, what was said before keeps its features."""
+def test_a_later_turn_never_changes_an_earlier_feature(encoder: TextEncoder) -> None:
+    """Other later turns leave the features of earlier ones as they are."""
     turns = a_dialogue(12)
     whole = encoder.encode_dialogue(turns)
     for end in (1, 5, 11):
@@ -85,22 +85,22 @@ def test_a_later_turn_never_changes_an_earlier_feature(encoder):
         np.testing.assert_allclose(encoder.encode_dialogue(other)[:end], whole[:end], atol=1e-5)
 
 
-def test_the_past_in_the_window_changes_a_feature(encoder):
-    """Context is read: another turn before, another feature."""
+def test_the_past_in_the_window_changes_a_feature(encoder: TextEncoder) -> None:
+    """Another turn before gives another feature."""
     last = Turn("ross", "what is it ?")
     one = encoder.encode_dialogue([Turn("rachel", "i never came home !"), last])
     other = encoder.encode_dialogue([Turn("rachel", "the friend is great"), last])
     assert np.abs(one[1] - other[1]).max() > 1e-3
 
 
-def test_an_empty_dialogue_gives_no_rows(encoder):
+def test_an_empty_dialogue_gives_no_rows(encoder: TextEncoder) -> None:
     """Nothing in, nothing out, of the right width; no dialogues at all, an empty list."""
     assert encoder.encode_dialogue([]).shape == (0, encoder.width)
     assert encoder.encode_dialogues([]) == []
 
 
-def test_half_width_is_near_and_leaves_no_trace(encoder):
-    """bfloat16 gives about the same; without it numbers are exact even under autocast."""
+def test_half_precision_is_near_and_float32_exact(encoder: TextEncoder) -> None:
+    """bfloat16 gives about the same; without ``half`` autocast changes nothing."""
     turns = a_dialogue(6)
     exact = encoder.encode_dialogue(turns)
     half = encoder.encode_dialogues([turns], half=True)[0]
@@ -110,7 +110,7 @@ def test_half_width_is_near_and_leaves_no_trace(encoder):
     assert 0 < np.abs(half - exact).max() < 0.1
 
 
-def test_a_feature_is_the_mean_over_its_own_tokens(folders):
+def test_a_feature_is_the_mean_over_its_own_tokens(folders: dict[str, Path]) -> None:
     """The window in plain loops: each turn's attention limited by its own 2-D mask."""
     encoder = TextEncoder(str(folders["mpnet"]), context=ContextConfig(tokens=64))
     turns = [Turn("", "i can believe it"), Turn("", "no !"), Turn("", "what ?")]
@@ -132,8 +132,8 @@ def test_a_feature_is_the_mean_over_its_own_tokens(folders):
         np.testing.assert_allclose(feature, expected, atol=1e-5)
 
 
-def test_without_a_window_every_utterance_is_read_by_itself(folders):
-    """tokens 0: bit for bit what ``encode`` gives for the texts, and nothing to remember."""
+def test_without_a_window_every_utterance_is_encoded_by_itself(folders: dict[str, Path]) -> None:
+    """tokens 0: bit for bit what ``encode`` gives for the texts, and an empty window."""
     encoder = TextEncoder(str(folders["bert"]))
     turns = a_dialogue(5)
     assert np.array_equal(
@@ -144,7 +144,7 @@ def test_without_a_window_every_utterance_is_read_by_itself(folders):
     assert window == EMPTY_WINDOW
 
 
-def test_speakers_are_read_where_they_are_known(folders):
+def test_speakers_are_encoded_where_they_are_known(folders: dict[str, Path]) -> None:
     """ "Speaker: text", or the text alone for a speaker without a name."""
     named = TextEncoder(str(folders["bert"]), context=CONTEXT)
     plain = TextEncoder(str(folders["bert"]), context=ContextConfig(tokens=40))
@@ -152,7 +152,7 @@ def test_speakers_are_read_where_they_are_known(folders):
     assert named.turn_ids([Turn("", "no")]) == plain.turn_ids([Turn("ross", "no")])
 
 
-def test_a_turn_longer_than_the_window_is_cut(folders):
+def test_a_turn_longer_than_the_window_is_cut(folders: dict[str, Path]) -> None:
     """Cut to what fits beside cls and its end, and to 60 tokens in any window."""
     small = TextEncoder(str(folders["mpnet"]), context=ContextConfig(tokens=12))
     large = TextEncoder(str(folders["mpnet"]), context=ContextConfig(tokens=256))
@@ -162,7 +162,7 @@ def test_a_turn_longer_than_the_window_is_cut(folders):
     assert np.isfinite(small.encode_dialogue([short, long, short])).all()
 
 
-def test_a_turn_that_does_not_fit_starts_a_new_window():
+def test_a_turn_that_does_not_fit_starts_a_new_window() -> None:
     """As many whole turns are kept as fit in half of the window together with the new one."""
     window = TurnWindow(((1,) * 3, (2,) * 4, (3,) * 2, (4,) * 3))  # 13 with cls
     fits = (5,) * 3
@@ -175,7 +175,7 @@ def test_a_turn_that_does_not_fit_starts_a_new_window():
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(1, 15), max_size=40), st.integers(16, 40))
-def test_windows_depend_on_the_past_only(lengths, tokens):
+def test_windows_depend_on_the_past_only(lengths: list[int], tokens: int) -> None:
     """Every turn is wanted once, in order, in windows that fit and that its past alone decides."""
     turns = [(n,) * length for n, length in enumerate(lengths)]
     found = passages(turns, tokens=tokens)
@@ -186,7 +186,7 @@ def test_windows_depend_on_the_past_only(lengths, tokens):
         assert any(passage.turns[: len(earlier)] == earlier for passage in found)
 
 
-def test_the_mask_is_block_causal():
+def test_the_mask_is_block_causal() -> None:
     """cls sees itself; a token sees its own turn, earlier ones and cls; nobody sees padding."""
     layout = lay_out([Passage(((7, 8), (9,))), Passage(((5,),), 0)], cls=1, pad=0)
     assert layout.ids.tolist() == [[1, 7, 8, 9], [1, 5, 0, 0]]
@@ -200,18 +200,18 @@ def test_the_mask_is_block_causal():
     assert layout.spans == ((0, 1, 3), (0, 3, 4), (1, 1, 2))
 
 
-def test_batches_keep_to_their_tokens():
+def test_batches_keep_to_their_tokens() -> None:
     """Padding counts; what is longer than a batch by itself is one."""
     assert batches_of([3, 4, 5, 30, 2], [0, 1, 2, 3, 4], tokens=12) == [[0, 1], [2], [3], [4]]
 
 
-def test_a_window_beyond_the_encoder_is_refused(folders):
+def test_a_window_beyond_the_encoder_is_refused(folders: dict[str, Path]) -> None:
     """One line that says how much the encoder can read."""
     with pytest.raises(ModelError, match="takes at most 512 tokens at once, not 600"):
         TextEncoder(str(folders["mpnet"]), context=ContextConfig(tokens=600))
 
 
-def test_a_window_too_short_to_read_in_is_refused():
+def test_a_window_too_short_for_a_turn_is_refused() -> None:
     """A window needs room for words."""
     with pytest.raises(ValidationError, match="a window of 3 tokens is too short"):
         ContextConfig(tokens=3)
@@ -230,7 +230,9 @@ def pretend_packages(place: Path, parts: dict[int, bytes]) -> None:
 
 
 @pytest.fixture
-def zipped(folders, tmp_path, monkeypatch) -> list[bytes]:
+def zipped(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> list[bytes]:
     """The tiny MPNet as five parts of a zip; only what the test installs is installed."""
     file = tmp_path / "whole.zip"
     with zipfile.ZipFile(file, "w") as packed:
@@ -247,7 +249,9 @@ def zipped(folders, tmp_path, monkeypatch) -> list[bytes]:
     return [content[start : start + step] for start in range(0, len(content), step)]
 
 
-def test_mpnet_is_joined_from_its_packages_once(zipped, folders, tmp_path):
+def test_mpnet_is_joined_from_its_packages_once(
+    zipped: list[bytes], folders: dict[str, Path], tmp_path: Path
+) -> None:
     """Five parts become one folder in the cache, which is found again without them."""
     pretend_packages(tmp_path / "site-packages", dict(enumerate(zipped, 1)))
     folder = Path(resolve_encoder("all-mpnet-base-v2"))
@@ -259,7 +263,7 @@ def test_mpnet_is_joined_from_its_packages_once(zipped, folders, tmp_path):
     assert resolve_encoder("all-mpnet-base-v2") == str(folder)
 
 
-def test_a_missing_part_of_mpnet_is_named(zipped, tmp_path):
+def test_a_missing_part_of_mpnet_is_named(zipped: list[bytes], tmp_path: Path) -> None:
     """Which package is missing, and the command that gets all of them."""
     parts = {n: part for n, part in enumerate(zipped, 1) if n != 3}
     pretend_packages(tmp_path / "site-packages", parts)
@@ -267,7 +271,7 @@ def test_a_missing_part_of_mpnet_is_named(zipped, tmp_path):
         resolve_encoder("all-mpnet-base-v2")
 
 
-def test_damaged_parts_of_mpnet_leave_nothing_behind(zipped, tmp_path):
+def test_damaged_parts_of_mpnet_leave_nothing_behind(zipped: list[bytes], tmp_path: Path) -> None:
     """A byte that changed is found, and no half folder is taken for a whole one."""
     broken = bytearray(zipped[2])
     broken[len(broken) // 2] ^= 255

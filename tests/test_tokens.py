@@ -1,4 +1,4 @@
-"""Promises of tokens: what a network that aligns them is given of sound and of words."""
+"""Tokens of audio and of text, the input of networks that align them."""
 
 from pathlib import Path
 
@@ -36,15 +36,15 @@ def test_a_token_is_the_mean_of_eighty_milliseconds() -> None:
 
 @pytest.mark.parametrize(("frames", "tokens"), [(512, 64), (513, 57), (3_000, 64)])
 def test_a_long_utterance_has_longer_tokens_instead_of_more(frames: int, tokens: int) -> None:
-    """Never more than 64, and none of the sound is left out."""
+    """Never more than 64, and none of the audio is left out."""
     found = frames_to_tokens(np.ones((frames, 1)), frame_ms=10)
     assert found.shape == (tokens, 1)
     assert len(found) <= MAX_TOKENS
     assert (found == 1.0).all()
 
 
-def test_a_missing_value_counts_for_nothing() -> None:
-    """The mean is of the frames that have the value; without any the token lacks it."""
+def test_a_missing_value_is_left_out_of_the_mean() -> None:
+    """The mean is of the frames that have the value; without any it is NaN."""
     frames = np.array([[1.0, np.nan]] * 4 + [[3.0, np.nan]] * 4)
     frames[0, 0] = np.nan
     token = frames_to_tokens(frames, frame_ms=10)[0]
@@ -53,7 +53,7 @@ def test_a_missing_value_counts_for_nothing() -> None:
 
 
 def test_rows_of_a_cache_are_the_tokens_again() -> None:
-    """What is kept as one vector an utterance comes back token by token."""
+    """What is cached as one vector for each utterance comes back as tokens."""
     short, full = np.ones((3, 2), np.float32), np.full((MAX_TOKENS, 2), 2.0, np.float32)
     back = rows_to_tokens(np.stack([tokens_to_row(short), tokens_to_row(full)]))
     assert back.shape == (2, MAX_TOKENS, 2)
@@ -96,16 +96,20 @@ def test_scaling_never_makes_a_token_of_none() -> None:
 
 
 @pytest.fixture(scope="module", params=[0, 40], ids=["alone", "in its dialogue"])
-def encoders(request, tmp_path_factory) -> tuple[TextEncoder, TextEncoder]:
-    """One that gives means and one that gives tokens, of the same weights."""
+def encoders(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[TextEncoder, TextEncoder]:
+    """One of means and one of tokens, with the same weights."""
     folder = str(save_tiny_bert(tmp_path_factory.mktemp("encoder")))
     context = ContextConfig(tokens=request.param, speakers=True)
     mean, tokens = (TextEncoder(folder, context=context, tokens=kind) for kind in (False, True))
     return mean, tokens
 
 
-def test_the_mean_of_text_tokens_is_the_text_feature(encoders) -> None:
-    """Both are read off the same states; of 32 tokens or fewer none is lost."""
+def test_the_mean_of_text_tokens_is_the_text_feature(
+    encoders: tuple[TextEncoder, TextEncoder],
+) -> None:
+    """Both come from the same states; of 32 tokens or fewer none is lost."""
     mean, tokens = encoders
     turns = [Turn("ross", text) for text in TEXTS]
     of_tokens = tokens.encode_dialogue(turns)
@@ -114,12 +118,14 @@ def test_the_mean_of_text_tokens_is_the_text_feature(encoders) -> None:
     np.testing.assert_allclose(np.nanmean(of_tokens, axis=1), expected, atol=1e-5)
 
 
-def test_text_tokens_told_turn_by_turn_are_those_of_the_whole_dialogue(encoders) -> None:
-    """Live and in training the network is given the same."""
+def test_text_tokens_turn_by_turn_are_those_of_the_whole_dialogue(
+    encoders: tuple[TextEncoder, TextEncoder],
+) -> None:
+    """Live and in training the network gets the same tokens."""
     _, tokens = encoders
     turns = [Turn(("ross", "joey")[n % 2], text) for n, text in enumerate([*TEXTS, LONG])]
     whole, window = tokens.encode_dialogue(turns), EMPTY_WINDOW
     for n, turn in enumerate(turns):
-        told, window = tokens.encode_next(turn, window)
-        np.testing.assert_allclose(told, whole[n], atol=1e-5)
+        found, window = tokens.encode_next(turn, window)
+        np.testing.assert_allclose(found, whole[n], atol=1e-5)
     assert np.isfinite(whole[3]).all()  # a long turn fills all of its places, and is cut there
