@@ -5,10 +5,12 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from pydantic import ValidationError
 from tiny_encoder import save_tiny_mpnet
 
@@ -63,30 +65,30 @@ def bundle() -> Bundle:
 
 
 @pytest.fixture(scope="module")
-def saved(bundle, tmp_path_factory) -> Path:
+def saved(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundles") / "tiny"
     bundle.save(folder, metrics={"dev": 0.5}, card="# tiny\n")
     return folder
 
 
 @pytest.fixture
-def copied(saved, tmp_path) -> Path:
+def copied(saved: Path, tmp_path: Path) -> Path:
     return shutil.copytree(saved, tmp_path / "copied")
 
 
-def predict(bundle: Bundle, text: str) -> np.ndarray:
+def predict(bundle: Bundle, text: str) -> NDArray[np.float64]:
     words = bundle.encoder.encode([text])
     sound = np.linspace(-3, 3, FUNCTIONALS_WIDTH, dtype=np.float32)[None]
     features = Features(
         audio=torch.from_numpy(bundle.scale(sound)[0]),
         text=torch.from_numpy(words[0]),
-        commonsense=torch.from_numpy(bundle.commonsense.infer(words)[0]),
+        commonsense=torch.from_numpy(bundle.commonsense.infer_texts([text], features=words)[0]),
     )
     logits, _ = bundle.network.step(features, bundle.network.initial_state())
     return bundle.probabilities(logits.numpy(), pattern="audio+text")
 
 
-def test_a_loaded_bundle_predicts_what_the_saved_one_did(bundle, saved):
+def test_a_loaded_bundle_predicts_what_the_saved_one_did(bundle: Bundle, saved: Path) -> None:
     """Encoder layers, heads, scaling, network and temperature all survive, bit for bit."""
     loaded = Bundle.load(str(saved))
     text = "Are you serious?"
@@ -96,13 +98,13 @@ def test_a_loaded_bundle_predicts_what_the_saved_one_did(bundle, saved):
     assert json.loads((saved / "metrics.json").read_text()) == {"dev": 0.5}
 
 
-def test_saving_twice_gives_the_same_sum(bundle, saved, tmp_path):
+def test_saving_twice_gives_the_same_sum(bundle: Bundle, saved: Path, tmp_path: Path) -> None:
     """The published SHA-256 names the content: the same bundle has the same one."""
     bundle.save(tmp_path, metrics={"dev": 0.5}, card="another card")
     assert Bundle.load(str(tmp_path)).sha256 == Bundle.load(str(saved)).sha256
 
 
-def test_probabilities_are_softened_by_the_temperature(bundle):
+def test_probabilities_are_softened_by_the_temperature(bundle: Bundle) -> None:
     """Logits are divided by the temperature; float64 probabilities sum to 1."""
     logits = np.array([2.0, 0.0, -1.0, 0.5, 0.0, 0.0, 0.0], np.float32)
     probabilities = bundle.probabilities(logits, pattern="text")
@@ -111,7 +113,9 @@ def test_probabilities_are_softened_by_the_temperature(bundle):
     assert probabilities.dtype == np.float64
 
 
-def test_a_calibrated_bundle_reads_its_logits_by_what_was_given(bundle, tmp_path):
+def test_a_calibrated_bundle_reads_its_logits_by_what_was_given(
+    bundle: Bundle, tmp_path: Path
+) -> None:
     """Through the file: each pattern's temperature, label sets and abstention."""
     calibration = Calibration(
         temperatures={"": 4.0, "audio": 2.0, "text": 1.0, "audio+text": 0.3},
@@ -130,7 +134,7 @@ def test_a_calibrated_bundle_reads_its_logits_by_what_was_given(bundle, tmp_path
         np.testing.assert_allclose(row, expected / expected.sum(), rtol=1e-12)
 
 
-def test_an_uncalibrated_bundle_promises_nothing():
+def test_an_uncalibrated_bundle_promises_nothing() -> None:
     """Its temperature is 1; every label is possible, and it never abstains."""
     config = BundleConfig(id="new", labels=LABELS, encoder="x", network=HbafConfig())
     assert set(config.calibration.temperatures.values()) == {1.0}
@@ -138,30 +142,30 @@ def test_an_uncalibrated_bundle_promises_nothing():
     assert set(config.calibration.answers_above.values()) == {0.0}
 
 
-def test_scaling_selects_and_standardises(bundle):
+def test_scaling_selects_and_standardises(bundle: Bundle) -> None:
     """Each kept functional in standard deviations from training's mean."""
-    functionals = np.arange(FUNCTIONALS_WIDTH, dtype=np.float32)[None] / 100
-    expected = [
-        (10 * n / 100 - bundle.scaling.mean[n]) / bundle.scaling.deviation[n] for n in range(AUDIO)
-    ]
+    functionals = np.arange(FUNCTIONALS_WIDTH, dtype=np.float32)[None] / np.float32(100)
+    scaling = bundle.scaling
+    assert scaling is not None
+    expected = [(10 * n / 100 - scaling.mean[n]) / scaling.deviation[n] for n in range(AUDIO)]
     np.testing.assert_allclose(bundle.scale(functionals)[0], np.clip(expected, -5, 5), rtol=1e-5)
 
 
-def test_scaling_bears_another_microphone(bundle):
+def test_scaling_bears_another_microphone(bundle: Bundle) -> None:
     """Numbers out of all bounds stop at 5 deviations; what isn't a number becomes the mean."""
     functionals = np.zeros((1, FUNCTIONALS_WIDTH), np.float32)
     functionals[0, [0, 10, 20, 30]] = [np.nan, np.inf, -np.inf, 1e30]
     assert bundle.scale(functionals)[0, :4].tolist() == [0.0, 5.0, -5.0, 5.0]
 
 
-def test_scaling_one_equals_scaling_many(bundle):
+def test_scaling_one_equals_scaling_many(bundle: Bundle) -> None:
     """An utterance's features don't depend on what else is scaled."""
     many = np.random.default_rng(0).standard_normal((5, FUNCTIONALS_WIDTH)).astype(np.float32)
     assert np.array_equal(bundle.scale(many)[2], bundle.scale(many[2:3])[0])
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "model.safetensors"])
-def test_a_damaged_file_is_named(copied, name):
+def test_a_damaged_file_is_named(copied: Path, name: str) -> None:
     """One changed byte is found, and the file is named."""
     content = bytearray((copied / name).read_bytes())
     content[len(content) // 2] ^= 1
@@ -174,7 +178,7 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_a_saved_bundle_records_the_weights_that_it_builds_on(saved):
+def test_a_saved_bundle_records_the_weights_that_it_builds_on(saved: Path) -> None:
     """The encoder's frozen layers, and what a live bundle is used with: as sha256sum has them."""
     encoder = Path(resolve_encoder("all-MiniLM-L6-v2")) / "model.safetensors"
     whisper = find_whisper("base")
@@ -187,7 +191,7 @@ def test_a_saved_bundle_records_the_weights_that_it_builds_on(saved):
 
 
 @pytest.mark.parametrize("name", ["live-en", "mgcma-en"])
-def test_a_shipped_bundle_names_the_weights_that_are_installed(name):
+def test_a_shipped_bundle_names_the_weights_that_are_installed(name: str) -> None:
     """With them it loads, and its own files alone give the SHA-256 that evaluation reports."""
     config = read_bundle_config(name)
     assert {part: digest_part(part) for part in config.digests} == config.digests
@@ -195,7 +199,7 @@ def test_a_shipped_bundle_names_the_weights_that_are_installed(name):
     assert Bundle.load(name).sha256 == sha256(resolve_bundle(name) / "SHA256SUMS")
 
 
-def test_other_weights_of_the_encoder_are_refused(tmp_path):
+def test_other_weights_of_the_encoder_are_refused(tmp_path: Path) -> None:
     """One bit of a frozen layer: the part, its place, both digests and what to do, in a line."""
     bundle = make_tiny(tmp_path / "encoder", use_audio=False)
     bundle.save(tmp_path / "read", metrics={}, card="")
@@ -213,7 +217,7 @@ def test_other_weights_of_the_encoder_are_refused(tmp_path):
     )
 
 
-def test_the_published_digest_changes_with_every_part():
+def test_the_published_digest_changes_with_every_part() -> None:
     """Not with a part's place, nor with the order of parts; another model beside counts."""
     parts = {"text:a": "1", "whisper:base": "2", "vad:silero": "3"}
     known = combine("0", parts)
@@ -229,7 +233,7 @@ def test_the_published_digest_changes_with_every_part():
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "model.safetensors", "SHA256SUMS"])
-def test_a_missing_file_is_named(copied, name):
+def test_a_missing_file_is_named(copied: Path, name: str) -> None:
     """A file that isn't there is named."""
     (copied / name).unlink()
     with pytest.raises(BundleError, match=rf"{name} can't be read"):
@@ -245,21 +249,21 @@ def rewrite_config(bundle: Bundle, folder: Path, **changes: object) -> None:
     broken.save(folder, metrics={}, card="")
 
 
-def test_another_format_is_refused(bundle, tmp_path):
+def test_another_format_is_refused(bundle: Bundle, tmp_path: Path) -> None:
     """A bundle of a later version says so instead of failing somewhere inside."""
     rewrite_config(bundle, tmp_path, format=2)
     with pytest.raises(BundleError, match="format 2, but this version reads format 1"):
         Bundle.load(str(tmp_path))
 
 
-def test_a_missing_encoder_is_named(bundle, tmp_path):
+def test_a_missing_encoder_is_named(bundle: Bundle, tmp_path: Path) -> None:
     """A bundle whose encoder isn't there says which."""
     rewrite_config(bundle, tmp_path, encoder="/no/such/encoder")
     with pytest.raises(BundleError, match="bundle tiny: text encoder /no/such/encoder"):
         Bundle.load(str(tmp_path))
 
 
-def test_a_network_of_other_sizes_is_refused(bundle, tmp_path):
+def test_a_network_of_other_sizes_is_refused(bundle: Bundle, tmp_path: Path) -> None:
     """Weights that don't fit the settings end in one line."""
     wider = HbafConfig(audio_width=AUDIO, hidden=32, heads=2, layers=1, filters=4, window=3)
     rewrite_config(bundle, tmp_path, network=wider)
@@ -268,13 +272,13 @@ def test_a_network_of_other_sizes_is_refused(bundle, tmp_path):
     assert "\n" not in str(raised.value)
 
 
-def test_an_unknown_name_lists_the_known_ones():
+def test_an_unknown_name_lists_the_known_ones() -> None:
     """Somebody who mistypes a name is told which there are."""
     with pytest.raises(BundleError, match=r"bundle 'live-en-9': .*live-en"):
         resolve_bundle("live-en-9")
 
 
-def make_tiny(place: Path, **settings: object) -> Bundle:
+def make_tiny(place: Path, **settings: Any) -> Bundle:
     """A bundle of a tiny encoder with adapters, which reads dialogues; four labels of its own."""
     torch.manual_seed(0)
     context = ContextConfig(tokens=32, speakers=True)
@@ -282,7 +286,14 @@ def make_tiny(place: Path, **settings: object) -> Bundle:
         "encoder.layer.3.attention.attn.v.weight.lora_a": torch.randn(2, 16).half(),
         "encoder.layer.3.attention.attn.v.weight.lora_b": torch.randn(16, 2).half(),
     }
-    sizes = {"hidden": 16, "heads": 2, "layers": 1, "filters": 4, "window": 3, "classes": 4}
+    sizes: dict[str, Any] = {
+        "hidden": 16,
+        "heads": 2,
+        "layers": 1,
+        "filters": 4,
+        "window": 3,
+        "classes": 4,
+    }
     network = HbafConfig(text_width=16, commonsense_width=4, **{**sizes, **settings})
     place.mkdir()
     folder = str(save_tiny_mpnet(place))
@@ -307,7 +318,7 @@ def make_tiny(place: Path, **settings: object) -> Bundle:
     )
 
 
-def test_a_bundle_that_reads_dialogues_survives(tmp_path):
+def test_a_bundle_that_reads_dialogues_survives(tmp_path: Path) -> None:
     """Context, adapters and labels come back, and so does every feature and logit."""
     bundle = make_tiny(tmp_path / "encoder", use_audio=False)
     bundle.save(tmp_path / "read", metrics={}, card="")
@@ -324,7 +335,7 @@ def test_a_bundle_that_reads_dialogues_survives(tmp_path):
     assert np.abs(plain.encode_dialogue(turns) - text).max() > 1e-3
 
 
-def test_a_bundle_without_audio_has_no_scaling(tmp_path):
+def test_a_bundle_without_audio_has_no_scaling(tmp_path: Path) -> None:
     """It hears nothing, its weights say nothing of sound, and sound is refused."""
     bundle = make_tiny(tmp_path / "encoder", use_audio=False)
     bundle.save(tmp_path / "read", metrics={}, card="")
@@ -334,7 +345,7 @@ def test_a_bundle_without_audio_has_no_scaling(tmp_path):
         loaded.scale(np.zeros((1, 6373), np.float32))
 
 
-def test_a_bundle_of_prosody_scales_every_column(tmp_path):
+def test_a_bundle_of_prosody_scales_every_column(tmp_path: Path) -> None:
     """Prosody's few features are all kept, standardised as functionals are."""
     bundle = make_tiny(tmp_path / "encoder", audio_width=5)
     bundle.save(tmp_path / "read", metrics={}, card="")
@@ -344,7 +355,7 @@ def test_a_bundle_of_prosody_scales_every_column(tmp_path):
     assert loaded.config.acoustic_input == "prosody"
 
 
-def test_settings_are_read_without_the_weights(copied):
+def test_settings_are_read_without_the_weights(copied: Path) -> None:
     """What a bundle hears and reads is known before its weights are, or its absence is named."""
     (copied / "model.safetensors").unlink()
     assert read_bundle_config(str(copied)).id == "tiny"
@@ -353,13 +364,13 @@ def test_settings_are_read_without_the_weights(copied):
         read_bundle_config(str(copied))
 
 
-def test_an_unknown_commonsense_is_refused():
+def test_an_unknown_commonsense_is_refused() -> None:
     """event2mind, none or a COMET: what isn't one of them is named."""
     with pytest.raises(ValidationError, match="'comet' is not event2mind, none or comet:<name>"):
         BundleConfig(id="x", labels=LABELS, encoder="x", commonsense="comet", network=HbafConfig())
 
 
-def test_the_shipped_bundle_reads_utterances_by_themselves(shipped):
+def test_the_shipped_bundle_reads_utterances_by_themselves(shipped: Bundle) -> None:
     """Its encoder is given no dialogue: that is the network's part."""
     assert shipped.config.context == shipped.encoder.context == ContextConfig(tokens=0)
     assert (shipped.config.acoustic_input, shipped.config.commonsense) == (
@@ -377,21 +388,23 @@ def shipped() -> Bundle:
     return Bundle.load("live-en")
 
 
-def test_the_shipped_bundle_reads_words(shipped):
+def test_the_shipped_bundle_reads_words(shipped: Bundle) -> None:
     """Plain cases by words alone, with gold labels nobody would dispute."""
     said = {}
     for text in ("I am so happy for you! This is wonderful!", "How dare you! Get out! I hate you!"):
         words = shipped.encoder.encode([text])
         features = Features(
             text=torch.from_numpy(words[0]),
-            commonsense=torch.from_numpy(shipped.commonsense.infer(words)[0]),
+            commonsense=torch.from_numpy(
+                shipped.commonsense.infer_texts([text], features=words)[0]
+            ),
         )
         logits, _ = shipped.network.step(features, shipped.network.initial_state())
         said[text] = shipped.labels[int(logits.argmax())]
     assert list(said.values()) == ["joy", "anger"]
 
 
-def test_the_shipped_bundle_is_small_and_was_evaluated_streaming():
+def test_the_shipped_bundle_is_small_and_was_evaluated_streaming() -> None:
     """At most 45 MB; its figures of test are above chance, and in its card."""
     folder = resolve_bundle("live-en")
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 45_000_000

@@ -37,7 +37,7 @@ from websockets.asyncio.client import connect
 
 from stream_hbaf.audio.file import FileSource, read_audio
 from stream_hbaf.config import SAMPLE_RATE_HZ, TranscriptConfig, load_config
-from stream_hbaf.events import AnyEvent, Info, Model, Utterance
+from stream_hbaf.events import AnyEvent, Info, Utterance
 from stream_hbaf.features.acoustic import Acoustic
 from stream_hbaf.features.whisper import Transcript
 from stream_hbaf.features.whisper_encoder import resolve_whisper
@@ -105,9 +105,7 @@ async def run_live(
     stopwatch, ready = Stopwatch(), asyncio.Event()
     async with embedded_broker(port) as broker:
         mqtt = recognizer.config.mqtt.model_copy(update={"url": broker.url})
-        bundle = recognizer.bundle
-        model = Model(id=bundle.id, sha256=bundle.sha256)
-        info = Info(version="bench", model=model, labels=[], licence="", sources=[])
+        info = Info(version="bench", model=recognizer.model, labels=[], licence="", sources=[])
         publisher = MqttPublisher(mqtt, info=info)
         await publisher.connect()
         subscriber = asyncio.create_task(subscribe(port, received_at, ready))
@@ -256,7 +254,7 @@ def main() -> None:
         )
 
         stages: dict[str, list[float]] = {stage: [] for stage in STAGES}
-        after = []
+        after: list[float] = []
         for recognition in recognitions:
             event, published_at = stopwatch.ends[recognition.id]
             latency = event.latency_ms

@@ -19,6 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from pathlib import Path
 
 import torch
@@ -81,7 +82,7 @@ def random_dialogues(config: HbafConfig, lengths: tuple[int, ...], *, device: st
 def utterances_of(features: Features, b: int) -> list[Features]:
     """One dialogue as the live recogniser hands it over."""
     one = replace(features, utterance_mask=None).map(lambda part: part[b])
-    return [one.map(lambda part, t=t: part[t]) for t in range(len(one.present()))]
+    return [one.map(itemgetter(turn)) for turn in range(len(one.present()))]
 
 
 def random_utterance(network: Network, *, device: str) -> Features:
@@ -121,7 +122,7 @@ def time_step(config: HbafConfig, shape: Shape, device: str, count: int) -> floa
         labels = torch.zeros(int(mask.sum()), dtype=torch.long, device=device)
         loss = total_loss(output.logits[mask], labels, between(output, mask))
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         settle(device)
         times.append(time.perf_counter() - began)
@@ -191,9 +192,9 @@ def compare_steps(configs: Sequence[NetworkConfig], *, device: str, runs: int) -
         weights = sum(part.numel() * part.element_size() for part in network.parameters())
         for turn in COMPARED:
             parts = reached[kind, turn].tensors().values()
-            state = sum(part.numel() * part.element_size() for part in parts)
+            size = sum(part.numel() * part.element_size() for part in parts)
             print(
-                f"{kind}: turn {turn:,} {medians[kind, turn]:.2f} ms, state {state:,} bytes, "
+                f"{kind}: turn {turn:,} {medians[kind, turn]:.2f} ms, state {size:,} bytes, "
                 f"weights {weights / 1e6:.1f} MB"
             )
         print(f"{kind}: its process grew by {grown[kind]:.1f} MB from turn 10 to 1,000")
@@ -221,7 +222,7 @@ def measure_batched(network: HBAF, *, device: str) -> None:
 
     def forward() -> Tensor:
         with torch.no_grad():
-            return network(features).logits
+            return network.forward(features).logits
 
     def stepped() -> Tensor:
         every = []
@@ -230,7 +231,7 @@ def measure_batched(network: HBAF, *, device: str) -> None:
             for utterance in utterances_of(features, b):
                 logits, state = network.step(utterance, state)
                 every.append(logits)
-        return torch.stack(every).unflatten(0, (4, 65))
+        return torch.stack(every).reshape(4, 65, -1)
 
     seconds, results = {}, {}
     for name, way in (("batched", forward), ("stepped", stepped)):
