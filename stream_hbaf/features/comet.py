@@ -151,11 +151,11 @@ def sentences(text: str) -> list[str]:
     return [sentence for sentence in SENTENCE_END.split(text.strip()) if sentence]
 
 
-def _read(name: str, *, local_only: bool) -> tuple[Any, Any]:
+def _read(path: str) -> tuple[Any, Any]:
     """Model and tokenizer. Of the published pickle torch reads tensors only."""
     model, report = AutoModelForSeq2SeqLM.from_pretrained(
-        name, dtype=torch.float32, local_files_only=local_only, output_loading_info=True
+        path, dtype=torch.float32, output_loading_info=True
     )
     if report["missing_keys"]:  # transformers would initialise them at random
         raise ValueError(f"no weights for {sorted(report['missing_keys'])[0]}")
-    return model, AutoTokenizer.from_pretrained(name, local_files_only=local_only)
+    return model, AutoTokenizer.from_pretrained(path)

