@@ -16,10 +16,10 @@ from stream_hbaf.training.results import Results, RunRecord, read_results
 
 RECIPE: dict[str, Any] = {
     "id": "tiny",
-    "corpus": "meld",
-    "commonsense": "none",
+    "corpora": "meld",
+    "commonsense": {"source": "none"},
     "network": {"hidden": 8, "heads": 2, "layers": 1, "filters": 4, "window": 3},
-    "fitting": {"epochs": 2, "batch": 2},
+    "fit": {"epochs": 2, "batch": 2},
 }
 EXPERIMENT: dict[str, Any] = {
     "id": "tiny",

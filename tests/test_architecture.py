@@ -39,7 +39,7 @@ LIBRARIES = {
     "opensmile": {"features/acoustic.py"},
     "rich": {"publish/terminal.py"},
     "jellyfish": {"corpora/asr_errors.py"},
-    "jinja2": {"evaluation/report.py"},
+    "jinja2": {"evaluation/report.py", "training/card.py"},
     "jiwer": {"evaluation/metrics.py"},
     "markupsafe": {"evaluation/report.py"},
     "matplotlib": {"evaluation/plots.py"},
@@ -49,7 +49,8 @@ LIBRARIES = {
     "safetensors": {
         "bundle.py",
         "features/pretrained.py",
-        "training/preparation.py",
+        "training/commonsense_heads.py",
+        "training/text_encoder.py",
     },
     "sounddevice": {"audio/capture.py"},
     "soxr": {"audio/pcm.py"},
@@ -64,7 +65,7 @@ LIBRARIES = {
     "sklearn": {
         "evaluation/plots.py",
         "evaluation/metrics.py",
-        "training/selection.py",
+        "training/audio_features.py",
     },
 }
 ASYNC_ROOMS = (

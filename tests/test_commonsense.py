@@ -6,17 +6,16 @@ import pytest
 from stream_hbaf.corpora.commonsense import CommonsenseEvent
 from stream_hbaf.features.commonsense import Event2MindHeads, NoCommonsense
 from stream_hbaf.features.text import TextEncoder
-from stream_hbaf.training.commonsense_heads import (
+from stream_hbaf.training.commonsense_heads import gather, train_heads
+from stream_hbaf.training.commonsense_retrieval import (
     Annotated,
-    HeadsConfig,
     by_chance,
     by_heads,
     by_itself,
-    gather,
     measure_heads,
     retrieve,
-    train_heads,
 )
+from stream_hbaf.training.recipe import CommonsenseConfig
 
 EVENTS = [
     CommonsenseEvent("I win the lottery", ("envious",), ("happy",), ("to be rich",)),
@@ -36,7 +35,7 @@ def inferences() -> Annotated:
 
 @pytest.fixture(scope="module")
 def heads(inferences: Annotated) -> Event2MindHeads:
-    plan = HeadsConfig(epochs=60, hidden=32, dropout=0.0)
+    plan = CommonsenseConfig(epochs=60, hidden=32, dropout=0.0)
     return train_heads(inferences, inferences, plan=plan, progress=lambda line: None)
 
 

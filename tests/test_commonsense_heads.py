@@ -12,14 +12,14 @@ from stream_hbaf.corpora.commonsense import CommonsenseEvent
 from stream_hbaf.errors import CorpusError
 from stream_hbaf.features.text import TextEncoder
 from stream_hbaf.training.commonsense_heads import (
-    HeadsConfig,
     distil,
     gather,
+    prepare_commonsense,
     read_annotations,
-    retrieve_by_frequency,
     same_event,
 )
-from stream_hbaf.training.preparation import prepare_heads
+from stream_hbaf.training.commonsense_retrieval import retrieve_by_frequency
+from stream_hbaf.training.recipe import CommonsenseConfig
 
 EVENT2MIND = {  # by split: event → what others feel, what the speaker feels, what was meant
     "train": [
@@ -174,7 +174,7 @@ def test_distilled_heads_are_measured_on_every_test(corpora):
     parts = read_annotations(corpora, atomic=True)
     heads, figures = distil(
         parts,
-        plan=HeadsConfig(epochs=2, hidden=4),
+        plan=CommonsenseConfig(epochs=2, hidden=4),
         encode=encode,
         encode_phrases=encode,
         progress=lambda line: None,
@@ -195,9 +195,9 @@ def tiny(tmp_path_factory) -> str:
 def heads_for(corpora, encoder, **settings):
     """Prepared heads, and the lines that were told: none if they were kept."""
     lines: list[str] = []
-    plan = HeadsConfig(**{"epochs": 2, "hidden": 4, **settings})
+    plan = CommonsenseConfig(**{"epochs": 2, "hidden": 4, **settings})
     cache = corpora / "cache"
-    made = prepare_heads(corpora, plan, encoder=encoder, cache=cache, progress=lines.append)
+    made = prepare_commonsense(plan, corpora, encoder=encoder, cache=cache, progress=lines.append)
     return made, lines
 
 
@@ -207,7 +207,7 @@ def test_kept_heads_are_the_trained_ones(corpora, tiny):
     kept, silent = heads_for(corpora, TextEncoder(tiny))
     assert (len(told), silent) == (2, [])
     for one, other in (
-        (trained.heads.state_dict(), kept.heads.state_dict()),
+        (trained.model.state_dict(), kept.model.state_dict()),
         (trained.inferences.tensors(), kept.inferences.tensors()),
     ):
         assert list(one) == list(other)
@@ -221,13 +221,13 @@ def test_prepared_heads_are_what_distilling_gives(corpora, tiny):
     encode = TextEncoder(tiny).encode
     heads, figures = distil(
         read_annotations(corpora, atomic=False),
-        plan=HeadsConfig(epochs=2, hidden=4),
+        plan=CommonsenseConfig(epochs=2, hidden=4),
         encode=encode,
         encode_phrases=encode,
         progress=lambda line: None,
     )
     made, _ = heads_for(corpora, TextEncoder(tiny))
-    kept = made.heads.state_dict()
+    kept = made.model.state_dict()
     assert all(torch.equal(tensor, kept[name]) for name, tensor in heads.state_dict().items())
     assert made.figures == figures
 

@@ -8,7 +8,7 @@ from experiment_kit import Workspace, write_experiment
 
 from stream_hbaf.errors import ConfigError, ModelError
 from stream_hbaf.evaluation.metrics import weighted_f1
-from stream_hbaf.training import fitting
+from stream_hbaf.training import scoring
 from stream_hbaf.training.experiment import run_experiment
 from stream_hbaf.training.results import (
     Figures,
@@ -36,7 +36,7 @@ def again(done: Workspace) -> tuple[Workspace, dict[tuple[str, int], RunRecord],
     changed = {
         "both": {},
         "text": {"network.use_audio": False, "losses.mu": 0.1},
-        "wild": {"fitting.rate": 1e30},
+        "wild": {"fit.rate": 1e30},
     }
     with pytest.raises(ModelError) as raised:
         done.run(rows=changed)
@@ -175,9 +175,9 @@ def dev_only(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, list[
         sizes.append(len(dataset.labels))
         return original(network, dataset, **options)
 
-    original = fitting.predict
+    original = scoring.predict
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fitting, "predict", predict)
+        patch.setattr(scoring, "predict", predict)
         place.run(test=None)
     return place, sizes
 

@@ -49,8 +49,8 @@ def test_rows_of_the_same_features_share_a_preparation(tmp_path):
     rows = {
         "both": {},
         "text": {"network.use_audio": False},
-        "offline": {"network.mode": "offline", "losses.mu": 0.0, "fitting.rate": 0.1},
-        "silent": {"audio": "none"},
+        "offline": {"network.mode": "offline", "losses.mu": 0.0, "fit.rate": 0.1},
+        "silent": {"audio.representation": "none"},
     }
     runs = experiment_runs(read_experiment(write_experiment(tmp_path, rows=rows, seeds=[0])))
     shared = [[run.facts.row for run in group] for group in by_preparation(runs)]
@@ -60,13 +60,13 @@ def test_rows_of_the_same_features_share_a_preparation(tmp_path):
 def test_a_row_is_the_same_for_any_seeds_and_workers(tmp_path):
     """What doesn't change a result, a newer version neither, doesn't make it be run again."""
 
-    def digest(**fitting: Any) -> str:
+    def digest(workers: int = 1, **fit: Any) -> str:
         file = write_experiment(tmp_path)
-        recipe = RECIPE | {"fitting": {**RECIPE["fitting"], **fitting}}
+        recipe = RECIPE | {"workers": workers, "fit": {**RECIPE["fit"], **fit}}
         (tmp_path / "tiny-recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
         return experiment_runs(read_experiment(file))[0].facts.recipe
 
-    assert digest() == "37d019dbf685", "all results that are kept would be run again"
+    assert digest() == "f439a8d5cc0e", "all results that are kept would be run again"
     assert digest(seeds=[7], workers=9) == digest()
     assert digest(batch=3) != digest()
 
@@ -108,10 +108,12 @@ def test_the_papers_configuration_is_the_papers():
     """Section 4.3 and the decisions, for both corpora."""
     for corpus in ("meld", "iemocap"):
         recipe = read_recipe(CONFIGS / f"{corpus}-paper.yaml")
-        assert (recipe.corpus, recipe.audio, recipe.selection.width) == (corpus, "compare", 512)
-        assert (recipe.encoder, recipe.commonsense.split(":")[0]) == ("roberta-large", "comet")
-        fitting = recipe.fitting
-        assert (fitting.rate, fitting.decay, fitting.batch, fitting.patience) == (
+        assert [*recipe.corpora] == [corpus]
+        assert (recipe.audio.representation, recipe.audio.selection.width) == ("compare", 512)
+        assert recipe.text_encoder.name == "roberta-large"
+        assert recipe.commonsense.source.split(":")[0] == "comet"
+        fit = recipe.fit
+        assert (fit.rate, fit.decay, fit.batch, fit.patience) == (
             1e-4,
             3e-4,
             32,

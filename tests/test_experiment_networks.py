@@ -25,7 +25,7 @@ EXPERIMENT = {
     "recipes": {"sound": "sound.yaml", "silent": "silent.yaml"},
     "rows": {
         "hbaf": {},
-        "plain": {"network.kind": "plain", "silent": {"fitting.rate": 0.01}},
+        "plain": {"network.kind": "plain", "silent": {"fit.rate": 0.01}},
         "plain_offline": {"network": {"kind": "plain", "mode": "offline"}},
     },
     "seeds": [0],
@@ -88,7 +88,7 @@ def plain() -> Iterator[None]:
 def write_experiment(folder: Path, **changed: Any) -> Path:
     """The experiment and its two recipes; a value of None leaves a key out."""
     dropout = {"network": RECIPE["network"] | {"dropout": 0.2, "mode": "live"}}
-    for name, own in (("sound", {}), ("silent", {"audio": "none"})):
+    for name, own in (("sound", {}), ("silent", {"audio": {"representation": "none"}})):
         write_yaml(folder / f"{name}.yaml", RECIPE | dropout | own)
     return write_yaml(folder / "several.yaml", EXPERIMENT | changed)
 
@@ -124,7 +124,7 @@ def test_settings_of_one_recipe_are_its_own(done):
     """What stands under a recipe's name changes its row and no other."""
     overrides = {run.row: run.overrides for run in done.results.runs}
     assert overrides["sound-plain"] == {"network.kind": "plain"}
-    assert overrides["silent-plain"] == {"network.kind": "plain", "fitting.rate": 0.01}
+    assert overrides["silent-plain"] == {"network.kind": "plain", "fit.rate": 0.01}
 
 
 def test_what_each_network_costs_is_recorded(done):
@@ -184,7 +184,7 @@ def test_an_experiment_goes_on_after_a_kill(tmp_path):
     """Killed between two runs, it has recorded the first and doesn't train it again."""
     place = Workspace(tmp_path, "several", write_experiment)
     many = {
-        "rows": {"hbaf": {}, "narrow": {"network.hidden": 4}, "long": {"fitting.epochs": 4000}},
+        "rows": {"hbaf": {}, "narrow": {"network.hidden": 4}, "long": {"fit.epochs": 4000}},
         "recipes": {"sound": "sound.yaml"},
         "compare": [],
     }
@@ -208,7 +208,7 @@ def test_an_experiment_goes_on_after_a_kill(tmp_path):
         running.kill()
         running.wait()
     kept = place.results.runs
-    place.run(**many | {"rows": many["rows"] | {"long": {"fitting.epochs": 3}}})
+    place.run(**many | {"rows": many["rows"] | {"long": {"fit.epochs": 3}}})
     assert place.lines[0] == "several: 2 of 3 runs are done"
     assert place.results.runs[:2] == kept
     assert [run.row for run in place.results.runs][2:] == ["sound-long"]
@@ -243,7 +243,7 @@ def test_a_network_that_takes_tokens_is_prepared_by_itself(tmp_path, monkeypatch
     [
         ({"recipe": "sound.yaml"}, r"several\.yaml: 'recipes': give this, .* or 'recipe'"),
         ({"recipes": None}, r"several\.yaml: 'recipes': give this, .* or 'recipe'"),
-        ({"recipes": {"fitting": "sound.yaml"}}, "'recipes': 'fitting' is a setting's name too"),
+        ({"recipes": {"fit": "sound.yaml"}}, "'recipes': 'fit' is a setting's name too"),
         ({"recipes": {"a/b": "sound.yaml"}}, r"'recipes\.a/b"),
         ({"recipes": {"sound": "none.yaml"}}, r"none\.yaml: can't be read"),
         ({"rows": {"a": {"network.kind": "lstm"}}}, "row 'sound-a': .* no network 'lstm'; choose"),

@@ -13,7 +13,8 @@ from stream_hbaf.corpora.commonsense import CommonsenseEvent
 from stream_hbaf.errors import ModelError
 from stream_hbaf.features.commonsense import RELATIONS
 from stream_hbaf.features.inferences import Inferences, make_plain, prior_of, score_phrases
-from stream_hbaf.training.commonsense_heads import Annotations, HeadsConfig, build_inferences
+from stream_hbaf.training.commonsense_heads import Annotations, build_inferences
+from stream_hbaf.training.recipe import CommonsenseConfig
 
 TEMPERATURE = 0.07
 WRITTEN = {
@@ -196,7 +197,7 @@ def test_only_training_annotations_are_kept() -> None:
         tests={"event2mind": [lose]},
         left_out={},
     )
-    made = build_inferences(annotations, plan=HeadsConfig(), encode_phrases=encode)
+    made = build_inferences(annotations, plan=CommonsenseConfig(), encode_phrases=encode)
     assert {name: known.texts for name, known in made.relations.items()} == {
         "external": ("envious",),
         "internal": ("happy",),

@@ -22,7 +22,7 @@ def test_records_come_back_as_they_were_written(tmp_path):
     runs = two_systems(tmp_path / "kept", rights=(0.7, 0.7))
     comparison = compare_rows(runs, PAIR, predictions=tmp_path / "kept")
     runs[0] = runs[0].model_copy(
-        update={"test": None, "commit": None, "overrides": {"fold": None, "fitting.rate": 1e-7}}
+        update={"test": None, "commit": None, "overrides": {"fold": None, "fit.rate": 1e-7}}
     )
     costs = (cost_of("both", live_step_ms=None), cost_of("text"))
     results = Results(runs=runs, comparisons=(comparison,), costs=costs)

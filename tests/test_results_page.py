@@ -140,7 +140,7 @@ def test_the_page_has_a_picture_of_the_window(tmp_path, split):
             seed,
             0.5 + length / 100 + seed / 100 if split == "test" else None,
             experiment="meld-window",
-            overrides={"tuning.epochs": 5, "network.window": length},
+            overrides={"text_encoder.epochs": 5, "network.window": length},
         )
         for length in (8, 1, 16)
         for seed in (0, 1)

@@ -332,12 +332,13 @@ def test_sessions_train_a_bundle_that_is_evaluated_on_them(sessions: Path, tmp_p
     export_manifest(sessions, tmp_path / "corpora" / "own")
     recipe = {
         "id": "own",
-        "corpus": "own/manifest.csv",
-        "audio": "egemaps",
-        "encoder": str(save_tiny_bert(tmp_path)),
-        "commonsense": "none",
+        "corpora": "own/manifest.csv",
+        "audio": {"representation": "egemaps"},
+        "text_encoder": {"name": str(save_tiny_bert(tmp_path))},
+        "commonsense": {"source": "none"},
         "network": {"hidden": 16, "heads": 2, "layers": 1, "filters": 4, "window": 3},
-        "fitting": {"epochs": 1, "seeds": [0], "workers": 1},
+        "fit": {"epochs": 1, "seeds": [0]},
+        "workers": 1,
     }
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     lines: list[str] = []

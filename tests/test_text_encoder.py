@@ -6,17 +6,12 @@ import torch
 from tiny_encoder import save_tiny_bert, save_tiny_mpnet
 
 from stream_hbaf.errors import ModelError
+from stream_hbaf.evaluation.metrics import weighted_f1
 from stream_hbaf.features.context import ContextConfig, Turn
 from stream_hbaf.features.text import TextEncoder
-from stream_hbaf.training.text_encoder import (
-    LabelledTurns,
-    Piece,
-    Tuned,
-    TuningConfig,
-    cut,
-    lessons_of,
-    tune_encoder,
-)
+from stream_hbaf.training.recipe import TuningConfig
+from stream_hbaf.training.text_data import LabelledTurns, Piece, TextDevSet, TextTrainingSet, cut
+from stream_hbaf.training.text_encoder import Tuned, tune_encoder
 
 WINDOW = ContextConfig(tokens=32, speakers=True)
 ALONE = ContextConfig()
@@ -40,23 +35,34 @@ def a_split(dialogues: int, *, seed: int) -> list[LabelledTurns]:
     return told
 
 
+def texts_of(train: list[LabelledTurns], dev: list[LabelledTurns]) -> TextTrainingSet:
+    return TextTrainingSet(lambda epoch: train, {"tiny": TextDevSet(dev, weighted_f1)})
+
+
 def tune(
-    folder: str, *, place=None, lines: list[str] | None = None, count: int = 2, **settings
+    folder: str,
+    *,
+    context: ContextConfig,
+    place=None,
+    lines: list[str] | None = None,
+    count: int = 2,
+    seed: int = 0,
+    **settings,
 ) -> Tuned:
-    plan = TuningConfig(
-        rate=3e-2,
-        head_rate=0.1,
-        dropout=0.0,
-        smoothing=0.0,
-        tokens_per_batch=128,
-        bfloat16=False,
-        **settings,
-    )
     return tune_encoder(
-        TextEncoder(folder, context=plan.context),
-        lessons=lessons_of({"train": a_split(count, seed=0), "dev": a_split(5, seed=1)}),
+        TextEncoder(folder, context=context),
+        texts_of(a_split(count, seed=0), a_split(5, seed=1)),
         classes=3,
-        plan=plan,
+        plan=TuningConfig(
+            rate=3e-2,
+            head_rate=0.1,
+            dropout=0.0,
+            smoothing=0.0,
+            tokens_per_batch=128,
+            bfloat16=False,
+            **settings,
+        ),
+        seed=seed,
         folder=place,
         progress=[].append if lines is None else lines.append,
     )
@@ -88,15 +94,11 @@ def test_adapters_are_merged_at_load(folder):
 
 def test_a_loaded_encoder_is_the_tuned_one(folder):
     """Features of the encoder as trained and as a bundle gives it back agree to float16."""
-    plan = TuningConfig(context=WINDOW, adapter_rank=4, epochs=1, rate=3e-3)
+    plan = TuningConfig(adapter_rank=4, epochs=1, rate=3e-3)
     encoder = TextEncoder(folder, context=WINDOW)
     split = a_split(4, seed=0)
     tuned = tune_encoder(
-        encoder,
-        lessons=lessons_of({"train": split, "dev": split}),
-        classes=3,
-        plan=plan,
-        progress=print,
+        encoder, texts_of(split, split), classes=3, plan=plan, seed=0, progress=print
     )
     loaded = TextEncoder(folder, context=WINDOW, tuned=tuned.tensors)
     turns = split[0].turns
@@ -136,18 +138,6 @@ def test_tuning_goes_on_after_its_checkpoint(folder, tmp_path):
 def test_an_untuned_encoder_has_no_tensors(folder, settings):
     """No epochs, or nothing to tune: the encoder stays the packages' own."""
     assert tune(folder, context=WINDOW, **settings) == Tuned({}, 0.0, 0)
-
-
-def test_an_encoder_that_reads_otherwise_is_refused(folder):
-    """Tuning for windows an encoder that doesn't read them is a mistake of the caller."""
-    with pytest.raises(ValueError, match="the plan says tokens=32"):
-        tune_encoder(
-            TextEncoder(folder),
-            lessons=lessons_of({"train": [], "dev": []}),
-            classes=3,
-            plan=TuningConfig(context=WINDOW),
-            progress=print,
-        )
 
 
 def a_piece(lengths: list[int], labels: list[int]) -> Piece:

@@ -18,7 +18,7 @@ from stream_hbaf.features.representations import (
 )
 from stream_hbaf.features.scaling import Scaling
 from stream_hbaf.features.text import MAX_TEXT_TOKENS, TextEncoder
-from stream_hbaf.training.selection import fit_scaling, scale
+from stream_hbaf.training.audio_features import scale, select_features
 
 RECORDING = Path(__file__).parent / "recordings"
 TEXTS = ["i can't believe it !", "no", "are you angry ? well , i am happy today"]
@@ -87,7 +87,7 @@ def test_scaling_never_makes_a_token_of_none() -> None:
     measured = (5 + 3 * draw.standard_normal((6, 4, 2))).astype(np.float32)
     measured[1, 2:] = np.nan
     measured[3] = np.nan
-    scaling = fit_scaling(measured, np.zeros(6, np.int64), None)
+    scaling = select_features(measured, np.zeros(6, np.int64), None)
     heard = scale(scaling, measured)
     assert np.array_equal(np.isnan(heard), np.isnan(measured))
     np.testing.assert_allclose(np.nanmean(heard, axis=(0, 1)), 0.0, atol=1e-5)

@@ -50,7 +50,7 @@ def make_panel(run: Run, prepared: Prepared) -> Panel:
     row = run.facts.row
     with one_thread():
         network = fit_seed(run.recipe, prepared, run.facts.seed, None, splits=("dev",)).network
-    embeddings = embed(network, prepared.material["dev"], most=MOST)
+    embeddings = embed(network, prepared.scored["dev"][0].gold, most=MOST)
     share, margin = 100 * embeddings.retrieval(), embeddings.margin()
     count = len(embeddings.labels)
     print(

@@ -27,11 +27,11 @@ from stream_hbaf.features.pretrained import DEFAULT_ENCODER
 from stream_hbaf.features.text import TextEncoder
 from stream_hbaf.training.commonsense_heads import (
     Annotations,
-    Float32,
-    HeadsConfig,
     distil,
     read_annotations,
 )
+from stream_hbaf.training.commonsense_retrieval import Float32
+from stream_hbaf.training.recipe import CommonsenseConfig
 
 RANKINGS = ("heads", "heads_and_frequency", "frequency", "event_feature", "chance")
 
@@ -87,7 +87,7 @@ def _measure(name: str, annotations: Annotations, *, encode: EncodeTexts) -> dic
     began = time.perf_counter()
     _, figures = distil(
         annotations,
-        plan=HeadsConfig(),
+        plan=CommonsenseConfig(),
         encode=encode,
         encode_phrases=encode,
         progress=lambda line: print(f"{name}: {line}", file=sys.stderr),

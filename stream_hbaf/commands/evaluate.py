@@ -174,7 +174,7 @@ def _by_corpus(option: str, given: "tuple[str, ...] | list[str]") -> dict[str, s
 def _read_metrics(bundle: str) -> dict[str, Any]:
     """A bundle's metrics.json; BundleError if no model card can be written from it."""
     from stream_hbaf.bundle import METRICS, resolve_bundle
-    from stream_hbaf.training.mixture_card import model_card
+    from stream_hbaf.training.card import model_card
 
     file = resolve_bundle(bundle) / METRICS
     try:
@@ -191,7 +191,7 @@ def _read_metrics(bundle: str) -> dict[str, Any]:
 def _update_card(bundle: str, metrics: Mapping[str, Any]) -> None:
     """Write the bundle's metrics.json, and the model card that follows from it."""
     from stream_hbaf.bundle import Bundle, resolve_bundle
-    from stream_hbaf.training.mixture_card import model_card
+    from stream_hbaf.training.card import model_card
 
     folder = resolve_bundle(bundle)
     Bundle.describe(folder, metrics=metrics, card=model_card(metrics))

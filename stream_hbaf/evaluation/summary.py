@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_hbaf.corpora.published import publication_of
 from stream_hbaf.evaluation.metrics import (
     Labels,
     accuracy,
@@ -59,7 +60,6 @@ SUMMARISED = (
     "wer",
     "cost_ms",
 )
-TITLES = {"ravdess": "RAVDESS", "nemo": "nEMO", "tess": "TESS", "meld": "MELD"}
 CHANCE_DRAWS = 2000
 # Rows of the summary table, {} a corpus with its split, and the figure of each.
 CLIP_ROWS = {
@@ -226,11 +226,11 @@ def summary_table(figures: Figures) -> str:
     for corpus, split in figures["splits"].items():
         text = _first_condition(figures, corpus) in (REFERENCE_TEXT, ASR_ERRORS, ASR_ERRORS_PLAIN)
         for title, name in ((TEXT_ROWS if text else CLIP_ROWS) | CONFIDENCE_ROWS).items():
-            title = title.format(f"{TITLES.get(corpus, corpus)} {split}")
+            title = title.format(f"{publication_of(corpus).title} {split}")
             add(title, f"{corpus}_{name}", sign=name.endswith("_gain") or "_change_" in name)
     if "held_out_corpus_uar" in figures:
         each = ", ".join(
-            f"{TITLES.get(corpus, corpus)} {100 * uar:.1f}"
+            f"{publication_of(corpus).title} {100 * uar:.1f}"
             for corpus, uar in figures["held_out_corpus_uar_each"].items()
         )
         add(f"held-out corpora, UAR of shared labels, mean of {each}", "held_out_corpus_uar")
@@ -242,7 +242,7 @@ def class_table(figures: Figures, labels: Sequence[str]) -> str:
     rows = [["", *labels]]
     for corpus, classes in figures["by_class"].items():
         f1 = [f"{100 * classes[label]['f1']:.0f}" for label in labels]
-        rows.append([TITLES.get(corpus, corpus), *f1])
+        rows.append([publication_of(corpus).title, *f1])
     return markdown_table(rows)
 
 
@@ -251,11 +251,11 @@ def condition_table(figures: Figures) -> str:
     rows = [["", "UAR", "weighted F1", "ECE"]]
     for name, one in figures["conditions"].items():
         corpus, _, condition = name.partition("/")
-        title = f"{TITLES.get(corpus, corpus)}, {CONDITION_TITLES.get(condition, condition)}"
+        title = f"{publication_of(corpus).title}, {CONDITION_TITLES.get(condition, condition)}"
         rows.append([title, *(f"{100 * one[key]:.1f}" for key in ("uar", "weighted_f1", "ece"))])
     for corpus, sexes in figures["by_sex"].items():
         for sex, one in sexes.items():
-            title = f"{TITLES.get(corpus, corpus)}, {sex} speakers"
+            title = f"{publication_of(corpus).title}, {sex} speakers"
             rows.append([title, f"{100 * one['uar']:.1f}", f"{100 * one['weighted_f1']:.1f}", ""])
     return markdown_table(rows)
 

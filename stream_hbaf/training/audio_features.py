@@ -1,80 +1,247 @@
-"""Training: a corpus's sound as its network hears it, one row an utterance or one a token."""
+"""Measures the audio of corpora, and fits the scaling and selection of acoustic features.
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+Shape letters: N utterances, W measured columns, A that the network takes; of tokens [N, F, W].
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.svm import LinearSVC
+from sklearn.utils.extmath import randomized_svd
 
-from stream_hbaf.corpora.dataset import NO_LABEL, Flags
+from stream_hbaf.corpora.augment import (
+    CLEAN,
+    CONDITIONS,
+    AugmentationConfig,
+    evaluation_condition,
+    read_noises_and_rooms,
+    training_conditions,
+)
+from stream_hbaf.corpora.clips import ClipJob
+from stream_hbaf.corpora.dataset import NO_LABEL, Flags, label_indices, utterances_of
 from stream_hbaf.corpora.dialogue import Corpus, Split
-from stream_hbaf.corpora.extraction import extract_corpus
+from stream_hbaf.corpora.extraction import extract_corpus, extract_features
 from stream_hbaf.errors import CorpusError
+from stream_hbaf.features.acoustic import COMPARE
 from stream_hbaf.features.representations import shape_for
 from stream_hbaf.features.scaling import Scaling
-from stream_hbaf.training.recipe import Recipe
-from stream_hbaf.training.selection import fit_scaling, scale
+from stream_hbaf.training.recipe import AudioConfig, Recipe, SelectionConfig
 
 Float32 = NDArray[np.float32]
+Labels = NDArray[np.int64]
 Progress = Callable[[str], None]
 
-SELECTED = ("compare",)  # representations of thousands of columns, most of which tell nothing
+PLAIN = ""  # the version of the audio as recorded
+PROSODY = "prosody"  # read from a corpus's tables, not from clips
+FUNCTIONALS = "compare"  # thousands of columns, most of which say nothing of emotion
 
 
 @dataclass(frozen=True)
-class Sound:
-    """What is heard of each split, and where anything is; nothing for a recipe without sound."""
+class CorpusAudio:
+    """One corpus's audio: features by split and version, and which utterances have none."""
 
-    scaling: Scaling | None = None
-    features: Mapping[Split, Float32] = field(default_factory=dict)  # [N, A], or tokens [N, F, A]
-    there: Mapping[Split, Flags] = field(default_factory=dict)  # [N]
-    skipped: tuple[str, ...] = ()  # utterances without sound, and why
+    features: Mapping[Split, Mapping[str, Float32]]  # [N, W], or tokens [N, F, W]
+    skipped: tuple[str, ...] = ()  # utterances without features, and why
+
+    def scaled(self, scaling: Scaling | None, split: Split) -> dict[str, Float32]:
+        """The split's features as the network takes them, [N, A] or [N, F, A]."""
+        if scaling is None:
+            return {}
+        return {name: scale(scaling, rows) for name, rows in self.features[split].items()}
+
+    def mask(self, split: Split) -> Flags:
+        """[N], True where the split's utterances have features."""
+        first = next(iter(self.features[split].values()))
+        return np.asarray(np.isfinite(first.reshape(len(first), -1)).any(axis=1))
 
 
-def prepare_sound(
-    corpus: Corpus, recipe: Recipe, *, device: str, cache: Path, progress: Progress
-) -> Sound:
-    """Measure the corpus's sound and scale it by train's. Raises CorpusError if train has none."""
-    if recipe.audio == "none":
-        return Sound()
+def measure_corpus(
+    corpus: Corpus,
+    *,
+    splits: Sequence[Split],
+    recipe: Recipe,
+    corpora: Path,
+    device: str,
+    cache: Path,
+    progress: Progress,
+) -> CorpusAudio:
+    """Measure the utterances of some splits, train's also augmented as the recipe says.
 
-    def tell(done: int, every: int, clip: Path) -> None:
-        if done % 500 == 0 or done == every:
-            progress(f"{recipe.audio}: {done} of {every} clips")
+    With augmentation, dev and test are measured under every one of CONDITIONS. Raises CorpusError
+    if no utterance of train has anything to measure.
+    """
+    audio = recipe.audio
 
-    extracted = extract_corpus(
-        corpus,
-        representation=recipe.audio,
-        cache=cache,
-        workers=recipe.fitting.workers,
-        device=device,
-        progress=tell,
+    def show(done: int, total: int, clip: Path) -> None:
+        if done % 500 == 0 or done == total:
+            progress(f"{audio.representation}: {done} of {total} clips")
+
+    if audio.representation == PROSODY:
+        parts = replace(corpus, splits={split: corpus.splits[split] for split in splits})
+        tables = extract_corpus(
+            parts, representation=PROSODY, cache=cache, workers=1, progress=show
+        )
+        features = {split: {PLAIN: rows} for split, rows in tables.features.items()}
+        skipped, leftovers = tables.skipped, tables.leftovers
+    else:
+        jobs = {split: _jobs(corpus, split, audio) for split in splits}
+        extracted = extract_features(
+            [job for versions in jobs.values() for each in versions.values() for job in each],
+            representation=audio.representation,
+            cache=cache,
+            workers=recipe.workers,
+            device=device,
+            sounds=read_noises_and_rooms(corpora / "speech") if audio.copies else None,
+            progress=show,
+        )
+        rows = iter(extracted.features)
+        features = {
+            split: {
+                name: np.stack([next(rows) for _ in each])
+                for name, each in versions.items()
+                if each
+            }
+            for split, versions in jobs.items()
+        }
+        skipped, leftovers = extracted.skipped, extracted.leftovers
+    if leftovers:
+        progress(leftovers)
+    if skipped:
+        progress(f"{audio.representation}: {len(skipped)} without; {skipped[0]}")
+    if not any(np.isfinite(each).any() for each in features["train"].values()):
+        raise CorpusError(f"{corpus.name}: no utterance of train has any audio to measure")
+    shape = partial(shape_for, representation=audio.representation, tokens=recipe.takes_tokens)
+    return CorpusAudio(
+        {s: {name: shape(each) for name, each in v.items()} for s, v in features.items()},
+        tuple(str(one) for one in skipped),
     )
-    if extracted.leftovers:
-        progress(extracted.leftovers)
-    if extracted.skipped:
-        progress(f"{recipe.audio}: {len(extracted.skipped)} without; {extracted.skipped[0]}")
-    if not np.isfinite(extracted.features["train"]).any():
-        raise CorpusError(f"{corpus.name}: no utterance of train has any sound to measure")
-    measured = {
-        split: shape_for(rows, representation=recipe.audio, tokens=recipe.takes_tokens)
-        for split, rows in extracted.features.items()
-    }
-    plan = recipe.selection if recipe.audio in SELECTED else None
-    scaling = fit_scaling(measured["train"], _labels(corpus), plan)
-    return Sound(
-        scaling,
-        {split: scale(scaling, rows) for split, rows in measured.items()},
-        {
-            split: np.asarray(np.isfinite(rows).any(axis=1))
-            for split, rows in extracted.features.items()
-        },
-        tuple(str(skipped) for skipped in extracted.skipped),
+
+
+def _jobs(corpus: Corpus, split: Split, audio: AudioConfig) -> dict[str, list[ClipJob]]:
+    """What is to be measured of a split: by version, each utterance under its condition."""
+    augmentation = AugmentationConfig(
+        copies=audio.copies,
+        quietest_dbfs=audio.quietest_dbfs,
+        loudest_dbfs=audio.loudest_dbfs,
+        seed=audio.seed,
     )
+    jobs: dict[str, list[ClipJob]] = {}
+    for index, one in enumerate(utterances_of(corpus.splits[split])):
+        if not audio.copies:
+            conditions = {PLAIN: CLEAN}
+        elif split == "train":
+            drawn = training_conditions(index, augmentation)
+            conditions = {str(n) if n else PLAIN: condition for n, condition in enumerate(drawn)}
+        else:
+            conditions = {
+                PLAIN if name == "clean" else name: evaluation_condition(name, index)
+                for name in CONDITIONS
+            }
+        for name, condition in conditions.items():
+            job = ClipJob(
+                one.id,
+                one.audio,
+                start_s=one.start_s,
+                end_s=one.end_s,
+                segmented=audio.cut == "segmenter",
+                condition=condition,
+            )
+            jobs.setdefault(name, []).append(job)
+    return jobs
 
 
-def _labels(corpus: Corpus) -> NDArray[np.int64]:
-    every = [said for dialogue in corpus.splits["train"] for said in dialogue.utterances]
-    labels = [NO_LABEL if u.label is None else corpus.labels.index(u.label) for u in every]
-    return np.array(labels, dtype=np.int64)
+def fit_scaling(
+    audio: Mapping[str, CorpusAudio], corpora: Mapping[str, Corpus], config: AudioConfig
+) -> Scaling | None:
+    """Standardise by all versions of all corpora's train audio, and reduce ComParE's functionals.
+
+    None where no corpus has audio.
+    """
+    if not audio:
+        return None
+    labels = [
+        label_indices(utterances_of(corpora[name].splits["train"]), corpora[name].labels)
+        for name in audio
+    ]
+    versions = [np.stack([*one.features["train"].values()], axis=1) for one in audio.values()]
+    count, *shape = versions[0].shape[1:]
+    rows = np.concatenate(versions).reshape(-1, *shape)
+    if config.components is not None and config.representation.split("+")[0] == FUNCTIONALS:
+        weights = np.repeat(class_balanced(labels), count)
+        among = COMPARE.functionals_width
+        return fit_components(rows, weights=weights, among=among, components=config.components)
+    selection = config.selection if config.representation == FUNCTIONALS else None
+    return select_features(rows, np.repeat(np.concatenate(labels), count), selection)
+
+
+def select_features(functionals: Float32, labels: Labels, plan: SelectionConfig | None) -> Scaling:
+    """Standardise, then keep the functionals of the largest mean absolute SVM weight.
+
+    Columns that are constant are left out; ``plan`` None keeps all others, as it must for tokens
+    [N, F, D]. Rows whose label is NO_LABEL count for the scale alone.
+    """
+    functionals = functionals.reshape(-1, functionals.shape[-1])
+    scaling = _standardise(functionals)
+    if plan is None or plan.width >= scaling.width:
+        return scaling
+    known = labels != NO_LABEL
+    machine = LinearSVC(
+        C=plan.penalty, class_weight="balanced", max_iter=plan.iterations, random_state=0
+    )
+    machine.fit(scaling(functionals[known]), labels[known])
+    importance = np.abs(machine.coef_).mean(0)
+    chosen = np.sort(np.argsort(-importance, kind="stable")[: plan.width])
+    return Scaling(scaling.selected[chosen], scaling.mean[chosen], scaling.deviation[chosen])
+
+
+def fit_components(
+    measured: Float32, *, weights: Float32, among: int, components: int | None
+) -> Scaling:
+    """Standardise, then join the first ``among`` columns into so many principal components.
+
+    Rows count by ``weights``, for the components only; None leaves the columns as they are. An
+    SVM's selection learns what separates the classes on these corpora, and fails on the next;
+    components don't depend on the classes. Each has a deviation of 1 in training.
+    """
+    scaling = _standardise(measured.reshape(-1, measured.shape[-1]))
+    joined = int(np.searchsorted(scaling.selected, among))
+    if components is None or joined <= components:
+        return scaling
+    rows = scaling(measured)[:, :joined] * np.sqrt(weights / weights.sum())[:, None]
+    _, deviations, directions = randomized_svd(rows, n_components=components, random_state=0)
+    return replace(scaling, components=(directions.T / deviations).astype(np.float32))
+
+
+def scale(scaling: Scaling, measured: Float32) -> Float32:
+    """Measured [N, W], or tokens [N, F, W], → [N, A] or [N, F, A]; a missing token stays NaN."""
+    if measured.ndim == 2:
+        return scaling(measured)
+    there = np.isfinite(measured).any(axis=-1)
+    scaled = np.full((*measured.shape[:2], scaling.width), np.nan, np.float32)
+    scaled[there] = scaling(measured[there])
+    return scaled
+
+
+def class_balanced(labels: Sequence[Labels]) -> Float32:
+    """Weights [N] of all corpora's utterances, 1 on average: every class of every corpus weighs
+    the same, whatever its size; utterances without a label weigh nothing.
+    """
+    weights = [np.zeros(len(one)) for one in labels]
+    for weight, one in zip(weights, labels, strict=True):
+        known = one != NO_LABEL
+        weight[known] = 1.0 / np.bincount(one[known])[one[known]]
+    together = np.concatenate(weights)
+    balanced: Float32 = (together / together.mean()).astype(np.float32)
+    return balanced
+
+
+def _standardise(measured: Float32) -> Scaling:
+    present = measured[np.isfinite(measured).any(axis=1)]
+    mean: NDArray[np.float64] = np.asarray(np.nanmean(present, axis=0, dtype=np.float64))
+    deviation: NDArray[np.float64] = np.asarray(np.nanstd(present, axis=0, dtype=np.float64))
+    usable = np.flatnonzero(deviation > 1e-9 * np.maximum(np.abs(mean), 1.0))
+    return Scaling(usable, mean[usable].astype(np.float32), deviation[usable].astype(np.float32))

@@ -1,8 +1,8 @@
-"""Training: how far a network may be believed, from what it says of dev utterances.
+"""Fits the calibration of a network on dev: temperatures, label sets and abstention.
 
-Each (logits [N, C], labels [N]) of the evidence is one corpus, or one condition that it is heard
+Each (logits [N, C], labels [N]) of the evidence is one corpus, or one condition that it is scored
 under, and weighs the same whatever its N. What is promised holds for new utterances drawn like
-that mixture; utterances without a label (below 0) don't count.
+these; utterances without a label (below 0) don't count.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_hbaf.errors import ConfigError
-from stream_hbaf.networks.calibration import ALWAYS_ABSTAIN, PATTERNS, Calibration, Pattern
-from stream_hbaf.training.fitting import fit_temperature
+from stream_hbaf.networks.calibration import ALWAYS_ABSTAIN, PATTERNS, Calibration, Pattern, softmax
 
 Float64 = NDArray[np.float64]
-Judgement = tuple[NDArray[np.float32], NDArray[np.int64]]  # logits [N, C], labels [N]
+Evidence = tuple[NDArray[np.float32], NDArray[np.int64]]  # logits [N, C], labels [N]
 
+TEMPERATURES = np.geomspace(0.4, 5.0, 60)  # those that are tried
 CONFIDENCE = 0.9  # with which the error rate among the answered stays under the stated risk
 SHARES = tuple(n / 20 for n in range(20, 0, -1))  # of the utterances, that may be answered
 
@@ -26,14 +26,14 @@ SHARES = tuple(n / 20 for n in range(20, 0, -1))  # of the utterances, that may 
 class _Dev:
     """N dev utterances of one modality pattern."""
 
-    sure: Float64  # [N], probability of the label said
-    gold: Float64  # [N], probability of the right label
+    sure: Float64  # [N], probability of the predicted label
+    gold: Float64  # [N], probability of the gold label
     wrong: NDArray[np.bool_]  # [N]
     weights: Float64  # [N], which sum to 1 in each corpus or condition
 
 
 def fit_calibration(
-    evidence: Mapping[Pattern, Sequence[Judgement]], *, coverage: float = 0.9, risk: float
+    evidence: Mapping[Pattern, Sequence[Evidence]], *, coverage: float = 0.9, risk: float
 ) -> Calibration:
     """Fit temperature, label sets and abstention of each modality pattern on its evidence.
 
@@ -45,7 +45,7 @@ def fit_calibration(
         if not 0.0 < share < 1.0:
             raise ConfigError(f"calibration: {name} {share} must be between 0 and 1")
     known = {pattern: _labelled(evidence.get(pattern, ())) for pattern in PATTERNS}
-    everything = [judgement for found in known.values() for judgement in found]
+    everything = [one for found in known.values() for one in found]
     if not everything:
         raise ConfigError("calibration: no dev utterance has a label; give a corpus that has them")
     temperatures = {p: fit_temperature(found or everything) for p, found in known.items()}
@@ -60,6 +60,18 @@ def fit_calibration(
         },
         risk=risk,
     )
+
+
+def fit_temperature(evidence: Sequence[Evidence]) -> float:
+    """The temperature under which the labels are likeliest (Guo et al. 2017)."""
+    return float(
+        min(TEMPERATURES, key=lambda t: sum(_surprise(x / t, gold) for x, gold in evidence))
+    )
+
+
+def _surprise(logits: NDArray[np.floating], gold: NDArray[np.int64]) -> float:
+    probabilities = softmax(logits)[np.arange(len(gold)), gold]
+    return float(-np.log(np.maximum(probabilities, 1e-12)).mean())
 
 
 def _set_threshold(dev: _Dev, coverage: float) -> float:
@@ -107,15 +119,15 @@ def _doubt(dev: _Dev, answered: NDArray[np.bool_], *, risk: float) -> float:
     return float(np.exp(logs).sum())
 
 
-def _labelled(judgements: Sequence[Judgement]) -> list[Judgement]:
+def _labelled(evidence: Sequence[Evidence]) -> list[Evidence]:
     """What is labelled of each; without those of which nothing is."""
-    kept = [(logits[labels >= 0], labels[labels >= 0]) for logits, labels in judgements]
+    kept = [(logits[labels >= 0], labels[labels >= 0]) for logits, labels in evidence]
     return [(logits, labels) for logits, labels in kept if len(labels)]
 
 
-def _gather(plain: Calibration, pattern: Pattern, judgements: Sequence[Judgement]) -> _Dev:
-    found = [plain.probabilities(logits, pattern=pattern) for logits, _ in judgements]
-    labels = np.concatenate([labels for _, labels in judgements])
+def _gather(plain: Calibration, pattern: Pattern, evidence: Sequence[Evidence]) -> _Dev:
+    found = [plain.probabilities(logits, pattern=pattern) for logits, _ in evidence]
+    labels = np.concatenate([labels for _, labels in evidence])
     probabilities = np.concatenate(found)
     return _Dev(
         sure=probabilities.max(1),

@@ -1,178 +1,208 @@
-"""Training: the model card of a bundle of one corpus, written from what was measured alone."""
+"""Writes a bundle's model card from its metrics.json alone, by the template beside this file."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from stream_hbaf.evaluation.summary import markdown_table
+import jinja2
 
-CORPUS_NAMES = {
-    "meld": "MELD, dialogues of a television comedy",
-    "iemocap": "IEMOCAP, dyadic dialogues of actors in a studio",
-    "ravdess": "RAVDESS, two sentences acted in a studio",
+from stream_hbaf.bundle import EVENT2MIND, NONE
+from stream_hbaf.corpora.published import publication_of
+from stream_hbaf.evaluation.summary import (
+    AS_RECORDED,
+    CONDITION_TITLES,
+    REFERENCE_TEXT,
+    class_table,
+    condition_table,
+    markdown_table,
+    summary_table,
+)
+from stream_hbaf.networks.registry import read_network
+from stream_hbaf.training.scoring import ASR_ERRORS, GOLD
+
+TEMPLATE = "card.md.jinja"
+FIGURES = {
+    "weighted_f1": "weighted F1",
+    "macro_f1": "macro F1",
+    "accuracy": "accuracy",
+    "uar": "UAR",
+    "ece": "ECE",
 }
-CORPUS_TERMS = {
-    "meld": "MELD: research use",
-    "iemocap": "IEMOCAP's release form: research use, no redistribution without its owners' leave",
-    "ravdess": "RAVDESS: CC BY-NC-SA 4.0, non-commercial",
+GIVEN = {"audio": "audio", "text": "text", "audio+text": "audio and text"}
+NETWORKS = {  # by kind; baselines ship in no bundle of their own
+    "hbaf": "HBAF (Luo et al.)",
+    "mgcma": "MGCMA (Wang et al., ICASSP 2025), in a form of this project's where the paper's "
+    "summary gives none",
 }
-SEEN = {
-    "live": "Causal: it sees nothing after the utterance that it judges.",
-    "offline": "Offline, as the paper: it sees the whole dialogue, the future included, and can't "
-    "be used live.",
-}
-PAPERS = {  # by the kind of the network; the baselines ship in no bundle of their own
-    "hbaf": "The paper is HBAF (Luo et al.)",
-    "mgcma": "The network is MGCMA (Wang et al., ICASSP 2025), its forms this project's own where "
-    "the paper's summary,\nall that was to be had, gives none",
-}
-SOUNDS = {
-    "lld": "openSMILE's 65 low-level descriptors of ComParE 2016, a token each 80 ms",
-    "compare": "openSMILE's ComParE 2016 functionals, selected by a linear SVM",
+REPRESENTATIONS = {
+    "none": "none",
+    "prosody": "eight published prosody measurements, relative to the dialogue's past",
+    "compare": "openSMILE's ComParE 2016 functionals",
     "egemaps": "openSMILE's eGeMAPS functionals",
     "mfcc": "openSMILE's MFCC",
+    "lld": "openSMILE's 65 low-level descriptors of ComParE 2016, a token each 80 ms",
 }
-FIGURES = ("weighted_f1", "macro_f1", "accuracy", "uar", "ece")
-
-CORPUS_TEMPLATE = """\
-# {id}
-
-Says which emotion an English utterance of a dialogue expresses
-({labels}).
-{seen}
-
-## What it was trained on
-
-- **Corpus**: {corpus}. Train, dev, test: {utterances} labelled utterances in
-  {dialogues} dialogues.{skipped}
-- **Words**: {words}. Gold transcripts, in training and in every figure here.
-- **Sound**: {sound}.
-- **Commonsense**: {commonsense}.
-
-{paper}; `metrics.json` holds the whole recipe.
-
-## What was measured
-
-Seed {seed} of {seeds}; seed {shipped} is the best on dev. Test was read once, by all of them,
-after that. Beside each figure mean ± standard deviation over the seeds. Figures × 100.
-
-{scores}
-
-The epoch was picked by dev's weighted F1; the one of the lowest dev loss has {by_loss:.1f}. ECE is
-the expected calibration error over 15 bins, after one temperature ({temperature:.2f}) fitted on
-dev.
-
-F1 by label:
-
-{classes}
-
-## Limits
-
-- One corpus: expect less elsewhere, and with recognised instead of gold words.
-- Figures by sex, age, accent or language were not measured.
-- Acted emotion is not felt emotion: the output is how an utterance comes across, at best.
-
-## What it may be used for
-
-Research and private experiments, with the consent of everybody who is heard.
-
-It must not be used to infer emotions of people at work or in education: the European Union
-prohibits that (Artificial Intelligence Act, Art. 5(1)(f)); nor for any decision about a person.
-
-Licence of the weights: {licence}.
-"""
+PLAIN = (CONDITION_TITLES[AS_RECORDED], CONDITION_TITLES[REFERENCE_TEXT])
+OPENSMILE = {"compare", "egemaps", "mfcc", "lld"}
 
 
-def cells(measured: Mapping[str, Any], figures: tuple[str, ...]) -> list[str]:
-    """'shipped (mean ± deviation)' of each figure."""
-    cells = []
-    for figure in figures:
-        spread = measured["seeds"][figure]
-        own = 100 * measured["shipped"][figure]
-        cells.append(f"{own:.1f} ({100 * spread['mean']:.1f} ± {100 * spread['sd']:.1f})")
-    return cells
-
-
-def paper_of(recipe: Mapping[str, Any]) -> str:
-    """Whose network it is."""
-    kind = recipe["network"].get("kind", "hbaf")
-    return PAPERS.get(kind, f"The network is the baseline {kind}")
-
-
-def corpus_card(metrics: Mapping[str, Any]) -> str:
-    """The card of a bundle that was trained on one corpus, from its metrics.json."""
-    recipe, spread = metrics["recipe"], metrics["spread"]
-    own = metrics["seeds"][str(metrics["seed"])]
-    rows = [["", "weighted F1", "macro F1", "accuracy", "UAR", "ECE"]]
-    for split in ("dev", "test"):
-        rows.append([split, *cells({"shipped": own[split], "seeds": spread[split]}, FIGURES)])
-        majority = (f"{100 * metrics['majority'][split][figure]:.1f}" for figure in FIGURES)
-        rows.append([f"{split}, always the majority", *majority])
-    by_class = [["", *metrics["labels"]]]
-    for split in ("dev", "test"):
-        by_class.append([split, *(f"{100 * value:.0f}" for value in own[split]["class_f1"])])
-    return CORPUS_TEMPLATE.format(
-        paper=paper_of(recipe),
-        id=metrics["id"],
-        labels=", ".join(metrics["labels"]),
-        corpus=CORPUS_NAMES.get(recipe["corpus"], recipe["corpus"]),
-        seen=SEEN[metrics["mode"]],
-        words=_words(recipe),
-        sound=_sound(recipe),
-        commonsense=_inferences(recipe["commonsense"]),
-        utterances=_counts(metrics["utterances"]),
-        dialogues=_counts(metrics["dialogues"]),
-        skipped=_without_sound(metrics["skipped"]),
-        seed=metrics["seed"],
-        shipped=metrics["shipped_seed"],
+def model_card(metrics: Mapping[str, Any]) -> str:
+    """The card of a bundle: what it was trained on, what was measured, what it may be used for."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    recipe = metrics["recipe"]
+    network = read_network(recipe["network"])
+    return environment.get_template(TEMPLATE).render(
+        **{name: metrics[name] for name in ("id", "labels", "mode", "corpora", "skipped")},
+        recipe=recipe,
+        network=network,
+        network_title=NETWORKS.get(network.kind, f"the baseline {network.kind}"),
+        main=next((n for n, c in metrics["corpora"].items() if c["kind"] == "dialogues"), None),
+        clips=[name for name, one in metrics["corpora"].items() if one["kind"] == "clips"],
+        audio=_audio(recipe),
+        hears=network.use_audio and recipe["audio"]["representation"] != NONE,
+        opensmile=bool(OPENSMILE & set(recipe["audio"]["representation"].split("+"))),
+        annotations=_annotations(recipe),
         seeds=len(metrics["seeds"]),
-        scores=markdown_table(rows),
-        classes=markdown_table(by_class),
-        by_loss=100 * own["dev_by_loss"]["weighted_f1"],
-        temperature=own["temperature"],
-        licence=licence_of(recipe["corpus"], audio=recipe["audio"]),
+        shipped=metrics["shipped_seeds"],
+        of_seed=metrics["seeds"][str(metrics["shipped_seeds"][0])],
+        results={split: _results(metrics, split) for split in ("dev", "test") if split in metrics},
+        by_label=_by_label(metrics),
+        never=_never(metrics),
+        commonest=metrics["majority"]["dev"]["accuracy"],
+        calibration=metrics["calibration"],
+        commonsense=_commonsense(metrics["commonsense"]),
+        live=_live(metrics),
+        licence=licence_of(recipe),
+        publication=publication_of,
+        titles=lambda names: _and([publication_of(name).title for name in names]),
     )
 
 
-def licence_of(corpus: str, *, audio: str) -> str:
-    """One line on what may be done with a bundle that was trained on ``corpus``."""
-    terms = [CORPUS_TERMS.get(corpus, "the corpus's own terms hold for the weights")]
-    if audio in ("compare", "egemaps", "mfcc"):
+def licence_of(recipe: Mapping[str, Any]) -> str:
+    """One line on what may be done with a bundle of a recipe, given as metrics.json has it."""
+    names = [*recipe["corpora"], *_annotations(recipe)]
+    terms = [f"{publication_of(name).title}: {publication_of(name).terms}" for name in names]
+    if OPENSMILE & set(recipe["audio"]["representation"].split("+")):
         terms.append("openSMILE's licence: research and private use only")
     return "; ".join(terms)
 
 
-def _words(recipe: Mapping[str, Any]) -> str:
-    tuning = recipe["tuning"]
-    told = f"each utterance by {recipe['encoder']}"
-    if tuning["epochs"] and tuning["adapter_rank"]:
-        told += f", adapted to the train split (rank {tuning['adapter_rank']})"
-    elif tuning["epochs"] and tuning["layers"]:
-        told += f", its top {tuning['layers']} layers fine-tuned on the train split"
-    context = tuning["context"]
-    if context["tokens"]:
-        told += f", which reads it after earlier turns, {context['tokens']} tokens at most"
-        told += ", with speakers' names" if context["speakers"] else ""
-    return told
+def _annotations(recipe: Mapping[str, Any]) -> list[str]:
+    """The corpora that the commonsense heads were trained on."""
+    if recipe["commonsense"]["source"] != EVENT2MIND:
+        return []
+    return ["event2mind", *(["atomic"] * recipe["commonsense"]["atomic"])]
 
 
-def _sound(recipe: Mapping[str, Any]) -> str:
-    audio = recipe["audio"]
-    if audio == "none" or not recipe["network"].get("use_audio", True):
-        return "none"
-    if audio == "prosody":
-        return "eight published prosody measurements, relative to the dialogue's past"
-    return SOUNDS.get(audio, f"the speech encoder {audio}")
+def _audio(recipe: Mapping[str, Any]) -> str:
+    audio, parts = recipe["audio"], []
+    for name in audio["representation"].split("+"):
+        kind, _, model = name.partition(":")
+        title = REPRESENTATIONS.get(name, f"the speech encoder {name}")
+        if kind == "whisper":
+            title = f"the mean state of Whisper's encoder ({model})"
+        if kind == "tokens":
+            title = f"the states of the speech encoder {model} as tokens"
+        if name == "compare" and audio["components"]:
+            title += f", reduced to {audio['components']} principal components"
+        elif name == audio["representation"] == "compare" and audio["selection"]:
+            title += f", of which a linear SVM selected {audio['selection']['width']}"
+        parts.append(title)
+    return _and(parts)
 
 
-def _inferences(commonsense: str) -> str:
-    if commonsense == "event2mind":
-        return "three heads trained on Event2Mind, in place of COMET"
-    return "none" if commonsense == "none" else commonsense
+def _results(metrics: Mapping[str, Any], split: str) -> str:
+    """A table of every condition of a split, × 100."""
+    rows = [["", *FIGURES.values()]]
+    for corpus, given, name, measured in _conditions(metrics, split):
+        rows.append([f"{corpus}, {given}, {name}", *cells(measured)])
+    majority = metrics["majority"][split]
+    first = publication_of(next(iter(metrics["corpora"]))).title
+    rows.append(
+        [
+            f"{first}, always the most frequent label",
+            *(f"{100 * majority[figure]:.1f}" for figure in FIGURES),
+        ]
+    )
+    return markdown_table(rows)
 
 
-def _counts(by_split: Mapping[str, int]) -> str:
-    return " / ".join(f"{by_split[split]:,}" for split in ("train", "dev", "test"))
+def _by_label(metrics: Mapping[str, Any]) -> str:
+    """F1 of each label under the plain conditions, × 100."""
+    rows = [["", *metrics["labels"]]]
+    for split in ("dev", "test"):
+        for corpus, given, name, measured in _conditions(metrics, split):
+            if name in PLAIN:
+                scores = measured["shipped"]["class_f1"]
+                title = f"{corpus}, {split}, {given}"
+                rows.append([title, *(f"{100 * score:.0f}" for score in scores)])
+    return markdown_table(rows)
 
 
-def _without_sound(skipped: Sequence[str]) -> str:
-    return f" {len(skipped):,} utterances had no sound to measure." if skipped else ""
+def _conditions(
+    metrics: Mapping[str, Any], split: str
+) -> Iterator[tuple[str, str, str, Mapping[str, Any]]]:
+    """Title of the corpus, modalities, name of the condition, and what was measured."""
+    rate = metrics["recipe"]["asr_errors"]["dev_error_rate"]
+    errors = f"{100 * rate:.0f} % simulated ASR errors"
+    names = {**CONDITION_TITLES, GOLD: CONDITION_TITLES[REFERENCE_TEXT], ASR_ERRORS: errors}
+    for key, measured in metrics.get(split, {}).items():
+        corpus, given, name = key.rsplit("/", 2)
+        yield publication_of(corpus).title, GIVEN[given], names[name], measured
+
+
+def _never(metrics: Mapping[str, Any]) -> str:
+    """Labels that were never predicted rightly in the main condition of dev."""
+    scores = next(iter(metrics["dev"].values()))["shipped"]["class_f1"]
+    return _and([label for label, f1 in zip(metrics["labels"], scores, strict=True) if f1 == 0.0])
+
+
+def _commonsense(figures: Mapping[str, Any]) -> str:
+    """A table of how well the heads retrieve phrases; "" without heads."""
+    if not figures:
+        return ""
+    rows = [["ranked by", "relation", "phrases", "median rank", "MRR", "recall at 10"]]
+    for way, relations in figures["test"].items():
+        for relation, found in relations.items():
+            rows.append(
+                [
+                    way.replace("_", " "),
+                    relation,
+                    str(found["candidates"]),
+                    f"{found['median_rank']:.0f}",
+                    f"{found['mrr']:.3f}",
+                    f"{found['recall_at_10']:.3f}",
+                ]
+            )
+    return markdown_table(rows)
+
+
+def _live(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """Tables of what the live path measured; none if it wasn't asked."""
+    if "live" not in metrics:
+        return {}
+    figures = metrics["live"]
+    return {
+        "promises": summary_table(figures),
+        "classes": class_table(figures, metrics["labels"]),
+        "conditions": condition_table(figures),
+    }
+
+
+def cells(measured: Mapping[str, Any]) -> list[str]:
+    """'shipped (mean ± deviation over seeds)' of each figure, × 100."""
+    cells = []
+    for figure in FIGURES:
+        spread, own = measured["seeds"][figure], measured["shipped"][figure]
+        cells.append(f"{100 * own:.1f} ({100 * spread['mean']:.1f} ± {100 * spread['sd']:.1f})")
+    return cells
+
+
+def _and(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

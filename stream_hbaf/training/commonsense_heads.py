@@ -1,4 +1,4 @@
-"""Training: the commonsense heads, from people's annotations, and how well they retrieve.
+"""Trains the commonsense heads on people's annotations of events.
 
 ATOMIC took over Event2Mind's events with their annotations and split them anew: four fifths of
 its test part stand in Event2Mind's train part. So what is tested is left out by event.
@@ -6,6 +6,7 @@ its test part stand in Event2Mind's train part. So what is tested is left out by
 
 import copy
 import itertools
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,37 +17,48 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn import functional as F
 
-from stream_hbaf.config import Positive, Section
+from stream_hbaf.bundle import EVENT2MIND, NONE
+from stream_hbaf.corpora.cache import (
+    EncodeDialogues,
+    EncodeTexts,
+    cached_dialogue_encoder,
+    digest_of,
+    key_of,
+)
 from stream_hbaf.corpora.commonsense import CommonsenseEvent, read_atomic, read_event2mind
-from stream_hbaf.features.commonsense import RELATIONS, Event2MindHeads
-from stream_hbaf.features.inferences import Inferences, prior_of, score_phrases
+from stream_hbaf.features.comet import open_comet
+from stream_hbaf.features.commonsense import (
+    RELATIONS,
+    Commonsense,
+    Event2MindHeads,
+    NoCommonsense,
+)
+from stream_hbaf.features.context import Turn
+from stream_hbaf.features.inferences import Inferences
+from stream_hbaf.features.text import TextEncoder
+from stream_hbaf.files import atomic_write_bytes, atomic_write_text
+from stream_hbaf.training.commonsense_retrieval import (
+    Annotated,
+    Relation,
+    by_heads,
+    measure_heads,
+    retrieve,
+    unit,
+)
+from stream_hbaf.training.recipe import CommonsenseConfig
 
-Float32 = NDArray[np.float32]
-Encode = Callable[[Sequence[str]], Float32]  # texts → [N, D]
-Ranking = Callable[[Float32, int], Float32]  # events [N, D], relation → directions [N, K]
 Events = Sequence[CommonsenseEvent]
 Written = Mapping[tuple[str, str, str], int]  # (relation, event, phrase): how often
-
-
-class HeadsConfig(Section):
-    """How the commonsense heads are trained."""
-
-    atomic: bool = False  # ATOMIC beside Event2Mind, in training and in the test
-    hidden: Positive = 256
-    dropout: float = 0.2
-    epochs: Positive = 12
-    batch: Positive = 512
-    rate: float = 1e-3
-    temperature: float = 0.07
-    seed: int = 0
+Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Annotations:
-    """What people inferred, parted so that no event is in two parts."""
+    """What people inferred, split so that no event is in two parts."""
 
     train: Mapping[str, Events]  # by corpus
     dev: Events
@@ -55,31 +67,63 @@ class Annotations:
 
 
 @dataclass(frozen=True)
-class Relation:
-    """One relation's retrieval task: which phrases belong to which event."""
+class PreparedCommonsense:
+    """What infers, the phrases that say it in words, and how well that was measured to work."""
 
-    phrases: tuple[str, ...]  # distinct
-    embeddings: Float32  # [P, K], length 1
-    frequency: Float32  # [P] how often annotators wrote it
-    true: Mapping[int, tuple[int, ...]]  # row of an event: rows of its phrases
+    model: Commonsense
+    inferences: Inferences | None = None  # of heads alone
+    figures: Mapping[str, Any] | None = None  # of heads alone, as ``distil`` gives them
 
-
-@dataclass(frozen=True)
-class Annotated:
-    """One split as features, each event once with all its annotators' phrases."""
-
-    events: Float32  # [N, D]
-    relations: tuple[Relation, ...]  # external, internal, purpose
+    @property
+    def width(self) -> int:
+        """K of the inferences [N, 3, K]."""
+        return self.model.width
 
 
-@dataclass(frozen=True, slots=True)
-class Retrieval:
-    """Where the best-ranked true phrase stands among all the split's phrases, over events."""
+def prepare_commonsense(
+    plan: CommonsenseConfig,
+    corpora: Path,
+    *,
+    encoder: TextEncoder,
+    half: bool = False,
+    cache: Path,
+    progress: Progress,
+) -> PreparedCommonsense:
+    """What the recipe names: nothing, COMET, or heads for this encoder, kept in ``cache``/heads.
 
-    candidates: int
-    median_rank: float
-    mrr: float
-    recall_at_10: float
+    Heads read events as dialogues of one turn without a speaker; phrases are for the untuned
+    encoder. Both are for training alone, and ten times as many as a corpus's utterances, so
+    ``half`` reads them in bfloat16. Raises CorpusError, ModelError.
+    """
+    if plan.source == NONE:
+        return PreparedCommonsense(NoCommonsense(1))
+    if plan.source != EVENT2MIND:
+        return PreparedCommonsense(open_comet(plan.source, device=encoder.device))
+    annotations = read_annotations(corpora, atomic=plan.atomic)
+    untuned = TextEncoder(encoder.id, device=encoder.device)
+    weights = [digest_of(one.model.state_dict()) for one in (encoder, untuned)]
+    key = key_of(repr(plan), repr(annotations), repr(encoder.context), repr(half), *weights)
+    file = cache / "heads" / f"{key}.safetensors"
+    figures = file.with_suffix(".json")
+    if not file.exists():  # it is written last
+        encode, encode_phrases = (
+            _of_single_turns(cached_dialogue_encoder(one, cache / "text", half=half))
+            for one in (encoder, untuned)
+        )
+        heads, measured = distil(
+            annotations, plan=plan, encode=encode, encode_phrases=encode_phrases, progress=progress
+        )
+        inferences = build_inferences(annotations, plan=plan, encode_phrases=encode_phrases)
+        tensors = {f"heads.{name}": tensor.half() for name, tensor in heads.state_dict().items()}
+        tensors |= {f"inferences.{name}": tensor for name, tensor in inferences.tensors().items()}
+        atomic_write_text(figures, json.dumps(measured))
+        atomic_write_bytes(file, save(tensors))
+    kept = load_file(file)
+    return PreparedCommonsense(
+        Event2MindHeads.from_tensors(_under(kept, "heads.")),
+        Inferences.from_tensors(_under(kept, "inferences.")),
+        json.loads(figures.read_text(encoding="utf-8")),
+    )
 
 
 def read_annotations(corpora: Path, *, atomic: bool) -> Annotations:
@@ -109,7 +153,7 @@ def same_event(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.casefold()))
 
 
-def gather(*sources: Events, encode: Encode, encode_phrases: Encode) -> Annotated:
+def gather(*sources: Events, encode: EncodeTexts, encode_phrases: EncodeTexts) -> Annotated:
     """Encode a part: events by the tuned encoder, phrases by the untuned one.
 
     An event that several ``sources`` hold is one event with the phrases of all of them. A phrase
@@ -128,7 +172,7 @@ def gather(*sources: Events, encode: Encode, encode_phrases: Encode) -> Annotate
 
 
 def build_inferences(
-    annotations: Annotations, *, plan: HeadsConfig, encode_phrases: Encode
+    annotations: Annotations, *, plan: CommonsenseConfig, encode_phrases: EncodeTexts
 ) -> Inferences:
     """The phrases that say in words what heads of this plan infer; of the train part alone."""
     written: dict[str, Counter[str]] = {relation: Counter() for relation in RELATIONS}
@@ -140,9 +184,9 @@ def build_inferences(
 def distil(
     annotations: Annotations,
     *,
-    plan: HeadsConfig,
-    encode: Encode,
-    encode_phrases: Encode,
+    plan: CommonsenseConfig,
+    encode: EncodeTexts,
+    encode_phrases: EncodeTexts,
     progress: Callable[[str], None],
 ) -> tuple[Event2MindHeads, dict[str, Any]]:
     """Heads in the precision of a bundle, and their figures.
@@ -172,7 +216,7 @@ def distil(
 
 
 def train_heads(
-    train: Annotated, dev: Annotated, *, plan: HeadsConfig, progress: Callable[[str], None]
+    train: Annotated, dev: Annotated, *, plan: CommonsenseConfig, progress: Callable[[str], None]
 ) -> Event2MindHeads:
     """Fit the three heads by InfoNCE against the batch's other phrases; dev MRR picks the epoch."""
     torch.manual_seed(plan.seed)
@@ -205,67 +249,6 @@ def train_heads(
     return heads.eval()
 
 
-def retrieve(annotated: Annotated, ranking: Ranking) -> list[Retrieval]:
-    """Rank all phrases for each event by cosine with ``ranking``'s directions; by relation."""
-    return _retrieve(
-        annotated,
-        lambda events, index: ranking(events, index) @ annotated.relations[index].embeddings.T,
-    )
-
-
-def retrieve_by_frequency(annotated: Annotated, train: Annotated) -> list[Retrieval]:
-    """The baseline that ignores the event: what annotators wrote most often in training first."""
-    often = _frequencies(annotated, train)
-    return _retrieve(
-        annotated,
-        lambda events, index: np.broadcast_to(often[index], (len(events), len(often[index]))),
-    )
-
-
-def retrieve_with_frequency(
-    annotated: Annotated, train: Annotated, ranking: Ranking, *, temperature: float
-) -> list[Retrieval]:
-    """Directions and frequency in training together, as a bundle's inferences are found."""
-    priors = [prior_of(o, temperature=temperature) for o in _frequencies(annotated, train)]
-    return _retrieve(
-        annotated,
-        lambda events, index: score_phrases(
-            ranking(events, index), annotated.relations[index].embeddings, prior=priors[index]
-        ),
-    )
-
-
-def measure_heads(
-    annotated: Annotated, train: Annotated, heads: Event2MindHeads, *, temperature: float
-) -> dict[str, dict[str, Retrieval]]:
-    """The heads beside their baselines: way of ranking → relation → figures."""
-    ways = {
-        "heads": retrieve(annotated, by_heads(heads)),
-        "heads_and_frequency": retrieve_with_frequency(
-            annotated, train, by_heads(heads), temperature=temperature
-        ),
-        "frequency": retrieve_by_frequency(annotated, train),
-        "event_feature": retrieve(annotated, by_itself),
-        "chance": retrieve(annotated, by_chance),
-    }
-    return {way: dict(zip(RELATIONS, found, strict=True)) for way, found in ways.items()}
-
-
-def by_heads(heads: Event2MindHeads) -> Ranking:
-    return lambda events, relation: heads.infer(events)[:, relation]
-
-
-def by_itself(events: Float32, relation: int) -> Float32:
-    """The baseline without a head: the event's own feature."""
-    return _unit(events)
-
-
-def by_chance(events: Float32, relation: int) -> Float32:
-    """The baseline that knows nothing; the same directions each time."""
-    drawn = np.random.default_rng(relation).standard_normal(events.shape)
-    return _unit(drawn.astype(np.float32))
-
-
 def _without(events: Events, known: Iterable[str]) -> list[CommonsenseEvent]:
     known = frozenset(known)
     return [event for event in events if same_event(event.text) not in known]
@@ -294,7 +277,7 @@ def _relation(
     *,
     written: Written,
     row_of: Mapping[str, int],
-    encode_phrases: Encode,
+    encode_phrases: EncodeTexts,
 ) -> Relation:
     counts = {key[1:]: count for key, count in written.items() if key[0] == name}
     phrases = sorted({phrase for _, phrase in counts})
@@ -304,7 +287,7 @@ def _relation(
     for (event, phrase), count in counts.items():
         frequency[column_of[phrase]] += count
         true.setdefault(row_of[event], []).append(column_of[phrase])
-    embeddings = _unit(encode_phrases(phrases))
+    embeddings = unit(encode_phrases(phrases))
     rows = {row: tuple(sorted(columns)) for row, columns in sorted(true.items())}
     return Relation(tuple(phrases), embeddings, frequency, rows)
 
@@ -329,47 +312,9 @@ def _pairs(
     return [(rows[cut], columns[cut]) for cut in cuts]
 
 
-def _retrieve(annotated: Annotated, score: Ranking) -> list[Retrieval]:
-    """``score``: events [N, D], relation → [N, P], the higher the likelier."""
-    found = []
-    for index, relation in enumerate(annotated.relations):
-        rows = list(relation.true)
-        ranks = _best_ranks(score(annotated.events[rows], index), list(relation.true.values()))
-        found.append(_summary(ranks, candidates=len(relation.phrases)))
-    return found
+def _of_single_turns(encode: EncodeDialogues) -> EncodeTexts:
+    return lambda texts: encode([(Turn("", text),) for text in texts])
 
 
-def _frequencies(annotated: Annotated, train: Annotated) -> list[Float32]:
-    """How often the train part has each relation's phrases: [P] each."""
-    found = []
-    for relation, known in zip(annotated.relations, train.relations, strict=True):
-        often = dict(zip(known.phrases, known.frequency.tolist(), strict=True))
-        counts = [often.get(phrase, 0.0) for phrase in relation.phrases]
-        found.append(np.array(counts, np.float32))
-    return found
-
-
-def _best_ranks(scores: Float32, true: Sequence[tuple[int, ...]]) -> NDArray[np.float64]:
-    """Rank, from 1, of the best-placed true phrase; ties count half, so constants gain nothing."""
-    ranks = np.empty(len(true))
-    for row, columns in enumerate(true):
-        best = scores[row, list(columns)].max()
-        above, level = (scores[row] > best).sum(), (scores[row] == best).sum()
-        ranks[row] = above + (level + 1) / 2
-    return ranks
-
-
-def _summary(ranks: NDArray[np.float64], *, candidates: int) -> Retrieval:
-    if not len(ranks):
-        return Retrieval(candidates, 0.0, 0.0, 0.0)
-    return Retrieval(
-        candidates=candidates,
-        median_rank=float(np.median(ranks)),
-        mrr=float((1 / ranks).mean()),
-        recall_at_10=float((ranks <= 10).mean()),
-    )
-
-
-def _unit(vectors: Float32) -> Float32:
-    scaled: Float32 = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-9)
-    return scaled
+def _under(tensors: Mapping[str, Tensor], start: str) -> dict[str, Tensor]:
+    return {name.removeprefix(start): t for name, t in tensors.items() if name.startswith(start)}

@@ -13,10 +13,17 @@ from statistics import median
 import torch
 from torch import nn
 
-from stream_hbaf.corpora.dataset import Dataset, Rows, all_features, class_weights, pad_dialogues
+from stream_hbaf.corpora.dataset import Dataset, Rows, all_features, pad_dialogues
 from stream_hbaf.networks.network import Network
 from stream_hbaf.networks.registry import build
-from stream_hbaf.training.fitting import criterion_of, draw_batches, loss_of, make_optimizer
+from stream_hbaf.training.batches import TrainingSet, draw_steps
+from stream_hbaf.training.fitting import (
+    balance_of,
+    criterion_of,
+    make_optimizer,
+    step_loss,
+    without_audio,
+)
 from stream_hbaf.training.preparation import Prepared
 from stream_hbaf.training.recipe import Recipe
 from stream_hbaf.training.results import DECIMALS
@@ -38,12 +45,12 @@ class Cost:
 
 def measure_costs(recipes: Sequence[Recipe], prepared: Prepared) -> list[Cost]:
     """The cost of each recipe's network, in their order, on the train split that was prepared."""
-    train = prepared.material["train"]
+    train = prepared.training.dialogues
     networks = [build(network_config(recipe, prepared)) for recipe in recipes]
     live = [network for network in networks if network.config.mode == "live"]
     with _threads(THREADS):
         steps = [
-            _training_step(network, recipe, train)
+            _training_step(network, recipe, prepared.training)
             for network, recipe in zip(networks, recipes, strict=True)
         ]
         trained = _median_seconds(steps)
@@ -62,25 +69,23 @@ def measure_costs(recipes: Sequence[Recipe], prepared: Prepared) -> list[Cost]:
     ]
 
 
-def _training_step(network: Network, recipe: Recipe, material: Dataset) -> Callable[[], None]:
+def _training_step(network: Network, recipe: Recipe, training: TrainingSet) -> Callable[[], None]:
     """A function of one training step, on the same batch each time, one of median size."""
-    plan, losses = recipe.fitting, recipe.losses
-    network.standardise(torch.from_numpy(material.text_features))
-    between = criterion_of(network, losses)
-    every = draw_batches(material.dialogues, 0, size=plan.batch, seed=0)
-    batch = sorted(every, key=lambda dialogues: sum(map(len, dialogues)))[len(every) // 2]
-    classes = network.config.classes
-    weights = class_weights(material.labels, classes=classes) if losses.balanced else None
-    version = "" if network.config.use_audio else None
-    both = nn.ModuleList([network] if between is None else [network, between])
-    optimizer, _ = make_optimizer(both, 1, rate=plan.rate, decay=plan.decay, kind=plan.optimizer)
+    training = training if network.config.use_audio else without_audio(training)
+    network.standardise(torch.from_numpy(training.dialogues.text_features))
+    criterion = criterion_of(network, recipe.losses)
+    steps = draw_steps(training, recipe.batches, size=recipe.fit.batch, epoch=0, seed=0)
+    middle = sorted(steps, key=lambda one: sum(map(len, one.dialogues)))[len(steps) // 2]
+    balance = balance_of(training, recipe.losses, classes=network.config.classes)
+    both = nn.ModuleList([network] if criterion is None else [network, criterion])
+    optimizer, _ = make_optimizer(both, recipe.fit, 1)
 
     def step() -> None:
         optimizer.zero_grad()
-        loss = loss_of(network, between, material, batch, version=version, weights=weights)
+        loss = step_loss(network, criterion, training, middle, recipe=recipe, balance=balance)
         torch.autograd.backward(loss)
-        if plan.clip:
-            nn.utils.clip_grad_norm_(both.parameters(), plan.clip)
+        if recipe.fit.clip:
+            nn.utils.clip_grad_norm_(both.parameters(), recipe.fit.clip)
         optimizer.step()
 
     return step

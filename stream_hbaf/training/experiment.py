@@ -132,11 +132,11 @@ def _train_one(
     except StreamHbafError as error:  # a value, so that other runs go on
         return error
     arrays: dict[str, NDArray[Any]] = {}
-    for split, probabilities in fitted.probabilities.items():
-        arrays |= _predictions(split, prepared.material[split], probabilities)
+    for split, probabilities in fitted.evaluation.probabilities.items():
+        arrays |= _predictions(split, prepared.scored[split][0].gold, probabilities)
     with atomic_write(predictions_file(folder, run.facts)) as part, part.open("wb") as out:
         np.savez_compressed(out, **arrays)  # type: ignore[arg-type]
-    figures = {split: _figures(score) for split, score in fitted.scores.items()}
+    figures = {split: _figures(fitted.evaluation.main(split)) for split in splits}
     return RunRecord(
         **run.facts.model_dump(),
         dev=figures["dev"],

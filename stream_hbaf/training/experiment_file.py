@@ -4,7 +4,7 @@ import hashlib
 import json
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,19 +13,14 @@ from pydantic import Field, ValidationInfo, field_validator
 import stream_hbaf
 from stream_hbaf.config import Section, flatten, read_yaml
 from stream_hbaf.errors import ConfigError
-from stream_hbaf.networks.network import NetworkConfig
-from stream_hbaf.networks.registry import NETWORKS, read_network
-from stream_hbaf.training.recipe import Recipe, read_recipe, validate
+from stream_hbaf.networks.registry import read_network
+from stream_hbaf.training.recipe import Recipe, merge_settings, read_settings, validate
 from stream_hbaf.training.results import RunFacts
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]  # also a file's name
 # A recipe's settings that don't change the features, and those that don't change the result.
-FITTED = {"id", "network", "losses", "fitting"}
-IRRELEVANT: dict[str, bool | set[str]] = {"id": True, "fitting": {"seeds", "workers"}}
-HBAF = next(iter(NETWORKS))  # the kind of a recipe that names none
-# Settings of the recipe's network that a row with another kind of network keeps; each kind has its
-# own mode.
-COMMON = {setting.name for setting in fields(NetworkConfig)} - {"kind", "mode"}
+FITTED = {"id", "network", "losses", "batches", "fit", "calibration", "workers"}
+IRRELEVANT: dict[str, bool | set[str]] = {"id": True, "workers": True, "fit": {"seeds", "ship"}}
 
 
 class ExperimentFile(Section):
@@ -86,16 +81,16 @@ def read_experiment(file: Path) -> Experiment:
     overrides: dict[str, dict[str, Any]] = {}
     for name, path in named.items():
         recipe_file = file.parent / path
-        if not isinstance(read_recipe(recipe_file), Recipe):  # reports the recipe's own errors
-            raise ConfigError(f"{file}: {recipe_file} names no corpus; take a recipe that does")
+        unchanged = read_settings(recipe_file)
+        if len(validate(Recipe, unchanged, where=f"{recipe_file}").corpora) > 1:
+            raise ConfigError(f"{file}: {recipe_file} is of several corpora; take one of a single")
         for row, of_row in settings.rows.items():
             title = _title(name, row)
             if title in recipes:
                 raise ConfigError(f"{file}: '{title}' is two rows; give one another name")
             where = f"{file}: row '{title}'"
             overrides[title] = _overrides(of_row, name, every=settings.recipes, where=where)
-            tree = read_yaml(recipe_file, example="id: iemocap")
-            recipes[title] = _override(tree, overrides[title], where=where)
+            recipes[title] = _override(unchanged, overrides[title], where=where)
     for row in (row for pair in settings.compare for row in pair):
         if row not in settings.rows:
             raise ConfigError(f"{file}: compare: there is no row '{row}'; correct its name")
@@ -145,18 +140,18 @@ def _facts(
     experiment: Experiment, row: str, recipe: Recipe, *, seed: int, commit: str | None
 ) -> RunFacts:
     network = read_network(recipe.network)
-    use_audio = network.use_audio and recipe.audio != "none"
+    audio = recipe.audio.representation if network.use_audio else "none"
     return RunFacts(
         experiment=experiment.id,
         row=row,
-        corpus=recipe.corpus,
+        corpus=next(iter(recipe.corpora)),
         network=network.kind,
         mode=network.mode,
-        modalities="+".join(["audio"] * use_audio + ["text"] * network.use_text),
+        modalities="+".join(["audio"] * (audio != "none") + ["text"] * network.use_text),
         overrides=dict(experiment.overrides[row]),
         recipe=_digest(recipe),
-        audio=recipe.audio if use_audio else "none",
-        encoder=_public(recipe.encoder) if network.use_text else "none",
+        audio=audio,
+        encoder=_public(recipe.text_encoder.name) if network.use_text else "none",
         transcripts="gold",
         command=f"stream-hbaf experiment {_relative(experiment.file)} --corpora CORPORA",
         seed=seed,
@@ -194,21 +189,18 @@ def _overrides(
     return flatten({key: v for key, v in settings.items() if key not in every}) | flatten(own)
 
 
-def _override(tree: dict[str, Any], changes: Mapping[str, Any], *, where: str) -> Recipe:
-    network = tree.get("network", {})
-    if changes.get("network.kind", network.get("kind", HBAF)) != network.get("kind", HBAF):
-        tree["network"] = {key: value for key, value in network.items() if key in COMMON}
+def _override(settings: Mapping[str, Any], changes: Mapping[str, Any], *, where: str) -> Recipe:
+    """The recipe of these settings with ``changes``, by dotted keys."""
+    nested: dict[str, Any] = {}
     for key, value in changes.items():
         *sections, leaf = key.split(".")
-        node = tree
+        node = nested
         for section in sections:
-            if node.get(section) is None:
-                node[section] = {}
-            node = node[section]
+            node = node.setdefault(section, {})
             if not isinstance(node, dict):
                 raise ConfigError(f"{where}: '{key}': '{section}' has no settings of its own")
         node[leaf] = value
-    return validate(Recipe, tree, where=where)
+    return validate(Recipe, merge_settings(settings, nested), where=where)
 
 
 def _public(name: str) -> str:

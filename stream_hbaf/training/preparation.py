@@ -1,88 +1,119 @@
-"""Training, first half: a corpus becomes features, by the very code that live use has.
+"""Prepares the corpora of a recipe: texts and audio become features, by the code of live use.
 
-Everything is fitted on the train split.
+Everything is fitted on train splits.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save
 from torch import Tensor
 
-from stream_hbaf.corpora.cache import (
-    EncodeDialogues,
-    EncodeTexts,
-    cached_dialogue_encoder,
-    digest_of,
-    infer_commonsense,
-    key_of,
-)
+from stream_hbaf.bundle import NONE
+from stream_hbaf.corpora.asr_errors import Lexicon, lexicon_of, simulate_asr_errors
+from stream_hbaf.corpora.cache import EncodeDialogues, cached_dialogue_encoder, infer_commonsense
 from stream_hbaf.corpora.dataset import (
+    NO_LABEL,
     Dataset,
+    Rows,
     label_indices,
     number_speakers,
     rows_of,
     utterances_of,
 )
-from stream_hbaf.corpora.dialogue import SPLITS, Corpus, Dialogue, Split
+from stream_hbaf.corpora.dialogue import SPLITS, Corpus, LabelledUtterance, Split
 from stream_hbaf.corpora.open_corpus import open_corpus, select
-from stream_hbaf.errors import ModelError
-from stream_hbaf.features.comet import open_comet
-from stream_hbaf.features.commonsense import Commonsense, Event2MindHeads, NoCommonsense
+from stream_hbaf.corpora.published import publication_of
+from stream_hbaf.errors import CorpusError, ModelError
+from stream_hbaf.features.commonsense import Commonsense
 from stream_hbaf.features.context import Turn
-from stream_hbaf.features.inferences import Inferences
 from stream_hbaf.features.scaling import Scaling
 from stream_hbaf.features.text import TextEncoder
-from stream_hbaf.files import atomic_write_bytes, atomic_write_text
-from stream_hbaf.training.audio_features import Sound, prepare_sound
-from stream_hbaf.training.commonsense_heads import (
-    HeadsConfig,
-    build_inferences,
-    distil,
-    read_annotations,
+from stream_hbaf.training.audio_features import (
+    CorpusAudio,
+    class_balanced,
+    fit_scaling,
+    measure_corpus,
 )
+from stream_hbaf.training.batches import Clips, TrainingSet
+from stream_hbaf.training.commonsense_heads import PreparedCommonsense, prepare_commonsense
 from stream_hbaf.training.recipe import Recipe
-from stream_hbaf.training.text_augment import WordsConfig, labelled_turns, mixed_lessons
-from stream_hbaf.training.text_encoder import TuningConfig, lessons_of, tune_encoder
+from stream_hbaf.training.scoring import ASR_ERRORS, GOLD, ScoredCorpus
+from stream_hbaf.training.text_data import common_labels, draw_asr_errors, hold_out
+from stream_hbaf.training.text_encoder import tuned_layers
 
 Float32 = NDArray[np.float32]
 Progress = Callable[[str], None]
+Change = Callable[[str], str]  # of an utterance's text
+
+LANGUAGE = "en"  # that the text encoders read; texts in others are left out
+NEUTRAL = "neutral"
+DRAW_SEED = 0  # of the dialogues that ``max_dialogues`` keeps
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The corpora of a recipe, by the names that it gives them."""
+
+    dialogues: Mapping[str, Corpus]  # the main one first
+    clips: Mapping[str, Corpus]
+    texts: Mapping[str, Corpus]  # all that may tune the text encoder
+    labels: tuple[str, ...]
+
+    @property
+    def used(self) -> Mapping[str, Corpus]:
+        """All that networks are trained on."""
+        return {**self.dialogues, **self.clips}
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is but one corpus: it has its own audio, and is tested as well."""
+        return len(self.dialogues) + len(self.clips) == 1
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """Those that are prepared. Test of several is measured through the live path alone."""
+        return SPLITS if self.alone else SPLITS[:2]
+
+    def describe(self) -> dict[str, Any]:
+        """Of each corpus its kind, and how many labelled utterances and dialogues it has."""
+        return {
+            name: {
+                "kind": "clips" if name in self.clips else "dialogues",
+                "utterances": {
+                    split: sum(u.label is not None for u in utterances_of(corpus.splits[split]))
+                    for split in self.splits
+                },
+                "dialogues": {split: len(corpus.splits[split]) for split in self.splits},
+            }
+            for name, corpus in self.used.items()
+        }
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A corpus as a recipe wants it, and all of a bundle but the network.
+    """What networks are trained on and scored by, and all of a bundle but the network.
 
     In another process it arrives without its models, which are large and not needed to fit.
     """
 
     labels: tuple[str, ...]
-    scaling: Scaling | None  # None without sound
-    material: Mapping[Split, Dataset]
-    ids: Mapping[Split, tuple[str, ...]]  # of the material's rows
+    training: TrainingSet
+    scored: Mapping[Split, tuple[ScoredCorpus, ...]]  # dev, the main corpus first; of one, test too
+    widths: Mapping[str, int]  # of the features, as ``Recipe.network_config`` takes them
+    scaling: Scaling | None  # None without audio
     encoder: TextEncoder | None
     tuned: Mapping[str, Tensor]
-    commonsense: Commonsense | None
-    figures: Mapping[str, Any]  # how well the commonsense heads retrieve
-    skipped: tuple[str, ...] = ()  # utterances without sound, and why
+    commonsense: PreparedCommonsense | None
+    corpora: Mapping[str, Any]  # what was used of each, as metrics.json says it
+    skipped: tuple[str, ...] = ()  # utterances without audio, and why
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "encoder": None, "commonsense": None, "tuned": {}}
-
-
-@dataclass(frozen=True)
-class PreparedHeads:
-    """What is made of the annotations, in the precision of a bundle."""
-
-    heads: Event2MindHeads
-    inferences: Inferences  # says what the heads infer in words
-    figures: Mapping[str, Any]  # how well the heads retrieve
 
 
 def prepare(
@@ -93,230 +124,286 @@ def prepare(
     device: str = "cpu",
     progress: Progress = print,
 ) -> Prepared:
-    """Read the recipe's corpus under ``corpora`` and give each utterance its features.
+    """Read the recipe's corpora under ``corpora`` and give each utterance its features.
 
-    Everything is fitted on the train split. Raises CorpusError for a corpus that can't be used,
-    ModelError for an encoder or for text features that aren't numbers.
+    Interrupted, it takes up what is in ``cache``. Raises CorpusError for a corpus that can't be
+    used, ConfigError for corpora that don't fit together, ModelError for an encoder or for text
+    features that aren't finite.
     """
-    corpus = select(open_corpus(recipe.corpus, corpora), fold=recipe.fold)
-    tuned = prepare_layers(
-        recipe.encoder,
-        corpus,
-        recipe.tuning,
+    opened = open_corpora(recipe, corpora)
+    measure = partial(measure_corpus, recipe=recipe, corpora=corpora, splits=opened.splits)
+    audio = {
+        name: measure(corpus, device=device, cache=cache / "audio", progress=progress)
+        for name, corpus in (opened.dialogues if opened.alone else opened.clips).items()
+        if recipe.audio.representation != NONE
+    }
+    encoder, tuned = _prepare_encoder(recipe, opened, device=device, cache=cache, progress=progress)
+    commonsense = prepare_commonsense(
+        recipe.commonsense,
+        corpora,
+        encoder=encoder,
+        half=bool(tuned) and recipe.text_encoder.bfloat16,
+        cache=cache,
+        progress=progress,
+    )
+    scaling = fit_scaling(audio, opened.used, recipe.audio)
+    maker = _DatasetMaker(recipe, opened, encoder, commonsense.model, audio, scaling, cache)
+    return Prepared(
+        labels=opened.labels,
+        training=_training_set(recipe, opened, maker),
+        scored={split: _scored(recipe, opened, maker, split) for split in opened.splits[1:]},
+        widths={
+            "audio_width": 0 if scaling is None else scaling.width,
+            "text_width": encoder.width,
+            "commonsense_width": commonsense.model.width,
+        },
+        scaling=scaling,
+        encoder=encoder,
+        tuned=tuned,
+        commonsense=commonsense,
+        corpora=opened.describe(),
+        skipped=tuple(line for one in audio.values() for line in one.skipped),
+    )
+
+
+def open_corpora(recipe: Recipe, corpora: Path) -> Opened:
+    """Read all corpora that a recipe names, and find out which are of clips: of several those whose
+    every train dialogue is one utterance with its audio.
+
+    Train dialogues that another corpus tests are held out. Raises CorpusError for a corpus that
+    can't be read or lacks a split that it needs, ConfigError for labels that differ.
+    """
+    plans = [p for p in (recipe.text_encoder, *recipe.text_encoder.soup) if p.changes]
+    tuned_on = {name for plan in plans for name in plan.corpora or ()}
+    alone = len(recipe.corpora) == 1
+    read = {
+        name: select(
+            open_corpus(name, corpora, all_splits=alone),
+            fold=recipe.corpora[name].fold if name in recipe.corpora else None,
+        )
+        for name in [*recipe.corpora, *sorted(tuned_on - set(recipe.corpora))]
+    }
+    clips = () if alone else tuple(name for name in recipe.corpora if _are_clips(read[name]))
+    dialogues = tuple(name for name in recipe.corpora if name not in clips)
+    for names in (clips, dialogues[:1]):
+        if names and not any(read[name].splits["dev"] for name in names):
+            raise CorpusError(f"{corpora}: no dev split in {', '.join(names)}; add a corpus")
+    tested = {name for plan in plans for name in plan.dev_figures or plan.corpora or dialogues}
+    tested.update(dialogues[:1])
+    held_out = {
+        name: hold_out(corpus, [read[other] for other in sorted(tested - {name})])
+        for name, corpus in read.items()
+    }
+    merged = {
+        name: select(held_out[name], classes=settings.classes)
+        for name, settings in recipe.corpora.items()
+    }
+    used = {name: _at_most(merged[name], recipe.corpora[name].max_dialogues) for name in merged}
+    # The encoder is tuned with all labels that there are, unless its corpora have others.
+    differ = len({read[name].labels for name in tuned_on}) > 1
+    return Opened(
+        dialogues={name: used[name] for name in dialogues},
+        clips={name: used[name] for name in clips},
+        texts={**held_out, **merged} if differ else held_out,
+        labels=common_labels(used),
+    )
+
+
+def _are_clips(corpus: Corpus) -> bool:
+    return all(
+        len(dialogue.utterances) == 1 and dialogue.utterances[0].audio is not None
+        for dialogue in corpus.splits["train"]
+    )
+
+
+def _at_most(corpus: Corpus, most: int | None) -> Corpus:
+    """The corpus with so many train dialogues, drawn once."""
+    train = corpus.splits["train"]
+    if most is None or most >= len(train):
+        return corpus
+    chosen = np.sort(np.random.default_rng(DRAW_SEED).permutation(len(train))[:most])
+    return replace(corpus, splits={**corpus.splits, "train": tuple(train[n] for n in chosen)})
+
+
+def _prepare_encoder(
+    recipe: Recipe, opened: Opened, *, device: str, cache: Path, progress: Progress
+) -> tuple[TextEncoder, Mapping[str, Tensor]]:
+    """The tuned text encoder, and the tensors that tuning changed."""
+    config = recipe.text_encoder
+    tuned = tuned_layers(
+        config,
+        opened.texts,
+        default=tuple(opened.dialogues or opened.clips),
+        errors=recipe.asr_errors,
         device=device,
         cache=cache / "tuned",
         progress=progress,
     )
-    corpus = select(corpus, classes=recipe.classes)  # words are learnt with all labels there are
-    context = recipe.tuning.context
     encoder = TextEncoder(
-        recipe.encoder, tuned=tuned, context=context, device=device, tokens=recipe.takes_tokens
+        config.name, tuned=tuned, context=config.context, device=device, tokens=recipe.takes_tokens
     )
-    encode = cached_dialogue_encoder(encoder, cache / "text")
-    commonsense, figures = _prepare_commonsense(
-        recipe, corpora, encoder, device=device, cache=cache, progress=progress
-    )
-    sound = prepare_sound(corpus, recipe, device=device, cache=cache / "audio", progress=progress)
-    text = {split: encode(_turns(corpus.splits[split])) for split in SPLITS}
-    inferred = {
-        split: infer_commonsense(
-            commonsense,
-            [utterance.text for utterance in utterances_of(corpus.splits[split])],
-            features=text[split],
-            cache=cache / "commonsense",
+    return encoder, tuned
+
+
+@dataclass(frozen=True)
+class _DatasetMaker:
+    """Makes datasets: holds what all corpora and splits share."""
+
+    recipe: Recipe
+    opened: Opened
+    encoder: TextEncoder
+    commonsense: Commonsense
+    audio: Mapping[str, CorpusAudio]
+    scaling: Scaling | None
+    cache: Path
+
+    @cached_property
+    def encode(self) -> EncodeDialogues:
+        """Of dialogues, from the cache where they are there."""
+        return cached_dialogue_encoder(self.encoder, self.cache / "text")
+
+    @cached_property
+    def lexicon(self) -> Lexicon:
+        """All words that ASR errors may put in the place of others."""
+        names = dict.fromkeys([*(self.recipe.text_encoder.corpora or ()), *self.opened.dialogues])
+        return lexicon_of(
+            utterance.text
+            for name in names
+            if name in self.opened.texts
+            for utterance in utterances_of(self.opened.texts[name].splits["train"])
         )
-        for split in SPLITS
-    }
-    return Prepared(
-        labels=corpus.labels,
-        scaling=sound.scaling,
-        material={
-            split: _material(corpus, split, text[split], inferred[split], sound) for split in SPLITS
-        },
-        ids={s: tuple(u.id for u in utterances_of(corpus.splits[s])) for s in SPLITS},
-        encoder=encoder,
-        tuned=tuned,
-        commonsense=commonsense,
-        figures=figures,
-        skipped=sound.skipped,
-    )
 
-
-def prepare_layers(
-    name: str,
-    corpus: Corpus | Sequence[Corpus],
-    plan: TuningConfig,
-    *,
-    words: WordsConfig | None = None,
-    device: str = "cpu",
-    cache: Path,
-    progress: Progress,
-) -> dict[str, Tensor]:
-    """What of the encoder is fine-tuned on the corpus's words; float16, by name.
-
-    With ``words``, on those of all of ``open_words``'s corpora, as it says.
-    """
-    if not plan.changes:
-        return {}
-    corpora = [corpus] if isinstance(corpus, Corpus) else list(corpus)
-    labels = corpora[0].labels
-    dialogues = [
-        {split: labelled_turns(known.splits[split], labels) for split in SPLITS[:2]}
-        for known in corpora
-    ]
-    if words is None:
-        lessons = lessons_of(dialogues[0])
-        key = key_of(name, repr(plan), repr(labels), repr(dialogues[0]))
-    else:
-        lessons = mixed_lessons(corpora, words)
-        key = key_of(name, repr(plan), repr(words), repr(labels), repr(dialogues))
-    file = cache / f"{key}.safetensors"
-    if not file.exists():
-        tuned = tune_encoder(
-            TextEncoder(name, context=plan.context, device=device),
-            lessons=lessons,
-            classes=len(labels),
-            plan=plan,
-            folder=cache / key,
-            progress=progress,
+    def make(self, name: str, split: Split, change: Change = str) -> Dataset:
+        """A corpus's split as features, its texts as ``change`` gives them."""
+        corpus = self.opened.used[name]
+        dialogues = corpus.splits[split]
+        reads = publication_of(name).language in (LANGUAGE, None)
+        turns = [
+            tuple(Turn(u.speaker, change(u.text) if reads else "") for u in dialogue.utterances)
+            for dialogue in dialogues
+        ]
+        texts = [turn.text for dialogue in turns for turn in dialogue]
+        text = self.encode(turns)
+        commonsense = infer_commonsense(
+            self.commonsense, texts, features=text, cache=self.cache / "commonsense"
         )
-        atomic_write_bytes(file, save(tuned.tensors))
-    return load_file(file)
-
-
-def mean_of_tunings(name: str, tunings: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The mean of several tunings of one encoder, float16; what one left alone counts as it was."""
-    untuned = dict(TextEncoder(name).model.named_parameters())
-    return {
-        layer: torch.stack([tuned.get(layer, untuned[layer]).float() for tuned in tunings])
-        .mean(0)
-        .half()
-        .detach()
-        for layer in sorted({layer for tuned in tunings for layer in tuned})
-    }
-
-
-def as_adapters(name: str, tuned: Mapping[str, Tensor], *, rank: int) -> dict[str, Tensor]:
-    """A tuning of whole layers as low-rank changes, float16: a quarter of the size or less.
-
-    Of each matrix the ``rank`` largest singular directions of what tuning changed; what is smaller
-    than that stays whole.
-    """
-    untuned = dict(TextEncoder(name).model.named_parameters())
-    kept = {}
-    for layer, tensor in tuned.items():
-        if tensor.dim() != 2 or min(tensor.shape) <= rank:
-            kept[layer] = tensor
-            continue
-        change = tensor.float() - untuned[layer].detach()
-        out, sizes, into = torch.linalg.svd(change, full_matrices=False)
-        kept[f"{layer}.lora_b"] = (out[:, :rank] * sizes[:rank]).half()
-        kept[f"{layer}.lora_a"] = into[:rank].half()
-    return {layer: tensor.contiguous() for layer, tensor in kept.items()}
-
-
-def prepare_heads(
-    corpora: Path,
-    plan: HeadsConfig,
-    *,
-    encoder: TextEncoder,
-    half: bool = False,
-    cache: Path,
-    progress: Progress,
-) -> PreparedHeads:
-    """Commonsense heads for an encoder, kept under ``cache``/heads; loaded, they are the same.
-
-    Heads read events as dialogues of one turn by nobody; phrases are for the untuned encoder.
-    Both only teach, so they may be read in ``half`` precision. Raises CorpusError, ModelError.
-    """
-    annotations = read_annotations(corpora, atomic=plan.atomic)
-    untuned = TextEncoder(encoder.id, device=encoder.device)
-    weights = [digest_of(read.model.state_dict()) for read in (encoder, untuned)]
-    key = key_of(repr(plan), repr(annotations), repr(encoder.context), repr(half), *weights)
-    file = cache / "heads" / f"{key}.safetensors"
-    figures = file.with_suffix(".json")
-    if not file.exists():  # it is written last
-        encode, encode_phrases = (
-            _of_single_turns(cached_dialogue_encoder(read, cache / "text", half=half))
-            for read in (encoder, untuned)
+        utterances = utterances_of(dialogues)
+        _require_finite(f"{name}, {split}", utterances, text=text, commonsense=commonsense)
+        labels = label_indices(utterances, corpus.labels)
+        audio = self.audio.get(name)
+        mask = None if audio is None else audio.mask(split)
+        if mask is not None and name in self.opened.clips:
+            labels = np.where(mask, labels, NO_LABEL)  # nothing is left of a clip without audio
+        return Dataset(
+            labels=labels,
+            text=text,
+            commonsense=commonsense,
+            audio={} if audio is None else audio.scaled(self.scaling, split),
+            dialogues=rows_of(dialogues),
+            audio_mask=mask,
+            text_mask=np.array([bool(one.strip()) for one in texts]),
+            speakers=number_speakers(dialogues),
         )
-        heads, found = distil(
-            annotations, plan=plan, encode=encode, encode_phrases=encode_phrases, progress=progress
-        )
-        said = build_inferences(annotations, plan=plan, encode_phrases=encode_phrases)
-        tensors = {f"heads.{name}": tensor.half() for name, tensor in heads.state_dict().items()}
-        tensors |= {f"inferences.{name}": tensor for name, tensor in said.tensors().items()}
-        atomic_write_text(figures, json.dumps(found))
-        atomic_write_bytes(file, save(tensors))
-    kept = load_file(file)
-    return PreparedHeads(
-        Event2MindHeads.from_tensors(_under(kept, "heads.")),
-        Inferences.from_tensors(_under(kept, "inferences.")),
-        json.loads(figures.read_text(encoding="utf-8")),
-    )
 
 
-def _prepare_commonsense(
-    recipe: Recipe,
-    corpora: Path,
-    encoder: TextEncoder,
-    *,
-    device: str,
-    cache: Path,
-    progress: Progress,
-) -> tuple[Commonsense, dict[str, Any]]:
-    """What infers, and its figures.
-
-    Where the encoder was tuned in half precision, events and phrases are read in it: there are
-    ten times as many as utterances.
-    """
-    if recipe.commonsense == "none":
-        return NoCommonsense(1), {}
-    if recipe.commonsense != "event2mind":
-        return open_comet(recipe.commonsense, device=device), {}
-    half = bool(recipe.tuning.changes) and recipe.tuning.bfloat16
-    prepared = prepare_heads(
-        corpora, recipe.heads, encoder=encoder, half=half, cache=cache, progress=progress
-    )
-    return prepared.heads, dict(prepared.figures)
-
-
-def _of_single_turns(encode: EncodeDialogues) -> EncodeTexts:
-    return lambda texts: encode([(Turn("", text),) for text in texts])
-
-
-def _under(tensors: Mapping[str, Tensor], start: str) -> dict[str, Tensor]:
-    return {name.removeprefix(start): t for name, t in tensors.items() if name.startswith(start)}
-
-
-def _material(
-    corpus: Corpus,
-    split: Split,
-    text: Float32,
-    commonsense: Float32,
-    sound: Sound,
-) -> Dataset:
-    utterances = utterances_of(corpus.splits[split])
+def _require_finite(
+    where: str, utterances: Sequence[LabelledUtterance], *, text: Float32, commonsense: Float32
+) -> None:
+    """Raise ModelError naming the first utterance whose features aren't finite."""
     first = text if text.ndim == 2 else text[:, 0]  # of tokens, further ones may be missing
-    for name, features in (("text", first), ("commonsense", commonsense)):
-        broken = ~np.isfinite(features).all(axis=tuple(range(1, features.ndim)))
+    for name, rows in (("text", first), ("commonsense", commonsense)):
+        broken = ~np.isfinite(rows).all(axis=tuple(range(1, rows.ndim)))
         if broken.any():
             raise ModelError(
-                f"{corpus.name}: the {name} features of utterance "
-                f"{utterances[int(broken.argmax())].id} in {split} aren't numbers; "
-                "look at its words, or tune the encoder again at a lower rate"
+                f"{where}: the {name} features of utterance {utterances[int(broken.argmax())].id} "
+                "aren't finite; look at its text, or tune the encoder again at a lower rate"
             )
-    return Dataset(
-        labels=label_indices(utterances, corpus.labels),
-        text=text,
-        commonsense=commonsense,
-        audio={"": sound.features[split]} if sound.features else {},
-        dialogues=rows_of(corpus.splits[split]),
-        audio_mask=sound.there.get(split),
-        text_mask=np.array([bool(u.text.strip()) for u in utterances]),
-        speakers=number_speakers(corpus.splits[split]),
+
+
+def _training_set(recipe: Recipe, opened: Opened, maker: _DatasetMaker) -> TrainingSet:
+    """All train splits: the main corpus's in every version of its texts, the others'."""
+    errors = recipe.asr_errors
+    parts = []
+    for number, name in enumerate(opened.dialogues):
+        parts.append(maker.make(name, "train"))
+        for version in range(errors.versions if number == 0 else 0):
+            draw = np.random.default_rng([errors.seed, version])
+            change = partial(draw_asr_errors, errors=errors, lexicon=maker.lexicon, draw=draw)
+            parts.append(maker.make(name, "train", change))
+    clips = None if not opened.clips else _clips(opened, maker)
+    neutral = opened.labels.index(NEUTRAL) if NEUTRAL in opened.labels else None
+    if clips is not None and not parts:
+        return TrainingSet(clips.dataset, (), clips=clips, neutral=neutral)
+    together, rows = _join(parts)
+    versions = tuple(zip(*rows[: 1 + errors.versions], strict=True))
+    further = tuple(dialogue for part in rows[1 + errors.versions :] for dialogue in part)
+    return TrainingSet(together, versions, further, clips, neutral)
+
+
+def _clips(opened: Opened, maker: _DatasetMaker) -> Clips:
+    """All corpora's train clips; dialogues are speakers."""
+    parts = [maker.make(name, "train") for name in opened.clips]
+    together, _ = _join(parts)
+    speakers = np.array(
+        [
+            f"{name} {utterance.speaker}"
+            for name, corpus in opened.clips.items()
+            for utterance in utterances_of(corpus.splits["train"])
+        ]
+    )
+    there = together.labelled
+    by_speaker = (np.flatnonzero((speakers == one) & there) for one in np.unique(speakers))
+    dialogues = tuple(rows for rows in by_speaker if len(rows))
+    return Clips(
+        replace(together, dialogues=dialogues, speakers=None),
+        class_balanced([part.labels for part in parts]),
     )
 
 
-def _turns(dialogues: Sequence[Dialogue]) -> list[tuple[Turn, ...]]:
-    return [tuple(Turn(u.speaker, u.text) for u in d.utterances) for d in dialogues]
+def _scored(
+    recipe: Recipe, opened: Opened, maker: _DatasetMaker, split: Split
+) -> tuple[ScoredCorpus, ...]:
+    """The main corpus's split and those of all corpora of clips that have it."""
+    errors, scored = recipe.asr_errors, []
+    for name in list(opened.dialogues)[:1]:
+        texts = {GOLD: maker.make(name, split)}
+        if errors.versions:
+            draw = np.random.default_rng(errors.seed)
+            rate, lexicon = errors.dev_error_rate, maker.lexicon
+            change = partial(simulate_asr_errors, rate=rate, draw=draw, lexicon=lexicon)
+            texts[ASR_ERRORS] = maker.make(name, split, change)
+        scored.append(ScoredCorpus(name, texts))
+    for name, corpus in opened.clips.items():
+        if corpus.splits[split]:
+            texts = {GOLD: maker.make(name, split)}
+            scored.append(ScoredCorpus(name, texts, are_clips=True))
+    return tuple(scored)
+
+
+def _join(parts: Sequence[Dataset]) -> tuple[Dataset, list[tuple[Rows, ...]]]:
+    """All rows in one dataset, and each part's dialogues there."""
+    starts = np.cumsum([0, *(len(part.labels) for part in parts)])
+    rows = [
+        tuple(dialogue + start for dialogue in part.dialogues)
+        for part, start in zip(parts, starts, strict=False)
+    ]
+
+    def joined(name: str) -> Any:
+        arrays = [getattr(part, name) for part in parts]
+        return None if any(array is None for array in arrays) else np.concatenate(arrays)
+
+    together = Dataset(
+        audio={
+            version: np.concatenate([part.audio[version] for part in parts])
+            for version in parts[0].audio
+        },
+        dialogues=tuple(dialogue for of_part in rows for dialogue in of_part),
+        **{
+            name: joined(name)
+            for name in (
+                *("labels", "text", "commonsense"),
+                *("audio_mask", "text_mask", "speakers"),
+            )
+        },
+    )
+    return together, rows

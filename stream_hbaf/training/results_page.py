@@ -11,7 +11,7 @@ from stream_hbaf.evaluation.metrics import Spread
 from stream_hbaf.evaluation.plots import window_curve
 from stream_hbaf.evaluation.summary import markdown_table
 from stream_hbaf.files import atomic_write_text
-from stream_hbaf.training.experiment_file import HBAF
+from stream_hbaf.training.recipe import HBAF
 from stream_hbaf.training.results import (
     DRAWS,
     ComparisonRecord,

@@ -1,120 +1,230 @@
-"""Training: dialogues of words as features, in the versions in which live use may hear them."""
+"""Prepares the texts that the text encoder is tuned on, and simulates ASR errors in texts.
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from pathlib import Path
+Live input is what a speech recogniser understood. So in each epoch a part of the texts gets word
+errors or loses its punctuation, drawn anew; and as no corpus has all words and all emotions,
+several may be tuned on at once.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from stream_hbaf.corpora.asr_errors import (
     Lexicon,
     lexicon_of,
     simulate_asr_errors,
     without_punctuation,
+    words_of,
 )
-from stream_hbaf.corpora.cache import EncodeTexts
-from stream_hbaf.corpora.dataset import Dataset, label_indices, rows_of, utterances_of
-from stream_hbaf.corpora.dialogue import LABELS, Corpus, Dialogue
-from stream_hbaf.corpora.open_corpus import open_corpus
+from stream_hbaf.corpora.dialogue import SPLITS, Corpus, Dialogue, LabelledUtterance
 from stream_hbaf.errors import ConfigError
-from stream_hbaf.features.commonsense import Event2MindHeads, NoCommonsense
-from stream_hbaf.training.batches import Spoken
-from stream_hbaf.training.recipe import MixtureRecipe
-from stream_hbaf.training.text_augment import WordsConfig, open_words
+from stream_hbaf.evaluation.metrics import (
+    FigureName,
+    Labels,
+    accuracy,
+    macro_f1,
+    unweighted_recall,
+    weighted_f1,
+)
+from stream_hbaf.features.context import Ids, Turn
+from stream_hbaf.training.recipe import AsrErrorConfig, TuningConfig
 
 Draw = np.random.Generator
+Figure = Callable[[Labels, Labels], float]  # gold [N], predicted [N]
 
-TALK = "meld"  # the corpus of dialogues; words of others are learnt beside it
-MISHEARD_RATE = 0.15  # of dev's misheard words
-
-
-def read_words(recipe: MixtureRecipe, corpora: Path) -> list[Corpus]:
-    """All corpora of words, MELD first or where the recipe names it."""
-    if recipe.words is None:
-        return [open_corpus(TALK, corpora)]
-    if TALK not in recipe.words.corpora:
-        raise ConfigError(f"recipe {recipe.id}: 'words.corpora' must name {TALK}, the dialogues")
-    return open_words(recipe.words, corpora)
+UNLABELLED = -1  # index of the label of an utterance that is context only
+DISTINCTIVE = 5  # words; two corpora that share so long a text hold the same scene of one series
+FIGURES: Mapping[FigureName, Figure] = {
+    "weighted_f1": weighted_f1,
+    "macro_f1": macro_f1,
+    "accuracy": accuracy,
+    "uar": unweighted_recall,
+}
 
 
-def prepare_words(
-    recipe: MixtureRecipe,
-    words: Sequence[Corpus],
-    *,
-    encode: EncodeTexts,
-    heads: Event2MindHeads | NoCommonsense,
-) -> tuple[Spoken, dict[str, Dataset]]:
-    """Train's words, MELD's in all versions; and MELD's dev, as it is and misheard."""
-    lexicon = lexicon_of(
-        said.text for corpus in words for said in utterances_of(corpus.splits["train"])
-    )
-    (talk,) = (corpus for corpus in words if corpus.name == TALK)
-    others = [corpus for corpus in words if corpus is not talk]
-    plan = recipe.words or WordsConfig()
-    train = talk.splits["train"]
-    parts = [spoken_material(train, encode=encode, heads=heads)]
-    for copy in range(recipe.fitting.misheard):
-        draw = np.random.default_rng([plan.seed, copy])
-        hear = partial(_hear_train, plan=plan, lexicon=lexicon, draw=draw)
-        parts.append(spoken_material(train, encode=encode, heads=heads, hear=hear))
+@dataclass(frozen=True, slots=True)
+class LabelledTurns:
+    """A dialogue's turns, and the index of each one's label or -1."""
+
+    turns: tuple[Turn, ...]
+    labels: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TextDevSet:
+    """Dev dialogues of one corpus, and the figure by which they are scored."""
+
+    dialogues: Sequence[LabelledTurns]
+    figure: Figure
+
+
+@dataclass(frozen=True, slots=True)
+class TextTrainingSet:
+    """What an encoder is tuned on; the mean of all dev figures picks the epoch."""
+
+    train: Callable[[int], Sequence[LabelledTurns]]  # of an epoch, the first being 1; repeatable
+    dev: Mapping[str, TextDevSet]  # by corpus
+    weights: tuple[float, ...] | None = None  # of the classes in the loss; None: all weigh the same
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Turns that are read at once in training, and their labels."""
+
+    texts: tuple[str, ...]
+    turns: tuple[Ids, ...]
+    labels: tuple[int, ...]
+
+    @property
+    def length(self) -> int:
+        """Tokens, cls included."""
+        return 1 + sum(map(len, self.turns))
+
+
+def hold_out(corpus: Corpus, tested: Sequence[Corpus]) -> Corpus:
+    """``corpus`` without the train dialogues of which a text is in the dev or test of ``tested``.
+
+    MELD and EmoryNLP annotate one series: a scene that one tests must not train with the other's
+    labels. Texts of fewer than five words occur anywhere and don't count.
+    """
+    others = [d for other in tested for split in SPLITS[1:] for d in other.splits[split]]
+    held = _distinctive_texts(others)
+    train = tuple(d for d in corpus.splits["train"] if held.isdisjoint(_distinctive_texts([d])))
+    return replace(corpus, splits={**corpus.splits, "train": train})
+
+
+def common_labels(corpora: Mapping[str, Corpus]) -> tuple[str, ...]:
+    """The labels of all corpora; ConfigError if they aren't the same."""
+    first, *others = corpora
     for other in others:
-        some = _some(other.splits["train"], recipe.fitting.beside, seed=plan.seed)
-        parts.append(spoken_material(some, encode=encode, heads=heads))
-    together, rows = _join(parts)
-    versions = 1 + recipe.fitting.misheard
-    beside = tuple(dialogue for part in rows[versions:] for dialogue in part)
-    dev = partial(spoken_material, talk.splits["dev"], encode=encode, heads=heads)
-    draw = np.random.default_rng(plan.seed)
-    misheard = partial(simulate_asr_errors, rate=MISHEARD_RATE, draw=draw, lexicon=lexicon)
-    return (
-        Spoken(together, tuple(zip(*rows[:versions], strict=True)), beside),
-        {"gold": dev(), "misheard": dev(hear=misheard)},
+        if corpora[other].labels != corpora[first].labels:
+            raise ConfigError(
+                f"corpora: {first} and {other} have different labels ("
+                f"{', '.join(corpora[first].labels)}; {', '.join(corpora[other].labels)}); "
+                "give them the same 'classes', or leave one out"
+            )
+    return corpora[first].labels
+
+
+def text_training_set(
+    corpora: Mapping[str, Corpus], plan: TuningConfig, errors: AsrErrorConfig
+) -> TextTrainingSet:
+    """All corpora's texts; those of an epoch depend on the epoch and ``errors.seed`` alone."""
+    labels = common_labels(corpora)
+    train, dev = (
+        {name: labelled_turns(corpus.splits[split], labels) for name, corpus in corpora.items()}
+        for split in SPLITS[:2]
+    )
+    figures: Mapping[str, FigureName] = plan.dev_figures or dict.fromkeys(train, "weighted_f1")
+    lexicon = lexicon_of(turn.text for known in train.values() for d in known for turn in d.turns)
+
+    def of_epoch(epoch: int) -> list[LabelledTurns]:
+        draw = np.random.default_rng((errors.seed, epoch))
+        return [
+            _with_asr_errors(known, plan.asr_error_share, errors, lexicon=lexicon, draw=draw)
+            for name, every in train.items()
+            for known in _some(every, plan.dialogues_per_epoch.get(name), draw=draw)
+        ]
+
+    return TextTrainingSet(
+        train=of_epoch,
+        dev={name: TextDevSet(dev[name], FIGURES[figure]) for name, figure in figures.items()},
+        weights=_class_weights(
+            (known for every in train.values() for known in every),
+            classes=len(labels),
+            balance=plan.class_balance,
+        ),
     )
 
 
-def _some(dialogues: Sequence[Dialogue], most: int, *, seed: int) -> list[Dialogue]:
-    order = np.random.default_rng(seed).permutation(len(dialogues))[:most]
-    return [dialogues[n] for n in np.sort(order)]
+def labelled_turns(dialogues: Sequence[Dialogue], labels: tuple[str, ...]) -> list[LabelledTurns]:
+    """Dialogues as the text encoder is tuned on them."""
 
+    def index(utterance: LabelledUtterance) -> int:
+        return UNLABELLED if utterance.label is None else labels.index(utterance.label)
 
-def _hear_train(text: str, *, plan: WordsConfig, lexicon: Lexicon, draw: Draw) -> str:
-    rate = float(draw.uniform(0, plan.largest_rate))
-    heard = simulate_asr_errors(text, rate=rate, draw=draw, lexicon=lexicon)
-    return without_punctuation(heard) or heard if draw.random() < plan.unpunctuated else heard
-
-
-def spoken_material(
-    dialogues: Sequence[Dialogue],
-    *,
-    encode: EncodeTexts,
-    heads: Event2MindHeads | NoCommonsense,
-    hear: Callable[[str], str] = str,
-) -> Dataset:
-    """Dialogues with words, as ``hear`` understands them, and without sound."""
-    utterances = utterances_of(dialogues)
-    text = encode([hear(utterance.text) for utterance in utterances])
-    return Dataset(
-        labels=label_indices(utterances, LABELS),
-        text=text,
-        commonsense=heads.infer(text),
-        audio={},
-        dialogues=rows_of(dialogues),
-    )
-
-
-def _join(parts: Sequence[Dataset]) -> tuple[Dataset, list[tuple[NDArray[np.intp], ...]]]:
-    """All rows in one material, and each part's dialogues there."""
-    starts = np.cumsum([0, *(len(part.labels) for part in parts)])
-    rows = [
-        tuple(dialogue + start for dialogue in part.dialogues)
-        for part, start in zip(parts, starts, strict=False)
+    return [
+        LabelledTurns(
+            tuple(Turn(one.speaker, one.text) for one in dialogue.utterances),
+            tuple(index(one) for one in dialogue.utterances),
+        )
+        for dialogue in dialogues
     ]
-    together = Dataset(
-        labels=np.concatenate([part.labels for part in parts]),
-        text=np.concatenate([part.text for part in parts]),
-        commonsense=np.concatenate([part.commonsense for part in parts]),
-        audio={},
-        dialogues=tuple(dialogue for of_part in rows for dialogue in of_part),
+
+
+def draw_asr_errors(text: str, errors: AsrErrorConfig, *, lexicon: Lexicon, draw: Draw) -> str:
+    """``text`` with word errors at a rate drawn from 0 to the largest, at times unpunctuated."""
+    rate = float(draw.uniform(0, errors.max_error_rate))
+    return _maybe_unpunctuated(
+        simulate_asr_errors(text, rate=rate, draw=draw, lexicon=lexicon), errors, draw=draw
     )
-    return together, rows
+
+
+def cut(dialogue: Piece, *, tokens: int, draw: Draw) -> list[Piece]:
+    """A whole dialogue in pieces for one epoch: one after another, none of them overlapping.
+
+    The first is cut at a random length, so that an utterance's past differs between epochs. With
+    ``tokens`` 0 every utterance is a piece. Pieces without any label are left out.
+    """
+    count, ends = len(dialogue.turns), [0]
+    most = tokens if dialogue.length <= tokens else int(draw.integers(tokens // 4, tokens + 1))
+    length = 1
+    for n, turn in enumerate(dialogue.turns):
+        if n > ends[-1] and length + len(turn) > most:
+            ends.append(n)
+            length, most = 1, tokens
+        length += len(turn)
+    pieces = (
+        Piece(dialogue.texts[a:b], dialogue.turns[a:b], dialogue.labels[a:b])
+        for a, b in zip(ends, [*ends[1:], count], strict=True)
+    )
+    return [piece for piece in pieces if any(label != UNLABELLED for label in piece.labels)]
+
+
+def _distinctive_texts(dialogues: Iterable[Dialogue]) -> set[str]:
+    texts = (words_of(u.text) for dialogue in dialogues for u in dialogue.utterances)
+    return {" ".join(words) for words in texts if len(words) >= DISTINCTIVE}
+
+
+def _some(
+    every: Sequence[LabelledTurns], most: int | None, *, draw: Draw
+) -> Sequence[LabelledTurns]:
+    if most is None or most >= len(every):
+        return every
+    return [every[n] for n in np.sort(draw.permutation(len(every))[:most])]
+
+
+def _with_asr_errors(
+    known: LabelledTurns, share: float, errors: AsrErrorConfig, *, lexicon: Lexicon, draw: Draw
+) -> LabelledTurns:
+    """The dialogue with a ``share`` of its texts changed."""
+
+    def change(text: str) -> str:
+        if draw.random() >= share:
+            return text
+        if draw.random() < errors.word_error_share:
+            rate = float(draw.uniform(0, errors.max_error_rate))
+            text = simulate_asr_errors(text, rate=rate, draw=draw, lexicon=lexicon)
+        return _maybe_unpunctuated(text, errors, draw=draw)
+
+    if not share:
+        return known
+    return replace(known, turns=tuple(Turn(t.speaker, change(t.text)) for t in known.turns))
+
+
+def _maybe_unpunctuated(text: str, errors: AsrErrorConfig, *, draw: Draw) -> str:
+    return without_punctuation(text) or text if draw.random() < errors.unpunctuated_share else text
+
+
+def _class_weights(
+    every: Iterable[LabelledTurns], *, classes: int, balance: float
+) -> tuple[float, ...] | None:
+    """Of each class in the loss: its share of the labels to the power of minus ``balance``."""
+    if not balance:
+        return None
+    counts = Counter(label for known in every for label in known.labels if label != UNLABELLED)
+    shares = np.array([counts[n] for n in range(classes)]) / max(1, counts.total())
+    weights = np.maximum(shares, 1e-4) ** -balance
+    return tuple(float(weight) for weight in weights / (shares @ weights))

@@ -1,87 +1,50 @@
-"""Training: the text encoder itself, on the dialogues that it is to read.
+"""Fits the text encoder to labelled texts before everything else.
 
-The topmost layers are tuned whole, or low-rank adapters in all layers are, which a bundle can
-hold of a large encoder too. The only file that imports peft.
+Its topmost layers are tuned whole, or low-rank adapters in all layers are, which a bundle can hold
+of a large encoder too. The only file that imports peft.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
-from pydantic import Field
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from stream_hbaf.config import Positive, Section
-from stream_hbaf.corpora.dialogue import Split
-from stream_hbaf.evaluation.metrics import Labels, weighted_f1
-from stream_hbaf.features.context import ContextConfig, Ids, Passage, Turn, batches_of, with_speaker
+from stream_hbaf.corpora.cache import key_of
+from stream_hbaf.corpora.dialogue import SPLITS, Corpus
+from stream_hbaf.evaluation.metrics import Labels
+from stream_hbaf.features.context import ContextConfig, Passage, batches_of, with_speaker
 from stream_hbaf.features.text import TextEncoder
+from stream_hbaf.files import atomic_write_bytes
+from stream_hbaf.training.recipe import AsrErrorConfig, TextEncoderConfig, TuningConfig
+from stream_hbaf.training.text_data import (
+    UNLABELLED,
+    LabelledTurns,
+    Piece,
+    TextDevSet,
+    TextTrainingSet,
+    common_labels,
+    cut,
+    labelled_turns,
+    text_training_set,
+)
 from stream_hbaf.training.trainer import Measured, TrainerConfig, fit
 
 Progress = Callable[[str], None]
-Figure = Callable[[Labels, Labels, int], float]  # gold [N], said [N], classes → higher is better
 
-UNLABELLED = -1  # index of the label of an utterance that is context only
 ADAPTER = "default"  # peft's name for the one adapter there is
 ADAPTER_SCALE = 2  # alpha / rank
 ADAPTER_DROPOUT = 0.05
 WEIGHT_DECAY = 0.01
 LARGEST_GRADIENT = 1.0  # norm of all gradients
-
-
-class TuningConfig(Section):
-    """How the text encoder is fitted to the corpus before everything else."""
-
-    context: ContextConfig = ContextConfig()
-    adapter_rank: Annotated[int, Field(ge=0)] = 0  # of all layers' adapters; 0: tune layers whole
-    layers: Annotated[int, Field(ge=0)] = 3  # the topmost so many are tuned whole; 0 for none
-    epochs: Annotated[int, Field(ge=0)] = 5  # 0: the encoder stays as it is
-    patience: Positive = 5  # epochs without a better dev score after which tuning stops
-    tokens_per_batch: Positive = 512  # padding counted
-    rate: float = 1e-4
-    head_rate: float = 1e-3
-    dropout: float = 0.2  # before the head
-    smoothing: float = 0.05
-    bfloat16: bool = True  # half-width arithmetic while tuning, where the processor has it
-    seed: int = 0
-
-    @property
-    def changes(self) -> bool:
-        """Whether anything is tuned at all."""
-        return self.epochs > 0 and (self.adapter_rank > 0 or self.layers > 0)
-
-
-@dataclass(frozen=True, slots=True)
-class LabelledTurns:
-    """A dialogue to learn from: its turns, and the index of each one's label or -1."""
-
-    turns: tuple[Turn, ...]
-    labels: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Exam:
-    """Dev dialogues of one corpus, and the figure by which they judge."""
-
-    dialogues: Sequence[LabelledTurns]
-    figure: Figure
-
-
-@dataclass(frozen=True, slots=True)
-class Lessons:
-    """What an encoder learns from, and what picks the epoch: the mean of all exams' figures."""
-
-    train: Callable[[int], Sequence[LabelledTurns]]  # an epoch's, the first being 1; always alike
-    dev: Mapping[str, Exam]  # by corpus
-    weights: tuple[float, ...] | None = None  # of the classes in the loss; None: all weigh the same
 
 
 @dataclass(frozen=True)
@@ -93,54 +56,109 @@ class Tuned:
     epoch: int  # the one they are from; 0: untuned
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Turns that are read at once in training, and what is learnt from them."""
+def tuned_layers(
+    config: TextEncoderConfig,
+    corpora: Mapping[str, Corpus],
+    *,
+    default: Sequence[str],
+    errors: AsrErrorConfig,
+    device: str = "cpu",
+    cache: Path,
+    progress: Progress,
+) -> dict[str, Tensor]:
+    """The encoder's tensors that tuning changes, by name; float16, kept in ``cache``.
 
-    texts: tuple[str, ...]
-    turns: tuple[Ids, ...]
-    labels: tuple[int, ...]
+    A tuning that names none of the ``corpora`` is on the ``default`` ones. Of several tunings the
+    mean is taken, which is better than each (Wortsman et al. 2022, "Model soups"). Raises
+    ConfigError for corpora of different labels.
+    """
+    tunings = [
+        _cached_tuning(
+            config,
+            {name: corpora[name] for name in plan.corpora or default},
+            plan=plan,
+            seed=seed,
+            errors=errors,
+            device=device,
+            cache=cache,
+            progress=progress,
+        )
+        for plan in (config, *config.soup)
+        for seed in (plan.seeds if plan.changes else ())
+    ]
+    tuned = tunings[0] if len(tunings) == 1 else mean_of_tunings(config.name, tunings)
+    rank = config.compress_to_rank
+    return tuned if rank is None or not tuned else as_adapters(config.name, tuned, rank=rank)
 
-    @property
-    def length(self) -> int:
-        """Tokens, cls included."""
-        return 1 + sum(map(len, self.turns))
+
+def mean_of_tunings(name: str, tunings: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean of several tunings of one encoder, float16; layers that one left alone count as
+    they were.
+    """
+    layers = sorted({layer for tuned in tunings for layer in tuned})
+    untuned = dict(TextEncoder(name).model.named_parameters()) if layers else {}
+    return {
+        layer: torch.stack([tuned.get(layer, untuned[layer]).float() for tuned in tunings])
+        .mean(0)
+        .half()
+        .detach()
+        for layer in layers
+    }
+
+
+def as_adapters(name: str, tuned: Mapping[str, Tensor], *, rank: int) -> dict[str, Tensor]:
+    """A tuning of whole layers as low-rank changes, float16: a quarter of the size or less.
+
+    Of each matrix the ``rank`` largest singular directions of what tuning changed; matrices that
+    are no larger than that stay whole.
+    """
+    untuned = dict(TextEncoder(name).model.named_parameters())
+    kept = {}
+    for layer, tensor in tuned.items():
+        if tensor.dim() != 2 or min(tensor.shape) <= rank:
+            kept[layer] = tensor
+            continue
+        change = tensor.float() - untuned[layer].detach()
+        out, sizes, into = torch.linalg.svd(change, full_matrices=False)
+        kept[f"{layer}.lora_b"] = (out[:, :rank] * sizes[:rank]).half()
+        kept[f"{layer}.lora_a"] = into[:rank].half()
+    return {layer: tensor.contiguous() for layer, tensor in kept.items()}
 
 
 def tune_encoder(
     encoder: TextEncoder,
+    texts: TextTrainingSet,
     *,
-    lessons: Lessons,
     classes: int,
     plan: TuningConfig,
+    seed: int,
     folder: Path | None = None,
     progress: Progress,
 ) -> Tuned:
-    """Fit ``encoder`` to the lessons' labels; the epoch is picked on their dev figures' mean.
+    """Fit ``encoder`` to the texts' labels; the epoch is picked on the mean of the dev figures.
 
     A linear head on the feature is trained along and thrown away. ``encoder`` is changed, for
-    good; ``folder`` is the trainer's, for checkpoints. Raises ValueError if ``encoder`` doesn't
-    read with ``plan.context``.
+    good; ``folder`` is the trainer's, for checkpoints.
     """
-    if encoder.context != plan.context:
-        raise ValueError(f"the encoder reads with {encoder.context}, the plan says {plan.context}")
     if not plan.changes:
         return Tuned({}, 0.0, 0)
-    torch.manual_seed(plan.seed)
+    torch.manual_seed(seed)
     _choose(encoder, plan)
     head = nn.Sequential(nn.Dropout(plan.dropout), nn.Linear(encoder.width, classes))
     head.to(encoder.model.device)
-    weights = None if lessons.weights is None else torch.tensor(lessons.weights)
+    weights = None if texts.weights is None else torch.tensor(texts.weights)
+
+    def batches(epoch: int) -> list[list[Piece]]:
+        whole = [_whole(encoder, known) for known in texts.train(epoch)]
+        draw = np.random.default_rng((seed, epoch))
+        return _batches(whole, encoder.context, size=plan.tokens_per_batch, draw=draw)
+
     history = fit(
         nn.ModuleDict({"encoder": encoder.model, "head": head}),
         loss=lambda pieces: _loss(encoder, head, pieces, smoothing=plan.smoothing, weights=weights),
-        batches=lambda epoch: _batches(
-            [_whole(encoder, known) for known in lessons.train(epoch)], plan=plan, epoch=epoch
-        ),
+        batches=batches,
         optimizer=lambda steps: _optimizer(encoder, head, plan=plan, steps=steps),
-        score=lambda: _examine(
-            encoder, head, lessons, classes=classes, half=plan.bfloat16, progress=progress
-        ),
+        score=lambda: _score(encoder, head, texts.dev, half=plan.bfloat16, progress=progress),
         plan=TrainerConfig(
             epochs=plan.epochs,
             patience=plan.patience,
@@ -148,17 +166,11 @@ def tune_encoder(
             accelerator="cpu" if encoder.model.device.type == "cpu" else "gpu",
             clip=LARGEST_GRADIENT,
         ),
-        seed=plan.seed,
+        seed=seed,
         folder=folder,
         progress=lambda line: progress(f"text encoder: {line}"),
     )
     return Tuned(_tuned_tensors(encoder), history.best_score, history.best_epoch)
-
-
-def lessons_of(dialogues: Mapping[Split, Sequence[LabelledTurns]]) -> Lessons:
-    """One corpus's: all of train in every epoch, judged by weighted F1 on dev."""
-    exam = Exam(dialogues["dev"], lambda gold, said, classes: weighted_f1(gold, said))
-    return Lessons(lambda epoch: dialogues["train"], {"dev": exam})
 
 
 def top_layers(encoder: TextEncoder, *, count: int) -> dict[str, nn.Parameter]:
@@ -168,25 +180,39 @@ def top_layers(encoder: TextEncoder, *, count: int) -> dict[str, nn.Parameter]:
     return {n: p for n, p in encoder.model.named_parameters() if any(m in f".{n}" for m in marks)}
 
 
-def cut(dialogue: Piece, *, tokens: int, draw: np.random.Generator) -> list[Piece]:
-    """A whole dialogue in pieces for one epoch: one after another, none of them overlapping.
-
-    The first is cut at a random length, so that an utterance's past differs between epochs. With
-    ``tokens`` 0 every utterance is a piece. Pieces without any label are left out.
-    """
-    count, ends = len(dialogue.turns), [0]
-    most = tokens if dialogue.length <= tokens else int(draw.integers(tokens // 4, tokens + 1))
-    length = 1
-    for n, turn in enumerate(dialogue.turns):
-        if n > ends[-1] and length + len(turn) > most:
-            ends.append(n)
-            length, most = 1, tokens
-        length += len(turn)
-    pieces = (
-        Piece(dialogue.texts[a:b], dialogue.turns[a:b], dialogue.labels[a:b])
-        for a, b in zip(ends, [*ends[1:], count], strict=True)
-    )
-    return [piece for piece in pieces if any(label != UNLABELLED for label in piece.labels)]
+def _cached_tuning(
+    config: TextEncoderConfig,
+    corpora: Mapping[str, Corpus],
+    *,
+    plan: TuningConfig,
+    seed: int,
+    errors: AsrErrorConfig,
+    device: str,
+    cache: Path,
+    progress: Progress,
+) -> dict[str, Tensor]:
+    """One tuning with one seed; from the cache if it is there."""
+    labels = common_labels(corpora)
+    dialogues = {
+        name: [labelled_turns(corpus.splits[split], labels) for split in SPLITS[:2]]
+        for name, corpus in corpora.items()
+    }
+    settings = plan.model_dump(include=set(TuningConfig.model_fields) - {"corpora", "seeds"})
+    decisive = (config.name, config.context, settings, errors, seed, labels, dialogues)
+    key = key_of(*map(repr, decisive))
+    file = cache / f"{key}.safetensors"
+    if not file.exists():
+        tuned = tune_encoder(
+            TextEncoder(config.name, context=config.context, device=device),
+            text_training_set(corpora, plan, errors),
+            classes=len(labels),
+            plan=plan,
+            seed=seed,
+            folder=cache / key,
+            progress=progress,
+        )
+        atomic_write_bytes(file, save(tuned.tensors))
+    return load_file(file)
 
 
 def _whole(encoder: TextEncoder, known: LabelledTurns) -> Piece:
@@ -255,15 +281,16 @@ def _loss(
         )
 
 
-def _batches(dialogues: Sequence[Piece], *, plan: TuningConfig, epoch: int) -> list[list[Piece]]:
+def _batches(
+    dialogues: Sequence[Piece], context: ContextConfig, *, size: int, draw: np.random.Generator
+) -> list[list[Piece]]:
     """An epoch's pieces, shuffled, in batches of about one length: padding costs time too."""
-    draw = np.random.default_rng((plan.seed, epoch))
-    tokens = plan.context.tokens
+    tokens = context.tokens
     pieces = [piece for whole in dialogues for piece in cut(whole, tokens=tokens, draw=draw)]
     lengths = [piece.length for piece in pieces]
     alike = max(2, tokens // 8)  # tokens; pieces nearer than that stay in random order
     order = sorted(draw.permutation(len(pieces)).tolist(), key=lambda n: lengths[n] // alike)
-    batches = batches_of(lengths, order, tokens=plan.tokens_per_batch)
+    batches = batches_of(lengths, order, tokens=size)
     return [[pieces[n] for n in batches[b]] for b in draw.permutation(len(batches))]
 
 
@@ -287,35 +314,29 @@ def _ramp(step: int, *, steps: int) -> float:
     return min(1.0, (step + 1) / warm) * max(0.0, (steps - step) / max(1, steps - warm // 2))
 
 
-def _examine(
+def _score(
     encoder: TextEncoder,
     head: nn.Module,
-    lessons: Lessons,
+    dev: Mapping[str, TextDevSet],
     *,
-    classes: int,
     half: bool,
     progress: Progress,
 ) -> Measured:
-    """The mean of all exams' figures as the score, and each corpus's."""
-    figures = {
-        corpus: _figure(encoder, head, exam, classes=classes, half=half)
-        for corpus, exam in lessons.dev.items()
-    }
+    """The mean of the corpora's dev figures as the score, and each of them."""
+    figures = {corpus: _figure(encoder, head, one, half=half) for corpus, one in dev.items()}
     if len(figures) > 1:
-        told = ", ".join(f"{corpus} {figure:.4f}" for corpus, figure in figures.items())
-        progress(f"text encoder: dev {told}")
+        each = ", ".join(f"{corpus} {figure:.4f}" for corpus, figure in figures.items())
+        progress(f"text encoder: dev {each}")
     return {"score": float(np.mean(list(figures.values()))), **figures}
 
 
-def _figure(
-    encoder: TextEncoder, head: nn.Module, exam: Exam, *, classes: int, half: bool
-) -> float:
-    """By the head on features as live use has them."""
-    read = encoder.encode_dialogues([known.turns for known in exam.dialogues], half=half)
-    features = np.concatenate(read)
-    gold: Labels = np.array([n for known in exam.dialogues for n in known.labels], dtype=np.int64)
+def _figure(encoder: TextEncoder, head: nn.Module, dev: TextDevSet, *, half: bool) -> float:
+    """The head's figure, on features as live use has them."""
+    encoded = encoder.encode_dialogues([known.turns for known in dev.dialogues], half=half)
+    features = np.concatenate(encoded)
+    gold: Labels = np.array([n for known in dev.dialogues for n in known.labels], dtype=np.int64)
     with torch.inference_mode(), torch.autocast(encoder.model.device.type, enabled=False):
         logits = head(torch.from_numpy(features).to(encoder.model.device))
-    said = logits.argmax(1).cpu().numpy()
-    told = gold != UNLABELLED
-    return exam.figure(gold[told], said[told], classes)
+    predicted = logits.argmax(1).cpu().numpy()
+    labelled = gold != UNLABELLED
+    return dev.figure(gold[labelled], predicted[labelled])

@@ -1,34 +1,35 @@
-"""Training: corpora in, bundles out, with every figure of their cards measured on the way.
+"""Trains a recipe's bundle: prepare, fit each seed, calibrate, measure, write the card, save.
 
-Everything is fitted on train and picked on dev; test is read once, at the end, by networks in
-the precision that ships.
+Everything is fitted on train and picked and calibrated on dev. Test is read once, at the end, by
+networks in the precision that ships; of several corpora not at all: their test figures come from
+the live path alone.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from stream_hbaf.bundle import Bundle, BundleConfig
 from stream_hbaf.corpora.cache import key_of
-from stream_hbaf.corpora.dataset import digest_of_dataset
+from stream_hbaf.corpora.dataset import NO_LABEL, digest_of_dataset
 from stream_hbaf.corpora.dialogue import Split
-from stream_hbaf.evaluation.metrics import majority_score, spread
-from stream_hbaf.networks.calibration import Calibration
+from stream_hbaf.evaluation.metrics import Score, majority_score, spread
+from stream_hbaf.networks.ensemble import join
 from stream_hbaf.networks.network import NetworkConfig
 from stream_hbaf.processes import map_in_processes
-from stream_hbaf.training.card import corpus_card, licence_of
+from stream_hbaf.training.card import licence_of, model_card
 from stream_hbaf.training.distributed import is_main_process
 from stream_hbaf.training.fitting import Fitted, fit_network, one_thread
-from stream_hbaf.training.mixture import train_mixture
 from stream_hbaf.training.preparation import Prepared, prepare
-from stream_hbaf.training.recipe import MixtureRecipe, Recipe, read_recipe
+from stream_hbaf.training.recipe import Recipe, read_recipe
+from stream_hbaf.training.scoring import Evaluation, evaluate, score_of
 
 Progress = Callable[[str], None]
 FIGURES = ("weighted_f1", "macro_f1", "accuracy", "uar", "ece")
-REPORTED: tuple[Split, ...] = ("dev", "test")
 
 
 def train(
@@ -43,53 +44,57 @@ def train(
 ) -> Bundle:
     """Train a recipe's bundle on the corpora under ``corpora``, into ``out``.
 
-    A recipe of one corpus also leaves every seed's bundle in ``out``/seed-N. ``devices`` and
-    ``nodes`` train on GPUs instead of the recipe's devices, a seed at a time. Raises ConfigError
-    for a recipe that can't be read, CorpusError for a corpus, ModelError for the encoder.
-    Interrupted, it goes on from what is in ``cache``, to the same result.
+    A recipe that ships the best seed also leaves every seed's bundle in ``out``/seed-N.
+    ``devices`` and ``nodes`` train on GPUs instead of the recipe's devices, a seed at a time.
+    Raises ConfigError for a recipe that can't be read, CorpusError for a corpus, ModelError for the
+    encoder. Interrupted, it resumes from what is in ``cache``, to the same result.
     """
-    recipe = read_recipe(recipe_file)
-    if isinstance(recipe, MixtureRecipe):
-        return train_mixture(recipe, corpora, out, cache=cache, progress=progress)
-    changes: dict[str, Any] = {"accelerator": "auto"} if devices or nodes else {}
-    changes |= {} if devices is None else {"devices": devices}
-    changes |= {} if nodes is None else {"nodes": nodes}
-    fitting = recipe.fitting.model_copy(update=changes)
-    return train_corpus(
-        recipe.model_copy(update={"fitting": fitting}),
-        corpora,
-        out,
-        cache=cache,
-        progress=progress,
-    )
-
-
-def train_corpus(
-    recipe: Recipe, corpora: Path, out: Path, *, cache: Path, progress: Progress
-) -> Bundle:
-    """Train all seeds of a recipe of one corpus; the best on dev is the bundle in ``out``."""
-    on_gpu = recipe.fitting.accelerator != "cpu" and torch.cuda.is_available()
+    recipe = _on_devices(read_recipe(recipe_file), devices=devices, nodes=nodes)
+    on_gpu = recipe.fit.accelerator != "cpu" and torch.cuda.is_available()
     device = "cuda" if on_gpu else "cpu"
     prepared = prepare(recipe, corpora, cache=cache, device=device, progress=progress)
-    folder = cache / "runs" / f"{recipe.id}-{_key(recipe, prepared)[:16]}"
-    progress(f"{folder}: checkpoints, and logs for tensorboard --logdir")
-    fitted: dict[int, Fitted] = {}
-    for seed, found in _fit_seeds(recipe, prepared, folder):
-        fitted[seed] = found
-        progress(
-            f"seed {seed}: dev weighted F1 {found.dev.weighted_f1:.4f} in epoch {found.epoch} "
-            f"of {len(found.history.scores)}, {found.history.seconds:.0f} s"
-        )
-    shipped = max(fitted, key=lambda seed: fitted[seed].dev.weighted_f1)
-    metrics = _report(recipe, prepared, fitted, shipped=shipped)
-    if is_main_process():
+    fitted = fit_seeds(recipe, prepared, cache=cache / "runs", progress=progress)
+    if recipe.fit.ship == "best_seed":
         for seed in fitted:
-            own = {**metrics, "id": f"{recipe.id}-seed-{seed}", "seed": seed}
-            _save(_bundle(recipe, prepared, fitted[seed], id_=own["id"]), own, out / f"seed-{seed}")
-        own = {**metrics, "seed": shipped}
-        _save(_bundle(recipe, prepared, fitted[shipped], id_=recipe.id), own, out)
-        progress(f"{out}: bundle {recipe.id}, seed {shipped}, is ready")
-    return _bundle(recipe, prepared, fitted[shipped], id_=recipe.id)
+            _save(
+                recipe, prepared, fitted, [seed], f"{recipe.id}-seed-{seed}", out / f"seed-{seed}"
+            )
+        seeds = [max(fitted, key=lambda seed: _dev_score(fitted[seed], prepared))]
+    else:
+        seeds = list(fitted)
+    bundle = _save(recipe, prepared, fitted, seeds, recipe.id, out)
+    progress(f"{out}: bundle {recipe.id}, seeds {', '.join(map(str, seeds))}, is ready")
+    return bundle
+
+
+def fit_seeds(
+    recipe: Recipe, prepared: Prepared, *, cache: Path, progress: Progress
+) -> dict[int, Fitted]:
+    """Every seed's network; on the processor several at a time, the same for any number."""
+    plan = recipe.fit
+    folder = cache / f"{recipe.id}-{_key(recipe, prepared)[:16]}"
+    progress(f"{folder}: checkpoints, and logs for tensorboard --logdir")
+    on_processor = plan.accelerator == "cpu" and plan.devices == 1 and plan.nodes == 1
+    networks = map_in_processes(
+        _fit_seed,
+        plan.seeds,
+        workers=recipe.workers if on_processor else 1,
+        shared=(recipe, prepared, folder),
+    )
+    fitted = {}
+    for seed, one in zip(plan.seeds, networks, strict=True):
+        fitted[seed] = one
+        progress(
+            f"seed {seed}: dev score {one.history.best_score:.4f} in epoch "
+            f"{one.history.best_epoch} of {len(one.history.scores)}, {one.history.seconds:.0f} s"
+        )
+    return fitted
+
+
+def _fit_seed(seed: int, recipe: Recipe, prepared: Prepared, folder: Path) -> Fitted:
+    """In whichever process."""
+    with one_thread():
+        return fit_seed(recipe, prepared, seed, folder / f"seed-{seed}")
 
 
 def fit_seed(
@@ -99,20 +104,20 @@ def fit_seed(
     folder: Path | None,
     progress: Progress = lambda line: None,
     *,
-    splits: Sequence[Split] = REPORTED,
+    splits: Sequence[Split] | None = None,
 ) -> Fitted:
     """One network of a recipe on what was prepared for it; ``folder`` keeps its checkpoint.
 
     The folder must be of this recipe, preparation and seed alone. The same seed gives the same
-    network on one torch thread.
+    network on one torch thread. It is scored on ``splits``, dev among them; None: all prepared.
     """
     return fit_network(
         network_config(recipe, prepared),
-        losses=recipe.losses,
-        plan=recipe.fitting,
-        material=prepared.material,
+        recipe,
+        training=prepared.training,
+        scored=prepared.scored,
         seed=seed,
-        splits=splits,
+        splits=tuple(prepared.scored) if splits is None else splits,
         folder=folder,
         progress=progress,
     )
@@ -120,111 +125,142 @@ def fit_seed(
 
 def network_config(recipe: Recipe, prepared: Prepared) -> NetworkConfig:
     """The recipe's network for the features that were prepared."""
-    train = prepared.material["train"]
-    return recipe.network_config(
-        audio_width=train.audio[""].shape[-1] if train.audio else 0,
-        text_width=train.text.shape[-1],
-        commonsense_width=train.commonsense.shape[2],
-        classes=len(prepared.labels),
-    )
+    return recipe.network_config(**prepared.widths, classes=len(prepared.labels))
 
 
-def _fit_seeds(recipe: Recipe, prepared: Prepared, folder: Path) -> Iterator[tuple[int, Fitted]]:
-    """Every seed's network; on the processor several at a time, the same for any number."""
-    plan = recipe.fitting
-    on_processor = plan.accelerator == "cpu" and plan.devices == 1 and plan.nodes == 1
-    workers = min(plan.workers, len(plan.seeds)) if on_processor else 1
-    shared = (recipe, prepared, folder)
-    fitted = map_in_processes(_fit_alone, plan.seeds, workers=workers, shared=shared)
-    yield from zip(plan.seeds, fitted, strict=True)
-
-
-def _fit_alone(seed: int, recipe: Recipe, prepared: Prepared, folder: Path) -> Fitted:
-    with one_thread():
-        return fit_seed(recipe, prepared, seed, folder / f"seed-{seed}")
+def _on_devices(
+    recipe: Recipe, *, devices: int | Literal["auto"] | None, nodes: int | None
+) -> Recipe:
+    """The recipe for other devices than its own, if any are given."""
+    changes: dict[str, Any] = {"accelerator": "auto"} if devices or nodes else {}
+    changes |= {} if devices is None else {"devices": devices}
+    changes |= {} if nodes is None else {"nodes": nodes}
+    return recipe.model_copy(update={"fit": recipe.fit.model_copy(update=changes)})
 
 
 def _key(recipe: Recipe, prepared: Prepared) -> str:
     """Names all that decides the networks, so that no other training's checkpoint is taken up."""
     settings = recipe.model_dump_json(
-        include={"losses": True, "fitting": True}, exclude={"fitting": {"seeds", "workers"}}
+        include={"losses": True, "batches": True, "fit": True},
+        exclude={"fit": {"seeds", "ship"}},
     )
-    material = (digest_of_dataset(prepared.material[split]) for split in ("train", "dev"))
-    return key_of(repr(network_config(recipe, prepared)), settings, *material)
+    training = prepared.training
+    datasets = [training.dialogues, *([] if training.clips is None else [training.clips.dataset])]
+    datasets += [dataset for one in prepared.scored["dev"] for dataset in one.texts.values()]
+    versions = repr([[rows.tolist() for rows in each] for each in training.versions])
+    digests = [digest_of_dataset(dataset) for dataset in datasets]
+    return key_of(repr(network_config(recipe, prepared)), settings, versions, *digests)
 
 
-def _save(bundle: Bundle, metrics: Mapping[str, Any], out: Path) -> None:
-    bundle.save(out, metrics=metrics, card=corpus_card(metrics))
+def _dev_score(fitted: Fitted, prepared: Prepared) -> float:
+    """Of the network as it ships."""
+    return score_of(fitted.evaluation.scores["dev"], prepared.scored["dev"], fitted.network.config)
 
 
-def _bundle(recipe: Recipe, prepared: Prepared, fitted: Fitted, *, id_: str) -> Bundle:
+def _save(
+    recipe: Recipe,
+    prepared: Prepared,
+    fitted: Mapping[int, Fitted],
+    seeds: Sequence[int],
+    id_: str,
+    out: Path,
+) -> Bundle:
+    """The bundle of these seeds' networks together, in ``out`` with its figures and its card."""
     if prepared.encoder is None or prepared.commonsense is None:
         raise RuntimeError("a bundle is made where it was prepared")
+    network, evaluation = fitted[seeds[0]].network, fitted[seeds[0]].evaluation
+    if len(seeds) > 1:
+        network = join([fitted[seed].network for seed in seeds])
+        evaluation = evaluate(
+            network, prepared.scored, recipe.calibration, splits=tuple(prepared.scored)
+        )
+    metrics = report(recipe, prepared, fitted, seeds=seeds, evaluation=evaluation, id_=id_)
     config = BundleConfig(
         id=id_,
         labels=prepared.labels,
-        encoder=recipe.encoder,
-        context=recipe.tuning.context,
-        acoustic=recipe.audio,
-        commonsense=recipe.commonsense,
-        calibration=Calibration.of_temperature(fitted.temperature),
-        licence=licence_of(recipe.corpus, audio=recipe.audio),
-        network=fitted.network.config,
+        encoder=recipe.text_encoder.name,
+        context=recipe.text_encoder.context,
+        acoustic=recipe.audio.representation,
+        commonsense=recipe.commonsense.source,
+        calibration=evaluation.calibration,
+        licence=licence_of(metrics["recipe"]),
+        network=network.config,
+        members=len(seeds),
     )
-    return Bundle(
+    bundle = Bundle(
         config,
-        prepared.scaling if fitted.network.config.use_audio else None,
+        prepared.scaling if network.config.use_audio else None,
         prepared.encoder,
-        prepared.commonsense,
-        fitted.network,
+        prepared.commonsense.model,
+        network,
         prepared.tuned,
+        inferences=prepared.commonsense.inferences,
     )
+    if is_main_process():
+        bundle.save(out, metrics=metrics, card=model_card(metrics))
+    return bundle
 
 
-def _report(
-    recipe: Recipe, prepared: Prepared, fitted: Mapping[int, Fitted], *, shipped: int
+def report(
+    recipe: Recipe,
+    prepared: Prepared,
+    fitted: Mapping[int, Fitted],
+    *,
+    seeds: Sequence[int],
+    evaluation: Evaluation,
+    id_: str,
 ) -> dict[str, Any]:
-    """What metrics.json holds: every seed's scores, their spread, and a baseline's."""
-    material = prepared.material
+    """What metrics.json holds of the bundle of some ``seeds``, and of all seeds by themselves."""
     return {
-        "id": recipe.id,
-        "corpus": recipe.corpus,
+        "id": id_,
+        "corpora": prepared.corpora,
         "labels": list(prepared.labels),
         "mode": network_config(recipe, prepared).mode,
         "transcripts": "gold",
         "recipe": recipe.model_dump(mode="json"),
-        "shipped_seed": shipped,
-        "seeds": {str(seed): _of_seed(found) for seed, found in fitted.items()},
-        "spread": {
+        "shipped_seeds": list(seeds),
+        "seeds": {str(seed): _of_seed(one) for seed, one in fitted.items()},
+        **{
             split: {
-                figure: asdict(spread([getattr(f.scores[split], figure) for f in fitted.values()]))
-                for figure in FIGURES
+                key: {
+                    "shipped": asdict(score),
+                    "seeds": _spread([f.evaluation.scores[split][key] for f in fitted.values()]),
+                }
+                for key, score in scores.items()
             }
-            for split in REPORTED
+            for split, scores in evaluation.scores.items()
         },
-        "majority": {
-            split: asdict(
-                majority_score(
-                    material["train"].known_labels,
-                    material[split].known_labels,
-                    classes=len(prepared.labels),
-                )
-            )
-            for split in REPORTED
-        },
-        "utterances": {split: int(m.labelled.sum()) for split, m in material.items()},
-        "dialogues": {split: len(m.dialogues) for split, m in material.items()},
-        "commonsense": dict(prepared.figures),
+        "majority": {split: asdict(_majority(prepared, split)) for split in prepared.scored},
+        "calibration": evaluation.calibration.model_dump(mode="json"),
+        "commonsense": dict((prepared.commonsense and prepared.commonsense.figures) or {}),
         "skipped": list(prepared.skipped),
     }
 
 
 def _of_seed(fitted: Fitted) -> dict[str, Any]:
+    """How one seed's training went, and its figures in the main condition."""
+    history = fitted.history
+    measured = dict(history.measured[history.best_epoch - 1])
     return {
-        "dev": asdict(fitted.dev),
-        "test": asdict(fitted.test),
-        "dev_by_loss": {"weighted_f1": fitted.dev_by_loss},
-        "epoch": fitted.epoch,
-        "epochs": len(fitted.history.scores),
-        "temperature": fitted.temperature,
+        "dev_score": history.best_score,
+        "dev_score_by_loss": fitted.dev_by_loss,
+        "epoch": history.best_epoch,
+        "epochs": len(history.scores),
+        "figures": {name: measured[name] for name in measured.keys() - {"score", "loss"}},
+        **{split: asdict(fitted.evaluation.main(split)) for split in fitted.evaluation.scores},
     }
+
+
+def _spread(scores: Sequence[Score]) -> dict[str, dict[str, float]]:
+    """Mean and standard deviation over seeds of each figure."""
+    return {figure: asdict(spread([getattr(s, figure) for s in scores])) for figure in FIGURES}
+
+
+def _majority(prepared: Prepared, split: Split) -> Score:
+    """Always the label that is most frequent in the main corpus's train split."""
+    training, main = prepared.training, prepared.scored[split][0]
+    gold = [rows for rows, *_ in training.versions] or [np.arange(len(training.dialogues.labels))]
+    train = training.dialogues.labels[np.concatenate(gold)]
+    return majority_score(
+        train[train != NO_LABEL], main.gold.known_labels, classes=len(prepared.labels)
+    )

@@ -1,0 +1,150 @@
+"""Measures how well commonsense heads find the phrases that annotators wrote about an event."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_hbaf.features.commonsense import RELATIONS, Event2MindHeads
+from stream_hbaf.features.inferences import prior_of, score_phrases
+
+Float32 = NDArray[np.float32]
+Ranking = Callable[[Float32, int], Float32]  # events [N, D], relation → directions [N, K]
+
+
+@dataclass(frozen=True)
+class Relation:
+    """One relation's retrieval task: which phrases belong to which event."""
+
+    phrases: tuple[str, ...]  # distinct
+    embeddings: Float32  # [P, K], length 1
+    frequency: Float32  # [P] how often annotators wrote it
+    true: Mapping[int, tuple[int, ...]]  # row of an event: rows of its phrases
+
+
+@dataclass(frozen=True)
+class Annotated:
+    """One split as features, each event once with all its annotators' phrases."""
+
+    events: Float32  # [N, D]
+    relations: tuple[Relation, ...]  # external, internal, purpose
+
+
+@dataclass(frozen=True, slots=True)
+class Retrieval:
+    """Where the best-ranked true phrase stands among all the split's phrases, over events."""
+
+    candidates: int
+    median_rank: float
+    mrr: float
+    recall_at_10: float
+
+
+def retrieve(annotated: Annotated, ranking: Ranking) -> list[Retrieval]:
+    """Rank all phrases for each event by cosine with ``ranking``'s directions; by relation."""
+    return _retrieve(
+        annotated,
+        lambda events, index: ranking(events, index) @ annotated.relations[index].embeddings.T,
+    )
+
+
+def retrieve_by_frequency(annotated: Annotated, train: Annotated) -> list[Retrieval]:
+    """The baseline that ignores the event: what annotators wrote most often in training first."""
+    often = _frequencies(annotated, train)
+    return _retrieve(
+        annotated,
+        lambda events, index: np.broadcast_to(often[index], (len(events), len(often[index]))),
+    )
+
+
+def retrieve_with_frequency(
+    annotated: Annotated, train: Annotated, ranking: Ranking, *, temperature: float
+) -> list[Retrieval]:
+    """Directions and frequency in training together, as a bundle's inferences are found."""
+    priors = [prior_of(o, temperature=temperature) for o in _frequencies(annotated, train)]
+    return _retrieve(
+        annotated,
+        lambda events, index: score_phrases(
+            ranking(events, index), annotated.relations[index].embeddings, prior=priors[index]
+        ),
+    )
+
+
+def measure_heads(
+    annotated: Annotated, train: Annotated, heads: Event2MindHeads, *, temperature: float
+) -> dict[str, dict[str, Retrieval]]:
+    """The heads beside their baselines: way of ranking → relation → figures."""
+    ways = {
+        "heads": retrieve(annotated, by_heads(heads)),
+        "heads_and_frequency": retrieve_with_frequency(
+            annotated, train, by_heads(heads), temperature=temperature
+        ),
+        "frequency": retrieve_by_frequency(annotated, train),
+        "event_feature": retrieve(annotated, by_itself),
+        "chance": retrieve(annotated, by_chance),
+    }
+    return {way: dict(zip(RELATIONS, found, strict=True)) for way, found in ways.items()}
+
+
+def by_heads(heads: Event2MindHeads) -> Ranking:
+    """The heads' own directions."""
+    return lambda events, relation: heads.infer(events)[:, relation]
+
+
+def by_itself(events: Float32, relation: int) -> Float32:
+    """The baseline without a head: the event's own feature."""
+    return unit(events)
+
+
+def by_chance(events: Float32, relation: int) -> Float32:
+    """The baseline of random directions, the same each time."""
+    drawn = np.random.default_rng(relation).standard_normal(events.shape)
+    return unit(drawn.astype(np.float32))
+
+
+def _retrieve(annotated: Annotated, score: Ranking) -> list[Retrieval]:
+    """``score``: events [N, D], relation → [N, P], the higher the likelier."""
+    found = []
+    for index, relation in enumerate(annotated.relations):
+        rows = list(relation.true)
+        ranks = _best_ranks(score(annotated.events[rows], index), list(relation.true.values()))
+        found.append(_summary(ranks, candidates=len(relation.phrases)))
+    return found
+
+
+def _frequencies(annotated: Annotated, train: Annotated) -> list[Float32]:
+    """How often the train part has each relation's phrases: [P] each."""
+    found = []
+    for relation, known in zip(annotated.relations, train.relations, strict=True):
+        often = dict(zip(known.phrases, known.frequency.tolist(), strict=True))
+        counts = [often.get(phrase, 0.0) for phrase in relation.phrases]
+        found.append(np.array(counts, np.float32))
+    return found
+
+
+def _best_ranks(scores: Float32, true: Sequence[tuple[int, ...]]) -> NDArray[np.float64]:
+    """Rank, from 1, of the best-placed true phrase; ties count half, so constants gain nothing."""
+    ranks = np.empty(len(true))
+    for row, columns in enumerate(true):
+        best = scores[row, list(columns)].max()
+        above, level = (scores[row] > best).sum(), (scores[row] == best).sum()
+        ranks[row] = above + (level + 1) / 2
+    return ranks
+
+
+def _summary(ranks: NDArray[np.float64], *, candidates: int) -> Retrieval:
+    if not len(ranks):
+        return Retrieval(candidates, 0.0, 0.0, 0.0)
+    return Retrieval(
+        candidates=candidates,
+        median_rank=float(np.median(ranks)),
+        mrr=float((1 / ranks).mean()),
+        recall_at_10=float((ranks <= 10).mean()),
+    )
+
+
+def unit(vectors: Float32) -> Float32:
+    """Vectors [N, K] at length 1."""
+    scaled: Float32 = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-9)
+    return scaled

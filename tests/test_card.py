@@ -1,0 +1,55 @@
+"""Promises of model cards: each shipped one is what the template makes of its metrics.json."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from stream_hbaf.corpora.open_corpus import CORPORA
+from stream_hbaf.corpora.published import PUBLICATIONS
+from stream_hbaf.training.card import licence_of, model_card
+from stream_hbaf.training.recipe import read_recipe
+
+ROOT = Path(__file__).parent.parent
+BUNDLES = sorted(path.parent for path in (ROOT / "models").glob("*/metrics.json"))
+
+
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
+def test_the_shipped_card_is_made_of_its_metrics(bundle):
+    """Nothing in the card was written by hand, nothing is of an older template."""
+    metrics = json.loads((bundle / "metrics.json").read_text(encoding="utf-8"))
+    assert (bundle / "README.md").read_text(encoding="utf-8") == model_card(metrics)
+
+
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
+def test_the_shipped_recipe_is_the_one_that_ships(bundle):
+    """A bundle's metrics hold its recipe, by which it can be trained again."""
+    metrics = json.loads((bundle / "metrics.json").read_text(encoding="utf-8"))
+    recipe = read_recipe(ROOT / "configs" / f"{bundle.name}.yaml")
+    assert metrics["recipe"] == recipe.model_dump(mode="json")
+
+
+def test_there_are_shipped_bundles():
+    """The tests above look at something."""
+    assert [bundle.name for bundle in BUNDLES] == ["live-en", "mgcma-en"]
+
+
+def test_every_published_corpus_has_terms():
+    """A card names the terms of whatever can be trained on."""
+    assert set(CORPORA) <= PUBLICATIONS.keys()
+    assert all(one.terms and one.title and one.content for one in PUBLICATIONS.values())
+
+
+def test_a_licence_names_every_corpus_and_openSMILE():
+    """All corpora, annotations of the commonsense heads, and the extractor's own terms."""
+    recipe = read_recipe(ROOT / "configs" / "live-en.yaml").model_dump(mode="json")
+    licence = licence_of(recipe)
+    for words in ("MELD: research use", "TESS: CC BY-NC-ND", "ATOMIC", "openSMILE's licence"):
+        assert words in licence
+    assert "\n" not in licence
+    own = recipe | {
+        "corpora": {"own/manifest.csv": {}},
+        "audio": recipe["audio"] | {"representation": "none"},
+    }
+    assert licence_of(own).startswith("own/manifest.csv: the corpus's own terms")
+    assert "openSMILE" not in licence_of(own)

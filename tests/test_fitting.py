@@ -1,0 +1,168 @@
+"""Promises of fitting: networks overfit, ignore what is masked, and repeat themselves by seed."""
+
+from itertools import count
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from training_kit import make_dataset
+
+from stream_hbaf.corpora.dataset import NO_LABEL, Dataset, class_weights, predict
+from stream_hbaf.corpora.dialogue import LABELS
+from stream_hbaf.networks.hbaf import HbafConfig
+from stream_hbaf.training import fitting
+from stream_hbaf.training.batches import Clips, TrainingSet
+from stream_hbaf.training.fitting import Fitted, fit_network
+from stream_hbaf.training.recipe import Recipe
+from stream_hbaf.training.scoring import GOLD, ScoredCorpus
+
+CONFIG: dict[str, Any] = {
+    "audio_width": 6,
+    "text_width": 6,
+    "commonsense_width": 6,
+    "hidden": 32,
+    "heads": 2,
+    "layers": 1,
+    "dropout": 0.0,
+}
+
+
+def recipe(batches: dict[str, float] | None = None, **fit: Any) -> Recipe:
+    settings = {"epochs": 25, "patience": 25, "rate": 1e-2, "batch": 2}
+    return Recipe(id="tiny", corpora="meld", batches=batches or {}, fit=settings | fit)
+
+
+def fit_one(dataset: Dataset, *, classes: int = 4, **fit: Any) -> Fitted:
+    """A network of one corpus whose train, dev and test split are the same."""
+    training = TrainingSet(dataset, tuple((rows,) for rows in dataset.dialogues))
+    scored = (ScoredCorpus("tiny", {GOLD: dataset}),)
+    return fit_network(
+        HbafConfig(**CONFIG, classes=classes),
+        recipe(**fit),
+        training=training,
+        scored={"dev": scored, "test": scored},
+        seed=0,
+        splits=("dev", "test"),
+    )
+
+
+def fit_several(texts: Dataset, clips: Dataset, *, plan: Recipe) -> Fitted:
+    """A network of dialogues of texts and of clips."""
+    training = TrainingSet(
+        texts,
+        tuple((rows,) for rows in texts.dialogues),
+        clips=Clips(clips, np.ones(len(clips.labels), np.float32)),
+        neutral=LABELS.index("neutral"),
+    )
+    scored = (ScoredCorpus("texts", {GOLD: texts}), ScoredCorpus("clips", {GOLD: clips}, True))
+    return fit_network(
+        HbafConfig(**CONFIG, audio_skip=True),
+        plan,
+        training=training,
+        scored={"dev": scored},
+        seed=0,
+    )
+
+
+def test_the_network_overfits_eight_utterances():
+    """Learnt by heart with both losses, and as sure of it as it may be."""
+    fitted = fit_one(make_dataset())
+    assert fitted.dev.weighted_f1 == 1.0
+    assert fitted.evaluation.main("test") == fitted.dev
+    assert fitted.evaluation.probabilities["dev"].shape == (8, 4)
+    assert fitted.dev_by_loss == 1.0
+
+
+def test_utterances_without_a_label_are_context_only():
+    """They are in the dialogue, but neither learnt nor counted."""
+    fitted = fit_one(make_dataset(labels=np.array([0, 1, NO_LABEL, 3, 0, NO_LABEL, 2, 3])))
+    assert fitted.dev.count == 6
+    assert fitted.dev.weighted_f1 == 1.0
+    assert fitted.evaluation.probabilities["dev"].shape == (8, 4)
+
+
+def test_audio_that_is_masked_is_never_read():
+    """NaN where there is no audio changes nothing."""
+    mask = np.arange(8) % 3 > 0
+    audio = make_dataset().audio[""].copy()
+    audio[~mask] = np.nan
+    broken = fit_one(make_dataset(audio={"": audio}, audio_mask=mask), epochs=3)
+    whole = fit_one(make_dataset(audio_mask=mask), epochs=3)
+    np.testing.assert_array_equal(
+        broken.evaluation.probabilities["dev"], whole.evaluation.probabilities["dev"]
+    )
+
+
+def test_the_epoch_of_the_lowest_loss_is_reported_beside_the_best():
+    """Decision 15: stopped and picked on dev's weighted F1, the loss-picked figure beside it."""
+    fitted = fit_one(make_dataset(), epochs=8)
+    losses = [figures["loss"] for figures in fitted.history.measured]
+    assert fitted.dev_by_loss == fitted.history.scores[int(np.argmin(losses))]
+    assert fitted.history.best_score == max(fitted.history.scores)
+
+
+def test_the_network_is_scored_in_the_precision_that_ships():
+    """Its weights are float16's, so that a bundle predicts just what was measured."""
+    network = fit_one(make_dataset(), epochs=2).network
+    assert all(torch.equal(p, p.half().float()) for p in network.parameters())
+
+
+def test_balanced_classes_weigh_the_same():
+    """A class three times as rare weighs three times as much; context only doesn't count."""
+    weights = class_weights(np.array([0, 0, 0, 1, NO_LABEL, NO_LABEL]), classes=3)
+    np.testing.assert_allclose(weights.numpy(), [2 / 3, 2.0, 0.0], rtol=1e-6)
+
+
+def test_texts_and_clips_teach_one_network():
+    """Texts tell half of the labels and clips the other half: all eight are learnt."""
+    whole = make_dataset(classes=7)
+    alone = tuple(np.arange(8)[:, None])
+    texts = make_dataset(classes=7, audio={})
+    clips = make_dataset(classes=7, text=np.zeros_like(whole.text), dialogues=alone)
+    plan = recipe(epochs=50, patience=50, rate=3e-3)
+    network = fit_several(texts, clips, plan=plan).network
+    by_text = predict(network, texts, version=None).argmax(1)
+    by_audio = predict(network, clips, version="", with_text=False).argmax(1)
+    assert by_text.tolist() == by_audio.tolist() == whole.labels.tolist()
+
+
+def test_neutral_texts_decide_nothing_against_audio(monkeypatch):
+    """Clips that never had a text are believed beside neutral texts; other texts win."""
+    labels, alone = np.arange(7), tuple(np.arange(7)[:, None])
+    text, audio = np.random.default_rng(0).standard_normal((2, 7, 6)).astype(np.float32)
+    blank = np.zeros((7, 3, 6), np.float32)
+    texts = Dataset(labels, text, blank, {}, alone)
+    silent = np.zeros(7, dtype=bool)
+    clips = Dataset(labels, np.zeros_like(text), blank, {"": audio}, alone, text_mask=silent)
+    epochs = count()  # the last network is the one to keep
+    score = {"score": 0.0, "loss": 0.0}
+    monkeypatch.setattr(
+        fitting, "dev_score", lambda *_, **__: score | {"score": float(next(epochs))}
+    )
+    shares = {"paired_dialogue_share": 1.0, "paired_audio_share": 1.0}
+    plan = recipe(epochs=60, patience=60, rate=3e-3, batches=shares)
+    network = fit_several(texts, clips, plan=plan).network
+    neutral = LABELS.index("neutral")
+    beside_neutral = Dataset(labels, text[[neutral] * 7], blank, {"": audio}, alone)
+    beside_others = Dataset(labels, text, blank, {"": np.roll(audio, 1, axis=0)}, alone)
+    by_audio = predict(network, beside_neutral, version="").argmax(1)
+    by_text = predict(network, beside_others, version="").argmax(1)
+    others = labels != neutral
+    assert by_audio.tolist() == labels.tolist()
+    assert np.mean(by_text[others] == labels[others]) >= 4 / 6
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_a_batch_of_context_only_trains_on(balanced):
+    """A dialogue without a label has a loss of zero, not NaN."""
+    labels = np.array([0, 1, 2, 3, *[NO_LABEL] * 4])
+    dataset = make_dataset(labels=labels)
+    training = TrainingSet(dataset, tuple((rows,) for rows in dataset.dialogues))
+    scored = (ScoredCorpus("tiny", {GOLD: dataset}),)
+    plan = recipe(batch=1, epochs=3).model_copy(
+        update={"losses": Recipe(id="x", corpora="meld", losses={"balanced": balanced}).losses}
+    )
+    config = HbafConfig(**CONFIG, classes=4)
+    fitted = fit_network(config, plan, training=training, scored={"dev": scored}, seed=0)
+    assert np.isfinite(fitted.history.losses).all()
