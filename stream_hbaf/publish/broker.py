@@ -30,7 +30,7 @@ LISTEN = "0A"  # a socket's state in /proc/net/tcp
 
 @dataclass(frozen=True, slots=True)
 class LocalBroker:
-    """The broker at this machine's port."""
+    """A broker that listens on the loopback address."""
 
     url: str
     started: bool  # False: another stream-hbaf of this user runs it
@@ -70,7 +70,8 @@ async def _run_broker(port: int) -> AsyncIterator[None]:
     try:
         await broker.start()
     except NotStarted as error:  # another program has taken the port since it was probed
-        raise BrokerError(_refusal(port, is_broker=False)) from error
+        is_broker = await speaks_mqtt(Address(LOOPBACK, port))
+        raise BrokerError(_refusal(port, is_broker=is_broker)) from error
     try:
         yield
     finally:
