@@ -134,7 +134,7 @@ def test_a_long_sentence_keeps_its_relation(comet: Comet) -> None:
 
 
 def test_cosmic_mapping_shifts_the_relations(folder: Path, comet: Comet) -> None:
-    """External = xReact, internal = xEffect, purpose = xIntent (decision 5)."""
+    """External = xReact, internal = xEffect, purpose = xIntent."""
     ours = comet.infer_texts(TEXTS)
     cosmic = Comet(str(folder), mapping="cosmic").infer_texts(TEXTS)
     np.testing.assert_allclose(cosmic[:, 0], ours[:, 1], atol=1e-5)

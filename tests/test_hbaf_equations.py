@@ -188,7 +188,7 @@ def fuse(network: Any, target: dict[str, Vector], window: dict[str, Sequence]) -
     refined = dict(target)
     if config.use_bimodal_attention:
         zeta = equations_7_to_9(fusion.attention, target, window)
-        # Decision 10: the printed equations give audio (l-a), text (a-l).
+        # The printed equations give audio (l-a), text (a-l).
         cross = {"a": "l-a", "l": "a-l"} if config.literal_cross else {"a": "a-l", "l": "l-a"}
         for m in target:
             if len(target) == 1:
@@ -381,7 +381,7 @@ def test_transformer_encoder_is_torchs_own() -> None:
 
 @pytest.mark.parametrize("use_commonsense", [True, False])
 def test_text_context_network_is_equations_4_to_6(use_commonsense: bool) -> None:
-    """Three GRUs of [utterance; context; relation], reduced to H, as decided (1, 4, 7)."""
+    """Three GRUs of [utterance; context; relation], reduced to H."""
     config = replace(TINY, use_commonsense=use_commonsense)
     network = randomised(HBAF(config))
     features = dialogue()

@@ -40,7 +40,7 @@ def one_direction(anchors: Sequence, others: Sequence, tau: float) -> float:
 
 
 def oracle(x: Tensor, y: Tensor, tau: float) -> float:
-    """Symmetric (decision 13)."""
+    """Symmetric."""
     p, q = x.tolist(), y.tolist()
     return (one_direction(p, q, tau) + one_direction(q, p, tau)) / 2
 
@@ -133,7 +133,7 @@ def test_inter_modal_loss_of_an_ablation_is_its_parts_alone(
 
 
 def test_gradient_of_the_projected_loss_is_right() -> None:
-    """Equation 21 with h_m mapped from 2H to H (decision 12) agrees with finite differences."""
+    """Equation 21 with h_m mapped from 2H to H agrees with finite differences."""
     h_a, h_l = representations(count=2)
     h_m = torch.randn(5, 8, dtype=torch.float64, requires_grad=True)
     criterion = InterModalLoss(4, temperature=0.5).double()
@@ -174,7 +174,7 @@ TINY = HbafConfig(audio_width=3, text_width=5, commonsense_width=2, hidden=4, he
 
 
 def test_inter_modal_loss_of_an_output_counts_masked_utterances_only() -> None:
-    """It is equation 21 of the chosen utterances, h_m projected to H (decision 12)."""
+    """It is equation 21 of the chosen utterances, h_m projected to H."""
     torch.manual_seed(1)
     output = HBAF(TINY)(Features(torch.randn(2, 3, 3), torch.randn(2, 3, 5)))
     criterion = InterModalLoss(4, weights=(0.2, 0.3, 0.5), temperature=0.3)

@@ -15,7 +15,7 @@ from stream_hbaf.errors import ModelError
 from stream_hbaf.features.pretrained import load_pretrained, quietly
 
 MappingName = Literal["hbaf", "cosmic"]
-# External, internal, purpose (decision 5): by the names' plain meaning, and as COSMIC has them.
+# External, internal, purpose: by the names' plain meaning, and as COSMIC has them.
 MAPPINGS: dict[MappingName, tuple[str, str, str]] = {
     "hbaf": ("oReact", "xReact", "xIntent"),
     "cosmic": ("xReact", "xEffect", "xIntent"),

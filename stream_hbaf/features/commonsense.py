@@ -73,7 +73,7 @@ class Head(nn.Module):
 class Event2MindHeads(nn.Module):
     """Commonsense distilled from Event2Mind's and ATOMIC's annotations into three small heads.
 
-    Their relations are decision 5's: external = oReact, internal = xReact, purpose = xIntent.
+    Their relations are COMET's: external = oReact, internal = xReact, purpose = xIntent.
     They replace COMET in the paper's section 3.1.2: instead of generating an inference they give
     its direction among sentence embeddings, which are the untuned text encoder's features.
     """

@@ -16,15 +16,17 @@ recognition", sections 3.1 to 3.5, in the paper's order.
 | 3.5 training | 23 | ``total_loss`` |
 
 Letters: a audio, l text (language), m either or both; H_a, H_l uni-modal representations, h_a, h_l
-those after fusion, h_m = [h_a; h_l]. In shapes: B dialogues, U utterances, S streams, N windows of
-n utterances, the last of which (offline all of which) are its Q targets, W the longest window,
-H hidden, A, L, K the widths of audio, text and commonsense features, C classes.
+those after fusion, h_m = [h_a; h_l]. In shapes: B dialogues, U utterances, S streams, P places of
+a sequence with its padding, N windows of n utterances, the last of which (offline all of which)
+are its Q targets, W the longest window, H hidden, A, L, K the widths of audio, text and
+commonsense features, C classes.
 
-Departures from the paper are numbered as in the README's list of decisions. Padding, windows and
-grouping for speed are in windows.py.
+The paper's protocol is offline; ``live`` is its causal form. No code of the authors is known; where
+the paper can't be read literally, a docstring names the departure and its reason, and the nearest
+relative, COSMIC (Ghosal et al. 2020), decides. Padding and windows are in windows.py.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -35,11 +37,10 @@ from torch import Tensor, nn
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.networks.network import Criterion, Network, NetworkConfig, Output, Standardise
 from stream_hbaf.networks.state import PARTIES, Features, State
-from stream_hbaf.networks.windows import Sequences, Windows
+from stream_hbaf.networks.windows import Sequences, Streams, Windows
 
-RELATIONS = ("external", "internal", "purpose")  # COMET's oReact, xReact, xIntent (decision 5)
+RELATIONS = ("external", "internal", "purpose")  # COMET's oReact, xReact, xIntent
 OF_THE_SPEAKER = ("internal", "purpose")  # with ``by_speaker``
-Streams = Mapping[str, Tensor]  # by modality: "a", "l"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +108,11 @@ class AudioContextNetwork(nn.Module):
     """Section 3.1.1: audio features a [N, n, A] → H_a [N, n, H].
 
     Convolution (kernel 3, 64 filters) → two BiLSTM layers (H/2 units a direction) → three
-    Transformer encoder layers (8 heads, width H). Departure (decision 8): the sequence is a
-    dialogue's utterances, one vector each, since there is one functional vector an utterance. Not
-    given by the paper: ReLU after the convolution, feed-forward width H; no position code, since
-    the LSTM carries the order. ``audio_skip`` adds a linear map of the input, an ablation.
+    Transformer encoder layers (8 heads, width H). Departure: the "entire audio sequence" is the
+    sequence of a dialogue's utterances, one vector each, since an utterance has one vector of
+    functionals. Not given by the paper: ReLU after the convolution, feed-forward width H; no
+    positional encoding, since the LSTM carries the order. ``audio_skip`` adds a linear map of the
+    input, an ablation.
     """
 
     def __init__(self, config: HbafConfig) -> None:
@@ -190,10 +192,10 @@ class SoftAttention(nn.Module):
     """Equations 1-3: utterances l [S, U, H] → l^c [S, U, H], the context of each from its past.
 
     u_i = tanh(W_s l_i + b_s) (1), α_i = softmax over the past of the score of u_i (2),
-    l_t^c = Σ α_i l_i for i < t (3). W_s and b_s are ``project``. Departure (decision 2): "scalar"
-    scores wᵀ u_i (w is ``score``), since eq 2 would take the softmax of a vector; "literal" takes
-    it, for each dimension by itself. Utterances without text don't take part; an empty sum is zero
-    (decision 3).
+    l_t^c = Σ α_i l_i for i < t (3). W_s and b_s are ``project``. Departure: "scalar" scores wᵀ u_i
+    (w is ``score``), since eq 2 would take the softmax of a vector; "literal" takes it, for each
+    dimension by itself. Utterances without text don't take part; an empty sum, also that of the
+    first utterance, is zero, as in COSMIC.
 
     Neither score depends on t, so the sums of eqs 2-3 are carried from block to block, and from
     step to step. That is exact for any length, because numerator and denominator are kept relative
@@ -256,9 +258,8 @@ class SoftAttention(nn.Module):
 class QueryAttention(nn.Module):
     """Equations 1-3 with a query: score (W_q l_t)ᵀ tanh(W_s l_i + b_s); shapes as SoftAttention.
 
-    Departure (decision 2, switch "query"): the current utterance stands in for the fixed vector
-    w. The score depends on t, so the past must be kept: in live mode the last W-1 utterances
-    only, offline all of them.
+    Departure: the current utterance stands in for the fixed vector w, so that the score depends
+    on t and the past must be kept: live the last W-1 utterances, offline all of them.
     """
 
     def __init__(self, config: HbafConfig) -> None:
@@ -293,12 +294,12 @@ class TextContextNetwork(nn.Module):
     utterances only, in both modes.
 
     Departures: the input x of each GRU is a linear map (``combine``) of [current utterance l_t;
-    context l_t^c; its commonsense relation], because from l_t^c alone the utterance that is
-    classified would be unknown (decision 1); the relations are inputs, and states start at zero
-    (decision 4); the three states are mapped 3H → H by ``reduce``, since eq 7 needs one width
-    (decision 7). An utterance without text is a learned vector with no commonsense.
-    ``by_speaker``, not in the paper: the states of what a speaker feels and wants belong to that
-    speaker, as in COSMIC (Ghosal et al. 2020), and that of what others feel to the dialogue.
+    context l_t^c; its commonsense relation], since l_t^c alone contains nothing of the utterance
+    that is classified; the paper's l^e, l^i and l^p name both relations and states, here the
+    relations are inputs and the states start at zero, as in COSMIC; the three states are mapped
+    3H → H by ``reduce``, since eq 7 needs one width. An utterance without text is a learned vector
+    with no commonsense. ``by_speaker``, not in the paper: the states of what a speaker feels and
+    wants belong to that speaker, as in COSMIC, and that of what others feel to the dialogue.
     """
 
     def __init__(self, config: HbafConfig) -> None:
@@ -398,8 +399,9 @@ class BimodalAttention(nn.Module):
 
     Own, of each modality m: ζH_m = softmax(Q_m K_mᵀ/√d) V_m (7). Cross: for audio
     ζH_{a-l} = softmax(Q_a K_lᵀ/√d) V_l (8), for text ζH_{l-a} = softmax(Q_l K_aᵀ/√d) V_a (9).
-    Projections have no bias. Departure (decision 10): eqs 10-13 as printed use the two the other
-    way round, so that audio would receive audio values only; ``literal_cross`` does so.
+    Projections have no bias. Departure: eqs 10-13 as printed use the two the other way round, so
+    that audio would receive audio values only, while the text weighs each modality's own against
+    the other's information; ``literal_cross`` is the printed form.
     """
 
     def __init__(self, config: HbafConfig) -> None:
@@ -455,8 +457,8 @@ class Residual(nn.Module):
     """Section 3.2.3, of one modality: H_m and H_m* [.., H] → h_m [.., H].
 
     H^LN = LayerNorm(H_m ⊕ H_m*) (14, 16), h_m = AddNorm(H^LN ⊕ FeedForward(H^LN)) (15, 17).
-    Departure (decision 11): ⊕ is addition, and AddNorm adds once. Not given by the paper:
-    feed-forward width H.
+    Departure: ⊕, called concatenation, is the addition of a residual connection, since all widths
+    are H, and AddNorm adds once. Not given by the paper: feed-forward width H.
     """
 
     def __init__(self, hidden: int, dropout: float) -> None:
@@ -525,9 +527,9 @@ def contrast(anchor: Tensor, other: Tensor, *, temperature: float) -> Tensor:
     """-log of the positive pair's share, mean over N and over both directions: [N, H] twice → [].
 
     The common form of equations 18-20, ⟨·⟩ the cosine, τ ``temperature``, over the N valid
-    utterances of a batch. Departure (decision 13): the paper draws K negatives and prints 2K pairs
-    in one place, K - 1 in another. Here every other utterance of the batch is a negative, in both
-    directions, and the positive is counted once; the printed readings are this up to a constant.
+    utterances of a batch. Departure: the paper draws K negatives and prints 2K pairs in one place,
+    K - 1 in another. Here every other utterance of the batch is a negative, in both directions, and
+    the positive is counted once; the printed readings are this up to a constant.
     Zero for N = 0, so that a batch without pairs can be trained on.
     """
     if len(anchor) == 0:
@@ -542,7 +544,7 @@ def absolute_inter_modal_loss(
 ) -> Tensor:
     """L_{a,m} (18, unimodal is h_a) or L_{l,m} (19, h_l): [N, H] and [N, H] → [].
 
-    Departure (decision 12): ``bimodal`` is h_m projected to H, since a cosine needs one width.
+    Departure: ``bimodal`` is h_m projected from 2H to H, since a cosine needs one width.
     """
     return contrast(unimodal, bimodal, temperature=temperature)
 
@@ -562,9 +564,8 @@ def inter_modal_loss(
 ) -> Tensor:
     """L_inter = λ1 L_{a,m} + λ2 L_{l,m} + λ3 L_{a,l} (21); each [N, H] → [].
 
-    ``weights`` are λ1, λ2, λ3; ``h_m`` is already projected to H. The paper doesn't give λ and τ
-    (decision 14). The ablations are weights: relative loss only is (0, 0, 1), absolute only
-    (1/2, 1/2, 0).
+    ``weights`` are λ1, λ2, λ3; ``h_m`` is already projected to H. The paper doesn't give λ and τ.
+    The ablations are weights: relative loss only is (0, 0, 1), absolute only (1/2, 1/2, 0).
     """
     lambda_1, lambda_2, lambda_3 = weights
     return (
@@ -577,8 +578,8 @@ def inter_modal_loss(
 class InterModalLoss(Criterion):
     """μ L_inter, the second term of equation 23, of a network's output.
 
-    Holds the projection of h_m that only the loss needs (decision 12): trained beside the network
-    and not part of a bundle, since prediction doesn't use it.
+    Holds the projection of h_m that only the loss needs: trained beside the network and not part
+    of a bundle, since prediction doesn't use it.
     """
 
     def __init__(
@@ -628,7 +629,7 @@ def total_loss(
 ) -> Tensor:
     """L = L_ce + μ L_inter (22, 23): logits [N, C], labels [N] and eq 21's value → [].
 
-    ``class_weights`` [C] balances the classes (decision 16); then the mean is weighted as well.
+    ``class_weights`` [C], not in the paper, balances the classes; then the mean is weighted too.
     """
     return F.cross_entropy(logits, labels, weight=class_weights) + mu * inter
 
@@ -681,24 +682,24 @@ class HBAF(Network[DialogueState]):
         self, features: Features, mask: Tensor, state: DialogueState
     ) -> tuple[Output, DialogueState]:
         """The output of U more utterances after ``state``, and the state after them."""
-        modalities = self.config.modalities
+        modalities, new = self.config.modalities, mask.shape[1]
         a = self._audio(features, mask)
-        H_l, state = self._text(features, mask, state)  # eqs 1-6
-        seen = {
-            "a": torch.cat([state.audio_window, a], dim=1),
-            "l": torch.cat([state.text_window, H_l], dim=1),
-        }
-        seen_mask = torch.cat([state.window_mask, mask], dim=1)
-        windows = self._windows(seen_mask, new=mask.shape[1])
-        h_m = self._fuse({m: seen[m] for m in modalities}, windows)[:, state.window_mask.shape[1] :]
+        H_l, state = self._text(features, mask, state)  # section 3.1.2, eqs 1-6
+        a, H_l = torch.cat([state.audio_window, a], 1), torch.cat([state.text_window, H_l], 1)
+        mask_with_window = torch.cat([state.window_mask, mask], dim=1)
+        windows = self._windows(mask_with_window, new=new)
+        H = [self._in_context(each) for each in windows.of({"a": a, "l": H_l}, modalities)]
+        h = self.fusion([(windows.targets(each), each) for each in H])  # section 3.2, eqs 7-17
+        h_m = torch.cat([h[m] for m in modalities], dim=-1).to(self.classifier.weight.dtype)
+        h_m = windows.scatter(h_m)[:, -new:]
         logits = self.classifier(self.dropout(h_m)).masked_fill(~mask[..., None], 0.0)  # eq 22
-        h = dict(zip(modalities, torch.split(h_m, self.config.hidden, dim=-1), strict=True))
-        kept = mask.shape[1]  # the first U of W-1+U slots fall out of the window
-        return Output(logits, h.get("a"), h.get("l"), h_m), replace(
+        parts = dict(zip(modalities, torch.split(h_m, self.config.hidden, dim=-1), strict=True))
+        # The oldest of the W-1+U utterances leave the window.
+        return Output(logits, parts.get("a"), parts.get("l"), h_m), replace(
             state,
-            audio_window=seen["a"][:, kept:],
-            text_window=seen["l"][:, kept:],
-            window_mask=seen_mask[:, kept:],
+            audio_window=a[:, new:],
+            text_window=H_l[:, new:],
+            window_mask=mask_with_window[:, new:],
         )
 
     def _windows(self, mask: Tensor, *, new: int) -> Windows:
@@ -706,19 +707,11 @@ class HBAF(Network[DialogueState]):
             return Windows.offline(mask)
         return Windows.live(mask, new=new, longest=self.config.window)
 
-    def _fuse(self, seen: Streams, windows: Windows) -> Tensor:
-        """a [B, P, A] and H_l [B, P, H], seen in windows → h_m [B, P, 2H] of the targets."""
-        if not windows.groups:
-            return self.classifier.weight.new_zeros(*windows.shape, self.classifier.in_features)
-        groups: list[tuple[Streams, Streams]] = []
-        for parts in zip(*(windows.of(sequences) for sequences in seen.values()), strict=True):
-            H = dict(zip(seen, parts, strict=True))
-            if "a" in H:
-                H["a"] = self.audio_context(H["a"])
-            groups.append(({m: windows.targets(H[m]) for m in H}, H))
-        h = self.fusion(groups)  # eqs 7-17
-        h_m = torch.cat(list(h.values()), dim=-1)
-        return windows.scatter(h_m.to(self.classifier.weight.dtype))
+    def _in_context(self, window: Streams) -> Streams:
+        """Section 3.1.1: windows of a and H_l, [N, n, A] and [N, n, H] → of H_a and H_l."""
+        if "a" not in window:
+            return window
+        return {**window, "a": self.audio_context(window["a"])}
 
     def _audio(self, features: Features, mask: Tensor) -> Tensor:
         """a [S, U, A]: a learned vector stands where there is no audio; width 0 if not in use."""

@@ -6,7 +6,7 @@ windows of one length are computed together, and GRUs side by side. Letters as i
 V utterances of a batch that aren't padding, P places of a padded sequence, Q targets of a window.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from stream_hbaf.networks.state import PARTIES
 
+Streams = Mapping[str, Tensor]  # by modality: "a" audio, "l" text
+
 
 @dataclass(frozen=True, slots=True)
 class Windows:
@@ -22,6 +24,7 @@ class Windows:
 
     Each group holds, of its N windows, the n places of their utterances as rows of the batch
     [B · P, ..], so that one window's result can't depend on what else is in the batch.
+    There is at least one group; of a batch without utterances it has no window.
     """
 
     shape: torch.Size  # (B, P)
@@ -40,7 +43,7 @@ class Windows:
         lengths = (places - new + turn + 1 - unused[dialogue]).clamp_max(longest)
         ends = dialogue * places + places - new + turn
         groups = []
-        for n in sorted(set(lengths.tolist())):
+        for n in sorted(set(lengths.tolist()) or {1}):
             before = torch.arange(1 - n, 1, device=mask.device)
             groups.append(ends[lengths == n][:, None] + before)
         return cls(mask.shape, tuple(groups), every=False)
@@ -51,27 +54,30 @@ class Windows:
         lengths = mask.sum(dim=1)
         starts = torch.arange(len(mask), device=mask.device) * mask.shape[1]
         groups = []
-        for n in sorted(set(lengths.tolist()) - {0}):
+        for n in sorted(set(lengths.tolist()) - {0}) or [1]:
             within = torch.arange(n, device=mask.device)
             groups.append(starts[lengths == n][:, None] + within)
         return cls(mask.shape, tuple(groups), every=True)
 
-    def of(self, sequences: Tensor) -> list[Tensor]:
-        """[B, P, D] → each group's windows [N, n, D]."""
-        flat = sequences.flatten(0, 1)
+    def of(self, sequences: Streams, modalities: Sequence[str]) -> list[Streams]:
+        """Sequences [B, P, D] of each modality → each group's windows [N, n, D]."""
+        flat = {m: sequences[m].flatten(0, 1) for m in modalities}
         # Not flat[rows]: the gradient of index_select is the faster by far.
         return [
-            flat.index_select(0, rows.flatten()).view(*rows.shape, flat.shape[1])
+            {
+                m: part.index_select(0, rows.flatten()).view(*rows.shape, part.shape[1])
+                for m, part in flat.items()
+            }
             for rows in self.groups
         ]
 
-    def targets(self, window: Tensor) -> Tensor:
-        """A group's windows [N, n, D] → the utterances that are asked about: [N, Q, D]."""
-        return window if self.every else window[:, -1:]
+    def targets(self, window: Streams) -> Streams:
+        """A group's windows [N, n, D] → their target utterances [N, Q, D]."""
+        return window if self.every else {m: part[:, -1:] for m, part in window.items()}
 
     def scatter(self, targets: Tensor) -> Tensor:
         """All groups' targets [ΣNQ, D] → their places in the batch [B, P, D], zero elsewhere."""
-        rows = torch.cat([self.targets(group).flatten() for group in self.groups])
+        rows = torch.cat([(rows if self.every else rows[:, -1:]).flatten() for rows in self.groups])
         batch = targets.new_zeros(self.shape.numel(), targets.shape[1])
         return batch.index_copy(0, rows, targets).view(*self.shape, targets.shape[1])
 
