@@ -280,7 +280,7 @@ def _evaluate(
 
 
 def _describe(recognizer: Recognizer, *, work: _Work, speed: float | None) -> dict[str, Any]:
-    """What was evaluated and how, as the report says it."""
+    """The part of a report that describes what was evaluated, and how."""
     bundle = recognizer.bundle
     return {
         "corpus": work.task.name,
@@ -331,7 +331,7 @@ def _predict(
 def _read_report(
     out: Path, *, described: Mapping[str, Any], conditions: Mapping[str, EvaluationCondition]
 ) -> dict[str, Any] | None:
-    """The report in ``out`` if all that ``described`` says holds of it, else None."""
+    """The report in ``out``, if it has this description and these conditions, else None."""
     try:
         report: dict[str, Any] = json.loads((out / METRICS).read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):

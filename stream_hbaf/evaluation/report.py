@@ -133,8 +133,8 @@ def measure(system: System, other: System | None, *, corpus: str, split: str) ->
 def write_report(metrics: dict[str, Any], out: Path, *, progress: Progress = print) -> None:
     """Write metrics.json and report.html; what stood there under these names is replaced.
 
-    Without matplotlib the page has no plots, which ``progress`` is told. Raises StreamHbafError if
-    the folder can't be written.
+    Without matplotlib the page has no plots, and ``progress`` gets a line that says so. Raises
+    StreamHbafError if the folder can't be written.
     """
     page = render_streaming(metrics) if "conditions" in metrics else render_offline(metrics)
     if "<svg" not in page:
