@@ -6,6 +6,7 @@
     tools/bench_resources.py speech  --corpora DIR [--minutes 10]
     tools/bench_resources.py long    --corpora DIR [--hours 4]
     tools/bench_resources.py day     --corpora DIR [--hours 24]   (silence, noise, some speech)
+    tools/bench_resources.py asr     --corpora DIR [--asr base tiny.en]   (transcripts alone)
 
 The command runs in a child process; CPU time and memory are those of all its processes.
 """
@@ -27,7 +28,8 @@ import numpy as np
 import soundfile
 
 from stream_hbaf.audio.file import read_audio
-from stream_hbaf.config import SAMPLE_RATE_HZ
+from stream_hbaf.config import SAMPLE_RATE_HZ, TranscriptConfig
+from stream_hbaf.features.whisper import Transcriber
 
 TICKS = os.sysconf("SC_CLK_TCK")
 COMMAND = [sys.executable, "-m", "stream_hbaf.cli", "--json", "--mqtt"]
@@ -190,10 +192,41 @@ def measure_speech(sound: np.ndarray, *arguments: str, every_s: float) -> None:
     )
 
 
+def measure_transcripts(corpora: Path, model: str) -> None:
+    """CPU time of the transcript thread: partials every 0.7 s of speech, one final a clip.
+
+    As with live-en, the acoustic input is the encoder of Whisper base.
+    """
+    config = TranscriptConfig(model=model)
+    clips = sorted(corpora.glob("ravdess/Actor_2[1-4]/*.flac"))
+    sounds = [read_audio(path) for path in random.Random(0).sample(clips, 30)]
+    _, before = cost(os.getpid())
+    transcriber = Transcriber(config, acoustic_encoder="base")
+    transcriber.final(sounds[0], speech_score=1.0)
+    _, after = cost(os.getpid())
+    every = config.partial_every_ms * SAMPLE_RATE_HZ // 1000
+    spent = {"partials": 0.0, "finals": 0.0}
+    for sound in sounds:
+        began = time.process_time()
+        for end in range(every, len(sound), every):
+            transcriber.partial(sound[:end], abandon=lambda: False)
+        between = time.process_time()
+        transcriber.final(sound, speech_score=1.0)
+        spent["partials"] += between - began
+        spent["finals"] += time.process_time() - between
+    seconds = sum(map(len, sounds)) / SAMPLE_RATE_HZ
+    print(
+        f"{model}: CPU seconds per second of speech: partials {spent['partials'] / seconds:.3f}, "
+        f"finals {spent['finals'] / seconds:.3f}, sum {sum(spent.values()) / seconds:.3f}; "
+        f"{after - before:.0f} MB"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("start", "silence", "speech", "long", "day"))
+    parser.add_argument("what", choices=("start", "silence", "speech", "long", "day", "asr"))
     parser.add_argument("--corpora", type=Path)
+    parser.add_argument("--asr", nargs="+", default=["base", "tiny.en"], metavar="MODEL")
     parser.add_argument("--mic")
     parser.add_argument("--file")
     parser.add_argument("--runs", type=int, default=5)
@@ -201,7 +234,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--hours", type=int)
     options = parser.parse_args()
-    if options.what in ("speech", "long", "day") and options.corpora is None:
+    if options.what in ("speech", "long", "day", "asr") and options.corpora is None:
         parser.error(f"{options.what} needs --corpora")
     match options.what:
         case "start":
@@ -216,6 +249,9 @@ def main() -> None:
             seconds = (options.hours or 4) * 3600
             sound = speech(options.corpora, seconds=seconds, pause_s=6, seed=0)
             measure_speech(sound, "--speed", "max", every_s=10)
+        case "asr":
+            for model in options.asr:
+                measure_transcripts(options.corpora, model)
         case "day":
             with tempfile.TemporaryDirectory() as folder:
                 file, hours = Path(folder) / "day.flac", options.hours or 24
