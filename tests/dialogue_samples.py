@@ -16,8 +16,8 @@ from stream_hbaf.events import (
     Model,
     Utterance,
 )
-from stream_hbaf.sessions.session import Header
-from stream_hbaf.sessions.writing import SessionWriter
+from stream_hbaf.sessions.format import Header
+from stream_hbaf.sessions.writer import SessionWriter
 
 LABELS = ["anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise"]
 MODEL = Model(id="live-en", sha256="0" * 64)
@@ -81,8 +81,8 @@ def record_session(folder: Path, recording: Path, *, utterances: list[Utterance]
     length_s = len(sound) / SAMPLE_RATE_HZ
     # As if its first sample had been captured at noon.
     captured_at = time.monotonic() - time.time() + NOON.timestamp() + length_s
-    writer.hear("ann", Chunk(start=0, samples=sound, captured_at=captured_at))
+    writer.write_audio("ann", Chunk(start=0, samples=sound, captured_at=captured_at))
     for one in utterances:
-        writer.tell(one)
+        writer.write_event(one)
     writer.close()
     return writer.folder

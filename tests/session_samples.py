@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from stream_hbaf.audio.source import Chunk
 from stream_hbaf.events import DialogueSummary, Emotion, Model, Utterance
-from stream_hbaf.sessions.header import Header
+from stream_hbaf.sessions.format import Header
 
 Sound = NDArray[np.int16]
 

@@ -30,7 +30,7 @@ from stream_hbaf.dashboard.feed import (
 from stream_hbaf.dashboard.server import MAX_PAGES, Dashboard
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.events import Feedback, Info, Level, Request, Response, Status, Utterance
-from stream_hbaf.sessions.writing import SessionWriter
+from stream_hbaf.sessions.writer import SessionWriter
 
 Events = aiohttp.ClientWebSocketResponse
 JFK = RECORDINGS / "jfk.flac"
@@ -533,8 +533,8 @@ def test_lost_sound_is_not_counted_in_the_file(tmp_path: Path) -> None:
     """After two seconds that were lost the page knows that the file is behind the clock."""
     writer = SessionWriter(tmp_path, header=HEADER)
     second = read_audio(JFK)[:16_000]
-    writer.hear("ann", Chunk(start=0, samples=second, captured_at=1.0))
-    writer.hear("ann", Chunk(start=48_000, samples=second, captured_at=4.0, after_gap=True))
+    writer.write_audio("ann", Chunk(start=0, samples=second, captured_at=1.0))
+    writer.write_audio("ann", Chunk(start=48_000, samples=second, captured_at=4.0, after_gap=True))
     writer.close()
     (sound,) = json.loads(Recordings(tmp_path).session(HEADER.id))["sounds"]
     assert [(one["opened_ms"], one["file_ms"], one["length_ms"]) for one in sound["stretches"]] == [

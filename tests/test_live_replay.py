@@ -2,12 +2,13 @@
 
 import asyncio
 import shutil
+import time
 import wave
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pytest
@@ -21,16 +22,9 @@ from stream_hbaf.events import DialogueSummary, Utterance
 from stream_hbaf.live.pipeline import LivePipeline, Recognition
 from stream_hbaf.live.replay import Replayed, replay_session
 from stream_hbaf.recognizer import Recognizer
+from stream_hbaf.sessions.format import EVENTS_FILE, HEADER_FILE, Stretch, encode_line
 from stream_hbaf.sessions.recorder import SessionRecorder
-from stream_hbaf.sessions.session import (
-    EVENTS,
-    HEADER,
-    Session,
-    encode_line,
-    open_session,
-    sessions_in,
-)
-from stream_hbaf.sessions.source import SessionSource
+from stream_hbaf.sessions.session import Session, open_session, open_sessions
 
 Sound = NDArray[np.int16]
 Play = Mapping[SourceConfig, AudioSource]
@@ -47,6 +41,33 @@ AS_IT_WAS = {"id", "rev", "type", "source", "dialogue_id", "turn", "speaker", "s
     "inferences",
     "model",
 }
+
+
+class SessionSource:
+    """The recorded audio of a session's source, as fast as it is taken; its gaps take no time."""
+
+    def __init__(self, session: Session, source: str, *, chunk_samples: int) -> None:
+        self.name = source
+        self._session = session
+        self._chunk_samples = chunk_samples
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        pass
+
+    async def chunks(self) -> AsyncIterator[Chunk]:
+        start, after_gap = 0, False
+        for piece in self._session.audio(self.name):
+            if isinstance(piece, Stretch):
+                start, after_gap = piece.start, True
+                continue
+            for first in range(0, len(piece), self._chunk_samples):
+                samples = piece[first : first + self._chunk_samples]
+                yield Chunk(start, samples, time.monotonic(), after_gap=after_gap)
+                start, after_gap = start + len(samples), False
+                await asyncio.sleep(0)
 
 
 def write_wav(path: Path, *pieces: Sound) -> Path:
@@ -73,7 +94,7 @@ def record(
     async def run() -> None:
         recorder = SessionRecorder(folder, config=recognizer.config, recognizer=recognizer)
         pipeline = LivePipeline(
-            recognizer, [recorder], on_recognition=live.append, on_audio=recorder.hear
+            recognizer, [recorder], on_recognition=live.append, on_audio=recorder.on_audio
         )
         for source in sources.values():
             await source.__aenter__()
@@ -83,7 +104,7 @@ def record(
             await source.__aexit__()
 
     asyncio.run(run())
-    (session,) = sessions_in(folder)
+    (session,) = open_sessions(folder)
     return session, live
 
 
@@ -179,7 +200,7 @@ def test_recorded_sound_is_what_was_recognised(
     session, _ = conversation
     for name, file in (("a", "ann.wav"), ("b", "ben.wav")):
         original = read_audio(session.folder.parent.parent / file)
-        assert np.array_equal(read_audio(session.sound(name)), original)
+        assert np.array_equal(read_audio(session.audio_file(name)), original)
 
 
 def test_session_as_a_source_of_a_live_pipeline_gives_the_same(
@@ -187,7 +208,7 @@ def test_session_as_a_source_of_a_live_pipeline_gives_the_same(
 ) -> None:
     """Played into the live pipeline in other chunks, a source's sound says the same."""
     session, live = conversation
-    source = SessionSource(session, "a", speed=None, chunk_ms=333)
+    source = SessionSource(session, "a", chunk_samples=5328)
     _, again = record(recognizer, {SourceConfig(name="a"): source}, tmp_path)
     ann = [one for one in live if one.finish in {other.finish for other in again}]
     assert [one.finish for one in ann] == [one.finish for one in again]
@@ -329,9 +350,9 @@ def shortened(session: Session, folder: Path, **changed: Any) -> Session:
     end = session.ends[0]
     if "model" in changed:
         end = end.model_copy(update=changed)
-    (folder / EVENTS).write_bytes(encode_line(end))
+    (folder / EVENTS_FILE).write_bytes(encode_line(end))
     header = session.header.model_copy(update=changed)
-    (folder / HEADER).write_text(header.model_dump_json(), encoding="utf-8")
+    (folder / HEADER_FILE).write_text(header.model_dump_json(), encoding="utf-8")
     return open_session(folder)
 
 

@@ -18,8 +18,9 @@ from stream_hbaf.audio.file import read_audio
 from stream_hbaf.config import SAMPLE_RATE_HZ
 from stream_hbaf.errors import CorpusError
 from stream_hbaf.sessions.flac import FlacWriter, flac_length
-from stream_hbaf.sessions.session import EVENTS, is_being_recorded, open_session, sessions_in
-from stream_hbaf.sessions.writing import SessionWriter
+from stream_hbaf.sessions.format import EVENTS_FILE
+from stream_hbaf.sessions.session import is_being_recorded, open_session, open_sessions
+from stream_hbaf.sessions.writer import SessionWriter
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +54,8 @@ WRITES_UNTIL_KILLED = """
     from stream_hbaf.audio.file import read_audio
     from stream_hbaf.audio.source import Chunk
     from stream_hbaf.events import Feedback, Model
-    from stream_hbaf.sessions.header import Header
-    from stream_hbaf.sessions.writing import SessionWriter
+    from stream_hbaf.sessions.format import Header
+    from stream_hbaf.sessions.writer import SessionWriter
 
     speech = read_audio(sys.argv[2])
     writer = SessionWriter(Path(sys.argv[1]), header=Header(
@@ -62,9 +63,9 @@ WRITES_UNTIL_KILLED = """
     position = 0
     while True:
         samples = speech[position % len(speech):][:777]
-        writer.hear("a", Chunk(position, samples, time.monotonic()))
+        writer.write_audio("a", Chunk(position, samples, time.monotonic()))
         position += len(samples)
-        writer.tell(Feedback(id=f"x-{position}", label="joy"))
+        writer.write_event(Feedback(id=f"x-{position}", label="joy"))
         print(position, flush=True)
         time.sleep(0.0005)
 """
@@ -85,13 +86,13 @@ def test_session_is_whole_after_sigkill(speech: Sound, tmp_path: Path, seed: int
     session = open_session(tmp_path / "killed")
     assert not is_being_recorded(session.folder)
     complaints: list[str] = []
-    path = session.sound("a")
+    path = session.audio_file("a")
     sound = read_audio(path, on_status=lambda _, complaint: complaints.append(complaint))
     assert complaints == []
     expected = np.resize(speech, len(sound))
     assert np.array_equal(sound, expected)
     assert len(sound) > written - SAMPLE_RATE_HZ
-    assert np.array_equal(np.concatenate([*session.heard("a")][1:]), expected)
+    assert np.array_equal(np.concatenate([*session.audio("a")][1:]), expected)
     told = [event.id for event in session.events]
     promised = [f"x-{n}" for n in events_until(len(speech), written)]
     assert told[: len(promised)] == promised
@@ -116,10 +117,10 @@ def events_until(length: int, written: int) -> list[int]:
 def test_half_a_line_is_nobodys(speech: Sound, tmp_path: Path) -> None:
     """What a loss of power cut off is ignored; a broken line within is named."""
     writer = SessionWriter(tmp_path, header=header())
-    writer.tell(utterance("new"))
-    writer.tell(utterance("end"))
+    writer.write_event(utterance("new"))
+    writer.write_event(utterance("end"))
     writer.close()
-    events = writer.folder / EVENTS
+    events = writer.folder / EVENTS_FILE
     whole = events.read_bytes()
     events.write_bytes(whole + whole[:100])
     assert [told.rev for told in open_session(writer.folder).events] == [1, 2]
@@ -132,13 +133,13 @@ def test_missing_sound_keeps_its_place(speech: Sound, tmp_path: Path) -> None:
     """Gaps, pauses and cuts are written down: every sample has the number that it had live."""
     writer = SessionWriter(tmp_path, header=header())
     second = SAMPLE_RATE_HZ
-    writer.hear("a", chunk(speech, 100, 1 * second))
-    writer.hear("a", chunk(speech, 1 * second, 2 * second))
-    writer.hear("a", chunk(speech, 3 * second, 4 * second, after_gap=True))
-    writer.cut("a", resume_at=4 * second, trigger="request")
-    writer.hear("a", chunk(speech, 4 * second, 5 * second))
-    writer.hear("a", chunk(speech, 7 * second, 8 * second))
-    writer.hear("a", chunk(speech, 9 * second, 10 * second), after_loss=True)
+    writer.write_audio("a", chunk(speech, 100, 1 * second))
+    writer.write_audio("a", chunk(speech, 1 * second, 2 * second))
+    writer.write_audio("a", chunk(speech, 3 * second, 4 * second, after_gap=True))
+    writer.write_cut("a", resume_at=4 * second, trigger="request")
+    writer.write_audio("a", chunk(speech, 4 * second, 5 * second))
+    writer.write_audio("a", chunk(speech, 7 * second, 8 * second))
+    writer.write_audio("a", chunk(speech, 9 * second, 10 * second), after_loss=True)
     writer.close()
     session = open_session(writer.folder)
     told = [(s.why, s.at, s.start, s.trigger) for s in session.stretches["a"]]
@@ -151,7 +152,7 @@ def test_missing_sound_keeps_its_place(speech: Sound, tmp_path: Path) -> None:
         ("lost", first + 3 * second, 9 * second, "end_of_input"),
     ]
     kept = [(100, 2), (3, 4), (4, 5), (7, 8), (9, 10)]
-    pieces = [piece for piece in session.heard("a") if isinstance(piece, np.ndarray)]
+    pieces = [piece for piece in session.audio("a") if isinstance(piece, np.ndarray)]
     assert np.array_equal(
         np.concatenate(pieces),
         np.concatenate([speech[100 if a == 100 else a * second : b * second] for a, b in kept]),
@@ -168,18 +169,18 @@ def test_session_of_another_format_is_refused(tmp_path: Path) -> None:
     path = writer.folder / "session.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 2}))
     with pytest.raises(CorpusError, match="format 2, but this version reads format 1"):
-        sessions_in(tmp_path)
+        open_sessions(tmp_path)
     with pytest.raises(CorpusError, match=r"session\.json: can't be read \(No such file"):
         open_session(tmp_path)
     with pytest.raises(CorpusError, match=r"nowhere: no such folder; give the one that --record"):
-        sessions_in(tmp_path / "nowhere")
+        open_sessions(tmp_path / "nowhere")
 
 
 def test_names_that_no_file_can_have_are_written_otherwise(speech: Sound, tmp_path: Path) -> None:
     """A source may be called anything that a topic can be called."""
     writer = SessionWriter(tmp_path, header=header())
     for name in ("..", "küche\x00", "a%2e"):
-        writer.hear(name, chunk(speech, 0, 2000))
+        writer.write_audio(name, chunk(speech, 0, 2000))
     writer.close()
     session = open_session(writer.folder)
     assert sorted(path.name for path in session.folder.glob("*.flac")) == [
@@ -187,4 +188,4 @@ def test_names_that_no_file_can_have_are_written_otherwise(speech: Sound, tmp_pa
         "a%252e.flac",
         "k%C3%BCche%00.flac",
     ]
-    assert np.array_equal([*session.heard("küche\x00")][1], speech[:2000])
+    assert np.array_equal([*session.audio("küche\x00")][1], speech[:2000])

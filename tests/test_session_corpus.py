@@ -29,9 +29,9 @@ from stream_hbaf.errors import ConfigError, CorpusError
 from stream_hbaf.evaluation.offline import predict_corpus
 from stream_hbaf.events import Emotion, Feedback, Model, Utterance
 from stream_hbaf.sessions.flac import FlacWriter
-from stream_hbaf.sessions.header import Header
-from stream_hbaf.sessions.session import sessions_in
-from stream_hbaf.sessions.writing import SessionWriter
+from stream_hbaf.sessions.format import Header
+from stream_hbaf.sessions.session import open_sessions
+from stream_hbaf.sessions.writer import SessionWriter
 from stream_hbaf.training.train import train
 
 Sound = NDArray[np.int16]
@@ -77,15 +77,15 @@ def record(folder: Path, speech: Sound, *, dialogues: int, corrected: dict[str, 
         versions={},
     )
     writer = SessionWriter(folder, header=header)
-    writer.hear("kitchen", Chunk(FIRST, speech, time.monotonic()))
+    writer.write_audio("kitchen", Chunk(FIRST, speech, time.monotonic()))
     for number in range(dialogues):
         for turn in (1, 2):
             start_s = FIRST / SECOND + 2 * number + turn - 1
             text = f"I am so happy {number}, {turn}"
-            writer.tell(end(f"d{number}", turn, start_s=start_s, text=text))
+            writer.write_event(end(f"d{number}", turn, start_s=start_s, text=text))
     for name, label in corrected.items():
-        writer.tell(Feedback(id=name, label="anger", by="Ben"))
-        writer.tell(Feedback(id=name, label=label, by="Cas"))
+        writer.write_event(Feedback(id=name, label="anger", by="Ben"))
+        writer.write_event(Feedback(id=name, label=label, by="Cas"))
     writer.close()
     return folder
 
@@ -137,7 +137,7 @@ def test_corrected_sessions_are_a_corpus(sessions: Path, speech: Sound) -> None:
     said = corpus.splits["train"][1].utterances[1]
     assert (said.id, said.label, said.speaker) == ("d1-2", "joy", "kitchen")
     assert np.array_equal(sound_of(said), spoken(speech, "d1-2"))
-    (session,) = sessions_in(sessions)
+    (session,) = open_sessions(sessions)
     assert open_corpus(str(session.folder), sessions) == corpus
 
 
@@ -286,7 +286,7 @@ def test_corrections_come_in_from_a_table(sessions: Path, tmp_path: Path) -> Non
     table.write_text("id,label,by\nd2-1,anger,Dee\nd0-1,joy,Dee\nd2-2,,Dee\n", encoding="utf-8")
     assert import_corrections(sessions, table) == 1
     assert import_corrections(sessions, table) == 0
-    (session,) = sessions_in(sessions)
+    (session,) = open_sessions(sessions)
     assert session.corrections["d2-1"] == Feedback(id="d2-1", label="anger", by="Dee")
     assert "d2-2" not in session.corrections
     table.write_text("id,label\nd2-2,joy\nd9-1,joy\n", encoding="utf-8")
@@ -297,15 +297,15 @@ def test_corrections_come_in_from_a_table(sessions: Path, tmp_path: Path) -> Non
         import_corrections(sessions, table)
     with pytest.raises(CorpusError, match=r"none\.csv: can't be read \(No such file"):
         import_corrections(sessions, tmp_path / "none.csv")
-    assert "d2-2" not in sessions_in(sessions)[0].corrections
+    assert "d2-2" not in open_sessions(sessions)[0].corrections
 
 
 def test_clip_that_is_not_whole_is_left_out(tmp_path: Path, speech: Sound) -> None:
     """Words whose sound was lost are still a corpus's words, without a clip."""
     folder = record(tmp_path, speech, dialogues=3, corrected={"d0-1": "joy"})
-    (session,) = sessions_in(folder)
-    session.sound("kitchen").unlink()
-    said = dialogues_of(sessions_in(folder))[0].utterances[0]
+    (session,) = open_sessions(folder)
+    session.audio_file("kitchen").unlink()
+    said = dialogues_of(open_sessions(folder))[0].utterances[0]
     assert (said.label, said.audio, said.text) == ("joy", None, "I am so happy 0, 1")
 
 

@@ -19,8 +19,8 @@ from stream_hbaf.events import Feedback
 from stream_hbaf.recognizer import Recognizer
 from stream_hbaf.sessions import recorder as recorder_module
 from stream_hbaf.sessions.recorder import SessionRecorder
-from stream_hbaf.sessions.session import list_sessions, sessions_in
-from stream_hbaf.sessions.writing import SessionWriter
+from stream_hbaf.sessions.session import list_sessions, open_sessions
+from stream_hbaf.sessions.writer import SessionWriter
 
 ANN, BEN = SourceConfig(name="a", speaker="Ann"), SourceConfig(name="b", speaker="Ben")
 
@@ -60,9 +60,9 @@ def test_recorder_writes_what_a_run_says(
 
     async def story(recorder: SessionRecorder) -> None:
         for start in range(0, len(speech), 1000):
-            recorder.hear(ANN, chunk(speech, start, start + 1000))
-            recorder.hear(BEN, chunk(speech[::-1], start, start + 1000))
-        recorder.hear(ANN, Cut(resume_at=len(speech), trigger="request"))
+            recorder.on_audio(ANN, chunk(speech, start, start + 1000))
+            recorder.on_audio(BEN, chunk(speech[::-1], start, start + 1000))
+        recorder.on_audio(ANN, Cut(resume_at=len(speech), trigger="request"))
         for event in (utterance("new"), utterance("update"), utterance("end"), summary()):
             await recorder.send(event)
         await recorder.correct(Feedback(id="d1-1", label="neutral", by="Cas"))
@@ -72,9 +72,9 @@ def test_recorder_writes_what_a_run_says(
         record(tmp_path / "sessions", recognizer, story)
     finally:
         recognizer.config = original
-    (session,) = sessions_in(tmp_path / "sessions")
-    assert np.array_equal(read_audio(session.sound("a")), speech)
-    assert np.array_equal(read_audio(session.sound("b")), speech[::-1])
+    (session,) = open_sessions(tmp_path / "sessions")
+    assert np.array_equal(read_audio(session.audio_file("a")), speech)
+    assert np.array_equal(read_audio(session.audio_file("b")), speech[::-1])
     assert [s.why for s in session.stretches["a"]] == ["begin", "cut"]
     assert session.events[:4] == (
         utterance("new"),
@@ -103,27 +103,27 @@ def test_source_that_is_not_recorded_leaves_no_word(
     """With its switch off nothing of a source is kept, nor of what began or ended meanwhile."""
 
     async def story(recorder: SessionRecorder) -> None:
-        recorder.hear(ANN, chunk(speech, 0, 16000))
+        recorder.on_audio(ANN, chunk(speech, 0, 16000))
         await recorder.send(utterance("new", turn=1))
         recorder.record("a", on=False)
-        recorder.hear(ANN, chunk(speech, 16000, 32000))
+        recorder.on_audio(ANN, chunk(speech, 16000, 32000))
         await recorder.send(utterance("end", turn=1))
         await recorder.send(utterance("new", turn=2))
         await recorder.send(summary("b"))
         recorder.record("a", on=True)
         await recorder.send(utterance("end", turn=2))
-        recorder.hear(ANN, chunk(speech, 32000, 48000))
+        recorder.on_audio(ANN, chunk(speech, 32000, 48000))
         await recorder.send(utterance("new", turn=3, start_ms=1999))  # began before, told late
         await recorder.send(utterance("end", turn=3, start_ms=1999))
         await recorder.send(utterance("new", turn=4, start_ms=2000))
         await recorder.send(utterance("end", turn=4, start_ms=2000))
 
     record(tmp_path, recognizer, story)
-    (session,) = sessions_in(tmp_path)
+    (session,) = open_sessions(tmp_path)
     kept = [(told.type, told.turn) for told in session.events]
     assert kept == [("new", 1), ("new", 4), ("end", 4)]
     assert np.array_equal(
-        read_audio(session.sound("a")), np.concatenate([speech[:16000], speech[32000:48000]])
+        read_audio(session.audio_file("a")), np.concatenate([speech[:16000], speech[32000:48000]])
     )
     assert [(s.why, s.start) for s in session.stretches["a"]] == [("begin", 0), ("pause", 32000)]
 
@@ -135,16 +135,16 @@ def test_forgotten_dialogue_is_nowhere(
     earlier session's part goes too, and what it was about to say never comes."""
     second = SAMPLE_RATE_HZ
     earlier = SessionWriter(tmp_path, header=header())
-    earlier.hear("a", chunk(speech, 0, 3 * second))
-    earlier.tell(utterance("end", turn=1, start_ms=500))
-    earlier.tell(Feedback(id="d1-1", label="joy"))
-    earlier.tell(utterance("end", turn=1, dialogue="d2", start_ms=1500))
-    earlier.tell(utterance("new", turn=2, start_ms=2750))  # killed while it was being said
+    earlier.write_audio("a", chunk(speech, 0, 3 * second))
+    earlier.write_event(utterance("end", turn=1, start_ms=500))
+    earlier.write_event(Feedback(id="d1-1", label="joy"))
+    earlier.write_event(utterance("end", turn=1, dialogue="d2", start_ms=1500))
+    earlier.write_event(utterance("new", turn=2, start_ms=2750))  # killed while it was being said
     earlier.close()
     erased: list[int] = []
 
     async def story(recorder: SessionRecorder) -> None:
-        recorder.hear(ANN, chunk(speech, 0, 4 * second))
+        recorder.on_audio(ANN, chunk(speech, 0, 4 * second))
         await recorder.send(utterance("new", turn=3))
         await recorder.send(utterance("end", turn=3))
         await recorder.send(summary())
@@ -153,24 +153,24 @@ def test_forgotten_dialogue_is_nowhere(
         erased.append(await recorder.forget("d1"))
         with pytest.raises(ConfigError, match="no recorded utterance 'd1-3'"):
             await recorder.correct(Feedback(id="d1-3", label="joy"))
-        recorder.hear(ANN, chunk(speech, 4 * second, 6 * second))
+        recorder.on_audio(ANN, chunk(speech, 4 * second, 6 * second))
         await recorder.send(utterance("end", turn=4, start_ms=3500))
         await recorder.send(utterance("new", turn=1, dialogue="d2", start_ms=5000))
         await recorder.send(utterance("end", turn=1, dialogue="d2", start_ms=5000))
 
     record(tmp_path, recognizer, story)
     assert erased == [4]
-    before, now = sessions_in(tmp_path)
+    before, now = open_sessions(tmp_path)
     assert [told.id for told in before.events] == ["d2-1"]
     assert [(told.id, told.type) for told in now.events] == [("d2-1", "new"), ("d2-1", "end")]
     expected = speech[: 3 * second].copy()
     expected[second // 2 : 3 * second // 2] = 0
     expected[second * 11 // 4 :] = 0
-    assert np.array_equal(read_audio(before.sound("a")), expected)
+    assert np.array_equal(read_audio(before.audio_file("a")), expected)
     expected = speech[: 6 * second].copy()
     expected[second : 2 * second] = 0
     expected[second * 7 // 2 : second * 9 // 2] = 0
-    assert np.array_equal(read_audio(now.sound("a")), expected)
+    assert np.array_equal(read_audio(now.audio_file("a")), expected)
     words = b"".join(path.read_bytes() for path in tmp_path.rglob("*.jsonl"))
     assert b"d1" not in words
     assert not list(tmp_path.rglob("*.part"))
@@ -183,7 +183,7 @@ def test_correction_reaches_an_earlier_session(
 ) -> None:
     """What was said last week can still be corrected; what nobody recorded can't."""
     earlier = SessionWriter(tmp_path, header=header())
-    earlier.tell(utterance("end"))
+    earlier.write_event(utterance("end"))
     earlier.close()
 
     async def story(recorder: SessionRecorder) -> None:
@@ -192,7 +192,7 @@ def test_correction_reaches_an_earlier_session(
             await recorder.correct(Feedback(id="d9-1", label="anger"))
 
     record(tmp_path, recognizer, story)
-    (session,) = sessions_in(tmp_path)
+    (session,) = open_sessions(tmp_path)
     assert session.corrections["d1-1"].label == "anger"
 
 
@@ -204,22 +204,22 @@ def test_sound_that_finds_no_room_is_a_gap_that_is_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A disk that stands still costs sound, never the run: its place and length are said."""
-    monkeypatch.setattr(recorder_module, "SOUND_WAITING", 3)
+    monkeypatch.setattr(recorder_module, "MAX_AUDIO_CALLS", 3)
     disk = threading.Event()
 
     async def story(recorder: SessionRecorder) -> None:
-        recorder.hear(ANN, chunk(speech, 0, 1000))
+        recorder.on_audio(ANN, chunk(speech, 0, 1000))
         await recorder.forget("nothing")  # so that the first chunk is written
         recorder._calls.put(lambda: disk.wait())
         for start in range(1000, 10_000, 1000):
-            recorder.hear(ANN, chunk(speech, start, start + 1000))
+            recorder.on_audio(ANN, chunk(speech, start, start + 1000))
         await recorder.send(utterance("new"))
         disk.set()
         await recorder.forget("nothing")
-        recorder.hear(ANN, chunk(speech, 10_000, 11_000))
+        recorder.on_audio(ANN, chunk(speech, 10_000, 11_000))
 
     record(tmp_path, recognizer, story)
-    (session,) = sessions_in(tmp_path)
+    (session,) = open_sessions(tmp_path)
     lost = session.stretches["a"][1]
     assert (lost.why, lost.start) == ("lost", 10_000)
     assert 3000 <= lost.at <= 4000
@@ -238,23 +238,23 @@ def test_full_disk_ends_the_recording_and_not_the_run(
         resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, hard))
         try:
             for start in range(0, len(speech), 1000):
-                recorder.hear(ANN, chunk(speech, start, start + 1000))
+                recorder.on_audio(ANN, chunk(speech, start, start + 1000))
             assert await recorder.forget("nothing") == 0
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        recorder.hear(ANN, chunk(speech, 0, 1000))
+        recorder.on_audio(ANN, chunk(speech, 0, 1000))
         recorder.record("a", on=True)
-        recorder.hear(ANN, chunk(speech, 0, 5000))
+        recorder.on_audio(ANN, chunk(speech, 0, 5000))
 
     record(tmp_path, recognizer, story)
     assert caplog.text.count("can't be written (File too large); nothing more is recorded") == 1
-    before, after = sorted(sessions_in(tmp_path), key=lambda session: -session.length_s)
+    before, after = sorted(open_sessions(tmp_path), key=lambda session: -session.length_s)
     complaints: list[str] = []
-    kept = read_audio(before.sound("a"), on_status=lambda _, said: complaints.append(said))
+    kept = read_audio(before.audio_file("a"), on_status=lambda _, said: complaints.append(said))
     assert complaints == []
     assert np.array_equal(kept, speech[: len(kept)])
     assert len(kept) > 2 * SAMPLE_RATE_HZ
-    assert np.array_equal(read_audio(after.sound("a")), speech[:5000])
+    assert np.array_equal(read_audio(after.audio_file("a")), speech[:5000])
 
 
 def test_unknown_privacy_and_folders_are_refused(recognizer: Recognizer, tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ class _Run:
         self.pipeline = LivePipeline(
             recognizer,
             self._publishers,
-            on_audio=self._recorder.hear if self._recorder else None,
+            on_audio=self._recorder.on_audio if self._recorder else None,
             recording=self._recorder is not None,
         )
 

@@ -16,7 +16,7 @@ from stream_hbaf.commands.options import (
 
 if TYPE_CHECKING:
     from stream_hbaf.events import DialogueSummary, Utterance
-    from stream_hbaf.sessions.session import Summary
+    from stream_hbaf.sessions.session import SessionSummary
 
 FORMATS = ("manifest", "audformat", "audiofolder")
 
@@ -95,9 +95,9 @@ def _list(options: argparse.Namespace) -> int:
     return 0
 
 
-def _line(summary: "Summary") -> str:
-    if summary.complaint:
-        return f"{summary.folder.name}  {summary.complaint}"
+def _line(summary: "SessionSummary") -> str:
+    if summary.error:
+        return f"{summary.folder.name}  {summary.error}"
     minutes, seconds = divmod(round(summary.length_s), 60)
     speakers = f"  {', '.join(summary.speakers)}" if summary.speakers else ""
     return (

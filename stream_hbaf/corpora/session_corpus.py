@@ -33,8 +33,8 @@ from stream_hbaf.corpora.manifest import manifest_row, write_manifest, write_tab
 from stream_hbaf.errors import CorpusError
 from stream_hbaf.events import Feedback, Utterance
 from stream_hbaf.sessions.flac import FlacWriter
-from stream_hbaf.sessions.session import Samples, Session, is_session, read_sound, sessions_in
-from stream_hbaf.sessions.writing import add_feedback
+from stream_hbaf.sessions.session import Samples, Session, decode_audio, is_session, open_sessions
+from stream_hbaf.sessions.writer import add_feedback
 
 HELD_OUT = 0.15  # the share of dialogues in dev, and in test
 MANIFEST_TABLE, LABELS_TABLE, CLIPS = "manifest.csv", "labels.csv", "clips"
@@ -53,7 +53,7 @@ def read_sessions(folder: Path) -> Corpus:
     The labels are those of the bundles that were used live. Raises CorpusError if nothing was
     corrected, or a session can't be read.
     """
-    sessions = sessions_in(folder)
+    sessions = open_sessions(folder)
     dialogues = [dialogue for dialogue in dialogues_of(sessions) if _count_labels(dialogue)]
     if not dialogues:
         raise CorpusError(
@@ -146,7 +146,7 @@ def export_clips(
 
     Errors are those of ``export_manifest``.
     """
-    sessions = sessions_in(folder)
+    sessions = open_sessions(folder)
     dialogues = split_by_time(dialogues_of(sessions, own_labels=own_labels))
     by = _who_labelled(sessions, own_labels=own_labels)
     found = [
@@ -177,7 +177,7 @@ def import_corrections(folder: Path, table: Path) -> int:
     Lines without a label, or with a model's, are skipped. Raises CorpusError with file and line for
     an unknown id or label: then nothing is added.
     """
-    sessions = sessions_in(folder)
+    sessions = open_sessions(folder)
     session_of = {end.id: session for session in sessions for end in session.ends}
     new: dict[Path, list[Feedback]] = {}
     for where, row in read_rows(_read(table), path=table, columns=("id", "label")):
@@ -206,7 +206,7 @@ def _labelled(session: Session, end: Utterance, *, own_labels: bool) -> Labelled
     label = correction.label if correction is not None else None
     if label is None and own_labels and end.emotion is not None:
         label = end.emotion.label
-    part, audio = session.clip(end), session.sound(end.source)
+    part, audio = session.clip(end), session.audio_file(end.source)
     utterance = LabelledUtterance(end.id, end.speaker or end.source, end.text, label)
     if part is None or not audio.is_file():
         return utterance
@@ -292,7 +292,7 @@ def _cut(audio: Path, parts: Iterable[Part]) -> Iterator[tuple[Part, Samples]]:
     """The parts of a file in the order of their ends; only what is needed of the file is held."""
     due = deque(sorted(parts, key=lambda part: part[1]))
     held, position = np.zeros(0, np.int16), 0  # position: of the first sample held
-    for batch in read_sound(audio):
+    for batch in decode_audio(audio):
         held = np.concatenate([held, batch])
         while due and due[0][1] <= position + len(held):
             start, end = due.popleft()

@@ -28,7 +28,8 @@ from stream_hbaf.events import (
 )
 from stream_hbaf.publish.messages import encode
 from stream_hbaf.sessions.flac import flac_length
-from stream_hbaf.sessions.session import Session, Stretch, is_session, open_session, summarise
+from stream_hbaf.sessions.format import Stretch
+from stream_hbaf.sessions.session import Session, is_session, open_session, summarise
 
 MAX_EVENTS = 2000  # utterances, statuses and so on of this run that are kept for snapshots
 MAX_QUEUED = 256  # messages to one page
@@ -163,7 +164,7 @@ class Recordings:
 
     def audio(self, name: str, source: str) -> Path:
         """The audio file of a source. Raises CorpusError if there is none."""
-        path = self._find(name).sound(source)
+        path = self._find(name).audio_file(source)
         if not path.is_file():
             raise CorpusError(f"{name}: no sound of '{source}'")
         return path
@@ -199,7 +200,7 @@ def _summary(folder: Path) -> dict[str, Any]:
 def _stretches(session: Session) -> list[dict[str, Any]]:
     """Each source with its contiguous stretches of audio: pauses and losses lie between them."""
     return [
-        {"source": source, "stretches": _positions(found, flac_length(session.sound(source)))}
+        {"source": source, "stretches": _positions(found, flac_length(session.audio_file(source)))}
         for source, found in session.stretches.items()
     ]
 

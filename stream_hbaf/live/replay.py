@@ -18,8 +18,8 @@ from stream_hbaf.events import DialogueSummary, Model, Switch, Utterance
 from stream_hbaf.live.runtime import DialogueTracker, Recognition
 from stream_hbaf.live.utterance import LiveUtterance
 from stream_hbaf.recognizer import Int16, LiveDialogue, Recognizer
-from stream_hbaf.sessions.header import decisive_versions
-from stream_hbaf.sessions.session import Session, Stretch, sample_at
+from stream_hbaf.sessions.format import Stretch, package_versions, sample_at
+from stream_hbaf.sessions.session import Session
 from stream_hbaf.speech.detector import Feed, UtteranceDetector
 from stream_hbaf.speech.segmenter import Begin, Finish
 
@@ -204,7 +204,7 @@ def _utterances(
 ) -> Iterator[_Detected]:
     """All utterances in a source's sound, detected as they were live."""
     pieces: list[Int16] = []
-    for piece in (*session.heard(source), None):
+    for piece in (*session.audio(source), None):
         if piece is None:
             actions = detector.flush(resume_at=0)
         elif isinstance(piece, Stretch):
@@ -261,7 +261,7 @@ def _require_same(session: Session, *, recognizer: Recognizer, live: Model) -> N
 
 def _report_other_versions(session: Session, *, progress: Progress) -> None:
     """Report packages that affect results and have changed since the recording, in one line."""
-    now, then = decisive_versions(), session.header.versions
+    now, then = package_versions(), session.header.versions
     changed = [f"{name} {then[name]}" for name in then if now.get(name) != then[name]]
     if changed:
         versions = ", ".join(changed)

@@ -1,7 +1,8 @@
-"""A session's sound: FLAC that grows while it is written, and is whole whenever writing stops.
+"""Writes FLAC files that are valid at any time, also when writing is stopped by a SIGKILL.
 
-Every frame is written at once, and about every second the header is told how many samples there
-are: after a SIGKILL the newest 72 ms are missing, and players know the length to the second.
+Every frame is written at once, and the number of samples in the header is updated about every
+second: after a SIGKILL the last 72 ms are missing, and the length in the header is right to the
+second.
 """
 
 import hashlib
@@ -23,19 +24,19 @@ STREAMINFO_AT = len(MAGIC) + len(LAST_BLOCK_STREAMINFO)
 HEADER_BYTES = STREAMINFO_AT + 34
 LENGTH_AT = STREAMINFO_AT + 13  # 36 bits: the low half of this byte and the four after it
 SUM_AT = STREAMINFO_AT + 18  # to the block's end
-TOLD_EVERY = SAMPLE_RATE_HZ
+UPDATE_EVERY = SAMPLE_RATE_HZ  # samples between two updates of the header
 
 
 class FlacWriter:
-    """Writes int16 mono 16 kHz sound to a new file that only its owner may read.
+    """Writes int16 mono 16 kHz audio to a new file that only its owner may read.
 
-    Raises OSError if it can't; what is in the file by then is whole.
+    Raises OSError if it can't; what was written before stays valid.
     """
 
     def __init__(self, path: Path) -> None:
-        self.length = 0  # samples taken
+        self.length = 0  # samples given to write()
         self._written = 0  # samples in whole frames in the file
-        self._told = 0
+        self._in_header = 0
         self._sum = hashlib.md5(usedforsecurity=False)  # FLAC's own
         self._encoder: Any = av.CodecContext.create("flac", "w")
         self._encoder.sample_rate = SAMPLE_RATE_HZ
@@ -52,7 +53,7 @@ class FlacWriter:
         self.close()
 
     def write(self, samples: Samples) -> None:
-        """Take the next samples, any number of them."""
+        """Append samples, any number of them."""
         if not len(samples):
             return
         samples = np.ascontiguousarray(samples)
@@ -62,11 +63,11 @@ class FlacWriter:
         frame.pts = self.length
         self._put(self._encoder.encode(frame))
         self.length += len(samples)
-        if self._written - self._told >= TOLD_EVERY:
-            self._tell_length()
+        if self._written - self._in_header >= UPDATE_EVERY:
+            self._update_length()
 
     def close(self) -> None:
-        """Write what is held back, the length, and the sum that players check; once."""
+        """Write the last frame, the length, and the MD5 sum that players check; once."""
         if self._file < 0:
             return
         try:
@@ -83,7 +84,7 @@ class FlacWriter:
             self._written += packet.duration or 0
 
     def _append(self, content: bytes) -> None:
-        """All of it, or nothing: half a frame would be taken for damage."""
+        """Write all of it, or nothing: half a frame would be damage to a decoder."""
         end = os.lseek(self._file, 0, os.SEEK_CUR)
         try:
             while content:
@@ -92,19 +93,20 @@ class FlacWriter:
             os.ftruncate(self._file, end)
             raise
 
-    def _tell_length(self) -> None:
-        kept = os.pread(self._file, 1, LENGTH_AT)[0] & 0xF0  # belongs to the sample's width
+    def _update_length(self) -> None:
+        kept = os.pread(self._file, 1, LENGTH_AT)[0] & 0xF0  # a part of the sample width
         length = (kept << 32) | self._written
         os.pwrite(self._file, length.to_bytes(5, "big"), LENGTH_AT)
-        self._told = self._written
+        self._in_header = self._written
 
 
 def flac_length(path: Path) -> int:
-    """Samples in a file of ours, to the second if its writer was killed; 0 if there is none."""
+    """The number of samples in a FlacWriter's file, right to the second if its writer was killed; 0
+    without a file."""
     try:
         with path.open("rb") as file:
             file.seek(LENGTH_AT)
-            told = file.read(5)
+            found = file.read(5)
     except FileNotFoundError:
         return 0
-    return int.from_bytes(told, "big") & 0xF_FFFF_FFFF
+    return int.from_bytes(found, "big") & 0xF_FFFF_FFFF
