@@ -38,6 +38,12 @@ def run_of(row: str, seed: int, test: float | None, **changed: Any) -> RunRecord
     return RunRecord.model_validate(facts | changed)
 
 
+def weighted_f1_of(run: RunRecord) -> float:
+    """On test, where it was measured."""
+    assert run.test is not None
+    return run.test.weighted_f1
+
+
 def cost_of(row: str, **changed: Any) -> CostRecord:
     """What the network of a row of that name costs."""
     facts = {

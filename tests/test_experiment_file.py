@@ -37,14 +37,16 @@ CONFIGS = ROOT / "configs"
         ({"recipe": "none.yaml"}, r"none\.yaml: can't be read"),
     ],
 )
-def test_a_wrong_experiment_is_named_with_its_key(tmp_path, changed, message):
+def test_a_wrong_experiment_is_named_with_its_key(
+    tmp_path: Path, changed: dict[str, Any], message: str
+) -> None:
     """File and key in one line, before anything is computed."""
     with pytest.raises(ConfigError, match=message) as raised:
         read_experiment(write_experiment(tmp_path, **changed))
     assert "\n" not in str(raised.value)
 
 
-def test_rows_of_the_same_features_share_a_preparation(tmp_path):
+def test_rows_of_the_same_features_share_a_preparation(tmp_path: Path) -> None:
     """Network, losses and fitting don't change features; another sound or encoder does."""
     rows = {
         "both": {},
@@ -57,7 +59,7 @@ def test_rows_of_the_same_features_share_a_preparation(tmp_path):
     assert shared == [["both", "text", "offline"], ["silent"]]
 
 
-def test_a_row_is_the_same_for_any_seeds_and_workers(tmp_path):
+def test_a_row_is_the_same_for_any_seeds_and_workers(tmp_path: Path) -> None:
     """What doesn't change a result, a newer version neither, doesn't make it be run again."""
 
     def digest(workers: int = 1, **fit: Any) -> str:
@@ -72,7 +74,7 @@ def test_a_row_is_the_same_for_any_seeds_and_workers(tmp_path):
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.name)
-def test_every_recipe_of_the_project_can_be_read(file):
+def test_every_recipe_of_the_project_can_be_read(file: Path) -> None:
     """No committed configuration is of another version."""
     assert read_recipe(file).id == file.stem
 
@@ -80,7 +82,7 @@ def test_every_recipe_of_the_project_can_be_read(file):
 @pytest.mark.parametrize(
     "file", sorted((CONFIGS / "experiments").glob("*.yaml")), ids=lambda file: file.name
 )
-def test_every_experiment_of_the_project_can_be_read(file):
+def test_every_experiment_of_the_project_can_be_read(file: Path) -> None:
     """Each row is a recipe, on three or five seeds, and no two rows are the same but by name."""
     experiment = read_experiment(file)
     assert experiment.id == file.stem
@@ -92,7 +94,7 @@ def test_every_experiment_of_the_project_can_be_read(file):
 @pytest.mark.parametrize(
     "file", sorted((ROOT / "models" / "results").glob("*.json")), ids=lambda file: file.name
 )
-def test_recorded_results_are_of_the_experiments_settings(file):
+def test_recorded_results_are_of_the_experiments_settings(file: Path) -> None:
     """No record would be dropped and trained again if its experiment were started."""
     experiment = read_experiment(CONFIGS / "experiments" / f"{file.stem}.yaml")
     settings = {run.facts.row: run.facts.settings for run in experiment_runs(experiment)}
@@ -104,11 +106,12 @@ def test_recorded_results_are_of_the_experiments_settings(file):
     assert {cost.row: cost.recipe for cost in results.costs}.items() <= recipes.items()
 
 
-def test_the_papers_configuration_is_the_papers():
+def test_the_papers_configuration_is_the_papers() -> None:
     """Section 4.3 and the decisions, for both corpora."""
     for corpus in ("meld", "iemocap"):
         recipe = read_recipe(CONFIGS / f"{corpus}-paper.yaml")
         assert [*recipe.corpora] == [corpus]
+        assert recipe.audio.selection is not None
         assert (recipe.audio.representation, recipe.audio.selection.width) == ("compare", 512)
         assert recipe.text_encoder.name == "roberta-large"
         assert recipe.commonsense.source.split(":")[0] == "comet"
@@ -124,7 +127,7 @@ def test_the_papers_configuration_is_the_papers():
         assert sizes == [512, 64, 8, 3, "offline"]
 
 
-def test_a_result_names_the_commit_of_its_code():
+def test_a_result_names_the_commit_of_its_code() -> None:
     """The checkout's commit, and whether code or configurations differ from it."""
     asked = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
     try:

@@ -81,7 +81,7 @@ class Plain(Network):
 def plain() -> Iterator[None]:
     """Register the smallest network."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(NETWORKS, "plain", (PlainConfig, Plain))  # type: ignore[arg-type]
+        patch.setitem(NETWORKS, "plain", (PlainConfig, Plain))
         yield
 
 
@@ -101,7 +101,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     return place
 
 
-def test_each_row_is_trained_with_each_recipe(done):
+def test_each_row_is_trained_with_each_recipe(done: Workspace) -> None:
     """Six runs, named by recipe and row, with the kind of network, its mode and modalities."""
     facts = [(r.row, r.network, r.mode, r.modalities) for r in done.results.runs]
     assert facts == [
@@ -114,20 +114,20 @@ def test_each_row_is_trained_with_each_recipe(done):
     ]
 
 
-def test_rows_are_compared_within_a_recipe(done):
+def test_rows_are_compared_within_a_recipe(done: Workspace) -> None:
     """One pair in the file is a pair with each recipe."""
     pairs = [one.compare for one in done.results.comparisons]
     assert pairs == [("sound-plain", "sound-hbaf"), ("silent-plain", "silent-hbaf")]
 
 
-def test_settings_of_one_recipe_are_its_own(done):
+def test_settings_of_one_recipe_are_its_own(done: Workspace) -> None:
     """What stands under a recipe's name changes its row and no other."""
     overrides = {run.row: run.overrides for run in done.results.runs}
     assert overrides["sound-plain"] == {"network.kind": "plain"}
     assert overrides["silent-plain"] == {"network.kind": "plain", "fit.rate": 0.01}
 
 
-def test_what_each_network_costs_is_recorded(done):
+def test_what_each_network_costs_is_recorded(done: Workspace) -> None:
     """A record each, with its parameters exactly; a live step only where the network is live."""
     costs = done.results.costs
     runs = done.results.runs
@@ -136,12 +136,14 @@ def test_what_each_network_costs_is_recorded(done):
     assert plain.parameters == offline.parameters == 384 * 7 + 7
     assert costs[0].parameters > plain.parameters
     assert all(0 < one.train_step_s < 5 for one in costs)
+    assert plain.live_step_ms is not None
+    assert costs[0].live_step_ms is not None
     assert 0 < plain.live_step_ms < costs[0].live_step_ms
     assert offline.live_step_ms is None
     assert {(one.threads, one.corpus, one.experiment) for one in costs} == {(2, "meld", "several")}
 
 
-def test_the_page_has_the_networks_side_by_side(done):
+def test_the_page_has_the_networks_side_by_side(done: Workspace) -> None:
     """Several kinds in one experiment are a section, in which nothing is counted twice."""
     section = done.page.split("## Networks side by side: several, meld\n")[1].split("\n## ")[0]
     lines = [line for line in section.splitlines() if line.startswith("| s")]
@@ -151,7 +153,7 @@ def test_the_page_has_the_networks_side_by_side(done):
     assert "| 2,695 | " in lines[1]
 
 
-def test_an_experiment_that_is_done_measures_nothing_again(done):
+def test_an_experiment_that_is_done_measures_nothing_again(done: Workspace) -> None:
     """Started again, it trains nothing, times nothing, and leaves the same file."""
     before = done.file.read_bytes()
     done.run()
@@ -160,7 +162,7 @@ def test_an_experiment_that_is_done_measures_nothing_again(done):
     assert done.file.read_bytes() == before
 
 
-def test_what_is_missing_is_trained_and_measured_beside_its_own(done):
+def test_what_is_missing_is_trained_and_measured_beside_its_own(done: Workspace) -> None:
     """A lost run and a lost cost: one training, and timings anew with that recipe alone."""
     before = done.results
     lost = Results(
@@ -180,10 +182,10 @@ def test_what_is_missing_is_trained_and_measured_beside_its_own(done):
     assert after.costs[:3] == before.costs[:3]  # of the other recipe
 
 
-def test_an_experiment_goes_on_after_a_kill(tmp_path):
+def test_an_experiment_goes_on_after_a_kill(tmp_path: Path) -> None:
     """Killed between two runs, it has recorded the first and doesn't train it again."""
     place = Workspace(tmp_path, "several", write_experiment)
-    many = {
+    many: dict[str, Any] = {
         "rows": {"hbaf": {}, "narrow": {"network.hidden": 4}, "long": {"fit.epochs": 4000}},
         "recipes": {"sound": "sound.yaml"},
         "compare": [],
@@ -215,19 +217,21 @@ def test_an_experiment_goes_on_after_a_kill(tmp_path):
     assert len(place.results.costs) == 3
 
 
-def test_another_kind_keeps_of_the_recipe_what_every_network_has(tmp_path):
+def test_another_kind_keeps_of_the_recipe_what_every_network_has(tmp_path: Path) -> None:
     """Sizes and dropout, but neither the other kind's own settings nor its mode."""
     network = read_experiment(write_experiment(tmp_path)).recipes["sound-plain"].network
     assert network == {"kind": "plain", "hidden": 8, "dropout": 0.2}
 
 
-def test_networks_share_a_preparation(tmp_path):
+def test_networks_share_a_preparation(tmp_path: Path) -> None:
     """Features are made once a recipe, whatever network is trained on them."""
     runs = experiment_runs(read_experiment(write_experiment(tmp_path)))
     assert [len(group) for group in by_preparation(runs)] == [3, 3]
 
 
-def test_a_network_that_takes_tokens_is_prepared_by_itself(tmp_path, monkeypatch):
+def test_a_network_that_takes_tokens_is_prepared_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One vector an utterance isn't what it can use."""
 
     monkeypatch.setitem(NETWORKS, "tokens", (TokensConfig, Plain))
@@ -267,7 +271,9 @@ def test_a_network_that_takes_tokens_is_prepared_by_itself(tmp_path, monkeypatch
         ({"compare": [["hbaf", "sound-hbaf"]]}, "there is no row 'sound-hbaf'"),
     ],
 )
-def test_a_wrong_experiment_of_several_is_named_with_its_key(tmp_path, changed, message):
+def test_a_wrong_experiment_of_several_is_named_with_its_key(
+    tmp_path: Path, changed: dict[str, Any], message: str
+) -> None:
     """File, row and setting in one line, before anything is computed."""
     with pytest.raises(ConfigError, match=message) as raised:
         read_experiment(write_experiment(tmp_path, **changed))

@@ -2,26 +2,40 @@
 
 import shutil
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from results_kit import cost_of, run_of, two_systems
 
 from stream_hbaf.errors import ConfigError
-from stream_hbaf.training.results import ComparisonRecord, Results, compare_rows, write_results
+from stream_hbaf.training.results import (
+    ComparisonRecord,
+    CostRecord,
+    Results,
+    RunRecord,
+    compare_rows,
+    write_results,
+)
 from stream_hbaf.training.results_page import MARK, PAPER, PAPER_NETWORKS, write_page
 
 MODELS = Path(__file__).parent.parent / "models"
 
 
-def page_of(folder: Path, *, runs=(), comparisons=(), costs=()) -> str:
+def page_of(
+    folder: Path,
+    *,
+    runs: Sequence[RunRecord] = (),
+    comparisons: Sequence[ComparisonRecord] = (),
+    costs: Sequence[CostRecord] = (),
+) -> str:
     """The page of one experiment with these records."""
     results = Results(runs=tuple(runs), comparisons=tuple(comparisons), costs=tuple(costs))
     write_results(folder / "results" / "one.json", results)
     return write_page(folder / "results").read_text(encoding="utf-8")
 
 
-def test_the_projects_page_is_made_from_its_records(tmp_path):
+def test_the_projects_page_is_made_from_its_records(tmp_path: Path) -> None:
     """models/README.md and its pictures are what `stream-hbaf experiment` would write."""
     for file in (MODELS / "results").glob("*.json"):
         (tmp_path / "results").mkdir(exist_ok=True)
@@ -33,7 +47,7 @@ def test_the_projects_page_is_made_from_its_records(tmp_path):
     assert all((MODELS / "results" / picture.name).is_file() for picture in pictures)
 
 
-def test_the_page_shows_every_row_beside_the_paper(tmp_path):
+def test_the_page_shows_every_row_beside_the_paper(tmp_path: Path) -> None:
     """A row's line has its figures; the paper's stand beside it with the difference."""
     page = page_of(tmp_path, runs=[run_of("both", seed, 0.65) for seed in range(2)])
     assert (
@@ -43,14 +57,14 @@ def test_the_page_shows_every_row_beside_the_paper(tmp_path):
     assert "| meld | both | live | 65.0 ± 0.0 | 67.1 | -2.1 |" in page
 
 
-def test_a_row_of_dev_alone_stands_beside_no_figure_of_the_papers(tmp_path):
+def test_a_row_of_dev_alone_stands_beside_no_figure_of_the_papers(tmp_path: Path) -> None:
     """Its cells of test are empty, and the paper's are of test."""
     page = page_of(tmp_path, runs=[run_of("both", 0, None), run_of("text", 0, None)])
     assert "| gold | 1 | 50.0 |  |  |  | 0123456+changes |" in page
     assert "67.1" not in page
 
 
-def test_the_page_shows_an_ablation_beside_the_papers(tmp_path):
+def test_the_page_shows_an_ablation_beside_the_papers(tmp_path: Path) -> None:
     """Each part's worth is the distance to the whole network, the paper's beside ours."""
     of = {"experiment": "meld-ablation"}
     runs = [run_of("both", 0, 0.65, **of), run_of("without_fusion", 0, 0.63, **of)]
@@ -59,7 +73,9 @@ def test_the_page_shows_an_ablation_beside_the_papers(tmp_path):
     assert "| without fusion | 53.0 | 63.0 | -2.0 | 63.0 | 63.0 | 63.5 | -3.6 |" in page
 
 
-def test_the_page_shows_another_networks_ablation_with_its_own_papers_figures(tmp_path):
+def test_the_page_shows_another_networks_ablation_with_its_own_papers_figures(
+    tmp_path: Path,
+) -> None:
     """A row's name is not enough to stand beside HBAF's paper: its network must be HBAF."""
     of = {"experiment": "mgcma-ablation", "network": "mgcma"}
     page = page_of(tmp_path, runs=[run_of("both", 0, 0.65, **of), run_of("text", 0, 0.63, **of)])
@@ -68,7 +84,7 @@ def test_the_page_shows_another_networks_ablation_with_its_own_papers_figures(tm
     assert "67.1" not in page
 
 
-def test_the_page_shows_comparisons(tmp_path):
+def test_the_page_shows_comparisons(tmp_path: Path) -> None:
     """Split, gain, interval and both p-values of a pair that the experiment named."""
     runs = two_systems(tmp_path / "kept", rights=(0.8, 0.6))
     found = compare_rows(runs, ("both", "text"), predictions=tmp_path / "kept")
@@ -77,7 +93,7 @@ def test_the_page_shows_comparisons(tmp_path):
     assert f"| meld | both | text {shown}" in page
 
 
-def test_the_page_shows_networks_side_by_side(tmp_path):
+def test_the_page_shows_networks_side_by_side(tmp_path: Path) -> None:
     """A network's line: figures, gain over HBAF, costs, and what the two papers report."""
     of = {"experiment": "baselines"}
     runs = [run_of("meld-hbaf", seed, 0.65, **of) for seed in range(2)]
@@ -116,7 +132,7 @@ def test_the_page_shows_networks_side_by_side(tmp_path):
     assert page.count("Networks side by side") == 1
 
 
-def test_costs_of_other_settings_are_not_shown(tmp_path):
+def test_costs_of_other_settings_are_not_shown(tmp_path: Path) -> None:
     """A row that was changed since its network was timed has no costs on the page."""
     of = {"experiment": "baselines"}
     runs = [run_of("hbaf", 0, 0.6, **of), run_of("cmn", 0, 0.5, **of, network="cmn")]
@@ -124,7 +140,7 @@ def test_costs_of_other_settings_are_not_shown(tmp_path):
     assert "| cmn | past | 40.0 | 50.0 | 50.0 |  |  |  |  |  |  |  |  |" in page
 
 
-def test_the_papers_figures_of_other_networks_agree_with_its_sentence():
+def test_the_papers_figures_of_other_networks_agree_with_its_sentence() -> None:
     """Section 5: 2.2 over TelME on MELD, 6.9 over Mamba on IEMOCAP."""
     meld, iemocap = PAPER_NETWORKS["meld"], PAPER_NETWORKS["iemocap"]
     assert round(meld["hbaf"] - meld["telme"], 1) == 2.2
@@ -132,7 +148,7 @@ def test_the_papers_figures_of_other_networks_agree_with_its_sentence():
 
 
 @pytest.mark.parametrize("split", ["test", "dev"])
-def test_the_page_has_a_picture_of_the_window(tmp_path, split):
+def test_the_page_has_a_picture_of_the_window(tmp_path: Path, split: str) -> None:
     """Rows that differ in the window alone become a curve, whatever else all of them override."""
     runs = [
         run_of(
@@ -152,7 +168,7 @@ def test_the_page_has_a_picture_of_the_window(tmp_path, split):
     assert f"meld: {split} weighted F1 by window" in words
 
 
-def test_a_page_of_another_author_is_left_alone(tmp_path):
+def test_a_page_of_another_author_is_left_alone(tmp_path: Path) -> None:
     """A README.md that wasn't made from results is not overwritten; ours is."""
     (tmp_path / "README.md").write_text("# Mine\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"README\.md: is not a page of results"):
@@ -161,7 +177,7 @@ def test_a_page_of_another_author_is_left_alone(tmp_path):
     assert "60.0" in page_of(tmp_path, runs=[run_of("both", 0, 0.6)])
 
 
-def test_the_papers_figures_agree_with_its_sentences():
+def test_the_papers_figures_agree_with_its_sentences() -> None:
     """Sections 5.1 to 5.3: +2.3 and +5.1 over text, text over audio by 23.6 and 6.2, fusion worth
     3.6 and 6.6, the audio context network 1.4 and 1.6."""
     differences = [
