@@ -19,6 +19,7 @@ from stream_hbaf.events import (
     Feedback,
     Health,
     Info,
+    Level,
     Partial,
     Response,
     Speech,
@@ -233,30 +234,25 @@ def messages(
     ``last_label`` is the label last sent to the source's ``emotion`` topic, which carries
     changes only: an ``end`` that repeats it sends no emotion message.
     """
-    root = f"{prefix}/{node}"
+    levels = {"prefix": prefix, "node": node, **event.__dict__}
     match event:
         case Utterance():
-            return _utterance(event, root=f"{root}/{event.source}", last_label=last_label)
-        case Partial():
-            return [_transient(event, f"{root}/{event.source}/partial", encode(event))]
-        case Speech():
-            return [_transient(event, f"{root}/{event.source}/speech", _on_or_off(event))]
-        case Info():
-            return [_json(event, f"{root}/info", retain=True)]
-        case Health():
-            return [_json(event, f"{root}/health", retain=True)]
-        case DialogueSummary():
-            return [_json(event, f"{root}/{event.source}/dialogue", retain=True)]
+            found = [_message("utterance", event, levels)]
+            label = event.emotion.label if event.emotion and event.type == "end" else ""
+            if label and label != last_label:
+                found.append(_message("emotion", event, levels, word=label))
+            return found
         case Status():
-            topic = f"{root}/{event.source}/status/{event.stage}"
-            return [_word(event, topic, event.state.encode())]
+            return [_message("status", event, levels, word=event.state)]
+        case Speech():
+            return [_message("speech", event, levels, word="ON" if event.on else "OFF")]
         case Switch():
-            topic = f"{root}/{event.source}/{event.switch}/state"
-            return [_word(event, topic, _on_or_off(event))]
-        case Response():
-            return [_json(event, f"{root}/response/{event.command}", expires_s=RESPONSE_S)]
-        case _:
+            return [_message("switch", event, levels, word="ON" if event.on else "OFF")]
+        case Level():
             return []
+        case _:
+            (name,) = (topic.name for topic in TOPICS if topic.payload is type(event))
+            return [_message(name, event, levels)]
 
 
 def available(state: str, *, prefix: str, node: str) -> Message:
@@ -278,43 +274,18 @@ def encode(event: Event) -> bytes:
     return json.dumps(fields, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
-def _utterance(event: Utterance, *, root: str, last_label: str) -> list[Message]:
-    found = [_json(event, f"{root}/utterance")]
-    label = event.emotion.label if event.emotion and event.type == "end" else ""
-    if label and label != last_label:
-        found.append(_word(event, f"{root}/emotion", label.encode()))
-    return found
-
-
-def _json(event: Event, topic: str, **options: Any) -> Message:
+def _message(name: str, event: Event, levels: dict[str, Any], *, word: str = "") -> Message:
+    """The message on a topic of the table: ``word``, or else the event as JSON."""
+    (topic,) = (topic for topic in TOPICS if topic.name == name)
     return Message(
-        topic,
-        encode(event),
-        dialogue_id=getattr(event, "dialogue_id", ""),
-        properties=_properties(event),
-        **options,
-    )
-
-
-def _transient(event: Partial | Speech, topic: str, payload: bytes) -> Message:
-    return Message(
-        topic,
-        payload,
-        qos=0,
-        droppable=True,
-        dialogue_id=getattr(event, "dialogue_id", ""),
-        expires_s=TRANSIENT_S,
-        properties=_properties(event),
-    )
-
-
-def _word(event: Status | Switch | Utterance, topic: str, word: bytes) -> Message:
-    return Message(
-        topic,
-        word,
-        retain=True,
-        dialogue_id=getattr(event, "dialogue_id", ""),
-        properties=(("source", event.source),),
+        topic.address.format_map(levels),
+        word.encode() if word else encode(event),
+        qos=topic.qos,
+        retain=topic.retain,
+        droppable=topic.qos == 0,
+        dialogue_id=levels.get("dialogue_id", ""),
+        expires_s=topic.expiry_s,
+        properties=(("source", levels["source"]),) if word else _properties(event),
     )
 
 
@@ -323,10 +294,6 @@ def _properties(event: Event) -> tuple[tuple[str, str], ...]:
     fields = {"schema": "schema_", "source": "source", "speaker": "speaker"}
     values = [(name, getattr(event, attribute, "")) for name, attribute in fields.items()]
     return tuple((name, value) for name, value in values if value)
-
-
-def _on_or_off(event: Speech | Switch) -> bytes:
-    return b"ON" if event.on else b"OFF"
 
 
 def _rounded(value: Any, *, key: str) -> Any:
