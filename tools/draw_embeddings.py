@@ -27,7 +27,7 @@ from stream_hbaf.training.fitting import one_thread
 from stream_hbaf.training.preparation import Prepared, prepare
 from stream_hbaf.training.train import fit_seed
 
-MOST = 400  # utterances in a panel, at most
+MAX_UTTERANCES = 400  # in a panel
 
 
 def chosen_runs(experiment_file: Path, rows: list[str]) -> list[Run]:
@@ -50,7 +50,7 @@ def make_panel(run: Run, prepared: Prepared) -> Panel:
     row = run.facts.row
     with one_thread():
         network = fit_seed(run.recipe, prepared, run.facts.seed, None, splits=("dev",)).network
-    embeddings = embed(network, prepared.scored["dev"][0].gold, most=MOST)
+    embeddings = embed(network, prepared.scored["dev"][0].gold, most=MAX_UTTERANCES)
     share, margin = 100 * embeddings.retrieval(), embeddings.margin()
     count = len(embeddings.labels)
     print(

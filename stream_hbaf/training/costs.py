@@ -54,15 +54,14 @@ def measure_costs(recipes: Sequence[Recipe], prepared: Prepared) -> list[Cost]:
             for network, recipe in zip(networks, recipes, strict=True)
         ]
         trained = _median_seconds(steps)
-        streamed = iter(_median_seconds([_live_dialogue(one.eval(), train) for one in live]))
+        dialogues = _median_seconds([_live_dialogue(one.eval(), train) for one in live])
     turns = len(_middle(train))
+    streamed = iter(round(1000 * seconds / turns, DECIMALS) for seconds in dialogues)
     return [
         Cost(
             parameters=sum(weight.numel() for weight in network.parameters()),
             train_step_s=round(seconds, DECIMALS),
-            live_step_ms=round(1000 * next(streamed) / turns, DECIMALS)
-            if network in live
-            else None,
+            live_step_ms=next(streamed) if network in live else None,
             threads=THREADS,
         )
         for network, seconds in zip(networks, trained, strict=True)
@@ -91,11 +90,11 @@ def _training_step(network: Network, recipe: Recipe, training: TrainingSet) -> C
     return step
 
 
-def _live_dialogue(network: Network, material: Dataset) -> Callable[[], None]:
+def _live_dialogue(network: Network, dataset: Dataset) -> Callable[[], None]:
     """A function that streams a dialogue of median length, utterance by utterance."""
     version = "" if network.config.use_audio else None
-    dialogue = _middle(material)
-    whole = all_features(material, pad_dialogues([dialogue]), version=version)
+    dialogue = _middle(dataset)
+    whole = all_features(dataset, pad_dialogues([dialogue]), version=version)
     utterances = [
         replace(whole.map(itemgetter((0, turn))), utterance_mask=None)
         for turn in range(len(dialogue))
@@ -110,9 +109,9 @@ def _live_dialogue(network: Network, material: Dataset) -> Callable[[], None]:
     return stream
 
 
-def _middle(material: Dataset) -> Rows:
+def _middle(dataset: Dataset) -> Rows:
     """The rows of a dialogue of median length."""
-    return sorted(material.dialogues, key=len)[len(material.dialogues) // 2]
+    return sorted(dataset.dialogues, key=len)[len(dataset.dialogues) // 2]
 
 
 def _median_seconds(calls: Sequence[Callable[[], None]]) -> list[float]:
