@@ -52,7 +52,7 @@ def require() -> None:
 
 
 class VirtualMicrophone:
-    """While open, this process and its children hear, as ``pulse``, what ``play`` plays."""
+    """While open, this process and its children can record from ``pulse`` what ``play`` plays."""
 
     def __enter__(self) -> Self:
         self._folder = tempfile.TemporaryDirectory(prefix="microphone-", dir="/tmp")
@@ -114,10 +114,9 @@ class VirtualMicrophone:
         return self.play_wav(wav)
 
     def play_wav(self, path: Path) -> "subprocess.Popen[bytes]":
-        """The same of a WAV file, all its channels.
+        """Play a WAV file with all its channels.
 
-        The player reads two seconds ahead: what it falls behind by on a busy machine would be
-        heard as a gap.
+        The player reads two seconds ahead, because a delay on a busy machine would become a gap.
         """
         ahead = os.environ | {"PULSE_LATENCY_MSEC": "2000"}
         return subprocess.Popen(["paplay", f"--device={SINK}", str(path)], env=ahead)

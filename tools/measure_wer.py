@@ -18,7 +18,7 @@ from stream_hbaf.audio.file import FileSource, read_audio
 from stream_hbaf.config import TranscriptConfig, load_config
 from stream_hbaf.evaluation.metrics import word_error_rate
 from stream_hbaf.features.whisper_encoder import resolve_whisper
-from stream_hbaf.live.pipeline import Recognition, replay
+from stream_hbaf.live.pipeline import Recognition, recognise_source
 from stream_hbaf.recognizer import Recognizer
 
 SENTENCES = {"01": "kids are talking by the door", "02": "dogs are sitting by the door"}
@@ -38,7 +38,7 @@ def read_clips(corpora: Path, *, count: int) -> dict[str, list[tuple[Path, str]]
 def transcribe_live(recognizer: Recognizer, path: Path) -> str:
     found: list[Recognition] = []
     source = FileSource(path, speed=None, chunk_ms=320, on_status=lambda *_: None)
-    replay(recognizer, source, on_recognition=found.append)
+    recognise_source(recognizer, source, on_recognition=found.append)
     return " ".join(one.text.transcript.text for one in found if one.text is not None)
 
 

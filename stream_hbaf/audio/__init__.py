@@ -1,0 +1,1 @@
+"""Audio sources: microphone, recordings, streams, and servers that sound is sent to."""

@@ -23,7 +23,7 @@ from stream_hbaf.corpora.playlist import GAP_S, Playlist
 from stream_hbaf.errors import BundleError, CorpusError
 from stream_hbaf.evaluation.metrics import Labels, Probabilities, word_error_rate
 from stream_hbaf.features.whisper import Transcript
-from stream_hbaf.live.pipeline import Recognition, replay
+from stream_hbaf.live.pipeline import Recognition, recognise_source
 from stream_hbaf.networks.calibration import MODALITIES, Modality
 from stream_hbaf.prediction import Prediction
 from stream_hbaf.recognizer import Int16, Recognizer
@@ -238,7 +238,7 @@ def _detect(
         found = _Detected(finish.start, finish.end, transcript, recognition.prediction)
         detected.setdefault(number, []).append(found)
 
-    replay(
+    recognise_source(
         recognizer,
         MemorySource(playlist, speed=speed, chunk_ms=CHUNK_MS),
         on_recognition=keep,

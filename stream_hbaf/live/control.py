@@ -20,7 +20,7 @@ from stream_hbaf.recognizer import Recognizer
 
 LOG = logging.getLogger(__name__)
 
-Handler = Callable[[Mapping[str, Any]], Awaitable[dict[str, Any]]]
+Command = Callable[[Mapping[str, Any]], Awaitable[dict[str, Any]]]
 FINISH_S = 60.0  # an utterance that began with the former bundle is over by then
 
 
@@ -58,7 +58,7 @@ class Controls:
         self._recording = recording
         self._stores = stores
         self._loading = asyncio.Lock()  # one bundle after another
-        self._handlers: dict[str, Handler] = {
+        self._commands: dict[str, Command] = {
             "ping": self._ping,
             "reset": self._reset,
             "flush": self._flush,
@@ -72,12 +72,12 @@ class Controls:
         """Carry out a command; an error becomes the answer's ``error``."""
         respond = partial(Response, command=request.command, transaction=request.transaction)
         try:
-            handler = self._handlers.get(request.command)
-            if handler is None:
+            run = self._commands.get(request.command)
+            if run is None:
                 raise ConfigError(
-                    f"no command '{request.command}'; there is {', '.join(self._handlers)}"
+                    f"no command '{request.command}'; there is {', '.join(self._commands)}"
                 )
-            return respond(status="ok", content=await handler(request.arguments))
+            return respond(status="ok", content=await run(request.arguments))
         except StreamHbafError as error:
             return respond(status="error", error=" ".join(str(error).split()))
 

@@ -15,7 +15,7 @@ from stream_hbaf.live.source import OnAudio, SourcePipeline
 from stream_hbaf.networks.calibration import MODALITIES, Modality
 from stream_hbaf.recognizer import Recognizer
 
-__all__ = ["LivePipeline", "OnAudio", "Publisher", "Recognition", "replay"]
+__all__ = ["LivePipeline", "OnAudio", "Publisher", "Recognition", "recognise_source"]
 
 GOODBYE_S = 1.0  # for each publisher to deliver what is finished
 
@@ -190,7 +190,7 @@ class LivePipeline:
         return [pipe for name, pipe in self.sources.items() if source in ("", name)]
 
 
-def replay(
+def recognise_source(
     recognizer: Recognizer,
     source: AudioSource,
     *,
