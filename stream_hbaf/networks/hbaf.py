@@ -686,12 +686,11 @@ class HBAF(Network[DialogueState]):
         a = self._audio(features, mask)
         H_l, state = self._text(features, mask, state)  # section 3.1.2, eqs 1-6
         a, H_l = torch.cat([state.audio_window, a], 1), torch.cat([state.text_window, H_l], 1)
-        mask_with_window = torch.cat([state.window_mask, mask], dim=1)
-        windows = self._windows(mask_with_window, new=new)
+        windows = self._windows(state.window_mask, mask)
         H = [self._in_context(each) for each in windows.of({"a": a, "l": H_l}, modalities)]
         h = self.fusion([(windows.targets(each), each) for each in H])  # section 3.2, eqs 7-17
         h_m = torch.cat([h[m] for m in modalities], dim=-1).to(self.classifier.weight.dtype)
-        h_m = windows.scatter(h_m)[:, -new:]
+        h_m = windows.scatter(h_m)
         logits = self.classifier(self.dropout(h_m)).masked_fill(~mask[..., None], 0.0)  # eq 22
         parts = dict(zip(modalities, torch.split(h_m, self.config.hidden, dim=-1), strict=True))
         # The oldest of the W-1+U utterances leave the window.
@@ -699,13 +698,12 @@ class HBAF(Network[DialogueState]):
             state,
             audio_window=a[:, new:],
             text_window=H_l[:, new:],
-            window_mask=mask_with_window[:, new:],
+            window_mask=torch.cat([state.window_mask, mask], dim=1)[:, new:],
         )
 
-    def _windows(self, mask: Tensor, *, new: int) -> Windows:
-        if self.config.mode == "offline":
-            return Windows.offline(mask)
-        return Windows.live(mask, new=new, longest=self.config.window)
+    def _windows(self, window_mask: Tensor, mask: Tensor) -> Windows:
+        offline = self.config.mode == "offline"
+        return Windows.offline(mask) if offline else Windows.live(window_mask, mask)
 
     def _in_context(self, window: Streams) -> Streams:
         """Section 3.1.1: windows of a and H_l, [N, n, A] and [N, n, H] → of H_a and H_l."""

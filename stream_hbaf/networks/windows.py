@@ -20,44 +20,47 @@ Streams = Mapping[str, Tensor]  # by modality: "a" audio, "l" text
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """The windows in which a batch's utterances are seen, in groups of one length.
+    """The windows in which U new utterances of B dialogues are seen, in groups of one length.
 
-    Each group holds, of its N windows, the n places of their utterances as rows of the batch
-    [B · P, ..], so that one window's result can't depend on what else is in the batch.
-    There is at least one group; of a batch without utterances it has no window.
+    A group has N windows of n utterances, as rows of the sequences [B · P, ..], so that one
+    window's result can't depend on what else is in the batch. There is at least one group; in a
+    batch without utterances it has no window.
     """
 
-    shape: torch.Size  # (B, P)
+    shape: torch.Size  # (B, U)
     groups: tuple[Tensor, ...]  # each [N, n] int64
+    targets_of_all: Tensor  # [ΣNQ] int64, rows of [B · U, ..], in the order of the groups
     every: bool  # whether each utterance of a window is a target, or its last one alone
 
     @classmethod
-    def live(cls, mask: Tensor, *, new: int, longest: int) -> "Windows":
-        """For each of the last ``new`` utterances a window of at most ``longest``, itself the last.
+    def live(cls, window_mask: Tensor, mask: Tensor) -> "Windows":
+        """For each utterance of ``mask`` [B, U] its window, itself the last and only target.
 
-        ``mask`` [B, P]: unused slots of the state stand first, padding last.
+        ``window_mask`` [B, W-1] is of the utterances before, unused slots first; P = W-1 + U.
         """
-        places = mask.shape[1]
-        dialogue, turn = mask[:, places - new :].nonzero(as_tuple=True)
-        unused = mask.int().argmax(dim=1)
-        lengths = (places - new + turn + 1 - unused[dialogue]).clamp_max(longest)
-        ends = dialogue * places + places - new + turn
-        groups = []
-        for n in sorted(set(lengths.tolist()) or {1}):
+        slots = window_mask.shape[1]
+        dialogue, turn = mask.nonzero(as_tuple=True)
+        lengths = (window_mask.sum(dim=1)[dialogue] + turn + 1).clamp_max(slots + 1)
+        ends = dialogue * (slots + mask.shape[1]) + slots + turn
+        targets = dialogue * mask.shape[1] + turn
+        groups, order = [], []
+        for n, chosen in _by_length(lengths):
             before = torch.arange(1 - n, 1, device=mask.device)
-            groups.append(ends[lengths == n][:, None] + before)
-        return cls(mask.shape, tuple(groups), every=False)
+            groups.append(ends[chosen][:, None] + before)
+            order.append(targets[chosen])
+        return cls(mask.shape, tuple(groups), torch.cat(order), every=False)
 
     @classmethod
     def offline(cls, mask: Tensor) -> "Windows":
-        """Each dialogue of ``mask`` [B, P] as one window, all of its utterances targets."""
+        """Each dialogue of ``mask`` [B, U] as one window, all of its utterances targets; P = U."""
         lengths = mask.sum(dim=1)
         starts = torch.arange(len(mask), device=mask.device) * mask.shape[1]
-        groups = []
-        for n in sorted(set(lengths.tolist()) - {0}) or [1]:
-            within = torch.arange(n, device=mask.device)
-            groups.append(starts[lengths == n][:, None] + within)
-        return cls(mask.shape, tuple(groups), every=True)
+        groups = [
+            starts[chosen][:, None] + torch.arange(n, device=mask.device)
+            for n, chosen in _by_length(lengths)
+        ]
+        targets = torch.cat([rows.flatten() for rows in groups])
+        return cls(mask.shape, tuple(groups), targets, every=True)
 
     def of(self, sequences: Streams, modalities: Sequence[str]) -> list[Streams]:
         """Sequences [B, P, D] of each modality → each group's windows [N, n, D]."""
@@ -76,10 +79,18 @@ class Windows:
         return window if self.every else {m: part[:, -1:] for m, part in window.items()}
 
     def scatter(self, targets: Tensor) -> Tensor:
-        """All groups' targets [ΣNQ, D] → their places in the batch [B, P, D], zero elsewhere."""
-        rows = torch.cat([(rows if self.every else rows[:, -1:]).flatten() for rows in self.groups])
+        """All groups' targets [ΣNQ, D] → their places [B, U, D], zero elsewhere."""
         batch = targets.new_zeros(self.shape.numel(), targets.shape[1])
-        return batch.index_copy(0, rows, targets).view(*self.shape, targets.shape[1])
+        placed = batch.index_copy(0, self.targets_of_all, targets)
+        return placed.view(*self.shape, targets.shape[1])
+
+
+def _by_length(lengths: Tensor) -> list[tuple[int, Tensor | slice]]:
+    """Each length above 0 with its rows, shortest first; length 1 without rows if there is none."""
+    different = set(lengths.tolist())
+    if len(different) == 1 and 0 not in different:
+        return [(different.pop(), slice(None))]  # for a single step: no mask, no copy
+    return [(n, lengths == n) for n in sorted(different - {0}) or [1]]
 
 
 @dataclass(frozen=True, slots=True)
