@@ -1,12 +1,11 @@
-"""How fast HBAF trains, steps and reads whole dialogues, on features already cached; and how its
-live step compares with MGCMA's, in time and memory.
+"""Measures how fast HBAF trains, steps and computes whole dialogues, and MGCMA's step beside it.
 
     python tools/bench_network.py [--hidden 128 --layers 1] [--device cpu] [--corpora DIR]
 
-Features are random numbers of the corpora's shapes, except that --corpora takes the lengths of
-the real dialogues; nothing that is measured depends on a feature's value. Training is measured
-as it is done: two processes of one thread each, a network in each; an epoch is its number of
-steps times the mean of those timed.
+Features are random numbers of the corpora's shapes; --corpora takes the lengths of the real
+dialogues. No measurement depends on a feature's value. Training is measured as it is done: two
+processes of one thread each, with a network each; an epoch is its number of steps times the mean
+of those timed.
 """
 
 import argparse
@@ -39,7 +38,7 @@ PROCESSES = 2
 
 @dataclass(frozen=True)
 class Shape:
-    """A corpus' training split: how long its dialogues are, how many a step of training takes."""
+    """A corpus' training split: the lengths of its dialogues and its batch size."""
 
     name: str
     lengths: tuple[int, ...]
@@ -47,7 +46,7 @@ class Shape:
 
 
 def drawn_shapes() -> list[Shape]:
-    """As many dialogues as the training splits have, of about their lengths."""
+    """As many random lengths as the training splits have dialogues, distributed like theirs."""
     draw = random.Random(0)
     long = tuple(max(20, min(110, round(draw.gauss(65, 20)))) for _ in range(108))
     short = tuple(max(1, min(24, round(draw.gauss(9.6, 5.8)))) for _ in range(1_038))
@@ -80,13 +79,13 @@ def random_dialogues(config: HbafConfig, lengths: tuple[int, ...], *, device: st
 
 
 def utterances_of(features: Features, b: int) -> list[Features]:
-    """One dialogue as the live recogniser hands it over."""
+    """One dialogue's utterances as the live recogniser passes them to ``step``."""
     one = replace(features, utterance_mask=None).map(lambda part: part[b])
     return [one.map(itemgetter(turn)) for turn in range(len(one.present()))]
 
 
 def random_utterance(network: Network, *, device: str) -> Features:
-    """One utterance with audio and text, as the live recogniser hands it over."""
+    """One utterance with audio and text, as the live recogniser passes it to ``step``."""
     config = network.config
     tokens = config.takes_tokens
     return Features(
@@ -98,18 +97,18 @@ def random_utterance(network: Network, *, device: str) -> Features:
     ).map(lambda part: part.to(device))
 
 
-def settle(device: str) -> None:
-    """A GPU answers before it is done: wait, so that the clock tells the truth."""
+def synchronise(device: str) -> None:
+    """Wait until a GPU has finished: its calls return before."""
     if device != "cpu":
         torch.cuda.synchronize()
 
 
-def time_step(config: HbafConfig, shape: Shape, device: str, count: int) -> float:
-    """Mean seconds of a step of training: loss, gradients, optimiser and all."""
+def time_training_step(config: HbafConfig, shape: Shape, device: str, count: int) -> float:
+    """Mean seconds of a training step: forward, losses, backward and optimiser."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    network, between = HBAF(config).to(device), InterModalLoss(config.hidden).to(device)
-    optimizer = torch.optim.AdamW([*network.parameters(), *between.parameters()])
+    network, criterion = HBAF(config).to(device), InterModalLoss(config.hidden).to(device)
+    optimizer = torch.optim.AdamW([*network.parameters(), *criterion.parameters()])
     order = random.Random(1).sample(shape.lengths, len(shape.lengths))
     steps = [tuple(order[at : at + shape.batch]) for at in range(0, len(order), shape.batch)]
     steps = steps[:count]
@@ -120,20 +119,21 @@ def time_step(config: HbafConfig, shape: Shape, device: str, count: int) -> floa
         mask = features.present()
         output = network(features)
         labels = torch.zeros(int(mask.sum()), dtype=torch.long, device=device)
-        loss = total_loss(output.logits[mask], labels, between(output, mask))
+        loss = total_loss(output.logits[mask], labels, criterion(output, mask))
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        settle(device)
+        synchronise(device)
         times.append(time.perf_counter() - began)
     return statistics.mean(times[1:])
 
 
 def measure_training(config: HbafConfig, shapes: list[Shape], *, device: str, steps: int) -> None:
+    """Print epochs a second of each corpus."""
     count = PROCESSES if device == "cpu" else 1
     for shape in shapes:
         with multiprocessing.get_context("spawn").Pool(count) as pool:
-            seconds = pool.starmap(time_step, [(config, shape, device, steps)] * count)
+            seconds = pool.starmap(time_training_step, [(config, shape, device, steps)] * count)
         in_epoch = -(-len(shape.lengths) // shape.batch)
         epochs = sum(1 / (second * in_epoch) for second in seconds)
         print(
@@ -145,7 +145,7 @@ def measure_training(config: HbafConfig, shapes: list[Shape], *, device: str, st
 
 
 def measure_step(network: HBAF, *, device: str, runs: int) -> None:
-    """The step at each of the turns, timed in turn with the others, so that noise is shared."""
+    """Time the step at each of the turns alternately, so that noise affects all alike."""
     turns = utterances_of(random_dialogues(network.config, (64,), device=device), 0)
     state, reached = network.initial_state(), {}
     for turn in range(1, max(TURNS) + 1):
@@ -155,10 +155,10 @@ def measure_step(network: HBAF, *, device: str, runs: int) -> None:
     times: dict[int, list[float]] = {turn: [] for turn in TURNS}
     for run in range(runs):
         for turn in TURNS:
-            settle(device)
+            synchronise(device)
             began = time.perf_counter()
             network.step(turns[run % len(turns)], reached[turn])
-            settle(device)
+            synchronise(device)
             times[turn].append(time.perf_counter() - began)
     medians = {turn: statistics.median(taken) * 1e3 for turn, taken in times.items()}
     ratio = max(medians.values()) / min(medians.values())
@@ -167,23 +167,23 @@ def measure_step(network: HBAF, *, device: str, runs: int) -> None:
 
 
 def compare_steps(configs: Sequence[NetworkConfig], *, device: str, runs: int) -> None:
-    """Live steps of several networks, timed in turn with one another."""
+    """Time live steps of several networks alternately, and compare their memory."""
     networks = {config.kind: build(config).eval().to(device) for config in configs}
-    spoken = {kind: random_utterance(net, device=device) for kind, net in networks.items()}
+    utterances = {kind: random_utterance(net, device=device) for kind, net in networks.items()}
     reached = {}
     for kind, network in networks.items():
         state = network.initial_state()
         for turn in range(1, max(COMPARED) + 1):
             if turn in COMPARED:
                 reached[kind, turn] = state
-            _, state = network.step(spoken[kind], state)
+            _, state = network.step(utterances[kind], state)
     times: dict[tuple[str, int], list[float]] = {place: [] for place in reached}
     for _ in range(runs):
         for (kind, turn), state in reached.items():
-            settle(device)
+            synchronise(device)
             began = time.perf_counter()
-            networks[kind].step(spoken[kind], state)
-            settle(device)
+            networks[kind].step(utterances[kind], state)
+            synchronise(device)
             times[kind, turn].append(time.perf_counter() - began)
     medians = {place: statistics.median(taken) * 1e3 for place, taken in times.items()}
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
@@ -203,13 +203,14 @@ def compare_steps(configs: Sequence[NetworkConfig], *, device: str, runs: int) -
 
 
 def grown_memory(config: NetworkConfig) -> float:
-    """MB by which this process has grown between the two turns; a process for each network."""
+    """MB by which this process, one for each network, grows between the two turns."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     network = build(config).eval()
-    spoken, state, resident = random_utterance(network, device="cpu"), network.initial_state(), {}
+    utterance, state = random_utterance(network, device="cpu"), network.initial_state()
+    resident = {}
     for turn in range(1, max(COMPARED) + 1):
-        _, state = network.step(spoken, state)
+        _, state = network.step(utterance, state)
         if turn in COMPARED:
             pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
             resident[turn] = pages * resource.getpagesize() / 1e6
@@ -217,7 +218,7 @@ def grown_memory(config: NetworkConfig) -> float:
 
 
 def measure_batched(network: HBAF, *, device: str) -> None:
-    """Whole dialogues at once against the same dialogues one utterance at a time."""
+    """Time whole dialogues at once and the same dialogues one utterance at a time."""
     features = random_dialogues(network.config, (65,) * 4, device=device)
 
     def forward() -> Tensor:
@@ -240,7 +241,7 @@ def measure_batched(network: HBAF, *, device: str) -> None:
         for _ in range(3):
             began = time.perf_counter()
             results[name] = way()
-            settle(device)
+            synchronise(device)
             taken.append(time.perf_counter() - began)
         seconds[name] = min(taken)
     apart = (results["batched"] - results["stepped"]).abs().max().item()
