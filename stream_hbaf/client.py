@@ -155,7 +155,7 @@ def subscribe(
     received = subscribe_raw(
         config,
         topic=_topic_filter(kinds, prefix=config.prefix, node=node, source=source),
-        on_status=on_status or (lambda _connected, _line: None),
+        on_status=on_status,
     )
     return Subscription(received, prefix=config.prefix, source=source, kinds=kinds)
 

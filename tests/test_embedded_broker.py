@@ -31,7 +31,7 @@ from stream_hbaf.publish.broker import LocalBroker, embedded_broker
 from stream_hbaf.publish.connection import Received
 from stream_hbaf.publish.messages import messages
 from stream_hbaf.publish.mqtt import MqttPublisher
-from stream_hbaf.publish.watch import human_line, json_line, watch
+from stream_hbaf.publish.terminal import human_line, json_line, watch
 
 SPEECH = RECORDINGS / "sense_and_sensibility_01_austen_64kb-0880.flac"
 

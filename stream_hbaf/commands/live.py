@@ -108,7 +108,7 @@ def _watch(options: argparse.Namespace) -> int:
         if not setting.startswith("mqtt."):
             raise ConfigError(f"--set {setting}: 'watch' has the settings mqtt.KEY only")
     config = read_config(options)
-    from stream_hbaf.publish.watch import watch
+    from stream_hbaf.publish.terminal import watch
 
     try:
         asyncio.run(watch(config.mqtt, out=sys.stdout, json=options.json))

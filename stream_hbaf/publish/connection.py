@@ -8,6 +8,7 @@ import socket
 import ssl
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 from aiomqtt import Client, MqttCodeError, MqttError, ProtocolVersion, Will
@@ -159,13 +160,14 @@ async def speaks_mqtt(address: Address) -> bool:
 
 
 async def subscribe(
-    config: MqttConfig, *, topic: str, on_status: OnConnectionStatus
+    config: MqttConfig, *, topic: str, on_status: OnConnectionStatus | None = None
 ) -> AsyncGenerator[Received, None]:
     """Messages as they arrive; a lost connection is opened again.
 
     Raises BrokerError or ConfigError if the first connection fails, and BrokerError if the broker
     denies the subscription.
     """
+    on_status = on_status or (lambda _connected, _line: None)
     client = await open_client(config)
     try:
         while True:
@@ -237,29 +239,20 @@ async def _check_reachable(address: Address, context: ssl.SSLContext | None) -> 
     The MQTT client connects in one of asyncio's threads, which the program waits for when it
     ends: a broker that doesn't answer would delay Ctrl-C. So a daemon thread connects first.
     """
-    loop = asyncio.get_running_loop()
-    outcome: asyncio.Future[None] = loop.create_future()
-
-    def settle(error: OSError | UnicodeError | None) -> None:
-        if outcome.done():
-            return
-        if error is None:
-            outcome.set_result(None)
-        else:
-            outcome.set_exception(error)
+    outcome: Future[None] = Future()
 
     def attempt() -> None:
-        error: OSError | UnicodeError | None = None
+        outcome.set_running_or_notify_cancel()
         try:
             _connect(address, context)
-        except (OSError, UnicodeError) as caught:
-            error = caught
-        with contextlib.suppress(RuntimeError):  # the event loop is closed already
-            loop.call_soon_threadsafe(settle, error)
+        except (OSError, UnicodeError) as error:
+            outcome.set_exception(error)
+        else:
+            outcome.set_result(None)
 
     threading.Thread(target=attempt, name="mqtt-reach", daemon=True).start()
     async with asyncio.timeout(CONNECT_TIMEOUT_S):
-        await outcome
+        await asyncio.wrap_future(outcome)
 
 
 def _connect(address: Address, context: ssl.SSLContext | None) -> None:

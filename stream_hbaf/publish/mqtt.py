@@ -70,7 +70,7 @@ class MqttPublisher:
             control,
             **self._names,
             sources=info.sources,
-            send=self._enqueue_response,
+            send=lambda response: self._enqueue([response]),
             on_report=self._report,
         )
 
@@ -184,9 +184,6 @@ class MqttPublisher:
                 found = [message for message in found if not message.retain]
             self._wake.set()  # delivery need not wait for the disk
             await self._outbox.put(found, broker_away=self._client is None)
-
-    async def _enqueue_response(self, response: Message) -> None:
-        await self._enqueue([response])
 
     async def _deliver(self) -> None:
         """Deliver over as many connections as it takes, until closing and nothing is left."""

@@ -1,21 +1,27 @@
-"""Output on the terminal: the level meter, the running transcript, utterances; or JSON lines."""
+"""Output on the terminal: a run's level meter, running transcript and utterances, or JSON lines.
+
+The ``watch`` command prints the messages of any recogniser, as they are published.
+"""
 
 import asyncio
+import contextlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
+from pydantic_core import from_json
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from stream_hbaf.config import MqttConfig
 from stream_hbaf.events import (
     AnyEvent,
     Emotion,
@@ -26,6 +32,7 @@ from stream_hbaf.events import (
     Status,
     Utterance,
 )
+from stream_hbaf.publish.connection import OnConnectionStatus, Received, subscribe
 
 COLOURS = {
     "anger": "red",
@@ -41,6 +48,7 @@ REDRAW_S = 0.1  # at least, between two redraws of the bottom line
 QUIETEST_DBFS, LOUDEST_DBFS = -60.0, -10.0
 METER_WIDTH = 8
 BAR_WIDTH = 10
+DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 COLUMN_WIDTH = 29  # label, bar and percentage of one emotion
 
 
@@ -214,7 +222,7 @@ class JsonLines:
             self._out.flush()
 
 
-@contextmanager
+@contextlib.contextmanager
 def show_progress(what: str) -> Iterator[Callable[[int, int, Path], None]]:
     """A progress bar on stderr; yields a function of the files done, all files, and the newest."""
     columns = (
@@ -231,3 +239,105 @@ def show_progress(what: str) -> Iterator[Callable[[int, int, Path], None]]:
             bar.update(task, completed=done, total=total, file=file.name)
 
         yield update
+
+
+async def watch(
+    config: MqttConfig, *, out: TextIO, json: bool, on_status: OnConnectionStatus | None = None
+) -> None:
+    """Print every message under the prefix until cancelled, or until ``out`` is a closed pipe.
+
+    Raises BrokerError if the first connection fails. Later ones are restored, and ``on_status``
+    is called when a connection is lost and restored.
+    """
+    colours = not json and out.isatty() and "NO_COLOR" not in os.environ
+    received = subscribe(config, topic=f"{config.prefix}/+/#", on_status=on_status)
+    async with contextlib.aclosing(received):
+        async for message in received:
+            line = (
+                json_line(message)
+                if json
+                else _dimmed(message, prefix=config.prefix, colours=colours)
+            )
+            try:
+                print(line, file=out, flush=True)
+            except BrokenPipeError:
+                _silence(out)
+                return
+
+
+def json_line(message: Received) -> str:
+    """``{"topic": …, "payload": …}``; the payload is an object if it holds one, else text."""
+    payload = _decode(message.payload)
+    return json.dumps({"topic": message.topic, "payload": payload}, ensure_ascii=False)
+
+
+def human_line(message: Received, *, prefix: str, at: datetime) -> str:
+    """Time, node and source, and the content, in one printable line."""
+    node, _, rest = message.topic.removeprefix(f"{prefix}/").partition("/")
+    source, _, kind = rest.partition("/")
+    payload = _decode(message.payload)
+    where = f"{node}/{source}" if kind else node
+    is_utterance = kind in ("utterance", "partial")
+    if isinstance(payload, dict):
+        content = _utterance(payload) if is_utterance else _scalars(payload)
+    else:
+        content = payload
+    what = content if is_utterance else f"{kind or rest} {content}"
+    return _printable(f"{at:%H:%M:%S}  {where}  {what}")
+
+
+def _dimmed(message: Received, *, prefix: str, colours: bool) -> str:
+    """A line for people; one that is not final is dimmed."""
+    line = human_line(message, prefix=prefix, at=datetime.now().astimezone())
+    kind = message.topic.rpartition("/")[2]
+    payload = _decode(message.payload)
+    ended = isinstance(payload, dict) and payload.get("type") == "end"
+    provisional = kind == "partial" or (kind == "utterance" and not ended)
+    return f"{DIM}{line}{PLAIN}" if colours and provisional else line
+
+
+def _utterance(payload: dict[str, Any]) -> str:
+    kind = payload.get("type", "partial")
+    parts = [str(payload.get("speaker", ""))]
+    emotion = payload.get("emotion")
+    if isinstance(emotion, dict):
+        label = f"{emotion.get('label', '')}{'?' * (emotion.get('abstained') is True)}"
+        parts.append(f"{label} {_number(emotion.get('score'))}")
+    if payload.get("conflict") is True:
+        parts.append(CONFLICT)
+    if text := payload.get("text"):
+        parts.append(f"'{text}'")
+    if degraded := payload.get("degraded"):
+        parts.append(f"[{degraded}]")
+    if kind != "end":
+        parts.append(f"({kind})")
+    return "  ".join(part for part in parts if part)
+
+
+def _scalars(payload: dict[str, Any]) -> str:
+    return "  ".join(f"{k}={v}" for k, v in payload.items() if isinstance(v, str | int | float))
+
+
+def _number(value: object) -> str:
+    return f"{value:.2f}" if isinstance(value, int | float) else ""
+
+
+def _decode(payload: bytes) -> Any:
+    """A JSON object as a dict; everything else (ON, a label, invalid JSON) as text."""
+    if payload.startswith(b"{"):
+        with contextlib.suppress(ValueError):
+            return from_json(payload, allow_inf_nan=False)
+    return payload.decode(errors="replace")
+
+
+def _printable(line: str) -> str:
+    """Without control characters: anybody may publish, and they could control the terminal."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
+
+
+def _silence(out: TextIO) -> None:
+    """Replace a closed pipe: Python flushes stdout when it ends, and would print an error."""
+    with contextlib.suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, out.fileno())
+        os.close(null)
