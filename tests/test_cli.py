@@ -12,12 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from stream_hbaf.bundle import resolve_bundle
+from stream_hbaf.bundle import announced, resolve_bundle
 from stream_hbaf.cli import _commands_of, build_parser, main, parse, shown_log
 from stream_hbaf.commands.about import list_settings, settings_table
 from stream_hbaf.commands.options import read_config
 from stream_hbaf.errors import ConfigError
-from stream_hbaf.progress import announced
 
 RECORDINGS = Path(__file__).parent / "recordings"
 SPEECH = RECORDINGS / "sense_and_sensibility_01_austen_64kb-0880.flac"
