@@ -15,7 +15,6 @@ from typing import Any
 from stream_hbaf.config import SAMPLE_RATE_HZ
 from stream_hbaf.errors import CorpusError
 from stream_hbaf.events import (
-    AnyEvent,
     DialogueSummary,
     Event,
     Feedback,
@@ -40,11 +39,6 @@ Key = tuple[str, ...]
 def page_message(event: Event) -> str:
     """An event as JSON: its fields, and its type in ``event``."""
     return f'{{"event":"{type(event).__name__.lower()}",{encode(event).decode()[1:]}'
-
-
-def is_droppable(event: AnyEvent) -> bool:
-    """Whether the next event of the kind replaces it."""
-    return isinstance(event, Level | Partial)
 
 
 class LatestEvents:

@@ -17,12 +17,7 @@ from urllib.parse import quote, unquote
 from aiohttp import WSCloseCode, WSMsgType, web
 from pydantic import ValidationError
 
-from stream_hbaf.audio.push_source import (
-    Address,
-    AlreadySendingError,
-    PushSource,
-    plain_reason,
-)
+from stream_hbaf.audio.push_source import Address, AlreadySendingError, PushSource, plain_reason
 from stream_hbaf.audio.source import OnStatus
 from stream_hbaf.audio.websocket import (
     LARGEST_MESSAGE,
@@ -33,16 +28,19 @@ from stream_hbaf.audio.websocket import (
 )
 from stream_hbaf.config import DashboardConfig, SourceConfig
 from stream_hbaf.dashboard.access import HEADERS, AccessControl
-from stream_hbaf.dashboard.feed import (
-    LatestEvents,
-    PageQueue,
-    Recordings,
-    is_droppable,
-    page_message,
-    snapshot,
-)
+from stream_hbaf.dashboard.feed import LatestEvents, PageQueue, Recordings, page_message, snapshot
 from stream_hbaf.errors import AudioError, ConfigError, CorpusError, StreamHbafError
-from stream_hbaf.events import AnyEvent, Event, Feedback, Info, Request, Response, Switch
+from stream_hbaf.events import (
+    AnyEvent,
+    Event,
+    Feedback,
+    Info,
+    Level,
+    Partial,
+    Request,
+    Response,
+    Switch,
+)
 from stream_hbaf.publish.requests import Control
 
 PAGE = Path(__file__).parent / "page"
@@ -123,7 +121,8 @@ class Dashboard:
         """Queue an event for every page; never waits."""
         if isinstance(event, Info):
             self.info = event
-        self._send(event, droppable=is_droppable(event))
+        # The next level or partial replaces the one before.
+        self._send(event, droppable=isinstance(event, Level | Partial))
 
     async def run(self) -> None:
         """Wait until cancelled: each page has its own task."""
