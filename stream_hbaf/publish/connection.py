@@ -240,9 +240,9 @@ async def _check_reachable(address: Address, context: ssl.SSLContext | None) -> 
     ends: a broker that doesn't answer would delay Ctrl-C. So a daemon thread connects first.
     """
     outcome: Future[None] = Future()
+    outcome.set_running_or_notify_cancel()  # from here on the thread may settle it at any time
 
     def attempt() -> None:
-        outcome.set_running_or_notify_cancel()
         try:
             _connect(address, context)
         except (OSError, UnicodeError) as error:
