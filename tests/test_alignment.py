@@ -48,11 +48,11 @@ def test_squared_wasserstein_is_that_of_full_covariances() -> None:
     assert ours.shape == (3, 4)
     for i in range(3):
         for j in range(4):
-            mean, theirs = one[0][i].numpy(), other[0][j].numpy()
+            mean, other_mean = one[0][i].numpy(), other[0][j].numpy()
             p, q = ((2 * part[1][k]).exp().diag().numpy() for part, k in ((one, i), (other, j)))
             root = scipy.linalg.sqrtm(p)
             between = scipy.linalg.sqrtm(root @ q @ root)
-            expected = ((mean - theirs) ** 2).sum() + (p + q - 2 * between).trace()
+            expected = ((mean - other_mean) ** 2).sum() + (p + q - 2 * between).trace()
             assert ours[i, j].item() * 4 == pytest.approx(expected, abs=1e-9)
 
 
@@ -161,7 +161,7 @@ def test_criterion_begins_with_the_temperature_as_scale() -> None:
 
 @pytest.mark.parametrize("chosen", [0, 1])
 def test_criterion_of_fewer_than_two_pairs_is_zero_with_a_gradient(chosen: int) -> None:
-    """With nothing to be told from, the loss is 0, and so is its gradient."""
+    """Without a second pair the loss is 0, and so is its gradient."""
     output, mask, labels = output_of_pairs()
     mask[0, 1 + chosen :] = False
     loss = AlignmentCriterion(4).double()(output, mask, labels)

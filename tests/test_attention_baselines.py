@@ -149,8 +149,8 @@ def test_telme_response_loss_is_correlation_between_and_within_classes() -> None
     rows = [[softmax([v / 4 for v in x]) for x in plain(part)] for part in (student, teacher)]
     columns = [[list(column) for column in zip(*part, strict=True)] for part in rows]
     wanted = 0.0
-    for ours, theirs in (rows, columns):
-        correlations = [correlation(x, y) for x, y in zip(ours, theirs, strict=True)]
+    for of_student, of_teacher in (rows, columns):
+        correlations = [correlation(x, y) for x, y in zip(of_student, of_teacher, strict=True)]
         wanted += 16 * (1 - sum(correlations) / len(correlations))
     assert response_loss(student, teacher, temperature=4.0).item() == pytest.approx(
         wanted, abs=1e-9
@@ -162,10 +162,10 @@ def test_telme_feature_loss_is_divergence_of_similarities() -> None:
     """KL of a teacher's similarities to the teacher's vectors from those to the student's."""
     torch.manual_seed(1)
     student, teacher = torch.randn(2, 4, 8).double()
-    ours, theirs = ([[v / norm(x) for v in x] for x in plain(p)] for p in (student, teacher))
+    students, teachers = ([[v / norm(x) for v in x] for x in plain(p)] for p in (student, teacher))
     wanted = 0.0
-    for x in theirs:
-        p, q = softmax([dot(x, y) for y in theirs]), softmax([dot(x, y) for y in ours])
+    for x in teachers:
+        p, q = softmax([dot(x, y) for y in teachers]), softmax([dot(x, y) for y in students])
         wanted += sum(a * math.log(a / b) for a, b in zip(p, q, strict=True)) / 4
     assert feature_loss(student, teacher).item() == pytest.approx(wanted, abs=1e-9)
 

@@ -52,7 +52,7 @@ def smile(feature_set: opensmile.FeatureSet, level: opensmile.FeatureLevel) -> A
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A small model of each class, with chance for weights, saved as people save theirs."""
+    """A tiny model of each class with random weights."""
     folders = {}
     for name, (config_class, model_class) in CLASSES.items():
         folders[name] = tmp_path_factory.mktemp(name)
@@ -134,7 +134,7 @@ def test_mfcc_is_mean_and_deviation_of_opensmiles() -> None:
 
 @pytest.mark.parametrize("name", ["compare", "egemaps", "mfcc"])
 def test_opensmile_too_short(name: str) -> None:
-    """Under 60 ms there is nothing to be said, and the next utterance is as if it was the first."""
+    """Under 60 ms there is no result, and the next utterance's is unaffected."""
     representation = open_representation(name)
     first = representation.extract(SPEECH[:RATE])
     assert representation.extract(SPEECH[:959]) is None
@@ -294,7 +294,7 @@ def test_a_folder_that_is_no_encoder(tmp_path: Path, tiny: dict[str, Path]) -> N
 
 
 def test_a_text_encoder_is_refused(tmp_path: Path) -> None:
-    """A model that doesn't read sound ends in one line that says so."""
+    """A model that doesn't take audio is refused in one line."""
     config = BertConfig(
         vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
     )
@@ -328,6 +328,6 @@ def test_representations_that_no_package_offers(name: str) -> None:
 
 
 def test_prosody_is_no_sound_representation() -> None:
-    """The published measurements come from tables; asking for their sound is a mistake."""
+    """The published measurements come from tables, not from audio."""
     with pytest.raises(ConfigError, match="prosody: comes from a corpus's tables"):
         open_representation("prosody")

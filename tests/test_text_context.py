@@ -187,7 +187,7 @@ def test_windows_depend_on_the_past_only(lengths: list[int], tokens: int) -> Non
 
 
 def test_the_mask_is_block_causal() -> None:
-    """cls sees itself; a token sees its own turn, earlier ones and cls; nobody sees padding."""
+    """cls attends to itself; a token to its own turn, earlier ones and cls; none to padding."""
     layout = lay_out([Passage(((7, 8), (9,))), Passage(((5,),), 0)], cls=1, pad=0)
     assert layout.ids.tolist() == [[1, 7, 8, 9], [1, 5, 0, 0]]
     assert (layout.mask[0, 0] == 0).int().tolist() == [
@@ -206,7 +206,7 @@ def test_batches_keep_to_their_tokens() -> None:
 
 
 def test_a_window_beyond_the_encoder_is_refused(folders: dict[str, Path]) -> None:
-    """One line that says how much the encoder can read."""
+    """One line that names the encoder's limit."""
     with pytest.raises(ModelError, match="takes at most 512 tokens at once, not 600"):
         TextEncoder(str(folders["mpnet"]), context=ContextConfig(tokens=600))
 

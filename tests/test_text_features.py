@@ -30,7 +30,7 @@ def minilm() -> TextEncoder:
 
 @pytest.fixture(scope="module")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of MiniLM's class, saved as people save theirs."""
+    """A tiny model of MiniLM's class."""
     folder = tmp_path_factory.mktemp("tiny")
     (folder / "vocab.txt").write_text("\n".join(WORDS.split()), encoding="utf-8")
     torch.manual_seed(0)
@@ -128,7 +128,7 @@ def test_the_packaged_encoder_needs_no_hub() -> None:
 
 
 def test_a_folder_that_is_no_encoder_says_what_it_needs(tmp_path: Path) -> None:
-    """An empty folder ends in one line that says what ought to be there."""
+    """An empty folder is one line that names the files it needs."""
     with pytest.raises(ModelError, match=r"it needs config\.json") as raised:
         TextEncoder(str(tmp_path))
     assert "\n" not in str(raised.value)

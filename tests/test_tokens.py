@@ -88,10 +88,10 @@ def test_scaling_never_makes_a_token_of_none() -> None:
     measured[1, 2:] = np.nan
     measured[3] = np.nan
     scaling = select_features(measured, np.zeros(6, np.int64), None)
-    heard = scale(scaling, measured)
-    assert np.array_equal(np.isnan(heard), np.isnan(measured))
-    np.testing.assert_allclose(np.nanmean(heard, axis=(0, 1)), 0.0, atol=1e-5)
-    np.testing.assert_allclose(np.nanstd(heard, axis=(0, 1)), 1.0, atol=1e-5)
+    scaled = scale(scaling, measured)
+    assert np.array_equal(np.isnan(scaled), np.isnan(measured))
+    np.testing.assert_allclose(np.nanmean(scaled, axis=(0, 1)), 0.0, atol=1e-5)
+    np.testing.assert_allclose(np.nanstd(scaled, axis=(0, 1)), 1.0, atol=1e-5)
     assert isinstance(scaling, Scaling)
 
 

@@ -1,4 +1,4 @@
-"""Text encoders of real classes and no size, saved as people save theirs."""
+"""Tiny text encoders of the real classes, in folders as transformers saves them."""
 
 from pathlib import Path
 

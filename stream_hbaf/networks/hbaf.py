@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.networks.network import Criterion, Network, NetworkConfig, Output, Standardise
 from stream_hbaf.networks.state import PARTIES, Features, State
-from stream_hbaf.networks.windows import Sequences, Streams, Windows
+from stream_hbaf.networks.windows import ByModality, Sequences, Windows
 
 RELATIONS = ("external", "internal", "purpose")  # COMET's oReact, xReact, xIntent
 OF_THE_SPEAKER = ("internal", "purpose")  # with ``by_speaker``
@@ -342,7 +342,7 @@ class TextContextNetwork(nn.Module):
         return dialogues.pad(H_l), state
 
     def _states(
-        self, x: Streams, dialogues: Sequences, speaker: Tensor, state: DialogueState
+        self, x: ByModality, dialogues: Sequences, speaker: Tensor, state: DialogueState
     ) -> tuple[dict[str, Tensor], DialogueState]:
         """Equations 4-6: inputs [V, H] → states [V, H] by relation, and the state after them."""
         of_speaker = OF_THE_SPEAKER if self.by_speaker else ()
@@ -416,7 +416,7 @@ class BimodalAttention(nn.Module):
         self.query, self.key, self.value = projections(), projections(), projections()
         self.literal_cross = config.literal_cross
 
-    def forward(self, targets: Streams, window: Streams) -> tuple[Streams, Streams]:
+    def forward(self, targets: ByModality, window: ByModality) -> tuple[ByModality, ByModality]:
         Q = {m: self.query[m](targets[m]) for m in targets}
         own = {m: self._attend(Q[m], window, m) for m in targets}  # eq 7
         if len(targets) < 2:
@@ -425,7 +425,7 @@ class BimodalAttention(nn.Module):
         l_a = self._attend(Q["l"], window, "a")  # eq 9
         return own, {"a": l_a, "l": a_l} if self.literal_cross else {"a": a_l, "l": l_a}
 
-    def _attend(self, Q: Tensor, window: Streams, m: str) -> Tensor:
+    def _attend(self, Q: Tensor, window: ByModality, m: str) -> Tensor:
         """softmax(Q Kᵀ/√d) V with K = H_m W_kᵀ, V = H_m W_vᵀ, as softmax((Q W_k) H_mᵀ/√d) H_m W_vᵀ.
 
         The same products in another order: W_k and W_v meet one target, not a window's n.
@@ -493,7 +493,7 @@ class Fusion(nn.Module):
         self.gate = nn.ModuleDict({m: DynamicFilterGate(hidden) for m in gated})
         self.residual = nn.ModuleDict({m: Residual(hidden, config.dropout) for m in kept})
 
-    def forward(self, groups: Sequence[tuple[Streams, Streams]]) -> Streams:
+    def forward(self, groups: Sequence[tuple[ByModality, ByModality]]) -> ByModality:
         """Groups of (targets [N, Q, H], window [N, n, H]), each of its own N and n → [ΣNQ, H].
 
         Only the attention looks at windows; what follows takes the targets of all at once.
@@ -508,7 +508,7 @@ class Fusion(nn.Module):
             return refined
         return {m: self.residual[m](before[m], refined[m]) for m in before}
 
-    def _weigh(self, own: Streams, cross: Streams) -> Streams:
+    def _weigh(self, own: ByModality, cross: ByModality) -> ByModality:
         if not cross:
             return own
         if not self.gate:
@@ -516,7 +516,7 @@ class Fusion(nn.Module):
         return {m: self.gate[m](own[m], cross[m]) for m in own}
 
 
-def _joined(groups: Sequence[Streams]) -> Streams:
+def _joined(groups: Sequence[ByModality]) -> ByModality:
     return {m: torch.cat([group[m].flatten(0, 1) for group in groups]) for m in groups[0]}
 
 
@@ -705,7 +705,7 @@ class HBAF(Network[DialogueState]):
         offline = self.config.mode == "offline"
         return Windows.offline(mask) if offline else Windows.live(window_mask, mask)
 
-    def _in_context(self, window: Streams) -> Streams:
+    def _in_context(self, window: ByModality) -> ByModality:
         """Section 3.1.1: windows of a and H_l, [N, n, A] and [N, n, H] → of H_a and H_l."""
         if "a" not in window:
             return window

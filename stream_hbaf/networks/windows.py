@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from stream_hbaf.networks.state import PARTIES
 
-Streams = Mapping[str, Tensor]  # by modality: "a" audio, "l" text
+ByModality = Mapping[str, Tensor]  # by modality: "a" audio, "l" text
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Windows:
         targets = torch.cat([rows.flatten() for rows in groups])
         return cls(mask.shape, tuple(groups), targets, every=True)
 
-    def of(self, sequences: Streams, modalities: Sequence[str]) -> list[Streams]:
+    def of(self, sequences: ByModality, modalities: Sequence[str]) -> list[ByModality]:
         """Sequences [B, P, D] of each modality → each group's windows [N, n, D]."""
         flat = {m: sequences[m].flatten(0, 1) for m in modalities}
         # Not flat[rows]: the gradient of index_select is the faster by far.
@@ -74,7 +74,7 @@ class Windows:
             for rows in self.groups
         ]
 
-    def targets(self, window: Streams) -> Streams:
+    def targets(self, window: ByModality) -> ByModality:
         """A group's windows [N, n, D] → their target utterances [N, Q, D]."""
         return window if self.every else {m: part[:, -1:] for m, part in window.items()}
 
