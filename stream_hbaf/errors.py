@@ -1,11 +1,11 @@
-"""What can go wrong, in the user's words: each message says what, where, and what to do.
+"""Errors that a user can correct; each message says what is wrong, where, and what to do.
 
-The command line prints such an error as one line and exits with status 2; a traceback is a bug.
+The command line prints the message as one line and exits with status 2; a traceback is a bug.
 """
 
 
 class StreamHbafError(Exception):
-    """The root of all errors that a user can cause and mend."""
+    """Base class of all errors that a user can correct."""
 
 
 class ConfigError(StreamHbafError):

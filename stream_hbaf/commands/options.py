@@ -207,6 +207,12 @@ def limit_library_threads() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
+def print_status(line: str) -> None:
+    """Tell the person at the terminal what happens: on stderr, since stdout is for results."""
+    sys.stderr.write(f"stream-hbaf: {line}\n")
+    sys.stderr.flush()
+
+
 def print_line(line: str) -> None:
     """Print a line to stdout at once, even if stdout is a file."""
     sys.stdout.write(f"{line}\n")

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import sys
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +11,7 @@ from stream_hbaf import __version__
 from stream_hbaf.audio.capture import list_devices
 from stream_hbaf.audio.open_source import open_source
 from stream_hbaf.audio.source import AudioSource, OnStatus
+from stream_hbaf.commands.options import print_status
 from stream_hbaf.config import Config, SourceConfig
 from stream_hbaf.errors import ConfigError, DeviceError
 from stream_hbaf.events import Info, State
@@ -59,7 +59,7 @@ async def listen(config: Config, *, playback: Playback, json: bool, stop: asynci
             found = _open_source(source, playback, page, on_status=partial(report, source.name))
             sources[source] = await opened.enter_async_context(found)
         config = await _with_broker(config, opened)
-        _notify("loading the models")
+        print_status("loading the models")
         loop = asyncio.get_running_loop()
         recognizer = await loop.run_in_executor(None, partial(Recognizer, config))
         run = _Run(config, recognizer, page=page)
@@ -67,7 +67,7 @@ async def listen(config: Config, *, playback: Playback, json: bool, stop: asynci
         await run.start(JsonLines(stop=stop) if json else Terminal())
         pipelines.append(run.pipeline)
         names = ", ".join(source.name for source in sources.values())
-        _notify(f"listening to {names}; Ctrl-C ends")
+        print_status(f"listening to {names}; Ctrl-C ends")
         await run.pipeline.run(sources, stop=stop, beside=[run.publish_health()])
 
 
@@ -101,20 +101,20 @@ class _Run:
             self._mqtt = MqttPublisher(
                 self._config.mqtt,
                 info=self._info(),
-                on_status=lambda connected, line: _notify(line),
+                on_status=lambda connected, line: print_status(line),
                 control=controls,
             )
             await self._mqtt.connect()
             self._publishers.append(self._mqtt)
-            _notify(f"publishing to {self._mqtt.address}")
+            print_status(f"publishing to {self._mqtt.address}")
         if self._recorder is not None:
             self._publishers.append(self._recorder)
-            _notify(f"recording to {self._recorder.folder}")
+            print_status(f"recording to {self._recorder.folder}")
         if self._page is not None:
             self._page.info, self._page.control = self._info(), controls
             await self._page.start()
             self._publishers.append(self._page)
-            _notify(f"showing all of it at {self._page.address}")
+            print_status(f"showing all of it at {self._page.address}")
         self._publishers.append(screen)
 
     def _stores(self) -> list[DialogueStore]:
@@ -157,7 +157,7 @@ def _fall_back(config: Config, playback: Playback) -> tuple[Config, Playback]:
         why = "no microphone found"
     except DeviceError as error:
         why = str(error)
-    _notify(f"{why}: listening to the bundled recording in real time")
+    print_status(f"{why}: listening to the bundled recording in real time")
     source = config.source.model_copy(update={"where": str(playback.example)})
     return config.model_copy(update={"source": source}), replace(playback, speed=1.0)
 
@@ -220,9 +220,3 @@ async def _with_broker(config: Config, opened: contextlib.AsyncExitStack) -> Con
             mqtt = mqtt.model_copy(update={"url": broker.url})
     await check_connection(mqtt)
     return config.model_copy(update={"mqtt": mqtt})
-
-
-def _notify(line: str) -> None:
-    """Write a line to stderr; stdout is for results."""
-    sys.stderr.write(f"stream-hbaf: {line}\n")
-    sys.stderr.flush()

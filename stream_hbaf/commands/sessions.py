@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ from stream_hbaf.commands.options import (
     add_verbose,
     limit_library_threads,
     print_line,
+    print_status,
 )
 
 if TYPE_CHECKING:
@@ -60,27 +60,24 @@ def _replay(options: argparse.Namespace) -> int:
     from stream_hbaf.live.replay import replay_session
     from stream_hbaf.sessions.session import open_session
 
-    def tell(event: "Utterance | DialogueSummary") -> None:
+    def show(event: "Utterance | DialogueSummary") -> None:
         if options.json:
             fields = event.model_dump(mode="json", by_alias=True, exclude_none=True)
             kind = type(event).__name__.lower()
             print_line(json.dumps({"event": kind, **fields}, ensure_ascii=False))
         elif (emotion := getattr(event, "emotion", None)) is not None:
             doubt = "?" if emotion.abstained else ""
-            said = getattr(event, "text", "") or "(no words)"
-            print_line(f"{emotion.label}{doubt} {emotion.score:.0%} {said}")
-
-    def remark(line: str) -> None:
-        sys.stderr.write(f"stream-hbaf: {line}\n")
+            text = getattr(event, "text", "") or "(no words)"
+            print_line(f"{emotion.label}{doubt} {emotion.score:.0%} {text}")
 
     replayed = replay_session(
         open_session(options.session),
-        on_event=tell,
-        progress=remark,
+        on_event=show,
+        progress=print_status,
         model=options.model,
         device=options.device,
     )
-    remark(f"{replayed.matched} utterances replayed")
+    print_status(f"{replayed.matched} utterances replayed")
     return 0
 
 
