@@ -13,28 +13,31 @@ from functools import cache as memoise
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
-from stream_hbaf.features import comet, context, text
-from stream_hbaf.features.comet import Comet
-from stream_hbaf.features.commonsense import Commonsense
-from stream_hbaf.features.context import Turn
-from stream_hbaf.features.text import TextEncoder
 from stream_hbaf.files import atomic_write_bytes
+
+if TYPE_CHECKING:  # torch takes 1.4 s of CPU, which the workers of an extraction do not need
+    from torch import Tensor
+
+    from stream_hbaf.features.commonsense import Commonsense
+    from stream_hbaf.features.context import Turn
+    from stream_hbaf.features.text import TextEncoder
 
 Array = NDArray[np.floating[Any]]
 Float32 = NDArray[np.float32]
 EncodeTexts = Callable[[Sequence[str]], Float32]  # texts → [N, D]
-EncodeDialogues = Callable[[Sequence[Sequence[Turn]]], Float32]  # dialogues of U turns → [sum U, D]
+EncodeDialogues = Callable[
+    [Sequence[Sequence["Turn"]]], Float32
+]  # dialogues of U turns → [sum U, D]
 
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
-def cached_encoder(encoder: TextEncoder, cache: Path) -> EncodeTexts:
+def cached_encoder(encoder: "TextEncoder", cache: Path) -> EncodeTexts:
     """The encoder's ``encode``, cached: one file for each list of texts."""
     weights = digest_of(encoder.model.state_dict())
 
@@ -46,7 +49,7 @@ def cached_encoder(encoder: TextEncoder, cache: Path) -> EncodeTexts:
 
 
 def cached_dialogue_encoder(
-    encoder: TextEncoder, cache: Path, *, half: bool = False
+    encoder: "TextEncoder", cache: Path, *, half: bool = False
 ) -> EncodeDialogues:
     """The encoder's ``encode_dialogues``, cached, with all dialogues' rows in one array.
 
@@ -55,7 +58,7 @@ def cached_dialogue_encoder(
     weights = digest_of(encoder.model.state_dict())
     no_dialogues = encoder.encode([])
 
-    def encode(dialogues: Sequence[Sequence[Turn]]) -> Float32:
+    def encode(dialogues: "Sequence[Sequence[Turn]]") -> Float32:
         kind = "dialogues" + half * " half" + encoder.tokens * " tokens"
         key = key_of(kind, weights, repr(encoder.context), *_text_code(), repr(dialogues))
 
@@ -69,13 +72,15 @@ def cached_dialogue_encoder(
 
 
 def infer_commonsense(
-    commonsense: Commonsense, texts: Sequence[str], *, features: Float32, cache: Path
+    commonsense: "Commonsense", texts: Sequence[str], *, features: Float32, cache: Path
 ) -> Float32:
     """Commonsense features [N, 3, K] of texts; COMET's are cached, others take no time.
 
     ``features`` [N, L] are the texts', which the distilled heads read.
     """
-    if not isinstance(commonsense, Comet):
+    from stream_hbaf.features import comet
+
+    if not isinstance(commonsense, comet.Comet):
         return commonsense.infer_texts(texts, features=features)
     weights = digest_of(commonsense.model.state_dict())
     code = (digest_code(comet), *library_versions("transformers", "torch"))
@@ -116,7 +121,7 @@ def key_of(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def digest_of(tensors: Mapping[str, Tensor]) -> str:
+def digest_of(tensors: "Mapping[str, Tensor]") -> str:
     """SHA-256 of weights, in their order."""
     digest = hashlib.sha256()
     for tensor in tensors.values():
@@ -144,6 +149,8 @@ def library_versions(*packages: str) -> tuple[str, ...]:
 
 
 def _text_code() -> tuple[str, ...]:
+    from stream_hbaf.features import context, text
+
     return (digest_code(text, context), *library_versions("transformers", "torch"))
 
 

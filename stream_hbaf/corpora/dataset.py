@@ -159,11 +159,6 @@ def digest_of_dataset(dataset: Dataset) -> str:
     return digest.hexdigest()
 
 
-def utterances_of(dialogues: Sequence[Dialogue]) -> list[LabelledUtterance]:
-    """All utterances in order: the rows of a Dataset."""
-    return [utterance for dialogue in dialogues for utterance in dialogue.utterances]
-
-
 def rows_of(dialogues: Sequence[Dialogue]) -> tuple[Rows, ...]:
     """Each dialogue's rows among all utterances."""
     ends = np.cumsum([len(dialogue.utterances) for dialogue in dialogues])

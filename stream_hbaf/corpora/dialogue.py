@@ -168,3 +168,8 @@ def read_measurements(row: TableRow, *, where: str) -> tuple[float, ...]:
             ) from None
         values.append(value if math.isfinite(value) else math.nan)
     return tuple(values)
+
+
+def utterances_of(dialogues: Sequence[Dialogue]) -> list[LabelledUtterance]:
+    """All utterances in order: the rows of a Dataset."""
+    return [utterance for dialogue in dialogues for utterance in dialogue.utterances]

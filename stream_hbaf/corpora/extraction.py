@@ -29,8 +29,7 @@ from stream_hbaf.corpora.clips import (
     cut_job,
     decode_clip,
 )
-from stream_hbaf.corpora.dataset import utterances_of
-from stream_hbaf.corpora.dialogue import Corpus, Split
+from stream_hbaf.corpora.dialogue import Corpus, Split, utterances_of
 from stream_hbaf.errors import AudioError, CorpusError, ModelError, StreamHbafError
 from stream_hbaf.features.prosody import PROSODY, PROSODY_WIDTH, describe_prosody
 from stream_hbaf.features.representations import AcousticRepresentation, open_representation

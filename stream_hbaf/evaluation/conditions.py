@@ -24,8 +24,7 @@ from stream_hbaf.corpora.augment import (
     NoisesAndRooms,
     read_noises_and_rooms,
 )
-from stream_hbaf.corpora.dataset import utterances_of
-from stream_hbaf.corpora.dialogue import SPLITS, Corpus, Split
+from stream_hbaf.corpora.dialogue import SPLITS, Corpus, Split, utterances_of
 from stream_hbaf.corpora.open_corpus import open_corpus
 from stream_hbaf.errors import BundleError, ConfigError, CorpusError
 from stream_hbaf.evaluation.report import METRICS, REPORT, modalities_of, write_report

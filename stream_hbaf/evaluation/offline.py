@@ -21,9 +21,8 @@ from stream_hbaf.corpora.dataset import (
     number_speakers,
     predict,
     rows_of,
-    utterances_of,
 )
-from stream_hbaf.corpora.dialogue import Corpus, Dialogue, Split
+from stream_hbaf.corpora.dialogue import Corpus, Dialogue, Split, utterances_of
 from stream_hbaf.corpora.extraction import extract_corpus
 from stream_hbaf.errors import BundleError, CorpusError
 from stream_hbaf.evaluation.metrics import Labels, Probabilities

@@ -17,8 +17,7 @@ from stream_hbaf.bundle import Bundle
 from stream_hbaf.config import SAMPLE_RATE_HZ, Config
 from stream_hbaf.corpora.asr_errors import lexicon_of, simulate_asr_errors
 from stream_hbaf.corpora.augment import CLEAN, Condition, NoisesAndRooms
-from stream_hbaf.corpora.dataset import utterances_of
-from stream_hbaf.corpora.dialogue import Corpus, Dialogue, LabelledUtterance, Split
+from stream_hbaf.corpora.dialogue import Corpus, Dialogue, LabelledUtterance, Split, utterances_of
 from stream_hbaf.corpora.playlist import GAP_S, Playlist
 from stream_hbaf.errors import BundleError, CorpusError
 from stream_hbaf.evaluation.metrics import Labels, Probabilities, word_error_rate

@@ -23,7 +23,6 @@ from stream_hbaf.features.acoustic import (
     AcousticExtractor,
     FeatureSet,
 )
-from stream_hbaf.features.whisper_encoder import WhisperEncoder
 
 if TYPE_CHECKING:
     from stream_hbaf.features.speech_encoder import SpeechEncoder
@@ -179,6 +178,9 @@ class WhisperRepresentation:
     """
 
     def __init__(self, name: str, *, device: str) -> None:
+        # Seconds of imports that openSMILE's representations do not need.
+        from stream_hbaf.features.whisper_encoder import WhisperEncoder
+
         self.name = name
         # Corpora are processed by several processes of one thread each.
         self._encoder = WhisperEncoder(name.removeprefix(WHISPER), device=device, threads=1)

@@ -22,8 +22,8 @@ from stream_hbaf.corpora.augment import (
     training_conditions,
 )
 from stream_hbaf.corpora.clips import ClipJob
-from stream_hbaf.corpora.dataset import NO_LABEL, Flags, label_indices, utterances_of
-from stream_hbaf.corpora.dialogue import Corpus, Split
+from stream_hbaf.corpora.dataset import NO_LABEL, Flags, label_indices
+from stream_hbaf.corpora.dialogue import Corpus, Split, utterances_of
 from stream_hbaf.corpora.extraction import extract_corpus, extract_features
 from stream_hbaf.errors import CorpusError
 from stream_hbaf.features.acoustic import COMPARE

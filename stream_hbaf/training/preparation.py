@@ -23,9 +23,8 @@ from stream_hbaf.corpora.dataset import (
     label_indices,
     number_speakers,
     rows_of,
-    utterances_of,
 )
-from stream_hbaf.corpora.dialogue import SPLITS, Corpus, LabelledUtterance, Split
+from stream_hbaf.corpora.dialogue import SPLITS, Corpus, LabelledUtterance, Split, utterances_of
 from stream_hbaf.corpora.open_corpus import open_corpus, select
 from stream_hbaf.corpora.published import publication_of
 from stream_hbaf.errors import CorpusError, ModelError
