@@ -115,7 +115,7 @@ def test_help_imports_no_heavy_library() -> None:
         (["--file", str(SPEECH), "--mqtt", "none", "--record", "/proc/x"], "--record /proc/x"),
         (
             [*("--file", str(SPEECH), "--mqtt", "none"), "--record", "x", "--privacy", "no_text"],
-            "a recording holds words, which privacy 'no_text' forbids",
+            "a recording holds text, which privacy 'no_text' forbids",
         ),
         (["listen"], "invalid choice: 'listen'"),
         (["--lang", "de"], "--lang: there is no such option; did you mean --language?"),
