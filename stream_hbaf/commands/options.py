@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
-# Those of corpora/reading.py, which imports numpy.
+# Those of corpora/open_corpus.py, which imports numpy.
 CORPORA = "emorynlp, goemotions, iemocap, meld, nemo, ravdess, tess, or a manifest .csv"
 # Options that are settings by another name.
 KEYS = {
