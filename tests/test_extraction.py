@@ -1,7 +1,6 @@
 """Promises of extraction: every utterance has its features or a reason, whatever happens on the
 way."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -29,13 +28,12 @@ from stream_hbaf.corpora.augment import (
     training_conditions,
 )
 from stream_hbaf.corpora.cache import digest_code
-from stream_hbaf.corpora.clips import ClipJob, Segmentation
+from stream_hbaf.corpora.clips import ClipJob, Preparation, Segmentation
 from stream_hbaf.corpora.dialogue import LABELS, Corpus, Dialogue, LabelledUtterance
 from stream_hbaf.corpora.extraction import (
     ExtractedCorpus,
-    Setup,
+    Part,
     Skipped,
-    dependencies,
     extract_corpus,
     extract_features,
 )
@@ -497,7 +495,7 @@ def test_the_same_features_for_any_number_of_workers(raw: Path, tmp_path: Path) 
 DYING = """
 import os, signal, sys
 from pathlib import Path
-from stream_hbaf.corpora import extraction
+from stream_hbaf.corpora import clips, extraction
 from stream_hbaf.corpora.clips import ClipJob
 from stream_hbaf.errors import StreamHbafError
 
@@ -545,108 +543,102 @@ def test_a_worker_that_dies_is_one_line(raw: Path, tmp_path: Path) -> None:
     assert died.stderr == ""
 
 
-SETUP = Setup(
-    "mfcc",
-    "1",
-    device="cpu",
-    sounds=noises(),
-    sounds_digest="sounds",
-    segmentation=Segmentation(),
-    home=Path("home"),
-)
+PREPARATION = Preparation(noises(), Segmentation())
 PLAIN = ClipJob("one", Path("one.wav"))
 SEGMENTED = replace(PLAIN, segmented=True)
 AUGMENTED = replace(SEGMENTED, condition=Condition(snr_db=10.0))
 
 
-def parts(job: ClipJob, setup: Setup = SETUP, *, content: str = "content") -> dict[str, object]:
-    return dependencies(job, setup, content=content)
-
-
 def test_cache_key_holds_what_the_job_needs() -> None:
     """No more: other noises must not cost the features of clean clips."""
-    assert [*parts(PLAIN)] == ["representation", "content", "cut", "decoding"]
-    assert [*parts(SEGMENTED)] == [*parts(PLAIN), "segmentation"]
-    assert [*parts(AUGMENTED)] == [*parts(SEGMENTED), "condition"]
-    assert parts(replace(PLAIN, id="two", clip=Path("two.wav"))) == parts(PLAIN)
-    elsewhere = replace(SETUP, device="cuda", home=Path("other"), sounds_digest="other")
-    assert parts(SEGMENTED, elsewhere) == parts(SEGMENTED)
+
+    def key(job: ClipJob, preparation: Preparation = PREPARATION) -> dict[str, list[object]]:
+        return preparation.dependencies(job, content="content")
+
+    assert [*key(PLAIN)] == ["decoding"]
+    assert [*key(SEGMENTED)] == ["decoding", "segmentation"]
+    assert [*key(AUGMENTED)] == ["decoding", "segmentation", "condition"]
+    assert key(replace(PLAIN, id="two", clip=Path("two.wav"))) == key(PLAIN)
+    assert key(SEGMENTED, Preparation(NoisesAndRooms(), Segmentation())) == key(SEGMENTED)
 
 
 @pytest.mark.parametrize(
-    ("part", "job", "setup"),
+    ("step", "changed"),
     [
-        ("representation", PLAIN, replace(SETUP, representation="egemaps")),
-        ("representation", PLAIN, replace(SETUP, version="2")),
-        ("cut", replace(PLAIN, start_s=1.0), SETUP),
-        ("cut", replace(PLAIN, end_s=1.0), SETUP),
-        (
-            "segmentation",
-            SEGMENTED,
-            replace(SETUP, segmentation=Segmentation(SegmenterConfig(pre_roll_ms=100))),
-        ),
-        (
-            "segmentation",
-            SEGMENTED,
-            replace(SETUP, segmentation=Segmentation(vad=VadConfig(engine="webrtc"))),
-        ),
-        ("condition", replace(AUGMENTED, condition=Condition(snr_db=10.0, seed=1)), SETUP),
-        ("condition", replace(AUGMENTED, condition=Condition(speed=Fraction(9, 10))), SETUP),
-        ("condition", AUGMENTED, replace(SETUP, sounds_digest="others")),
+        ("decoding", "another clip"),
+        ("decoding", replace(AUGMENTED, start_s=1.0)),
+        ("decoding", replace(AUGMENTED, end_s=1.0)),
+        ("segmentation", Segmentation(SegmenterConfig(pre_roll_ms=100))),
+        ("segmentation", Segmentation(vad=VadConfig(engine="webrtc"))),
+        ("condition", replace(AUGMENTED, condition=Condition(snr_db=10.0, seed=1))),
+        ("condition", replace(AUGMENTED, condition=Condition(speed=Fraction(9, 10)))),
+        ("condition", NoisesAndRooms((SPEECH,), ())),
     ],
 )
-def test_cache_key_covers_every_setting(part: str, job: ClipJob, setup: Setup) -> None:
-    """Whatever shaped the features and changes gives another key, in the part that is of it."""
-    before = parts(AUGMENTED if part == "condition" else SEGMENTED if job.segmented else PLAIN)
-    after = parts(job, setup)
-    assert [name for name in after if after[name] != before[name]] == [part]
+def test_cache_key_covers_every_setting(
+    step: str, changed: str | ClipJob | Segmentation | NoisesAndRooms
+) -> None:
+    """Whatever shapes the samples and changes, changes the part of the key that is of its step."""
+    job = changed if isinstance(changed, ClipJob) else AUGMENTED
+    content = changed if isinstance(changed, str) else "content"
+    preparation = PREPARATION
+    if isinstance(changed, Segmentation):
+        preparation = replace(PREPARATION, segmentation=changed)
+    elif isinstance(changed, NoisesAndRooms):
+        preparation = replace(PREPARATION, sounds=changed)
+    before = PREPARATION.dependencies(AUGMENTED, content="content")
+    after = preparation.dependencies(job, content=content)
+    assert [name for name in after if after[name] != before[name]] == [step]
 
 
-def test_cache_key_covers_content_and_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other bytes of the clip, or another version of a library that takes part."""
-    assert parts(PLAIN, content="other")["content"] == "other"
-    before = parts(AUGMENTED)
-    monkeypatch.setattr(extraction, "library_versions", lambda *packages: ("other 1.0",))
-    after = parts(AUGMENTED)
-    changed = [name for name in after if after[name] != before[name]]
-    assert changed == ["decoding", "segmentation", "condition"]
+@pytest.mark.parametrize("step", ["decoding", "segmentation", "condition"])
+def test_cache_key_covers_code_and_packages(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step takes part with a digest of its modules, and the versions of its packages."""
+    before = PREPARATION.dependencies(AUGMENTED, content="content")
+    monkeypatch.setitem(clips.CODE, step, ("stream_hbaf.errors",))
+    after = PREPARATION.dependencies(AUGMENTED, content="content")
+    assert [name for name in after if after[name] != before[name]] == [step]
+    monkeypatch.setitem(clips.LIBRARIES, step, ("pytest",))
+    found = PREPARATION.dependencies(AUGMENTED, content="content")
+    assert found[step][-1] == f"pytest {pytest.__version__}"
 
 
-@pytest.mark.parametrize(
-    ("module", "part"),
-    [
-        ("audio_file", "decoding"),
-        ("pcm", "decoding"),
-        ("clips", "decoding"),
-        ("segmenter", "segmentation"),
-        ("vad", "segmentation"),
-        ("augment", "condition"),
-    ],
-)
-def test_cache_key_covers_the_code(module: str, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each module that shapes the samples takes part with a digest of its code."""
-    before = parts(AUGMENTED)
-    monkeypatch.setattr(extraction, module, __import__("json"))
-    after = parts(AUGMENTED)
-    assert [name for name in after if after[name] != before[name]] == [part]
+def test_cache_key_covers_the_representation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its name, its version, and the code of all representations."""
+    part = Part("mfcc", version="1", width=28, device="cpu", home=Path("home"))
+    assert replace(part, device="cuda", home=Path("other")).key == part.key
+    keys = [part.key, replace(part, name="egemaps").key, replace(part, version="2").key]
+    monkeypatch.setattr(extraction, "CODE", ("stream_hbaf.errors",))
+    keys.append(part.key)
+    assert len({*map(tuple, keys)}) == 4
 
 
-def test_code_digest_knows_code_from_comments(tmp_path: Path) -> None:
+def test_digest_of_sounds_covers_all_of_them() -> None:
+    """A noise is no room, and two are not one."""
+    one, two = SPEECH[RATE : RATE + 100], SPEECH[2 * RATE : 2 * RATE + 100]
+    both = np.concatenate([one, two])
+    kinds = [((one, two), ()), ((two, one), ()), ((one,), (two,)), ((both,), ()), ((), ())]
+    found = [Preparation(NoisesAndRooms(*kind), Segmentation()).sounds_digest for kind in kinds]
+    assert len(set(found)) == len(kinds)
+
+
+def test_code_digest_knows_code_from_comments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Comments, docstrings and layout don't count; a number does."""
     texts = {
         "plain": "def f(x):\n    return x + 1\n",
         "described": '"""Doc."""\n\ndef f(x):  # c\n    """Doc."""\n    return (x +\n 1)\n',
         "other": "def f(x):\n    return x + 2\n",
     }
-    digests = {}
+    monkeypatch.syspath_prepend(tmp_path)
     for name, text in texts.items():
-        (tmp_path / f"{name}.py").write_text(text, encoding="utf-8")
-        spec = importlib.util.spec_from_file_location(name, tmp_path / f"{name}.py")
-        assert spec is not None
-        module = importlib.util.module_from_spec(spec)
-        digests[name] = digest_code(module)
+        (tmp_path / f"code_{name}.py").write_text(text, encoding="utf-8")
+    digests = {name: digest_code(f"code_{name}") for name in texts}
     assert digests["plain"] == digests["described"] != digests["other"]
-    assert digest_code(clips) != digest_code(extraction)
+    assert digest_code("stream_hbaf.files") != digest_code("stream_hbaf.processes")
+    with pytest.raises(ModuleNotFoundError, match=r"^no module stream_hbaf\.nothing"):
+        digest_code("stream_hbaf.nothing")
 
 
 def test_sounds_are_part_of_the_cache(tmp_path: Path) -> None:

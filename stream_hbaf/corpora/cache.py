@@ -6,13 +6,12 @@ every key, so that no result of another version is read.
 
 import ast
 import hashlib
-import inspect
 import io
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache as memoise
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,9 +29,8 @@ if TYPE_CHECKING:  # torch takes 1.4 s of CPU, which the workers of an extractio
 Array = NDArray[np.floating[Any]]
 Float32 = NDArray[np.float32]
 EncodeTexts = Callable[[Sequence[str]], Float32]  # texts → [N, D]
-EncodeDialogues = Callable[
-    [Sequence[Sequence["Turn"]]], Float32
-]  # dialogues of U turns → [sum U, D]
+# Dialogues of U turns → [sum of U, D].
+EncodeDialogues = Callable[[Sequence[Sequence["Turn"]]], Float32]
 
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -78,12 +76,12 @@ def infer_commonsense(
 
     ``features`` [N, L] are the texts', which the distilled heads read.
     """
-    from stream_hbaf.features import comet
+    from stream_hbaf.features.comet import Comet
 
-    if not isinstance(commonsense, comet.Comet):
+    if not isinstance(commonsense, Comet):
         return commonsense.infer_texts(texts, features=features)
     weights = digest_of(commonsense.model.state_dict())
-    code = (digest_code(comet), *library_versions("transformers", "torch"))
+    code = (digest_code("stream_hbaf.features.comet"), *library_versions("transformers", "torch"))
     key = key_of(weights, repr(commonsense.relations), *code, *texts)
     return cached(cache / f"{key}.npy", lambda: commonsense.infer_texts(texts, features=features))
 
@@ -100,13 +98,14 @@ def cached(file: Path, compute: Callable[[], Array]) -> Float32:
     return found
 
 
-def load_array(file: Path) -> Array | None:
-    """The array in a file of the cache; None if it is missing, or damaged by a loss of power."""
+def load_array(file: Path, *, shape: tuple[int, ...] | None = None) -> Array | None:
+    """The array in a file of the cache; None if it is missing, damaged by a loss of power, or has
+    another shape than the one given."""
     try:
         array: Array = np.load(file, allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
-    return array
+    return array if shape is None or array.shape == shape else None
 
 
 def store_array(file: Path, array: Array) -> None:
@@ -130,11 +129,15 @@ def digest_of(tensors: "Mapping[str, Tensor]") -> str:
 
 
 @memoise
-def digest_code(*modules: ModuleType) -> str:
-    """SHA-256 of what modules do: of their syntax trees, without comments and docstrings."""
+def digest_code(*modules: str) -> str:
+    """SHA-256 of what modules, given by their names, do: of their syntax trees without comments and
+    docstrings."""
     digest = hashlib.sha256()
     for module in modules:
-        tree = ast.parse(inspect.getsource(module))
+        spec = find_spec(module)
+        if spec is None or spec.origin is None:
+            raise ModuleNotFoundError(f"no module {module} with a source")
+        tree = ast.parse(Path(spec.origin).read_bytes())
         for node in ast.walk(tree):
             if isinstance(node, DOCUMENTED) and ast.get_docstring(node) is not None:
                 del node.body[0]
@@ -149,9 +152,8 @@ def library_versions(*packages: str) -> tuple[str, ...]:
 
 
 def _text_code() -> tuple[str, ...]:
-    from stream_hbaf.features import context, text
-
-    return (digest_code(text, context), *library_versions("transformers", "torch"))
+    code = digest_code("stream_hbaf.features.text", "stream_hbaf.features.context")
+    return (code, *library_versions("transformers", "torch"))
 
 
 def _narrow_tokens(features: Float32) -> Array:

@@ -1,6 +1,8 @@
 """Reads the samples of clips: decoded whole, cut by times or by the live segmenter, augmented."""
 
+import hashlib
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ from numpy.typing import NDArray
 from stream_hbaf.audio.file import read_audio
 from stream_hbaf.config import SAMPLE_RATE_HZ, SegmenterConfig, VadConfig
 from stream_hbaf.corpora.augment import CLEAN, Condition, NoisesAndRooms, augment
+from stream_hbaf.corpora.cache import digest_code, library_versions
 from stream_hbaf.errors import AudioError
 from stream_hbaf.speech.segmenter import Finish, Segmenter
 from stream_hbaf.speech.vad import SpeechDetector, open_detector
@@ -18,14 +21,28 @@ Samples = NDArray[np.int16]
 # Of an utterance that the segmenter cut, at most so much is measured: as much as Whisper's encoder
 # takes at once. Without speed changes the segmenter's own limit is lower.
 LONGEST = 30 * SAMPLE_RATE_HZ
+# Modules and packages that compute a job's samples, by step.
+CODE = {
+    "decoding": ("stream_hbaf.audio.file", "stream_hbaf.audio.pcm", "stream_hbaf.corpora.clips"),
+    "segmentation": ("stream_hbaf.speech.segmenter", "stream_hbaf.speech.vad"),
+    "condition": ("stream_hbaf.corpora.augment",),
+}
+LIBRARIES = {
+    "decoding": ("av", "soxr"),
+    "segmentation": ("faster-whisper", "onnxruntime", "webrtcvad-wheels"),
+    "condition": ("scipy",),
+}
 OVERRUN_S = 0.5  # times are rounded, and encoders pad: a cut may end this far after its clip
 
 
 @dataclass(frozen=True, slots=True)
 class ClipJob:
-    """One row of features: a clip, cut by times and possibly by the live segmenter, augmented."""
+    """One row of features: a clip, cut by times and possibly by the live segmenter, augmented.
 
-    id: str  # of the utterance, named where the clip is skipped
+    Jobs are equal if the same samples are measured, whatever their ids.
+    """
+
+    id: str = field(compare=False)  # of the utterance, named where the clip is skipped
     clip: Path | None  # None: the corpus names no clip
     start_s: float | None = None  # None: from its beginning
     end_s: float | None = None  # None: to its end
@@ -87,18 +104,54 @@ def cut_clip(samples: Samples, start_s: float | None, end_s: float | None) -> Sa
     return samples[start:end]
 
 
-def cut_job(
-    samples: Samples, job: ClipJob, *, segmentation: Segmentation, detector: SpeechDetector | None
-) -> Samples:
-    """The part of a clip's samples that a job is about; only segmented jobs need the detector.
+@dataclass(frozen=True, eq=False)  # compared by identity, as arrays have no equality
+class Preparation:
+    """How the clips of jobs are cut and augmented."""
 
-    Raises AudioError for times outside the clip.
-    """
-    cut = cut_clip(samples, job.start_s, job.end_s)
-    return cut if detector is None else segmentation.longest_utterance(cut, detector)
+    sounds: NoisesAndRooms
+    segmentation: Segmentation
 
+    @cached_property
+    def detector(self) -> SpeechDetector:
+        """Opened when a job first needs it."""
+        return self.segmentation.open_detector()
 
-def augment_job(cut: Samples, job: ClipJob, sounds: NoisesAndRooms) -> Samples:
-    """The cut under the job's condition, limited as said at LONGEST."""
-    augmented = augment(cut, job.condition, sounds)
-    return augmented[:LONGEST] if job.segmented else augmented
+    @cached_property
+    def sounds_digest(self) -> str:
+        """SHA-256 of all noises and rooms, in their order."""
+        digest = hashlib.sha256()
+        for kind in (self.sounds.noises, self.sounds.rooms):
+            digest.update(f"{[len(samples) for samples in kind]}".encode())
+            for samples in kind:
+                digest.update(samples.tobytes())
+        return digest.hexdigest()
+
+    def cut(self, samples: Samples, job: ClipJob) -> Samples:
+        """The part of a clip's samples that a job is about.
+
+        Raises AudioError for times outside the clip.
+        """
+        cut = cut_clip(samples, job.start_s, job.end_s)
+        return self.segmentation.longest_utterance(cut, self.detector) if job.segmented else cut
+
+    def augment(self, cut: Samples, job: ClipJob) -> Samples:
+        """The cut under the job's condition, limited as said at LONGEST."""
+        augmented = augment(cut, job.condition, self.sounds)
+        return augmented[:LONGEST] if job.segmented else augmented
+
+    def dependencies(self, job: ClipJob, *, content: str) -> dict[str, list[object]]:
+        """Everything that decides a job's samples, by step; ``content`` is the digest of the clip.
+
+        Settings, sounds, code and packages of steps that the job doesn't have are left out: they
+        may change without a new extraction.
+        """
+        settings: dict[str, list[object]] = {"decoding": [content, job.start_s, job.end_s]}
+        if job.segmented:
+            segmenter, vad = self.segmentation.segmenter, self.segmentation.vad
+            settings["segmentation"] = [segmenter.model_dump(), vad.model_dump()]
+        if job.condition != CLEAN:
+            settings["condition"] = [job.condition, self.sounds_digest]
+        return {
+            step: [*values, digest_code(*CODE[step]), *library_versions(*LIBRARIES[step])]
+            for step, values in settings.items()
+        }

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from stream_hbaf.errors import CorpusError
-from stream_hbaf.features.prosody import PROSODY
+from stream_hbaf.features.prosody import PROSODY, PROSODY_WIDTH, describe_prosody
 
 # MELD's and RAVDESS's seven, alphabetical as every corpus's labels are: the order of every
 # probability vector in this project.
@@ -173,3 +176,13 @@ def read_measurements(row: TableRow, *, where: str) -> tuple[float, ...]:
 def utterances_of(dialogues: Sequence[Dialogue]) -> list[LabelledUtterance]:
     """All utterances in order: the rows of a Dataset."""
     return [utterance for dialogue in dialogues for utterance in dialogue.utterances]
+
+
+def describe_tables(dialogues: Sequence[Dialogue]) -> NDArray[np.float32]:
+    """Prosody features [N, W] of a corpus's published measurements; NaN where there are none."""
+    rows = [np.empty((0, PROSODY_WIDTH), np.float32)]
+    for dialogue in dialogues:
+        absent = (np.nan,) * len(PROSODY)
+        measured = np.array([one.prosody or absent for one in dialogue.utterances])
+        rows.append(describe_prosody(measured, [one.speaker for one in dialogue.utterances]))
+    return np.concatenate(rows)

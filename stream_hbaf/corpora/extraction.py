@@ -5,42 +5,42 @@ them: an interrupted extraction continues where it was.
 """
 
 import hashlib
-import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache as memoise
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_hbaf.audio import file as audio_file
-from stream_hbaf.audio import pcm
 from stream_hbaf.config import SAMPLE_RATE_HZ
-from stream_hbaf.corpora import augment, clips
-from stream_hbaf.corpora.augment import CLEAN, NoisesAndRooms
-from stream_hbaf.corpora.cache import digest_code, library_versions, load_array, store_array
-from stream_hbaf.corpora.clips import (
-    ClipJob,
-    Samples,
-    Segmentation,
-    augment_job,
-    cut_job,
-    decode_clip,
+from stream_hbaf.corpora.augment import NoisesAndRooms
+from stream_hbaf.corpora.cache import digest_code, key_of, load_array, store_array
+from stream_hbaf.corpora.clips import ClipJob, Preparation, Samples, Segmentation, decode_clip
+from stream_hbaf.corpora.dialogue import (
+    Corpus,
+    LabelledUtterance,
+    Split,
+    describe_tables,
+    utterances_of,
 )
-from stream_hbaf.corpora.dialogue import Corpus, Split, utterances_of
 from stream_hbaf.errors import AudioError, CorpusError, ModelError, StreamHbafError
-from stream_hbaf.features.prosody import PROSODY, PROSODY_WIDTH, describe_prosody
 from stream_hbaf.features.representations import AcousticRepresentation, open_representation
 from stream_hbaf.files import WriteError
 from stream_hbaf.processes import WorkerDiedError, map_as_completed
-from stream_hbaf.speech import segmenter, vad
-from stream_hbaf.speech.vad import SpeechDetector
 
 Float32 = NDArray[np.float32]
 Progress = Callable[[int, int, Path], None]  # clips done, all clips, the clip just done
 Outcome = Float32 | str  # a job's features [W], or why it has none
+
+# Modules that compute features. The versions of their packages are part of a representation's.
+CODE = (
+    "stream_hbaf.features.acoustic",
+    "stream_hbaf.features.representations",
+    "stream_hbaf.features.speech_encoder",
+    "stream_hbaf.features.whisper_encoder",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,34 +85,29 @@ def extract_corpus(
     """Extract a row of features for every utterance of ``corpus``, cut by its times.
 
     "prosody" is read from the corpus's tables, everything else from its clips as
-    ``extract_features`` says. Raises CorpusError if no utterance has what the representation
-    needs; other errors are those of ``extract_features``.
+    ``extract_features`` says. Raises CorpusError if no utterance has what the representation needs;
+    other errors are those of ``extract_features``.
     """
+    utterances = [one for part in corpus.splits.values() for one in utterances_of(part)]
     if representation == "prosody":
-        return _describe_tables(corpus)
-    jobs = [
-        ClipJob(one.id, one.audio, start_s=one.start_s, end_s=one.end_s)
-        for dialogues in corpus.splits.values()
-        for one in utterances_of(dialogues)
-    ]
-    if all(job.clip is None for job in jobs):
-        raise CorpusError(
-            f"{corpus.name}: no utterance has a clip; "
-            "put the corpus's sound there or choose another representation"
+        extracted = _describe_tables(corpus, utterances)
+    else:
+        if all(one.audio is None for one in utterances):
+            raise CorpusError(
+                f"{corpus.name}: no utterance has a clip; "
+                "put the corpus's sound there or choose another representation"
+            )
+        extracted = extract_features(
+            [ClipJob(one.id, one.audio, one.start_s, one.end_s) for one in utterances],
+            representation=representation,
+            cache=cache,
+            workers=workers,
+            device=device,
+            progress=progress,
         )
-    extracted = extract_features(
-        jobs,
-        representation=representation,
-        cache=cache,
-        workers=workers,
-        device=device,
-        progress=progress,
-    )
-    ends = np.cumsum([len(utterances_of(dialogues)) for dialogues in corpus.splits.values()])
-    parts = np.split(extracted.features, ends[:-1])
-    return ExtractedCorpus(
-        dict(zip(corpus.splits, parts, strict=True)), extracted.skipped, extracted.leftovers
-    )
+    ends = np.cumsum([len(utterances_of(part)) for part in corpus.splits.values()])
+    features = dict(zip(corpus.splits, np.split(extracted.features, ends[:-1]), strict=True))
+    return ExtractedCorpus(features, extracted.skipped, extracted.leftovers)
 
 
 def extract_features(
@@ -129,84 +124,58 @@ def extract_features(
     """Extract the features of all jobs, a row each; what has none is named in ``skipped``.
 
     Clips are measured by ``workers`` processes of one thread each (a single one if ``device``
-    isn't the cpu). The parts of "compare+whisper:base" are extracted and cached one by one.
-    ``progress(done, total, clip)`` is called for each clip that isn't cached. Raises ModelError if
-    the representation can't be had, StreamHbafError if the cache can't be written or a worker
-    dies: what was finished stays cached.
+    isn't the cpu). The parts of "compare+whisper:base" are extracted and cached one by one, and a
+    row of which any part is missing is NaN, as live. ``progress(done, total, clip)`` is called for
+    each clip that isn't cached. Raises ModelError if the representation can't be had,
+    StreamHbafError if the cache can't be written or a worker dies: what was finished stays cached.
     """
-    sounds = sounds or NoisesAndRooms()
+    preparation = Preparation(sounds or NoisesAndRooms(), segmentation or Segmentation())
     contents = _digest_clips(jobs)
-    sounds_digest = _digest_arrays(sounds.noises, sounds.rooms)
-    parts = []
-    for name in representation.split("+"):
-        opened = open_representation(name)
-        opened.close()
-        setup = Setup(
-            name,
-            opened.version,
-            device=device,
-            sounds=sounds,
-            sounds_digest=sounds_digest,
-            segmentation=segmentation or Segmentation(),
-            home=cache / re.sub(r"[^\w.-]+", "--", name) / opened.version,
+    parts = [_open_part(one, device=device, cache=cache) for one in representation.split("+")]
+    workers = workers if device == "cpu" else 1
+    outcomes = [
+        _extract_part(
+            jobs, part, preparation, contents=contents, workers=workers, progress=progress
         )
-        workers = workers if device == "cpu" else 1
-        outcomes = _extract_part(
-            jobs, contents, setup, width=opened.width, workers=workers, progress=progress
-        )
-        parts.append((setup, opened.width, outcomes))
-    return _collect(jobs, parts)
+        for part in parts
+    ]
+    features = np.full((len(jobs), sum(part.width for part in parts)), np.nan, np.float32)
+    skipped: dict[Skipped, None] = {}
+    for row, job in enumerate(jobs):
+        found = [of_part[job] for of_part in outcomes]
+        reasons = [one for one in found if isinstance(one, str)]
+        if reasons:
+            skipped[Skipped(job.id, job.clip, reasons[0])] = None
+        else:
+            features[row] = np.concatenate(found)
+    leftovers = "; ".join(line for part in parts if (line := _leftovers(part)))
+    return Extracted(features, tuple(skipped), leftovers)
 
 
-@dataclass(frozen=True, eq=False)  # compared by identity: a worker's tools are kept by it
-class Setup:
-    """What all jobs of an extraction of one representation share."""
+# ---- one representation
 
-    representation: str
-    version: str  # of the representation
+
+@dataclass(frozen=True)
+class Part:
+    """One representation, or one of several side by side."""
+
+    name: str
+    version: str
+    width: int  # W
     device: str
-    sounds: NoisesAndRooms
-    sounds_digest: str
-    segmentation: Segmentation
     home: Path  # the folder in the cache for this representation and version alone
 
-
-def dependencies(job: ClipJob, setup: Setup, *, content: str) -> dict[str, object]:
-    """Everything that decides a job's features; ``content`` is the digest of the clip's bytes.
-
-    Settings, sounds, code and libraries of steps that the job doesn't need are left out: they
-    may change without a new extraction.
-    """
-    found: dict[str, object] = {
-        "representation": [setup.representation, setup.version],
-        "content": content,
-        "cut": [job.start_s, job.end_s],
-        "decoding": [digest_code(audio_file, pcm, clips), *library_versions("av", "soxr")],
-    }
-    if job.segmented:
-        found["segmentation"] = [
-            setup.segmentation.segmenter.model_dump(),
-            setup.segmentation.vad.model_dump(),
-            digest_code(segmenter, vad),
-            *library_versions("faster-whisper", "onnxruntime", "webrtcvad-wheels"),
-        ]
-    if job.condition != CLEAN:
-        found["condition"] = [
-            repr(job.condition),
-            setup.sounds_digest,
-            digest_code(augment),
-            *library_versions("scipy"),
-        ]
-    return found
+    @property
+    def key(self) -> list[str]:
+        """What decides features of given samples."""
+        return [self.name, self.version, digest_code(*CODE)]
 
 
-def _digest_arrays(*groups: Iterable[Samples]) -> str:
-    digest = hashlib.sha256()
-    for group in groups:
-        for array in group:
-            digest.update(f"{len(array)} ".encode() + array.tobytes())
-        digest.update(b"/")
-    return digest.hexdigest()
+def _open_part(name: str, *, device: str, cache: Path) -> Part:
+    opened = open_representation(name)
+    opened.close()
+    home = cache / re.sub(r"[^\w.-]+", "--", name) / opened.version
+    return Part(name, opened.version, opened.width, device, home)
 
 
 def _digest_clips(jobs: Sequence[ClipJob]) -> dict[Path, str | OSError]:
@@ -224,130 +193,105 @@ def _digest_clips(jobs: Sequence[ClipJob]) -> dict[Path, str | OSError]:
 
 def _extract_part(
     jobs: Sequence[ClipJob],
-    contents: Mapping[Path, str | OSError],
-    setup: Setup,
+    part: Part,
+    preparation: Preparation,
     *,
-    width: int,
+    contents: Mapping[Path, str | OSError],
     workers: int,
     progress: Progress,
 ) -> dict[ClipJob, Outcome]:
-    """Every job's features of one representation, from the cache or from workers."""
+    """Every job's features, from the cache or from workers."""
     found: dict[ClipJob, Outcome] = {}
     missing: dict[Path, dict[ClipJob, Path]] = {}  # by clip, so that each is decoded once
-    for job in dict.fromkeys(map(_nameless, jobs)):
-        if job.clip is None:
+    for job in jobs:
+        content = None if job.clip is None else contents[job.clip]
+        if job.clip is None or content is None:
             found[job] = "the corpus names no clip"
-            continue
-        content = contents[job.clip]
-        if isinstance(content, OSError):
+        elif isinstance(content, OSError):
             found[job] = f"can't be read ({content.strerror})"
-            continue
-        file = _place(setup.home, dependencies(job, setup, content=content))
-        features = _read(file, width=width)
-        if features is not None:
-            found[job] = features
         else:
-            missing.setdefault(job.clip, {})[job] = file
+            key = key_of(repr(part.key), repr(preparation.dependencies(job, content=content)))
+            file = part.home / key[:2] / f"{key}.npy"
+            features = load_array(file, shape=(part.width,))
+            if features is not None:
+                found[job] = features
+            else:
+                missing.setdefault(job.clip, {})[job] = file
+    items = list(missing.items())
     for outcomes in _measure_all(
-        missing, setup, total=len(contents), workers=workers, progress=progress
+        items, part, preparation, total=len(contents), workers=workers, progress=progress
     ):
         found |= outcomes
     return found
 
 
-def _nameless(job: ClipJob) -> ClipJob:
-    """Utterances of the same sound share an outcome."""
-    return replace(job, id="")
-
-
 def _measure_all(
-    missing: Mapping[Path, dict[ClipJob, Path]],
-    setup: Setup,
+    items: Sequence[tuple[Path, dict[ClipJob, Path]]],
+    part: Part,
+    preparation: Preparation,
     *,
     total: int,
     workers: int,
     progress: Progress,
-) -> Iterable[dict[ClipJob, Outcome]]:
-    items = list(missing.items())
+) -> Iterator[dict[ClipJob, Outcome]]:
     done = total - len(items)
-
-    def stopped(reason: str) -> StreamHbafError:
-        kept = f"{done} of {total} clips are kept, run it again and it goes on from there"
-        return StreamHbafError(f"{reason}; {kept}")
-
     completed = map_as_completed(
-        _measure_clip, items, workers=workers, shared=(setup,), isolated=True
+        _measure_clip, items, workers=workers, shared=(part, preparation), isolated=True
     )
     try:
         for index, outcomes in completed:
             done += 1
             progress(done, total, items[index][0])
             yield outcomes
-    except WorkerDiedError as error:
-        raise stopped(f"{items[error.index][0]}: {error}") from None
-    except WriteError as error:
-        raise stopped(str(error)) from None
+    except (WorkerDiedError, WriteError) as error:
+        clip = f"{items[error.index][0]}: " if isinstance(error, WorkerDiedError) else ""
+        raise StreamHbafError(
+            f"{clip}{error}; {done} of {total} clips are kept, run it again and it goes on from "
+            "there"
+        ) from None
 
 
-def _collect(
-    jobs: Sequence[ClipJob], parts: Sequence[tuple[Setup, int, Mapping[ClipJob, Outcome]]]
-) -> Extracted:
-    """Rows of all parts side by side; a row of which any part is missing is NaN, as live."""
-    features = np.full((len(jobs), sum(width for _, width, _ in parts)), np.nan, np.float32)
-    skipped: dict[Skipped, None] = {}
-    for row, job in enumerate(jobs):
-        rows = []
-        for _, _, outcomes in parts:
-            outcome = outcomes[_nameless(job)]
-            if isinstance(outcome, str):
-                skipped[Skipped(job.id, job.clip, outcome)] = None
-                break
-            rows.append(outcome)
-        else:
-            features[row] = np.concatenate(rows)
-    leftovers = [line for setup, _, _ in parts if (line := _leftovers(setup))]
-    return Extracted(features, tuple(skipped), "; ".join(leftovers))
-
-
-def _describe_tables(corpus: Corpus) -> ExtractedCorpus:
-    features: dict[Split, Float32] = {}
-    skipped = []
-    for split, dialogues in corpus.splits.items():
-        rows = [np.empty((0, PROSODY_WIDTH), np.float32)]
-        for dialogue in dialogues:
-            absent = (np.nan,) * len(PROSODY)
-            measured = np.array([one.prosody or absent for one in dialogue.utterances])
-            for one, values in zip(dialogue.utterances, measured, strict=True):
-                if np.isnan(values).all():
-                    skipped.append(Skipped(one.id, None, "not in the prosody tables"))
-            rows.append(describe_prosody(measured, [one.speaker for one in dialogue.utterances]))
-        features[split] = np.concatenate(rows)
-    if len(skipped) == sum(len(rows) for rows in features.values()):
+def _describe_tables(corpus: Corpus, utterances: Sequence[LabelledUtterance]) -> Extracted:
+    features = np.concatenate([describe_tables(part) for part in corpus.splits.values()])
+    unmeasured = np.flatnonzero(np.isnan(features).all(axis=1)).tolist()
+    if len(unmeasured) == len(features):
         raise CorpusError(
             f"{corpus.name}: no utterance has prosody measurements; "
             "put the prosody tables there or choose another representation"
         )
-    return ExtractedCorpus(features, tuple(skipped))
+    reason = "not in the prosody tables"
+    return Extracted(features, tuple(Skipped(utterances[n].id, None, reason) for n in unmeasured))
+
+
+def _leftovers(part: Part) -> str:
+    others = [
+        f"{count} features of {part.name} version {folder.name}"
+        for folder in sorted(part.home.parent.glob("*/"))
+        if folder != part.home and (count := sum(1 for _ in folder.rglob("*.npy")))
+    ]
+    if not others:
+        return ""
+    return (
+        f"{part.home.parent}: cache holds {', '.join(others)}; "
+        f"this is version {part.version}; they are ignored"
+    )
 
 
 # ---- in a worker
 
 
-@cache
-def _open_representation(setup: Setup) -> AcousticRepresentation:
+@memoise
+def _open_representation(part: Part) -> AcousticRepresentation:
     """Opened with the first clip: an error then has a way to the parent."""
-    return open_representation(setup.representation, device=setup.device)
+    return open_representation(part.name, device=part.device)
 
 
-@cache
-def _open_detector(setup: Setup) -> SpeechDetector:
-    return setup.segmentation.open_detector()
-
-
-def _measure_clip(item: tuple[Path, dict[ClipJob, Path]], setup: Setup) -> dict[ClipJob, Outcome]:
+def _measure_clip(
+    item: tuple[Path, dict[ClipJob, Path]], part: Part, preparation: Preparation
+) -> dict[ClipJob, Outcome]:
     """The outcome of every job of one clip; features are cached. Raises WriteError."""
     clip, files = item
-    representation = _open_representation(setup)
+    representation = _open_representation(part)
     try:
         samples = decode_clip(clip)
     except AudioError as error:
@@ -356,54 +300,18 @@ def _measure_clip(item: tuple[Path, dict[ClipJob, Path]], setup: Setup) -> dict[
     found: dict[ClipJob, Outcome] = {}
     for job, file in files.items():
         try:
-            what = (job.start_s, job.end_s, job.segmented)
-            if what not in cuts:
-                detector = _open_detector(setup) if job.segmented else None
-                cuts[what] = cut_job(
-                    samples, job, segmentation=setup.segmentation, detector=detector
-                )
-            augmented = augment_job(cuts[what], job, setup.sounds)
-            found[job] = features = _measure(augmented, representation)
+            place = (job.start_s, job.end_s, job.segmented)
+            if place not in cuts:
+                cuts[place] = preparation.cut(samples, job)
+            augmented = preparation.augment(cuts[place], job)
+            features = representation.extract(augmented)
         except (AudioError, ModelError) as error:
             found[job] = str(error)
+            continue
+        if features is None or np.isnan(features).all():
+            length_s = len(augmented) / SAMPLE_RATE_HZ
+            found[job] = f"too short for {representation.name}: {length_s:.3f} s"
         else:
-            if not isinstance(features, str):
-                store_array(file, features)
+            found[job] = features.astype(np.float32)
+            store_array(file, features.astype(np.float32))
     return found
-
-
-def _measure(samples: Samples, representation: AcousticRepresentation) -> Outcome:
-    features = representation.extract(samples)
-    if features is None or np.isnan(features).all():
-        return f"too short for {representation.name}: {len(samples) / SAMPLE_RATE_HZ:.3f} s"
-    return features.astype(np.float32)
-
-
-# ---- the cache
-
-
-def _place(home: Path, parts: Mapping[str, object]) -> Path:
-    key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    return home / key[:2] / f"{key}.npy"
-
-
-def _read(file: Path, *, width: int) -> Float32 | None:
-    """A row [W] of the cache; None if it is missing or isn't one."""
-    features = load_array(file)
-    if features is None or features.shape != (width,) or features.dtype != np.float32:
-        return None
-    return features.astype(np.float32, copy=False)
-
-
-def _leftovers(setup: Setup) -> str:
-    others = [
-        f"{count} features of {setup.representation} version {folder.name}"
-        for folder in sorted(setup.home.parent.glob("*/"))
-        if folder != setup.home and (count := sum(1 for _ in folder.rglob("*.npy")))
-    ]
-    if not others:
-        return ""
-    return (
-        f"{setup.home.parent}: cache holds {', '.join(others)}; "
-        f"this is version {setup.version}; they are ignored"
-    )
