@@ -20,7 +20,7 @@ from stream_hbaf.bundle import NONE, Bundle, BundleConfig, read_bundle_config
 from stream_hbaf.config import SAMPLE_RATE_HZ, Config
 from stream_hbaf.errors import BundleError, ConfigError
 from stream_hbaf.events import Inferred, Model
-from stream_hbaf.features.acoustic import Acoustic, AcousticExtractor
+from stream_hbaf.features.acoustic import Acoustic, AcousticExtractor, AcousticFrontEnd
 from stream_hbaf.features.context import EMPTY_WINDOW, Turn, TurnWindow
 from stream_hbaf.features.representations import LLD
 from stream_hbaf.features.whisper import Transcriber, Transcript
@@ -63,7 +63,7 @@ class LiveDialogue:
 class Recognizer:
     """All models of one recogniser, loaded once. A context manager: openSMILE holds threads."""
 
-    acoustic: AcousticExtractor | None  # None: the bundle takes text only
+    acoustic: AcousticFrontEnd | None  # None: the bundle takes text only
 
     def __init__(self, config: Config) -> None:
         """Load all models, in parallel; raises ModelError, BundleError or ConfigError."""

@@ -177,9 +177,9 @@ def test_sessions_at_once(extractor: AcousticExtractor, piece: Acoustic) -> None
 
 def test_names_match_package() -> None:
     """Columns have openSMILE's names in openSMILE's order."""
-    assert tuple(SMILES[Level.LowLevelDescriptors].feature_names) == acoustic.LLD_NAMES
-    assert tuple(SMILES[Level.Functionals].feature_names) == acoustic.FUNCTIONAL_NAMES
-    assert (len(acoustic.LLD_NAMES), len(acoustic.FUNCTIONAL_NAMES)) == (
+    assert tuple(SMILES[Level.LowLevelDescriptors].feature_names) == acoustic.column_names("lld")
+    assert tuple(SMILES[Level.Functionals].feature_names) == acoustic.column_names("functionals")
+    assert (len(acoustic.column_names("lld")), len(acoustic.column_names("functionals"))) == (
         LLD_WIDTH,
         FUNCTIONALS_WIDTH,
     )

@@ -1,6 +1,6 @@
 """Opens the audio source that one word of the command line or the settings names."""
 
-from typing import TypedDict, Unpack
+from typing import TypedDict
 from urllib.parse import urlsplit
 
 from stream_hbaf.audio.file import FileSource, is_url, public_name
@@ -10,8 +10,6 @@ from stream_hbaf.audio.source import AudioSource, OnStatus
 from stream_hbaf.audio.stream import StreamSource
 from stream_hbaf.audio.wyoming import SatelliteSource, WyomingSource
 from stream_hbaf.errors import DeviceError
-
-AT_ADDRESSES = ("ws", "wyoming", "satellite")
 
 
 class _Common(TypedDict):
@@ -52,22 +50,16 @@ def open_source(
     if not is_url(where):
         return FileSource(where, speed=speed, **common)
     scheme = where.partition("://")[0].lower()
-    if scheme in AT_ADDRESSES:
-        return _at_address(scheme, _address(where), token=token, **common)
-    return StreamSource(where, speed=speed, **common)
-
-
-def _at_address(
-    scheme: str, address: Address, *, token: str | None, **common: Unpack[_Common]
-) -> AudioSource:
     if scheme == "wyoming":
-        return WyomingSource(address, **common)
+        return WyomingSource(_address(where), **common)
     if scheme == "satellite":
-        return SatelliteSource(address, **common)
-    # 0.2 s that most runs need not spend.
-    from stream_hbaf.audio.websocket import WebSocketSource
+        return SatelliteSource(_address(where), **common)
+    if scheme == "ws":
+        # 0.2 s that most runs need not spend.
+        from stream_hbaf.audio.websocket import WebSocketSource
 
-    return WebSocketSource(address, token=token, **common)
+        return WebSocketSource(_address(where), token=token, **common)
+    return StreamSource(where, speed=speed, **common)
 
 
 def _address(where: str) -> Address:

@@ -15,8 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 import opensmile
@@ -31,9 +30,6 @@ LLD_WIDTH = 65
 LLD_MS = 10  # from one row of low-level descriptors to the next
 FUNCTIONALS_WIDTH = 6373
 OPENSMILE_VERSION = str(opensmile.__version__)
-
-LLD_NAMES: tuple[str, ...]  # openSMILE's, in the columns' order; read on first use
-FUNCTIONAL_NAMES: tuple[str, ...]
 
 # The component names of standard_external_data_output_multi.conf.inc, which the package lacks.
 _LLD_SINK = "extsinklld"
@@ -229,12 +225,7 @@ class AcousticSession:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def _must_be_open(self) -> None:
@@ -276,29 +267,15 @@ class AcousticExtractor:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
 
-if not TYPE_CHECKING:  # so that a misspelt name is still an error to the type checker
-
-    def __getattr__(name: str) -> tuple[str, ...]:
-        if name == "LLD_NAMES":
-            return _column_names()[0]
-        if name == "FUNCTIONAL_NAMES":
-            return _column_names()[1]
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
 @cache
-def _column_names() -> tuple[tuple[str, ...], tuple[str, ...]]:
+def column_names(level: Literal["lld", "functionals"]) -> tuple[str, ...]:
+    """openSMILE's names of ComParE's 65 LLDs or 6373 functionals, in the columns' order."""
     engine = _Engine(COMPARE)
-    found = engine.names_of(_LLD_SINK), engine.names_of(_FUNCTIONALS_SINK)
+    found = engine.names_of(_LLD_SINK if level == "lld" else _FUNCTIONALS_SINK)
     engine.abandon()
     return found
 

@@ -13,15 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_hbaf.errors import ConfigError, ModelError
-from stream_hbaf.features import acoustic
 from stream_hbaf.features.acoustic import (
     COMPARE,
     EGEMAPS,
     LLD_MS,
+    LLD_WIDTH,
     OPENSMILE_VERSION,
     Acoustic,
     AcousticExtractor,
     FeatureSet,
+    column_names,
 )
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ class LldTokens:
     def __init__(self) -> None:
         self.name = LLD
         self.version = f"{VERSION}-opensmile{OPENSMILE_VERSION}"
-        self.width = MAX_TOKENS * acoustic.LLD_WIDTH
+        self.width = MAX_TOKENS * LLD_WIDTH
         self._extractor = AcousticExtractor()
 
     def extract(self, samples: NDArray[np.int16]) -> Float32 | None:
@@ -218,7 +219,7 @@ class SideBySide:
 
 def _mfcc(result: Acoustic) -> Float32:
     """[T, 65] low-level descriptors → [28]: means, then deviations, of the cepstral ones."""
-    columns = [n for n, column in enumerate(acoustic.LLD_NAMES) if column.startswith("mfcc_sma[")]
+    columns = [n for n, column in enumerate(column_names("lld")) if column.startswith("mfcc_sma[")]
     frames = result.lld[:, columns].astype(np.float64)  # [T, 14]
     return np.concatenate([frames.mean(0), frames.std(0)]).astype(np.float32)
 

@@ -14,6 +14,14 @@ from stream_hbaf.events import (
     Utterance,
 )
 
+# Fields of a finished utterance that are published under label_only, besides the label.
+UNREDACTED = {"id", "rev", "type", "source", "dialogue_id", "turn"} | {
+    "start_time",
+    "end_time",
+    "audio_start_ms",
+    "audio_end_ms",
+}
+
 
 def redact(event: AnyEvent, privacy: Privacy) -> AnyEvent | None:
     """The event as it may be published; None if it may not be."""
@@ -44,17 +52,4 @@ def _without_text(event: AnyEvent) -> AnyEvent:
 
 def _label_alone(event: Utterance) -> Utterance:
     label = Emotion(label=event.emotion.label) if event.emotion else None
-    return Utterance(
-        id=event.id,
-        rev=event.rev,
-        type=event.type,
-        source=event.source,
-        dialogue_id=event.dialogue_id,
-        turn=event.turn,
-        speaker="",
-        start_time=event.start_time,
-        end_time=event.end_time,
-        audio_start_ms=event.audio_start_ms,
-        audio_end_ms=event.audio_end_ms,
-        emotion=label,
-    )
+    return Utterance(**event.model_dump(include=UNREDACTED), speaker="", emotion=label)

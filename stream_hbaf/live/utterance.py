@@ -9,7 +9,7 @@ import numpy as np
 
 from stream_hbaf.config import SAMPLE_RATE_HZ, SourceConfig
 from stream_hbaf.events import Asr, Emotion, Latency, Partial, Stage, Utterance
-from stream_hbaf.features.acoustic import AcousticSession
+from stream_hbaf.features.acoustic import AcousticStream
 from stream_hbaf.features.whisper import Transcript
 from stream_hbaf.prediction import Prediction, TextFeatures
 from stream_hbaf.recognizer import Int16, LiveDialogue, Recognizer
@@ -54,7 +54,7 @@ class LiveUtterance:
     turn: int
     start: int  # sample
     started_at: float  # Unix time in seconds
-    session: AcousticSession | None = None
+    session: AcousticStream | None = None
     rev: int = 0
     pieces: list[Int16] = field(default_factory=list)
     length: int = 0  # samples in ``pieces``
