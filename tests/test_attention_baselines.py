@@ -267,7 +267,7 @@ def silu(x: Vector) -> Vector:
 
 
 def selective_scan(scan: SelectiveScan, inputs: Sequence) -> Sequence:
-    kernel, bias = plain(scan.convolution.weight), plain(scan.convolution.bias)
+    kernel, bias = plain(scan.convolution.weight), plain(tensor(scan.convolution.bias))
     a, skip = plain(-scan.decay.exp()), plain(scan.skip)
     inner, states = len(inputs[0]), scan.states
     padded = [[0.0] * inner] * (KERNEL - 1) + inputs

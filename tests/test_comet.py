@@ -99,7 +99,8 @@ def test_a_relation_is_the_state_before_the_first_inferred_word(folder: Path, co
 def test_inferences_are_three_vectors_a_text(comet: Comet) -> None:
     """float32 [N, 3, K], K the width of BART; relations differ, and so do texts."""
     inferred = comet.infer_texts(TEXTS)
-    assert (inferred.shape, inferred.dtype) == ((5, 3, 16), np.float32)
+    assert inferred.shape == (5, 3, 16)
+    assert inferred.dtype == np.float32
     assert comet.width == 16
     vectors = inferred[[0, 2, 3, 4]].reshape(12, 16)
     distances = np.abs(vectors[:, None] - vectors[None]).max(-1) + np.eye(12)

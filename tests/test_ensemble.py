@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from networks_kit import utterances_at
 
 from stream_hbaf.errors import ModelError
 from stream_hbaf.networks.ensemble import Ensemble, join
-from stream_hbaf.networks.hbaf import HBAF, DialogueState, HbafConfig
+from stream_hbaf.networks.hbaf import HBAF, HbafConfig
 from stream_hbaf.networks.state import Features
 
 CONFIG = HbafConfig(
@@ -54,7 +55,7 @@ def test_steps_equal_the_batch(members: list[HBAF]) -> None:
     streams = ensemble.initial_state(2)
     single = ensemble.initial_state()
     for turn in range(6):
-        at = features.map(lambda part, turn=turn: part[:, turn])
+        at = utterances_at(features, turn)
         logits, streams = ensemble.step(at, streams)
         torch.testing.assert_close(logits, whole[:, turn], atol=1e-5, rtol=0)
         before = single.map(torch.clone)
@@ -71,7 +72,7 @@ def test_states_are_stacked_as_any_other(members: list[HBAF]) -> None:
     """Each tensor has the members after the streams."""
     ensemble = Ensemble(members)
     first = ensemble.initial_state()
-    stacked = DialogueState.stack([first, first])
+    stacked = first.stack([first, first])
     assert stacked == ensemble.initial_state(2)
     assert all(len(part) == 3 for part in first.tensors().values())
 

@@ -192,7 +192,7 @@ def test_padding_never_changes_a_result(mode: str, attention: str) -> None:
     with torch.no_grad():
         padded = net(features)
         for b, length in enumerate((3, 9, 1, 6)):
-            alone = net(features.map(lambda part, b=b, n=length: part[b : b + 1, :n]))
+            alone = net(kit.dialogue(features, b, length))
             for ours, theirs in zip(parts(padded), parts(alone), strict=True):
                 torch.testing.assert_close(ours[b, :length], theirs[0], atol=1e-5, rtol=0)
                 assert torch.equal(ours[b, length:], torch.zeros_like(ours[b, length:]))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, BertTokenizerFast
+from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, BertTokenizer
 
 from stream_hbaf.errors import ModelError
 from stream_hbaf.features.pretrained import resolve_encoder
@@ -42,7 +42,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         intermediate_size=32,
     )
     BertModel(config).save_pretrained(folder)
-    BertTokenizerFast(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
+    BertTokenizer(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
     return folder
 
 

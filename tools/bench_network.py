@@ -121,7 +121,7 @@ def time_training_step(config: HbafConfig, shape: Shape, device: str, count: int
         labels = torch.zeros(int(mask.sum()), dtype=torch.long, device=device)
         loss = total_loss(output.logits[mask], labels, criterion(output, mask))
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         synchronise(device)
         times.append(time.perf_counter() - began)

@@ -42,9 +42,9 @@ Loaded = TypeVar("Loaded")
 def quietly() -> Iterator[None]:
     """Load without transformers' progress bar and reports of unused weights."""
     verbosity = transformers_logging.get_verbosity(), hub_logging.get_verbosity()
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()
     _show_downloads()  # transformers has turned off the hub's bars as well
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_logging.set_verbosity_error()
     hub_logging.set_verbosity(logging.CRITICAL)
     try:
         yield

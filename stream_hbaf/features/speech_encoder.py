@@ -102,7 +102,7 @@ def _read(path: str) -> tuple[Any, Any]:
     as weights only, never as code.
     """
     model = AutoModel.from_pretrained(path, dtype=torch.float32).eval()
-    normalise = AutoFeatureExtractor.from_pretrained(path)  # type: ignore[no-untyped-call]
+    normalise = AutoFeatureExtractor.from_pretrained(path)
     return model, normalise
 
 

@@ -238,7 +238,7 @@ def train_heads(
                 said = heads.heads[name](events[rows])
                 loss = _contrast(said, embeddings[columns], columns, plan.temperature)
                 optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 optimizer.step()
         heads.eval()
         mrr = float(np.mean([found.mrr for found in retrieve(dev, by_heads(heads))]))
