@@ -41,8 +41,8 @@ def draw(seed: int = 0) -> np.random.Generator:
 def test_an_epochs_batches_are_drawn_from_seed_and_epoch():
     """Every dialogue once; the same for the same epoch, others for others; alike in length."""
     training, plan = dialogues_of(70), BatchConfig()
-    one, again = (draw_steps(training, plan, size=4, epoch=1, seed=0) for _ in range(2))
-    two = draw_steps(training, plan, size=4, epoch=2, seed=0)
+    one, again = (draw_steps(training, plan, 1, size=4, seed=0) for _ in range(2))
+    two = draw_steps(training, plan, 2, size=4, seed=0)
     lengths = [[len(rows) for rows in step.dialogues] for step in one]
     assert lengths == [[len(rows) for rows in step.dialogues] for step in again]
     assert lengths != [[len(rows) for rows in step.dialogues] for step in two]
@@ -57,7 +57,7 @@ def test_steps_hold_their_share_of_every_kind():
     further = tuple(np.arange(1000 + n, 1001 + n) for n in range(500))
     training = replace(training, further=further, clips=with_clips().clips)
     plan = BatchConfig(dialogue_share=0.5, further_text_share=0.5, clip_rounds=3)
-    steps = draw_steps(training, plan, size=4, epoch=1, seed=0)
+    steps = draw_steps(training, plan, 1, size=4, seed=0)
     rows = [rows for step in steps for rows in step.dialogues]
     main, others = ([r for r in rows if (r[0] >= 1000) == far] for far in (False, True))
     assert (len(steps), len(main)) == (5, 20)

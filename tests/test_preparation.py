@@ -12,7 +12,8 @@ from stream_hbaf.corpora.dialogue import LABELS
 from stream_hbaf.errors import ConfigError, CorpusError, ModelError
 from stream_hbaf.features.context import Turn
 from stream_hbaf.features.prosody import PROSODY_WIDTH
-from stream_hbaf.training.preparation import Prepared, open_corpora, prepare
+from stream_hbaf.training.preparation import Prepared, prepare
+from stream_hbaf.training.recipe_corpora import open_corpora
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,8 @@ from stream_hbaf.corpora.dialogue import Corpus, Dialogue, LabelledUtterance
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.features.text import TextEncoder
 from stream_hbaf.training.recipe import AsrErrorConfig, TextEncoderConfig, TuningConfig
-from stream_hbaf.training.text_data import UNLABELLED, TextTrainingSet, hold_out, text_training_set
+from stream_hbaf.training.recipe_corpora import hold_out
+from stream_hbaf.training.text_data import UNLABELLED, TextTrainingSet, text_training_set
 from stream_hbaf.training.text_encoder import mean_of_tunings, tuned_layers
 
 LABELS = ("anger", "joy")

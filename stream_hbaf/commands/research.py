@@ -15,7 +15,6 @@ from stream_hbaf.commands.options import (
 from stream_hbaf.errors import ConfigError
 
 PACKAGE = Path(__file__).parent.parent
-PLACES = (PACKAGE.parent / "configs", PACKAGE / "configs")  # in a clone, in an installed package
 
 
 def add_research_commands(commands: Commands) -> None:
@@ -96,6 +95,7 @@ def _extract(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
+    from stream_hbaf.training.recipe import find_recipe
     from stream_hbaf.training.train import train
 
     devices = options.devices
@@ -118,6 +118,7 @@ def _train(options: argparse.Namespace) -> int:
 def _experiment(options: argparse.Namespace) -> int:
     limit_library_threads()
     from stream_hbaf.training.experiment import run_experiment
+    from stream_hbaf.training.recipe import find_recipe
 
     run_experiment(
         find_recipe(options.file),
@@ -130,14 +131,3 @@ def _experiment(options: argparse.Namespace) -> int:
         progress=print_line,
     )
     return 0
-
-
-def find_recipe(name: str) -> Path:
-    """The file of a recipe or experiment, given by its path or by its name in ``configs``."""
-    if Path(name).is_file():
-        return Path(name)
-    for place in PLACES:
-        if (file := place / f"{name}.yaml").is_file():
-            return file
-    names = sorted({file.stem for place in PLACES for file in place.glob("*.yaml")})
-    raise ConfigError(f"{name}: no such file or recipe; there is {', '.join(names)}")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import signal
 
 from stream_hbaf.audio.file import read_audio
-from stream_hbaf.config import SAMPLE_RATE_HZ, Positive, Section
+from stream_hbaf.config import SAMPLE_RATE_HZ, Section
 from stream_hbaf.corpora.dialogue import require_folder
 
 Samples = NDArray[np.int16]
@@ -66,7 +66,6 @@ class AugmentationConfig(Section):
     copies: int = 4  # augmented versions of each training clip, beside the recording itself
     quietest_dbfs: float = -62.0  # RMS of an augmented version is drawn between these two
     loudest_dbfs: float = -12.0
-    workers: Positive = 2
     seed: int = 0
 
 

@@ -16,7 +16,6 @@ from sklearn.utils.extmath import randomized_svd
 from stream_hbaf.corpora.augment import (
     CLEAN,
     CONDITIONS,
-    AugmentationConfig,
     evaluation_condition,
     read_noises_and_rooms,
     training_conditions,
@@ -24,7 +23,12 @@ from stream_hbaf.corpora.augment import (
 from stream_hbaf.corpora.clips import ClipJob
 from stream_hbaf.corpora.dataset import NO_LABEL, Flags, label_indices
 from stream_hbaf.corpora.dialogue import Corpus, Split, utterances_of
-from stream_hbaf.corpora.extraction import extract_corpus, extract_features
+from stream_hbaf.corpora.extraction import (
+    Extracted,
+    ExtractedCorpus,
+    extract_corpus,
+    extract_features,
+)
 from stream_hbaf.errors import CorpusError
 from stream_hbaf.features.acoustic import COMPARE
 from stream_hbaf.features.representations import shape_for
@@ -33,6 +37,7 @@ from stream_hbaf.training.recipe import AudioConfig, Recipe, SelectionConfig
 
 Float32 = NDArray[np.float32]
 Labels = NDArray[np.int64]
+Versions = Mapping[Split, Mapping[str, Float32]]  # by split and version of the audio: [N, W]
 Progress = Callable[[str], None]
 
 PLAIN = ""  # the version of the audio as recorded
@@ -44,7 +49,7 @@ FUNCTIONALS = "compare"  # thousands of columns, most of which say nothing of em
 class CorpusAudio:
     """One corpus's audio: features by split and version, and which utterances have none."""
 
-    features: Mapping[Split, Mapping[str, Float32]]  # [N, W], or tokens [N, F, W]
+    features: Versions  # or tokens, [N, F, W]
     skipped: tuple[str, ...] = ()  # utterances without features, and why
 
     def scaled(self, scaling: Scaling | None, split: Split) -> dict[str, Float32]:
@@ -80,17 +85,18 @@ def measure_corpus(
         if done % 500 == 0 or done == total:
             progress(f"{audio.representation}: {done} of {total} clips")
 
+    rows: Versions
+    extracted: Extracted | ExtractedCorpus
     if audio.representation == PROSODY:
         parts = replace(corpus, splits={split: corpus.splits[split] for split in splits})
-        tables = extract_corpus(
+        extracted = extract_corpus(
             parts, representation=PROSODY, cache=cache, workers=1, progress=show
         )
-        features = {split: {PLAIN: rows} for split, rows in tables.features.items()}
-        skipped, leftovers = tables.skipped, tables.leftovers
+        rows = {split: {PLAIN: features} for split, features in extracted.features.items()}
     else:
         jobs = {split: _jobs(corpus, split, audio) for split in splits}
         extracted = extract_features(
-            [job for versions in jobs.values() for each in versions.values() for job in each],
+            [job for versions in jobs.values() for of_one in versions.values() for job in of_one],
             representation=audio.representation,
             cache=cache,
             workers=recipe.workers,
@@ -98,49 +104,21 @@ def measure_corpus(
             sounds=read_noises_and_rooms(corpora / "speech") if audio.copies else None,
             progress=show,
         )
-        rows = iter(extracted.features)
-        features = {
-            split: {
-                name: np.stack([next(rows) for _ in each])
-                for name, each in versions.items()
-                if each
-            }
-            for split, versions in jobs.items()
-        }
-        skipped, leftovers = extracted.skipped, extracted.leftovers
-    if leftovers:
-        progress(leftovers)
-    if skipped:
-        progress(f"{audio.representation}: {len(skipped)} without; {skipped[0]}")
-    if not any(np.isfinite(each).any() for each in features["train"].values()):
-        raise CorpusError(f"{corpus.name}: no utterance of train has any audio to measure")
-    shape = partial(shape_for, representation=audio.representation, tokens=recipe.takes_tokens)
-    return CorpusAudio(
-        {s: {name: shape(each) for name, each in v.items()} for s, v in features.items()},
-        tuple(str(one) for one in skipped),
-    )
+        rows = _deal(extracted.features, jobs)
+    return _checked(corpus.name, rows, extracted, recipe=recipe, progress=progress)
 
 
 def _jobs(corpus: Corpus, split: Split, audio: AudioConfig) -> dict[str, list[ClipJob]]:
     """What is to be measured of a split: by version, each utterance under its condition."""
-    augmentation = AugmentationConfig(
-        copies=audio.copies,
-        quietest_dbfs=audio.quietest_dbfs,
-        loudest_dbfs=audio.loudest_dbfs,
-        seed=audio.seed,
-    )
     jobs: dict[str, list[ClipJob]] = {}
     for index, one in enumerate(utterances_of(corpus.splits[split])):
-        if not audio.copies:
-            conditions = {PLAIN: CLEAN}
-        elif split == "train":
-            drawn = training_conditions(index, augmentation)
-            conditions = {str(n) if n else PLAIN: condition for n, condition in enumerate(drawn)}
-        else:
-            conditions = {
-                PLAIN if name == "clean" else name: evaluation_condition(name, index)
-                for name in CONDITIONS
-            }
+        conditions = {PLAIN: CLEAN}
+        if audio.copies and split == "train":
+            drawn = enumerate(training_conditions(index, audio))
+            conditions = {str(number) if number else PLAIN: each for number, each in drawn}
+        elif audio.copies:
+            names = {PLAIN if name == "clean" else name: name for name in CONDITIONS}
+            conditions = {key: evaluation_condition(name, index) for key, name in names.items()}
         for name, condition in conditions.items():
             job = ClipJob(
                 one.id,
@@ -152,6 +130,39 @@ def _jobs(corpus: Corpus, split: Split, audio: AudioConfig) -> dict[str, list[Cl
             )
             jobs.setdefault(name, []).append(job)
     return jobs
+
+
+def _deal(rows: Float32, jobs: Mapping[Split, Mapping[str, Sequence[ClipJob]]]) -> Versions:
+    """The rows [.., W] of all jobs, by split and version."""
+    left = iter(rows)
+    return {
+        split: {name: np.stack([next(left) for _ in of_one]) for name, of_one in versions.items()}
+        for split, versions in jobs.items()
+    }
+
+
+def _checked(
+    corpus: str,
+    rows: Versions,
+    extracted: Extracted | ExtractedCorpus,
+    *,
+    recipe: Recipe,
+    progress: Progress,
+) -> CorpusAudio:
+    """The rows in the network's shape; CorpusError if train has none."""
+    name, skipped = recipe.audio.representation, extracted.skipped
+    if extracted.leftovers:
+        progress(extracted.leftovers)
+    if skipped:
+        progress(f"{name}: {len(skipped)} without; {skipped[0]}")
+    if not any(np.isfinite(features).any() for features in rows["train"].values()):
+        raise CorpusError(f"{corpus}: no utterance of train has any audio to measure")
+    shape = partial(shape_for, representation=name, tokens=recipe.takes_tokens)
+    shaped = {
+        split: {version: shape(features) for version, features in versions.items()}
+        for split, versions in rows.items()
+    }
+    return CorpusAudio(shaped, tuple(map(str, skipped)))
 
 
 def fit_scaling(

@@ -65,7 +65,7 @@ class Batch:
 
 
 def draw_steps(
-    training: TrainingSet, plan: BatchConfig, *, size: int, epoch: int, seed: int
+    training: TrainingSet, plan: BatchConfig, epoch: int, *, size: int, seed: int
 ) -> list[Step]:
     """One epoch's steps of about ``size`` dialogues of the main corpus, and of the others their
     share; the same for the same epoch and seed.

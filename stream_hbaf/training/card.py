@@ -1,5 +1,7 @@
 """Writes a bundle's model card from its metrics.json alone, by the template beside this file."""
 
+import re
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from stream_hbaf.networks.registry import read_network
 from stream_hbaf.training.scoring import ASR_ERRORS, GOLD
 
 TEMPLATE = "card.md.jinja"
+WIDTH = 100  # of the card's lines, tables aside
 FIGURES = {
     "weighted_f1": "weighted F1",
     "macro_f1": "macro F1",
@@ -47,41 +50,56 @@ OPENSMILE = {"compare", "egemaps", "mfcc", "lld"}
 
 
 def model_card(metrics: Mapping[str, Any]) -> str:
-    """The card of a bundle: what it was trained on, what was measured, what it may be used for."""
+    """The card of a bundle: what it was trained on, what was measured, what it may be used for.
+
+    Raises LookupError for metrics that lack what the card says.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         trim_blocks=True,
         lstrip_blocks=True,
-        keep_trailing_newline=True,
         undefined=jinja2.StrictUndefined,
     )
-    recipe = metrics["recipe"]
-    network = read_network(recipe["network"])
-    return environment.get_template(TEMPLATE).render(
-        **{name: metrics[name] for name in ("id", "labels", "mode", "corpora", "skipped")},
-        recipe=recipe,
-        network=network,
-        network_title=NETWORKS.get(network.kind, f"the baseline {network.kind}"),
-        main=next((n for n, c in metrics["corpora"].items() if c["kind"] == "dialogues"), None),
-        clips=[name for name, one in metrics["corpora"].items() if one["kind"] == "clips"],
-        audio=_audio(recipe),
-        hears=network.use_audio and recipe["audio"]["representation"] != NONE,
-        opensmile=bool(OPENSMILE & set(recipe["audio"]["representation"].split("+"))),
-        annotations=_annotations(recipe),
-        seeds=len(metrics["seeds"]),
-        shipped=metrics["shipped_seeds"],
-        of_seed=metrics["seeds"][str(metrics["shipped_seeds"][0])],
-        results={split: _results(metrics, split) for split in ("dev", "test") if split in metrics},
-        by_label=_by_label(metrics),
-        never=_never(metrics),
-        commonest=metrics["majority"]["dev"]["accuracy"],
-        calibration=metrics["calibration"],
-        commonsense=_commonsense(metrics["commonsense"]),
-        live=_live(metrics),
-        licence=licence_of(recipe),
-        publication=publication_of,
-        titles=lambda names: _and([publication_of(name).title for name in names]),
-    )
+    try:
+        return _reflow(environment.get_template(TEMPLATE).render(**_context(metrics)))
+    except jinja2.UndefinedError as error:
+        raise LookupError(str(error)) from None
+
+
+def _context(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """All that the template names."""
+    recipe, corpora = metrics["recipe"], metrics["corpora"]
+    network, representation = read_network(recipe["network"]), recipe["audio"]["representation"]
+    clips = [name for name, one in corpora.items() if one["kind"] == "clips"]
+    dialogues = [name for name in corpora if name not in clips]
+    hears = network.use_audio and representation != NONE
+    temperatures = metrics["calibration"]["temperatures"].items()
+    return {
+        **{name: metrics[name] for name in ("id", "labels", "mode", "skipped", "calibration")},
+        "recipe": recipe,
+        "corpora": corpora,
+        "main": next(iter(dialogues), None),
+        "clips": clips,
+        "network": network,
+        "network_title": NETWORKS.get(network.kind, f"the baseline {network.kind}"),
+        "modalities": _and(["audio"] * hears + ["text"] * network.use_text),
+        "audio": _audio(recipe) if hears else "none",
+        "opensmile": bool(OPENSMILE & set(representation.split("+"))),
+        "tuned_on": _titles(recipe["text_encoder"]["corpora"] or dialogues or clips),
+        "commonsense": _commonsense(recipe),
+        "seeds": len(metrics["seeds"]),
+        "shipped": metrics["shipped_seeds"],
+        "of_seed": metrics["seeds"][str(metrics["shipped_seeds"][0])],
+        "results": {s: _results(metrics, s) for s in ("dev", "test") if s in metrics},
+        "by_label": _by_label(metrics),
+        "never": _never(metrics),
+        "commonest": metrics["majority"]["dev"]["accuracy"],
+        "temperatures": ", ".join(f"{name} {value:.2f}" for name, value in temperatures if name),
+        "heads": _heads(metrics["commonsense"]),
+        "live": _live(metrics),
+        "licence": licence_of(recipe),
+        "publication": publication_of,
+    }
 
 
 def licence_of(recipe: Mapping[str, Any]) -> str:
@@ -98,6 +116,15 @@ def _annotations(recipe: Mapping[str, Any]) -> list[str]:
     if recipe["commonsense"]["source"] != EVENT2MIND:
         return []
     return ["event2mind", *(["atomic"] * recipe["commonsense"]["atomic"])]
+
+
+def _commonsense(recipe: Mapping[str, Any]) -> str:
+    """Where the inferences come from."""
+    annotations = _annotations(recipe)
+    if annotations:
+        return f"three heads trained on {_titles(annotations)}, in place of COMET"
+    source: str = recipe["commonsense"]["source"]
+    return source
 
 
 def _audio(recipe: Mapping[str, Any]) -> str:
@@ -163,7 +190,7 @@ def _never(metrics: Mapping[str, Any]) -> str:
     return _and([label for label, f1 in zip(metrics["labels"], scores, strict=True) if f1 == 0.0])
 
 
-def _commonsense(figures: Mapping[str, Any]) -> str:
+def _heads(figures: Mapping[str, Any]) -> str:
     """A table of how well the heads retrieve phrases; "" without heads."""
     if not figures:
         return ""
@@ -189,7 +216,7 @@ def _live(metrics: Mapping[str, Any]) -> dict[str, str]:
         return {}
     figures = metrics["live"]
     return {
-        "promises": summary_table(figures),
+        "summary": summary_table(figures),
         "classes": class_table(figures, metrics["labels"]),
         "conditions": condition_table(figures),
     }
@@ -202,6 +229,33 @@ def cells(measured: Mapping[str, Any]) -> list[str]:
         spread, own = measured["seeds"][figure], measured["shipped"][figure]
         cells.append(f"{100 * own:.1f} ({100 * spread['mean']:.1f} ± {100 * spread['sd']:.1f})")
     return cells
+
+
+def _reflow(text: str) -> str:
+    """Paragraphs and list items in lines of one width; tables and headings as they are."""
+    blocks = re.split(r"\n\n+", text)
+    flowed = []
+    for block in blocks:
+        if block.startswith(("|", "#")):
+            flowed.append(block)
+            continue
+        items = re.split(r"\n(?=- )", " ".join(block.split("\n  ")))
+        flowed.append("\n".join(_fill(item) for item in items))
+    return "\n\n".join(flowed) + "\n"
+
+
+def _fill(item: str) -> str:
+    return textwrap.fill(
+        item,
+        WIDTH,
+        subsequent_indent="  " * item.startswith("- "),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _titles(names: Sequence[str]) -> str:
+    return _and([publication_of(name).title for name in names])
 
 
 def _and(names: Sequence[str]) -> str:

@@ -74,11 +74,6 @@ class PreparedCommonsense:
     inferences: Inferences | None = None  # of heads alone
     figures: Mapping[str, Any] | None = None  # of heads alone, as ``distil`` gives them
 
-    @property
-    def width(self) -> int:
-        """K of the inferences [N, 3, K]."""
-        return self.model.width
-
 
 def prepare_commonsense(
     plan: CommonsenseConfig,
@@ -104,8 +99,7 @@ def prepare_commonsense(
     weights = [digest_of(one.model.state_dict()) for one in (encoder, untuned)]
     key = key_of(repr(plan), repr(annotations), repr(encoder.context), repr(half), *weights)
     file = cache / "heads" / f"{key}.safetensors"
-    figures = file.with_suffix(".json")
-    if not file.exists():  # it is written last
+    if not file.exists():
         encode, encode_phrases = (
             _of_single_turns(cached_dialogue_encoder(one, cache / "text", half=half))
             for one in (encoder, untuned)
@@ -114,15 +108,26 @@ def prepare_commonsense(
             annotations, plan=plan, encode=encode, encode_phrases=encode_phrases, progress=progress
         )
         inferences = build_inferences(annotations, plan=plan, encode_phrases=encode_phrases)
-        tensors = {f"heads.{name}": tensor.half() for name, tensor in heads.state_dict().items()}
-        tensors |= {f"inferences.{name}": tensor for name, tensor in inferences.tensors().items()}
-        atomic_write_text(figures, json.dumps(measured))
-        atomic_write_bytes(file, save(tensors))
+        _store(file, heads, inferences, figures=measured)
+    return _load(file)
+
+
+def _store(
+    file: Path, heads: Event2MindHeads, inferences: Inferences, *, figures: Mapping[str, Any]
+) -> None:
+    """Keep heads in a bundle's precision, phrases and figures; the tensors are written last."""
+    tensors = {f"heads.{name}": tensor.half() for name, tensor in heads.state_dict().items()}
+    tensors |= {f"inferences.{name}": tensor for name, tensor in inferences.tensors().items()}
+    atomic_write_text(file.with_suffix(".json"), json.dumps(figures))
+    atomic_write_bytes(file, save(tensors))
+
+
+def _load(file: Path) -> PreparedCommonsense:
     kept = load_file(file)
     return PreparedCommonsense(
         Event2MindHeads.from_tensors(_under(kept, "heads.")),
         Inferences.from_tensors(_under(kept, "inferences.")),
-        json.loads(figures.read_text(encoding="utf-8")),
+        json.loads(file.with_suffix(".json").read_text(encoding="utf-8")),
     )
 
 

@@ -36,6 +36,7 @@ from stream_hbaf.training.scoring import (
     conditions_of,
     dev_score,
     evaluate,
+    score_of,
 )
 from stream_hbaf.training.trainer import TrainerConfig, TrainingHistory, fit
 
@@ -55,6 +56,10 @@ class Fitted:
         """The main corpus's figures on dev."""
         return self.evaluation.main("dev")
 
+    def score(self, dev: Sequence[ScoredCorpus]) -> float:
+        """The dev score of the network as it ships."""
+        return score_of(self.evaluation.scores["dev"], dev, self.network.config)
+
     @property
     def dev_by_loss(self) -> float:
         """The dev score of the epoch of the lowest dev loss (decision 15)."""
@@ -68,11 +73,11 @@ def fit_network(
     training: TrainingSet,
     scored: Mapping[Split, Sequence[ScoredCorpus]],
     seed: int,
-    splits: Sequence[Split] = ("dev",),
+    splits: Sequence[Split] | None = None,
     folder: Path | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Fitted:
-    """Train a network, stop and pick the epoch on dev, then score ``splits``, dev among them.
+    """Train a network, stop and pick the epoch on dev, then score ``splits``; None: all of scored.
 
     The same seed gives the same network; ``folder`` keeps the training's checkpoint, from which
     it resumes. Raises ModelError for a loss that isn't finite.
@@ -90,9 +95,7 @@ def fit_network(
     history = fit(
         both,
         loss=partial(step_loss, network, criterion, training, recipe=recipe, balance=balance),
-        batches=lambda epoch: draw_steps(
-            training, recipe.batches, size=plan.batch, epoch=epoch, seed=seed
-        ),
+        batches=partial(draw_steps, training, recipe.batches, size=plan.batch, seed=seed),
         optimizer=partial(make_optimizer, both, plan),
         score=lambda: dev_score(network, dev, class_weights=balance),
         plan=TrainerConfig(**{name: getattr(plan, name) for name in TrainerConfig.model_fields}),

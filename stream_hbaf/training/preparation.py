@@ -24,10 +24,9 @@ from stream_hbaf.corpora.dataset import (
     number_speakers,
     rows_of,
 )
-from stream_hbaf.corpora.dialogue import SPLITS, Corpus, LabelledUtterance, Split, utterances_of
-from stream_hbaf.corpora.open_corpus import open_corpus, select
+from stream_hbaf.corpora.dialogue import LabelledUtterance, Split, utterances_of
 from stream_hbaf.corpora.published import publication_of
-from stream_hbaf.errors import CorpusError, ModelError
+from stream_hbaf.errors import ModelError
 from stream_hbaf.features.commonsense import Commonsense
 from stream_hbaf.features.context import Turn
 from stream_hbaf.features.scaling import Scaling
@@ -41,8 +40,9 @@ from stream_hbaf.training.audio_features import (
 from stream_hbaf.training.batches import Clips, TrainingSet
 from stream_hbaf.training.commonsense_heads import PreparedCommonsense, prepare_commonsense
 from stream_hbaf.training.recipe import Recipe
+from stream_hbaf.training.recipe_corpora import RecipeCorpora, open_corpora
 from stream_hbaf.training.scoring import ASR_ERRORS, GOLD, ScoredCorpus
-from stream_hbaf.training.text_data import common_labels, draw_asr_errors, hold_out
+from stream_hbaf.training.text_data import draw_asr_errors
 from stream_hbaf.training.text_encoder import tuned_layers
 
 Float32 = NDArray[np.float32]
@@ -51,46 +51,6 @@ Change = Callable[[str], str]  # of an utterance's text
 
 LANGUAGE = "en"  # that the text encoders read; texts in others are left out
 NEUTRAL = "neutral"
-DRAW_SEED = 0  # of the dialogues that ``max_dialogues`` keeps
-
-
-@dataclass(frozen=True)
-class Opened:
-    """The corpora of a recipe, by the names that it gives them."""
-
-    dialogues: Mapping[str, Corpus]  # the main one first
-    clips: Mapping[str, Corpus]
-    texts: Mapping[str, Corpus]  # all that may tune the text encoder
-    labels: tuple[str, ...]
-
-    @property
-    def used(self) -> Mapping[str, Corpus]:
-        """All that networks are trained on."""
-        return {**self.dialogues, **self.clips}
-
-    @property
-    def alone(self) -> bool:
-        """Whether there is but one corpus: it has its own audio, and is tested as well."""
-        return len(self.dialogues) + len(self.clips) == 1
-
-    @property
-    def splits(self) -> tuple[Split, ...]:
-        """Those that are prepared. Test of several is measured through the live path alone."""
-        return SPLITS if self.alone else SPLITS[:2]
-
-    def describe(self) -> dict[str, Any]:
-        """Of each corpus its kind, and how many labelled utterances and dialogues it has."""
-        return {
-            name: {
-                "kind": "clips" if name in self.clips else "dialogues",
-                "utterances": {
-                    split: sum(u.label is not None for u in utterances_of(corpus.splits[split]))
-                    for split in self.splits
-                },
-                "dialogues": {split: len(corpus.splits[split]) for split in self.splits},
-            }
-            for name, corpus in self.used.items()
-        }
 
 
 @dataclass(frozen=True)
@@ -103,13 +63,22 @@ class Prepared:
     labels: tuple[str, ...]
     training: TrainingSet
     scored: Mapping[Split, tuple[ScoredCorpus, ...]]  # dev, the main corpus first; of one, test too
-    widths: Mapping[str, int]  # of the features, as ``Recipe.network_config`` takes them
     scaling: Scaling | None  # None without audio
     encoder: TextEncoder | None
     tuned: Mapping[str, Tensor]
     commonsense: PreparedCommonsense | None
     corpora: Mapping[str, Any]  # what was used of each, as metrics.json says it
     skipped: tuple[str, ...] = ()  # utterances without audio, and why
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Of the features and the output, as ``Recipe.network_config`` takes them."""
+        return {
+            "audio_width": 0 if self.scaling is None else self.scaling.width,
+            "text_width": self.training.dialogues.text.shape[-1],
+            "commonsense_width": self.training.dialogues.commonsense.shape[-1],
+            "classes": len(self.labels),
+        }
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "encoder": None, "commonsense": None, "tuned": {}}
@@ -151,11 +120,6 @@ def prepare(
         labels=opened.labels,
         training=_training_set(recipe, opened, maker),
         scored={split: _scored(recipe, opened, maker, split) for split in opened.splits[1:]},
-        widths={
-            "audio_width": 0 if scaling is None else scaling.width,
-            "text_width": encoder.width,
-            "commonsense_width": commonsense.model.width,
-        },
         scaling=scaling,
         encoder=encoder,
         tuned=tuned,
@@ -165,67 +129,8 @@ def prepare(
     )
 
 
-def open_corpora(recipe: Recipe, corpora: Path) -> Opened:
-    """Read all corpora that a recipe names, and find out which are of clips: of several those whose
-    every train dialogue is one utterance with its audio.
-
-    Train dialogues that another corpus tests are held out. Raises CorpusError for a corpus that
-    can't be read or lacks a split that it needs, ConfigError for labels that differ.
-    """
-    plans = [p for p in (recipe.text_encoder, *recipe.text_encoder.soup) if p.changes]
-    tuned_on = {name for plan in plans for name in plan.corpora or ()}
-    alone = len(recipe.corpora) == 1
-    read = {
-        name: select(
-            open_corpus(name, corpora, all_splits=alone),
-            fold=recipe.corpora[name].fold if name in recipe.corpora else None,
-        )
-        for name in [*recipe.corpora, *sorted(tuned_on - set(recipe.corpora))]
-    }
-    clips = () if alone else tuple(name for name in recipe.corpora if _are_clips(read[name]))
-    dialogues = tuple(name for name in recipe.corpora if name not in clips)
-    for names in (clips, dialogues[:1]):
-        if names and not any(read[name].splits["dev"] for name in names):
-            raise CorpusError(f"{corpora}: no dev split in {', '.join(names)}; add a corpus")
-    tested = {name for plan in plans for name in plan.dev_figures or plan.corpora or dialogues}
-    tested.update(dialogues[:1])
-    held_out = {
-        name: hold_out(corpus, [read[other] for other in sorted(tested - {name})])
-        for name, corpus in read.items()
-    }
-    merged = {
-        name: select(held_out[name], classes=settings.classes)
-        for name, settings in recipe.corpora.items()
-    }
-    used = {name: _at_most(merged[name], recipe.corpora[name].max_dialogues) for name in merged}
-    # The encoder is tuned with all labels that there are, unless its corpora have others.
-    differ = len({read[name].labels for name in tuned_on}) > 1
-    return Opened(
-        dialogues={name: used[name] for name in dialogues},
-        clips={name: used[name] for name in clips},
-        texts={**held_out, **merged} if differ else held_out,
-        labels=common_labels(used),
-    )
-
-
-def _are_clips(corpus: Corpus) -> bool:
-    return all(
-        len(dialogue.utterances) == 1 and dialogue.utterances[0].audio is not None
-        for dialogue in corpus.splits["train"]
-    )
-
-
-def _at_most(corpus: Corpus, most: int | None) -> Corpus:
-    """The corpus with so many train dialogues, drawn once."""
-    train = corpus.splits["train"]
-    if most is None or most >= len(train):
-        return corpus
-    chosen = np.sort(np.random.default_rng(DRAW_SEED).permutation(len(train))[:most])
-    return replace(corpus, splits={**corpus.splits, "train": tuple(train[n] for n in chosen)})
-
-
 def _prepare_encoder(
-    recipe: Recipe, opened: Opened, *, device: str, cache: Path, progress: Progress
+    recipe: Recipe, opened: RecipeCorpora, *, device: str, cache: Path, progress: Progress
 ) -> tuple[TextEncoder, Mapping[str, Tensor]]:
     """The tuned text encoder, and the tensors that tuning changed."""
     config = recipe.text_encoder
@@ -249,7 +154,7 @@ class _DatasetMaker:
     """Makes datasets: holds what all corpora and splits share."""
 
     recipe: Recipe
-    opened: Opened
+    opened: RecipeCorpora
     encoder: TextEncoder
     commonsense: Commonsense
     audio: Mapping[str, CorpusAudio]
@@ -319,7 +224,7 @@ def _require_finite(
             )
 
 
-def _training_set(recipe: Recipe, opened: Opened, maker: _DatasetMaker) -> TrainingSet:
+def _training_set(recipe: Recipe, opened: RecipeCorpora, maker: _DatasetMaker) -> TrainingSet:
     """All train splits: the main corpus's in every version of its texts, the others'."""
     errors = recipe.asr_errors
     parts = []
@@ -339,7 +244,7 @@ def _training_set(recipe: Recipe, opened: Opened, maker: _DatasetMaker) -> Train
     return TrainingSet(together, versions, further, clips, neutral)
 
 
-def _clips(opened: Opened, maker: _DatasetMaker) -> Clips:
+def _clips(opened: RecipeCorpora, maker: _DatasetMaker) -> Clips:
     """All corpora's train clips; dialogues are speakers."""
     parts = [maker.make(name, "train") for name in opened.clips]
     together, _ = _join(parts)
@@ -360,7 +265,7 @@ def _clips(opened: Opened, maker: _DatasetMaker) -> Clips:
 
 
 def _scored(
-    recipe: Recipe, opened: Opened, maker: _DatasetMaker, split: Split
+    recipe: Recipe, opened: RecipeCorpora, maker: _DatasetMaker, split: Split
 ) -> tuple[ScoredCorpus, ...]:
     """The main corpus's split and those of all corpora of clips that have it."""
     errors, scored = recipe.asr_errors, []

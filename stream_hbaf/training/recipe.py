@@ -21,6 +21,7 @@ from pydantic import (
 
 from stream_hbaf.bundle import EVENT2MIND, NONE, PACKAGE
 from stream_hbaf.config import Positive, Probability, Section, read_yaml
+from stream_hbaf.corpora.augment import AugmentationConfig
 from stream_hbaf.corpora.open_corpus import CORPORA, MANIFEST, SESSIONS
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.evaluation.metrics import FigureName
@@ -60,8 +61,8 @@ class SelectionConfig(Section):
     iterations: Positive = 200
 
 
-class AudioConfig(Section):
-    """Acoustic features and their augmentation."""
+class AudioConfig(AugmentationConfig):
+    """Acoustic features, and how train clips are augmented."""
 
     # prosody, compare, egemaps, mfcc, lld, none, a speech encoder's name, tokens:<encoder>,
     # whisper:<model>, or several joined by "+"
@@ -70,10 +71,7 @@ class AudioConfig(Section):
     components: Positive | None = None
     selection: SelectionConfig | None = SelectionConfig()
     cut: Literal["annotated", "segmenter"] = "annotated"  # segmenter: as live input is cut
-    copies: Count = 0  # augmented versions of each train clip, beside the recording itself
-    quietest_dbfs: float = -62.0  # RMS of an augmented version is drawn between these two
-    loudest_dbfs: float = -12.0
-    seed: int = 0
+    copies: Count = 0
 
 
 class AsrErrorConfig(Section):

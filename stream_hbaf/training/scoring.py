@@ -157,12 +157,14 @@ def evaluate(
     scored: Mapping[Split, Sequence[ScoredCorpus]],
     plan: CalibrationConfig,
     *,
-    splits: Sequence[Split],
+    splits: Sequence[Split] | None = None,
 ) -> Evaluation:
     """Calibrate a network on dev, where every condition weighs the same, and score ``splits``.
 
-    Raises ModelError for a network that gives NaN.
+    These have dev among them; None: all of ``scored``. Raises ModelError for a network that gives
+    NaN.
     """
+    splits = tuple(scored) if splits is None else splits
     conditions = {split: conditions_of(scored[split], network.config) for split in splits}
     logits = {
         split: {one.key: _predict_finite(network, one) for one in conditions[split]}

@@ -16,10 +16,8 @@ from stream_hbaf.corpora.asr_errors import (
     lexicon_of,
     simulate_asr_errors,
     without_punctuation,
-    words_of,
 )
 from stream_hbaf.corpora.dialogue import SPLITS, Corpus, Dialogue, LabelledUtterance
-from stream_hbaf.errors import ConfigError
 from stream_hbaf.evaluation.metrics import (
     FigureName,
     Labels,
@@ -30,12 +28,12 @@ from stream_hbaf.evaluation.metrics import (
 )
 from stream_hbaf.features.context import Ids, Turn
 from stream_hbaf.training.recipe import AsrErrorConfig, TuningConfig
+from stream_hbaf.training.recipe_corpora import common_labels
 
 Draw = np.random.Generator
 Figure = Callable[[Labels, Labels], float]  # gold [N], predicted [N]
 
 UNLABELLED = -1  # index of the label of an utterance that is context only
-DISTINCTIVE = 5  # words; two corpora that share so long a text hold the same scene of one series
 FIGURES: Mapping[FigureName, Figure] = {
     "weighted_f1": weighted_f1,
     "macro_f1": macro_f1,
@@ -81,31 +79,6 @@ class Piece:
     def length(self) -> int:
         """Tokens, cls included."""
         return 1 + sum(map(len, self.turns))
-
-
-def hold_out(corpus: Corpus, tested: Sequence[Corpus]) -> Corpus:
-    """``corpus`` without the train dialogues of which a text is in the dev or test of ``tested``.
-
-    MELD and EmoryNLP annotate one series: a scene that one tests must not train with the other's
-    labels. Texts of fewer than five words occur anywhere and don't count.
-    """
-    others = [d for other in tested for split in SPLITS[1:] for d in other.splits[split]]
-    held = _distinctive_texts(others)
-    train = tuple(d for d in corpus.splits["train"] if held.isdisjoint(_distinctive_texts([d])))
-    return replace(corpus, splits={**corpus.splits, "train": train})
-
-
-def common_labels(corpora: Mapping[str, Corpus]) -> tuple[str, ...]:
-    """The labels of all corpora; ConfigError if they aren't the same."""
-    first, *others = corpora
-    for other in others:
-        if corpora[other].labels != corpora[first].labels:
-            raise ConfigError(
-                f"corpora: {first} and {other} have different labels ("
-                f"{', '.join(corpora[first].labels)}; {', '.join(corpora[other].labels)}); "
-                "give them the same 'classes', or leave one out"
-            )
-    return corpora[first].labels
 
 
 def text_training_set(
@@ -181,11 +154,6 @@ def cut(dialogue: Piece, *, tokens: int, draw: Draw) -> list[Piece]:
         for a, b in zip(ends, [*ends[1:], count], strict=True)
     )
     return [piece for piece in pieces if any(label != UNLABELLED for label in piece.labels)]
-
-
-def _distinctive_texts(dialogues: Iterable[Dialogue]) -> set[str]:
-    texts = (words_of(u.text) for dialogue in dialogues for u in dialogue.utterances)
-    return {" ".join(words) for words in texts if len(words) >= DISTINCTIVE}
 
 
 def _some(

@@ -25,13 +25,13 @@ from stream_hbaf.features.context import ContextConfig, Passage, batches_of, wit
 from stream_hbaf.features.text import TextEncoder
 from stream_hbaf.files import atomic_write_bytes
 from stream_hbaf.training.recipe import AsrErrorConfig, TextEncoderConfig, TuningConfig
+from stream_hbaf.training.recipe_corpora import common_labels
 from stream_hbaf.training.text_data import (
     UNLABELLED,
     LabelledTurns,
     Piece,
     TextDevSet,
     TextTrainingSet,
-    common_labels,
     cut,
     labelled_turns,
     text_training_set,
@@ -147,30 +147,33 @@ def tune_encoder(
     head = nn.Sequential(nn.Dropout(plan.dropout), nn.Linear(encoder.width, classes))
     head.to(encoder.model.device)
     weights = None if texts.weights is None else torch.tensor(texts.weights)
-
-    def batches(epoch: int) -> list[list[Piece]]:
-        whole = [_whole(encoder, known) for known in texts.train(epoch)]
-        draw = np.random.default_rng((seed, epoch))
-        return _batches(whole, encoder.context, size=plan.tokens_per_batch, draw=draw)
-
     history = fit(
         nn.ModuleDict({"encoder": encoder.model, "head": head}),
         loss=lambda pieces: _loss(encoder, head, pieces, smoothing=plan.smoothing, weights=weights),
-        batches=batches,
+        batches=lambda epoch: _batches(
+            [_whole(encoder, known) for known in texts.train(epoch)],
+            encoder.context,
+            size=plan.tokens_per_batch,
+            draw=np.random.default_rng((seed, epoch)),
+        ),
         optimizer=lambda steps: _optimizer(encoder, head, plan=plan, steps=steps),
         score=lambda: _score(encoder, head, texts.dev, half=plan.bfloat16, progress=progress),
-        plan=TrainerConfig(
-            epochs=plan.epochs,
-            patience=plan.patience,
-            precision="bf16" if plan.bfloat16 else "32",
-            accelerator="cpu" if encoder.model.device.type == "cpu" else "gpu",
-            clip=LARGEST_GRADIENT,
-        ),
+        plan=_trainer(plan, on_gpu=encoder.model.device.type != "cpu"),
         seed=seed,
         folder=folder,
         progress=lambda line: progress(f"text encoder: {line}"),
     )
     return Tuned(_tuned_tensors(encoder), history.best_score, history.best_epoch)
+
+
+def _trainer(plan: TuningConfig, *, on_gpu: bool) -> TrainerConfig:
+    return TrainerConfig(
+        epochs=plan.epochs,
+        patience=plan.patience,
+        precision="bf16" if plan.bfloat16 else "32",
+        accelerator="gpu" if on_gpu else "cpu",
+        clip=LARGEST_GRADIENT,
+    )
 
 
 def top_layers(encoder: TextEncoder, *, count: int) -> dict[str, nn.Parameter]:

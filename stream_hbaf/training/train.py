@@ -7,6 +7,7 @@ the live path alone.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,14 +20,14 @@ from stream_hbaf.corpora.dataset import NO_LABEL, digest_of_dataset
 from stream_hbaf.corpora.dialogue import Split
 from stream_hbaf.evaluation.metrics import Score, majority_score, spread
 from stream_hbaf.networks.ensemble import join
-from stream_hbaf.networks.network import NetworkConfig
+from stream_hbaf.networks.network import Network, NetworkConfig
 from stream_hbaf.processes import map_in_processes
 from stream_hbaf.training.card import licence_of, model_card
 from stream_hbaf.training.distributed import is_main_process
 from stream_hbaf.training.fitting import Fitted, fit_network, one_thread
 from stream_hbaf.training.preparation import Prepared, prepare
 from stream_hbaf.training.recipe import Recipe, read_recipe
-from stream_hbaf.training.scoring import Evaluation, evaluate, score_of
+from stream_hbaf.training.scoring import Evaluation, evaluate
 
 Progress = Callable[[str], None]
 FIGURES = ("weighted_f1", "macro_f1", "accuracy", "uar", "ece")
@@ -54,15 +55,13 @@ def train(
     device = "cuda" if on_gpu else "cpu"
     prepared = prepare(recipe, corpora, cache=cache, device=device, progress=progress)
     fitted = fit_seeds(recipe, prepared, cache=cache / "runs", progress=progress)
+    save = partial(_save, recipe, prepared, fitted)
+    seeds = list(fitted)
     if recipe.fit.ship == "best_seed":
         for seed in fitted:
-            _save(
-                recipe, prepared, fitted, [seed], f"{recipe.id}-seed-{seed}", out / f"seed-{seed}"
-            )
-        seeds = [max(fitted, key=lambda seed: _dev_score(fitted[seed], prepared))]
-    else:
-        seeds = list(fitted)
-    bundle = _save(recipe, prepared, fitted, seeds, recipe.id, out)
+            save(seeds=[seed], id_=f"{recipe.id}-seed-{seed}", out=out / f"seed-{seed}")
+        seeds = [max(fitted, key=lambda seed: fitted[seed].score(prepared.scored["dev"]))]
+    bundle = save(seeds=seeds, id_=recipe.id, out=out)
     progress(f"{out}: bundle {recipe.id}, seeds {', '.join(map(str, seeds))}, is ready")
     return bundle
 
@@ -117,7 +116,7 @@ def fit_seed(
         training=prepared.training,
         scored=prepared.scored,
         seed=seed,
-        splits=tuple(prepared.scored) if splits is None else splits,
+        splits=splits,
         folder=folder,
         progress=progress,
     )
@@ -125,7 +124,7 @@ def fit_seed(
 
 def network_config(recipe: Recipe, prepared: Prepared) -> NetworkConfig:
     """The recipe's network for the features that were prepared."""
-    return recipe.network_config(**prepared.widths, classes=len(prepared.labels))
+    return recipe.network_config(**prepared.widths)
 
 
 def _on_devices(
@@ -152,28 +151,20 @@ def _key(recipe: Recipe, prepared: Prepared) -> str:
     return key_of(repr(network_config(recipe, prepared)), settings, versions, *digests)
 
 
-def _dev_score(fitted: Fitted, prepared: Prepared) -> float:
-    """Of the network as it ships."""
-    return score_of(fitted.evaluation.scores["dev"], prepared.scored["dev"], fitted.network.config)
-
-
 def _save(
     recipe: Recipe,
     prepared: Prepared,
     fitted: Mapping[int, Fitted],
+    *,
     seeds: Sequence[int],
     id_: str,
     out: Path,
 ) -> Bundle:
     """The bundle of these seeds' networks together, in ``out`` with its figures and its card."""
-    if prepared.encoder is None or prepared.commonsense is None:
-        raise RuntimeError("a bundle is made where it was prepared")
     network, evaluation = fitted[seeds[0]].network, fitted[seeds[0]].evaluation
     if len(seeds) > 1:
         network = join([fitted[seed].network for seed in seeds])
-        evaluation = evaluate(
-            network, prepared.scored, recipe.calibration, splits=tuple(prepared.scored)
-        )
+        evaluation = evaluate(network, prepared.scored, recipe.calibration)
     metrics = report(recipe, prepared, fitted, seeds=seeds, evaluation=evaluation, id_=id_)
     config = BundleConfig(
         id=id_,
@@ -187,7 +178,16 @@ def _save(
         network=network.config,
         members=len(seeds),
     )
-    bundle = Bundle(
+    bundle = _bundle(config, prepared, network)
+    if is_main_process():
+        bundle.save(out, metrics=metrics, card=model_card(metrics))
+    return bundle
+
+
+def _bundle(config: BundleConfig, prepared: Prepared, network: Network) -> Bundle:
+    if prepared.encoder is None or prepared.commonsense is None:
+        raise RuntimeError("a bundle is made in the process that prepared it")
+    return Bundle(
         config,
         prepared.scaling if network.config.use_audio else None,
         prepared.encoder,
@@ -196,9 +196,6 @@ def _save(
         prepared.tuned,
         inferences=prepared.commonsense.inferences,
     )
-    if is_main_process():
-        bundle.save(out, metrics=metrics, card=model_card(metrics))
-    return bundle
 
 
 def report(
