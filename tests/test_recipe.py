@@ -117,7 +117,7 @@ def test_another_kind_of_network_keeps_what_all_kinds_have(tmp_path):
     ("changes", "message"),
     [
         ({"extends": "more.yaml"}, r"more\.yaml: extends itself"),
-        ({"extends": "nothing"}, "recipe nothing: no such file or name; choose from .*live-en"),
+        ({"extends": "nothing"}, "nothing: no such file or recipe; there is .*live-en"),
         ({"without": ["tess"]}, r"more\.yaml: 'without': there is no corpus 'tess'"),
         ({"fit": {"rat": 1}}, r"more\.yaml: 'fit\.rat'"),
     ],

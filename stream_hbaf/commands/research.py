@@ -14,8 +14,6 @@ from stream_hbaf.commands.options import (
 )
 from stream_hbaf.errors import ConfigError
 
-PACKAGE = Path(__file__).parent.parent
-
 
 def add_research_commands(commands: Commands) -> None:
     """Add extract, train, evaluate and experiment."""

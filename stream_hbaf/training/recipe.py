@@ -313,7 +313,7 @@ def find_recipe(name: str | Path, *, beside: Path = Path()) -> Path:
         if (path := place / f"{name}.yaml").is_file():
             return path
     names = sorted({path.stem for place in PLACES for path in place.glob("*.yaml")})
-    raise ConfigError(f"recipe {name}: no such file or name; choose from {', '.join(names)}")
+    raise ConfigError(f"{name}: no such file or recipe; there is {', '.join(names)}")
 
 
 def read_recipe(file: Path) -> Recipe:
