@@ -28,16 +28,14 @@ from torch import Tensor
 from stream_hbaf.config import Positive, Section, TranscriptConfig, VadConfig
 from stream_hbaf.errors import BundleError, ConfigError, ModelError
 from stream_hbaf.features.comet import is_comet, open_comet
-from stream_hbaf.features.commonsense import Commonsense, Event2MindHeads, NoCommonsense
+from stream_hbaf.features.commonsense import Commonsense, Event2MindHeads, Inferences, NoCommonsense
 from stream_hbaf.features.context import ContextConfig
-from stream_hbaf.features.inferences import Inferences
-from stream_hbaf.features.scaling import Scaling
+from stream_hbaf.features.representations import Scaling
 from stream_hbaf.features.text import TextEncoder
 from stream_hbaf.files import atomic_write_bytes, atomic_write_text
 from stream_hbaf.networks.calibration import Calibration, Pattern
-from stream_hbaf.networks.ensemble import join
 from stream_hbaf.networks.network import Network, NetworkConfig
-from stream_hbaf.networks.registry import build, read_network
+from stream_hbaf.networks.registry import build, join, read_network
 from stream_hbaf.weights import digest_parts
 
 Float32 = NDArray[np.float32]

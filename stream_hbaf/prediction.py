@@ -24,7 +24,7 @@ from stream_hbaf.networks.calibration import (
     pattern_of,
     shapley,
 )
-from stream_hbaf.networks.state import Features, State
+from stream_hbaf.networks.network import Features, State
 
 Float32 = NDArray[np.float32]
 

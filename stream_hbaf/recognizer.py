@@ -25,7 +25,7 @@ from stream_hbaf.features.context import EMPTY_WINDOW, Turn, TurnWindow
 from stream_hbaf.features.representations import LLD
 from stream_hbaf.features.whisper import Transcriber, Transcript
 from stream_hbaf.networks.calibration import MODALITIES, Modality
-from stream_hbaf.networks.state import State
+from stream_hbaf.networks.network import State
 from stream_hbaf.prediction import (
     FUNCTIONALS,
     WITH_WHISPER,
@@ -35,7 +35,7 @@ from stream_hbaf.prediction import (
     predict,
     whisper_encoder_of,
 )
-from stream_hbaf.speech.detector import UtteranceDetector
+from stream_hbaf.speech.segmenter import UtteranceDetector
 from stream_hbaf.weights import combine, digest_parts
 
 LOG = logging.getLogger(__name__)

@@ -25,15 +25,33 @@ RECORDINGS = Path(__file__).parent / "recordings"
 # What the tests of a module need, by the module of ours that provides it.
 PROVIDERS = {"mosquitto": "broker", "chromium": "browser", "virtual_microphone": "device"}
 # Modules whose tests train, start processes or play recordings: most take more than a second.
-SLOW = """
-    baselines cli_processes command control downloads evaluation_offline evaluation_streaming
-    experiment experiment_networks extraction live live_replay processes readme recipe
-    session_corpus trainer training training_tokens wheel whisper
-""".split()
+SLOW = [
+    "baselines",
+    "cli_processes",
+    "command",
+    "control",
+    "downloads",
+    "evaluation_offline",
+    "evaluation_streaming",
+    "experiment",
+    "experiment_networks",
+    "extraction",
+    "live",
+    "live_replay",
+    "processes",
+    "readme",
+    "recipe",
+    "session_corpus",
+    "trainer",
+    "training",
+    "training_tokens",
+    "wheel",
+    "whisper",
+]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what ``tools/test --fast`` leaves out: what needs other programs, and what takes long."""
+    """Mark what ``tools/test --fast`` leaves out: needs other programs, or takes long."""
     for item in items:
         assert isinstance(item, pytest.Function)
         for provider in {getattr(value, "__module__", "") for value in vars(item.module).values()}:

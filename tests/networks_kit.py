@@ -17,9 +17,8 @@ from stream_hbaf.networks.baselines.m2r2 import M2R2Config
 from stream_hbaf.networks.baselines.mamba import MambaConfig
 from stream_hbaf.networks.baselines.mmgcn import MmgcnConfig
 from stream_hbaf.networks.baselines.telme import TelmeConfig
-from stream_hbaf.networks.network import Network, NetworkConfig, Output
+from stream_hbaf.networks.network import Features, Network, NetworkConfig, Output
 from stream_hbaf.networks.registry import build
-from stream_hbaf.networks.state import Features
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 CHANGED = ("audio", "text", "commonsense", "audio_mask", "speaker")

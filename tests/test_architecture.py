@@ -45,7 +45,7 @@ LIBRARIES = {
     "matplotlib": {"evaluation/plots.py"},
     "paho": {"publish/connection.py"},
     "peft": {"training/text_encoder.py"},
-    "shtab": {"commands/about.py"},
+    "shtab": {"cli.py"},
     "safetensors": {
         "bundle.py",
         "features/pretrained.py",

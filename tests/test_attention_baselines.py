@@ -52,7 +52,7 @@ from stream_hbaf.networks.baselines.mamba import (
     SelectiveScan,
 )
 from stream_hbaf.networks.baselines.telme import Shift, feature_loss, response_loss
-from stream_hbaf.networks.state import PARTIES
+from stream_hbaf.networks.network import PARTIES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

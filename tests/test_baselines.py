@@ -37,8 +37,7 @@ from networks_kit import (
 from torch import Tensor, nn
 
 from stream_hbaf.errors import ConfigError, ModelError
-from stream_hbaf.networks.network import Criterion, Network, NetworkConfig
-from stream_hbaf.networks.state import Features
+from stream_hbaf.networks.network import Criterion, Features, Network, NetworkConfig
 
 LIVE_VARIANTS = LIVE | {
     "sc-lstm-plain": replace(SC_LSTM, use_hierarchy=False, use_dense=False),

@@ -21,12 +21,12 @@ from stream_hbaf.features.acoustic import FUNCTIONALS_WIDTH
 from stream_hbaf.features.commonsense import Event2MindHeads, NoCommonsense
 from stream_hbaf.features.context import ContextConfig, Turn
 from stream_hbaf.features.pretrained import resolve_encoder
-from stream_hbaf.features.scaling import Scaling
+from stream_hbaf.features.representations import Scaling
 from stream_hbaf.features.text import TextEncoder
 from stream_hbaf.features.whisper_encoder import find_whisper
 from stream_hbaf.networks.calibration import Calibration
 from stream_hbaf.networks.hbaf import HBAF, HbafConfig
-from stream_hbaf.networks.state import Features
+from stream_hbaf.networks.network import Features
 from stream_hbaf.speech.vad import find_silero
 from stream_hbaf.weights import combine, digest_part
 

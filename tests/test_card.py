@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from stream_hbaf.corpora.open_corpus import CORPORA
-from stream_hbaf.corpora.published import PUBLICATIONS
+from stream_hbaf.corpora.open_corpus import CORPORA, PUBLICATIONS
 from stream_hbaf.training.card import licence_of, model_card
 from stream_hbaf.training.recipe import read_recipe
 

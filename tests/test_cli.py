@@ -13,8 +13,15 @@ from pathlib import Path
 import pytest
 
 from stream_hbaf.bundle import announced, resolve_bundle
-from stream_hbaf.cli import _commands_of, build_parser, main, parse, shown_log
-from stream_hbaf.commands.about import list_settings, settings_table
+from stream_hbaf.cli import (
+    _commands_of,
+    build_parser,
+    list_settings,
+    main,
+    parse,
+    settings_table,
+    shown_log,
+)
 from stream_hbaf.commands.options import read_config
 from stream_hbaf.errors import ConfigError
 

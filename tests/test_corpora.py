@@ -14,7 +14,7 @@ from stream_hbaf.corpora.commonsense import (
     read_event2mind,
 )
 from stream_hbaf.corpora.dialogue import Split, normalise_text
-from stream_hbaf.corpora.meld import read_meld
+from stream_hbaf.corpora.text import read_meld
 from stream_hbaf.errors import CorpusError
 
 HEADER = ["Sr No.", "Utterance", "Speaker", "Emotion", "Sentiment", "Dialogue_ID", "Utterance_ID"]

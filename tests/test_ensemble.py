@@ -7,9 +7,9 @@ import torch
 from networks_kit import utterances_at
 
 from stream_hbaf.errors import ModelError
-from stream_hbaf.networks.ensemble import Ensemble, join
 from stream_hbaf.networks.hbaf import HBAF, HbafConfig
-from stream_hbaf.networks.state import Features
+from stream_hbaf.networks.network import Features
+from stream_hbaf.networks.registry import Ensemble, join
 
 CONFIG = HbafConfig(
     audio_width=5, text_width=6, commonsense_width=4, hidden=16, classes=3, window=3, heads=2

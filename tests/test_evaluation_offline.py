@@ -22,11 +22,11 @@ from stream_hbaf.evaluation.offline import predict_corpus
 from stream_hbaf.evaluation.report import evaluate_offline
 from stream_hbaf.features.commonsense import Event2MindHeads
 from stream_hbaf.features.context import Turn
-from stream_hbaf.features.scaling import Scaling
+from stream_hbaf.features.representations import Scaling
 from stream_hbaf.features.text import TextEncoder
 from stream_hbaf.networks.calibration import Calibration
 from stream_hbaf.networks.hbaf import HBAF, HbafConfig
-from stream_hbaf.networks.state import Features
+from stream_hbaf.networks.network import Features
 
 RECORDINGS = Path(__file__).parent / "recordings"
 DIALOGUES = 3

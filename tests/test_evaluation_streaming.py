@@ -15,8 +15,8 @@ from stream_hbaf import evaluation
 from stream_hbaf.audio.file import read_audio
 from stream_hbaf.config import SAMPLE_RATE_HZ
 from stream_hbaf.corpora.augment import Condition, NoisesAndRooms
+from stream_hbaf.corpora.clips import DIALOGUE_S, MARGIN_S, TURN_S, Playlist
 from stream_hbaf.corpora.dialogue import LABELS, Corpus, Dialogue, LabelledUtterance
-from stream_hbaf.corpora.playlist import DIALOGUE_S, MARGIN_S, TURN_S, Playlist
 from stream_hbaf.errors import BundleError, ConfigError, CorpusError
 from stream_hbaf.evaluation.conditions import (
     _load,

@@ -14,9 +14,8 @@ from experiment_kit import RECIPE, Workspace, write_yaml
 from torch import Tensor, nn
 
 from stream_hbaf.errors import ConfigError
-from stream_hbaf.networks.network import Mode, Network, NetworkConfig, Output
+from stream_hbaf.networks.network import Features, Mode, Network, NetworkConfig, Output, Stateless
 from stream_hbaf.networks.registry import NETWORKS
-from stream_hbaf.networks.state import Features, Stateless
 from stream_hbaf.training.experiment_file import by_preparation, experiment_runs, read_experiment
 from stream_hbaf.training.results import Results, write_results
 

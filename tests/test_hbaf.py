@@ -18,8 +18,7 @@ from torch import Tensor
 
 from stream_hbaf.errors import ConfigError, ModelError
 from stream_hbaf.networks.hbaf import HBAF, DialogueState, HbafConfig, InterModalLoss, total_loss
-from stream_hbaf.networks.network import Output
-from stream_hbaf.networks.state import Features
+from stream_hbaf.networks.network import Features, Output
 
 SMALL = HbafConfig(
     audio_width=6,

@@ -42,7 +42,7 @@ from stream_hbaf.networks.hbaf import (
     Residual,
     TransformerEncoder,
 )
-from stream_hbaf.networks.state import Features
+from stream_hbaf.networks.network import Features
 from stream_hbaf.networks.windows import run_side_by_side
 
 TINY = HbafConfig(

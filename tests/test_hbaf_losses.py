@@ -18,8 +18,7 @@ from stream_hbaf.networks.hbaf import (
     relative_inter_modal_loss,
     total_loss,
 )
-from stream_hbaf.networks.network import Output
-from stream_hbaf.networks.state import Features
+from stream_hbaf.networks.network import Features, Output
 
 
 def representations(n: int = 5, *, count: int = 3) -> list[Tensor]:

@@ -11,8 +11,13 @@ from torch import Tensor
 
 from stream_hbaf.corpora.commonsense import CommonsenseEvent
 from stream_hbaf.errors import ModelError
-from stream_hbaf.features.commonsense import RELATIONS
-from stream_hbaf.features.inferences import Inferences, make_plain, prior_of, score_phrases
+from stream_hbaf.features.commonsense import (
+    RELATIONS,
+    Inferences,
+    make_plain,
+    prior_of,
+    score_phrases,
+)
 from stream_hbaf.training.commonsense_heads import Annotations, build_inferences
 from stream_hbaf.training.recipe import CommonsenseConfig
 

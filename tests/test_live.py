@@ -17,7 +17,7 @@ from stream_hbaf.audio.source import Chunk
 from stream_hbaf.config import SAMPLE_RATE_HZ
 from stream_hbaf.errors import ModelError
 from stream_hbaf.events import AnyEvent, Level, Partial, Speech, Status, Utterance
-from stream_hbaf.features.inferences import Inferences
+from stream_hbaf.features.commonsense import Inferences
 from stream_hbaf.features.whisper import Transcript
 from stream_hbaf.live.pipeline import LivePipeline
 from stream_hbaf.live.source import CHUNKS_WAITING

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from stream_hbaf.corpora.dialogue import SPLITS
-from stream_hbaf.corpora.meld import CLIPS, read_meld
 from stream_hbaf.corpora.open_corpus import open_corpus
+from stream_hbaf.corpora.text import CLIPS, read_meld
 from stream_hbaf.errors import ConfigError, CorpusError
 
 LINES = (

@@ -31,9 +31,9 @@ from oracle import (
 from torch import Tensor, nn
 
 from stream_hbaf.errors import ConfigError
-from stream_hbaf.networks.ensemble import Ensemble
 from stream_hbaf.networks.mgcma import MGCMA, MgcmaConfig
-from stream_hbaf.networks.state import Features, Stateless
+from stream_hbaf.networks.network import Features, Stateless
+from stream_hbaf.networks.registry import Ensemble
 
 SMALL = MgcmaConfig(audio_width=6, text_width=5, hidden=8, heads=2, layers=2, classes=3)
 

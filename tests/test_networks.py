@@ -14,7 +14,7 @@ from stream_hbaf.config import Config
 from stream_hbaf.errors import BundleError, ConfigError, ModelError
 from stream_hbaf.features.acoustic import Acoustic
 from stream_hbaf.features.commonsense import NoCommonsense
-from stream_hbaf.features.scaling import Scaling
+from stream_hbaf.features.representations import Scaling
 from stream_hbaf.features.text import TextEncoder
 from stream_hbaf.networks.network import NetworkConfig
 from stream_hbaf.networks.registry import NETWORKS, build, read_network

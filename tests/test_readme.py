@@ -23,7 +23,7 @@ import pytest
 from mosquitto import Mosquitto, free_port, mosquitto, require_mosquitto
 from virtual_microphone import DEVICE, VirtualMicrophone, virtual_microphone
 
-from stream_hbaf.commands.about import settings_table
+from stream_hbaf.cli import settings_table
 
 __all__ = ["virtual_microphone"]
 

@@ -18,17 +18,16 @@ from stream_hbaf.bundle import Bundle, BundleConfig
 from stream_hbaf.config import Config, SourceConfig
 from stream_hbaf.errors import BundleError, ConfigError
 from stream_hbaf.features.acoustic import Acoustic
-from stream_hbaf.features.commonsense import RELATIONS, Event2MindHeads
+from stream_hbaf.features.commonsense import RELATIONS, Event2MindHeads, Inferences
 from stream_hbaf.features.context import EMPTY_WINDOW
-from stream_hbaf.features.inferences import Inferences
-from stream_hbaf.features.scaling import Scaling
+from stream_hbaf.features.representations import Scaling
 from stream_hbaf.features.text import TextEncoder
 from stream_hbaf.features.whisper import Transcript
 from stream_hbaf.live.utterance import LiveUtterance
 from stream_hbaf.networks.calibration import MODALITIES, Calibration, Pattern, pattern_of
 from stream_hbaf.networks.hbaf import HBAF, HbafConfig
+from stream_hbaf.networks.network import Features
 from stream_hbaf.networks.registry import build
-from stream_hbaf.networks.state import Features
 from stream_hbaf.prediction import Prediction, TextFeatures, network_input
 from stream_hbaf.publish.messages import encode
 from stream_hbaf.recognizer import LiveDialogue, Recognizer, require_live

@@ -36,8 +36,7 @@ from oracle import (
 )
 from torch import Tensor
 
-from stream_hbaf.networks.network import NetworkConfig
-from stream_hbaf.networks.state import PARTIES
+from stream_hbaf.networks.network import PARTIES, NetworkConfig
 
 VARIANTS = {
     "sc-lstm": SC_LSTM,

@@ -11,12 +11,12 @@ from stream_hbaf.features.acoustic import AcousticExtractor
 from stream_hbaf.features.context import EMPTY_WINDOW, ContextConfig, Turn
 from stream_hbaf.features.representations import (
     MAX_TOKENS,
+    Scaling,
     frames_to_tokens,
     open_representation,
     rows_to_tokens,
     tokens_to_row,
 )
-from stream_hbaf.features.scaling import Scaling
 from stream_hbaf.features.text import MAX_TEXT_TOKENS, TextEncoder
 from stream_hbaf.training.audio_features import scale, select_features
 

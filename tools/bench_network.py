@@ -26,9 +26,8 @@ from torch import Tensor
 
 from stream_hbaf.networks.hbaf import HBAF, HbafConfig, InterModalLoss, total_loss
 from stream_hbaf.networks.mgcma import MgcmaConfig
-from stream_hbaf.networks.network import Network, NetworkConfig
+from stream_hbaf.networks.network import Features, Network, NetworkConfig
 from stream_hbaf.networks.registry import build
-from stream_hbaf.networks.state import Features
 
 TURNS = (10, 100, 1_000, 10_000)
 COMPARED = (10, 1_000)

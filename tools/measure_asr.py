@@ -25,8 +25,7 @@ from stream_hbaf.config import Config, TranscriptConfig
 from stream_hbaf.evaluation.metrics import word_error_rate
 from stream_hbaf.features import whisper as transcript
 from stream_hbaf.features.whisper_encoder import LONGEST_S, MARGIN_S, resolve_whisper, window_of
-from stream_hbaf.speech.detector import UtteranceDetector
-from stream_hbaf.speech.segmenter import Finish
+from stream_hbaf.speech.segmenter import Finish, UtteranceDetector
 
 RECORDINGS = Path(__file__).parents[1] / "tests" / "recordings"
 SENTENCES = {"01": "Kids are talking by the door", "02": "Dogs are sitting by the door"}

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stream_hbaf.corpora.dialogue import Dialogue, LabelledUtterance
-from stream_hbaf.networks.network import Network
-from stream_hbaf.networks.state import Features
+from stream_hbaf.networks.network import Features, Network
 
 Float32 = NDArray[np.float32]
 Rows = NDArray[np.intp]

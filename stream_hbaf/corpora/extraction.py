@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_hbaf.config import SAMPLE_RATE_HZ
-from stream_hbaf.corpora.augment import NoisesAndRooms
+from stream_hbaf.corpora.augment import NoisesAndRooms, Samples
 from stream_hbaf.corpora.cache import digest_code, key_of, load_array, store_array
-from stream_hbaf.corpora.clips import ClipJob, Preparation, Samples, Segmentation, decode_clip
+from stream_hbaf.corpora.clips import ClipJob, Preparation, Segmentation, decode_clip
 from stream_hbaf.corpora.dialogue import (
     Corpus,
     LabelledUtterance,

@@ -17,8 +17,8 @@ from stream_hbaf.bundle import Bundle
 from stream_hbaf.config import SAMPLE_RATE_HZ, Config
 from stream_hbaf.corpora.asr_errors import lexicon_of, simulate_asr_errors
 from stream_hbaf.corpora.augment import CLEAN, Condition, NoisesAndRooms
+from stream_hbaf.corpora.clips import GAP_S, Playlist
 from stream_hbaf.corpora.dialogue import Corpus, Dialogue, LabelledUtterance, Split, utterances_of
-from stream_hbaf.corpora.playlist import GAP_S, Playlist
 from stream_hbaf.errors import BundleError, CorpusError
 from stream_hbaf.evaluation.metrics import Labels, Probabilities, word_error_rate
 from stream_hbaf.features.whisper import Transcript
@@ -26,7 +26,7 @@ from stream_hbaf.live.pipeline import Recognition, recognise_source
 from stream_hbaf.networks.calibration import MODALITIES, Modality
 from stream_hbaf.prediction import Prediction
 from stream_hbaf.recognizer import Int16, Recognizer
-from stream_hbaf.speech.detector import UtteranceDetector
+from stream_hbaf.speech.segmenter import UtteranceDetector
 
 Flags = NDArray[np.bool_]
 Milliseconds = NDArray[np.float64]

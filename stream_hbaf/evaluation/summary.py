@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_hbaf.corpora.published import publication_of
+from stream_hbaf.corpora.open_corpus import publication_of
 from stream_hbaf.evaluation.metrics import (
     Labels,
     accuracy,

@@ -20,8 +20,7 @@ from stream_hbaf.live.utterance import LiveUtterance
 from stream_hbaf.recognizer import Int16, LiveDialogue, Recognizer
 from stream_hbaf.sessions.format import Stretch, package_versions, sample_at
 from stream_hbaf.sessions.session import Session
-from stream_hbaf.speech.detector import Feed, UtteranceDetector
-from stream_hbaf.speech.segmenter import Begin, Finish
+from stream_hbaf.speech.segmenter import Begin, Feed, Finish, UtteranceDetector
 
 Load = Callable[[Config], AbstractContextManager[Recognizer]]
 Progress = Callable[[str], None]

@@ -27,8 +27,7 @@ from stream_hbaf.live.runtime import STAGES, Recognition, Runtime
 from stream_hbaf.live.utterance import LiveUtterance
 from stream_hbaf.prediction import Prediction, TextFeatures
 from stream_hbaf.recognizer import Int16, LiveDialogue
-from stream_hbaf.speech.detector import Feed, UtteranceAction
-from stream_hbaf.speech.segmenter import Begin, Finish, Pause, Resume
+from stream_hbaf.speech.segmenter import Begin, Feed, Finish, Pause, Resume, UtteranceAction
 
 T = TypeVar("T")
 

@@ -35,8 +35,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stream_hbaf.errors import ConfigError
-from stream_hbaf.networks.network import Criterion, Network, NetworkConfig, Output, Standardise
-from stream_hbaf.networks.state import PARTIES, Features, State
+from stream_hbaf.networks.network import (
+    PARTIES,
+    Criterion,
+    Features,
+    Network,
+    NetworkConfig,
+    Output,
+    Standardise,
+    State,
+)
 from stream_hbaf.networks.windows import ByModality, Sequences, Windows
 
 RELATIONS = ("external", "internal", "purpose")  # COMET's oReact, xReact, xIntent

@@ -19,8 +19,14 @@ from torch import Tensor, nn
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.networks.alignment import AlignmentCriterion
 from stream_hbaf.networks.hbaf import Residual
-from stream_hbaf.networks.network import Network, NetworkConfig, Output, Standardise
-from stream_hbaf.networks.state import Features, Stateless
+from stream_hbaf.networks.network import (
+    Features,
+    Network,
+    NetworkConfig,
+    Output,
+    Standardise,
+    Stateless,
+)
 from stream_hbaf.networks.windows import Sequences
 
 

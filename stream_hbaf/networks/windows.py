@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stream_hbaf.networks.state import PARTIES
+from stream_hbaf.networks.network import PARTIES
 
 ByModality = Mapping[str, Tensor]  # by modality: "a" audio, "l" text
 

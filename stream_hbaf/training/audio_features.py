@@ -31,8 +31,7 @@ from stream_hbaf.corpora.extraction import (
 )
 from stream_hbaf.errors import CorpusError
 from stream_hbaf.features.acoustic import COMPARE
-from stream_hbaf.features.representations import shape_for
-from stream_hbaf.features.scaling import Scaling
+from stream_hbaf.features.representations import Scaling, shape_for
 from stream_hbaf.training.recipe import AudioConfig, Recipe, SelectionConfig
 
 Float32 = NDArray[np.float32]

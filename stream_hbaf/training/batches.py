@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stream_hbaf.corpora.dataset import NO_LABEL, Dataset, Flags, Rows, features_of, pad_dialogues
-from stream_hbaf.networks.state import Features
+from stream_hbaf.networks.network import Features
 from stream_hbaf.training.recipe import BatchConfig
 
 Float32 = NDArray[np.float32]

@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 
 from stream_hbaf.bundle import EVENT2MIND, NONE
-from stream_hbaf.corpora.published import publication_of
+from stream_hbaf.corpora.open_corpus import publication_of
 from stream_hbaf.evaluation.summary import (
     AS_RECORDED,
     CONDITION_TITLES,

@@ -35,10 +35,10 @@ from stream_hbaf.features.commonsense import (
     RELATIONS,
     Commonsense,
     Event2MindHeads,
+    Inferences,
     NoCommonsense,
 )
 from stream_hbaf.features.context import Turn
-from stream_hbaf.features.inferences import Inferences
 from stream_hbaf.features.text import TextEncoder
 from stream_hbaf.files import atomic_write_bytes, atomic_write_text
 from stream_hbaf.training.commonsense_retrieval import (

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_hbaf.features.commonsense import RELATIONS, Event2MindHeads
-from stream_hbaf.features.inferences import prior_of, score_phrases
+from stream_hbaf.features.commonsense import RELATIONS, Event2MindHeads, prior_of, score_phrases
 
 Float32 = NDArray[np.float32]
 Ranking = Callable[[Float32, int], Float32]  # events [N, D], relation → directions [N, K]

@@ -19,8 +19,8 @@ from stream_hbaf.corpora.cache import key_of
 from stream_hbaf.corpora.dataset import NO_LABEL, digest_of_dataset
 from stream_hbaf.corpora.dialogue import Split
 from stream_hbaf.evaluation.metrics import Score, majority_score, spread
-from stream_hbaf.networks.ensemble import join
 from stream_hbaf.networks.network import Network, NetworkConfig
+from stream_hbaf.networks.registry import join
 from stream_hbaf.processes import map_in_processes
 from stream_hbaf.training.card import licence_of, model_card
 from stream_hbaf.training.distributed import is_main_process

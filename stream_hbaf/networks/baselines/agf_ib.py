@@ -31,8 +31,7 @@ from stream_hbaf.networks.baselines.inputs import (
     Projected,
     require_offline_mode,
 )
-from stream_hbaf.networks.network import Criterion, Mode, NetworkConfig, Output
-from stream_hbaf.networks.state import PARTIES, Features
+from stream_hbaf.networks.network import PARTIES, Criterion, Features, Mode, NetworkConfig, Output
 
 INITIAL_LOG_VARIANCE = -4.0  # that of N(0, 1) would drown the gradient in noise
 

@@ -20,8 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from stream_hbaf.networks.baselines.inputs import Inputs, run_packed
-from stream_hbaf.networks.network import Mode, Network, NetworkConfig, Output
-from stream_hbaf.networks.state import Features, State
+from stream_hbaf.networks.network import Features, Mode, Network, NetworkConfig, Output, State
 
 LstmState = tuple[Tensor, Tensor]  # hidden and cell, [S, H] each
 

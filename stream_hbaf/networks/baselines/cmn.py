@@ -23,8 +23,7 @@ from torch.nn import functional as F
 
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.networks.baselines.inputs import Inputs, Projected, require_live_mode
-from stream_hbaf.networks.network import Network, NetworkConfig, Output
-from stream_hbaf.networks.state import Features, State
+from stream_hbaf.networks.network import Features, Network, NetworkConfig, Output, State
 
 
 @dataclass(frozen=True, slots=True)

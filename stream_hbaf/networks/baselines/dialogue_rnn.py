@@ -23,8 +23,15 @@ from torch.nn import functional as F
 
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.networks.baselines.inputs import Inputs, Projected
-from stream_hbaf.networks.network import Mode, Network, NetworkConfig, Output
-from stream_hbaf.networks.state import PARTIES, Features, State
+from stream_hbaf.networks.network import (
+    PARTIES,
+    Features,
+    Mode,
+    Network,
+    NetworkConfig,
+    Output,
+    State,
+)
 
 
 @dataclass(frozen=True, slots=True)

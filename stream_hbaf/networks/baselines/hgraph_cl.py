@@ -27,8 +27,7 @@ from torch import Tensor, nn
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.networks.baselines.inputs import Inputs, Offline, Projected, require_offline_mode
 from stream_hbaf.networks.baselines.mmgcn import BiLstm
-from stream_hbaf.networks.network import Criterion, Mode, NetworkConfig, Output
-from stream_hbaf.networks.state import Features
+from stream_hbaf.networks.network import Criterion, Features, Mode, NetworkConfig, Output
 
 
 @dataclass(frozen=True, slots=True)

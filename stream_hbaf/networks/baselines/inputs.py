@@ -12,8 +12,14 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from stream_hbaf.errors import ConfigError, ModelError
-from stream_hbaf.networks.network import SEES_THE_FUTURE, Network, NetworkConfig, Standardise
-from stream_hbaf.networks.state import Features, Stateless
+from stream_hbaf.networks.network import (
+    SEES_THE_FUTURE,
+    Features,
+    Network,
+    NetworkConfig,
+    Standardise,
+    Stateless,
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ Not given by the paper, our choice: query, key and value in the fusion (text, au
 public re-implementations), no positional encoding (as there), widths and numbers of layers, a
 classifier of two layers.
 
-Not causal: every encoder sees the whole dialogue. Letters as in state.py; h heads.
+Not causal: every encoder sees the whole dialogue. Letters as in network.py; h heads.
 """
 
 from dataclasses import dataclass
@@ -24,8 +24,7 @@ from torch import Tensor, nn
 
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.networks.baselines.inputs import Inputs, Offline, Projected, require_offline_mode
-from stream_hbaf.networks.network import Mode, NetworkConfig, Output
-from stream_hbaf.networks.state import Features
+from stream_hbaf.networks.network import Features, Mode, NetworkConfig, Output
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ are GRUs as in DialogueRNN (Majumder et al. 2019), which has these three; attent
 product; the common representation is a linear map of each modality, and back.
 
 Causal: one forward recurrence; the state is one vector for each party, for the topic and for the
-emotion, whatever the dialogue's length. Letters as in state.py; P parties.
+emotion, whatever the dialogue's length. Letters as in network.py; P parties.
 """
 
 from dataclasses import dataclass, replace
@@ -28,8 +28,15 @@ from torch import Tensor, nn
 
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.networks.baselines.inputs import Inputs, Projected, require_live_mode
-from stream_hbaf.networks.network import Criterion, Network, NetworkConfig, Output
-from stream_hbaf.networks.state import PARTIES, Features, State
+from stream_hbaf.networks.network import (
+    PARTIES,
+    Criterion,
+    Features,
+    Network,
+    NetworkConfig,
+    Output,
+    State,
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ of its most likely label, over the sum of all modalities'; its own classifier is
 entropy; memories begin shorter than in Mamba, since dialogues have few turns.
 
 ``offline`` is the original. ``live`` leaves the second direction out and is causal: a state space
-is a recurrence, whose state is all that is carried. Letters as in state.py; M modalities, E inner
+is a recurrence, whose state is all that is carried. Letters as in network.py; M modalities, E inner
 width, N states of each inner dimension, K the convolution's width.
 """
 
@@ -27,8 +27,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stream_hbaf.networks.baselines.inputs import Inputs, Projected
-from stream_hbaf.networks.network import Criterion, Mode, Network, NetworkConfig, Output
-from stream_hbaf.networks.state import Features, State
+from stream_hbaf.networks.network import (
+    Criterion,
+    Features,
+    Mode,
+    Network,
+    NetworkConfig,
+    Output,
+    State,
+)
 
 KERNEL = 4  # K, turns that the convolution sees
 INITIAL_DELTA = 0.01, 1.0  # the range of Δ before training

@@ -28,8 +28,7 @@ from stream_hbaf.networks.baselines.inputs import (
     require_offline_mode,
     run_packed,
 )
-from stream_hbaf.networks.network import Mode, NetworkConfig, Output
-from stream_hbaf.networks.state import PARTIES, Features
+from stream_hbaf.networks.network import PARTIES, Features, Mode, NetworkConfig, Output
 
 ALMOST_ONE = 0.99999  # of a cosine: the arc cosine's slope at 1 is infinite
 SHORTEST = 1e-2  # a vector's length below which its direction counts for less: zero has none

@@ -15,7 +15,7 @@ an utterance has one key only, so that it is its value, a linear map. The author
 across the utterances of a batch; here no utterance may depend on its batch.
 
 Causal: each utterance is classified by itself; all context is in the text features. Letters as in
-state.py; N utterances compared with one another, C classes.
+network.py; N utterances compared with one another, C classes.
 """
 
 from dataclasses import dataclass
@@ -26,8 +26,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stream_hbaf.networks.baselines.inputs import Inputs, Projected, require_live_mode
-from stream_hbaf.networks.network import Criterion, Network, NetworkConfig, Output
-from stream_hbaf.networks.state import Features, Stateless
+from stream_hbaf.networks.network import (
+    Criterion,
+    Features,
+    Network,
+    NetworkConfig,
+    Output,
+    Stateless,
+)
 
 SMALLEST_NORM = 1e-6
 
