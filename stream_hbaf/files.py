@@ -1,7 +1,7 @@
 """Writes files atomically: a reader sees the old file or the whole new one, never a part.
 
-The new content is written to a temporary file in the same folder, which then takes the file's
-name. Standard library only.
+The new content is written to a temporary file in the same folder, which is then renamed to the
+file's name. Standard library only.
 """
 
 import errno

@@ -115,6 +115,7 @@ class _Worker:
         self._index = -1
 
     def send(self, index: int, item: object) -> None:
+        """Have the worker work on an item. Raises WorkerDiedError."""
         self._index = index
         try:
             self.connection.send(item)
@@ -142,7 +143,7 @@ class _Worker:
         code = self.process.exitcode or 0
         reason = f"signal {signal.Signals(-code).name}" if code < 0 else f"status {code}"
         raise WorkerDiedError(
-            f"a worker process died ({reason}), perhaps for lack of memory; take fewer workers",
+            f"a worker process died ({reason}), perhaps for lack of memory; use fewer workers",
             index=self._index,
         )
 

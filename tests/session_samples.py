@@ -10,7 +10,7 @@ from stream_hbaf.audio.source import Chunk
 from stream_hbaf.events import DialogueSummary, Emotion, Model, Utterance
 from stream_hbaf.sessions.format import Header
 
-Sound = NDArray[np.int16]
+Samples = NDArray[np.int16]
 
 RECORDING = Path(__file__).parent / "recordings" / "jfk.flac"
 
@@ -26,8 +26,8 @@ def header(name: str = "20260101T120000Z-abcdef") -> Header:
     )
 
 
-def chunk(sound: Sound, start: int, end: int, *, after_gap: bool = False) -> Chunk:
-    return Chunk(start, sound[start:end], time.monotonic(), after_gap=after_gap)
+def chunk(samples: Samples, start: int, end: int, *, after_gap: bool = False) -> Chunk:
+    return Chunk(start, samples[start:end], time.monotonic(), after_gap=after_gap)
 
 
 def utterance(

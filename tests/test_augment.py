@@ -38,16 +38,16 @@ def tone(hz: float, *, peak: float = 10_000) -> Samples:
     return np.rint(peak * np.sin(2 * np.pi * hz * time_s)).astype(np.int16)
 
 
-def rms_db(sound: Samples | Waveform) -> float:
-    return 10 * float(np.log10(np.mean(np.square(sound.astype(np.float64)))))
+def rms_db(samples: Samples | Waveform) -> float:
+    return 10 * float(np.log10(np.mean(np.square(samples.astype(np.float64)))))
 
 
 def test_noise_has_the_asked_ratio():
-    """Sound and noise differ by the SNR, measured on what was added."""
+    """Clip and noise differ by the SNR, measured on what was added."""
     draw = np.random.default_rng(1)
-    sound, noise = draw.standard_normal(16_000), 5 * draw.standard_normal(16_000)
-    added = add_noise(sound, noise, snr_db=12.0) - sound
-    ratio = 10 * np.log10(np.mean(sound**2) / np.mean(added**2))
+    clip, noise = draw.standard_normal(16_000), 5 * draw.standard_normal(16_000)
+    added = add_noise(clip, noise, snr_db=12.0) - clip
+    ratio = 10 * np.log10(np.mean(clip**2) / np.mean(added**2))
     assert ratio == pytest.approx(12.0, abs=1e-6)
 
 
@@ -59,7 +59,7 @@ def test_gain_clips_instead_of_wrapping():
 
 
 def test_level_is_reached_whatever_the_recording():
-    """A quiet and a loud recording come out equally loud: level must tell nothing."""
+    """A quiet and a loud recording come out equally loud: level must not predict anything."""
     tone = np.sin(np.arange(16_000) / 20)
     for peak in (300, 20_000):
         samples = (peak * tone).astype(np.int16)
@@ -68,7 +68,7 @@ def test_level_is_reached_whatever_the_recording():
 
 
 def test_same_condition_gives_the_same_sound():
-    """A condition and its seed fix every sample; another seed gives another sound."""
+    """A condition and its seed fix every sample; another seed gives others."""
     samples = read_audio(SPOKEN)[:32_000]
     around = NoisesAndRooms(noises=(samples[::-1].copy(),), rooms=(samples[:800],))
     condition = Condition(snr_db=5.0, room=True, seed=3)
@@ -88,12 +88,12 @@ def test_nothing_to_change_is_the_recording_itself():
 def test_faster_is_higher_and_shorter(speed):
     """As a tape: 1000 Hz at 6/5 of the speed is 1200 Hz for 5/6 of the time, as loud as before."""
     samples = tone(1000)
-    heard = augment(samples, Condition(speed=speed), QUIET)
-    assert len(heard) == -(-len(samples) * speed.denominator // speed.numerator)
-    spectrum = np.abs(np.fft.rfft(heard * np.hanning(len(heard))))
-    peak_hz = float(spectrum.argmax() * SAMPLE_RATE_HZ / len(heard))
+    changed = augment(samples, Condition(speed=speed), QUIET)
+    assert len(changed) == -(-len(samples) * speed.denominator // speed.numerator)
+    spectrum = np.abs(np.fft.rfft(changed * np.hanning(len(changed))))
+    peak_hz = float(spectrum.argmax() * SAMPLE_RATE_HZ / len(changed))
     assert peak_hz == pytest.approx(1000 * speed, abs=0.5)
-    assert rms_db(heard) == pytest.approx(rms_db(samples), abs=0.1)
+    assert rms_db(changed) == pytest.approx(rms_db(samples), abs=0.1)
 
 
 def test_a_channel_lets_its_band_pass():
@@ -102,8 +102,8 @@ def test_a_channel_lets_its_band_pass():
     passed = {}
     for hz in (100, 300, 1000, 3400, 6000):
         samples = tone(hz)
-        heard = augment(samples, telephone, QUIET)[SAMPLE_RATE_HZ:]  # once the filter has settled
-        passed[hz] = rms_db(heard) - rms_db(samples)
+        changed = augment(samples, telephone, QUIET)[SAMPLE_RATE_HZ:]  # once the filter has settled
+        passed[hz] = rms_db(changed) - rms_db(samples)
     assert passed[100] < -35  # 40.6 dB down
     assert passed[300] == pytest.approx(-3, abs=0.1)
     assert passed[1000] == pytest.approx(0, abs=0.01)
@@ -115,17 +115,17 @@ def test_a_channel_lets_its_band_pass():
 def test_every_channel_keeps_a_voice(band_hz):
     """Whatever the channel, 1 kHz comes through within 1 dB, and length stays."""
     samples = tone(1000)
-    heard = augment(samples, Condition(band_hz=band_hz), QUIET)
-    assert len(heard) == len(samples)
-    assert abs(rms_db(heard[SAMPLE_RATE_HZ:]) - rms_db(samples)) < 1
+    changed = augment(samples, Condition(band_hz=band_hz), QUIET)
+    assert len(changed) == len(samples)
+    assert abs(rms_db(changed[SAMPLE_RATE_HZ:]) - rms_db(samples)) < 1
 
 
 @pytest.mark.parametrize("peak", [30_000, 10_000, 3_000, 300])
 def test_companding_keeps_within_its_steps(peak):
-    """No sample moves by more than half a step, and steps are small where the sound is."""
-    sound = tone(441, peak=peak).astype(np.float64)
-    error = np.abs(compand(sound) - sound)
-    half_step = np.log1p(255) / 127 / 2 * (np.abs(sound) + 32768 / 255)
+    """No sample moves by more than half a step, and steps are small where the samples are."""
+    wave = tone(441, peak=peak).astype(np.float64)
+    error = np.abs(compand(wave) - wave)
+    half_step = np.log1p(255) / 127 / 2 * (np.abs(wave) + 32768 / 255)
     assert (error <= 1.02 * half_step).all()  # the step's own slope: 1.01 at most
     assert error.max() > 0.9 * half_step.min()
 
@@ -134,8 +134,8 @@ def test_companding_is_as_noisy_as_a_telephone():
     """About 38 dB below a loud sine, and still 33 dB below one that is 40 dB quieter."""
     for peak, snr_db in ((30_000, 38.4), (10_000, 38.4), (3_000, 38.2), (300, 33.3)):
         samples = tone(441, peak=peak)
-        heard = augment(samples, Condition(companded=True), QUIET).astype(np.float64)
-        assert rms_db(samples) - rms_db(heard - samples) == pytest.approx(snr_db, abs=0.5)
+        changed = augment(samples, Condition(companded=True), QUIET).astype(np.float64)
+        assert rms_db(samples) - rms_db(changed - samples) == pytest.approx(snr_db, abs=0.5)
 
 
 def test_training_meets_every_kind_of_augment():

@@ -137,7 +137,7 @@ def test_event2mind_reads_phrases_by_relation(tmp_path):
 
 
 def test_event2mind_speaks_in_the_first_person():
-    """The event reads as if its person told it, since that is what utterances are."""
+    """The event reads as its person would say it, as utterances do."""
     assert in_first_person("PersonX finds PersonX's ___ in PersonY's car") == (
         "I finds my something in their car"
     )

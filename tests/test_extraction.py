@@ -58,19 +58,19 @@ def write_mp4(path: Path, samples: Samples, *, index_first: bool = False) -> Non
     with av.open(str(path), "w", options=options) as out:
         video = out.add_stream("mpeg4", rate=24)
         video.width, video.height, video.pix_fmt = 32, 32, "yuv420p"
-        sound = out.add_stream("aac", rate=RATE, layout="stereo")
+        audio = out.add_stream("aac", rate=RATE, layout="stereo")
         for n in range(len(samples) * 24 // RATE):
             picture = av.VideoFrame.from_ndarray(np.full((32, 32, 3), n % 256, np.uint8))
             out.mux(video.encode(picture))
         both = np.repeat(samples, 2)[None]  # packed: left, right, left ...
         frame = av.AudioFrame.from_ndarray(both, format="s16", layout="stereo")
         frame.sample_rate = RATE
-        out.mux(sound.encode(frame))
-        for stream in (video, sound):
+        out.mux(audio.encode(frame))
+        for stream in (video, audio):
             out.mux(stream.encode(None))
 
 
-def said(clip: Path | None, *, name: str = "", **fields: object) -> LabelledUtterance:
+def utterance(clip: Path | None, *, name: str = "", **fields: object) -> LabelledUtterance:
     name = name or (clip.stem if clip else "unnamed")
     return LabelledUtterance(name, "Ross", "Hi.", None, audio=clip, **fields)  # type: ignore[arg-type]
 
@@ -120,7 +120,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def meld(raw: Path) -> Corpus:
     splits = {
         split: tuple(
-            Dialogue(clip.stem, (said(clip, name=f"{split} {clip.stem}"),))
+            Dialogue(clip.stem, (utterance(clip, name=f"{split} {clip.stem}"),))
             for clip in sorted((raw / house).iterdir())
         )
         for split, house in HOUSES.items()
@@ -130,7 +130,7 @@ def meld(raw: Path) -> Corpus:
 
 @pytest.fixture(scope="module")
 def extracted(meld: Corpus, tmp_path_factory: pytest.TempPathFactory) -> ExtractedCorpus:
-    """The corpus's ComParE, by two processes that nobody disturbed."""
+    """The corpus's ComParE, by two processes that ran undisturbed."""
     return run(meld, tmp_path_factory.mktemp("cache"), representation="compare", workers=2)
 
 
@@ -275,7 +275,7 @@ def test_cache_of_another_version(
     raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Features of another version are never read, stay where they are, and are named in a line."""
-    corpus = one_dialogue(said(raw / "train_splits" / "dia0_utt0.mp4"))
+    corpus = one_dialogue(utterance(raw / "train_splits" / "dia0_utt0.mp4"))
     old = run(corpus, tmp_path)
     (file,) = finished(tmp_path)
     np.save(file, np.zeros(28, np.float32))  # would show if it was read
@@ -296,12 +296,12 @@ def test_cache_knows_content_not_names(raw: Path, tmp_path: Path) -> None:
     contents = [clip.read_bytes() for clip in sorted(raw.rglob("dia0_*.mp4"))[:3]]
     clips = [tmp_path / f"{n}.mp4" for n in range(3)]
     clips[0].write_bytes(contents[0])
-    known = run(one_dialogue(said(clips[0])), tmp_path / "cache").features["train"]
+    known = run(one_dialogue(utterance(clips[0])), tmp_path / "cache").features["train"]
     before = finished(tmp_path / "cache")
     clips[1].write_bytes(contents[1])
     clips[0].rename(clips[2])
     clips[0].write_bytes(contents[2])
-    found = run(one_dialogue(*map(said, clips)), tmp_path / "cache").features["train"]
+    found = run(one_dialogue(*map(utterance, clips)), tmp_path / "cache").features["train"]
     after = finished(tmp_path / "cache")
     mfcc = open_representation("mfcc")
     np.testing.assert_array_equal(found[0], mfcc.extract(read_audio(clips[0])))
@@ -309,28 +309,28 @@ def test_cache_knows_content_not_names(raw: Path, tmp_path: Path) -> None:
     assert (len(after), {file: after[file] for file in before}) == (3, before)
     for file in after:
         file.write_bytes(file.read_bytes()[:-50])
-    mended = run(one_dialogue(*map(said, clips)), tmp_path / "cache").features["train"]
+    mended = run(one_dialogue(*map(utterance, clips)), tmp_path / "cache").features["train"]
     np.testing.assert_array_equal(mended, found)
 
 
 def test_cuts_from_one_recording(tmp_path: Path) -> None:
     """Start and end cut to the sample; a cut outside its recording, or too short, is skipped."""
     clip = RECORDINGS / "jfk.flac"  # 11 s
-    heard: list[tuple[int, int, Path]] = []
+    calls: list[tuple[int, int, Path]] = []
     found = extract_corpus(
         one_dialogue(
-            said(clip, name="a", start_s=1.0, end_s=2.5),
-            said(clip, name="b", start_s=9.5),
-            said(clip, name="c", start_s=11.0, end_s=12.0),
-            said(clip, name="d", start_s=10.0, end_s=12.0),
-            said(clip, name="e", start_s=3.0, end_s=3.05),
-            said(None, name="f"),
-            said(tmp_path / "gone.wav", name="g"),
+            utterance(clip, name="a", start_s=1.0, end_s=2.5),
+            utterance(clip, name="b", start_s=9.5),
+            utterance(clip, name="c", start_s=11.0, end_s=12.0),
+            utterance(clip, name="d", start_s=10.0, end_s=12.0),
+            utterance(clip, name="e", start_s=3.0, end_s=3.05),
+            utterance(None, name="f"),
+            utterance(tmp_path / "gone.wav", name="g"),
         ),
         representation="mfcc",
         cache=tmp_path / "cache",
         workers=1,
-        progress=lambda *step: heard.append(step),
+        progress=lambda *step: calls.append(step),
     )
     mfcc = open_representation("mfcc")
     for row, samples in enumerate((SPEECH[RATE : RATE * 5 // 2], SPEECH[RATE * 19 // 2 :])):
@@ -343,15 +343,15 @@ def test_cuts_from_one_recording(tmp_path: Path) -> None:
         Skipped("f", None, "the corpus names no clip"),
         Skipped("g", tmp_path / "gone.wav", "can't be read (No such file or directory)"),
     )
-    assert heard == [(2, 2, clip)]  # two recordings, of which one can't be read
+    assert calls == [(2, 2, clip)]  # two recordings, of which one can't be read
 
 
 def test_corpus_without_sound(tmp_path: Path) -> None:
     """A corpus that names no clip at all can't be extracted, and says so at once."""
     with pytest.raises(
-        CorpusError, match=r"^meld: no utterance has a clip; put the corpus's sound"
+        CorpusError, match=r"^meld: no utterance has a clip; put the corpus's clips"
     ):
-        run(one_dialogue(said(None), said(None)), tmp_path)
+        run(one_dialogue(utterance(None), utterance(None)), tmp_path)
 
 
 def test_representation_that_cannot_be_opened(raw: Path, tmp_path: Path) -> None:
@@ -368,7 +368,7 @@ def test_representation_that_cannot_be_opened(raw: Path, tmp_path: Path) -> None
     Wav2Vec2FeatureExtractor().save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match=r"^device nonsense: can't be used \(.*\); choose cpu$"):
         extract_corpus(
-            one_dialogue(said(raw / "train_splits" / "dia0_utt0.mp4")),
+            one_dialogue(utterance(raw / "train_splits" / "dia0_utt0.mp4")),
             representation=str(tmp_path),
             cache=tmp_path / "cache",
             workers=2,
@@ -381,9 +381,9 @@ def test_prosody_comes_from_the_tables(tmp_path: Path) -> None:
     """Rows are what describe_prosody gives for each dialogue; an utterance without is named."""
     draw = np.random.default_rng(0)
     tables = draw.uniform(1, 200, (5, 8))
-    utterances = [said(None, name=str(n), prosody=tuple(row)) for n, row in enumerate(tables)]
-    without = said(None, name="lost")
-    unmeasured = said(None, name="empty", prosody=(np.nan,) * 8)
+    utterances = [utterance(None, name=str(n), prosody=tuple(row)) for n, row in enumerate(tables)]
+    without = utterance(None, name="lost")
+    unmeasured = utterance(None, name="empty", prosody=(np.nan,) * 8)
     corpus = Corpus(
         "meld",
         LABELS,
@@ -453,10 +453,10 @@ def test_silence_around_a_clip_is_cut_as_live() -> None:
     """Of a second of silence at either end at most pre-roll and post-roll remain."""
     segmentation = Segmentation()
     silence = np.zeros(RATE, np.int16)
-    spoken = SPEECH[: 3 * RATE]
-    clip = np.concatenate([silence, spoken, silence])
+    speech = SPEECH[: 3 * RATE]
+    clip = np.concatenate([silence, speech, silence])
     cut = segmentation.longest_utterance(clip, segmentation.open_detector())
-    assert len(cut) <= len(spoken) + (256 + 160 + 64) * 16
+    assert len(cut) <= len(speech) + (256 + 160 + 64) * 16
     nothing = np.concatenate([silence, silence])
     np.testing.assert_array_equal(
         segmentation.longest_utterance(nothing, segmentation.open_detector()), nothing
@@ -538,7 +538,7 @@ def test_a_worker_that_dies_is_one_line(raw: Path, tmp_path: Path) -> None:
     assert died.stdout.splitlines() == [
         f"1 2 {house}/dia0_utt0.mp4",
         f"{house}/dia0_utt1.mp4: a worker process died (signal SIGKILL), perhaps for lack of "
-        "memory; take fewer workers; 1 of 2 clips are kept, run it again and it goes on from there",
+        "memory; use fewer workers; 1 of 2 clips are kept, run it again and it goes on from there",
     ]
     assert died.stderr == ""
 

@@ -24,11 +24,11 @@ FOUR = {
 
 
 def make_dialogue(name: str, *labels: str | None) -> Dialogue:
-    said = (
+    utterances = (
         LabelledUtterance(f"{name}_{n}", "Mary", f"words {n}", label, Path(f"{name}_{n}.wav"))
         for n, label in enumerate(labels)
     )
-    return Dialogue(name, tuple(said))
+    return Dialogue(name, tuple(utterances))
 
 
 def make_iemocap() -> Corpus:
@@ -51,7 +51,7 @@ def make_clips() -> Corpus:
 
 
 def labels_in(dialogue: Dialogue) -> list[str | None]:
-    return [said.label for said in dialogue.utterances]
+    return [one.label for one in dialogue.utterances]
 
 
 def test_nothing_chosen_is_the_corpus_itself() -> None:
@@ -108,7 +108,7 @@ def test_classes_that_cannot_be(classes: dict[str, list[str]], message: str) -> 
 
 
 def test_a_split_without_any_class_is_refused() -> None:
-    """What couldn't be learnt, or couldn't be judged, is said before hours of work."""
+    """What can't be trained or evaluated on is refused before hours of work."""
     clips = make_clips()
     happy = tuple(d for d in clips.splits["dev"] if d.id == "joy")
     corpus = Corpus("mine", LABELS, {**clips.splits, "dev": happy})
@@ -131,7 +131,7 @@ def test_each_fold_tests_on_its_own_session(session: int) -> None:
 
 
 def test_dev_of_a_fold_is_every_tenth_dialogue() -> None:
-    """By name, whatever the published splits were: all four other sessions are heard in dev."""
+    """By name, whatever the published splits were: all four other sessions are in dev."""
     dev = select(make_iemocap(), fold=2).splits["dev"]
     assert [d.id for d in dev] == [
         "Ses01F_impro01",

@@ -33,15 +33,15 @@ def write_dialogue(folder: Path, name: str, turns: tuple[tuple, ...] = SPOKEN) -
     for place in (evaluations / "Categorical", transcriptions, wav):
         place.mkdir(parents=True, exist_ok=True)
     summary = ["% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]", ""]
-    said = []
+    lines = []
     for turn, start, end, emotion, text in turns:
         summary += [
             f"[{start:.4f} - {end:.4f}]\t{name}_{turn}\t{emotion}\t[2.5000, 2.5000, 2.5000]"
         ]
         summary += ["C-E2:\tNeutral;\t()", "A-F1:\tval 3; act 2; dom  1;\t()", ""]
-        said.append(f"{name}_{turn} [{start:08.4f}-{end:08.4f}]: {text}")
+        lines.append(f"{name}_{turn} [{start:08.4f}-{end:08.4f}]: {text}")
         (wav / f"{name}_{turn}.wav").touch()
-    (transcriptions / f"{name}.txt").write_text("\n".join([*said, "M: [LAUGHTER]"]))
+    (transcriptions / f"{name}.txt").write_text("\n".join([*lines, "M: [LAUGHTER]"]))
     (evaluations / f"._{name}.txt").write_bytes(b"\x00\x05\x16\x07")
     evaluation = evaluations / f"{name}.txt"
     evaluation.write_text("\n".join(summary))
@@ -74,13 +74,13 @@ def test_release_reads_turns_in_order_of_time(release):
 
 
 def test_release_names_every_turns_recording(release):
-    """A turn's sound is sentences/wav/<dialogue>/<turn>.wav of its session."""
+    """A turn's audio is sentences/wav/<dialogue>/<turn>.wav of its session."""
     (dialogue,) = read_iemocap(release, "test")
     assert dialogue.utterances[0].audio == (
         release / "IEMOCAP_full_release/Session5/sentences/wav/Ses05F_impro01"
         "/Ses05F_impro01_F000.wav"
     )
-    assert all(said.audio is not None and said.audio.is_file() for said in dialogue.utterances)
+    assert all(one.audio is not None and one.audio.is_file() for one in dialogue.utterances)
 
 
 def test_release_is_found_without_its_outer_folder(release):
@@ -127,9 +127,9 @@ def test_release_without_a_session_is_refused(release):
 
 
 def test_release_takes_measurements_from_the_table(release):
-    """With the table beside it, the release tells order and sound, the table the prosody."""
+    """With the table beside it, order and audio are the release's, prosody is the table's."""
     write_table(release, f"Ses05F_impro01,1,exc,M,test,Let me see them.,{MEASURED}")
-    by_id = {said.id: said for said in read_iemocap(release, "test")[0].utterances}
+    by_id = {one.id: one for one in read_iemocap(release, "test")[0].utterances}
     assert by_id["Ses05F_impro01_M001"].prosody[:3] == (2.5, 55.0, 6.5)
     assert by_id["Ses05F_impro01_F000"].prosody is None
 
@@ -145,17 +145,17 @@ def test_table_gives_what_the_release_gives(tmp_path):
     """Ids, speakers, words and labels are those of the release; an empty cell is nan."""
     write_table(tmp_path, f"Ses02F_impro02,0,hap,M,valid,Well  now.,{MEASURED}")
     (dialogue,) = read_iemocap(tmp_path, "dev")
-    (said,) = dialogue.utterances
-    assert said == LabelledUtterance(
+    (turn,) = dialogue.utterances
+    assert turn == LabelledUtterance(
         id="Ses02F_impro02_M000",
         speaker="James",
         text="Well now.",
         label="happiness",
-        prosody=said.prosody,
+        prosody=turn.prosody,
     )
-    assert said.prosody[:6] == (2.5, 55.0, 6.5, 179.4, 17.9, 56.7)
-    assert math.isnan(said.prosody[6])
-    assert said.prosody[7] == 7.0
+    assert turn.prosody[:6] == (2.5, 55.0, 6.5, 179.4, 17.9, 56.7)
+    assert math.isnan(turn.prosody[6])
+    assert turn.prosody[7] == 7.0
 
 
 def test_table_merges_the_two_speakers_evenly(tmp_path):
@@ -163,7 +163,7 @@ def test_table_merges_the_two_speakers_evenly(tmp_path):
     turns = [("F", n, "neu") for n in range(4)] + [("M", n, "sad") for n in range(2)]
     write_table(tmp_path, *table_of(*turns))
     (dialogue,) = read_iemocap(tmp_path, "test")
-    assert [said.text for said in dialogue.utterances] == ["F0", "M0", "F1", "F2", "M1", "F3"]
+    assert [one.text for one in dialogue.utterances] == ["F0", "M0", "F1", "F2", "M1", "F3"]
 
 
 @pytest.mark.parametrize(

@@ -25,22 +25,22 @@ def write(folder: Path, *rows: str, header: str = HEADER) -> Path:
 
 
 def test_manifest_reads_all_splits(tmp_path: Path) -> None:
-    """Rows become dialogues in their order, with sound, times, and the train rows' labels."""
+    """Rows become dialogues in their order, with audio, times, and the train rows' labels."""
     corpus = open_corpus(str(write(tmp_path, *GOOD)), tmp_path)
-    sound = tmp_path / "one.wav"
+    audio = tmp_path / "one.wav"
     assert corpus.labels == ("joy", "sadness")
     assert corpus.splits["train"] == (
         Dialogue(
             "visit1",
             (
                 LabelledUtterance(
-                    "a", "Anna", "Well, hello.", "joy", sound, start_s=0.4, end_s=1.85
+                    "a", "Anna", "Well, hello.", "joy", audio, start_s=0.4, end_s=1.85
                 ),
-                LabelledUtterance("b", "Ben", "Oh no.", "sadness", sound, start_s=1.5, end_s=3.0),
+                LabelledUtterance("b", "Ben", "Oh no.", "sadness", audio, start_s=1.5, end_s=3.0),
             ),
         ),
     )
-    assert [said.label for said in corpus.splits["dev"][0].utterances] == [None, "joy"]
+    assert [one.label for one in corpus.splits["dev"][0].utterances] == [None, "joy"]
     assert corpus.splits["test"][0].utterances[0].audio is None
 
 
@@ -122,7 +122,7 @@ def test_manifest_names_the_column_it_does_not_know(
 def test_manifest_without_enough_rows_is_refused(
     tmp_path: Path, rows: list[str], complaint: str
 ) -> None:
-    """What can't be trained and measured on is said before anything starts."""
+    """What can't be trained and measured on is refused before anything starts."""
     with pytest.raises(CorpusError, match=rf"own\.csv: .*{complaint}"):
         open_corpus(str(write(tmp_path, *rows)), tmp_path)
 
@@ -131,8 +131,8 @@ def test_manifest_lets_speakers_talk_at_once(tmp_path: Path) -> None:
     """Turns may overlap, and every recording has a clock of its own."""
     (tmp_path / "two.wav").touch()
     rows = (*GOOD, "visit1,z,Anna,And?,joy,train,two.wav,0.1,0.9")
-    said = open_corpus(str(write(tmp_path, *rows)), tmp_path).splits["train"][0].utterances
-    assert [(turn.start_s, turn.end_s) for turn in said] == [(0.4, 1.85), (1.5, 3.0), (0.1, 0.9)]
+    turns = open_corpus(str(write(tmp_path, *rows)), tmp_path).splits["train"][0].utterances
+    assert [(turn.start_s, turn.end_s) for turn in turns] == [(0.4, 1.85), (1.5, 3.0), (0.1, 0.9)]
 
 
 def test_manifest_missing_says_what_was_expected_where(tmp_path: Path) -> None:
@@ -145,14 +145,14 @@ def test_manifest_for_evaluation_needs_a_label_and_a_clip(tmp_path: Path) -> Non
     """With a bundle's labels: no train rows, no other column, and its labels are the corpus's."""
     path = write(tmp_path, "one.wav,joy", "one.wav,", header="audio,label")
     corpus = open_corpus(str(path), tmp_path, all_splits=False, labels=("joy", "anger", "fear"))
-    sound = tmp_path / "one.wav"
+    audio = tmp_path / "one.wav"
     assert corpus.labels == ("anger", "fear", "joy")
     assert corpus.splits == {
         "train": (),
         "dev": (),
         "test": (
-            Dialogue("line 2", (LabelledUtterance("line 2", "speaker", "", "joy", sound),)),
-            Dialogue("line 3", (LabelledUtterance("line 3", "speaker", "", None, sound),)),
+            Dialogue("line 2", (LabelledUtterance("line 2", "speaker", "", "joy", audio),)),
+            Dialogue("line 3", (LabelledUtterance("line 3", "speaker", "", None, audio),)),
         ),
     }
 

@@ -66,7 +66,7 @@ def test_meld_keeps_an_utterance_whose_clip_is_missing(tmp_path):
 
 
 def test_meld_without_clips_and_tables_is_words_alone(tmp_path):
-    """Neither sound nor measurements are made up."""
+    """Neither audio nor measurements are made up."""
     (tmp_path / "train_sent_emo.csv").write_text("\n".join(LINES))
     first = read_meld(tmp_path, "train")[0].utterances[0]
     assert (first.audio, first.prosody) == (None, None)
@@ -103,7 +103,7 @@ def test_corpus_holds_all_splits(tmp_path):
 
 
 def test_corpus_with_an_empty_split_is_refused(tmp_path):
-    """A file without a single row is said, not trained on."""
+    """A file without rows is refused, not trained on."""
     (write_release(tmp_path / "meld") / "dev_sent_emo.csv").write_text(LINES[0])
     with pytest.raises(CorpusError, match=rf"{tmp_path}/meld: meld's dev split is empty"):
         open_corpus("meld", tmp_path)

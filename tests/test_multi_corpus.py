@@ -47,10 +47,10 @@ def test_goemotions_names_the_one_emotion_there_is(tmp_path):
     folder = write_comments(
         tmp_path, "Great\t3\ta", "Well\t4\tb", "Nice\t4,3\tc", "Oh\t3,6\td", "Ow\t5,5\te"
     )
-    said = [dialogue.utterances for dialogue in read_goemotions(folder, "train")]
-    assert [len(turns) for turns in said] == [1] * 5
-    assert [turns[0].label for turns in said] == ["joy", "neutral", "joy", None, "sadness"]
-    assert said[0][0].id == "a"
+    found = [dialogue.utterances for dialogue in read_goemotions(folder, "train")]
+    assert [len(turns) for turns in found] == [1] * 5
+    assert [turns[0].label for turns in found] == ["joy", "neutral", "joy", None, "sadness"]
+    assert found[0][0].id == "a"
 
 
 def test_goemotions_text_is_as_people_speak(tmp_path):
@@ -159,7 +159,7 @@ def test_nemo_names_the_line_it_cannot_read(tmp_path, line, complaint):
 
 
 def test_nemo_says_which_clip_is_missing(tmp_path):
-    """A table without its sound is not a corpus of voices."""
+    """A table without its clips is not a corpus."""
     folder = write_clips(tmp_path, "a.flac\tfear\tMP0\tmale\tTak.")
     (folder / "a.flac").unlink()
     with pytest.raises(CorpusError, match=r"data\.tsv:2: .*a\.flac is missing"):
@@ -191,7 +191,7 @@ def test_tess_refuses_a_foreign_file(tmp_path, name):
 
 
 def test_tess_is_for_training_alone(tmp_path):
-    """Its voices are in no other split; who needs all splits is told, who mixes corpora isn't."""
+    """Its speakers are in no other split; only who needs all splits gets an error."""
     folder = write_tess(tmp_path / "tess", "OAF_back_sad.flac")
     corpus = open_corpus("tess", folder.parent, all_splits=False)
     assert [len(corpus.splits[split]) for split in SPLITS] == [1, 0, 0]

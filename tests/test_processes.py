@@ -84,12 +84,12 @@ def test_exceptions_of_the_function_are_raised_here() -> None:
 
 
 def test_a_worker_that_dies_is_one_line() -> None:
-    """It tells the item, and what happened to the process."""
+    """It names the item, and what happened to the process."""
     with pytest.raises(WorkerDiedError) as raised:
         list(map_in_processes(die, [0, 1], workers=2))
     assert raised.value.index == 1
     assert str(raised.value) == (
-        "a worker process died (signal SIGKILL), perhaps for lack of memory; take fewer workers"
+        "a worker process died (signal SIGKILL), perhaps for lack of memory; use fewer workers"
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from session_samples import RECORDING, Sound, chunk, header, utterance
+from session_samples import RECORDING, Samples, chunk, header, utterance
 
 from stream_hbaf.audio.file import read_audio
 from stream_hbaf.config import SAMPLE_RATE_HZ
@@ -24,12 +24,12 @@ from stream_hbaf.sessions.writer import SessionWriter
 
 
 @pytest.fixture(scope="module")
-def speech() -> Sound:
+def speech() -> Samples:
     """Eleven seconds of a speech."""
     return read_audio(RECORDING)
 
 
-def test_flac_is_what_every_player_reads(speech: Sound, tmp_path: Path) -> None:
+def test_flac_is_what_every_player_reads(speech: Samples, tmp_path: Path) -> None:
     """Closed, the file is right in length and sum for libsndfile and FFmpeg, to the sample."""
     path = tmp_path / "sound.flac"
     draw = random.Random(1)
@@ -72,8 +72,8 @@ WRITES_UNTIL_KILLED = """
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_session_is_whole_after_sigkill(speech: Sound, tmp_path: Path, seed: int) -> None:
-    """Killed at random, a session lacks less than a second of sound and no event it told of."""
+def test_session_is_whole_after_sigkill(speech: Samples, tmp_path: Path, seed: int) -> None:
+    """Killed at random, a session lacks less than a second of audio and no written event."""
     script = textwrap.dedent(WRITES_UNTIL_KILLED)
     command = [sys.executable, "-c", script, str(tmp_path), str(RECORDING)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -87,22 +87,22 @@ def test_session_is_whole_after_sigkill(speech: Sound, tmp_path: Path, seed: int
     assert not is_being_recorded(session.folder)
     complaints: list[str] = []
     path = session.audio_file("a")
-    sound = read_audio(path, on_status=lambda _, complaint: complaints.append(complaint))
+    audio = read_audio(path, on_status=lambda _, complaint: complaints.append(complaint))
     assert complaints == []
-    expected = np.resize(speech, len(sound))
-    assert np.array_equal(sound, expected)
-    assert len(sound) > written - SAMPLE_RATE_HZ
+    expected = np.resize(speech, len(audio))
+    assert np.array_equal(audio, expected)
+    assert len(audio) > written - SAMPLE_RATE_HZ
     assert np.array_equal(np.concatenate([*session.audio("a")][1:]), expected)
-    told = [event.id for event in session.events]
+    found = [event.id for event in session.events]
     promised = [f"x-{n}" for n in events_until(len(speech), written)]
-    assert told[: len(promised)] == promised
-    if len(sound) > SAMPLE_RATE_HZ:  # then the header tells a length, and libsndfile can read
-        assert len(soundfile.read(path, dtype="int16")[0]) > len(sound) - 2 * SAMPLE_RATE_HZ
+    assert found[: len(promised)] == promised
+    if len(audio) > SAMPLE_RATE_HZ:  # then the header has a length, and libsndfile can read
+        assert len(soundfile.read(path, dtype="int16")[0]) > len(audio) - 2 * SAMPLE_RATE_HZ
     seconds = subprocess.run(
         ["ffmpeg", "-v", "error", "-i", path, "-f", "s16le", "-"], capture_output=True, check=True
     )
     assert seconds.stderr == b""
-    assert np.array_equal(np.frombuffer(seconds.stdout, np.int16), sound)
+    assert np.array_equal(np.frombuffer(seconds.stdout, np.int16), audio)
 
 
 def events_until(length: int, written: int) -> list[int]:
@@ -114,7 +114,7 @@ def events_until(length: int, written: int) -> list[int]:
     return found
 
 
-def test_half_a_line_is_nobodys(speech: Sound, tmp_path: Path) -> None:
+def test_half_a_line_is_left_out(speech: Samples, tmp_path: Path) -> None:
     """What a loss of power cut off is ignored; a broken line within is named."""
     writer = SessionWriter(tmp_path, header=header())
     writer.write_event(utterance("new"))
@@ -123,13 +123,13 @@ def test_half_a_line_is_nobodys(speech: Sound, tmp_path: Path) -> None:
     events = writer.folder / EVENTS_FILE
     whole = events.read_bytes()
     events.write_bytes(whole + whole[:100])
-    assert [told.rev for told in open_session(writer.folder).events] == [1, 2]
+    assert [one.rev for one in open_session(writer.folder).events] == [1, 2]
     events.write_bytes(whole[:100] + b"\n" + whole)
     with pytest.raises(CorpusError, match=r"events\.jsonl:1: isn't a JSON object"):
         _ = open_session(writer.folder).events
 
 
-def test_missing_sound_keeps_its_place(speech: Sound, tmp_path: Path) -> None:
+def test_missing_audio_keeps_its_place(speech: Samples, tmp_path: Path) -> None:
     """Gaps, pauses and cuts are written down: every sample has the number that it had live."""
     writer = SessionWriter(tmp_path, header=header())
     second = SAMPLE_RATE_HZ
@@ -142,9 +142,9 @@ def test_missing_sound_keeps_its_place(speech: Sound, tmp_path: Path) -> None:
     writer.write_audio("a", chunk(speech, 9 * second, 10 * second), after_loss=True)
     writer.close()
     session = open_session(writer.folder)
-    told = [(s.why, s.at, s.start, s.trigger) for s in session.stretches["a"]]
+    found = [(s.why, s.at, s.start, s.trigger) for s in session.stretches["a"]]
     first = 2 * second - 100  # samples before the gap
-    assert told == [
+    assert found == [
         ("begin", 0, 100, "end_of_input"),
         ("gap", first, 3 * second, "end_of_input"),
         ("cut", first + 1 * second, 4 * second, "request"),
@@ -176,7 +176,7 @@ def test_session_of_another_format_is_refused(tmp_path: Path) -> None:
         open_sessions(tmp_path / "nowhere")
 
 
-def test_names_that_no_file_can_have_are_written_otherwise(speech: Sound, tmp_path: Path) -> None:
+def test_names_that_no_file_can_have_are_escaped(speech: Samples, tmp_path: Path) -> None:
     """A source may be called anything that a topic can be called."""
     writer = SessionWriter(tmp_path, header=header())
     for name in ("..", "küche\x00", "a%2e"):

@@ -34,7 +34,7 @@ from stream_hbaf.sessions.session import open_sessions
 from stream_hbaf.sessions.writer import SessionWriter
 from stream_hbaf.training.train import train
 
-Sound = NDArray[np.int16]
+Samples = NDArray[np.int16]
 
 RECORDING = Path(__file__).parent / "recordings" / "jfk.flac"
 LABELS = ("anger", "joy", "neutral")
@@ -43,7 +43,7 @@ FIRST = 1000  # the number of the first sample that was heard
 
 
 @pytest.fixture(scope="module")
-def speech() -> Sound:
+def speech() -> Samples:
     """Eleven seconds of a speech."""
     return read_audio(RECORDING)
 
@@ -66,7 +66,7 @@ def end(dialogue: str, turn: int, *, start_s: float, text: str) -> Utterance:
     )
 
 
-def record(folder: Path, speech: Sound, *, dialogues: int, corrected: dict[str, str]) -> Path:
+def record(folder: Path, speech: Samples, *, dialogues: int, corrected: dict[str, str]) -> Path:
     """A session of two utterances, each of a second, in each of so many dialogues."""
     header = Header(
         id="20260101T120000Z-abcdef",
@@ -94,60 +94,63 @@ CORRECTED = {"d0-1": "joy", "d1-1": "anger", "d1-2": "joy", "d3-2": "joy", "d4-1
 
 
 @pytest.fixture
-def sessions(tmp_path: Path, speech: Sound) -> Path:
-    """Five dialogues, in four of which somebody corrected something."""
+def sessions(tmp_path: Path, speech: Samples) -> Path:
+    """Five dialogues, in four of which an utterance was corrected."""
     return record(tmp_path / "sessions", speech, dialogues=5, corrected=CORRECTED)
 
 
-def sound_of(said: LabelledUtterance) -> Sound:
-    assert said.audio is not None
-    sound = read_audio(said.audio)
-    end_s = len(sound) / SECOND if said.end_s is None else said.end_s
-    return sound[round((said.start_s or 0.0) * SECOND) : round(end_s * SECOND)]
+def audio_of(utterance: LabelledUtterance) -> Samples:
+    assert utterance.audio is not None
+    audio = read_audio(utterance.audio)
+    end_s = len(audio) / SECOND if utterance.end_s is None else utterance.end_s
+    return audio[round((utterance.start_s or 0.0) * SECOND) : round(end_s * SECOND)]
 
 
-def spoken(speech: Sound, name: str) -> Sound:
-    """What was heard of an utterance, by its id."""
+def expected_audio(speech: Samples, name: str) -> Samples:
+    """The audio of an utterance, by its id."""
     number = 2 * int(name[1]) + int(name[3]) - 1
     return speech[number * SECOND : (number + 1) * SECOND]
 
 
-def assert_same_corpus(found: Corpus, speech: Sound) -> None:
+def assert_same_corpus(found: Corpus, speech: Samples) -> None:
     """What every export of the sessions above must come back as."""
     turns = {s: [d.utterances for d in part] for s, part in found.splits.items()}
-    ids = {split: [[said.id for said in one] for one in part] for split, part in turns.items()}
+    ids = {
+        split: [[utterance.id for utterance in one] for one in part]
+        for split, part in turns.items()
+    }
     assert ids["dev"] == [["d3-1", "d3-2"]]
     assert ids["test"] == [["d4-1", "d4-2"]]
     assert sorted(ids["train"]) == [["d0-1", "d0-2"], ["d1-1", "d1-2"], ["d2-1", "d2-2"]]
     for part in turns.values():
-        for said in (said for one in part for said in one):
-            assert said.label == CORRECTED.get(said.id)
-            assert said.text == f"I am so happy {said.id[1]}, {said.id[3]}"
-            assert said.speaker == ("Ann" if said.id.endswith("1") else "kitchen")
-            assert np.array_equal(sound_of(said), spoken(speech, said.id))
+        for utterance in (utterance for one in part for utterance in one):
+            assert utterance.label == CORRECTED.get(utterance.id)
+            assert utterance.text == f"I am so happy {utterance.id[1]}, {utterance.id[3]}"
+            assert utterance.speaker == ("Ann" if utterance.id.endswith("1") else "kitchen")
+            assert np.array_equal(audio_of(utterance), expected_audio(speech, utterance.id))
 
 
-def test_corrected_sessions_are_a_corpus(sessions: Path, speech: Sound) -> None:
+def test_corrected_sessions_are_a_corpus(sessions: Path, speech: Samples) -> None:
     """Corrections are the labels, the latest counts; the newest dialogues are held out."""
     corpus = open_corpus(f"{sessions.name}/", sessions.parent)
     assert corpus.labels == LABELS
-    assert [d.id for d in corpus.splits["train"]] == ["d0", "d1"]  # nobody corrected d2
+    assert [d.id for d in corpus.splits["train"]] == ["d0", "d1"]  # d2 wasn't corrected
     assert [d.id for d in corpus.splits["dev"]] == ["d3"]
     assert [d.id for d in corpus.splits["test"]] == ["d4"]
-    said = corpus.splits["train"][1].utterances[1]
-    assert (said.id, said.label, said.speaker) == ("d1-2", "joy", "kitchen")
-    assert np.array_equal(sound_of(said), spoken(speech, "d1-2"))
+    utterance = corpus.splits["train"][1].utterances[1]
+    assert (utterance.id, utterance.label, utterance.speaker) == ("d1-2", "joy", "kitchen")
+    assert np.array_equal(audio_of(utterance), expected_audio(speech, "d1-2"))
     (session,) = open_sessions(sessions)
     assert open_corpus(str(session.folder), sessions) == corpus
 
 
-def test_one_dialogue_is_cut_where_the_split_changes(tmp_path: Path, speech: Sound) -> None:
-    """What was said first trains, what was said last tests; no utterance is in two splits."""
+def test_one_dialogue_is_cut_where_the_split_changes(tmp_path: Path, speech: Samples) -> None:
+    """The first utterances are train, the last ones test; no utterance is in two splits."""
     corrected = {"d0-1": "joy", "d0-2": "anger", "d1-1": "joy"}
     folder = record(tmp_path, speech, dialogues=2, corrected=corrected)
     corpus = open_corpus(str(folder), tmp_path)
     found = {
-        split: [(d.id, [said.id for said in d.utterances]) for d in part]
+        split: [(d.id, [utterance.id for utterance in d.utterances]) for d in part]
         for split, part in corpus.splits.items()
     }
     assert found == {
@@ -167,7 +170,7 @@ def test_split_keeps_shares_and_time() -> None:
     assert [*parts["train"], *parts["dev"], *parts["test"]] == dialogues
 
 
-def test_sessions_that_nobody_corrected_are_no_corpus(tmp_path: Path, speech: Sound) -> None:
+def test_sessions_without_corrections_are_no_corpus(tmp_path: Path, speech: Samples) -> None:
     """A recogniser's own labels never pass for the truth."""
     folder = record(tmp_path / "sessions", speech, dialogues=3, corrected={})
     with pytest.raises(CorpusError, match="no recorded utterance has been corrected"):
@@ -185,7 +188,7 @@ def test_sessions_that_nobody_corrected_are_no_corpus(tmp_path: Path, speech: So
     ],
 )
 def test_export_comes_back_as_it_went(
-    sessions: Path, speech: Sound, tmp_path: Path, export, import_again
+    sessions: Path, speech: Samples, tmp_path: Path, export, import_again
 ) -> None:
     """Manifest, audformat, AudioFolder: the same clips, labels, speakers, words and splits."""
     out = tmp_path / "out"
@@ -228,7 +231,7 @@ def test_own_labels_are_marked(sessions: Path, tmp_path: Path) -> None:
 
 
 def test_audiofolder_is_laid_out_as_documented(sessions: Path, tmp_path: Path) -> None:
-    """Splits are folders of the documented names, each with its sound and a
+    """Splits are folders of the documented names, each with its audio and a
     metadata.jsonl beside it, which names its files and has the same columns in all of them."""
     export_audiofolder(sessions, tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"train", "validation", "test"}
@@ -254,7 +257,7 @@ def test_audiofolder_is_laid_out_as_documented(sessions: Path, tmp_path: Path) -
 
 
 def test_audiofolder_without_a_table_is_labelled_by_its_folders(
-    speech: Sound, tmp_path: Path
+    speech: Samples, tmp_path: Path
 ) -> None:
     """The layout's simplest form, and its JSON lines, come in as well."""
     for place in ("train/joy", "train/anger", "test/joy", "listed/dev"):
@@ -300,19 +303,19 @@ def test_corrections_come_in_from_a_table(sessions: Path, tmp_path: Path) -> Non
     assert "d2-2" not in open_sessions(sessions)[0].corrections
 
 
-def test_clip_that_is_not_whole_is_left_out(tmp_path: Path, speech: Sound) -> None:
-    """Words whose sound was lost are still a corpus's words, without a clip."""
+def test_clip_that_is_not_whole_is_left_out(tmp_path: Path, speech: Samples) -> None:
+    """An utterance whose audio was lost is exported with its text, without a clip."""
     folder = record(tmp_path, speech, dialogues=3, corrected={"d0-1": "joy"})
     (session,) = open_sessions(folder)
     session.audio_file("kitchen").unlink()
-    said = dialogues_of(open_sessions(folder))[0].utterances[0]
-    assert (said.label, said.audio, said.text) == ("joy", None, "I am so happy 0, 1")
+    utterance = dialogues_of(open_sessions(folder))[0].utterances[0]
+    assert (utterance.label, utterance.audio, utterance.text) == ("joy", None, "I am so happy 0, 1")
 
 
 def test_utterance_that_ends_after_the_sound_is_exported_without_a_clip(
-    tmp_path: Path, speech: Sound
+    tmp_path: Path, speech: Samples
 ) -> None:
-    """A kill may cost an utterance its last sound: its words are exported, half a clip isn't."""
+    """A kill may cost an utterance its last audio: its text is exported, half a clip isn't."""
     folder = record(tmp_path / "in", speech[: 5 * SECOND - 500], dialogues=3, corrected={})
     assert export_manifest(folder, tmp_path / "out") == 6
     with (tmp_path / "out" / "manifest.csv").open(encoding="utf-8") as table:

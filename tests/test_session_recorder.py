@@ -1,4 +1,4 @@
-"""Promises of the recorder: what was heard and said is kept, can be forgotten, and never waits."""
+"""Promises of the recorder: a run is recorded, can be erased in part, and is never held up."""
 
 import asyncio
 import resource
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from session_samples import RECORDING, Sound, chunk, header, summary, utterance
+from session_samples import RECORDING, Samples, chunk, header, summary, utterance
 
 from stream_hbaf.audio.file import read_audio
 from stream_hbaf.audio.source import Cut
@@ -26,7 +26,7 @@ ANN, BEN = SourceConfig(name="a", speaker="Ann"), SourceConfig(name="b", speaker
 
 
 @pytest.fixture(scope="module")
-def speech() -> Sound:
+def speech() -> Samples:
     """Eleven seconds of a speech."""
     return read_audio(RECORDING)
 
@@ -51,9 +51,9 @@ def record(
 
 
 def test_recorder_writes_what_a_run_says(
-    recognizer: Recognizer, speech: Sound, tmp_path: Path
+    recognizer: Recognizer, speech: Samples, tmp_path: Path
 ) -> None:
-    """Sound of each source, events to the full precision, settings, versions, no secrets."""
+    """Audio of each source, events to the full precision, settings, versions, no secrets."""
     config = recognizer.config.model_copy(
         update={"mqtt": recognizer.config.mqtt.model_copy(update={"password": "hush"})}
     )
@@ -98,7 +98,7 @@ def test_recorder_writes_what_a_run_says(
 
 
 def test_source_that_is_not_recorded_leaves_no_word(
-    recognizer: Recognizer, speech: Sound, tmp_path: Path
+    recognizer: Recognizer, speech: Samples, tmp_path: Path
 ) -> None:
     """With its switch off nothing of a source is kept, nor of what began or ended meanwhile."""
 
@@ -113,14 +113,14 @@ def test_source_that_is_not_recorded_leaves_no_word(
         recorder.record("a", on=True)
         await recorder.send(utterance("end", turn=2))
         recorder.on_audio(ANN, chunk(speech, 32000, 48000))
-        await recorder.send(utterance("new", turn=3, start_ms=1999))  # began before, told late
+        await recorder.send(utterance("new", turn=3, start_ms=1999))  # began before, reported late
         await recorder.send(utterance("end", turn=3, start_ms=1999))
         await recorder.send(utterance("new", turn=4, start_ms=2000))
         await recorder.send(utterance("end", turn=4, start_ms=2000))
 
     record(tmp_path, recognizer, story)
     (session,) = open_sessions(tmp_path)
-    kept = [(told.type, told.turn) for told in session.events]
+    kept = [(one.type, one.turn) for one in session.events]
     assert kept == [("new", 1), ("new", 4), ("end", 4)]
     assert np.array_equal(
         read_audio(session.audio_file("a")), np.concatenate([speech[:16000], speech[32000:48000]])
@@ -129,9 +129,9 @@ def test_source_that_is_not_recorded_leaves_no_word(
 
 
 def test_forgotten_dialogue_is_nowhere(
-    recognizer: Recognizer, speech: Sound, tmp_path: Path
+    recognizer: Recognizer, speech: Samples, tmp_path: Path
 ) -> None:
-    """Its events and corrections go, its sound becomes silence, and the recording goes on; an
+    """Its events and corrections go, its audio becomes silence, and the recording goes on; an
     earlier session's part goes too, and what it was about to say never comes."""
     second = SAMPLE_RATE_HZ
     earlier = SessionWriter(tmp_path, header=header())
@@ -139,7 +139,7 @@ def test_forgotten_dialogue_is_nowhere(
     earlier.write_event(utterance("end", turn=1, start_ms=500))
     earlier.write_event(Feedback(id="d1-1", label="joy"))
     earlier.write_event(utterance("end", turn=1, dialogue="d2", start_ms=1500))
-    earlier.write_event(utterance("new", turn=2, start_ms=2750))  # killed while it was being said
+    earlier.write_event(utterance("new", turn=2, start_ms=2750))  # killed before its end
     earlier.close()
     erased: list[int] = []
 
@@ -161,8 +161,8 @@ def test_forgotten_dialogue_is_nowhere(
     record(tmp_path, recognizer, story)
     assert erased == [4]
     before, now = open_sessions(tmp_path)
-    assert [told.id for told in before.events] == ["d2-1"]
-    assert [(told.id, told.type) for told in now.events] == [("d2-1", "new"), ("d2-1", "end")]
+    assert [one.id for one in before.events] == ["d2-1"]
+    assert [(one.id, one.type) for one in now.events] == [("d2-1", "new"), ("d2-1", "end")]
     expected = speech[: 3 * second].copy()
     expected[second // 2 : 3 * second // 2] = 0
     expected[second * 11 // 4 :] = 0
@@ -179,9 +179,9 @@ def test_forgotten_dialogue_is_nowhere(
 
 
 def test_correction_reaches_an_earlier_session(
-    recognizer: Recognizer, speech: Sound, tmp_path: Path
+    recognizer: Recognizer, speech: Samples, tmp_path: Path
 ) -> None:
-    """What was said last week can still be corrected; what nobody recorded can't."""
+    """Utterances of last week can still be corrected; those that weren't recorded can't."""
     earlier = SessionWriter(tmp_path, header=header())
     earlier.write_event(utterance("end"))
     earlier.close()
@@ -196,14 +196,14 @@ def test_correction_reaches_an_earlier_session(
     assert session.corrections["d1-1"].label == "anger"
 
 
-def test_sound_that_finds_no_room_is_a_gap_that_is_told(
+def test_audio_that_finds_no_room_is_a_recorded_gap(
     recognizer: Recognizer,
-    speech: Sound,
+    speech: Samples,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A disk that stands still costs sound, never the run: its place and length are said."""
+    """A disk that stands still costs audio, never the run: the gap's place and length are kept."""
     monkeypatch.setattr(recorder_module, "MAX_AUDIO_CALLS", 3)
     disk = threading.Event()
 
@@ -224,13 +224,13 @@ def test_sound_that_finds_no_room_is_a_gap_that_is_told(
     assert (lost.why, lost.start) == ("lost", 10_000)
     assert 3000 <= lost.at <= 4000
     assert f"{(10_000 - lost.at) / SAMPLE_RATE_HZ:.1f} s of a lost, the disk is" in caplog.text
-    assert [told.id for told in session.events] == ["d1-1"]
+    assert [one.id for one in session.events] == ["d1-1"]
 
 
 def test_full_disk_ends_the_recording_and_not_the_run(
-    recognizer: Recognizer, speech: Sound, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    recognizer: Recognizer, speech: Samples, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is said once; what was written is whole; asked again, another session begins."""
+    """It is logged once; what was written is valid; turned on again, another session begins."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     async def story(recorder: SessionRecorder) -> None:
@@ -250,7 +250,7 @@ def test_full_disk_ends_the_recording_and_not_the_run(
     assert caplog.text.count("can't be written (File too large); nothing more is recorded") == 1
     before, after = sorted(open_sessions(tmp_path), key=lambda session: -session.length_s)
     complaints: list[str] = []
-    kept = read_audio(before.audio_file("a"), on_status=lambda _, said: complaints.append(said))
+    kept = read_audio(before.audio_file("a"), on_status=lambda _, line: complaints.append(line))
     assert complaints == []
     assert np.array_equal(kept, speech[: len(kept)])
     assert len(kept) > 2 * SAMPLE_RATE_HZ

@@ -1,1 +1,1 @@
-"""A recorded corpus: each reader gives labelled dialogues, in one shape."""
+"""Corpora: read, augmented, and turned into the features of datasets."""

@@ -20,7 +20,7 @@ from stream_hbaf.files import atomic_write_text
 
 TABLES = ("metadata.csv", "metadata.jsonl")
 FOLDERS: dict[Split, str] = {"train": "train", "dev": "validation", "test": "test"}
-# Names of folders that the library takes for a split, and the split.
+# Names of folders that the library reads as a split, and the split.
 NAMES: dict[str, Split] = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "val", "dev"), "dev"),

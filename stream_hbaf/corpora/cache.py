@@ -72,7 +72,7 @@ def cached_dialogue_encoder(
 def infer_commonsense(
     commonsense: "Commonsense", texts: Sequence[str], *, features: Float32, cache: Path
 ) -> Float32:
-    """Commonsense features [N, 3, K] of texts; COMET's are cached, others take no time.
+    """Commonsense features [N, 3, K] of texts; COMET's are cached, others are computed at once.
 
     ``features`` [N, L] are the texts', which the distilled heads read.
     """

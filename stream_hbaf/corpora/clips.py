@@ -24,7 +24,7 @@ from stream_hbaf.speech.segmenter import Finish, Segmenter
 from stream_hbaf.speech.vad import SpeechDetector, open_detector
 
 # Of an utterance that the segmenter cut, at most so much is measured: as much as Whisper's encoder
-# takes at once. Without speed changes the segmenter's own limit is lower.
+# encodes at once. The segmenter's own limit is lower: only a change of speed can exceed this.
 LONGEST = 30 * SAMPLE_RATE_HZ
 # Modules and packages that compute a job's samples, by step.
 CODE = {
@@ -140,7 +140,7 @@ class Preparation:
         return self.segmentation.longest_utterance(cut, self.detector) if job.segmented else cut
 
     def augment(self, cut: Samples, job: ClipJob) -> Samples:
-        """The cut under the job's condition, limited as said at LONGEST."""
+        """The cut under the job's condition, at most LONGEST samples of it."""
         augmented = augment(cut, job.condition, self.sounds)
         return augmented[:LONGEST] if job.segmented else augmented
 

@@ -47,7 +47,7 @@ class LabelledUtterance:
 
 @dataclass(frozen=True, slots=True)
 class Dialogue:
-    """Utterances in the order in which they were spoken."""
+    """Utterances in their order in time."""
 
     id: str
     utterances: tuple[LabelledUtterance, ...]

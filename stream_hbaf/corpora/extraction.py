@@ -95,7 +95,7 @@ def extract_corpus(
         if all(one.audio is None for one in utterances):
             raise CorpusError(
                 f"{corpus.name}: no utterance has a clip; "
-                "put the corpus's sound there or choose another representation"
+                "put the corpus's clips there or choose another representation"
             )
         extracted = extract_features(
             [ClipJob(one.id, one.audio, one.start_s, one.end_s) for one in utterances],

@@ -5,7 +5,7 @@ Its files are expected as people download them: the release (``IEMOCAP_full_rele
 there, texts and times come from the release, and the eight prosody measurements from the table.
 Session 5 is the test split.
 
-The table numbers each speaker's turns but not the dialogue's, so the order of turns is lost there.
+The table numbers each speaker's turns but not the dialogue's, so their order isn't in it.
 We merge the two speakers' turns evenly, each speaker's first to last turn over the whole dialogue.
 That is an estimate: some turns will stand a few turns too early or too late.
 """

@@ -42,6 +42,8 @@ Cells = Mapping[str, object]  # column: cell of a table to be written
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
+    """A row of the table, read."""
+
     where: str  # file:line
     dialogue: str
     split: Split
@@ -102,7 +104,7 @@ def _trained_labels(entries: Sequence[_Entry], *, path: Path) -> list[str]:
 
 
 def _refuse_unknown_columns(row: TableRow, *, path: Path) -> None:
-    """A misspelt ``Audio`` must not mean that there is no sound."""
+    """A misspelt ``Audio`` must not mean that there is no audio."""
     known = (*REQUIRED, *OPTIONAL)
     for column in row:
         if column not in known:
@@ -186,21 +188,20 @@ def _check_times(turns: list[_Entry]) -> None:
     """Within one recording turns may overlap, but none may start before the one above it."""
     latest: dict[Path | None, tuple[float, str]] = {}
     for turn in turns:
-        said = turn.utterance
-        start = said.start_s or 0.0
-        if said.end_s is not None and said.end_s <= start:
+        start, end = turn.utterance.start_s, turn.utterance.end_s
+        if end is not None and end <= (start or 0.0):
             raise CorpusError(
-                f"{turn.where}: end {said.end_s:g} s isn't after start {start:g} s; mend the times"
+                f"{turn.where}: end {end:g} s isn't after start {start or 0:g} s; mend the times"
             )
-        if said.start_s is None:
+        if start is None:
             continue
-        before, where = latest.get(said.audio, (0.0, ""))
+        before, where = latest.get(turn.utterance.audio, (0.0, ""))
         if start < before:
             raise CorpusError(
                 f"{turn.where}: starts at {start:g} s, before {before:g} s at {where}; "
                 "list a dialogue's utterances in the order in which they were spoken"
             )
-        latest[said.audio] = (start, turn.where)
+        latest[turn.utterance.audio] = (start, turn.where)
 
 
 # ---- writing

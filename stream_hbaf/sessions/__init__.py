@@ -1,1 +1,1 @@
-"""What was heard and what was said of it, kept to be replayed, corrected and learnt from."""
+"""Recorded sessions: audio and events of a run, to be replayed, corrected and trained on."""
