@@ -107,7 +107,7 @@ def test_recorded_results_are_of_the_experiments_settings(file: Path) -> None:
 
 
 def test_the_papers_configuration_is_the_papers() -> None:
-    """Section 4.3 and the decisions, for both corpora."""
+    """The paper's section 4.3, for both corpora."""
     for corpus in ("meld", "iemocap"):
         recipe = read_recipe(CONFIGS / f"{corpus}-paper.yaml")
         assert [*recipe.corpora] == [corpus]

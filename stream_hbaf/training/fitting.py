@@ -62,7 +62,7 @@ class Fitted:
 
     @property
     def dev_by_loss(self) -> float:
-        """The dev score of the epoch of the lowest dev loss (decision 15)."""
+        """The dev score of the epoch of the lowest dev loss."""
         return min(self.history.measured, key=lambda figures: figures["loss"])["score"]
 
 
@@ -184,7 +184,7 @@ def batch_loss(
 ) -> Tensor:
     """Cross entropy of the labelled utterances (eq 22), and the criterion's loss (eq 23).
 
-    ``balance`` [C] weighs the classes (decision 16), ``batch.weights`` the utterances; the mean is
+    ``balance`` [C] weighs the classes, ``batch.weights`` the utterances; the mean is
     weighted as well.
     """
     output = network(on_device_of(network, batch.features))

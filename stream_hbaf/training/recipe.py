@@ -54,7 +54,7 @@ class CorpusConfig(Section):
 
 
 class SelectionConfig(Section):
-    """Which functionals are kept: those of the largest weights of a linear SVM (decision 9)."""
+    """Which functionals are kept: those of the largest weights of a linear SVM."""
 
     width: Positive = 512
     penalty: float = 1e-4  # the SVM's C
@@ -159,7 +159,7 @@ class LossConfig(Section):
     absolute: bool = True  # eqs 18 and 19
     relative: bool = True  # eq 20
     temperature: Annotated[float, Field(gt=0.0)] = 0.1
-    balanced: bool = False  # rare classes weigh as much as frequent ones (decision 16)
+    balanced: bool = False  # rare classes weigh as much as frequent ones
 
     @property
     def weights(self) -> tuple[float, float, float] | None:

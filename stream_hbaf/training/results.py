@@ -63,7 +63,7 @@ class RunRecord(RunFacts):
 
     dev: Figures
     test: Figures | None = None  # measured only where the experiment asks for it
-    dev_by_loss: dict[str, float]  # weighted F1 of the epoch of the lowest dev loss (decision 15)
+    dev_by_loss: dict[str, float]  # weighted F1 of the epoch of the lowest dev loss
     epoch: int
     seconds: float
 
