@@ -82,9 +82,9 @@ def draw_steps(
     number = -(-len(main or clips) // size)
     shares = zip(*(_deal(rows, number) for rows in (main, further, clips)), strict=True)
     return [
-        Step([*own, *others], voices, (seed, epoch, step))
-        for step, (own, others, voices) in enumerate(shares)
-        if voices
+        Step([*own, *others], clips, (seed, epoch, step))
+        for step, (own, others, clips) in enumerate(shares)
+        if clips
     ]
 
 

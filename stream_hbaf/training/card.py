@@ -72,7 +72,7 @@ def _context(metrics: Mapping[str, Any]) -> dict[str, Any]:
     network, representation = read_network(recipe["network"]), recipe["audio"]["representation"]
     clips = [name for name, one in corpora.items() if one["kind"] == "clips"]
     dialogues = [name for name in corpora if name not in clips]
-    hears = network.use_audio and representation != NONE
+    uses_audio = network.use_audio and representation != NONE
     temperatures = metrics["calibration"]["temperatures"].items()
     return {
         **{name: metrics[name] for name in ("id", "labels", "mode", "skipped", "calibration")},
@@ -82,8 +82,8 @@ def _context(metrics: Mapping[str, Any]) -> dict[str, Any]:
         "clips": clips,
         "network": network,
         "network_title": NETWORKS.get(network.kind, f"the baseline {network.kind}"),
-        "modalities": _and(["audio"] * hears + ["text"] * network.use_text),
-        "audio": _audio(recipe) if hears else "none",
+        "modalities": _and(["audio"] * uses_audio + ["text"] * network.use_text),
+        "audio": _audio(recipe) if uses_audio else "none",
         "opensmile": bool(OPENSMILE & set(representation.split("+"))),
         "tuned_on": _titles(recipe["text_encoder"]["corpora"] or dialogues or clips),
         "commonsense": _commonsense(recipe),

@@ -240,8 +240,8 @@ def train_heads(
         for relation, name in zip(train.relations, RELATIONS, strict=True):
             embeddings = torch.from_numpy(relation.embeddings)
             for rows, columns in _pairs(relation, size=plan.batch, draw=draw):
-                said = heads.heads[name](events[rows])
-                loss = _contrast(said, embeddings[columns], columns, plan.temperature)
+                inferred = heads.heads[name](events[rows])
+                loss = _contrast(inferred, embeddings[columns], columns, plan.temperature)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -297,12 +297,14 @@ def _relation(
     return Relation(tuple(phrases), embeddings, frequency, rows)
 
 
-def _contrast(said: Tensor, meant: Tensor, columns: NDArray[np.intp], temperature: float) -> Tensor:
+def _contrast(
+    inferred: Tensor, meant: Tensor, columns: NDArray[np.intp], temperature: float
+) -> Tensor:
     """InfoNCE [N, K], [N, K]; the same phrase elsewhere in the batch is no negative."""
-    similarity = said @ meant.T / temperature
+    similarity = inferred @ meant.T / temperature
     same = torch.from_numpy(columns[:, None] == columns[None, :])
     same.fill_diagonal_(False)
-    target = torch.arange(len(said))
+    target = torch.arange(len(inferred))
     return F.cross_entropy(similarity.masked_fill(same, -1e9), target)
 
 

@@ -104,23 +104,23 @@ def conditions_of(corpora: Iterable[ScoredCorpus], config: NetworkConfig) -> lis
 def _conditions(corpus: ScoredCorpus, config: NetworkConfig) -> list[Condition]:
     gold, clips = corpus.gold, corpus.are_clips
     figure: FigureName = "uar" if clips else "weighted_f1"
-    hears = config.use_audio and bool(gold.audio)
-    reads = config.use_text and (gold.text_mask is None or bool(gold.text_mask.any()))
+    uses_audio = config.use_audio and bool(gold.audio)
+    uses_text = config.use_text and (gold.text_mask is None or bool(gold.text_mask.any()))
 
     def condition(pattern: Pattern, name: str, version: str | None, *, selects: bool) -> Condition:
         dataset = corpus.texts.get(name, gold)
         return Condition(corpus.name, pattern, name, dataset, version, figure, selects)
 
     found = []
-    if hears and reads:
+    if uses_audio and uses_text:
         found += [condition("audio+text", v or CLEAN, v, selects=True) for v in gold.audio]
         others = [name for name in corpus.texts if name != GOLD]
         found += [condition("audio+text", name, PLAIN, selects=True) for name in others]
-    if hears:
-        selects = clips or not reads
+    if uses_audio:
+        selects = clips or not uses_text
         found += [condition("audio", v or CLEAN, v, selects=selects) for v in gold.audio]
-    if reads and not (clips and hears):
-        found += [condition("text", name, None, selects=not hears) for name in corpus.texts]
+    if uses_text and not (clips and uses_audio):
+        found += [condition("text", name, None, selects=not uses_audio) for name in corpus.texts]
     return found
 
 
