@@ -1,7 +1,9 @@
 """Sample events and chunks, for the tests of recorded sessions."""
 
 import time
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +13,18 @@ from stream_hbaf.events import DialogueSummary, Emotion, Model, Utterance
 from stream_hbaf.sessions.format import Header
 
 Samples = NDArray[np.int16]
+T = TypeVar("T")
 
 RECORDING = Path(__file__).parent / "recordings" / "jfk.flac"
+
+
+def all_of(kind: type[T], found: Iterable[object]) -> list[T]:
+    """What was found, all of which must be of one kind."""
+    checked: list[T] = []
+    for one in found:
+        assert isinstance(one, kind)
+        checked.append(one)
+    return checked
 
 
 def header(name: str = "20260101T120000Z-abcdef") -> Header:

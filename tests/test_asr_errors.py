@@ -28,7 +28,7 @@ def sentences(count: int) -> list[str]:
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.15, 0.30])
-def test_error_rate_of_a_corpus_is_the_one_asked(rate):
+def test_error_rate_of_a_corpus_is_the_one_asked(rate: float) -> None:
     """Within two points over a few hundred sentences, counted as recognisers are measured."""
     texts = sentences(400)
     lexicon, draw = lexicon_of(texts), np.random.default_rng(1)
@@ -36,7 +36,7 @@ def test_error_rate_of_a_corpus_is_the_one_asked(rate):
     assert word_error_rate(texts, changed) == pytest.approx(rate, abs=0.02)
 
 
-def test_same_seed_makes_the_same_errors():
+def test_same_seed_makes_the_same_errors() -> None:
     """Errors depend on the generator alone; another seed makes others."""
     texts = sentences(50)
     lexicon = lexicon_of(texts)
@@ -49,14 +49,14 @@ def test_same_seed_makes_the_same_errors():
     assert change(3) != change(4)
 
 
-def test_rate_of_zero_changes_nothing():
+def test_rate_of_zero_changes_nothing() -> None:
     """Not even white space."""
     text = "What?!  Really -- no!"
     assert simulate_asr_errors(text, rate=0.0, draw=np.random.default_rng(0)) == text
 
 
 @pytest.mark.parametrize("text", ["No!", "Rachel?", "...", "", "Oh, oh."])
-def test_texts_never_become_empty(text):
+def test_texts_never_become_empty(text: str) -> None:
     """However short; one without words stays as it is."""
     for seed in range(50):
         changed = simulate_asr_errors(text, rate=1.0, draw=np.random.default_rng(seed))
@@ -64,7 +64,7 @@ def test_texts_never_become_empty(text):
         assert bool(changed) == bool(text)
 
 
-def test_substitutes_sound_alike():
+def test_substitutes_sound_alike() -> None:
     """Homophones first; what sounds otherwise never, and no word for itself."""
     lexicon = Lexicon(["right", "write", "night", "knight", "want", "went", "banana", "love"])
     assert lexicon.similar("night")[0] == "knight"
@@ -75,7 +75,7 @@ def test_substitutes_sound_alike():
     assert lexicon.similar("banana") == ()
 
 
-def test_a_substitute_stands_in_the_place_of_its_word():
+def test_a_substitute_stands_in_the_place_of_its_word() -> None:
     """Capital letters and marks stay where they were."""
     lexicon = Lexicon(["knight", "night"])
     changed = {
@@ -88,7 +88,7 @@ def test_a_substitute_stands_in_the_place_of_its_word():
     assert '"Night," (night).' in changed
 
 
-def test_only_known_words_are_written():
+def test_only_known_words_are_written() -> None:
     """A recogniser writes words: whatever is new in a text is in the lexicon or unstressed."""
     texts = sentences(200)
     known = {word for text in texts for word in words_of(text)}
@@ -102,7 +102,7 @@ def test_only_known_words_are_written():
     assert len(changed - known) > 10
 
 
-def test_some_exclamations_become_statements():
+def test_some_exclamations_become_statements() -> None:
     """Small recognisers write few exclamation marks; a question stays a question."""
     changed = [
         simulate_asr_errors("Stop! Why?!", rate=1e-9, draw=np.random.default_rng(seed))
@@ -119,6 +119,6 @@ def test_some_exclamations_become_statements():
         ("?!", ""),
     ],
 )
-def test_text_without_punctuation_is_words_alone(text, bare):
+def test_text_without_punctuation_is_words_alone(text: str, bare: str) -> None:
     """Lower case, no marks but apostrophes within words."""
     assert without_punctuation(text) == bare

@@ -67,8 +67,8 @@ def test_segments_become_rows(database: Path, tmp_path: Path) -> None:
 
 def test_what_the_library_writes_is_read(database: Path, tmp_path: Path) -> None:
     """The library is the reference: its header, its times, its empty cells."""
-    import audformat
-    import pandas as pd
+    import audformat  # type: ignore[import-untyped]
+    import pandas as pd  # type: ignore[import-untyped]
 
     made = audformat.Database("made", languages=["eng"], description="Of the library")
     made.schemes["emotion"] = audformat.Scheme("str", labels={"joy": {"meaning": "glad"}})

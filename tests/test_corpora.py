@@ -27,7 +27,7 @@ def write_meld(folder: Path, *rows: list[str], encoding: str = "utf-8") -> Path:
     return folder
 
 
-def test_meld_reads_dialogues_in_spoken_order(tmp_path):
+def test_meld_reads_dialogues_in_spoken_order(tmp_path: Path) -> None:
     """Utterances come in the order in which they were spoken, whatever the file's order."""
     folder = write_meld(
         tmp_path / "meld",
@@ -44,12 +44,12 @@ def test_meld_reads_dialogues_in_spoken_order(tmp_path):
 
 
 @pytest.mark.parametrize("written", ["You\x92re here\x85", "You’re here…", "You're here..."])
-def test_meld_repairs_punctuation(written):
+def test_meld_repairs_punctuation(written: str) -> None:
     """However an apostrophe was encoded it becomes the one that Whisper writes."""
     assert normalise_text(written) == "You're here..."
 
 
-def test_meld_reads_a_file_in_windows_encoding(tmp_path):
+def test_meld_reads_a_file_in_windows_encoding(tmp_path: Path) -> None:
     """A file that isn't UTF-8 is read all the same."""
     row = ["1", "You’re here", "Joey", "joy", "positive", "0", "0"]
     folder = write_meld(tmp_path / "meld", row, encoding="cp1252")
@@ -65,7 +65,7 @@ def test_meld_reads_a_file_in_windows_encoding(tmp_path):
         (["2", "Oh.", "Joey"], "3 cells instead of 7"),
     ],
 )
-def test_meld_names_the_line_it_cannot_read(tmp_path, row, complaint):
+def test_meld_names_the_line_it_cannot_read(tmp_path: Path, row: list[str], complaint: str) -> None:
     """A broken line ends in one error with its file and line."""
     good = ["1", "Hi.", "Joey", "joy", "positive", "0", "0"]
     folder = write_meld(tmp_path / "meld", good, row)
@@ -73,7 +73,7 @@ def test_meld_names_the_line_it_cannot_read(tmp_path, row, complaint):
         read_meld(folder, "train")
 
 
-def test_meld_missing_says_what_was_expected_where(tmp_path):
+def test_meld_missing_says_what_was_expected_where(tmp_path: Path) -> None:
     """The message holds the path that was looked for."""
     with pytest.raises(CorpusError, match=rf"{tmp_path}/dev_sent_emo\.csv is missing"):
         read_meld(tmp_path, "dev")
@@ -88,7 +88,7 @@ def make_actors(folder: Path, split: Split, *names: str) -> Path:
     return folder
 
 
-def test_ravdess_reads_the_file_name(tmp_path):
+def test_ravdess_reads_the_file_name(tmp_path: Path) -> None:
     """Emotion, statement and actor come from the name; calm counts as neutral."""
     folder = make_actors(tmp_path, "dev", "03-01-02-01-01-01", "03-01-05-02-02-01")
     calm, angry, *others = [d.utterances[0] for d in read_ravdess(folder, "dev")]
@@ -98,20 +98,20 @@ def test_ravdess_reads_the_file_name(tmp_path):
     assert angry.audio == folder / "Actor_19" / "03-01-05-02-02-01-19.flac"
 
 
-def test_ravdess_splits_share_no_actor():
+def test_ravdess_splits_share_no_actor() -> None:
     """24 actors, each in one split: a voice that was trained on is never tested."""
     actors = [actor for split in RAVDESS_ACTORS.values() for actor in split]
     assert sorted(actors) == list(range(1, 25))
 
 
-def test_ravdess_refuses_a_foreign_file(tmp_path):
+def test_ravdess_refuses_a_foreign_file(tmp_path: Path) -> None:
     """A file whose name isn't RAVDESS's is named."""
     folder = make_actors(tmp_path, "dev", "03-01-09-01-01-01")
     with pytest.raises(CorpusError, match=r"03-01-09-01-01-01-19\.flac"):
         read_ravdess(folder, "dev")
 
 
-def test_ravdess_missing_says_what_was_expected_where(tmp_path):
+def test_ravdess_missing_says_what_was_expected_where(tmp_path: Path) -> None:
     """The message holds the folder that was looked for, and what belongs there."""
     with pytest.raises(CorpusError, match=r"Actor_21 is missing; it should hold"):
         read_ravdess(tmp_path, "test")
@@ -124,7 +124,7 @@ def write_events(folder: Path, *rows: list[str]) -> Path:
     return folder
 
 
-def test_event2mind_reads_phrases_by_relation(tmp_path):
+def test_event2mind_reads_phrases_by_relation(tmp_path: Path) -> None:
     """Each column's phrases stand under our relation; 'none' is no phrase."""
     row = ["x", "PersonX hugs PersonY", '["to be nice."]', '["Happy", "loved"]', '["none"]', "", ""]
     (event,) = read_event2mind(write_events(tmp_path, row), "train")
@@ -136,21 +136,21 @@ def test_event2mind_reads_phrases_by_relation(tmp_path):
     )
 
 
-def test_event2mind_speaks_in_the_first_person():
+def test_event2mind_speaks_in_the_first_person() -> None:
     """The event reads as its person would say it, as utterances do."""
     assert in_first_person("PersonX finds PersonX's ___ in PersonY's car") == (
         "I finds my something in their car"
     )
 
 
-def test_event2mind_names_the_line_it_cannot_read(tmp_path):
+def test_event2mind_names_the_line_it_cannot_read(tmp_path: Path) -> None:
     """A cell that isn't a list ends in one error with its file and line."""
     folder = write_events(tmp_path, ["x", "It rains", "happy", "[]", "[]", "", ""])
     with pytest.raises(CorpusError, match=r"train\.csv:2: 'happy' isn't a list"):
         read_event2mind(folder, "train")
 
 
-def test_event2mind_in_another_encoding_names_line_and_byte(tmp_path):
+def test_event2mind_in_another_encoding_names_line_and_byte(tmp_path: Path) -> None:
     """A file that isn't UTF-8 is refused where that shows."""
     folder = write_events(tmp_path, ["x", "It rains", "[]", "[]", "[]", "", ""])
     with (folder / "train.csv").open("ab") as out:
@@ -165,7 +165,7 @@ def write_atomic(folder: Path, name: str, *rows: list[str]) -> Path:
     return folder
 
 
-def test_atomic_gathers_an_events_rows(tmp_path):
+def test_atomic_gathers_an_events_rows(tmp_path: Path) -> None:
     """An event comes once, in the first person, with all that annotators inferred, in order."""
     folder = write_atomic(
         tmp_path,
@@ -184,7 +184,7 @@ def test_atomic_gathers_an_events_rows(tmp_path):
     ]
 
 
-def test_atomic_without_its_train_file_trains_on_dev(tmp_path):
+def test_atomic_without_its_train_file_trains_on_dev(tmp_path: Path) -> None:
     """What can be had is used: dev trains, unless the train file is there too."""
     write_atomic(tmp_path, "v4_atomic_dev.csv", ["PersonX runs", "[]", "[]", '["free"]', "dev"])
     assert [event.text for event in read_atomic(tmp_path, "train")] == ["I runs"]
@@ -194,7 +194,7 @@ def test_atomic_without_its_train_file_trains_on_dev(tmp_path):
     assert [event.text for event in read_atomic(tmp_path, "dev")] == ["I runs"]
 
 
-def test_held_out_events_are_not_trained_on():
+def test_held_out_events_are_not_trained_on() -> None:
     """An event that is tested is left out, however it is capitalised."""
     first, second = (CommonsenseEvent(text, ("glad",), (), ()) for text in ("I run", "I eat"))
     tested = CommonsenseEvent("i Eat", (), ("full",), ())

@@ -24,7 +24,9 @@ TABLE_HEADER = (
 MEASURED = "2.5,55.0,6.5,179.4,17.9,56.7,,7.0"
 
 
-def write_dialogue(folder: Path, name: str, turns: tuple[tuple, ...] = SPOKEN) -> Path:
+def write_dialogue(
+    folder: Path, name: str, turns: tuple[tuple[str, float, float, str, str], ...] = SPOKEN
+) -> Path:
     """One dialogue of the release's tree; returns its EmoEvaluation file."""
     session = folder / "IEMOCAP_full_release" / f"Session{name[4]}"
     evaluations = session / "dialog" / "EmoEvaluation"
@@ -61,7 +63,7 @@ def write_table(folder: Path, *rows: str) -> Path:
     return folder
 
 
-def test_release_reads_turns_in_order_of_time(release):
+def test_release_reads_turns_in_order_of_time(release: Path) -> None:
     """Turns stand in the order of their start, with names, words and labels in full."""
     dialogue = read_iemocap(release, "train")[0]
     assert dialogue.id == "Ses01F_impro01"
@@ -73,7 +75,7 @@ def test_release_reads_turns_in_order_of_time(release):
     ]
 
 
-def test_release_names_every_turns_recording(release):
+def test_release_names_every_turns_recording(release: Path) -> None:
     """A turn's audio is sentences/wav/<dialogue>/<turn>.wav of its session."""
     (dialogue,) = read_iemocap(release, "test")
     assert dialogue.utterances[0].audio == (
@@ -83,12 +85,12 @@ def test_release_names_every_turns_recording(release):
     assert all(one.audio is not None and one.audio.is_file() for one in dialogue.utterances)
 
 
-def test_release_is_found_without_its_outer_folder(release):
+def test_release_is_found_without_its_outer_folder(release: Path) -> None:
     """Session1 … Session5 may stand in the corpus's folder itself."""
     assert read_iemocap(release / "IEMOCAP_full_release", "test")[0].id == "Ses05F_impro01"
 
 
-def test_release_splits_are_fixed(release):
+def test_release_splits_are_fixed(release: Path) -> None:
     """Session 5 is test, twelve named dialogues are dev, the rest train."""
     corpus = open_corpus("iemocap", release.parent)
     assert {split: [d.id for d in corpus.splits[split]] for split in SPLITS} == {
@@ -110,7 +112,9 @@ def test_release_splits_are_fixed(release):
         ("[6.2901 - ", "[ - ", r"Ses01F_impro01\.txt:3: not '\[start - end\] turn emotion'"),
     ],
 )
-def test_release_names_the_line_it_cannot_read(release, written, broken, complaint):
+def test_release_names_the_line_it_cannot_read(
+    release: Path, written: str, broken: str, complaint: str
+) -> None:
     """A broken line ends in one error with its file and line."""
     path = write_dialogue(release, "Ses01F_impro01")
     path.write_text(path.read_text().replace(written, broken))
@@ -118,7 +122,7 @@ def test_release_names_the_line_it_cannot_read(release, written, broken, complai
         read_iemocap(release, "train")
 
 
-def test_release_without_a_session_is_refused(release):
+def test_release_without_a_session_is_refused(release: Path) -> None:
     """A session that was not unpacked is named, not passed over."""
     session = release / "IEMOCAP_full_release" / "Session3"
     session.rename(release / "elsewhere")
@@ -126,11 +130,13 @@ def test_release_without_a_session_is_refused(release):
         read_iemocap(release, "train")
 
 
-def test_release_takes_measurements_from_the_table(release):
+def test_release_takes_measurements_from_the_table(release: Path) -> None:
     """With the table beside it, order and audio are the release's, prosody is the table's."""
     write_table(release, f"Ses05F_impro01,1,exc,M,test,Let me see them.,{MEASURED}")
     by_id = {one.id: one for one in read_iemocap(release, "test")[0].utterances}
-    assert by_id["Ses05F_impro01_M001"].prosody[:3] == (2.5, 55.0, 6.5)
+    measured = by_id["Ses05F_impro01_M001"].prosody
+    assert measured is not None
+    assert measured[:3] == (2.5, 55.0, 6.5)
     assert by_id["Ses05F_impro01_F000"].prosody is None
 
 
@@ -141,7 +147,7 @@ def table_of(*turns: tuple[str, int, str]) -> tuple[str, ...]:
     )
 
 
-def test_table_gives_what_the_release_gives(tmp_path):
+def test_table_gives_what_the_release_gives(tmp_path: Path) -> None:
     """Ids, speakers, words and labels are those of the release; an empty cell is nan."""
     write_table(tmp_path, f"Ses02F_impro02,0,hap,M,valid,Well  now.,{MEASURED}")
     (dialogue,) = read_iemocap(tmp_path, "dev")
@@ -153,12 +159,13 @@ def test_table_gives_what_the_release_gives(tmp_path):
         label="happiness",
         prosody=turn.prosody,
     )
+    assert turn.prosody is not None
     assert turn.prosody[:6] == (2.5, 55.0, 6.5, 179.4, 17.9, 56.7)
     assert math.isnan(turn.prosody[6])
     assert turn.prosody[7] == 7.0
 
 
-def test_table_merges_the_two_speakers_evenly(tmp_path):
+def test_table_merges_the_two_speakers_evenly(tmp_path: Path) -> None:
     """The table lists one speaker after the other; their turns are spread over the same time."""
     turns = [("F", n, "neu") for n in range(4)] + [("M", n, "sad") for n in range(2)]
     write_table(tmp_path, *table_of(*turns))
@@ -176,14 +183,14 @@ def test_table_merges_the_two_speakers_evenly(tmp_path):
         ("Ses05F_impro01,0,neu,F,test,Hi.,2,3,loud,5,6,7,8,9", "intensity_variation is 'loud'"),
     ],
 )
-def test_table_names_the_line_it_cannot_read(tmp_path, row, complaint):
+def test_table_names_the_line_it_cannot_read(tmp_path: Path, row: str, complaint: str) -> None:
     """A broken line ends in one error with its file and line."""
     write_table(tmp_path, *table_of(("F", 0, "neu")), row)
     with pytest.raises(CorpusError, match=rf"utterances\.csv:3: .*{complaint}"):
         read_iemocap(tmp_path, "test")
 
 
-def test_iemocap_missing_says_what_was_expected_where(tmp_path):
+def test_iemocap_missing_says_what_was_expected_where(tmp_path: Path) -> None:
     """The message holds the folder and both layouts that it may hold."""
     complaint = rf"{tmp_path} holds neither IEMOCAP_full_release/Session1 nor utterances\.csv"
     with pytest.raises(CorpusError, match=complaint):

@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from session_samples import RECORDING, Samples, chunk, header, utterance
+from session_samples import RECORDING, Samples, all_of, chunk, header, utterance
 
 from stream_hbaf.audio.file import read_audio
 from stream_hbaf.config import SAMPLE_RATE_HZ
 from stream_hbaf.errors import CorpusError
+from stream_hbaf.events import Feedback, Utterance
 from stream_hbaf.sessions.flac import FlacWriter, flac_length
 from stream_hbaf.sessions.format import EVENTS_FILE
 from stream_hbaf.sessions.session import is_being_recorded, open_session, open_sessions
@@ -92,8 +93,8 @@ def test_session_is_whole_after_sigkill(speech: Samples, tmp_path: Path, seed: i
     expected = np.resize(speech, len(audio))
     assert np.array_equal(audio, expected)
     assert len(audio) > written - SAMPLE_RATE_HZ
-    assert np.array_equal(np.concatenate([*session.audio("a")][1:]), expected)
-    found = [event.id for event in session.events]
+    assert np.array_equal(np.concatenate(all_of(np.ndarray, [*session.audio("a")][1:])), expected)
+    found = [event.id for event in all_of(Feedback, session.events)]
     promised = [f"x-{n}" for n in events_until(len(speech), written)]
     assert found[: len(promised)] == promised
     if len(audio) > SAMPLE_RATE_HZ:  # then the header has a length, and libsndfile can read
@@ -123,7 +124,7 @@ def test_half_a_line_is_left_out(speech: Samples, tmp_path: Path) -> None:
     events = writer.folder / EVENTS_FILE
     whole = events.read_bytes()
     events.write_bytes(whole + whole[:100])
-    assert [one.rev for one in open_session(writer.folder).events] == [1, 2]
+    assert [one.rev for one in all_of(Utterance, open_session(writer.folder).events)] == [1, 2]
     events.write_bytes(whole[:100] + b"\n" + whole)
     with pytest.raises(CorpusError, match=r"events\.jsonl:1: isn't a JSON object"):
         _ = open_session(writer.folder).events
@@ -188,4 +189,6 @@ def test_names_that_no_file_can_have_are_escaped(speech: Samples, tmp_path: Path
         "a%252e.flac",
         "k%C3%BCche%00.flac",
     ]
-    assert np.array_equal([*session.audio("küche\x00")][1], speech[:2000])
+    samples = [*session.audio("küche\x00")][1]
+    assert isinstance(samples, np.ndarray)
+    assert np.array_equal(samples, speech[:2000])

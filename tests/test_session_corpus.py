@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -188,7 +189,11 @@ def test_sessions_without_corrections_are_no_corpus(tmp_path: Path, speech: Samp
     ],
 )
 def test_export_comes_back_as_it_went(
-    sessions: Path, speech: Samples, tmp_path: Path, export, import_again
+    sessions: Path,
+    speech: Samples,
+    tmp_path: Path,
+    export: Callable[[Path, Path], int],
+    import_again: Callable[[Path, Path], int] | None,
 ) -> None:
     """Manifest, audformat, AudioFolder: the same clips, labels, speakers, words and splits."""
     out = tmp_path / "out"
@@ -217,7 +222,7 @@ def test_own_labels_are_marked(sessions: Path, tmp_path: Path) -> None:
     assert rows["d0-2"] == ("neutral", "model:live-en")
     assert import_corrections(sessions, tmp_path / "out" / "labels.csv") == 0
 
-    import audformat
+    import audformat  # type: ignore[import-untyped]
 
     export_audformat(sessions, tmp_path / "database", own_labels=True)
     database = audformat.Database.load(str(tmp_path / "database"))

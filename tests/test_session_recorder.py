@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from session_samples import RECORDING, Samples, chunk, header, summary, utterance
+from session_samples import RECORDING, Samples, all_of, chunk, header, summary, utterance
 
 from stream_hbaf.audio.file import read_audio
 from stream_hbaf.audio.source import Cut
 from stream_hbaf.config import SAMPLE_RATE_HZ, Config, SourceConfig
 from stream_hbaf.errors import ConfigError
-from stream_hbaf.events import Feedback
+from stream_hbaf.events import Feedback, Utterance
 from stream_hbaf.recognizer import Recognizer
 from stream_hbaf.sessions import recorder as recorder_module
 from stream_hbaf.sessions.recorder import SessionRecorder
@@ -120,7 +120,7 @@ def test_source_that_is_not_recorded_leaves_no_word(
 
     record(tmp_path, recognizer, story)
     (session,) = open_sessions(tmp_path)
-    kept = [(one.type, one.turn) for one in session.events]
+    kept = [(one.type, one.turn) for one in all_of(Utterance, session.events)]
     assert kept == [("new", 1), ("new", 4), ("end", 4)]
     assert np.array_equal(
         read_audio(session.audio_file("a")), np.concatenate([speech[:16000], speech[32000:48000]])
@@ -161,8 +161,9 @@ def test_forgotten_dialogue_is_nowhere(
     record(tmp_path, recognizer, story)
     assert erased == [4]
     before, now = open_sessions(tmp_path)
-    assert [one.id for one in before.events] == ["d2-1"]
-    assert [(one.id, one.type) for one in now.events] == [("d2-1", "new"), ("d2-1", "end")]
+    assert [one.id for one in all_of(Utterance, before.events)] == ["d2-1"]
+    events = all_of(Utterance, now.events)
+    assert [(one.id, one.type) for one in events] == [("d2-1", "new"), ("d2-1", "end")]
     expected = speech[: 3 * second].copy()
     expected[second // 2 : 3 * second // 2] = 0
     expected[second * 11 // 4 :] = 0
@@ -207,10 +208,13 @@ def test_audio_that_finds_no_room_is_a_recorded_gap(
     monkeypatch.setattr(recorder_module, "MAX_AUDIO_CALLS", 3)
     disk = threading.Event()
 
+    def wait() -> None:
+        disk.wait()
+
     async def story(recorder: SessionRecorder) -> None:
         recorder.on_audio(ANN, chunk(speech, 0, 1000))
         await recorder.forget("nothing")  # so that the first chunk is written
-        recorder._calls.put(lambda: disk.wait())
+        recorder._calls.put(wait)
         for start in range(1000, 10_000, 1000):
             recorder.on_audio(ANN, chunk(speech, start, start + 1000))
         await recorder.send(utterance("new"))
@@ -224,7 +228,7 @@ def test_audio_that_finds_no_room_is_a_recorded_gap(
     assert (lost.why, lost.start) == ("lost", 10_000)
     assert 3000 <= lost.at <= 4000
     assert f"{(10_000 - lost.at) / SAMPLE_RATE_HZ:.1f} s of a lost, the disk is" in caplog.text
-    assert [one.id for one in session.events] == ["d1-1"]
+    assert [one.id for one in all_of(Utterance, session.events)] == ["d1-1"]
 
 
 def test_full_disk_ends_the_recording_and_not_the_run(
