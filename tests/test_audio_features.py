@@ -7,7 +7,7 @@ from stream_hbaf.training.audio_features import class_balanced, fit_components, 
 from stream_hbaf.training.recipe import SelectionConfig
 
 
-def test_selection_finds_the_functionals_that_tell_the_classes_apart():
+def test_selection_finds_the_functionals_that_tell_the_classes_apart() -> None:
     """Of 50 columns, one of them constant, the two that depend on the label are kept."""
     draw = np.random.default_rng(0)
     labels = draw.integers(0, 2, 200)
@@ -20,7 +20,7 @@ def test_selection_finds_the_functionals_that_tell_the_classes_apart():
     np.testing.assert_allclose(scaling(functionals).mean(0), 0.0, atol=1e-5)
 
 
-def test_unlabelled_rows_select_nothing():
+def test_unlabelled_rows_select_nothing() -> None:
     """The selection is fitted on labelled utterances only."""
     draw = np.random.default_rng(0)
     labels = draw.integers(0, 2, 200)
@@ -30,7 +30,7 @@ def test_unlabelled_rows_select_nothing():
     assert select_features(rows, labels, SelectionConfig(width=1)).selected.tolist() == [4]
 
 
-def test_without_a_selection_all_columns_are_kept():
+def test_without_a_selection_all_columns_are_kept() -> None:
     """Every column that isn't constant stays, whatever is missing in it."""
     rows = np.random.default_rng(0).standard_normal((50, 4)).astype(np.float32)
     rows[:, 2] = 3.0
@@ -41,7 +41,7 @@ def test_without_a_selection_all_columns_are_kept():
     assert scaling(rows)[:10, 0].tolist() == [0.0] * 10
 
 
-def test_components_join_what_moves_together():
+def test_components_join_what_moves_together() -> None:
     """Twenty columns that two causes move become those two, each of deviation 1; others stay."""
     draw = np.random.default_rng(0)
     causes = draw.standard_normal((400, 2))
@@ -60,7 +60,7 @@ def test_components_join_what_moves_together():
     assert (whole.components, whole.width) == (None, 20)
 
 
-def test_every_class_of_every_corpus_weighs_the_same():
+def test_every_class_of_every_corpus_weighs_the_same() -> None:
     """Whatever its size; what has no label weighs nothing."""
     weights = class_balanced([np.array([0, 0, 1]), np.array([1, 1, 1, 1, NO_LABEL])])
     np.testing.assert_allclose(weights[:3] / weights[2], [0.5, 0.5, 1.0])

@@ -1,6 +1,7 @@
 """Promises of batches: what an epoch draws, and what a batch of dialogues or clips holds."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ def dialogues_of(count: int) -> TrainingSet:
     return TrainingSet(dataset, tuple((one,) for one in rows))
 
 
-def with_clips(**changes: object) -> TrainingSet:
+def with_clips(**changes: Any) -> TrainingSet:
     """Two dialogues of four texts, and eight clips of two speakers."""
     texts = make_dataset(audio={}, **changes)
     clips = make_dataset(dialogues=(np.arange(5), np.arange(5, 8)))
@@ -38,7 +39,7 @@ def draw(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def test_an_epochs_batches_are_drawn_from_seed_and_epoch():
+def test_an_epochs_batches_are_drawn_from_seed_and_epoch() -> None:
     """Every dialogue once; the same for the same epoch, others for others; alike in length."""
     training, plan = dialogues_of(70), BatchConfig()
     one, again = (draw_steps(training, plan, 1, size=4, seed=0) for _ in range(2))
@@ -51,7 +52,7 @@ def test_an_epochs_batches_are_drawn_from_seed_and_epoch():
     assert float(np.mean([max(batch) - min(batch) for batch in lengths])) < 4
 
 
-def test_steps_hold_their_share_of_every_kind():
+def test_steps_hold_their_share_of_every_kind() -> None:
     """Half of the dialogues, as many utterances of further ones, every clip as often as asked."""
     training = dialogues_of(40)
     further = tuple(np.arange(1000 + n, 1001 + n) for n in range(500))
@@ -67,7 +68,7 @@ def test_steps_hold_their_share_of_every_kind():
     assert len({step.seed for step in steps}) == 5
 
 
-def test_each_dialogue_is_drawn_in_one_of_its_versions():
+def test_each_dialogue_is_drawn_in_one_of_its_versions() -> None:
     """Gold text and text with ASR errors take turns."""
     training = dialogues_of(60)
     versions = tuple((rows, rows + 1000) for (rows,) in training.versions)
@@ -77,7 +78,7 @@ def test_each_dialogue_is_drawn_in_one_of_its_versions():
     assert 0.25 < np.mean(second) < 0.75
 
 
-def test_a_batch_of_one_corpus_is_its_own_audio_and_text():
+def test_a_batch_of_one_corpus_is_its_own_audio_and_text() -> None:
     """Padding and what is masked take no part; nothing else is drawn."""
     mask = np.arange(8) % 3 > 0
     dataset = make_dataset(audio_mask=mask, dialogues=(np.arange(3), np.arange(3, 8)))
@@ -85,22 +86,25 @@ def test_a_batch_of_one_corpus_is_its_own_audio_and_text():
     batch = dialogue_batch(training, dataset.dialogues, plan=BatchConfig(), draw=draw())
     assert batch.labels.tolist() == [[0, 1, 2, -1, -1], [3, 0, 1, 2, 3]]
     present = batch.labels.numpy() >= 0
+    assert batch.features.audio is not None
+    assert batch.features.audio_mask is not None
     assert batch.features.audio_mask.numpy()[present].tolist() == mask.tolist()
     assert (batch.paired == batch.features.audio_mask).all()
     np.testing.assert_array_equal(batch.features.audio.numpy()[present], dataset.audio[""])
     assert batch.weights is None
 
 
-def test_an_utterance_is_drawn_in_any_version_of_its_audio():
+def test_an_utterance_is_drawn_in_any_version_of_its_audio() -> None:
     """Each utterance by itself, not the whole batch."""
     audio = {name: np.full((8, 6), n, np.float32) for n, name in enumerate(("", "1", "2"))}
     dataset = make_dataset(audio=audio)
     training = TrainingSet(dataset, tuple((rows,) for rows in dataset.dialogues))
     batch = dialogue_batch(training, dataset.dialogues, plan=BatchConfig(), draw=draw())
+    assert batch.features.audio is not None
     assert set(batch.features.audio[..., 0].flatten().tolist()) == {0.0, 1.0, 2.0}
 
 
-def test_paired_audio_is_of_the_same_label():
+def test_paired_audio_is_of_the_same_label() -> None:
     """Without mismatches every text is paired with a clip of its label."""
     training = with_clips()
     training = replace(training, neutral=None)
@@ -111,6 +115,8 @@ def test_paired_audio_is_of_the_same_label():
         paired_text_dropout=0.0,
     )
     batch = dialogue_batch(training, training.dialogues.dialogues, plan=plan, draw=draw())
+    assert training.clips is not None
+    assert batch.features.audio is not None
     clips = training.clips.dataset
     assert batch.paired.all()
     for audio, label in zip(
@@ -120,15 +126,17 @@ def test_paired_audio_is_of_the_same_label():
         assert any((clips.audio[""][row] == audio).all() for row in same)
 
 
-def test_mismatched_audio_is_no_pair_and_settles_neutral_texts():
+def test_mismatched_audio_is_no_pair_and_settles_neutral_texts() -> None:
     """Audio of any label keeps the text's label; beside a neutral text the clip's label counts."""
     training = with_clips()
     plan = BatchConfig(paired_dialogue_share=1.0, paired_audio_share=1.0, label_mismatch_share=1.0)
+    assert training.clips is not None
     clips = training.clips.dataset
     seen = set()
     for seed in range(20):
         batch = dialogue_batch(training, training.dialogues.dialogues, plan=plan, draw=draw(seed))
         assert not batch.paired.any()
+        assert batch.features.audio is not None
         labels, gold = batch.labels.flatten().numpy(), training.dialogues.labels
         assert (labels[gold != NEUTRAL] == gold[gold != NEUTRAL]).all()
         for audio, label in zip(
@@ -144,34 +152,37 @@ def test_mismatched_audio_is_no_pair_and_settles_neutral_texts():
 
 
 @pytest.mark.parametrize(("foreign", "paired"), [(0.0, True), (1.0, False)])
-def test_a_clip_has_its_own_text_or_a_neutral_one(foreign, paired):
+def test_a_clip_has_its_own_text_or_a_neutral_one(foreign: float, paired: bool) -> None:
     """Only its own is a pair; a neutral one is of the dialogues."""
     training = with_clips()
     plan = BatchConfig(clip_text_share=1.0, foreign_text_share=foreign)
     clips = training.clips
+    assert clips is not None
     batch = clip_batch(training, clips, [np.arange(4), np.arange(4, 8)], plan=plan, draw=draw())
+    assert batch.features.text_mask is not None
     assert batch.features.text_mask.all()
     assert bool(batch.paired.all()) == bool(batch.paired.any()) == paired
+    assert batch.features.text is not None
     text = batch.features.text.flatten(0, 1).numpy()
     neutral = training.dialogues.text[training.dialogues.labels == NEUTRAL]
     of_dialogues = [any((one == row).all() for one in neutral) for row in text]
     assert all(of_dialogues) == (not paired)
+    assert batch.weights is not None
     assert batch.weights.shape == (2, 4)
 
 
-def test_dropped_columns_keep_the_mean():
+def test_dropped_columns_keep_the_mean() -> None:
     """A fifth of the columns is zero, the others are larger by as much."""
     training = with_clips()
     audio = {"": np.ones((8, 6), np.float32)}
+    assert training.clips is not None
     clips = replace(training.clips, dataset=make_dataset(audio=audio))
     plan = BatchConfig(audio_dropout=0.2)
-    values = np.concatenate(
-        [
-            clip_batch(
-                training, clips, [np.arange(8)], plan=plan, draw=draw(n)
-            ).features.audio.numpy()
-            for n in range(50)
-        ]
-    )
+    drawn = []
+    for n in range(50):
+        batch = clip_batch(training, clips, [np.arange(8)], plan=plan, draw=draw(n))
+        assert batch.features.audio is not None
+        drawn.append(batch.features.audio.numpy())
+    values = np.concatenate(drawn)
     assert set(np.round(np.unique(values), 4)) == {0.0, 1.25}
     assert values.mean() == pytest.approx(1.0, abs=0.05)

@@ -14,32 +14,32 @@ BUNDLES = sorted(path.parent for path in (ROOT / "models").glob("*/metrics.json"
 
 
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
-def test_the_shipped_card_is_made_of_its_metrics(bundle):
+def test_the_shipped_card_is_made_of_its_metrics(bundle: Path) -> None:
     """Nothing in the card was written by hand, nothing is of an older template."""
     metrics = json.loads((bundle / "metrics.json").read_text(encoding="utf-8"))
     assert (bundle / "README.md").read_text(encoding="utf-8") == model_card(metrics)
 
 
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
-def test_the_shipped_recipe_is_the_one_that_ships(bundle):
+def test_the_shipped_recipe_is_the_one_that_ships(bundle: Path) -> None:
     """A bundle's metrics hold its recipe, by which it can be trained again."""
     metrics = json.loads((bundle / "metrics.json").read_text(encoding="utf-8"))
     recipe = read_recipe(ROOT / "configs" / f"{bundle.name}.yaml")
     assert metrics["recipe"] == recipe.model_dump(mode="json")
 
 
-def test_there_are_shipped_bundles():
+def test_there_are_shipped_bundles() -> None:
     """The tests above look at something."""
     assert [bundle.name for bundle in BUNDLES] == ["live-en", "mgcma-en"]
 
 
-def test_every_published_corpus_has_terms():
+def test_every_published_corpus_has_terms() -> None:
     """A card names the terms of whatever can be trained on."""
     assert set(CORPORA) <= PUBLICATIONS.keys()
     assert all(one.terms and one.title and one.content for one in PUBLICATIONS.values())
 
 
-def test_a_licence_names_every_corpus_and_openSMILE():
+def test_a_licence_names_every_corpus_and_openSMILE() -> None:
     """All corpora, annotations of the commonsense heads, and the extractor's own terms."""
     recipe = read_recipe(ROOT / "configs" / "live-en.yaml").model_dump(mode="json")
     licence = licence_of(recipe)

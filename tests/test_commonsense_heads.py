@@ -2,16 +2,22 @@
 
 import csv
 import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from tiny_encoder import save_tiny_bert
 
 from stream_hbaf.corpora.commonsense import CommonsenseEvent
 from stream_hbaf.errors import CorpusError
+from stream_hbaf.features.commonsense import Event2MindHeads
 from stream_hbaf.features.text import TextEncoder
 from stream_hbaf.training.commonsense_heads import (
+    PreparedCommonsense,
     distil,
     gather,
     prepare_commonsense,
@@ -53,7 +59,7 @@ ATOMIC = {
 
 
 @pytest.fixture
-def corpora(tmp_path):
+def corpora(tmp_path: Path) -> Path:
     for folder, name, columns, parts in (
         ("event2mind", "{}.csv", ("Event", "Otheremotion", "Xemotion", "Xintent"), EVENT2MIND),
         ("atomic", "v4_atomic_{}.csv", ("event", "oReact", "xReact", "xIntent"), ATOMIC),
@@ -68,11 +74,11 @@ def corpora(tmp_path):
     return tmp_path
 
 
-def texts(events):
+def texts(events: Iterable[CommonsenseEvent]) -> list[str]:
     return sorted({event.text for event in events})
 
 
-def encode(phrases):
+def encode(phrases: Sequence[str]) -> NDArray[np.float32]:
     """One axis a text: what is the same text is the same vector, and nothing else is."""
     rows = np.zeros((len(phrases), 64), np.float32)
     for row, phrase in enumerate(phrases):
@@ -80,11 +86,11 @@ def encode(phrases):
     return rows
 
 
-def event(text, *internal):
+def event(text: str, *internal: str) -> CommonsenseEvent:
     return CommonsenseEvent(text, (), tuple(internal), ())
 
 
-def test_what_is_tested_is_left_out_of_training(corpora):
+def test_what_is_tested_is_left_out_of_training(corpora: Path) -> None:
     """No event of either test part is in train or dev, none of dev is in train, and all counted."""
     parts = read_annotations(corpora, atomic=True)
     assert texts(parts.train["event2mind"]) == ["I wins something"]
@@ -95,7 +101,7 @@ def test_what_is_tested_is_left_out_of_training(corpora):
     assert parts.left_out == {"event2mind train": 3, "atomic train": 1, "event2mind dev": 1}
 
 
-def test_event2mind_alone_needs_no_atomic(corpora):
+def test_event2mind_alone_needs_no_atomic(corpora: Path) -> None:
     """Only its own dev and test are held out, and no folder of ATOMIC is looked for."""
     for file in (corpora / "atomic").iterdir():
         file.unlink()
@@ -105,20 +111,20 @@ def test_event2mind_alone_needs_no_atomic(corpora):
     assert parts.left_out == {"event2mind train": 2, "event2mind dev": 0}
 
 
-def test_atomic_asked_for_and_missing_is_an_error(corpora):
+def test_atomic_asked_for_and_missing_is_an_error(corpora: Path) -> None:
     """Heads that should know ATOMIC are not trained without it."""
     (corpora / "atomic" / "v4_atomic_tst.csv").unlink()
     with pytest.raises(CorpusError, match=r"ATOMIC.*v4_atomic_tst\.csv is missing"):
         read_annotations(corpora, atomic=True)
 
 
-def test_the_same_event_in_other_words_is_another():
+def test_the_same_event_in_other_words_is_another() -> None:
     """Case and punctuation don't tell events apart; words do."""
     assert same_event("I Drop my cup!") == same_event("i drop my cup")
     assert same_event("I drop a cup") != same_event("I drop my cup")
 
 
-def test_an_event_of_two_corpora_is_one_with_the_phrases_of_both():
+def test_an_event_of_two_corpora_is_one_with_the_phrases_of_both() -> None:
     """Merged by event: one row, every phrase true for it."""
     merged = gather(
         [event("I win", "happy", "proud"), event("I eat", "full")],
@@ -132,7 +138,7 @@ def test_an_event_of_two_corpora_is_one_with_the_phrases_of_both():
     assert internal.true == {0: (0,), 1: (1, 2, 3)}
 
 
-def test_a_copied_annotation_counts_once():
+def test_a_copied_annotation_counts_once() -> None:
     """Annotators of one corpus add up; the same annotations in a second corpus don't."""
     first = [event("I win", "happy"), event("I win", "happy"), event("I eat", "happy")]
     alone = gather(first, encode=encode, encode_phrases=encode)
@@ -141,7 +147,7 @@ def test_a_copied_annotation_counts_once():
     assert copied.relations[1].frequency.tolist() == [3.0]
 
 
-def test_gathering_copies_changes_nothing():
+def test_gathering_copies_changes_nothing() -> None:
     """What one corpus repeats of another leaves the task as it was."""
     first = [event("I win", "happy", "proud"), event("I eat", "full")]
     alone = gather(first, encode=encode, encode_phrases=encode)
@@ -152,7 +158,7 @@ def test_gathering_copies_changes_nothing():
         assert np.array_equal(one.embeddings, other.embeddings)
 
 
-def test_frequency_ranks_by_training_alone():
+def test_frequency_ranks_by_training_alone() -> None:
     """The baseline puts first what was written most in train, whatever the event is."""
     train = gather(
         [event("a", "sad"), event("b", "sad"), event("c", "glad")],
@@ -169,7 +175,7 @@ def test_frequency_ranks_by_training_alone():
     assert internal.mrr == pytest.approx((1 / 2 + 1 + 1 / 3) / 3)
 
 
-def test_distilled_heads_are_measured_on_every_test(corpora):
+def test_distilled_heads_are_measured_on_every_test(corpora: Path) -> None:
     """Heads as a bundle stores them, and figures of dev and both tests with what was left out."""
     parts = read_annotations(corpora, atomic=True)
     heads, figures = distil(
@@ -188,11 +194,13 @@ def test_distilled_heads_are_measured_on_every_test(corpora):
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> str:
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(save_tiny_bert(tmp_path_factory.mktemp("bert")))
 
 
-def heads_for(corpora, encoder, **settings):
+def heads_for(
+    corpora: Path, encoder: TextEncoder, **settings: Any
+) -> tuple[PreparedCommonsense, list[str]]:
     """Prepared heads, and the lines that were told: none if they were kept."""
     lines: list[str] = []
     plan = CommonsenseConfig(**{"epochs": 2, "hidden": 4, **settings})
@@ -201,22 +209,27 @@ def heads_for(corpora, encoder, **settings):
     return made, lines
 
 
-def test_kept_heads_are_the_trained_ones(corpora, tiny):
+def test_kept_heads_are_the_trained_ones(corpora: Path, tiny: str) -> None:
     """Asked again nothing is trained, and heads, phrases and figures are the same to the bit."""
     trained, told = heads_for(corpora, TextEncoder(tiny))
     kept, silent = heads_for(corpora, TextEncoder(tiny))
     assert (len(told), silent) == (2, [])
+    assert isinstance(trained.model, Event2MindHeads)
+    assert isinstance(kept.model, Event2MindHeads)
+    assert trained.inferences is not None
+    assert kept.inferences is not None
     for one, other in (
         (trained.model.state_dict(), kept.model.state_dict()),
         (trained.inferences.tensors(), kept.inferences.tensors()),
     ):
         assert list(one) == list(other)
         assert all(torch.equal(one[name], other[name]) for name in one)
+    assert trained.figures is not None
     assert trained.figures == kept.figures
     assert trained.figures["test"]["frequency"]["internal"]["candidates"] == 2
 
 
-def test_prepared_heads_are_what_distilling_gives(corpora, tiny):
+def test_prepared_heads_are_what_distilling_gives(corpora: Path, tiny: str) -> None:
     """Keeping them changes nothing: weights and figures are those of ``distil`` itself."""
     encode = TextEncoder(tiny).encode
     heads, figures = distil(
@@ -227,12 +240,13 @@ def test_prepared_heads_are_what_distilling_gives(corpora, tiny):
         progress=lambda line: None,
     )
     made, _ = heads_for(corpora, TextEncoder(tiny))
+    assert isinstance(made.model, Event2MindHeads)
     kept = made.model.state_dict()
     assert all(torch.equal(tensor, kept[name]) for name, tensor in heads.state_dict().items())
     assert made.figures == figures
 
 
-def test_heads_are_trained_anew_for_whatever_they_depend_on(corpora, tiny):
+def test_heads_are_trained_anew_for_whatever_they_depend_on(corpora: Path, tiny: str) -> None:
     """Another plan, an encoder tuned otherwise, other annotations: none takes another's heads."""
     encoder = TextEncoder(tiny)
     heads_for(corpora, encoder)

@@ -65,7 +65,7 @@ def fit_several(texts: Dataset, clips: Dataset, *, plan: Recipe) -> Fitted:
     )
 
 
-def test_the_network_overfits_eight_utterances():
+def test_the_network_overfits_eight_utterances() -> None:
     """Learnt by heart with both losses, and as sure of it as it may be."""
     fitted = fit_one(make_dataset())
     assert fitted.dev.weighted_f1 == 1.0
@@ -74,7 +74,7 @@ def test_the_network_overfits_eight_utterances():
     assert fitted.dev_by_loss == 1.0
 
 
-def test_utterances_without_a_label_are_context_only():
+def test_utterances_without_a_label_are_context_only() -> None:
     """They are in the dialogue, but neither learnt nor counted."""
     fitted = fit_one(make_dataset(labels=np.array([0, 1, NO_LABEL, 3, 0, NO_LABEL, 2, 3])))
     assert fitted.dev.count == 6
@@ -82,7 +82,7 @@ def test_utterances_without_a_label_are_context_only():
     assert fitted.evaluation.probabilities["dev"].shape == (8, 4)
 
 
-def test_audio_that_is_masked_is_never_read():
+def test_audio_that_is_masked_is_never_read() -> None:
     """NaN where there is no audio changes nothing."""
     mask = np.arange(8) % 3 > 0
     audio = make_dataset().audio[""].copy()
@@ -94,7 +94,7 @@ def test_audio_that_is_masked_is_never_read():
     )
 
 
-def test_the_epoch_of_the_lowest_loss_is_reported_beside_the_best():
+def test_the_epoch_of_the_lowest_loss_is_reported_beside_the_best() -> None:
     """Decision 15: stopped and picked on dev's weighted F1, the loss-picked figure beside it."""
     fitted = fit_one(make_dataset(), epochs=8)
     losses = [figures["loss"] for figures in fitted.history.measured]
@@ -102,19 +102,19 @@ def test_the_epoch_of_the_lowest_loss_is_reported_beside_the_best():
     assert fitted.history.best_score == max(fitted.history.scores)
 
 
-def test_the_network_is_scored_in_the_precision_that_ships():
+def test_the_network_is_scored_in_the_precision_that_ships() -> None:
     """Its weights are float16's, so that a bundle predicts just what was measured."""
     network = fit_one(make_dataset(), epochs=2).network
     assert all(torch.equal(p, p.half().float()) for p in network.parameters())
 
 
-def test_balanced_classes_weigh_the_same():
+def test_balanced_classes_weigh_the_same() -> None:
     """A class three times as rare weighs three times as much; context only doesn't count."""
     weights = class_weights(np.array([0, 0, 0, 1, NO_LABEL, NO_LABEL]), classes=3)
     np.testing.assert_allclose(weights.numpy(), [2 / 3, 2.0, 0.0], rtol=1e-6)
 
 
-def test_texts_and_clips_teach_one_network():
+def test_texts_and_clips_teach_one_network() -> None:
     """Texts tell half of the labels and clips the other half: all eight are learnt."""
     whole = make_dataset(classes=7)
     alone = tuple(np.arange(8)[:, None])
@@ -127,7 +127,7 @@ def test_texts_and_clips_teach_one_network():
     assert by_text.tolist() == by_audio.tolist() == whole.labels.tolist()
 
 
-def test_neutral_texts_decide_nothing_against_audio(monkeypatch):
+def test_neutral_texts_decide_nothing_against_audio(monkeypatch: pytest.MonkeyPatch) -> None:
     """Clips that never had a text are believed beside neutral texts; other texts win."""
     labels, alone = np.arange(7), tuple(np.arange(7)[:, None])
     text, audio = np.random.default_rng(0).standard_normal((2, 7, 6)).astype(np.float32)
@@ -154,7 +154,7 @@ def test_neutral_texts_decide_nothing_against_audio(monkeypatch):
 
 
 @pytest.mark.parametrize("balanced", [False, True])
-def test_a_batch_of_context_only_trains_on(balanced):
+def test_a_batch_of_context_only_trains_on(balanced: bool) -> None:
     """A dialogue without a label has a loss of zero, not NaN."""
     labels = np.array([0, 1, 2, 3, *[NO_LABEL] * 4])
     dataset = make_dataset(labels=labels)

@@ -1,11 +1,12 @@
 """Promises of the readers of the corpora that the live bundle learns from beside MELD."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from stream_hbaf.corpora.acted import NEMO_ACTORS, read_nemo, read_tess
-from stream_hbaf.corpora.dialogue import SPLITS
+from stream_hbaf.corpora.dialogue import SPLITS, Dialogue, Split
 from stream_hbaf.corpora.open_corpus import open_corpus
 from stream_hbaf.corpora.text import read_emorynlp, read_goemotions
 from stream_hbaf.errors import CorpusError
@@ -42,7 +43,7 @@ def write_tess(folder: Path, *names: str) -> Path:
     return folder
 
 
-def test_goemotions_names_the_one_emotion_there_is(tmp_path):
+def test_goemotions_names_the_one_emotion_there_is(tmp_path: Path) -> None:
     """Neutral beside an emotion counts for nothing; two emotions are none that is certain."""
     folder = write_comments(
         tmp_path, "Great\t3\ta", "Well\t4\tb", "Nice\t4,3\tc", "Oh\t3,6\td", "Ow\t5,5\te"
@@ -53,7 +54,7 @@ def test_goemotions_names_the_one_emotion_there_is(tmp_path):
     assert found[0][0].id == "a"
 
 
-def test_goemotions_text_is_as_people_speak(tmp_path):
+def test_goemotions_text_is_as_people_speak(tmp_path: Path) -> None:
     """Quotes are kept, carriage returns are spaces, and a mask is a name again."""
     folder = write_comments(tmp_path, '"I know [NAME],\rhe’s "fine\t4\ta')
     (dialogue,) = read_goemotions(folder, "train")
@@ -71,7 +72,9 @@ def test_goemotions_text_is_as_people_speak(tmp_path):
         ("Oh\t4\ta", "comment a stands here twice"),
     ],
 )
-def test_goemotions_names_the_line_it_cannot_read(tmp_path, line, complaint):
+def test_goemotions_names_the_line_it_cannot_read(
+    tmp_path: Path, line: str, complaint: str
+) -> None:
     """A broken line ends in one error with its file and line."""
     folder = write_comments(tmp_path, "Great\t3\ta", line)
     with pytest.raises(CorpusError, match=rf"train\.tsv:2: .*{complaint}") as raised:
@@ -79,14 +82,14 @@ def test_goemotions_names_the_line_it_cannot_read(tmp_path, line, complaint):
     assert "\n" not in str(raised.value)
 
 
-def test_goemotions_with_another_emotion_is_refused(tmp_path):
+def test_goemotions_with_another_emotion_is_refused(tmp_path: Path) -> None:
     """The unmapped corpus of 28 emotions isn't taken for the mapped one."""
     folder = write_comments(tmp_path, "Great\t0\ta", names="anger\namusement\n")
     with pytest.raises(CorpusError, match=r"labels\.txt:2: unknown emotion 'amusement'"):
         read_goemotions(folder, "train")
 
 
-def test_emorynlp_reads_scenes_in_spoken_order(tmp_path):
+def test_emorynlp_reads_scenes_in_spoken_order(tmp_path: Path) -> None:
     """Scenes of two episodes are two dialogues; order is by the utterance's number."""
     folder = write_scenes(
         tmp_path,
@@ -104,7 +107,7 @@ def test_emorynlp_reads_scenes_in_spoken_order(tmp_path):
 
 
 @pytest.mark.parametrize("emotion", ["Peaceful", "Powerful"])
-def test_emorynlp_moods_are_no_label(tmp_path, emotion):
+def test_emorynlp_moods_are_no_label(tmp_path: Path, emotion: str) -> None:
     """What is none of the seven is context only."""
     folder = write_scenes(tmp_path, f"Hm.,['Ross Geller'],{emotion},1,1,1,1")
     assert read_emorynlp(folder, "train")[0].utterances[0].label is None
@@ -119,14 +122,14 @@ def test_emorynlp_moods_are_no_label(tmp_path, emotion):
         ("Oh.,['Ross'],Mad,1", "6 cells instead of 9"),
     ],
 )
-def test_emorynlp_names_the_line_it_cannot_read(tmp_path, line, complaint):
+def test_emorynlp_names_the_line_it_cannot_read(tmp_path: Path, line: str, complaint: str) -> None:
     """A broken line ends in one error with its file and line."""
     folder = write_scenes(tmp_path, "Hi.,['Ross'],Neutral,1,1,1,1", line)
     with pytest.raises(CorpusError, match=rf"emorynlp_train_final\.csv:3: .*{complaint}"):
         read_emorynlp(folder, "train")
 
 
-def test_nemo_reads_its_table(tmp_path):
+def test_nemo_reads_its_table(tmp_path: Path) -> None:
     """Each actor is in one split; clip, emotion, gender and Polish text come from the table."""
     folder = write_clips(
         tmp_path,
@@ -151,14 +154,14 @@ def test_nemo_reads_its_table(tmp_path):
         ("b.flac\tfear\tMP0\tmale", "4 cells instead of 5"),
     ],
 )
-def test_nemo_names_the_line_it_cannot_read(tmp_path, line, complaint):
+def test_nemo_names_the_line_it_cannot_read(tmp_path: Path, line: str, complaint: str) -> None:
     """A broken line ends in one error with its file and line."""
     folder = write_clips(tmp_path, "a.flac\tfear\tMP0\tmale\tTak.", line)
     with pytest.raises(CorpusError, match=rf"data\.tsv:3: .*{complaint}"):
         read_nemo(folder, "dev")
 
 
-def test_nemo_says_which_clip_is_missing(tmp_path):
+def test_nemo_says_which_clip_is_missing(tmp_path: Path) -> None:
     """A table without its clips is not a corpus."""
     folder = write_clips(tmp_path, "a.flac\tfear\tMP0\tmale\tTak.")
     (folder / "a.flac").unlink()
@@ -166,14 +169,14 @@ def test_nemo_says_which_clip_is_missing(tmp_path):
         read_nemo(folder, "dev")
 
 
-def test_nemo_with_another_header_is_refused(tmp_path):
+def test_nemo_with_another_header_is_refused(tmp_path: Path) -> None:
     """Columns in another order would be read as something else."""
     folder = write_clips(tmp_path, header="file_id\temotion\tspeaker_id\ttext\tgender\n")
     with pytest.raises(CorpusError, match=r"data\.tsv:1: the first line must be file_id, emotion"):
         read_nemo(folder, "dev")
 
 
-def test_tess_reads_the_file_name(tmp_path):
+def test_tess_reads_the_file_name(tmp_path: Path) -> None:
     """Speaker, word and emotion come from the name; pleasant surprise is surprise."""
     folder = write_tess(tmp_path / "tess", "OAF_back_ps.flac", "YAF_love_happy.wav", "notes.txt")
     older, younger = (dialogue.utterances[0] for dialogue in read_tess(folder, "train"))
@@ -183,14 +186,14 @@ def test_tess_reads_the_file_name(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["OAF_back.flac", "OAF_back_bored.flac", "XAF_back_sad.flac"])
-def test_tess_refuses_a_foreign_file(tmp_path, name):
+def test_tess_refuses_a_foreign_file(tmp_path: Path, name: str) -> None:
     """A file whose name isn't TESS's is named."""
     folder = write_tess(tmp_path / "tess", name)
     with pytest.raises(CorpusError, match=name):
         read_tess(folder, "train")
 
 
-def test_tess_is_for_training_alone(tmp_path):
+def test_tess_is_for_training_alone(tmp_path: Path) -> None:
     """Its speakers are in no other split; only who needs all splits gets an error."""
     folder = write_tess(tmp_path / "tess", "OAF_back_sad.flac")
     corpus = open_corpus("tess", folder.parent, all_splits=False)
@@ -208,7 +211,9 @@ def test_tess_is_for_training_alone(tmp_path):
         (read_tess, "tess"),
     ],
 )
-def test_a_missing_corpus_says_what_was_expected_where(tmp_path, read, missing):
+def test_a_missing_corpus_says_what_was_expected_where(
+    tmp_path: Path, read: Callable[[Path, Split], list[Dialogue]], missing: str
+) -> None:
     """The message holds the path that was looked for."""
     with pytest.raises(CorpusError, match=rf"{tmp_path}.*{missing}.* is missing|no \*/"):
         read(tmp_path / missing if read is read_tess else tmp_path, "train")
@@ -222,7 +227,12 @@ def test_a_missing_corpus_says_what_was_expected_where(tmp_path, read, missing):
         (write_clips, read_nemo, "data.tsv"),
     ],
 )
-def test_another_encoding_names_line_and_byte(tmp_path, write, read, name):
+def test_another_encoding_names_line_and_byte(
+    tmp_path: Path,
+    write: Callable[[Path], Path],
+    read: Callable[[Path, Split], list[Dialogue]],
+    name: str,
+) -> None:
     """A file that isn't UTF-8 is refused where that shows."""
     folder = write(tmp_path)
     with (folder / name).open("ab") as out:

@@ -2,6 +2,7 @@
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,30 +18,32 @@ from stream_hbaf.training.recipe_corpora import open_corpora
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = make_corpora(tmp_path_factory.mktemp("preparation"))
     (place / "bert").mkdir()
     save_tiny_bert(place / "bert")
     return place
 
 
-def prepare_tiny(place: Path, settings: dict, cache: Path | None = None, **changes) -> Prepared:
+def prepare_tiny(
+    place: Path, settings: dict[str, Any], cache: Path | None = None, **changes: Any
+) -> Prepared:
     encoder = {"name": str(place / "bert")} | changes.pop("text_encoder", {})
     recipe = make_recipe(place, settings, text_encoder=encoder, **changes)
     return prepare(recipe, place, cache=cache or place / "cache", progress=silent)
 
 
 @pytest.fixture(scope="module")
-def one(place) -> Prepared:
+def one(place: Path) -> Prepared:
     return prepare_tiny(place, ONE)
 
 
 @pytest.fixture(scope="module")
-def several(place) -> Prepared:
+def several(place: Path) -> Prepared:
     return prepare_tiny(place, SEVERAL)
 
 
-def test_one_corpus_is_whole_dialogues(one):
+def test_one_corpus_is_whole_dialogues(one: Prepared) -> None:
     """A row an utterance, in the order of the dialogues, with the corpus's own labels."""
     train = one.training.dialogues
     assert one.labels == LABELS
@@ -57,21 +60,23 @@ def test_one_corpus_is_whole_dialogues(one):
     }
 
 
-def test_what_was_not_measured_is_masked(one):
+def test_what_was_not_measured_is_masked(one: Prepared) -> None:
     """No row in the tables: no audio. An empty cell: the training mean, which is 0."""
     train = one.training.dialogues
+    assert train.audio_mask is not None
     assert train.audio_mask.tolist() == [False, True, True, True, True, True, True]
     assert np.isfinite(train.audio[""]).all()
     assert one.skipped[0].startswith("dia0_utt0: ")
 
 
-def test_several_corpora_are_dialogues_texts_and_clips(several):
+def test_several_corpora_are_dialogues_texts_and_clips(several: Prepared) -> None:
     """The first corpus in each version of its texts, further ones, and clips by speaker."""
     training = several.training
     assert [len(versions) for versions in training.versions] == [2, 2, 2]
     assert len(training.further) == 7
     assert len(training.dialogues.labels) == 2 * 7 + 7
     assert training.dialogues.audio == {}
+    assert training.clips is not None
     assert [*training.clips.dataset.audio] == ["", "1"]
     assert len(training.clips.dataset.dialogues) == 18 + 4
     assert training.clips.weights.mean() == pytest.approx(1.0)
@@ -81,26 +86,31 @@ def test_several_corpora_are_dialogues_texts_and_clips(several):
     assert "test" not in several.scored
 
 
-def test_texts_in_another_language_are_left_out(several):
+def test_texts_in_another_language_are_left_out(several: Prepared) -> None:
     """nEMO speaks Polish, which the encoder doesn't read."""
     _, ravdess, nemo = several.scored["dev"]
+    assert ravdess.gold.text_mask is not None
     assert ravdess.gold.text_mask.all()
+    assert nemo.gold.text_mask is not None
     assert not nemo.gold.text_mask.any()
+    assert nemo.gold.audio_mask is not None
     assert not nemo.gold.audio_mask.all() or len(nemo.gold.audio) == 5
 
 
-def test_several_corpora_of_clips_need_no_dialogues(place):
+def test_several_corpora_of_clips_need_no_dialogues(place: Path) -> None:
     """Clips alone: nothing to pair them with."""
     prepared = prepare_tiny(place, SEVERAL, corpora=["ravdess", "nemo"], asr_errors={})
+    assert prepared.training.clips is not None
     assert prepared.training.versions == ()
     assert len(prepared.training.clips.dataset.labels) == 40
     assert [c.are_clips for c in prepared.scored["dev"]] == [True, True]
 
 
-def test_the_encoder_reads_earlier_turns_of_several_corpora(place):
+def test_the_encoder_reads_earlier_turns_of_several_corpora(place: Path) -> None:
     """Dialogue context is for several corpora too: a turn's features depend on those before it."""
     context = {"context": {"tokens": 64, "speakers": True}}
     prepared = prepare_tiny(place, SEVERAL, text_encoder=context)
+    assert prepared.encoder is not None
     labels = ("anger", "joy", "surprise")
     turns = [
         Turn("Ann" if n % 2 else "Bob", f"I feel {label} now") for n, label in enumerate(labels)
@@ -112,7 +122,7 @@ def test_the_encoder_reads_earlier_turns_of_several_corpora(place):
     assert np.abs(read[2] - alone[0]).max() > 1e-2
 
 
-def test_one_corpus_may_have_asr_errors_and_augmented_audio(place):
+def test_one_corpus_may_have_asr_errors_and_augmented_audio(place: Path) -> None:
     """Each version of the texts has the audio of the same utterances, in every version of its."""
     audio = {"representation": "egemaps", "copies": 2}
     settings = ONE | {"corpora": "ravdess", "asr_errors": {"versions": 1}, "audio": audio}
@@ -125,14 +135,14 @@ def test_one_corpus_may_have_asr_errors_and_augmented_audio(place):
     assert len(prepared.scored["dev"][0].gold.audio) == 5
 
 
-def test_at_most_so_many_dialogues_are_trained_on(place):
+def test_at_most_so_many_dialogues_are_trained_on(place: Path) -> None:
     """Drawn once; dev is whole."""
     prepared = prepare_tiny(place, ONE, corpora={"meld": {"max_dialogues": 2}})
     assert len(prepared.training.versions) == 2
     assert prepared.corpora["meld"]["dialogues"] == {"train": 2, "dev": 3, "test": 3}
 
 
-def test_labels_must_be_the_same_unless_merged(place):
+def test_labels_must_be_the_same_unless_merged(place: Path) -> None:
     """Corpora of other labels are refused, and taken once their classes agree."""
     classes = {"good": ["joy"], "bad": ["anger", "fear"]}
     with pytest.raises(ConfigError, match="meld and ravdess have different labels"):
@@ -146,7 +156,7 @@ def test_labels_must_be_the_same_unless_merged(place):
     assert ([*opened.dialogues], [*opened.clips]) == (["meld"], ["ravdess"])
 
 
-def test_a_corpus_without_a_dev_split_is_refused(tmp_path):
+def test_a_corpus_without_a_dev_split_is_refused(tmp_path: Path) -> None:
     """The main corpus picks the epoch: nothing is computed without its dev split."""
     make_meld(tmp_path)
     (tmp_path / "meld" / "dev_sent_emo.csv").write_text(
@@ -156,7 +166,7 @@ def test_a_corpus_without_a_dev_split_is_refused(tmp_path):
         prepare(make_recipe(tmp_path, ONE), tmp_path, cache=tmp_path, progress=silent)
 
 
-def test_text_features_that_are_not_finite_name_the_utterance(place, tmp_path):
+def test_text_features_that_are_not_finite_name_the_utterance(place: Path, tmp_path: Path) -> None:
     """One utterance of NaN ends preparation with its id, before a network is spoilt."""
     without = {"audio": {"representation": "none"}}
     prepare_tiny(place, ONE, tmp_path, **without)
@@ -168,29 +178,30 @@ def test_text_features_that_are_not_finite_name_the_utterance(place, tmp_path):
         prepare_tiny(place, ONE, tmp_path, **without)
 
 
-def test_what_is_prepared_travels_without_its_models(one):
+def test_what_is_prepared_travels_without_its_models(one: Prepared) -> None:
     """A training process gets the features, not an encoder of a hundred million weights."""
     there = pickle.loads(pickle.dumps(one))
     assert (there.encoder, there.commonsense) == (None, None)
     np.testing.assert_array_equal(there.training.dialogues.text, one.training.dialogues.text)
 
 
-def test_a_recipe_without_audio_measures_none(place):
+def test_a_recipe_without_audio_measures_none(place: Path) -> None:
     """Nothing is measured, and the network has no place for it."""
     prepared = prepare_tiny(place, ONE, audio={"representation": "none"})
     assert (prepared.scaling, prepared.training.dialogues.audio) == (None, {})
     assert prepared.widths["audio_width"] == 0
 
 
-def test_clips_that_cannot_be_measured_are_left_out(tmp_path):
+def test_clips_that_cannot_be_measured_are_left_out(tmp_path: Path) -> None:
     """A clip too short for features has no label and is in no dialogue; the others train."""
     make_corpora(tmp_path)
     (tmp_path / "bert").mkdir()
     save_tiny_bert(tmp_path / "bert")
     clip = tmp_path / "ravdess" / "Actor_01" / "03-01-05-01-01-01-01.wav"
     clip.write_bytes(clip.read_bytes()[:44])
-    training = prepare_tiny(tmp_path, SEVERAL, commonsense={"source": "none"}).training
-    rows = np.concatenate(training.clips.dataset.dialogues)
-    assert len(rows) == len(training.clips.dataset.labels) - 1
-    assert training.clips.dataset.labelled.sum() == len(rows)
-    assert training.clips.weights[~training.clips.dataset.labelled].tolist() == [0.0]
+    clips = prepare_tiny(tmp_path, SEVERAL, commonsense={"source": "none"}).training.clips
+    assert clips is not None
+    rows = np.concatenate(clips.dataset.dialogues)
+    assert len(rows) == len(clips.dataset.labels) - 1
+    assert clips.dataset.labelled.sum() == len(rows)
+    assert clips.weights[~clips.dataset.labelled].tolist() == [0.0]

@@ -48,7 +48,9 @@ CONFIGS = Path(__file__).parent.parent / "configs"
         ),
     ],
 )
-def test_a_wrong_setting_of_a_recipe_is_named(tmp_path, changes, message):
+def test_a_wrong_setting_of_a_recipe_is_named(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
     """One line with the file, the setting and what is wrong with it, before hours of work."""
     with pytest.raises(ConfigError, match=rf"one\.yaml: {message}") as raised:
         make_recipe(tmp_path, ONE, **changes)
@@ -56,13 +58,15 @@ def test_a_wrong_setting_of_a_recipe_is_named(tmp_path, changes, message):
 
 
 @pytest.mark.parametrize("corpora", ["meld", ["meld"], {"meld": None}, {"meld": {}}])
-def test_corpora_are_one_name_or_a_list_or_settings(tmp_path, corpora):
+def test_corpora_are_one_name_or_a_list_or_settings(
+    tmp_path: Path, corpora: str | list[str] | dict[str, Any]
+) -> None:
     """Four ways to name one corpus are one recipe."""
     assert make_recipe(tmp_path, ONE, corpora=corpora) == Recipe(**ONE)
     assert Recipe(**ONE).corpora == {"meld": CorpusConfig()}
 
 
-def test_every_recipe_that_ships_can_be_read():
+def test_every_recipe_that_ships_can_be_read() -> None:
     """Each is named as its file and found by that name."""
     files = sorted(CONFIGS.glob("*.yaml"))
     assert [read_recipe(file).id for file in files] == [file.stem for file in files]
@@ -70,7 +74,7 @@ def test_every_recipe_that_ships_can_be_read():
 
 
 @pytest.mark.parametrize("left_out", ["ravdess", "nemo", "tess"])
-def test_leaving_a_corpus_out_changes_nothing_else(left_out):
+def test_leaving_a_corpus_out_changes_nothing_else(left_out: str) -> None:
     """configs/live-en-without-*.yaml are live-en's recipe but for a corpus, name and seeds."""
     recipe = read_recipe(CONFIGS / f"live-en-without-{left_out}.yaml").model_dump()
     whole = read_recipe(CONFIGS / "live-en.yaml").model_dump()
@@ -90,7 +94,7 @@ def extend(folder: Path, **changes: Any) -> Recipe:
     return read_recipe(file)
 
 
-def test_an_extending_recipe_changes_single_settings(tmp_path):
+def test_an_extending_recipe_changes_single_settings(tmp_path: Path) -> None:
     """Sections are merged, lists replaced; corpora are added and left out by name."""
     write_recipe(tmp_path, ONE, corpora={"meld": {"max_dialogues": 3}, "tess": {}})
     recipe = extend(
@@ -106,7 +110,7 @@ def test_an_extending_recipe_changes_single_settings(tmp_path):
     assert recipe.fit.model_dump() == Recipe(**ONE).fit.model_dump() | {"seeds": (7,)}
 
 
-def test_another_kind_of_network_keeps_what_all_kinds_have(tmp_path):
+def test_another_kind_of_network_keeps_what_all_kinds_have(tmp_path: Path) -> None:
     """Hidden width stays, HBAF's own filters go."""
     write_recipe(tmp_path, ONE)
     assert extend(tmp_path, network={"kind": "mgcma"}).network == {"kind": "mgcma", "hidden": 16}
@@ -122,14 +126,18 @@ def test_another_kind_of_network_keeps_what_all_kinds_have(tmp_path):
         ({"fit": {"rat": 1}}, r"more\.yaml: 'fit\.rat'"),
     ],
 )
-def test_a_recipe_that_cannot_extend_says_why(tmp_path, changes, message):
+def test_a_recipe_that_cannot_extend_says_why(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
     """One line, whichever of the two files is wrong."""
     write_recipe(tmp_path, ONE)
     with pytest.raises(ConfigError, match=message):
         extend(tmp_path, **changes)
 
 
-def test_recipes_are_found_by_path_before_name(tmp_path, monkeypatch):
+def test_recipes_are_found_by_path_before_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A file of that name in the working folder comes first; then the clone's, or the wheel's."""
     assert find_recipe("meld") == CONFIGS / "meld.yaml"
     installed = tmp_path / "configs"
@@ -153,6 +161,8 @@ def test_recipes_are_found_by_path_before_name(tmp_path, monkeypatch):
         (LossConfig(mu=0.0), None),
     ],
 )
-def test_switches_of_the_loss_are_its_weights(losses, weights):
+def test_switches_of_the_loss_are_its_weights(
+    losses: LossConfig, weights: tuple[float, float, float] | None
+) -> None:
     """Absolute only, relative only, both, neither: equation 21's weights."""
     assert losses.weights == weights

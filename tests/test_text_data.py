@@ -1,6 +1,8 @@
 """Promises of the texts that tune the text encoder: several corpora, with ASR errors drawn anew."""
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,7 +37,7 @@ def a_corpus(name: str, *, train: int, happy: str = "You are so happy!") -> Corp
 
 
 def texts_of(
-    *, train: tuple[int, int] = (40, 30), errors: AsrErrorConfig | None = None, **plan
+    *, train: tuple[int, int] = (40, 30), errors: AsrErrorConfig | None = None, **plan: Any
 ) -> TextTrainingSet:
     corpora = {name: a_corpus(name, train=n) for name, n in zip("ab", train, strict=True)}
     return text_training_set(
@@ -43,7 +45,7 @@ def texts_of(
     )
 
 
-def test_an_epoch_holds_all_corpora_and_at_most_so_many_of_each():
+def test_an_epoch_holds_all_corpora_and_at_most_so_many_of_each() -> None:
     """Each epoch draws other dialogues of a corpus that is to be cut down; the same when asked."""
     texts = texts_of(dialogues_per_epoch={"a": 10})
     first, second = texts.train(1), texts.train(2)
@@ -54,7 +56,7 @@ def test_an_epoch_holds_all_corpora_and_at_most_so_many_of_each():
     assert first[-1].turns[0].text == "You are so happy!"
 
 
-def test_about_the_asked_share_of_texts_is_changed():
+def test_about_the_asked_share_of_texts_is_changed() -> None:
     """Half of the train texts in each epoch, not the same ones; dev texts never."""
     errors = AsrErrorConfig(word_error_share=0.0, unpunctuated_share=1.0)
     texts = texts_of(train=(200, 200), errors=errors, asr_error_share=0.5)
@@ -65,7 +67,7 @@ def test_about_the_asked_share_of_texts_is_changed():
     assert {"!" in known.turns[0].text for known in texts.dev["a"].dialogues} == {True}
 
 
-def test_texts_with_word_errors_keep_their_labels():
+def test_texts_with_word_errors_keep_their_labels() -> None:
     """Words change, who said them and what was meant doesn't."""
     errors = AsrErrorConfig(word_error_share=1.0, max_error_rate=1.0)
     plain = texts_of(train=(50, 50)).train(1)
@@ -79,7 +81,7 @@ def test_texts_with_word_errors_keep_their_labels():
     assert 0.5 < np.mean(differ) <= 1.0
 
 
-def test_rare_classes_weigh_moderately_more():
+def test_rare_classes_weigh_moderately_more() -> None:
     """Weights are shares to a power, one on average over the train texts; None without it."""
     rare = a_dialogue("x", ("Great!", "joy"))
     frequent = a_dialogue("y", ("Bad!", "anger"))
@@ -91,7 +93,7 @@ def test_rare_classes_weigh_moderately_more():
     assert text_training_set({"a": corpus}, TuningConfig(), AsrErrorConfig()).weights is None
 
 
-def test_scenes_that_another_corpus_tests_are_held_out():
+def test_scenes_that_another_corpus_tests_are_held_out() -> None:
     """One text of five words in common, however written, and the whole dialogue is left out."""
     shared = a_dialogue("s", ("Hi!", None), ("You came home, and left again.", "joy"))
     short = a_dialogue("t", ("Hi!", "joy"), ("No, I never left.", "joy"))
@@ -108,7 +110,7 @@ def test_scenes_that_another_corpus_tests_are_held_out():
     assert hold_out(corpus, [trained]) == corpus
 
 
-def tune(place, lines: list[str], **changes) -> dict[str, torch.Tensor]:
+def tune(place: Path, lines: list[str], **changes: Any) -> dict[str, torch.Tensor]:
     corpora = {
         "a": a_corpus("a", train=24),
         "b": a_corpus("b", train=24, happy="I can believe it!"),
@@ -133,13 +135,13 @@ def tune(place, lines: list[str], **changes) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture
-def place(tmp_path):
+def place(tmp_path: Path) -> Path:
     (tmp_path / "bert").mkdir()
     save_tiny_bert(tmp_path / "bert")
     return tmp_path
 
 
-def test_layers_are_tuned_on_several_corpora_and_kept(place):
+def test_layers_are_tuned_on_several_corpora_and_kept(place: Path) -> None:
     """Both corpora's dev figures are reported; a second time the tensors come from the cache."""
     lines: list[str] = []
     first = tune(place, lines)
@@ -155,7 +157,7 @@ def test_layers_are_tuned_on_several_corpora_and_kept(place):
     assert len(lines) > count  # other settings, other tensors
 
 
-def test_several_tunings_are_averaged(place):
+def test_several_tunings_are_averaged(place: Path) -> None:
     """The mean of two seeds and of a tuning of one layer less on one corpus."""
     figures = {"a": "weighted_f1"}
     further = {
@@ -183,7 +185,7 @@ def test_several_tunings_are_averaged(place):
     torch.testing.assert_close(mean[low].float(), expected, atol=1e-3, rtol=0)
 
 
-def test_corpora_of_other_labels_do_not_tune_together(place):
+def test_corpora_of_other_labels_do_not_tune_together(place: Path) -> None:
     """One line that names both corpora, and what to do."""
     corpora = {"a": a_corpus("a", train=4), "b": replace(a_corpus("b", train=4), labels=("joy",))}
     with pytest.raises(

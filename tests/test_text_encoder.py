@@ -1,5 +1,8 @@
 """Promises of tuning the text encoder: it learns from dialogues, and a bundle can hold it."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -18,7 +21,7 @@ ALONE = ContextConfig()
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> str:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(save_tiny_mpnet(tmp_path_factory.mktemp("mpnet")))
 
 
@@ -43,11 +46,11 @@ def tune(
     folder: str,
     *,
     context: ContextConfig,
-    place=None,
+    place: Path | None = None,
     lines: list[str] | None = None,
     count: int = 2,
     seed: int = 0,
-    **settings,
+    **settings: Any,
 ) -> Tuned:
     return tune_encoder(
         TextEncoder(folder, context=context),
@@ -64,19 +67,21 @@ def tune(
         ),
         seed=seed,
         folder=place,
-        progress=[].append if lines is None else lines.append,
+        progress=([] if lines is None else lines).append,
     )
 
 
 @pytest.mark.parametrize(("context", "rank"), [(WINDOW, 0), (WINDOW, 4), (ALONE, 0)])
-def test_tuning_learns_what_the_labels_depend_on(folder, context, rank):
+def test_tuning_learns_what_the_labels_depend_on(
+    folder: str, context: ContextConfig, rank: int
+) -> None:
     """One word tells the label: whole layers and adapters learn it, with a window and without."""
     tuned = tune(folder, context=context, adapter_rank=rank, layers=2, epochs=5, count=12)
     assert tuned.dev_score > 0.85  # 0.35 for who always says the same
     assert {tensor.dtype for tensor in tuned.tensors.values()} == {torch.float16}
 
 
-def test_adapters_are_merged_at_load(folder):
+def test_adapters_are_merged_at_load(folder: str) -> None:
     """No more parameters than before, each changed by the product of the two halves."""
     tuned = tune(folder, context=WINDOW, adapter_rank=4, epochs=1)
     plain = dict(TextEncoder(folder).model.named_parameters())
@@ -92,7 +97,7 @@ def test_adapters_are_merged_at_load(folder):
     assert len(changed) == 5 * 6  # every linear map of five layers, and nothing else
 
 
-def test_a_loaded_encoder_is_the_tuned_one(folder):
+def test_a_loaded_encoder_is_the_tuned_one(folder: str) -> None:
     """Features of the encoder as trained and as a bundle gives it back agree to float16."""
     plan = TuningConfig(adapter_rank=4, epochs=1, rate=3e-3)
     encoder = TextEncoder(folder, context=WINDOW)
@@ -107,13 +112,13 @@ def test_a_loaded_encoder_is_the_tuned_one(folder):
     )
 
 
-def test_only_the_top_layers_are_tuned_whole(folder):
+def test_only_the_top_layers_are_tuned_whole(folder: str) -> None:
     """Of five layers the two topmost are kept, embeddings never."""
     tuned = tune(folder, context=WINDOW, layers=2, epochs=1)
     assert {name.split(".")[2] for name in tuned.tensors} == {"3", "4"}
 
 
-def test_tuning_twice_gives_the_same_bits(folder):
+def test_tuning_twice_gives_the_same_bits(folder: str) -> None:
     """Everything drawn depends on the seed alone."""
     first, second, other = (
         tune(folder, context=WINDOW, adapter_rank=2, epochs=1, seed=seed) for seed in (1, 1, 2)
@@ -122,7 +127,7 @@ def test_tuning_twice_gives_the_same_bits(folder):
     assert not all(torch.equal(first.tensors[n], other.tensors[n]) for n in first.tensors)
 
 
-def test_tuning_goes_on_after_its_checkpoint(folder, tmp_path):
+def test_tuning_goes_on_after_its_checkpoint(folder: str, tmp_path: Path) -> None:
     """Asked again with the folder of a finished tuning, it gives its result without training."""
     lines: list[str] = []
     first = tune(folder, place=tmp_path, context=WINDOW, adapter_rank=2, epochs=2, lines=lines)
@@ -135,7 +140,7 @@ def test_tuning_goes_on_after_its_checkpoint(folder, tmp_path):
 
 
 @pytest.mark.parametrize("settings", [{"epochs": 0}, {"layers": 0}])
-def test_an_untuned_encoder_has_no_tensors(folder, settings):
+def test_an_untuned_encoder_has_no_tensors(folder: str, settings: dict[str, Any]) -> None:
     """No epochs, or nothing to tune: the encoder stays the packages' own."""
     assert tune(folder, context=WINDOW, **settings) == Tuned({}, 0.0, 0)
 
@@ -145,7 +150,7 @@ def a_piece(lengths: list[int], labels: list[int]) -> Piece:
     return Piece(tuple(str(n) for n in range(len(turns))), turns, tuple(labels))
 
 
-def test_pieces_follow_each_other_and_fit():
+def test_pieces_follow_each_other_and_fit() -> None:
     """Every labelled turn is learnt once an epoch, in pieces that fit and differ by epoch."""
     whole = a_piece([5, 9, 3, 12, 7, 4, 10, 2, 6, 8] * 3, [0] * 30)
     starts = set()
@@ -157,7 +162,7 @@ def test_pieces_follow_each_other_and_fit():
     assert len(starts) >= 3
 
 
-def test_a_short_dialogue_is_one_piece():
+def test_a_short_dialogue_is_one_piece() -> None:
     """What fits into a window is read whole in every epoch; without a window nothing is."""
     whole = a_piece([5, 9, 3], [0, -1, 2])
     draw = np.random.default_rng(0)
@@ -166,14 +171,14 @@ def test_a_short_dialogue_is_one_piece():
     assert [piece.texts for piece in alone] == [("0",), ("2",)]
 
 
-def test_pieces_without_a_label_are_left_out():
+def test_pieces_without_a_label_are_left_out() -> None:
     """Nothing is learnt from context alone."""
     whole = a_piece([20, 20, 20], [-1, -1, 2])
     pieces = cut(whole, tokens=32, draw=np.random.default_rng(0))
     assert [piece.labels for piece in pieces] == [(2,)]
 
 
-def test_half_an_adapter_is_refused(tmp_path):
+def test_half_an_adapter_is_refused(tmp_path: Path) -> None:
     """A bundle that lost the other half of an adapter says which; so does one of other sizes."""
     bert = str(save_tiny_bert(tmp_path))
     name = "encoder.layer.1.output.dense.weight"

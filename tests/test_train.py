@@ -19,8 +19,11 @@ from stream_hbaf.bundle import Bundle
 from stream_hbaf.corpora.dialogue import LABELS
 from stream_hbaf.errors import CorpusError
 from stream_hbaf.networks.calibration import PATTERNS
+from stream_hbaf.networks.registry import Ensemble
 from stream_hbaf.training.preparation import prepare
 from stream_hbaf.training.train import fit_seed, train
+
+Trained = tuple[Path, list[str]]  # the folder of the bundle, the lines of progress
 
 # Trains, and is killed at the so-manieth step of the network or of the text encoder.
 CHILD = """
@@ -42,9 +45,9 @@ train(Path(recipe), Path(corpora), Path(cache) / "out", cache=Path(cache), progr
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Corpora, and a tiny text encoder."""
-    place = tmp_path_factory.mktemp("train")
+    place: Path = tmp_path_factory.mktemp("train")
     make_corpora(place / "corpora")
     (place / "bert").mkdir()
     save_tiny_bert(place / "bert")
@@ -68,20 +71,21 @@ def train_tiny(
 
 
 def read_metrics(bundle: Path) -> dict[str, Any]:
-    return json.loads((bundle / "metrics.json").read_text())
+    metrics: dict[str, Any] = json.loads((bundle / "metrics.json").read_text())
+    return metrics
 
 
 @pytest.fixture(scope="module")
-def one(place) -> tuple[Path, list[str]]:
+def one(place: Path) -> Trained:
     return place / "one", train_tiny(place, ONE, "one")
 
 
 @pytest.fixture(scope="module")
-def several(place) -> tuple[Path, list[str]]:
+def several(place: Path) -> Trained:
     return place / "several", train_tiny(place, SEVERAL, "several")
 
 
-def test_every_seed_leaves_a_bundle_and_the_best_is_shipped(one):
+def test_every_seed_leaves_a_bundle_and_the_best_is_shipped(one: Trained) -> None:
     """<out>/seed-N for each, and in <out> the one that is best on dev."""
     out, lines = one
     metrics = read_metrics(out)
@@ -96,7 +100,7 @@ def test_every_seed_leaves_a_bundle_and_the_best_is_shipped(one):
     assert lines[-1] == f"{out}: bundle one, seeds {shipped}, is ready"
 
 
-def test_a_bundle_of_one_corpus_says_what_was_measured(one, place):
+def test_a_bundle_of_one_corpus_says_what_was_measured(one: Trained, place: Path) -> None:
     """The bundle's own network, trained again, gives the test figures of its metrics."""
     out, _ = one
     metrics = read_metrics(out / "seed-1")
@@ -118,7 +122,7 @@ def test_a_bundle_of_one_corpus_says_what_was_measured(one, place):
     assert not np.array_equal(first, second)
 
 
-def test_several_corpora_give_an_ensemble(several):
+def test_several_corpora_give_an_ensemble(several: Trained) -> None:
     """All seeds' networks are one; components, inferences and calibration are with it."""
     out, lines = several
     bundle = Bundle.load(str(out))
@@ -126,6 +130,7 @@ def test_several_corpora_give_an_ensemble(several):
     assert bundle.labels == LABELS
     assert (bundle.config.network.hidden, bundle.config.network.audio_width) == (16, 8)
     assert bundle.scale(np.zeros((1, 6373), np.float32)).shape == (1, 8)
+    assert isinstance(bundle.network, Ensemble)
     assert (bundle.config.members, len(bundle.network.members)) == (2, 2)
     assert bundle.calibration.model_dump(mode="json") == metrics["calibration"]
     assert bundle.calibration.risk == 0.3
@@ -134,7 +139,7 @@ def test_several_corpora_give_an_ensemble(several):
     assert lines[-1] == f"{out}: bundle several, seeds 0, 1, is ready"
 
 
-def test_metrics_of_several_hold_every_condition_and_seed(several):
+def test_metrics_of_several_hold_every_condition_and_seed(several: Trained) -> None:
     """Dev alone: texts as written and with ASR errors, audio under all conditions, over seeds."""
     metrics = read_metrics(several[0])
     assert set(metrics["seeds"]) == {"0", "1"}
@@ -152,7 +157,7 @@ def test_metrics_of_several_hold_every_condition_and_seed(several):
     }
 
 
-def test_one_corpus_has_the_full_calibration(one):
+def test_one_corpus_has_the_full_calibration(one: Trained) -> None:
     """Temperatures of every combination of modalities, from dev with one of them withheld."""
     metrics = read_metrics(one[0])
     assert metrics["calibration"]["temperatures"].keys() == set(PATTERNS)
@@ -160,7 +165,7 @@ def test_one_corpus_has_the_full_calibration(one):
     assert [key.split("/")[1] for key in metrics["dev"]] == ["audio+text", "audio", "text"]
 
 
-def test_training_again_gives_the_same_bytes(place, one, several):
+def test_training_again_gives_the_same_bytes(place: Path, one: Trained, several: Trained) -> None:
     """Started again it takes up what there is, and the bundles are the same."""
     train_tiny(place, ONE, "one-again")
     train_tiny(place, SEVERAL, "several-again")
@@ -171,7 +176,12 @@ def test_training_again_gives_the_same_bytes(place, one, several):
 
 
 @pytest.mark.parametrize("settings", [ONE, SEVERAL], ids=lambda settings: settings["id"])
-def test_seeds_in_several_processes_are_the_same_networks(place, one, several, settings):
+def test_seeds_in_several_processes_are_the_same_networks(
+    place: Path,
+    one: Trained,
+    several: Trained,
+    settings: dict[str, Any],
+) -> None:
     """Two workers, nothing taken up: the bytes of one worker."""
     name = settings["id"]
     shutil.rmtree(place / "cache" / "runs")
@@ -181,7 +191,9 @@ def test_seeds_in_several_processes_are_the_same_networks(place, one, several, s
 
 
 @pytest.mark.parametrize("settings", [ONE, SEVERAL], ids=lambda settings: settings["id"])
-def test_a_killed_training_resumes_to_the_same_result(place, tmp_path, settings, one_thread):
+def test_a_killed_training_resumes_to_the_same_result(
+    place: Path, tmp_path: Path, settings: dict[str, Any], one_thread: None
+) -> None:
     """Killed while the encoder is tuned, killed again in a network's second epoch: the same bytes
     as without. On one thread: several add in an order that depends on the machine's load.
     """
@@ -205,7 +217,9 @@ def test_a_killed_training_resumes_to_the_same_result(place, tmp_path, settings,
     assert first == second
 
 
-def test_one_corpus_may_ship_an_ensemble_and_several_the_best_seed(place, one, several):
+def test_one_corpus_may_ship_an_ensemble_and_several_the_best_seed(
+    place: Path, one: Trained, several: Trained
+) -> None:
     """Which networks make the bundle is a setting, whatever the corpora."""
     train_tiny(place, ONE, "one-ensemble", fit=ONE["fit"] | {"ship": "ensemble"})
     assert Bundle.load(str(place / "one-ensemble")).config.members == 2
@@ -215,7 +229,7 @@ def test_one_corpus_may_ship_an_ensemble_and_several_the_best_seed(place, one, s
 
 
 @pytest.mark.parametrize("name", ["one", "several"])
-def test_the_card_says_what_was_measured(one, several, name):
+def test_the_card_says_what_was_measured(one: Trained, several: Trained, name: str) -> None:
     """The card's figures are the metrics', and its warnings are there."""
     out = {"one": one, "several": several}[name][0]
     card, metrics = (out / "README.md").read_text(), read_metrics(out)
@@ -234,7 +248,7 @@ def test_the_card_says_what_was_measured(one, several, name):
         assert words.lower() in card.lower(), words
 
 
-def test_a_missing_corpus_is_named_before_anything_is_computed(tmp_path):
+def test_a_missing_corpus_is_named_before_anything_is_computed(tmp_path: Path) -> None:
     """One line with the file that was looked for."""
     for settings in (ONE, SEVERAL):
         with pytest.raises(CorpusError, match=r"MELD: .*train_sent_emo\.csv is missing"):

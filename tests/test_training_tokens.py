@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from stream_hbaf.evaluation.offline import predict_corpus
 from stream_hbaf.features.pretrained import DEFAULT_ENCODER
 from stream_hbaf.features.text import TextEncoder
 from stream_hbaf.networks.mgcma import MGCMA
+from stream_hbaf.networks.registry import Ensemble
 from stream_hbaf.recognizer import Recognizer
 from stream_hbaf.training.text_encoder import as_adapters
 from stream_hbaf.training.train import train
@@ -45,13 +47,13 @@ CLIPS = {
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("tokens")
     make_corpora(place / "corpora")
     return place
 
 
-def trained(place: Path, recipe: dict) -> Bundle:
+def trained(place: Path, recipe: dict[str, Any]) -> Bundle:
     name = recipe["id"]
     train(
         write_recipe(place, recipe),
@@ -69,6 +71,7 @@ def test_several_corpora_give_a_bundle_of_mgcma_that_runs_live(place: Path) -> N
     assert bundle.config.acoustic_input == "lld"
     assert (bundle.config.commonsense, bundle.inferences) == ("none", None)
     assert bundle.config.network.kind == "mgcma"
+    assert isinstance(bundle.network, Ensemble)
     assert all(isinstance(member, MGCMA) for member in bundle.network.members)
     matrices = [name for name, tensor in bundle.tuned.items() if tensor.dim() == 2]
     assert matrices

@@ -100,9 +100,9 @@ def make_corpora(root: Path) -> Path:
             piece = speech[start : start + 12_000] // (1 if emotion == 5 else 4)
             write_wav(folder / f"03-01-{emotion:02d}-01-01-01-{actor:02d}.wav", piece)
     rows = ["file_id\temotion\tspeaker_id\tgender\ttext"]
-    for n, actor in enumerate(("IC0", "KD0", "KS0", "SM0", "MP0", "TP0")):
-        name = f"{actor}_fear_1.wav"
-        rows.append(f"{name}\tfear\t{actor}\tmale\tTak.")
+    for n, speaker in enumerate(("IC0", "KD0", "KS0", "SM0", "MP0", "TP0")):
+        name = f"{speaker}_fear_1.wav"
+        rows.append(f"{name}\tfear\t{speaker}\tmale\tTak.")
         (root / "nemo").mkdir(exist_ok=True)
         write_wav(root / "nemo" / name, speech[7000 * n : 7000 * n + 12_000])
     (root / "nemo" / "data.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
