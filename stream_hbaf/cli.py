@@ -10,39 +10,34 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import requires
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin
 
+from stream_hbaf.commands import Commands, add_command, add_verbose, print_line
 from stream_hbaf.commands.live import add_listen_options, add_live_commands
-from stream_hbaf.commands.options import Commands, add_command, add_verbose, print_line
 from stream_hbaf.commands.research import add_research_commands, add_session_commands
 from stream_hbaf.errors import ConfigError, StreamHbafError
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
-SHELLS = ("bash", "zsh", "fish")
 FOLDERS = ("record", "out", "corpora", "cache", "results", "session", "folder")  # options for one
 
 
-def add_about_commands(
-    commands: Commands, *, build_parser: Callable[[], argparse.ArgumentParser]
-) -> None:
-    """Add schema, settings and completion; ``build_parser`` builds the whole command line."""
+def add_about_commands(commands: Commands) -> None:
+    """Add schema, settings and completion."""
     schema = add_command(commands, "schema", _schema, help="print what is published as AsyncAPI")
     schema.add_argument("--out", type=Path, help="write it here, with a JSON Schema a message")
-
     add_command(commands, "settings", _settings, help="list all settings, for --set and --config")
-
     completion = add_command(
         commands, "completion", _completion, help="print a script that completes this command"
     )
-    completion.add_argument("shell", choices=SHELLS)
-    completion.set_defaults(build_parser=build_parser)
+    completion.add_argument("shell", choices=("bash", "zsh", "fish"))
 
 
 @dataclass(frozen=True)
@@ -105,43 +100,36 @@ def _values(annotation: Any) -> str:
 def _unit(field: "FieldInfo") -> str:
     from stream_hbaf.config import Unit
 
-    annotations = [*field.metadata, *(a for kind in get_args(field.annotation) for a in _of(kind))]
+    optional = (getattr(kind, "__metadata__", ()) for kind in get_args(field.annotation))
+    annotations = chain(field.metadata, *optional)
     return next((one.name for one in annotations if isinstance(one, Unit)), "")
 
 
-def _of(kind: Any) -> tuple[Any, ...]:
-    """What a type is annotated with."""
-    return getattr(kind, "__metadata__", ())
-
-
-def _schema(options: argparse.Namespace) -> int:
+def _schema(options: argparse.Namespace) -> None:
     from stream_hbaf.publish.schema import asyncapi, write_schema
 
     if options.out is None:
         print_line(json.dumps(asyncapi(), indent=2, ensure_ascii=False))
-        return 0
+        return
     write_schema(options.out)
     print_line(f"{options.out}: an AsyncAPI document and JSON Schemas of all that is published")
-    return 0
 
 
-def _settings(options: argparse.Namespace) -> int:
+def _settings(options: argparse.Namespace) -> None:
     settings = list_settings()
     width = max(len(setting.key) for setting in settings)
     for setting in settings:
         unit = f", {setting.unit}" if setting.unit else ""
         print_line(f"{setting.key:<{width}}  {setting.description.replace('``', '')}")
         print_line(f"{'':<{width}}  ({setting.values}{unit}; default: {setting.default or 'none'})")
-    return 0
 
 
-def _completion(options: argparse.Namespace) -> int:
+def _completion(options: argparse.Namespace) -> None:
     import shtab
 
-    parser: argparse.ArgumentParser = options.build_parser()
+    parser = build_parser()
     _complete_paths(parser, file=shtab.FILE, folder=shtab.DIRECTORY)
-    sys.stdout.write(shtab.complete(parser, shell=options.shell) + "\n")
-    return 0
+    print_line(shtab.complete(parser, shell=options.shell))
 
 
 def _complete_paths(parser: argparse.ArgumentParser, *, file: Any, folder: Any) -> None:
@@ -184,7 +172,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = parse(sys.argv[1:] if arguments is None else arguments)
         with shown_log(getattr(options, "verbose", 0)):
-            status: int = options.run(options)
+            options.run(options)
+        status = 0
     except StreamHbafError as error:
         status = _report(str(error))
     except ModuleNotFoundError as error:
@@ -231,7 +220,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_live_commands(commands)
     add_session_commands(commands)
     add_research_commands(commands)
-    add_about_commands(commands, build_parser=build_parser)
+    add_about_commands(commands)
     return parser
 
 

@@ -22,7 +22,7 @@ from stream_hbaf.cli import (
     settings_table,
     shown_log,
 )
-from stream_hbaf.commands.options import read_config
+from stream_hbaf.commands.live import read_config
 from stream_hbaf.errors import ConfigError
 
 RECORDINGS = Path(__file__).parent / "recordings"

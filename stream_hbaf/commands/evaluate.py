@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stream_hbaf.commands.options import (
+from stream_hbaf.commands import (
     CORPORA,
     Commands,
     add_command,
@@ -96,17 +96,18 @@ def _add_live(options: "argparse._ArgumentGroup") -> None:
     )
 
 
-def _evaluate(options: argparse.Namespace) -> int:
+def _evaluate(options: argparse.Namespace) -> None:
     limit_library_threads()
     wrong, other = (LIVE_ONLY, "--live") if options.live is None else (OFFLINE_ONLY, "--corpus")
     for name in wrong:
         if getattr(options, name) not in (None, False):
             option = name.replace("_", "-")
             raise ConfigError(f"--{option}: goes with {other} only; leave it out")
-    return _evaluate_offline(options) if options.live is None else _evaluate_live(options)
+    evaluate = _evaluate_offline if options.live is None else _evaluate_live
+    evaluate(options)
 
 
-def _evaluate_offline(options: argparse.Namespace) -> int:
+def _evaluate_offline(options: argparse.Namespace) -> None:
     if options.split == "all":
         raise ConfigError("--split all: goes with --live only; choose train, dev or test")
     from stream_hbaf.evaluation.report import evaluate_offline
@@ -123,10 +124,9 @@ def _evaluate_offline(options: argparse.Namespace) -> int:
         workers=options.workers or 2,
         progress=print_line,
     )
-    return 0
 
 
-def _evaluate_live(options: argparse.Namespace) -> int:
+def _evaluate_live(options: argparse.Namespace) -> None:
     if len(options.bundle) > 1:
         raise ConfigError(
             f"--live: takes one bundle, not {len(options.bundle)}; evaluate each by itself"
@@ -155,7 +155,6 @@ def _evaluate_live(options: argparse.Namespace) -> int:
     )
     if options.update_card:
         _update_card(options.bundle[0], {**metrics, "live": live})
-    return 0
 
 
 def _by_corpus(option: str, given: "tuple[str, ...] | list[str]") -> dict[str, str]:

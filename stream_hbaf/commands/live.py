@@ -1,29 +1,41 @@
-"""The commands of the live recogniser: listening, devices, watch."""
+"""The commands of the live recogniser: listening, devices, watch; and the options for settings."""
 
 import argparse
 import asyncio
-import signal
+import contextlib
+import os
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from stream_hbaf.commands.options import (
+from stream_hbaf.commands import (
     Commands,
     add_command,
-    add_settings,
     limit_library_threads,
     print_line,
-    read_config,
     read_speed,
 )
 from stream_hbaf.errors import ConfigError
 
 if TYPE_CHECKING:
-    from stream_hbaf.commands.run import Playback
     from stream_hbaf.config import Config
 
-EXAMPLE = Path(__file__).parent.parent / "audio" / "example.flac"
 LIVE_SOURCES = ("mic", "browser", "ws://", "wyoming://", "satellite://")  # not at any other speed
+# Options that are settings by another name.
+KEYS = {
+    "--file": "source.where",
+    "--privacy": "privacy",
+    "--record": "record",
+    "--mqtt": "mqtt.url",
+    "--model": "model",
+    "--asr": "transcript.model",
+    "--language": "transcript.language",
+    "--device": "device",
+    "--speaker": "source.speaker",
+    "--inferences": "inferences",
+}
 
 
 def add_listen_options(parser: argparse.ArgumentParser) -> None:
@@ -54,43 +66,148 @@ def add_live_commands(commands: Commands) -> None:
     add_settings(watch, listening=False)
 
 
-def _listen(options: argparse.Namespace) -> int:
+def add_settings(parser: argparse.ArgumentParser, *, listening: bool = True) -> None:
+    """Add the options that are settings: all of them for ``listening``, else the broker's."""
+    parser.add_argument(
+        "--mqtt", metavar="URL|embedded|none", help="the broker (default: embedded)"
+    )
+    if listening:
+        parser.add_argument("--model", metavar="BUNDLE", help="a bundle's name or folder")
+        parser.add_argument(
+            "--asr",
+            metavar="MODEL",
+            help="a Whisper model (default: base; tiny.en halves the CPU time of transcripts, and "
+            "needs 0.1 GB more with live-en, which uses base's encoder for the audio)",
+        )
+        parser.add_argument("--language", metavar="CODE", help="what is spoken (default: en)")
+        parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help="for the models")
+        parser.add_argument("--speaker", metavar="NAME", help="who is speaking")
+        parser.add_argument(
+            "--privacy",
+            choices=("full", "no_text", "label_only"),
+            help="what leaves the process (default: full)",
+        )
+        parser.add_argument(
+            "--dashboard",
+            nargs="?",
+            const="",
+            metavar="HOST:PORT",
+            help="show it on a page (default: 127.0.0.1:8770)",
+        )
+        parser.add_argument(
+            "--record", type=Path, metavar="DIR", help="write a session: sound and events"
+        )
+        parser.add_argument(
+            "--inferences",
+            action="store_true",
+            default=None,  # not given: the file or the environment decides
+            help="say what others and the speaker may feel, and what the speaker wants",
+        )
+    parser.add_argument("--json", action="store_true", help="one JSON object a line, no more")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="settings in YAML")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="settings",
+        metavar="KEY=VALUE",
+        help="any setting, such as vad.engine=webrtc",
+    )
+
+
+def read_config(options: argparse.Namespace) -> "Config":
+    """The configuration from --config, the environment, --set and the other options.
+
+    Raises ConfigError naming the setting that is wrong, or that two options set.
+    """
+    from stream_hbaf.config import load_config
+
+    overrides = _read_settings(options.settings)
+    origins = {key: f"--set {key}" for key in overrides}
+    for option, key, value in _named_settings(options):
+        if key in overrides:
+            raise ConfigError(f"{option}: {origins[key]} is the same setting; leave one out")
+        overrides[key], origins[key] = value, option
+    if "source.where" in overrides:
+        overrides.setdefault("sources", [])  # instead of those in the file
+    config = load_config(file=options.config, environ=os.environ, overrides=overrides)
+    for key in overrides:
+        if config.sources and key.startswith("source."):
+            raise ConfigError(
+                f"{origins[key]}: is for one source, but there are several; give each its own, "
+                "such as --source a=mic,speaker=Ann"
+            )
+    return config
+
+
+def _named_settings(options: argparse.Namespace) -> Iterator[tuple[str, str, Any]]:
+    """(option, key, value) of each option that is a setting by another name."""
+    for option, key in KEYS.items():
+        value = getattr(options, option.replace("--", ""), None)
+        if value is not None:
+            yield option, key, str(value) if isinstance(value, Path) else value
+    if getattr(options, "mic", None) is not None:
+        yield "--mic", "source.where", f"mic:{options.mic}" if options.mic else "mic"
+    if getattr(options, "source", None):
+        yield "--source", "sources", [_source(text) for text in options.source]
+    if getattr(options, "dashboard", None) is not None:
+        yield "--dashboard", "dashboard", {}  # there, with its defaults
+        for name, value in _address(options.dashboard).items():
+            yield "--dashboard", f"dashboard.{name}", value
+
+
+def _read_settings(settings: list[str]) -> dict[str, Any]:
+    """``KEY=VALUE`` of each --set, the last of a key."""
+    overrides = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {setting}: write it as KEY=VALUE")
+        overrides[key.strip()] = value.strip()
+    return overrides
+
+
+def _address(text: str) -> dict[str, str]:
+    """``HOST:PORT``, ``HOST`` or ``:PORT`` as settings of the dashboard."""
+    parts = re.fullmatch(r"(\[.+\]|[^:/\s]*)(?::(\d+))?", text)
+    if parts is None:
+        raise ConfigError(f"--dashboard {text}: write it as HOST:PORT, such as 127.0.0.1:8770")
+    host, port = parts[1], parts[2]
+    found = {"host": host.strip("[]"), "port": port}
+    return {key: value for key, value in found.items() if value}
+
+
+def _source(text: str) -> dict[str, str]:
+    """``NAME=WHERE,channel=0,speaker=Ann,dialogue=table`` as the settings of a source."""
+    name, equals, rest = text.partition("=")
+    if not equals or not rest:
+        raise ConfigError(f"--source {text}: write it as NAME=WHERE, such as ann=mic:1")
+    settings = {"name": name, "speaker": name}
+    found = re.compile(r",(channel|speaker|dialogue)=([^,]*)$")
+    while option := found.search(rest):
+        settings[option[1]] = option[2]
+        rest = rest[: option.start()]
+    return settings | {"where": rest}
+
+
+def _listen(options: argparse.Namespace) -> None:
     if options.version:
         from stream_hbaf import __version__
 
         print_line(f"stream-hbaf {__version__}")
-        return 0
+        return
     speed = read_speed(options.speed or "1")
     config = read_config(options)
-    if options.speed is not None:
-        _require_recording(config)
-    limit_library_threads()
-    from stream_hbaf.commands.run import Playback
-
-    playback = Playback(speed=speed, example=EXAMPLE)
-    asyncio.run(_listen_until_asked(config, playback=playback, json=options.json))
-    return 0
-
-
-def _require_recording(config: "Config") -> None:
-    """Raise ConfigError if no source has a speed that can be chosen."""
     sources = config.sources or (config.source,)
-    if all(source.where.startswith(LIVE_SOURCES) for source in sources):
+    if options.speed is not None and all(s.where.startswith(LIVE_SOURCES) for s in sources):
         raise ConfigError("--speed: is that of a recording; add --file, or leave --speed out")
-
-
-async def _listen_until_asked(config: "Config", *, playback: "Playback", json: bool) -> None:
-    """Listen; Ctrl-C and SIGTERM end it in good order."""
+    limit_library_threads()
     from stream_hbaf.commands.run import listen
 
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
-    await listen(config, playback=playback, json=json, stop=stop)
+    asyncio.run(listen(config, speed=speed, json=options.json))
 
 
-def _devices(options: argparse.Namespace) -> int:
+def _devices(options: argparse.Namespace) -> None:
     from stream_hbaf.audio.capture import list_devices
 
     devices = list_devices()
@@ -100,18 +217,14 @@ def _devices(options: argparse.Namespace) -> int:
         mark = "*" if device.is_default else " "
         shape = f"({device.channels} channels, {device.rate_hz} Hz)"
         print_line(f"{mark} {device.index:>3}  {device.name}  {shape}")
-    return 0
 
 
-def _watch(options: argparse.Namespace) -> int:
+def _watch(options: argparse.Namespace) -> None:
     for setting in options.settings:
         if not setting.startswith("mqtt."):
             raise ConfigError(f"--set {setting}: 'watch' has the settings mqtt.KEY only")
     config = read_config(options)
     from stream_hbaf.publish.terminal import watch
 
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(watch(config.mqtt, out=sys.stdout, json=options.json))
-    except KeyboardInterrupt:
-        return 0
-    return 0

@@ -5,8 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stream_hbaf.commands.evaluate import add_evaluate_command
-from stream_hbaf.commands.options import (
+from stream_hbaf.commands import (
     CORPORA,
     Commands,
     add_command,
@@ -16,6 +15,7 @@ from stream_hbaf.commands.options import (
     print_line,
     print_status,
 )
+from stream_hbaf.commands.evaluate import add_evaluate_command
 from stream_hbaf.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def _add_corpora(parser: argparse.ArgumentParser, *, models: bool = True) -> Non
         parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
 
 
-def _extract(options: argparse.Namespace) -> int:
+def _extract(options: argparse.Namespace) -> None:
     from stream_hbaf.corpora.extraction import extract_corpus
     from stream_hbaf.corpora.open_corpus import open_corpus
     from stream_hbaf.publish.terminal import show_progress
@@ -97,10 +97,9 @@ def _extract(options: argparse.Namespace) -> int:
         count = len(extracted.skipped)
         measured = sum(len(rows) for rows in extracted.features.values()) - count
         print_line(f"{representation}: {measured} utterances measured, {count} skipped")
-    return 0
 
 
-def _train(options: argparse.Namespace) -> int:
+def _train(options: argparse.Namespace) -> None:
     from stream_hbaf.training.recipe import find_recipe
     from stream_hbaf.training.train import train
 
@@ -118,10 +117,9 @@ def _train(options: argparse.Namespace) -> int:
         nodes=options.nodes,
         progress=print_line,
     )
-    return 0
 
 
-def _experiment(options: argparse.Namespace) -> int:
+def _experiment(options: argparse.Namespace) -> None:
     limit_library_threads()
     from stream_hbaf.training.experiment import run_experiment
     from stream_hbaf.training.recipe import find_recipe
@@ -136,7 +134,6 @@ def _experiment(options: argparse.Namespace) -> int:
         test=options.test,
         progress=print_line,
     )
-    return 0
 
 
 FORMATS = ("manifest", "audformat", "audiofolder")
@@ -176,7 +173,7 @@ def add_session_commands(commands: Commands) -> None:
     imported.add_argument("--format", choices=("corrections", *FORMATS[1:]), default="corrections")
 
 
-def _replay(options: argparse.Namespace) -> int:
+def _replay(options: argparse.Namespace) -> None:
     limit_library_threads()
     from stream_hbaf.live.replay import replay_session
     from stream_hbaf.sessions.session import open_session
@@ -199,10 +196,9 @@ def _replay(options: argparse.Namespace) -> int:
         device=options.device,
     )
     print_status(f"{replayed.matched} utterances replayed")
-    return 0
 
 
-def _list(options: argparse.Namespace) -> int:
+def _list(options: argparse.Namespace) -> None:
     from stream_hbaf.sessions.session import list_sessions
 
     found = list_sessions(options.folder)
@@ -210,7 +206,6 @@ def _list(options: argparse.Namespace) -> int:
         print_line(_line(summary))
     if not found:
         print_line(f"{options.folder}: no session yet; --record {options.folder} writes one")
-    return 0
 
 
 def _line(summary: "SessionSummary") -> str:
@@ -224,7 +219,7 @@ def _line(summary: "SessionSummary") -> str:
     )
 
 
-def _export(options: argparse.Namespace) -> int:
+def _export(options: argparse.Namespace) -> None:
     from stream_hbaf.corpora.audformat import export_audformat
     from stream_hbaf.corpora.audiofolder import export_audiofolder
     from stream_hbaf.corpora.session_corpus import export_manifest
@@ -234,10 +229,9 @@ def _export(options: argparse.Namespace) -> int:
     )
     count = writers[options.format](options.folder, options.out, own_labels=options.own_labels)
     print_line(f"{options.out}: {count} utterances")
-    return 0
 
 
-def _import(options: argparse.Namespace) -> int:
+def _import(options: argparse.Namespace) -> None:
     from stream_hbaf.corpora.audformat import import_audformat
     from stream_hbaf.corpora.audiofolder import import_audiofolder
     from stream_hbaf.corpora.session_corpus import import_corrections
@@ -246,7 +240,6 @@ def _import(options: argparse.Namespace) -> int:
         print_line(
             f"{options.folder}: {import_corrections(options.folder, options.table)} corrections"
         )
-        return 0
+        return
     read = import_audformat if options.format == "audformat" else import_audiofolder
     print_line(f"{options.table}: {read(options.folder, options.table)} utterances")
-    return 0

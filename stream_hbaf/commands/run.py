@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from dataclasses import dataclass, replace
+import signal
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,11 +11,11 @@ from stream_hbaf import __version__
 from stream_hbaf.audio.capture import list_devices
 from stream_hbaf.audio.open_source import open_source
 from stream_hbaf.audio.source import AudioSource, OnStatus
-from stream_hbaf.commands.options import print_status
+from stream_hbaf.commands import print_status
 from stream_hbaf.config import Config, SourceConfig
-from stream_hbaf.errors import ConfigError, DeviceError
+from stream_hbaf.errors import DeviceError
 from stream_hbaf.events import Info, State
-from stream_hbaf.live.control import Controls, DialogueStore
+from stream_hbaf.live.control import Controls
 from stream_hbaf.live.pipeline import LivePipeline, Publisher
 from stream_hbaf.publish.broker import embedded_broker
 from stream_hbaf.publish.connection import check_connection
@@ -27,27 +27,26 @@ from stream_hbaf.sessions.recorder import SessionRecorder
 if TYPE_CHECKING:  # an extra
     from stream_hbaf.dashboard.server import Dashboard
 
+EXAMPLE = Path(__file__).parent.parent / "audio" / "example.flac"
 # At full speed, larger chunks save switches between threads; they never change the result.
 FULL_SPEED_CHUNK_MS = 320
 HEALTH_EVERY_S = 60.0
 
 
-@dataclass(frozen=True, slots=True)
-class Playback:
-    """How recordings are played."""
+async def listen(config: Config, *, speed: float | None, json: bool) -> None:
+    """Recognise until all sources end, or Ctrl-C or SIGTERM asks for the end.
 
-    speed: float | None  # times real time; None: as fast as they are processed
-    example: Path  # the recording to play without a microphone, if no source was given
-
-
-async def listen(config: Config, *, playback: Playback, json: bool, stop: asyncio.Event) -> None:
-    """Recognise until all sources end or ``stop`` is set.
-
+    ``speed`` is that of recordings, in times real time; None: as fast as they are processed.
     Raises a StreamHbafError if a source, the broker, the models or a publisher can't be opened.
     """
-    config, playback = _fall_back(config, playback)
+    stop = _asked_to_stop()
+    config, speed = _fall_back(config, speed)
     async with contextlib.AsyncExitStack() as opened:
-        page = _page(config)
+        page = None
+        if config.dashboard is not None:
+            from stream_hbaf.dashboard.server import Dashboard
+
+            page = Dashboard(config.dashboard, sessions=config.record)
         pipelines: list[LivePipeline] = []
 
         def report(source: str, state: State, detail: str) -> None:
@@ -56,19 +55,26 @@ async def listen(config: Config, *, playback: Playback, json: bool, stop: asynci
 
         sources: dict[SourceConfig, AudioSource] = {}
         for source in _sources(config):
-            found = _open_source(source, playback, page, on_status=partial(report, source.name))
+            found = _open_source(source, speed, page, on_status=partial(report, source.name))
             sources[source] = await opened.enter_async_context(found)
         config = await _with_broker(config, opened)
         print_status("loading the models")
-        loop = asyncio.get_running_loop()
-        recognizer = await loop.run_in_executor(None, partial(Recognizer, config))
+        recognizer = await asyncio.to_thread(Recognizer, config)
         run = _Run(config, recognizer, page=page)
         opened.callback(lambda: run.pipeline.recognizer.close())  # it may have been swapped
         await run.start(JsonLines(stop=stop) if json else Terminal())
         pipelines.append(run.pipeline)
-        names = ", ".join(source.name for source in sources.values())
+        names = ", ".join(source.name for source in sources)
         print_status(f"listening to {names}; Ctrl-C ends")
         await run.pipeline.run(sources, stop=stop, beside=[run.publish_health()])
+
+
+def _asked_to_stop() -> asyncio.Event:
+    """An event that Ctrl-C and SIGTERM set."""
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    return stop
 
 
 class _Run:
@@ -95,7 +101,7 @@ class _Run:
             self.pipeline,
             info=self._info,
             recording=self._recorder,
-            stores=self._stores,
+            stores=lambda: [s for s in (self._mqtt, self._recorder, self._page) if s is not None],
         )
         if self._config.mqtt.url != "none":
             self._mqtt = MqttPublisher(
@@ -116,10 +122,6 @@ class _Run:
             self._publishers.append(self._page)
             print_status(f"showing all of it at {self._page.address}")
         self._publishers.append(screen)
-
-    def _stores(self) -> list[DialogueStore]:
-        stores = (self._mqtt, self._recorder, self._page)
-        return [store for store in stores if store is not None]
 
     def _info(self) -> Info:
         """The description of this recogniser, as of now."""
@@ -147,19 +149,19 @@ class _Run:
             await self.pipeline.publish(health)
 
 
-def _fall_back(config: Config, playback: Playback) -> tuple[Config, Playback]:
+def _fall_back(config: Config, speed: float | None) -> tuple[Config, float | None]:
     """Play the bundled recording in real time if no source was given and no microphone is there."""
     if config.sources or "where" in config.source.model_fields_set:
-        return config, playback
+        return config, speed
     try:
         if list_devices():
-            return config, playback
+            return config, speed
         why = "no microphone found"
     except DeviceError as error:
         why = str(error)
     print_status(f"{why}: listening to the bundled recording in real time")
-    source = config.source.model_copy(update={"where": str(playback.example)})
-    return config.model_copy(update={"source": source}), replace(playback, speed=1.0)
+    source = config.source.model_copy(update={"where": str(EXAMPLE)})
+    return config.model_copy(update={"source": source}), 1.0
 
 
 def _sources(config: Config) -> list[SourceConfig]:
@@ -179,30 +181,18 @@ def _sources(config: Config) -> list[SourceConfig]:
 
 
 def _open_source(
-    source: SourceConfig, playback: Playback, page: "Dashboard | None", *, on_status: OnStatus
+    source: SourceConfig, speed: float | None, page: "Dashboard | None", *, on_status: OnStatus
 ) -> AudioSource:
     if source.where == "browser" and page is not None:
         return page.microphone(source, on_status=on_status)
     return open_source(
         source.where,
-        speed=playback.speed,
+        speed=speed,
         token=source.token.get_secret_value() if source.token else None,
         channel=source.channel,
-        chunk_ms=source.chunk_ms if playback.speed is not None else FULL_SPEED_CHUNK_MS,
+        chunk_ms=FULL_SPEED_CHUNK_MS if speed is None else source.chunk_ms,
         on_status=on_status,
     )
-
-
-def _page(config: Config) -> "Dashboard | None":
-    if config.dashboard is None:
-        return None
-    try:
-        from stream_hbaf.dashboard.server import Dashboard
-    except ModuleNotFoundError:
-        raise ConfigError(
-            "--dashboard: aiohttp is not installed; pip install 'stream-hbaf[dashboard]'"
-        ) from None
-    return Dashboard(config.dashboard, sessions=config.record)
 
 
 async def _with_broker(config: Config, opened: contextlib.AsyncExitStack) -> Config:
