@@ -7,7 +7,7 @@ import pytest
 
 from stream_hbaf.corpora.dialogue import SPLITS, Split
 from stream_hbaf.corpora.open_corpus import open_corpus
-from stream_hbaf.corpora.text import CLIPS, read_meld
+from stream_hbaf.corpora.published import MELD_CLIPS, read_meld
 from stream_hbaf.errors import ConfigError, CorpusError
 
 LINES = (
@@ -25,8 +25,8 @@ def write_release(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for split in SPLITS:
         (folder / f"{split}_sent_emo.csv").write_text("\n".join(LINES))
-        (folder / CLIPS[split]).mkdir()
-        (folder / CLIPS[split] / "dia0_utt0.mp4").touch()
+        (folder / MELD_CLIPS[split]).mkdir()
+        (folder / MELD_CLIPS[split] / "dia0_utt0.mp4").touch()
     return folder
 
 

@@ -5,10 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from stream_hbaf.corpora.acted import NEMO_ACTORS, read_nemo, read_tess
 from stream_hbaf.corpora.dialogue import SPLITS, Dialogue, Split
 from stream_hbaf.corpora.open_corpus import open_corpus
-from stream_hbaf.corpora.text import read_emorynlp, read_goemotions
+from stream_hbaf.corpora.published import (
+    NEMO_ACTORS,
+    read_emorynlp,
+    read_goemotions,
+    read_nemo,
+    read_tess,
+)
 from stream_hbaf.errors import CorpusError
 
 NAMES = "anger\ndisgust\nfear\njoy\nneutral\nsadness\nsurprise\n"
@@ -118,7 +123,7 @@ def test_emorynlp_moods_are_no_label(tmp_path: Path, emotion: str) -> None:
     [
         ("Oh.,['Ross'],Bored,1,2,1,1", "unknown emotion 'bored'; EmoryNLP has joyful"),
         ("Oh.,['Ross'],Mad,one,2,1,1", "must be numbers"),
-        ("Oh.,['Ross'],Mad,1,1,1,1", "utterance 1 of its scene stands here twice"),
+        ("Oh.,['Ross'],Mad,1,1,1,1", "utterance s1e1_scene1_utt1 stands here twice"),
         ("Oh.,['Ross'],Mad,1", "6 cells instead of 9"),
     ],
 )

@@ -2,81 +2,78 @@
 holds names, contents and terms of the published corpora.
 """
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from stream_hbaf.corpora.acted import read_nemo, read_ravdess, read_tess
 from stream_hbaf.corpora.dialogue import LABELS, SPLITS, Corpus, Dialogue, Split
 from stream_hbaf.corpora.iemocap import IEMOCAP_LABELS, read_iemocap
 from stream_hbaf.corpora.iemocap import SESSIONS as IEMOCAP_SESSIONS
 from stream_hbaf.corpora.manifest import read_manifest
+from stream_hbaf.corpora.published import (
+    read_emorynlp,
+    read_goemotions,
+    read_meld,
+    read_nemo,
+    read_ravdess,
+    read_tess,
+)
 from stream_hbaf.corpora.session_corpus import holds_sessions, read_sessions
-from stream_hbaf.corpora.text import read_emorynlp, read_goemotions, read_meld
 from stream_hbaf.errors import ConfigError, CorpusError
+
+Classes = Mapping[str, Sequence[str]]  # a class: the corpus's labels that are merged into it
 
 
 @dataclass(frozen=True, slots=True)
 class Publication:
-    """What a model card says of a corpus."""
+    """What a model card says of a corpus, and how it is read."""
 
     title: str
     content: str
     terms: str  # what may be done with it
     language: str | None = "en"  # of its texts; None: not known
+    labels: tuple[str, ...] = LABELS
+    read: Callable[[Path, Split], list[Dialogue]] | None = None  # None: it holds no dialogues
 
 
+NON_COMMERCIAL = "CC BY-NC-SA 4.0, non-commercial"
+TELEVISION = "dialogues of a television comedy"
 PUBLICATIONS: Mapping[str, Publication] = {
     "atomic": Publication("ATOMIC", "annotated events", "CC BY 4.0"),
-    "emorynlp": Publication("EmoryNLP", "dialogues of a television comedy", "research use"),
+    "emorynlp": Publication("EmoryNLP", TELEVISION, "research use", read=read_emorynlp),
     "event2mind": Publication("Event2Mind", "annotated events", "MIT"),
-    "goemotions": Publication("GoEmotions", "comments on the web", "Apache-2.0"),
+    "goemotions": Publication(
+        "GoEmotions", "comments on the web", "Apache-2.0", read=read_goemotions
+    ),
     "iemocap": Publication(
         "IEMOCAP",
         "dyadic dialogues of actors in a studio",
         "its release form, research use, no redistribution without its owners' leave",
+        labels=IEMOCAP_LABELS,
+        read=read_iemocap,
     ),
-    "meld": Publication("MELD", "dialogues of a television comedy", "research use"),
+    "meld": Publication("MELD", TELEVISION, "research use", read=read_meld),
     "nemo": Publication(
-        "nEMO", "Polish sentences by actors", "CC BY-NC-SA 4.0, non-commercial", language="pl"
+        "nEMO", "Polish sentences by actors", NON_COMMERCIAL, language="pl", read=read_nemo
     ),
     "ravdess": Publication(
-        "RAVDESS", "two sentences by actors in a studio", "CC BY-NC-SA 4.0, non-commercial"
+        "RAVDESS", "two sentences by actors in a studio", NON_COMMERCIAL, read=read_ravdess
     ),
-    "tess": Publication("TESS", "one sentence by two actresses", "CC BY-NC-ND 4.0, non-commercial"),
+    "tess": Publication(
+        "TESS", "one sentence by two actresses", "CC BY-NC-ND 4.0, non-commercial", read=read_tess
+    ),
 }
+CORPORA = tuple(name for name, published in PUBLICATIONS.items() if published.read is not None)
+MANIFEST = ".csv"  # how the name of a manifest ends
+SESSIONS = "/"  # how the name of a recorded session ends, or of a folder of them
+WITH_SESSIONS = "iemocap"  # the corpus whose dialogues are named after their session
+DEV_EVERY = 10  # of the dialogues that aren't held out, one in so many is dev
 
 
 def publication_of(name: str) -> Publication:
     """What is known of a corpus by the name that recipes give it; of one's own, next to nothing."""
     own = Publication(name, "a corpus of one's own", "the corpus's own terms", language=None)
     return PUBLICATIONS.get(name, own)
-
-
-Classes = Mapping[str, Sequence[str]]  # a class: the corpus's labels that are merged into it
-
-
-@dataclass(frozen=True, slots=True)
-class _Published:
-    labels: tuple[str, ...]
-    read: Callable[[Path, Split], list[Dialogue]]
-
-
-_PUBLISHED: Mapping[str, _Published] = {
-    "emorynlp": _Published(LABELS, read_emorynlp),
-    "goemotions": _Published(LABELS, read_goemotions),
-    "iemocap": _Published(IEMOCAP_LABELS, read_iemocap),
-    "meld": _Published(LABELS, read_meld),
-    "nemo": _Published(LABELS, read_nemo),
-    "ravdess": _Published(LABELS, read_ravdess),
-    "tess": _Published(LABELS, read_tess),
-}
-CORPORA = tuple(_PUBLISHED)
-MANIFEST = ".csv"  # how the name of a manifest ends
-SESSIONS = "/"  # how the name of a recorded session ends, or of a folder of them
-WITH_SESSIONS = "iemocap"  # the corpus whose dialogues are named after their session
-DEV_EVERY = 10  # of the dialogues that aren't held out, one in so many is dev
 
 
 def open_corpus(
@@ -91,22 +88,20 @@ def open_corpus(
     ``labels``, those of a trained bundle, train may be as well, and a manifest needs fewer columns:
     see ``read_manifest``.
     """
+    place = Path(name) if Path(name).exists() else corpora / name
+    read = publication_of(name).read
     if name.endswith(MANIFEST):
-        place = Path(name) if Path(name).is_file() else corpora / name
         corpus = read_manifest(place, labels=labels)
-    elif name in _PUBLISHED:
-        place, known = corpora / name, _PUBLISHED[name]
-        corpus = Corpus(
-            name, known.labels, {split: tuple(known.read(place, split)) for split in SPLITS}
-        )
-    elif name.endswith(SESSIONS) or any(map(holds_sessions, (Path(name), corpora / name))):
-        place = Path(name) if Path(name).is_dir() else corpora / name
+    elif read is not None:
+        place = corpora / name
+        splits = {split: tuple(read(place, split)) for split in SPLITS}
+        corpus = Corpus(name, publication_of(name).labels, splits)
+    elif name.endswith(SESSIONS) or holds_sessions(place):
         corpus = read_sessions(place)
     else:
-        published = ", ".join(CORPORA)
         raise ConfigError(
-            f"unknown corpus '{name}'; choose {published}, a manifest's .csv, or a folder of "
-            "sessions"
+            f"unknown corpus '{name}'; choose {', '.join(CORPORA)}, a manifest's .csv, or a folder "
+            "of sessions"
         )
     for split, dialogues in corpus.splits.items():
         if not dialogues and not all_splits and (split != "train" or labels):
@@ -122,8 +117,8 @@ def select(corpus: Corpus, *, classes: Classes | None = None, fold: int | None =
     Raises ConfigError for what the corpus doesn't have, CorpusError where a split is left without
     a label.
     """
-    selected = corpus if fold is None else fold_by_session(corpus, test_session=fold)
-    selected = selected if classes is None else merge_classes(selected, classes=classes)
+    selected = corpus if fold is None else _fold_by_session(corpus, fold)
+    selected = selected if classes is None else _merge_classes(selected, classes)
     for split, dialogues in selected.splits.items():
         labels = {one.label for dialogue in dialogues for one in dialogue.utterances}
         if corpus.splits[split] and not labels - {None}:
@@ -134,32 +129,23 @@ def select(corpus: Corpus, *, classes: Classes | None = None, fold: int | None =
     return selected
 
 
-def merge_classes(corpus: Corpus, *, classes: Classes) -> Corpus:
-    """The corpus labelled by ``classes``, in alphabetical order.
-
-    Utterances of a label that belongs to no class become context only; where such an utterance is
-    its dialogue's only one, the dialogue is left out. Raises ConfigError for a class without
-    labels, and for a label that is unknown or named twice.
-    """
+def _merge_classes(corpus: Corpus, classes: Classes) -> Corpus:
+    """Utterances of a label that belongs to no class become context only; where such an utterance
+    is its dialogue's only one, the dialogue is left out."""
     _require_labels(corpus, classes)
     class_of = {label: name for name, labels in classes.items() for label in labels}
-    merged = {
-        split: tuple(_relabel(dialogue, class_of) for dialogue in dialogues)
-        for split, dialogues in corpus.splits.items()
-    }
-    kept = {
-        split: tuple(d for d in dialogues if len(d.utterances) > 1 or d.utterances[0].label)
-        for split, dialogues in merged.items()
-    }
-    return replace(corpus, labels=tuple(sorted(classes)), splits=kept)
+    splits = {}
+    for split, dialogues in corpus.splits.items():
+        merged = [_relabel(dialogue, class_of) for dialogue in dialogues]
+        splits[split] = tuple(d for d in merged if len(d.utterances) > 1 or d.utterances[0].label)
+    return replace(corpus, labels=tuple(sorted(classes)), splits=splits)
 
 
-def fold_by_session(corpus: Corpus, *, test_session: int) -> Corpus:
+def _fold_by_session(corpus: Corpus, test_session: int) -> Corpus:
     """IEMOCAP with one session as its test split: two speakers that no other session has.
 
     The field's convention fixes test, not dev: here dev is every tenth dialogue of the other four
-    sessions, in the order of their names, and the rest is train. Raises ConfigError for another
-    corpus or a session that isn't one of 1 to 5.
+    sessions, in the order of their names, and the rest is train.
     """
     if corpus.name != WITH_SESSIONS:
         raise ConfigError(
@@ -170,16 +156,16 @@ def fold_by_session(corpus: Corpus, *, test_session: int) -> Corpus:
             f"fold: {test_session} is no session of {WITH_SESSIONS}; "
             f"choose {IEMOCAP_SESSIONS.start} to {IEMOCAP_SESSIONS.stop - 1}"
         )
-    every = (dialogue for split in SPLITS for dialogue in corpus.splits[split])
-    in_order = sorted(every, key=lambda dialogue: dialogue.id)
-    held_out = f"Ses0{test_session}"
-    others = [dialogue for dialogue in in_order if not dialogue.id.startswith(held_out)]
+    every = [dialogue for split in SPLITS for dialogue in corpus.splits[split]]
+    every.sort(key=lambda dialogue: dialogue.id)
+    held_out = tuple(d for d in every if d.id.startswith(f"Ses0{test_session}"))
+    others = [dialogue for dialogue in every if dialogue not in held_out]
     return replace(
         corpus,
         splits={
             "train": tuple(d for n, d in enumerate(others) if n % DEV_EVERY),
             "dev": tuple(others[::DEV_EVERY]),
-            "test": tuple(d for d in in_order if d.id.startswith(held_out)),
+            "test": held_out,
         },
     )
 
@@ -200,15 +186,14 @@ def _require_labels(corpus: Corpus, classes: Classes) -> None:
     for name, labels in classes.items():
         if not labels:
             raise ConfigError(f"classes: '{name}' has no labels; give it some, or leave it out")
-        for label in labels:
-            if label not in corpus.labels:
-                raise ConfigError(
-                    f"classes: {corpus.name} has no label '{label}'; "
-                    f"choose from {', '.join(corpus.labels)}"
-                )
-    named = Counter(label for labels in classes.values() for label in labels)
-    for label, times in named.items():
-        if times > 1:
+    named = [label for labels in classes.values() for label in labels]
+    for label in named:
+        if label not in corpus.labels:
+            raise ConfigError(
+                f"classes: {corpus.name} has no label '{label}'; "
+                f"choose from {', '.join(corpus.labels)}"
+            )
+        if (times := named.count(label)) > 1:
             raise ConfigError(f"classes: '{label}' is named {times} times; leave it in one class")
 
 

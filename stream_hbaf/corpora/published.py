@@ -1,0 +1,340 @@
+"""Reads published corpora: acted clips (RAVDESS, TESS, nEMO), MELD, EmoryNLP and GoEmotions.
+
+Readers take a corpus's folder as its authors give it, and a split. They raise CorpusError for a
+file that is missing, and with file and line for what can't be read: a missing column, an unknown
+emotion, a number that is none, an utterance that occurs twice.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from itertools import groupby
+from pathlib import Path
+from typing import TypeVar
+
+from stream_hbaf.corpora.dialogue import (
+    LABELS,
+    Dialogue,
+    LabelledUtterance,
+    Split,
+    TableRow,
+    normalise_text,
+    read_measurements,
+    read_rows,
+    read_tabbed,
+    read_text,
+    read_utf8,
+    require_file,
+    require_folder,
+)
+from stream_hbaf.errors import CorpusError
+from stream_hbaf.features.prosody import PROSODY
+
+Label = TypeVar("Label")
+
+# ---- corpora of acted clips, each a dialogue of one utterance
+
+SUFFIXES = (".flac", ".wav")
+# RAVDESS's calm counts as neutral: there is no eighth label, and listeners confuse the two.
+RAVDESS_EMOTIONS = {
+    "01": "neutral",
+    "02": "neutral",
+    "03": "joy",
+    "04": "sadness",
+    "05": "anger",
+    "06": "fear",
+    "07": "disgust",
+    "08": "surprise",
+}
+RAVDESS_STATEMENTS = {
+    "01": "Kids are talking by the door.",
+    "02": "Dogs are sitting by the door.",
+}
+RAVDESS_ACTORS: dict[Split, range] = {
+    "train": range(1, 19),
+    "dev": range(19, 21),
+    "test": range(21, 25),
+}
+TESS_EMOTIONS = {
+    "angry": "anger",
+    "disgust": "disgust",
+    "fear": "fear",
+    "happy": "joy",
+    "neutral": "neutral",
+    "ps": "surprise",  # pleasant surprise
+    "sad": "sadness",
+}
+TESS_SPEAKERS = ("OAF", "YAF")  # an older and a younger woman
+NEMO_COLUMNS = ["file_id", "emotion", "speaker_id", "gender", "text"]
+NEMO_EMOTIONS = {
+    "anger": "anger",
+    "fear": "fear",
+    "happiness": "joy",
+    "neutral": "neutral",
+    "sadness": "sadness",
+    "surprised": "surprise",
+}
+NEMO_ACTORS: dict[Split, tuple[str, ...]] = {
+    "train": ("IC0", "KD0", "KS0", "SM0"),
+    "dev": ("MP0",),
+    "test": ("TP0",),
+}
+
+
+def read_ravdess(folder: Path, split: Split) -> list[Dialogue]:
+    """Read one split of RAVDESS: 24 actors, two sentences (Livingstone and Russo 2018).
+
+    A clip's name is modality-channel-emotion-intensity-statement-repetition-actor.
+    """
+    require_folder(folder, corpus="RAVDESS", holds="Actor_01 … Actor_24")
+    dialogues = []
+    for actor in RAVDESS_ACTORS[split]:
+        place = require_folder(
+            folder / f"Actor_{actor:02d}", corpus="RAVDESS", holds="03-01-….flac clips"
+        )
+        for clip in _clips(place, "*", corpus="RAVDESS"):
+            match clip.stem.split("-"):
+                case [_, _, emotion, _, statement, _, actor_code] if (
+                    emotion in RAVDESS_EMOTIONS and statement in RAVDESS_STATEMENTS
+                ):
+                    label, text = RAVDESS_EMOTIONS[emotion], RAVDESS_STATEMENTS[statement]
+                    dialogues.append(_one_clip(clip, f"Actor_{actor_code}", text, label))
+                case _:
+                    raise CorpusError(
+                        f"RAVDESS: {clip}: the name isn't seven two-digit fields such as "
+                        "03-01-05-01-02-01-12; remove or rename the file"
+                    )
+    return dialogues
+
+
+def read_tess(folder: Path, split: Split) -> list[Dialogue]:
+    """Read TESS: two women saying "Say the word …" (Pichora-Fuller and Dupuis 2020).
+
+    A clip's name is speaker_word_emotion. All are train: two speakers can't be divided into splits.
+    """
+    if split != "train":
+        return []
+    require_folder(folder, corpus="TESS", holds="folders such as oaf_angry")
+    dialogues = []
+    for clip in _clips(folder, "*/*", corpus="TESS"):
+        match clip.stem.split("_"):
+            case [speaker, word, emotion] if speaker in TESS_SPEAKERS and emotion in TESS_EMOTIONS:
+                text = f"Say the word {word}."
+                dialogues.append(_one_clip(clip, speaker, text, TESS_EMOTIONS[emotion]))
+            case _:
+                raise CorpusError(
+                    f"TESS: {clip}: the name isn't one such as OAF_back_angry with one of the "
+                    f"emotions {', '.join(TESS_EMOTIONS)}; remove or rename the file"
+                )
+    return dialogues
+
+
+def read_nemo(folder: Path, split: Split) -> list[Dialogue]:
+    """Read one split of nEMO: nine Polish actors, everyday sentences (Christop 2024).
+
+    ``data.tsv`` names each clip, its emotion, actor, gender and text; the speaker is
+    "<actor> <gender>".
+    """
+    path = require_file(folder / "data.tsv", corpus="nEMO")
+    rows = read_tabbed(path, columns=len(NEMO_COLUMNS))
+    if rows and rows[0][1] != NEMO_COLUMNS:
+        raise CorpusError(
+            f"{rows[0][0]}: the first line must be {', '.join(NEMO_COLUMNS)}, with tabs between"
+        )
+    actors = [actor for actors in NEMO_ACTORS.values() for actor in actors]
+    dialogues = []
+    for where, (name, emotion, actor, gender, text) in rows[1:]:
+        label = _label(emotion, NEMO_EMOTIONS, corpus="nEMO", where=where)
+        if actor not in actors:
+            raise CorpusError(f"{where}: unknown actor '{actor}'; choose {', '.join(actors)}")
+        clip = folder / name
+        if not clip.is_file():
+            raise CorpusError(f"{where}: {clip} is missing; unpack the corpus again")
+        if actor in NEMO_ACTORS[split]:
+            dialogues.append(_one_clip(clip, f"{actor} {gender}", normalise_text(text), label))
+    return dialogues
+
+
+def _clips(folder: Path, pattern: str, *, corpus: str) -> list[Path]:
+    clips = sorted(clip for clip in folder.glob(pattern) if clip.suffix.lower() in SUFFIXES)
+    if not clips:
+        raise CorpusError(
+            f"{corpus}: {folder} holds no {pattern}.flac or {pattern}.wav clips; unpack it again"
+        )
+    return clips
+
+
+def _one_clip(clip: Path, speaker: str, text: str, label: str) -> Dialogue:
+    return Dialogue(clip.stem, (LabelledUtterance(clip.stem, speaker, text, label, clip),))
+
+
+# ---- MELD and EmoryNLP, dialogues of a television series
+
+MELD_EMOTIONS = dict(zip(LABELS, LABELS, strict=True))
+MELD_NUMBERS = ("Dialogue_ID", "Utterance_ID")
+MELD_CLIPS: dict[Split, str] = {
+    "train": "train_splits",
+    "dev": "dev_splits_complete",
+    "test": "output_repeated_splits_test",
+}
+UNMEASURED = (math.nan,) * len(PROSODY)
+EMORYNLP_NUMBERS = ("Season", "Episode", "Scene_ID", "Utterance_ID")
+# Peaceful and powerful are moods of either valence: none of the seven labels.
+EMORYNLP_EMOTIONS: dict[str, str | None] = {
+    "joyful": "joy",
+    "mad": "anger",
+    "neutral": "neutral",
+    "peaceful": None,
+    "powerful": None,
+    "sad": "sadness",
+    "scared": "fear",
+}
+
+
+def read_meld(folder: Path, split: Split) -> list[Dialogue]:
+    """Read one split of MELD; utterances stand in the order in which they were spoken.
+
+    Where the split's clip folder exists every utterance names its clip, also one that is missing
+    there: feature extraction then says so. Where its prosody table exists every utterance has eight
+    measurements.
+    """
+    places = (folder, folder / split, folder / "MELD.Raw", folder / "MELD.Raw" / split)
+
+    def find(name: str) -> Path | None:
+        return next((place / name for place in places if (place / name).exists()), None)
+
+    def utterance(row: TableRow, name: str, where: str) -> LabelledUtterance:
+        return LabelledUtterance(
+            id=name,
+            speaker=normalise_text(row["Speaker"]),
+            text=normalise_text(row["Utterance"]),
+            label=_label(row["Emotion"], MELD_EMOTIONS, corpus="MELD", where=where),
+            audio=clips / f"{name}.mp4" if clips else None,
+            prosody=None if prosody is None else prosody.get(name, UNMEASURED),
+        )
+
+    table = f"{split}_sent_emo.csv"
+    path = require_file(find(table) or folder / table, corpus="MELD")
+    columns = ("Utterance", "Speaker", "Emotion", *MELD_NUMBERS)
+    rows = read_rows(read_text(path), path=path, columns=columns)
+    clips, prosody = find(MELD_CLIPS[split]), _read_prosody(find(f"prosody_{split}.csv"))
+    return _read_scenes(rows, MELD_NUMBERS, split=split, name="dia{}", utterance=utterance)
+
+
+def read_emorynlp(folder: Path, split: Split) -> list[Dialogue]:
+    """Read one split of EmoryNLP (Zahiri and Choi 2018); a scene is a dialogue.
+
+    The series is MELD's: whoever trains on this and tests on MELD must hold out the scenes that
+    both have.
+    """
+
+    def utterance(row: TableRow, name: str, where: str) -> LabelledUtterance:
+        return LabelledUtterance(
+            id=name,
+            speaker=" and ".join(re.findall(r"""['"]([^,]+)['"]""", row["Speaker"])),
+            text=normalise_text(row["Utterance"]),
+            label=_label(row["Emotion"], EMORYNLP_EMOTIONS, corpus="EmoryNLP", where=where),
+        )
+
+    path = require_file(folder / f"emorynlp_{split}_final.csv", corpus="EmoryNLP")
+    columns = ("Utterance", "Speaker", "Emotion", *EMORYNLP_NUMBERS)
+    rows = read_rows(read_utf8(path), path=path, columns=columns)
+    name = "s{}e{}_scene{}"
+    return _read_scenes(rows, EMORYNLP_NUMBERS, split=split, name=name, utterance=utterance)
+
+
+def _read_scenes(
+    rows: Iterable[tuple[str, TableRow]],
+    numbers: tuple[str, ...],
+    *,
+    split: Split,
+    name: str,
+    utterance: Callable[[TableRow, str, str], LabelledUtterance],
+) -> list[Dialogue]:
+    """Dialogues and their turns in the order of a table's columns ``numbers``.
+
+    The last column numbers the turns, which ``utterance(row, id, where)`` reads; the others fill
+    the dialogue's ``name``.
+    """
+    turns: dict[tuple[int, ...], LabelledUtterance] = {}
+    for where, row in rows:
+        try:
+            place = tuple(int(row[column]) for column in numbers)
+        except ValueError:
+            named = f"{', '.join(numbers[:-1])} and {numbers[-1]}"
+            raise CorpusError(f"{where}: {named} must be numbers") from None
+        turn = f"{name.format(*place)}_utt{place[-1]}"
+        if place in turns:
+            raise CorpusError(f"{where}: utterance {turn} stands here twice; remove one")
+        turns[place] = utterance(row, turn, where)
+    return [
+        Dialogue(f"{split}/{name.format(*scene)}", tuple(turns[place] for place in places))
+        for scene, places in groupby(sorted(turns), key=lambda place: place[:-1])
+    ]
+
+
+def _read_prosody(path: Path | None) -> dict[str, tuple[float, ...]] | None:
+    """Measurements by utterance; the table names them by clip, such as ``dia12_utt3.wav``."""
+    if path is None:
+        return None
+    rows = read_rows(read_text(path), path=path, columns=("filename", *PROSODY))
+    return {Path(row["filename"]).stem: read_measurements(row, where=where) for where, row in rows}
+
+
+def _label(emotion: str, labels: Mapping[str, Label], *, corpus: str, where: str) -> Label:
+    name = emotion.strip().lower()
+    if name not in labels:
+        raise CorpusError(f"{where}: unknown emotion '{name}'; {corpus} has {', '.join(labels)}")
+    return labels[name]
+
+
+# ---- GoEmotions, comments of an internet forum
+
+# Placeholders of names, and names in their place: speakers say names.
+GOEMOTIONS_MASKS = {"[NAME]": "Alex", "[RELIGION]": "Christian"}
+
+
+def read_goemotions(folder: Path, split: Split) -> list[Dialogue]:
+    """Read one split of GoEmotions (Demszky et al. 2020), each comment a dialogue of its own.
+
+    Read as mapped to Ekman's six emotions and neutral: ``{split}.tsv`` of text, label indices and
+    id, and ``labels.txt``, which names the indices line by line. A comment with several labels has
+    none unless all but neutral name one emotion.
+    """
+    names = _read_names(require_file(folder / "labels.txt", corpus="GoEmotions"))
+    path = require_file(folder / f"{split}.tsv", corpus="GoEmotions")
+    dialogues: dict[str, Dialogue] = {}
+    for where, (text, indices, name) in read_tabbed(path, columns=3):
+        if name in dialogues:
+            raise CorpusError(f"{where}: comment {name} stands here twice; remove one")
+        for mask, word in GOEMOTIONS_MASKS.items():
+            text = text.replace(mask, word)
+        label = _goemotions_label(indices, names=names, where=where)
+        utterance = LabelledUtterance(id=name, speaker="", text=normalise_text(text), label=label)
+        dialogues[name] = Dialogue(f"{split}/{name}", (utterance,))
+    return list(dialogues.values())
+
+
+def _read_names(path: Path) -> list[str]:
+    names = read_utf8(path).split()
+    for line, name in enumerate(names, start=1):
+        if name not in LABELS:
+            raise CorpusError(
+                f"{path}:{line}: unknown emotion '{name}'; labels.txt must name those of "
+                f"{', '.join(LABELS)}, one a line"
+            )
+    return names
+
+
+def _goemotions_label(indices: str, *, names: list[str], where: str) -> str | None:
+    try:
+        labels = {names[int(index)] for index in indices.split(",") if int(index) >= 0}
+    except (ValueError, IndexError):
+        labels = set()
+    if not labels:
+        raise CorpusError(
+            f"{where}: '{indices}' isn't a list of indices below {len(names)}, with commas "
+            "between; mend that line or labels.txt"
+        )
+    emotions = labels - {"neutral"} or labels
+    return emotions.pop() if len(emotions) == 1 else None
