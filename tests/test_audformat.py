@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from stream_hbaf.corpora.audformat import export_audformat, import_audformat
-from stream_hbaf.corpora.audiofolder import import_audiofolder
+from stream_hbaf.corpora.exchange import export_audformat, import_audformat, import_audiofolder
 from stream_hbaf.errors import CorpusError, StreamHbafError
-from stream_hbaf.sessions.flac import FlacWriter
+from stream_hbaf.sessions.format import FlacWriter
 
 HEADER = """
 name: strangers

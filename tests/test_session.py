@@ -18,8 +18,7 @@ from stream_hbaf.audio.file import read_audio
 from stream_hbaf.config import SAMPLE_RATE_HZ
 from stream_hbaf.errors import CorpusError
 from stream_hbaf.events import Feedback, Utterance
-from stream_hbaf.sessions.flac import FlacWriter, flac_length
-from stream_hbaf.sessions.format import EVENTS_FILE
+from stream_hbaf.sessions.format import EVENTS_FILE, FlacWriter, flac_length
 from stream_hbaf.sessions.session import is_being_recorded, open_session, open_sessions
 from stream_hbaf.sessions.writer import SessionWriter
 

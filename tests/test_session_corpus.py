@@ -16,9 +16,13 @@ from tiny_encoder import save_tiny_bert
 from stream_hbaf.audio.file import read_audio
 from stream_hbaf.audio.source import Chunk
 from stream_hbaf.bundle import Bundle
-from stream_hbaf.corpora.audformat import export_audformat, import_audformat
-from stream_hbaf.corpora.audiofolder import export_audiofolder, import_audiofolder
 from stream_hbaf.corpora.dialogue import Corpus, Dialogue, LabelledUtterance
+from stream_hbaf.corpora.exchange import (
+    export_audformat,
+    export_audiofolder,
+    import_audformat,
+    import_audiofolder,
+)
 from stream_hbaf.corpora.open_corpus import open_corpus
 from stream_hbaf.corpora.session_corpus import (
     dialogues_of,
@@ -29,8 +33,7 @@ from stream_hbaf.corpora.session_corpus import (
 from stream_hbaf.errors import ConfigError, CorpusError
 from stream_hbaf.evaluation.offline import predict_corpus
 from stream_hbaf.events import Emotion, Feedback, Model, Utterance
-from stream_hbaf.sessions.flac import FlacWriter
-from stream_hbaf.sessions.format import Header
+from stream_hbaf.sessions.format import FlacWriter, Header
 from stream_hbaf.sessions.session import open_sessions
 from stream_hbaf.sessions.writer import SessionWriter
 from stream_hbaf.training.train import train

@@ -220,8 +220,7 @@ def _line(summary: "SessionSummary") -> str:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from stream_hbaf.corpora.audformat import export_audformat
-    from stream_hbaf.corpora.audiofolder import export_audiofolder
+    from stream_hbaf.corpora.exchange import export_audformat, export_audiofolder
     from stream_hbaf.corpora.session_corpus import export_manifest
 
     writers = dict(
@@ -232,8 +231,7 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _import(options: argparse.Namespace) -> None:
-    from stream_hbaf.corpora.audformat import import_audformat
-    from stream_hbaf.corpora.audiofolder import import_audiofolder
+    from stream_hbaf.corpora.exchange import import_audformat, import_audiofolder
     from stream_hbaf.corpora.session_corpus import import_corrections
 
     if options.format == "corrections":

@@ -18,8 +18,9 @@ import io
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from stream_hbaf.corpora.dialogue import (
     SPLITS,
@@ -37,17 +38,16 @@ from stream_hbaf.files import atomic_write_text
 
 REQUIRED = ("dialogue", "id", "speaker", "text", "label", "split")
 OPTIONAL = ("audio", "start", "end")
-Cells = Mapping[str, object]  # column: cell of a table to be written
 
 
 @dataclass(frozen=True, slots=True)
-class _Entry:
-    """A row of the table, read."""
+class ManifestRow:
+    """An utterance's row of a manifest, read or to be written."""
 
-    where: str  # file:line
     dialogue: str
     split: Split
     utterance: LabelledUtterance
+    where: str = ""  # file:line that it was read from
 
 
 def read_manifest(path: Path, *, labels: Sequence[str] = ()) -> Corpus:
@@ -69,11 +69,14 @@ def read_manifest(path: Path, *, labels: Sequence[str] = ()) -> Corpus:
         rows = [(where, _with_defaults(row, where=where)) for where, row in rows]
     entries = [_entry(row, where=where, folder=path.parent) for where, row in rows]
     _check_ids(entries)
-    if labels:
-        _check_labels(entries, labels=sorted(labels), whose="the bundle has")
-    else:
-        labels = _trained_labels(entries, path=path)
-        _check_labels(entries, labels=labels, whose="the train rows have")
+    whose = "the bundle has" if labels else "the train rows have"
+    known = sorted(labels) or _trained_labels(entries, path=path)
+    for entry in entries:
+        if entry.utterance.label not in (None, *known):
+            raise CorpusError(
+                f"{entry.where}: unknown label '{entry.utterance.label}'; "
+                f"{whose} {', '.join(known)}"
+            )
     dialogues = _gather(entries)
     for turns in dialogues.values():
         _check_times(turns)
@@ -85,7 +88,7 @@ def read_manifest(path: Path, *, labels: Sequence[str] = ()) -> Corpus:
         )
         for split in SPLITS
     }
-    return Corpus("manifest", tuple(sorted(labels)), splits)
+    return Corpus("manifest", tuple(known), splits)
 
 
 def _with_defaults(row: TableRow, *, where: str) -> TableRow:
@@ -95,7 +98,7 @@ def _with_defaults(row: TableRow, *, where: str) -> TableRow:
     return defaults | row
 
 
-def _trained_labels(entries: Sequence[_Entry], *, path: Path) -> list[str]:
+def _trained_labels(entries: Sequence[ManifestRow], *, path: Path) -> list[str]:
     trained = {entry.utterance.label for entry in entries if entry.split == "train"}
     labels = sorted(label for label in trained if label is not None)
     if len(labels) < 2:
@@ -113,7 +116,7 @@ def _refuse_unknown_columns(row: TableRow, *, path: Path) -> None:
             )
 
 
-def _entry(row: TableRow, *, where: str, folder: Path) -> _Entry:
+def _entry(row: TableRow, *, where: str, folder: Path) -> ManifestRow:
     cells = {column: " ".join(cell.split()) for column, cell in row.items()}
     for column in ("dialogue", "id", "speaker"):
         if not cells[column]:
@@ -135,7 +138,7 @@ def _entry(row: TableRow, *, where: str, folder: Path) -> _Entry:
         start_s=_seconds("start", cells, where=where),
         end_s=_seconds("end", cells, where=where),
     )
-    return _Entry(where, cells["dialogue"], split, utterance)
+    return ManifestRow(cells["dialogue"], split, utterance, where)
 
 
 def _seconds(column: str, cells: TableRow, *, where: str) -> float | None:
@@ -151,7 +154,7 @@ def _seconds(column: str, cells: TableRow, *, where: str) -> float | None:
     return seconds
 
 
-def _check_ids(entries: list[_Entry]) -> None:
+def _check_ids(entries: list[ManifestRow]) -> None:
     first: dict[str, str] = {}
     for entry in entries:
         name = entry.utterance.id
@@ -162,17 +165,8 @@ def _check_ids(entries: list[_Entry]) -> None:
         first[name] = entry.where
 
 
-def _check_labels(entries: list[_Entry], *, labels: Sequence[str], whose: str) -> None:
-    for entry in entries:
-        label = entry.utterance.label
-        if label is not None and label not in labels:
-            raise CorpusError(
-                f"{entry.where}: unknown label '{label}'; {whose} {', '.join(labels)}"
-            )
-
-
-def _gather(entries: list[_Entry]) -> dict[str, list[_Entry]]:
-    dialogues: dict[str, list[_Entry]] = {}
+def _gather(entries: list[ManifestRow]) -> dict[str, list[ManifestRow]]:
+    dialogues: dict[str, list[ManifestRow]] = {}
     for entry in entries:
         turns = dialogues.setdefault(entry.dialogue, [])
         turns.append(entry)
@@ -184,7 +178,7 @@ def _gather(entries: list[_Entry]) -> dict[str, list[_Entry]]:
     return dialogues
 
 
-def _check_times(turns: list[_Entry]) -> None:
+def _check_times(turns: list[ManifestRow]) -> None:
     """Within one recording turns may overlap, but none may start before the one above it."""
     latest: dict[Path | None, tuple[float, str]] = {}
     for turn in turns:
@@ -207,44 +201,18 @@ def _check_times(turns: list[_Entry]) -> None:
 # ---- writing
 
 
-@dataclass(frozen=True, slots=True)
-class ImportedClip:
-    """A labelled clip of a corpus in another form; unknown fields are empty."""
+def import_clips(table: Path, clips: Sequence[ManifestRow]) -> int:
+    """Write the clips of a corpus in another form as a manifest, each dialogue's together.
 
-    audio: Path
-    split: Split
-    id: str
-    dialogue: str = ""  # empty: a dialogue of its own
-    speaker: str = ""
-    text: str = ""
-    label: str = ""
-    start_s: float | None = None
-    end_s: float | None = None
-
-
-def import_clips(table: Path, clips: Sequence[ImportedClip]) -> int:
-    """Write clips as a manifest, each dialogue's together; returns how many. Raises WriteError.
-
-    A dialogue that is in several splits becomes one for each, as a dialogue has one split.
+    Without a dialogue a clip is one of its own. A dialogue that is in several splits becomes one
+    for each, as a dialogue has one split. Returns the number of clips. Raises WriteError.
     """
-    dialogues: dict[tuple[Split, str], list[ImportedClip]] = {}
+    dialogues: dict[tuple[Split, str], list[ManifestRow]] = {}
     for clip in clips:
-        dialogues.setdefault((clip.split, clip.dialogue or clip.id), []).append(clip)
+        dialogues.setdefault((clip.split, clip.dialogue or clip.utterance.id), []).append(clip)
     splits = Counter(name for _, name in dialogues)
     rows = [
-        manifest_row(
-            LabelledUtterance(
-                id=clip.id,
-                speaker=clip.speaker or "unknown",
-                text=clip.text,
-                label=clip.label,
-                start_s=clip.start_s,
-                end_s=clip.end_s,
-            ),
-            dialogue=name if splits[name] == 1 else f"{name}/{split}",
-            split=split,
-            audio=clip.audio.resolve(),
-        )
+        replace(clip, dialogue=name if splits[name] == 1 else f"{name}/{split}")
         for (split, name), turns in dialogues.items()
         for clip in turns
     ]
@@ -252,37 +220,29 @@ def import_clips(table: Path, clips: Sequence[ImportedClip]) -> int:
     return len(rows)
 
 
-def manifest_row(
-    utterance: LabelledUtterance, *, dialogue: str, split: Split, audio: Path | None
-) -> Cells:
-    """An utterance's row; ``audio`` is relative to the table, or absolute."""
-    return {
-        "dialogue": dialogue,
-        "id": utterance.id,
-        "speaker": utterance.speaker,
-        "text": utterance.text,
-        "label": utterance.label,
-        "split": split,
-        "audio": audio,
-        "start": utterance.start_s,
-        "end": utterance.end_s,
-    }
+def write_manifest(path: Path, rows: Iterable[ManifestRow]) -> None:
+    """Write a manifest; paths of audio are relative to it, or absolute. Raises WriteError."""
+    cells = (
+        {
+            "dialogue": row.dialogue,
+            "id": row.utterance.id,
+            "speaker": row.utterance.speaker or "unknown",
+            "text": row.utterance.text,
+            "label": row.utterance.label,
+            "split": row.split,
+            "audio": row.utterance.audio,
+            "start": row.utterance.start_s,
+            "end": row.utterance.end_s,
+        }
+        for row in rows
+    )
+    write_table(path, columns=(*REQUIRED, *OPTIONAL), rows=cells)
 
 
-def write_manifest(path: Path, rows: Iterable[Cells]) -> None:
-    """Write a manifest of ``manifest_row``s. Raises WriteError."""
-    write_table(path, columns=(*REQUIRED, *OPTIONAL), rows=rows)
-
-
-def write_table(path: Path, *, columns: Sequence[str], rows: Iterable[Cells]) -> None:
+def write_table(path: Path, *, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
     """Write a comma-separated table; None is an empty cell. Raises WriteError."""
     content = io.StringIO()
-    writer = csv.DictWriter(content, columns, restval="", lineterminator="\n")
+    writer = csv.DictWriter(content, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     atomic_write_text(path, content.getvalue())
-
-
-def first_cell(row: TableRow, *columns: str) -> str:
-    """The first of these cells that isn't empty; "" if there is none."""
-    return next((row[column] for column in columns if row.get(column)), "")

@@ -29,10 +29,10 @@ from stream_hbaf.corpora.dialogue import (
     read_rows,
     read_utf8,
 )
-from stream_hbaf.corpora.manifest import manifest_row, write_manifest, write_table
+from stream_hbaf.corpora.manifest import ManifestRow, write_manifest, write_table
 from stream_hbaf.errors import CorpusError
 from stream_hbaf.events import Feedback, Utterance
-from stream_hbaf.sessions.flac import FlacWriter
+from stream_hbaf.sessions.format import FlacWriter
 from stream_hbaf.sessions.session import Samples, Session, decode_audio, is_session, open_sessions
 from stream_hbaf.sessions.writer import add_feedback
 
@@ -100,14 +100,13 @@ def split_by_time(dialogues: Sequence[Dialogue]) -> dict[Split, tuple[Dialogue, 
 
 
 @dataclass(frozen=True, slots=True)
-class ExportedUtterance:
-    """An utterance of a session in an exported corpus."""
+class ExportedUtterance(ManifestRow):
+    """An utterance of a session in an exported corpus.
 
-    split: Split
-    dialogue: str
-    utterance: LabelledUtterance
-    by: str  # who labelled it; empty without a label
-    clip: Path | None  # the file of its audio; None if that isn't whole
+    Its audio is a clip of its own, relative to the corpus's folder; None if that isn't whole.
+    """
+
+    by: str = ""  # who labelled it; empty without a label
 
 
 def export_manifest(folder: Path, out: Path, *, own_labels: bool = False) -> int:
@@ -118,24 +117,12 @@ def export_manifest(folder: Path, out: Path, *, own_labels: bool = False) -> int
     nothing, and for a folder that can't be written.
     """
     exported = export_clips(folder, out, clips=lambda split: CLIPS, own_labels=own_labels)
-    rows = [
-        manifest_row(
-            replace(one.utterance, start_s=None, end_s=None),  # its clip is a file of its own
-            dialogue=one.dialogue,
-            split=one.split,
-            audio=one.clip.relative_to(out) if one.clip is not None else None,
-        )
-        for one in exported
-        if one.clip is not None or one.utterance.text
+    kept = [one for one in exported if one.utterance.audio is not None or one.utterance.text]
+    write_manifest(out / MANIFEST_TABLE, kept)
+    labels = [
+        {"id": one.utterance.id, "label": one.utterance.label, "by": one.by} for one in exported
     ]
-    write_manifest(out / MANIFEST_TABLE, rows)
-    write_table(
-        out / LABELS_TABLE,
-        columns=("id", "label", "by"),
-        rows=[
-            {"id": one.utterance.id, "label": one.utterance.label, "by": one.by} for one in exported
-        ],
-    )
+    write_table(out / LABELS_TABLE, columns=("id", "label", "by"), rows=labels)
     return len(exported)
 
 
@@ -150,9 +137,7 @@ def export_clips(
     dialogues = split_by_time(dialogues_of(sessions, own_labels=own_labels))
     by = _who_labelled(sessions, own_labels=own_labels)
     found = [
-        ExportedUtterance(
-            split, dialogue.id, one, by.get(one.id, ""), _clip_file(out / clips(split), one)
-        )
+        ExportedUtterance(dialogue.id, split, one, by=by.get(one.id, ""))
         for split, part in dialogues.items()
         for dialogue in part
         for one in dialogue.utterances
@@ -160,15 +145,11 @@ def export_clips(
     if not found:
         raise CorpusError(f"{folder}: no utterance was recorded; there is nothing to export")
     try:
-        _write_clips(found)
+        return _write_clips(found, out, clips=clips)
     except OSError as error:
         raise CorpusError(
             f"{out}: can't be written ({error.strerror}); give a folder that is empty or new"
         ) from None
-    # A session that was killed may hold an utterance whose last audio is missing.
-    return [
-        one if one.clip is None or one.clip.is_file() else replace(one, clip=None) for one in found
-    ]
 
 
 def import_corrections(folder: Path, table: Path) -> int:
@@ -265,21 +246,30 @@ def _who_labelled(sessions: Sequence[Session], *, own_labels: bool) -> dict[str,
     return found
 
 
-def _clip_file(folder: Path, utterance: LabelledUtterance) -> Path | None:
-    return None if utterance.audio is None else folder / f"{quote(utterance.id, safe='')}.flac"
-
-
-def _write_clips(found: Sequence[ExportedUtterance]) -> None:
+def _write_clips(
+    found: Sequence[ExportedUtterance], out: Path, *, clips: Callable[[Split], str]
+) -> list[ExportedUtterance]:
     """Each session's audio is read once, whatever its length."""
+    files = [Path(clips(one.split), f"{quote(one.utterance.id, safe='')}.flac") for one in found]
     wanted: dict[Path, dict[Part, Path]] = {}
-    for one in found:
-        if one.clip is not None and one.utterance.audio is not None:
-            wanted.setdefault(one.utterance.audio, {})[_part(one.utterance)] = one.clip
+    for one, file in zip(found, files, strict=True):
+        if one.utterance.audio is not None:
+            wanted.setdefault(one.utterance.audio, {})[_part(one.utterance)] = file
+    written = set()
     for audio, parts in wanted.items():
         for part, samples in _cut(audio, parts):
-            parts[part].parent.mkdir(parents=True, exist_ok=True)
-            with FlacWriter(parts[part]) as writer:
+            clip = out / parts[part]
+            clip.parent.mkdir(parents=True, exist_ok=True)
+            with FlacWriter(clip) as writer:
                 writer.write(samples)
+            written.add(parts[part])
+    # A session that was killed may hold an utterance whose last audio is missing.
+    exported = []
+    for one, file in zip(found, files, strict=True):
+        whole = file if file in written else None
+        utterance = replace(one.utterance, audio=whole, start_s=None, end_s=None)
+        exported.append(replace(one, utterance=utterance))
+    return exported
 
 
 def _part(utterance: LabelledUtterance) -> Part:

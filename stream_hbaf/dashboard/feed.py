@@ -26,8 +26,7 @@ from stream_hbaf.events import (
     Utterance,
 )
 from stream_hbaf.publish.messages import encode
-from stream_hbaf.sessions.flac import flac_length
-from stream_hbaf.sessions.format import Stretch
+from stream_hbaf.sessions.format import Stretch, flac_length
 from stream_hbaf.sessions.session import Session, is_session, open_session, summarise
 
 MAX_EVENTS = 2000  # utterances, statuses and so on of this run that are kept for snapshots

@@ -1,4 +1,4 @@
-"""The files of a recorded session: their names, the header, and the lines of their tables.
+"""The files of a recorded session: their names, header, lines of tables, and audio.
 
     session.json    when it began, and by which bundle, settings and versions it was recognised
     <source>.flac   the audio of a source, 16 kHz mono 16 bit, without the gaps between stretches
@@ -9,16 +9,20 @@ The last three grow by whole lines and frames only: what a kill leaves is readab
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 from urllib.parse import quote
 
+import av
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from stream_hbaf.config import SAMPLE_RATE_HZ, Config
@@ -26,6 +30,7 @@ from stream_hbaf.errors import CorpusError
 from stream_hbaf.events import DialogueSummary, Feedback, Model, Switch, Trigger, Utterance
 
 T = TypeVar("T", bound=BaseModel)
+Samples = NDArray[np.int16]
 SessionEvent = Utterance | DialogueSummary | Feedback | Switch  # the events that are recorded
 
 FORMAT = 1
@@ -119,27 +124,32 @@ def encode_line(entry: SessionEvent | Stretch) -> bytes:
     return entry.model_dump_json(by_alias=True, exclude_none=True).encode() + b"\n"
 
 
-def append_line(file: int, line: bytes) -> None:
-    """Append a whole line to an open file, or nothing. Raises OSError."""
+def append(file: int, content: bytes) -> None:
+    """Append all of it to an open file, or nothing: half a line or frame would be damage.
+
+    Raises OSError.
+    """
     end = os.lseek(file, 0, os.SEEK_END)
     try:
-        while line:
-            line = line[os.write(file, line) :]
+        while content:
+            content = content[os.write(file, content) :]
     except OSError:
         os.ftruncate(file, end)
         raise
 
 
-def read_events(folder: Path) -> Iterator[SessionEvent]:
+def read_events(folder: Path) -> tuple[SessionEvent, ...]:
     """All recorded events. Raises CorpusError with file and line for what can't be read."""
-    for where, row in _read_lines(folder / EVENTS_FILE):
-        yield parse(SCHEMAS.get(row.get("schema", ""), Switch), row, where=where)
+    return tuple(
+        parse(SCHEMAS.get(row.get("schema", ""), Switch), row, where=where)
+        for where, row in _read_table(folder / EVENTS_FILE)
+    )
 
 
-def read_stretches(folder: Path) -> Iterator[Stretch]:
+def read_stretches(folder: Path) -> tuple[Stretch, ...]:
     """All stretches of all sources. Raises CorpusError with file and line."""
-    for where, row in _read_lines(folder / STRETCHES_FILE):
-        yield parse(Stretch, row, where=where)
+    rows = _read_table(folder / STRETCHES_FILE)
+    return tuple(parse(Stretch, row, where=where) for where, row in rows)
 
 
 def parse(kind: type[T], row: dict[str, Any], *, where: str) -> T:
@@ -152,17 +162,109 @@ def parse(kind: type[T], row: dict[str, Any], *, where: str) -> T:
         raise CorpusError(f"{where}: '{key}': {first['msg'].lower()}; mend that line") from None
 
 
-def _read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each line of a table with its ``file:line``; half a line at the end is left out."""
-    if not path.is_file():
-        return
-    *lines, _ = path.read_bytes().split(b"\n")
+def read_json_lines(
+    lines: Iterable[str | bytes], *, path: Path
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each line's JSON object with its ``file:line``. Raises CorpusError for one that is none."""
     for number, line in enumerate(lines, start=1):
-        where = f"{path}:{number}"
         try:
             row = json.loads(line)
         except ValueError:
             row = None
         if not isinstance(row, dict):
-            raise CorpusError(f"{where}: isn't a JSON object; remove that line")
-        yield where, row
+            raise CorpusError(f"{path}:{number}: isn't a JSON object; mend or remove that line")
+        yield f"{path}:{number}", row
+
+
+def _read_table(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a table; half a line at the end is left out, and a missing one has none."""
+    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+    return read_json_lines(lines, path=path)
+
+
+# ---- audio
+
+MAGIC = b"fLaC"
+LAST_BLOCK_STREAMINFO = bytes([0x80, 0, 0, 34])  # one metadata block, of 34 bytes
+STREAMINFO_AT = len(MAGIC) + len(LAST_BLOCK_STREAMINFO)
+HEADER_BYTES = STREAMINFO_AT + 34
+LENGTH_AT = STREAMINFO_AT + 13  # 36 bits: the low half of this byte and the four after it
+SUM_AT = STREAMINFO_AT + 18  # to the block's end
+UPDATE_EVERY = SAMPLE_RATE_HZ  # samples between two updates of the header
+
+
+class FlacWriter:
+    """Writes int16 mono 16 kHz audio to a new FLAC file that only its owner may read.
+
+    Every frame is written at once, and the number of samples in the header is updated about every
+    second: after a SIGKILL the last 72 ms are missing, and the length in the header is right to the
+    second. Raises OSError if it can't write; what was written before stays valid.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.length = 0  # samples given to write()
+        self._written = 0  # samples in whole frames in the file
+        self._in_header = 0
+        self._sum = hashlib.md5(usedforsecurity=False)  # FLAC's own
+        self._encoder: Any = av.CodecContext.create("flac", "w")
+        self._encoder.sample_rate = SAMPLE_RATE_HZ
+        self._encoder.layout = "mono"
+        self._encoder.format = "s16"
+        self._encoder.open()
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        append(self._file, MAGIC + LAST_BLOCK_STREAMINFO + bytes(self._encoder.extradata or b""))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def write(self, samples: Samples) -> None:
+        """Append samples, any number of them."""
+        if not len(samples):
+            return
+        samples = np.ascontiguousarray(samples)
+        self._sum.update(samples.astype("<i2", copy=False).tobytes())
+        frame = av.AudioFrame.from_ndarray(samples[None], format="s16", layout="mono")
+        frame.sample_rate = SAMPLE_RATE_HZ
+        frame.pts = self.length
+        self._put(self._encoder.encode(frame))
+        self.length += len(samples)
+        if self._written - self._in_header >= UPDATE_EVERY:
+            self._update_length()
+
+    def close(self) -> None:
+        """Write the last frame, the length, and the MD5 sum that players check; once."""
+        if self._file < 0:
+            return
+        try:
+            self._put(self._encoder.encode(None))
+            sizes = bytes(self._encoder.extradata)[: SUM_AT - STREAMINFO_AT]
+            os.pwrite(self._file, sizes + self._sum.digest(), STREAMINFO_AT)
+        finally:
+            os.close(self._file)
+            self._file = -1
+
+    def _put(self, packets: Any) -> None:
+        for packet in packets:
+            append(self._file, bytes(packet))
+            self._written += packet.duration or 0
+
+    def _update_length(self) -> None:
+        kept = os.pread(self._file, 1, LENGTH_AT)[0] & 0xF0  # a part of the sample width
+        length = (kept << 32) | self._written
+        os.pwrite(self._file, length.to_bytes(5, "big"), LENGTH_AT)
+        self._in_header = self._written
+
+
+def flac_length(path: Path) -> int:
+    """The number of samples in a FlacWriter's file, right to the second if its writer was killed; 0
+    without a file."""
+    try:
+        with path.open("rb") as file:
+            file.seek(LENGTH_AT)
+            found = file.read(5)
+    except FileNotFoundError:
+        return 0
+    return int.from_bytes(found, "big") & 0xF_FFFF_FFFF

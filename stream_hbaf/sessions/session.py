@@ -17,14 +17,15 @@ from stream_hbaf.audio.file import Decoder
 from stream_hbaf.config import SAMPLE_RATE_HZ
 from stream_hbaf.errors import CorpusError
 from stream_hbaf.events import Feedback, Utterance
-from stream_hbaf.sessions.flac import HEADER_BYTES, flac_length
 from stream_hbaf.sessions.format import (
     FORMAT,
+    HEADER_BYTES,
     HEADER_FILE,
     Header,
     SessionEvent,
     Stretch,
     audio_file_name,
+    flac_length,
     parse,
     read_events,
     read_stretches,

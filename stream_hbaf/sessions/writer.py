@@ -20,15 +20,15 @@ from stream_hbaf.audio.source import Chunk
 from stream_hbaf.config import SAMPLE_RATE_HZ
 from stream_hbaf.events import Feedback, Trigger, Utterance
 from stream_hbaf.files import atomic_write, remove_unfinished
-from stream_hbaf.sessions.flac import FlacWriter
 from stream_hbaf.sessions.format import (
     EVENTS_FILE,
     HEADER_FILE,
     STRETCHES_FILE,
+    FlacWriter,
     Header,
     SessionEvent,
     Stretch,
-    append_line,
+    append,
     audio_file_name,
     encode_line,
 )
@@ -66,7 +66,7 @@ class SessionWriter:
         # The header comes last: where there is one, there is a session. It stays locked.
         self._header = _open_private(self.folder / HEADER_FILE)
         fcntl.flock(self._header, fcntl.LOCK_EX)
-        append_line(self._header, header.model_dump_json(indent=1).encode() + b"\n")
+        append(self._header, header.model_dump_json(indent=1).encode() + b"\n")
 
     def write_audio(self, source: str, chunk: Chunk, *, after_loss: bool = False) -> None:
         """Write a chunk; a new stretch begins where samples before it are missing.
@@ -99,7 +99,7 @@ class SessionWriter:
             if isinstance(event, Utterance) and event.type == "end":
                 self._silence([event])
             return
-        append_line(self._events, encode_line(event))
+        append(self._events, encode_line(event))
         if isinstance(event, Utterance) and event.type == "end":
             self.ids.add(event.id)
 
@@ -162,7 +162,7 @@ class SessionWriter:
             why=why,
             trigger=trigger,
         )
-        append_line(self._stretches, encode_line(stretch))
+        append(self._stretches, encode_line(stretch))
 
     def _silence(self, utterances: Iterable[Utterance]) -> None:
         """Rewrite the files that hold the utterances, with silence in their place, and continue in
@@ -193,7 +193,7 @@ def add_feedback(session: Session, corrections: Sequence[Feedback]) -> None:
     file = _open_private(session.folder / EVENTS_FILE)
     try:
         for one in corrections:
-            append_line(file, encode_line(one))
+            append(file, encode_line(one))
     finally:
         os.close(file)
 
