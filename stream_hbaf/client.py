@@ -8,6 +8,7 @@ place of the URL; it also holds prefix, user, password and certificates.
 """
 
 import asyncio
+import contextlib
 import json
 import uuid
 from collections import OrderedDict
@@ -19,18 +20,20 @@ from pydantic_core import from_json
 from typing_extensions import TypeVar
 
 from stream_hbaf.config import MqttConfig
-from stream_hbaf.errors import BrokerError
+from stream_hbaf.errors import BrokerError, StreamHbafError
 from stream_hbaf.events import Event, Response, Speech, Status, Switch, Utterance
 from stream_hbaf.publish.connection import (
     MqttError,
     OnConnectionStatus,
     Received,
+    backoff,
     close_client,
     open_client,
+    read_address,
+    receive,
+    subscribe_to,
 )
-from stream_hbaf.publish.connection import subscribe as subscribe_raw
 from stream_hbaf.publish.messages import TOPICS, Topic, find_topic
-from stream_hbaf.publish.node import read_address
 
 E_co = TypeVar("E_co", bound=Event, covariant=True, default=Event)
 
@@ -152,7 +155,7 @@ def subscribe(
     is lost and restored.
     """
     config = MqttConfig(url=where) if isinstance(where, str) else where
-    received = subscribe_raw(
+    received = follow(
         config,
         topic=_topic_filter(kinds, prefix=config.prefix, node=node, source=source),
         on_status=on_status,
@@ -197,6 +200,36 @@ async def request(
         ) from None
     finally:
         await close_client(client)
+
+
+async def follow(
+    config: MqttConfig, *, topic: str, on_status: OnConnectionStatus | None = None
+) -> AsyncGenerator[Received, None]:
+    """Messages as they arrive; a lost connection is opened again.
+
+    Raises BrokerError or ConfigError if the first connection fails, and BrokerError if the broker
+    denies the subscription.
+    """
+    on_status = on_status or (lambda _connected, _line: None)
+    address = read_address(config)
+    client = await open_client(config)
+    while True:
+        try:
+            if not await subscribe_to(client, [topic]):
+                advice = "check the broker's access rules"
+                raise BrokerError(f"{address}: may not subscribe to {topic}; {advice}")
+            async for message in receive(client):
+                yield message
+        except MqttError:
+            on_status(False, f"{address}: connection lost; trying again")
+        finally:
+            await close_client(client)
+        for delay_s in backoff():
+            await asyncio.sleep(delay_s)
+            with contextlib.suppress(StreamHbafError):
+                client = await open_client(config)
+                break
+        on_status(True, f"{address}: connected again")
 
 
 def _decode(payload: bytes, *, topic: Topic, levels: dict[str, str]) -> Event:

@@ -1,16 +1,19 @@
-"""Writes files atomically: a reader sees the old file or the whole new one, never a part.
+"""Writes files atomically: a reader sees the old file or the whole new one, never a part. Locks.
 
 The new content is written to a temporary file in the same folder, which is then renamed to the
 file's name. Standard library only.
 """
 
 import errno
+import fcntl
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import TextIO
 
 from stream_hbaf.errors import StreamHbafError
 
@@ -96,6 +99,37 @@ def free_mb(folder: Path) -> float:
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free / 2**20
+
+
+def state_folder() -> Path:
+    """The folder for files that outlive a run, by the XDG base directory specification."""
+    home = os.environ.get("XDG_STATE_HOME")
+    return (Path(home) if home else Path.home() / ".local" / "state") / "stream_hbaf"
+
+
+def lock_file(path: Path) -> TextIO | None:
+    """Lock a file until the returned handle is closed; None if another process has locked it.
+
+    Locks end with their process, however it ends. The locked file is never the database itself:
+    closing any handle of a database's file would give up SQLite's own locks.
+    """
+    lock = open(path, "a", opener=partial(os.open, mode=0o600))  # noqa: SIM115  it stays open
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        return None
+    return lock
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a running process has locked the file."""
+    if not path.exists():
+        return False
+    lock = lock_file(path)
+    if lock is not None:
+        lock.close()
+    return lock is None
 
 
 def _sync(path: Path) -> None:

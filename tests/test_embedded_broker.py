@@ -10,6 +10,7 @@ import sys
 import textwrap
 from datetime import datetime
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 from conftest import RECORDINGS
@@ -25,6 +26,7 @@ from mqtt_kit import INFO, StatusLog, config, partial, utterance
 from recording_control import RecordingControl
 
 from stream_hbaf.cli import main
+from stream_hbaf.client import follow
 from stream_hbaf.errors import BrokerError
 from stream_hbaf.events import Request, Status
 from stream_hbaf.publish.broker import LocalBroker, embedded_broker
@@ -290,6 +292,11 @@ def test_port_taken() -> None:
             asyncio.run(open_and_close(port))
 
 
+async def watch_json(url: str, *, out: TextIO, on_status: StatusLog | None = None) -> None:
+    received = follow(config(url), topic="p/+/#", on_status=on_status)
+    await watch(received, prefix="p", out=out, json=True)
+
+
 def test_watch_shows_json_lines() -> None:
     """With `json` each message is one line: its topic, and the object or word it carries."""
     require_mosquitto()
@@ -299,7 +306,7 @@ def test_watch_shows_json_lines() -> None:
     async def main() -> None:
         async with embedded_broker(port) as broker:
             await publish(port, "p/n/m/emotion", "joy", "-r")
-            watching = asyncio.create_task(watch(config(broker.url), out=out, json=True))
+            watching = asyncio.create_task(watch_json(broker.url, out=out))
             while not out.getvalue():  # noqa: ASYNC110  a text file has no event
                 await asyncio.sleep(0.01)
             await publish(port, "p/n/m/utterance", '{"id":"u1","text":"“oh”"}')
@@ -325,21 +332,27 @@ def test_watch_into_a_closed_pipe() -> None:
     reading, writing = os.pipe()
     os.close(reading)
 
-    async def main() -> bool:
-        async with embedded_broker(port) as broker, asyncio.timeout(10):
+    async def run() -> tuple[int | None, bytes]:
+        async with embedded_broker(port) as broker, asyncio.timeout(30):
             await publish(port, "p/n/available", "online", "-r")
-            await watch(config(broker.url), out=out, json=False)
-            return True
+            words = ["watch", "--mqtt", broker.url, "--set", "mqtt.prefix=p"]
+            child = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "stream_hbaf.cli", *words),
+                stdout=writing,
+                stderr=subprocess.PIPE,
+            )
+            _, complaints = await child.communicate()
+            return child.returncode, complaints
 
-    with os.fdopen(writing, "w", encoding="utf-8") as out:
-        assert asyncio.run(main())
+    with os.fdopen(writing):
+        assert asyncio.run(run()) == (0, b"")
 
 
 def test_watch_without_broker() -> None:
     """A broker that isn't there is one line with its address."""
     port = free_port()
     with pytest.raises(BrokerError, match=f"mqtt://127.0.0.1:{port}: nothing listens there"):
-        asyncio.run(watch(config(f"mqtt://127.0.0.1:{port}"), out=io.StringIO(), json=True))
+        asyncio.run(watch_json(f"mqtt://127.0.0.1:{port}", out=io.StringIO()))
 
 
 def test_watch_reconnects(tmp_path: Path) -> None:
@@ -347,9 +360,7 @@ def test_watch_reconnects(tmp_path: Path) -> None:
     out, statuses = io.StringIO(), StatusLog()
 
     async def main() -> None:
-        watching = asyncio.create_task(
-            watch(config(broker.url), out=out, json=True, on_status=statuses)
-        )
+        watching = asyncio.create_task(watch_json(broker.url, out=out, on_status=statuses))
         await asyncio.sleep(0.3)
         await asyncio.to_thread(broker.stop)
         await statuses.until(connected=False)

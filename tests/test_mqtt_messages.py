@@ -22,9 +22,8 @@ from stream_hbaf.events import (
     Switch,
     Utterance,
 )
-from stream_hbaf.publish.connection import backoff
+from stream_hbaf.publish.connection import Address, backoff, node_name, read_address
 from stream_hbaf.publish.messages import Message, available, encode, messages
-from stream_hbaf.publish.node import Address, node_name, read_address
 
 
 def test_utterance_end_is_these_bytes() -> None:

@@ -20,10 +20,10 @@ from mosquitto import (
 )
 from mqtt_kit import INFO, config, send_all, utterance
 
+from stream_hbaf.client import follow
 from stream_hbaf.config import MqttConfig
 from stream_hbaf.errors import BrokerError, ConfigError
 from stream_hbaf.events import Status
-from stream_hbaf.publish.connection import subscribe
 from stream_hbaf.publish.messages import messages
 from stream_hbaf.publish.mqtt import MqttPublisher
 
@@ -205,7 +205,7 @@ def test_transcript_of_a_million_characters(tmp_path: Path) -> None:
     async def main(broker: Mosquitto) -> list[bytes]:
         publisher = MqttPublisher(config(broker.url), info=INFO)
         settings = config(broker.url)
-        received = subscribe(settings, topic="p/n/m/utterance", on_status=lambda *_: None)
+        received = follow(settings, topic="p/n/m/utterance", on_status=lambda *_: None)
         async with contextlib.aclosing(received):
             receiving = asyncio.ensure_future(anext(received))
             await asyncio.sleep(0.2)

@@ -223,8 +223,10 @@ def _watch(options: argparse.Namespace) -> None:
     for setting in options.settings:
         if not setting.startswith("mqtt."):
             raise ConfigError(f"--set {setting}: 'watch' has the settings mqtt.KEY only")
-    config = read_config(options)
+    config = read_config(options).mqtt
+    from stream_hbaf.client import follow
     from stream_hbaf.publish.terminal import watch
 
+    received = follow(config, topic=f"{config.prefix}/+/#")
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(watch(config.mqtt, out=sys.stdout, json=options.json))
+        asyncio.run(watch(received, prefix=config.prefix, out=sys.stdout, json=options.json))

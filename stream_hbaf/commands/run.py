@@ -18,7 +18,7 @@ from stream_hbaf.events import Info, State
 from stream_hbaf.live.control import Controls
 from stream_hbaf.live.pipeline import LivePipeline, Publisher
 from stream_hbaf.publish.broker import embedded_broker
-from stream_hbaf.publish.connection import check_connection
+from stream_hbaf.publish.connection import close_client, open_client
 from stream_hbaf.publish.mqtt import MqttPublisher
 from stream_hbaf.publish.terminal import JsonLines, Terminal
 from stream_hbaf.recognizer import Recognizer
@@ -208,5 +208,5 @@ async def _with_broker(config: Config, opened: contextlib.AsyncExitStack) -> Con
         broker = await opened.enter_async_context(embedded_broker(mqtt.port))
         if broker.started:  # else the publisher has to check whose broker it is, each time
             mqtt = mqtt.model_copy(update={"url": broker.url})
-    await check_connection(mqtt)
+    await close_client(await open_client(mqtt))
     return config.model_copy(update={"mqtt": mqtt})

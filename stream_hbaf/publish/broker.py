@@ -18,8 +18,8 @@ from amqtt.broker import Broker
 from amqtt.errors import BrokerError as NotStarted
 
 from stream_hbaf.errors import BrokerError
-from stream_hbaf.publish.connection import speaks_mqtt
-from stream_hbaf.publish.node import Address, broker_lock, is_locked, lock_file
+from stream_hbaf.files import is_locked, lock_file, state_folder
+from stream_hbaf.publish.connection import Address, speaks_mqtt
 
 LOOPBACK = "127.0.0.1"  # the broker asks for no password, so no other machine may reach it
 GRACE_S = 30  # amqtt cuts a client off after exactly its keepalive, before most have pinged
@@ -34,6 +34,11 @@ class LocalBroker:
 
     url: str
     started: bool  # False: another stream-hbaf of this user runs it
+
+
+def broker_lock(port: int) -> Path:
+    """The file that is locked by the process whose embedded broker has this port."""
+    return state_folder() / f"broker-{port}.lock"
 
 
 @contextlib.asynccontextmanager

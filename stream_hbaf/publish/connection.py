@@ -1,30 +1,33 @@
-"""Connections to an MQTT broker: opening, publishing, subscribing, and what their errors mean."""
+"""Connections to an MQTT broker: addresses, opening, publishing, subscribing, and their errors."""
 
 import asyncio
 import contextlib
 import logging
 import random
+import re
 import socket
 import ssl
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from urllib.parse import SplitResult, urlsplit
 
 from aiomqtt import Client, MqttCodeError, MqttError, ProtocolVersion, Will
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from stream_hbaf.config import MqttConfig
-from stream_hbaf.errors import BrokerError, ConfigError, StreamHbafError
+from stream_hbaf.errors import BrokerError, ConfigError
 from stream_hbaf.publish.messages import Message
-from stream_hbaf.publish.node import Address, read_address
 
 __all__ = ["Client", "MqttError"]  # no other file imports aiomqtt
 
 # Called with whether the broker is connected, and a line for people.
 OnConnectionStatus = Callable[[bool, str], None]
 
+DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
+DEFAULT_PATH = "/mqtt"  # of MQTT over WebSocket, where most brokers expect it
 CONNECT_TIMEOUT_S = 5.0
 ACKNOWLEDGE_TIMEOUT_S = 10.0  # after that the connection counts as lost
 KEEPALIVE_S = 15  # also how long an abandoned connection attempt keeps its socket
@@ -42,6 +45,74 @@ SUBSCRIPTION_REFUSED = 0x80
 UNKNOWN_VERSION = 132  # reason codes, as paho maps CONNACK 1, 4 and 5
 WRONG_PASSWORD, NOT_AUTHORIZED = 134, 135
 NAME_MISMATCH, IP_MISMATCH = 62, 64  # OpenSSL's X509_V_ERR_HOSTNAME_MISMATCH, ..._IP_...
+
+# Errors are reported in one line here; the client would log them with tracebacks.
+SILENT = logging.Logger("mqtt", level=logging.CRITICAL + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A broker's host and port, and which transport to use."""
+
+    host: str
+    port: int
+    tls: bool = False
+    username: str | None = None
+    path: str | None = None  # of MQTT over WebSocket; None: plain MQTT
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        scheme = "mqtt" if self.path is None else "ws"
+        return f"{scheme}{'s' if self.tls else ''}://{host}:{self.port}{self.path or ''}"
+
+
+def read_address(config: MqttConfig) -> Address:
+    """The address in ``mqtt.url``; ``embedded`` is this machine.
+
+    Raises ConfigError if the URL is malformed, holds a password, or is ``none``.
+    """
+    if config.url == "embedded":
+        return Address("127.0.0.1", config.port)
+    if config.url == "none":
+        raise ConfigError("mqtt.url is 'none': there is no broker; use --mqtt mqtt://HOST")
+    try:
+        parts = urlsplit(config.url)
+        port = parts.port
+    except ValueError:
+        raise ConfigError("mqtt.url: the host or port is malformed; use mqtt://HOST:PORT") from None
+    _check_url(parts, config.url)
+    return Address(
+        host=parts.hostname or "",
+        port=DEFAULT_PORTS[parts.scheme] if port is None else port,
+        tls=parts.scheme in ("mqtts", "wss"),
+        username=parts.username,
+        path=(parts.path or DEFAULT_PATH) if parts.scheme in ("ws", "wss") else None,
+    )
+
+
+def _check_url(parts: SplitResult, url: str) -> None:
+    """The messages leave out what stands before an @: it may hold a password."""
+    url = url.rpartition("@")[2]
+    if parts.password is not None:
+        raise ConfigError(
+            "mqtt.url: a password in a url is visible to everybody on this machine; "
+            "set STREAM_HBAF_MQTT__PASSWORD, or mqtt.password in a --config file"
+        )
+    if parts.scheme not in DEFAULT_PORTS or not parts.hostname:
+        raise ConfigError(
+            f"mqtt.url: '{url}' is not a broker's address; use mqtt://HOST:PORT, mqtts://HOST, "
+            "or ws:// and wss:// for MQTT over WebSocket"
+        )
+    path = "" if parts.scheme in ("ws", "wss") else parts.path
+    if path not in ("", "/") or parts.query or parts.fragment:
+        raise ConfigError(
+            f"mqtt.url: '{url}' has a path, a query or a fragment; use mqtt://HOST:PORT"
+        )
+
+
+def node_name(config: MqttConfig) -> str:
+    """The configured node, else the host name with other than letters and digits replaced."""
+    return config.node or re.sub(r"[^A-Za-z0-9_-]+", "_", socket.gethostname()).strip("_") or "node"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +152,11 @@ async def open_client(config: MqttConfig, *, will: Message | None = None) -> Cli
         port=address.port,
         username=username,
         password=config.password.get_secret_value() if config.password else None,
-        logger=_silent_logger(),
+        logger=SILENT,
         protocol=PROTOCOLS[config.version],
         transport="tcp" if address.path is None else "websockets",
         websocket_path=address.path,
-        will=_last_will(will, config),
+        will=_last_will(will, version=config.version) if will else None,
         timeout=CONNECT_TIMEOUT_S,
         keepalive=KEEPALIVE_S,
         max_queued_incoming_messages=INCOMING_LIMIT,
@@ -97,11 +168,6 @@ async def open_client(config: MqttConfig, *, will: Message | None = None) -> Cli
     except MqttError as error:
         raise BrokerError(f"{address}: {_explain_refusal(error, username)}") from None
     return client
-
-
-async def check_connection(config: MqttConfig) -> None:
-    """Connect once and leave. Raises BrokerError or ConfigError if that is impossible."""
-    await close_client(await open_client(config))
 
 
 async def close_client(client: Client) -> None:
@@ -120,7 +186,7 @@ async def publish(client: Client, message: Message, *, version: str) -> None:
         message.payload,
         qos=message.qos,
         retain=message.retain,
-        properties=_properties(message) if version == "5" else None,
+        properties=_properties(message, version=version),
         timeout=ACKNOWLEDGE_TIMEOUT_S,
     )
 
@@ -130,7 +196,8 @@ async def subscribe_to(client: Client, topics: Sequence[str]) -> bool:
     if not topics:
         return True
     codes = await client.subscribe([(topic, 1) for topic in topics])
-    return all(_code(granted) < SUBSCRIPTION_REFUSED for granted in codes)
+    numbers = (code if isinstance(code, int) else code.value for code in codes)
+    return all(number < SUBSCRIPTION_REFUSED for number in numbers)
 
 
 async def receive(client: Client) -> AsyncIterator[Received]:
@@ -148,9 +215,7 @@ async def receive(client: Client) -> AsyncIterator[Received]:
 
 async def speaks_mqtt(address: Address) -> bool:
     """Whether an MQTT broker answers at the address; one that refuses counts too."""
-    client = Client(
-        address.host, address.port, logger=_silent_logger(), timeout=2.0, keepalive=KEEPALIVE_S
-    )
+    client = Client(address.host, address.port, logger=SILENT, timeout=2.0, keepalive=KEEPALIVE_S)
     try:
         await client.__aenter__()
     except MqttError as error:
@@ -159,46 +224,17 @@ async def speaks_mqtt(address: Address) -> bool:
     return True
 
 
-async def subscribe(
-    config: MqttConfig, *, topic: str, on_status: OnConnectionStatus | None = None
-) -> AsyncGenerator[Received, None]:
-    """Messages as they arrive; a lost connection is opened again.
-
-    Raises BrokerError or ConfigError if the first connection fails, and BrokerError if the broker
-    denies the subscription.
-    """
-    on_status = on_status or (lambda _connected, _line: None)
-    client = await open_client(config)
-    try:
-        while True:
-            try:
-                if not await subscribe_to(client, [topic]):
-                    raise BrokerError(
-                        f"{read_address(config)}: may not subscribe to {topic}; "
-                        "check the broker's access rules"
-                    )
-                async for message in receive(client):
-                    yield message
-            except MqttError:
-                on_status(False, f"{read_address(config)}: connection lost; trying again")
-                await close_client(client)
-            client = await _reopen(config)
-            on_status(True, f"{read_address(config)}: connected again")
-    finally:
-        await close_client(client)
-
-
-def _last_will(will: Message | None, config: MqttConfig) -> Will | None:
-    if will is None:
-        return None
-    properties = (
-        _properties(will, packet=PacketTypes.WILLMESSAGE) if config.version == "5" else None
-    )
+def _last_will(will: Message, *, version: str) -> Will:
+    properties = _properties(will, version=version, packet=PacketTypes.WILLMESSAGE)
     return Will(will.topic, will.payload, will.qos, will.retain, properties)
 
 
-def _properties(message: Message, *, packet: int = PacketTypes.PUBLISH) -> Properties:
-    """MQTT 5 properties of a message."""
+def _properties(
+    message: Message, *, version: str, packet: int = PacketTypes.PUBLISH
+) -> Properties | None:
+    """MQTT 5 properties of a message; none with version 3.1.1."""
+    if version != "5":
+        return None
     properties = Properties(packet)  # type: ignore[no-untyped-call]  # paho has no types there
     if message.payload:
         properties.PayloadFormatIndicator = UTF_8
@@ -209,28 +245,15 @@ def _properties(message: Message, *, packet: int = PacketTypes.PUBLISH) -> Prope
     if message.correlation:
         properties.CorrelationData = message.correlation
     if message.properties:
-        properties.UserProperty = [(name, _plain(value)) for name, value in message.properties]
+        # Brokers disconnect clients that send control characters in a property.
+        plain = [(name, printable(value)[:LONGEST_PROPERTY]) for name, value in message.properties]
+        properties.UserProperty = plain
     return properties
 
 
-def _plain(text: str) -> str:
-    """Brokers disconnect clients that send control characters in a property."""
-    shown = (c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
-    return "".join(shown)[:LONGEST_PROPERTY]
-
-
-def _code(granted: object) -> int:
-    """The return code of a subscription: a number, or an object of paho's around one."""
-    value = getattr(granted, "value", granted)
-    return value if isinstance(value, int) else 0
-
-
-async def _reopen(config: MqttConfig) -> Client:
-    for delay_s in backoff():
-        await asyncio.sleep(delay_s)
-        with contextlib.suppress(StreamHbafError):
-            return await open_client(config)
-    raise AssertionError("backoff has no end")
+def printable(text: str) -> str:
+    """The text with a replacement character for each control character."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 async def _check_reachable(address: Address, context: ssl.SSLContext | None) -> None:
@@ -319,11 +342,3 @@ def _explain_refusal(error: MqttError, username: str | None) -> str:
         "listens, but does not answer as an MQTT broker; "
         "check the port, mqtt:// or mqtts://, the path of ws://, and mqtt.certificate"
     )
-
-
-def _silent_logger() -> logging.Logger:
-    """Errors are reported in one line here; the client would log them with tracebacks."""
-    logger = logging.getLogger("stream_hbaf.publish.client")
-    logger.propagate = False
-    logger.disabled = True
-    return logger

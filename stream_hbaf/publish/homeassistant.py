@@ -7,8 +7,8 @@ from typing import Any
 
 from stream_hbaf.config import MqttConfig
 from stream_hbaf.events import Info, SwitchName
+from stream_hbaf.publish.connection import node_name
 from stream_hbaf.publish.messages import Message
-from stream_hbaf.publish.node import node_name
 
 EMOTION_S = 600  # an emotion becomes unknown after that
 SPEECH_S = 60  # speech counts as over after that, should the message about its end be lost

@@ -8,20 +8,23 @@ from collections.abc import Sequence
 from stream_hbaf.config import MqttConfig
 from stream_hbaf.errors import BrokerError, StreamHbafError
 from stream_hbaf.events import AnyEvent, Info, Speech, Utterance
+from stream_hbaf.files import is_locked
+from stream_hbaf.publish.broker import broker_lock
 from stream_hbaf.publish.connection import (
     Client,
     MqttError,
     OnConnectionStatus,
     backoff,
     close_client,
+    node_name,
     open_client,
     publish,
+    read_address,
     receive,
     subscribe_to,
 )
 from stream_hbaf.publish.homeassistant import birth_topic, discovery
 from stream_hbaf.publish.messages import Message, available, erasure, messages
-from stream_hbaf.publish.node import broker_lock, is_locked, node_name, read_address
 from stream_hbaf.publish.outbox import Outbox
 from stream_hbaf.publish.requests import Control, Requests
 

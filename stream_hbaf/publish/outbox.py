@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import TextIO
 
 from stream_hbaf.config import MqttConfig
+from stream_hbaf.files import lock_file, state_folder
+from stream_hbaf.publish.connection import node_name, read_address
 from stream_hbaf.publish.messages import Message
-from stream_hbaf.publish.node import lock_file, node_name, read_address, state_folder
 
 SECONDS_AN_HOUR = 3600
 MAX_FILES = 100  # recognisers on one machine that share broker, prefix and node

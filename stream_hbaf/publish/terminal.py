@@ -8,7 +8,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
@@ -21,7 +21,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from stream_hbaf.config import MqttConfig
 from stream_hbaf.events import (
     AnyEvent,
     Emotion,
@@ -32,7 +31,7 @@ from stream_hbaf.events import (
     Status,
     Utterance,
 )
-from stream_hbaf.publish.connection import OnConnectionStatus, Received, subscribe
+from stream_hbaf.publish.connection import Received, printable
 
 COLOURS = {
     "anger": "red",
@@ -242,27 +241,15 @@ def show_progress(what: str) -> Iterator[Callable[[int, int, Path], None]]:
 
 
 async def watch(
-    config: MqttConfig, *, out: TextIO, json: bool, on_status: OnConnectionStatus | None = None
+    received: AsyncGenerator[Received, None], *, prefix: str, out: TextIO, json: bool
 ) -> None:
-    """Print every message under the prefix until cancelled, or until ``out`` is a closed pipe.
-
-    Raises BrokerError if the first connection fails. Later ones are restored, and ``on_status``
-    is called when a connection is lost and restored.
-    """
+    """Print the messages under a prefix, as they are received. Raises BrokenPipeError when
+    nobody reads ``out`` any more."""
     colours = not json and out.isatty() and "NO_COLOR" not in os.environ
-    received = subscribe(config, topic=f"{config.prefix}/+/#", on_status=on_status)
     async with contextlib.aclosing(received):
         async for message in received:
-            line = (
-                json_line(message)
-                if json
-                else _dimmed(message, prefix=config.prefix, colours=colours)
-            )
-            try:
-                print(line, file=out, flush=True)
-            except BrokenPipeError:
-                _silence(out)
-                return
+            line = json_line(message) if json else _dimmed(message, prefix=prefix, colours=colours)
+            print(line, file=out, flush=True)
 
 
 def json_line(message: Received) -> str:
@@ -283,7 +270,8 @@ def human_line(message: Received, *, prefix: str, at: datetime) -> str:
     else:
         content = payload
     what = content if is_utterance else f"{kind or rest} {content}"
-    return _printable(f"{at:%H:%M:%S}  {where}  {what}")
+    # Anybody may publish, and control characters could control the terminal.
+    return printable(f"{at:%H:%M:%S}  {where}  {what}")
 
 
 def _dimmed(message: Received, *, prefix: str, colours: bool) -> str:
@@ -328,16 +316,3 @@ def _decode(payload: bytes) -> Any:
         with contextlib.suppress(ValueError):
             return from_json(payload, allow_inf_nan=False)
     return payload.decode(errors="replace")
-
-
-def _printable(line: str) -> str:
-    """Without control characters: anybody may publish, and they could control the terminal."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
-
-
-def _silence(out: TextIO) -> None:
-    """Replace a closed pipe: Python flushes stdout when it ends, and would print an error."""
-    with contextlib.suppress(OSError, ValueError):
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, out.fileno())
-        os.close(null)
