@@ -41,7 +41,7 @@ class Calibration(Section):
     Temperature: Guo et al. 2017. Sets of labels: split conformal prediction (Vovk et al. 2005;
     Lei et al. 2018) with the score 1 - p of LAC, which gives the smallest sets on average
     (Sadinle et al. 2019). Abstention: selective classification (El-Yaniv & Wiener 2010; Geifman &
-    El-Yaniv 2017). ``training/calibration.py`` fits all three.
+    El-Yaniv 2017). ``training/scoring.py`` fits all three.
     """
 
     temperatures: dict[Pattern, Annotated[float, Field(gt=0.0)]]  # logits are divided by it

@@ -9,7 +9,7 @@ import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from torch.nn import functional as F
 
 from stream_hbaf.bundle import EVENT2MIND, NONE
 from stream_hbaf.corpora.cache import (
-    EncodeDialogues,
     EncodeTexts,
     cached_dialogue_encoder,
     digest_of,
@@ -101,28 +100,16 @@ def prepare_commonsense(
     file = cache / "heads" / f"{key}.safetensors"
     if not file.exists():
         encode, encode_phrases = (
-            _of_single_turns(cached_dialogue_encoder(one, cache / "text", half=half))
-            for one in (encoder, untuned)
+            _single_turn_encoder(one, cache / "text", half=half) for one in (encoder, untuned)
         )
         heads, measured = distil(
             annotations, plan=plan, encode=encode, encode_phrases=encode_phrases, progress=progress
         )
         inferences = build_inferences(annotations, plan=plan, encode_phrases=encode_phrases)
-        _store(file, heads, inferences, figures=measured)
-    return _load(file)
-
-
-def _store(
-    file: Path, heads: Event2MindHeads, inferences: Inferences, *, figures: Mapping[str, Any]
-) -> None:
-    """Keep heads in a bundle's precision, phrases and figures; the tensors are written last."""
-    tensors = {f"heads.{name}": tensor.half() for name, tensor in heads.state_dict().items()}
-    tensors |= {f"inferences.{name}": tensor for name, tensor in inferences.tensors().items()}
-    atomic_write_text(file.with_suffix(".json"), json.dumps(figures))
-    atomic_write_bytes(file, save(tensors))
-
-
-def _load(file: Path) -> PreparedCommonsense:
+        tensors = {f"heads.{name}": tensor.half() for name, tensor in heads.state_dict().items()}
+        tensors |= {f"inferences.{name}": tensor for name, tensor in inferences.tensors().items()}
+        atomic_write_text(file.with_suffix(".json"), json.dumps(measured))
+        atomic_write_bytes(file, save(tensors))  # last: its presence says that both are there
     kept = load_file(file)
     return PreparedCommonsense(
         Event2MindHeads.from_tensors(_under(kept, "heads.")),
@@ -143,13 +130,15 @@ def read_annotations(corpora: Path, *, atomic: bool) -> Annotations:
     if atomic:
         train["atomic"] = read_atomic(corpora / "atomic", "train")
         tests["atomic"] = read_atomic(corpora / "atomic", "test")
+    tested = _distinct(*tests.values())
     read_dev = read_event2mind(folder, "dev")
-    tested = {same_event(event.text) for events in tests.values() for event in events}
     dev = _without(read_dev, tested)
-    known = tested | {same_event(event.text) for event in dev}
-    kept = {corpus: _without(events, known) for corpus, events in train.items()}
-    left_out = {f"{corpus} train": _fewer(train[corpus], kept[corpus]) for corpus in train}
-    left_out["event2mind dev"] = _fewer(read_dev, dev)
+    kept = {corpus: _without(events, tested | _distinct(dev)) for corpus, events in train.items()}
+    left_out = {
+        f"{corpus} train": len(_distinct(train[corpus])) - len(_distinct(events))
+        for corpus, events in kept.items()
+    }
+    left_out["event2mind dev"] = len(_distinct(read_dev)) - len(_distinct(dev))
     return Annotations(kept, dev, tests, left_out)
 
 
@@ -192,7 +181,7 @@ def distil(
     plan: CommonsenseConfig,
     encode: EncodeTexts,
     encode_phrases: EncodeTexts,
-    progress: Callable[[str], None],
+    progress: Progress,
 ) -> tuple[Event2MindHeads, dict[str, Any]]:
     """Heads in the precision of a bundle, and their figures.
 
@@ -208,20 +197,18 @@ def distil(
     measured = {"dev": dev}
     for corpus, events in annotations.tests.items():
         measured["test" if corpus == "event2mind" else f"{corpus}_test"] = part(events)
-    figures: dict[str, Any] = {
-        name: {
+    figures: dict[str, Any] = {"left_out": dict(annotations.left_out)}
+    for name, annotated in measured.items():
+        ways = measure_heads(annotated, train, heads, temperature=plan.temperature)
+        figures[name] = {
             way: {relation: asdict(found) for relation, found in relations.items()}
-            for way, relations in measure_heads(
-                annotated, train, heads, temperature=plan.temperature
-            ).items()
+            for way, relations in ways.items()
         }
-        for name, annotated in measured.items()
-    }
-    return heads, figures | {"left_out": dict(annotations.left_out)}
+    return heads, figures
 
 
 def train_heads(
-    train: Annotated, dev: Annotated, *, plan: CommonsenseConfig, progress: Callable[[str], None]
+    train: Annotated, dev: Annotated, *, plan: CommonsenseConfig, progress: Progress
 ) -> Event2MindHeads:
     """Fit the three heads by InfoNCE against the batch's other phrases; dev MRR picks the epoch."""
     torch.manual_seed(plan.seed)
@@ -254,14 +241,12 @@ def train_heads(
     return heads.eval()
 
 
-def _without(events: Events, known: Iterable[str]) -> list[CommonsenseEvent]:
-    known = frozenset(known)
+def _distinct(*sources: Events) -> set[str]:
+    return {same_event(event.text) for event in itertools.chain(*sources)}
+
+
+def _without(events: Events, known: Collection[str]) -> list[CommonsenseEvent]:
     return [event for event in events if same_event(event.text) not in known]
-
-
-def _fewer(before: Events, after: Events) -> int:
-    """How many distinct events are gone."""
-    return len({same_event(e.text) for e in before}) - len({same_event(e.text) for e in after})
 
 
 def _written(sources: Iterable[Events]) -> Written:
@@ -319,7 +304,8 @@ def _pairs(
     return [(rows[cut], columns[cut]) for cut in cuts]
 
 
-def _of_single_turns(encode: EncodeDialogues) -> EncodeTexts:
+def _single_turn_encoder(encoder: TextEncoder, cache: Path, *, half: bool) -> EncodeTexts:
+    encode = cached_dialogue_encoder(encoder, cache, half=half)
     return lambda texts: encode([(Turn("", text),) for text in texts])
 
 

@@ -40,46 +40,45 @@ class Retrieval:
     recall_at_10: float
 
 
-def retrieve(annotated: Annotated, ranking: Ranking) -> list[Retrieval]:
-    """Rank all phrases for each event by cosine with ``ranking``'s directions; by relation."""
-    return _retrieve(
-        annotated,
-        lambda events, index: ranking(events, index) @ annotated.relations[index].embeddings.T,
-    )
-
-
-def retrieve_by_frequency(annotated: Annotated, train: Annotated) -> list[Retrieval]:
-    """The baseline that ignores the event: what annotators wrote most often in training first."""
-    often = _frequencies(annotated, train)
-    return _retrieve(
-        annotated,
-        lambda events, index: np.broadcast_to(often[index], (len(events), len(often[index]))),
-    )
-
-
-def retrieve_with_frequency(
-    annotated: Annotated, train: Annotated, ranking: Ranking, *, temperature: float
+def retrieve(
+    annotated: Annotated, ranking: Ranking, *, priors: Sequence[Float32] | None = None
 ) -> list[Retrieval]:
-    """Directions and frequency in training together, as a bundle's inferences are found."""
-    priors = [prior_of(o, temperature=temperature) for o in _frequencies(annotated, train)]
-    return _retrieve(
-        annotated,
-        lambda events, index: score_phrases(
-            ranking(events, index), annotated.relations[index].embeddings, prior=priors[index]
-        ),
-    )
+    """Rank all phrases for each event by cosine with ``ranking``'s directions; by relation.
+
+    ``priors``, [P] of each relation, are added to the cosines.
+    """
+    found = []
+    for index, relation in enumerate(annotated.relations):
+        prior = np.zeros(1, np.float32) if priors is None else priors[index]
+        directions = ranking(annotated.events[list(relation.true)], index)
+        scores = score_phrases(directions, relation.embeddings, prior=prior)
+        ranks = _best_ranks(scores, list(relation.true.values()))
+        known = len(ranks) > 0
+        found.append(
+            Retrieval(
+                candidates=len(relation.phrases),
+                median_rank=float(np.median(ranks)) if known else 0.0,
+                mrr=float((1 / ranks).mean()) if known else 0.0,
+                recall_at_10=float((ranks <= 10).mean()) if known else 0.0,
+            )
+        )
+    return found
 
 
 def measure_heads(
     annotated: Annotated, train: Annotated, heads: Event2MindHeads, *, temperature: float
 ) -> dict[str, dict[str, Retrieval]]:
-    """The heads beside their baselines: way of ranking → relation → figures."""
+    """The heads beside their baselines: way of ranking → relation → figures.
+
+    "heads_and_frequency" is how a bundle's inferences are found; "frequency" ignores the event and
+    puts first what annotators wrote most often in training.
+    """
+    often = frequencies(annotated, train)
+    priors = [prior_of(one, temperature=temperature) for one in often]
     ways = {
         "heads": retrieve(annotated, by_heads(heads)),
-        "heads_and_frequency": retrieve_with_frequency(
-            annotated, train, by_heads(heads), temperature=temperature
-        ),
-        "frequency": retrieve_by_frequency(annotated, train),
+        "heads_and_frequency": retrieve(annotated, by_heads(heads), priors=priors),
+        "frequency": retrieve(annotated, by_nothing, priors=often),
         "event_feature": retrieve(annotated, by_itself),
         "chance": retrieve(annotated, by_chance),
     }
@@ -96,23 +95,18 @@ def by_itself(events: Float32, relation: int) -> Float32:
     return unit(events)
 
 
+def by_nothing(events: Float32, relation: int) -> Float32:
+    """No direction: priors alone decide."""
+    return np.zeros_like(events)
+
+
 def by_chance(events: Float32, relation: int) -> Float32:
     """The baseline of random directions, the same each time."""
     drawn = np.random.default_rng(relation).standard_normal(events.shape)
     return unit(drawn.astype(np.float32))
 
 
-def _retrieve(annotated: Annotated, score: Ranking) -> list[Retrieval]:
-    """``score``: events [N, D], relation → [N, P], the higher the likelier."""
-    found = []
-    for index, relation in enumerate(annotated.relations):
-        rows = list(relation.true)
-        ranks = _best_ranks(score(annotated.events[rows], index), list(relation.true.values()))
-        found.append(_summary(ranks, candidates=len(relation.phrases)))
-    return found
-
-
-def _frequencies(annotated: Annotated, train: Annotated) -> list[Float32]:
+def frequencies(annotated: Annotated, train: Annotated) -> list[Float32]:
     """How often the train part has each relation's phrases: [P] each."""
     found = []
     for relation, known in zip(annotated.relations, train.relations, strict=True):
@@ -130,17 +124,6 @@ def _best_ranks(scores: Float32, true: Sequence[tuple[int, ...]]) -> NDArray[np.
         above, level = (scores[row] > best).sum(), (scores[row] == best).sum()
         ranks[row] = above + (level + 1) / 2
     return ranks
-
-
-def _summary(ranks: NDArray[np.float64], *, candidates: int) -> Retrieval:
-    if not len(ranks):
-        return Retrieval(candidates, 0.0, 0.0, 0.0)
-    return Retrieval(
-        candidates=candidates,
-        median_rank=float(np.median(ranks)),
-        mrr=float((1 / ranks).mean()),
-        recall_at_10=float((ranks <= 10).mean()),
-    )
 
 
 def unit(vectors: Float32) -> Float32:

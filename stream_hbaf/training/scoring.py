@@ -1,9 +1,10 @@
 """Scores networks on dev and test, and calibrates them: one score for any number of corpora.
 
-N utterances of a dataset, C classes.
+N utterances of a dataset, C classes. What a calibration promises holds for new utterances drawn
+like those that it was fitted on.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,24 +12,38 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from scipy.stats import binom
 from torch import Tensor
 
 from stream_hbaf.corpora.dataset import Dataset, predict
 from stream_hbaf.corpora.dialogue import Split
-from stream_hbaf.errors import ModelError
+from stream_hbaf.errors import ConfigError, ModelError
 from stream_hbaf.evaluation.metrics import Score, score, unweighted_recall, weighted_f1
-from stream_hbaf.networks.calibration import Calibration, Pattern, patterns_of
+from stream_hbaf.networks.calibration import (
+    ALWAYS_ABSTAIN,
+    PATTERNS,
+    Calibration,
+    Pattern,
+    patterns_of,
+    softmax,
+)
 from stream_hbaf.networks.network import Network, NetworkConfig
 from stream_hbaf.training.audio_features import PLAIN
-from stream_hbaf.training.calibration import Evidence, fit_calibration
 from stream_hbaf.training.recipe import CalibrationConfig
 
 Float32 = NDArray[np.float32]
-Probabilities = NDArray[np.float64]
+Float64 = NDArray[np.float64]
+Labels = NDArray[np.int64]
+# Logits [N, C] and labels [N], below 0 where there is none, of one corpus, or of one condition that
+# it is scored under; each weighs the same in a calibration, whatever its N.
+Evidence = tuple[Float32, Labels]
 FigureName = Literal["weighted_f1", "uar"]
 
 GOLD, ASR_ERRORS = "gold", "asr_errors"  # versions of texts
 CLEAN = "clean"  # how the plain version of audio is named beside others
+TEMPERATURES = np.geomspace(0.4, 5.0, 60)  # those that are tried
+CONFIDENCE = 0.9  # with which the error rate among the answered stays under the stated risk
+SHARES = tuple(n / 20 for n in range(20, 0, -1))  # of the utterances, that may be answered
 
 
 @dataclass(frozen=True)
@@ -68,15 +83,14 @@ class Condition:
     @property
     def patterns(self) -> list[Pattern]:
         """Of each utterance: some have no audio, or no text."""
-        absent = np.zeros(len(self.dataset.labels), bool)
-        masks = []
-        for modality, mask in (
-            ("audio", self.dataset.audio_mask),
-            ("text", self.dataset.text_mask),
-        ):
-            given = modality in self.pattern.split("+")
-            masks.append((~absent if mask is None else mask) if given else absent)
-        return patterns_of(audio=masks[0], text=masks[1])
+        everywhere = np.ones(len(self.dataset.labels), bool)
+        given = self.pattern.split("+")
+        masks = {"audio": self.dataset.audio_mask, "text": self.dataset.text_mask}
+        audio, text = (
+            (everywhere if mask is None else mask) & (modality in given)
+            for modality, mask in masks.items()
+        )
+        return patterns_of(audio=audio, text=text)
 
 
 @dataclass(frozen=True)
@@ -85,7 +99,7 @@ class Evaluation:
 
     calibration: Calibration
     scores: Mapping[Split, Mapping[str, Score]]  # by condition; of dialogues the main one first
-    probabilities: Mapping[Split, Probabilities]  # [N, C] of all utterances, in the main condition
+    probabilities: Mapping[Split, Float64]  # [N, C] of all utterances, in the main condition
 
     def main(self, split: Split) -> Score:
         """The figures of the main corpus with all modalities."""
@@ -132,24 +146,27 @@ def dev_score(
     The score is the mean over groups of the mean over their conditions: a hundred clips under one
     condition would pick by luck. The loss is the cross entropy, averaged alike.
     """
-    figures: dict[str, list[float]] = {}
-    losses: dict[str, list[float]] = {}
-    for condition in conditions:
-        if condition.selects:
-            known = condition.dataset.labelled
-            gold = condition.dataset.labels[known]
-            logits = _predict(network, condition)[known]
-            entropy = F.cross_entropy(
-                torch.from_numpy(logits), torch.from_numpy(gold), weight=class_weights
-            )
-            figure = weighted_f1 if condition.figure == "weighted_f1" else unweighted_recall
-            figures.setdefault(condition.group, []).append(figure(gold, logits.argmax(1)))
-            losses.setdefault(condition.group, []).append(float(entropy))
-    return {
-        "score": _mean_of_means(figures),
-        "loss": _mean_of_means(losses),
-        **{group: float(np.mean(values)) for group, values in figures.items()},
-    }
+    logits = {one.key: _predict(network, one) for one in conditions if one.selects}
+
+    def figure(one: Condition) -> float:
+        measure = weighted_f1 if one.figure == "weighted_f1" else unweighted_recall
+        return measure(one.dataset.known_labels, logits[one.key][one.dataset.labelled].argmax(1))
+
+    def loss(one: Condition) -> float:
+        gold = torch.from_numpy(one.dataset.known_labels)
+        rows = torch.from_numpy(logits[one.key][one.dataset.labelled])
+        return float(F.cross_entropy(rows, gold, weight=class_weights))
+
+    figures = _by_group(conditions, figure)
+    return {"score": _mean(figures), "loss": _mean(_by_group(conditions, loss)), **figures}
+
+
+def score_of(
+    scores: Mapping[str, Score], corpora: Sequence[ScoredCorpus], config: NetworkConfig
+) -> float:
+    """The dev score of a network whose figures are known."""
+    conditions = conditions_of(corpora, config)
+    return _mean(_by_group(conditions, lambda one: getattr(scores[one.key], one.figure)))
 
 
 def evaluate(
@@ -174,35 +191,34 @@ def evaluate(
     for one in conditions["dev"]:
         evidence.setdefault(one.pattern, []).append((logits["dev"][one.key], one.dataset.labels))
     calibration = fit_calibration(evidence, coverage=plan.coverage, risk=plan.risk)
-    probabilities = {
-        split: {
+    scores: dict[Split, dict[str, Score]] = {}
+    main: dict[Split, Float64] = {}
+    for split in splits:
+        probabilities = {
             one.key: calibration.probabilities(logits[split][one.key], pattern=one.patterns)
             for one in conditions[split]
         }
-        for split in splits
-    }
-    return Evaluation(
-        calibration,
-        {
-            split: {
-                one.key: _score(one, probabilities[split][one.key]) for one in conditions[split]
-            }
-            for split in splits
-        },
-        {split: next(iter(probabilities[split].values())) for split in splits},
-    )
+        scores[split] = {
+            one.key: score(one.dataset.known_labels, probabilities[one.key][one.dataset.labelled])
+            for one in conditions[split]
+        }
+        main[split] = next(iter(probabilities.values()))
+    return Evaluation(calibration, scores, main)
 
 
-def score_of(
-    scores: Mapping[str, Score], corpora: Sequence[ScoredCorpus], config: NetworkConfig
-) -> float:
-    """The dev score of a network whose figures are known."""
-    figures: dict[str, list[float]] = {}
-    for condition in conditions_of(corpora, config):
-        if condition.selects:
-            figure = getattr(scores[condition.key], condition.figure)
-            figures.setdefault(condition.group, []).append(figure)
-    return _mean_of_means(figures)
+def _by_group(
+    conditions: Iterable[Condition], figure: Callable[[Condition], float]
+) -> dict[str, float]:
+    """Each group's mean over its conditions that select the epoch."""
+    groups: dict[str, list[float]] = {}
+    for one in conditions:
+        if one.selects:
+            groups.setdefault(one.group, []).append(figure(one))
+    return {group: float(np.mean(figures)) for group, figures in groups.items()}
+
+
+def _mean(groups: Mapping[str, float]) -> float:
+    return float(np.mean(list(groups.values())))
 
 
 def _predict(network: Network, condition: Condition) -> Float32:
@@ -218,10 +234,113 @@ def _predict_finite(network: Network, condition: Condition) -> Float32:
     return logits
 
 
-def _score(condition: Condition, probabilities: Probabilities) -> Score:
-    known = condition.dataset.labelled
-    return score(condition.dataset.labels[known], probabilities[known])
+@dataclass(frozen=True)
+class _Dev:
+    """N labelled dev utterances of one modality pattern."""
+
+    sure: Float64  # [N], probability of the predicted label
+    gold: Float64  # [N], probability of the gold label
+    wrong: NDArray[np.bool_]  # [N]
+    weights: Float64  # [N], which sum to 1 in each corpus or condition
+
+    @classmethod
+    def of(cls, evidence: Sequence[Evidence], *, temperature: float) -> "_Dev":
+        labels = np.concatenate([labels for _, labels in evidence])
+        logits = np.concatenate([logits for logits, _ in evidence], dtype=np.float64)
+        probabilities = softmax(logits / temperature)
+        return cls(
+            sure=probabilities.max(1),
+            gold=probabilities[np.arange(len(labels)), labels],
+            wrong=probabilities.argmax(1) != labels,
+            weights=np.concatenate([np.full(len(one), 1 / len(one)) for _, one in evidence]),
+        )
 
 
-def _mean_of_means(groups: Mapping[str, Sequence[float]]) -> float:
-    return float(np.mean([np.mean(values) for values in groups.values()]))
+def fit_calibration(
+    evidence: Mapping[Pattern, Sequence[Evidence]], *, coverage: float = 0.9, risk: float
+) -> Calibration:
+    """Fit temperature, label sets and abstention of each modality pattern on its evidence.
+
+    A pattern without evidence has the temperature of all evidence together and no promise to
+    keep: every label is in its set, and it always abstains. Raises ConfigError for a coverage or
+    a risk that isn't between 0 and 1, and where there is no evidence at all.
+    """
+    for name, share in (("coverage", coverage), ("risk", risk)):
+        if not 0.0 < share < 1.0:
+            raise ConfigError(f"calibration: {name} {share} must be between 0 and 1")
+    known = {pattern: _labelled(evidence.get(pattern, ())) for pattern in PATTERNS}
+    everything = [one for found in known.values() for one in found]
+    if not everything:
+        raise ConfigError("calibration: no dev utterance has a label; give a corpus that has them")
+    temperatures = {p: _fit_temperature(found or everything) for p, found in known.items()}
+    dev = {p: _Dev.of(found, temperature=temperatures[p]) for p, found in known.items() if found}
+    return Calibration(
+        temperatures=temperatures,
+        thresholds={p: _set_threshold(dev[p], coverage) if p in dev else 0.0 for p in PATTERNS},
+        coverage=coverage,
+        answers_above={
+            p: _answers_above(dev[p], risk) if p in dev else ALWAYS_ABSTAIN for p in PATTERNS
+        },
+        risk=risk,
+    )
+
+
+def _labelled(evidence: Sequence[Evidence]) -> list[Evidence]:
+    """What is labelled of each; without those of which nothing is."""
+    kept = [(logits[labels >= 0], labels[labels >= 0]) for logits, labels in evidence]
+    return [(logits, labels) for logits, labels in kept if len(labels)]
+
+
+def _fit_temperature(evidence: Sequence[Evidence]) -> float:
+    """The temperature under which the labels are likeliest (Guo et al. 2017)."""
+
+    def surprise(temperature: float) -> float:
+        likelihoods = [
+            softmax(logits / temperature)[np.arange(len(labels)), labels]
+            for logits, labels in evidence
+        ]
+        return sum(float(-np.log(np.maximum(one, 1e-12)).mean()) for one in likelihoods)
+
+    return float(min(TEMPERATURES, key=surprise))
+
+
+def _set_threshold(dev: _Dev, coverage: float) -> float:
+    """The probability from which on a label is in the set, so that ``coverage`` of sets are right.
+
+    The score's (conservative) quantile: of N utterances of one corpus the ceil((N+1) coverage)-th
+    smallest of 1 - p. Of several, with weights as in Tibshirani et al. 2019, the utterance to come
+    counting as the heaviest of them. 0, so every label, where there are too few to tell.
+    """
+    order = np.argsort(-dev.gold, kind="stable")
+    needed = coverage * (dev.weights.sum() + dev.weights.max())
+    # What adds up to exactly ``needed`` on paper may miss it by a rounding error.
+    last = int(np.searchsorted(np.cumsum(dev.weights[order]), needed * (1 - 1e-12)))
+    return float(dev.gold[order[last]]) if last < len(order) else 0.0
+
+
+def _answers_above(dev: _Dev, risk: float) -> float:
+    """The least probability to answer with, so that ``risk`` of the answers are wrong at most.
+
+    As many as possible are answered, the surest first: of 20 shares the largest whose bound on
+    the error rate is ``risk`` (Geifman & El-Yaniv 2017, with their binomial bound; every share
+    tested, at a 20th of the doubt, as bisection would trust the error rate to rise evenly).
+    """
+    surest = -np.sort(-dev.sure)
+    for share in SHARES:
+        least = surest[int(np.ceil(share * len(surest))) - 1]
+        doubt = _doubt(dev, dev.sure >= least, risk=risk)
+        if doubt <= (1.0 - CONFIDENCE) / len(SHARES):
+            return 0.0 if share == 1.0 else float(least)
+    return ALWAYS_ABSTAIN
+
+
+def _doubt(dev: _Dev, answered: NDArray[np.bool_], *, risk: float) -> float:
+    """The probability that a true error rate of ``risk`` gives no more errors than were seen.
+
+    A binomial's tail. Unequal weights count as fewer utterances of equal weight (Kish 1965).
+    """
+    weights = dev.weights[answered]
+    rate = float(weights @ dev.wrong[answered] / weights.sum())
+    # A rounding error must not cost an utterance, nor add an error.
+    count = int(weights.sum() ** 2 / (weights @ weights) + 1e-6)
+    return float(binom.cdf(np.ceil(rate * count - 1e-6), count, risk))
