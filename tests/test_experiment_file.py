@@ -12,7 +12,6 @@ from experiment_kit import RECIPE, write_experiment
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.training.experiment_file import (
     by_preparation,
-    experiment_runs,
     read_experiment,
     revision,
 )
@@ -54,7 +53,7 @@ def test_rows_of_the_same_features_share_a_preparation(tmp_path: Path) -> None:
         "offline": {"network.mode": "offline", "losses.mu": 0.0, "fit.rate": 0.1},
         "silent": {"audio.representation": "none"},
     }
-    runs = experiment_runs(read_experiment(write_experiment(tmp_path, rows=rows, seeds=[0])))
+    runs = read_experiment(write_experiment(tmp_path, rows=rows, seeds=[0])).runs
     shared = [[run.facts.row for run in group] for group in by_preparation(runs)]
     assert shared == [["both", "text", "offline"], ["silent"]]
 
@@ -66,7 +65,7 @@ def test_a_row_is_the_same_for_any_seeds_and_workers(tmp_path: Path) -> None:
         file = write_experiment(tmp_path)
         recipe = RECIPE | {"workers": workers, "fit": {**RECIPE["fit"], **fit}}
         (tmp_path / "tiny-recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
-        return experiment_runs(read_experiment(file))[0].facts.recipe
+        return read_experiment(file).runs[0].facts.recipe
 
     assert digest() == "f439a8d5cc0e", "all results that are kept would be run again"
     assert digest(seeds=[7], workers=9) == digest()
@@ -85,10 +84,10 @@ def test_every_recipe_of_the_project_can_be_read(file: Path) -> None:
 def test_every_experiment_of_the_project_can_be_read(file: Path) -> None:
     """Each row is a recipe, on three or five seeds, and no two rows are the same but by name."""
     experiment = read_experiment(file)
-    assert experiment.id == file.stem
-    assert experiment.seeds in {(0, 1, 2), (0, 1, 2, 3, 4)}
-    settings = [run.facts.recipe for run in experiment_runs(experiment)]
-    assert len(set(settings)) == len(experiment.recipes)
+    assert experiment.settings.id == file.stem
+    assert experiment.settings.seeds in {(0, 1, 2), (0, 1, 2, 3, 4)}
+    rows = {run.facts.row: run.facts.recipe for run in experiment.runs}
+    assert len(set(rows.values())) == len(rows)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +96,7 @@ def test_every_experiment_of_the_project_can_be_read(file: Path) -> None:
 def test_recorded_results_are_of_the_experiments_settings(file: Path) -> None:
     """No record would be dropped and trained again if its experiment were started."""
     experiment = read_experiment(CONFIGS / "experiments" / f"{file.stem}.yaml")
-    settings = {run.facts.row: run.facts.settings for run in experiment_runs(experiment)}
+    settings = {run.facts.row: run.facts.settings for run in experiment.runs}
     results = read_results(file)
     assert {run.row: run.settings for run in results.runs} == settings
     recipes = {row: recipe for row, (recipe, _) in settings.items()}

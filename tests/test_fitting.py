@@ -10,41 +10,56 @@ from training_kit import make_dataset
 
 from stream_hbaf.corpora.dataset import NO_LABEL, Dataset, class_weights, predict
 from stream_hbaf.corpora.dialogue import LABELS
-from stream_hbaf.networks.hbaf import HbafConfig
+from stream_hbaf.features.representations import Scaling
 from stream_hbaf.training import fitting
 from stream_hbaf.training.batches import Clips, TrainingSet
 from stream_hbaf.training.fitting import Fitted, fit_network
+from stream_hbaf.training.preparation import Prepared
 from stream_hbaf.training.recipe import Recipe
 from stream_hbaf.training.scoring import GOLD, ScoredCorpus
 
-CONFIG: dict[str, Any] = {
-    "audio_width": 6,
-    "text_width": 6,
-    "commonsense_width": 6,
-    "hidden": 32,
-    "heads": 2,
-    "layers": 1,
-    "dropout": 0.0,
-}
+NETWORK = {"hidden": 32, "heads": 2, "layers": 1, "dropout": 0.0}
 
 
-def recipe(batches: dict[str, float] | None = None, **fit: Any) -> Recipe:
-    settings = {"epochs": 25, "patience": 25, "rate": 1e-2, "batch": 2}
-    return Recipe(id="tiny", corpora="meld", batches=batches or {}, fit=settings | fit)
+def recipe(
+    batches: dict[str, float] | None = None,
+    network: dict[str, Any] | None = None,
+    balanced: bool = False,
+    **fit: Any,
+) -> Recipe:
+    return Recipe(
+        id="tiny",
+        corpora="meld",
+        network=NETWORK | (network or {}),
+        losses={"balanced": balanced},
+        batches=batches or {},
+        fit={"epochs": 25, "patience": 25, "rate": 1e-2, "batch": 2} | fit,
+    )
+
+
+def prepared(
+    training: TrainingSet, classes: int = 7, **scored: tuple[ScoredCorpus, ...]
+) -> Prepared:
+    """Datasets of six columns as if they had been prepared."""
+    as_it_is = Scaling(np.arange(6), np.zeros(6, np.float32), np.ones(6, np.float32))
+    return Prepared(
+        labels=LABELS[:classes],
+        training=training,
+        scored=dict(scored),  # type: ignore[arg-type]
+        scaling=as_it_is,
+        encoder=None,
+        tuned={},
+        commonsense=None,
+        corpora={},
+    )
 
 
 def fit_one(dataset: Dataset, *, classes: int = 4, **fit: Any) -> Fitted:
     """A network of one corpus whose train, dev and test split are the same."""
     training = TrainingSet(dataset, tuple((rows,) for rows in dataset.dialogues))
     scored = (ScoredCorpus("tiny", {GOLD: dataset}),)
-    return fit_network(
-        HbafConfig(**CONFIG, classes=classes),
-        recipe(**fit),
-        training=training,
-        scored={"dev": scored, "test": scored},
-        seed=0,
-        splits=("dev", "test"),
-    )
+    both = prepared(training, classes, dev=scored, test=scored)
+    return fit_network(recipe(**fit), both, seed=0, splits=("dev", "test"))
 
 
 def fit_several(texts: Dataset, clips: Dataset, *, plan: Recipe) -> Fitted:
@@ -56,13 +71,7 @@ def fit_several(texts: Dataset, clips: Dataset, *, plan: Recipe) -> Fitted:
         neutral=LABELS.index("neutral"),
     )
     scored = (ScoredCorpus("texts", {GOLD: texts}), ScoredCorpus("clips", {GOLD: clips}, True))
-    return fit_network(
-        HbafConfig(**CONFIG, audio_skip=True),
-        plan,
-        training=training,
-        scored={"dev": scored},
-        seed=0,
-    )
+    return fit_network(plan, prepared(training, dev=scored), seed=0)
 
 
 def test_the_network_overfits_eight_utterances() -> None:
@@ -120,7 +129,7 @@ def test_texts_and_clips_teach_one_network() -> None:
     alone = tuple(np.arange(8)[:, None])
     texts = make_dataset(classes=7, audio={})
     clips = make_dataset(classes=7, text=np.zeros_like(whole.text), dialogues=alone)
-    plan = recipe(epochs=50, patience=50, rate=3e-3)
+    plan = recipe(network={"audio_skip": True}, epochs=50, patience=50, rate=3e-3)
     network = fit_several(texts, clips, plan=plan).network
     by_text = predict(network, texts, version=None).argmax(1)
     by_audio = predict(network, clips, version="", with_text=False).argmax(1)
@@ -141,7 +150,7 @@ def test_neutral_texts_decide_nothing_against_audio(monkeypatch: pytest.MonkeyPa
         fitting, "dev_score", lambda *_, **__: score | {"score": float(next(epochs))}
     )
     shares = {"paired_dialogue_share": 1.0, "paired_audio_share": 1.0}
-    plan = recipe(epochs=60, patience=60, rate=3e-3, batches=shares)
+    plan = recipe(shares, {"audio_skip": True}, epochs=60, patience=60, rate=3e-3)
     network = fit_several(texts, clips, plan=plan).network
     neutral = LABELS.index("neutral")
     beside_neutral = Dataset(labels, text[[neutral] * 7], blank, {"": audio}, alone)
@@ -160,9 +169,6 @@ def test_a_batch_of_context_only_trains_on(balanced: bool) -> None:
     dataset = make_dataset(labels=labels)
     training = TrainingSet(dataset, tuple((rows,) for rows in dataset.dialogues))
     scored = (ScoredCorpus("tiny", {GOLD: dataset}),)
-    plan = recipe(batch=1, epochs=3).model_copy(
-        update={"losses": Recipe(id="x", corpora="meld", losses={"balanced": balanced}).losses}
-    )
-    config = HbafConfig(**CONFIG, classes=4)
-    fitted = fit_network(config, plan, training=training, scored={"dev": scored}, seed=0)
+    plan = recipe(balanced=balanced, batch=1, epochs=3)
+    fitted = fit_network(plan, prepared(training, classes=4, dev=scored), seed=0)
     assert np.isfinite(fitted.history.losses).all()

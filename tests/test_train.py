@@ -20,8 +20,9 @@ from stream_hbaf.corpora.dialogue import LABELS
 from stream_hbaf.errors import CorpusError
 from stream_hbaf.networks.calibration import PATTERNS
 from stream_hbaf.networks.registry import Ensemble
+from stream_hbaf.training.fitting import fit_network
 from stream_hbaf.training.preparation import prepare
-from stream_hbaf.training.train import fit_seed, train
+from stream_hbaf.training.train import train
 
 Trained = tuple[Path, list[str]]  # the folder of the bundle, the lines of progress
 
@@ -106,7 +107,7 @@ def test_a_bundle_of_one_corpus_says_what_was_measured(one: Trained, place: Path
     metrics = read_metrics(out / "seed-1")
     recipe = make_recipe(place, ONE, text_encoder={"name": str(place / "bert")})
     prepared = prepare(recipe, place / "corpora", cache=place / "cache", progress=silent)
-    fitted = fit_seed(recipe, prepared, 1, None)
+    fitted = fit_network(recipe, prepared, seed=1)
     key = "meld/audio+text/clean"
     assert next(iter(metrics["test"])) == key
     assert (
@@ -117,7 +118,7 @@ def test_a_bundle_of_one_corpus_says_what_was_measured(one: Trained, place: Path
         np.mean([figures["test"]["weighted_f1"] for figures in metrics["seeds"].values()])
     )
     assert metrics["majority"]["test"]["count"] == 7
-    other = fit_seed(recipe, prepared, 0, None)
+    other = fit_network(recipe, prepared, seed=0)
     first, second = (one.evaluation.probabilities["test"] for one in (fitted, other))
     assert not np.array_equal(first, second)
 

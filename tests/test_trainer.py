@@ -18,7 +18,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from trainer_kit import learn
 
 from stream_hbaf.errors import ModelError
-from stream_hbaf.training.trainer import CHECKPOINT, TrainerConfig, TrainingHistory, fit
+from stream_hbaf.training.recipe import TrainerConfig
+from stream_hbaf.training.trainer import CHECKPOINT, TrainingHistory, fit
 
 TESTS = Path(__file__).parent
 
@@ -119,7 +120,7 @@ def test_the_best_epoch_is_kept_and_patience_ends_training() -> None:
         batches=lambda epoch: [0],
         optimizer=lambda steps: (torch.optim.SGD(net.parameters(), lr=1.0), None),
         score=lambda: next(scores),
-        plan=TrainerConfig(epochs=9, patience=2, accelerator="cpu", devices=1),
+        plan=TrainerConfig(epochs=9, patience=2),
         seed=0,
         progress=lambda line: None,
     )
@@ -145,7 +146,7 @@ def test_averaged_weights_are_scored_and_kept() -> None:
         batches=lambda epoch: [0],
         optimizer=lambda steps: (torch.optim.SGD(net.parameters(), lr=1.0), None),
         score=score,
-        plan=TrainerConfig(epochs=3, patience=3, average=100.0, accelerator="cpu", devices=1),
+        plan=TrainerConfig(epochs=3, patience=3, average=100.0),
         seed=0,
         progress=lambda line: None,
     )
@@ -169,7 +170,7 @@ def test_a_loss_that_is_no_number_names_epoch_and_step() -> None:
             batches=lambda epoch: [0, 1, 2],
             optimizer=lambda steps: (torch.optim.SGD(net.parameters(), lr=0.1), None),
             score=lambda: 0.0,
-            plan=TrainerConfig(epochs=3, patience=3, accelerator="cpu", devices=1),
+            plan=TrainerConfig(epochs=3, patience=3),
             seed=0,
             progress=lambda line: None,
         )
@@ -190,7 +191,7 @@ def fit_weight(
         batches=lambda epoch: [0, 1],
         optimizer=optimizer,
         score=lambda: 0.0,
-        plan=TrainerConfig(patience=9, accelerator="cpu", devices=1, **plan),
+        plan=TrainerConfig(patience=9, **plan),
         seed=0,
         progress=lambda line: None,
     )
@@ -258,7 +259,7 @@ def test_frozen_parameters_are_not_in_the_checkpoint(tmp_path: Path) -> None:
         batches=lambda epoch: [0],
         optimizer=lambda steps: (torch.optim.SGD(net[1].parameters(), lr=0.1), None),
         score=lambda: 0.0,
-        plan=TrainerConfig(epochs=1, patience=1, accelerator="cpu", devices=1),
+        plan=TrainerConfig(epochs=1, patience=1),
         seed=0,
         folder=tmp_path,
         progress=lambda line: None,

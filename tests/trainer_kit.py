@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from stream_hbaf.training.trainer import TrainerConfig, TrainingHistory, fit
+from stream_hbaf.training.recipe import TrainerConfig
+from stream_hbaf.training.trainer import TrainingHistory, fit
 
 Rows = NDArray[np.int64]
 
@@ -62,9 +63,7 @@ def learn(
         batches=batches,
         optimizer=optimizer,
         score=score,
-        plan=TrainerConfig(
-            **{"epochs": 6, "patience": 6, "devices": 1, "accelerator": "cpu"} | plan
-        ),
+        plan=TrainerConfig(**{"epochs": 6, "patience": 6} | plan),
         seed=seed,
         folder=folder,
         progress=progress,

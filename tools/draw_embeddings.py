@@ -17,15 +17,9 @@ from pathlib import Path
 from stream_hbaf.errors import ConfigError, StreamHbafError
 from stream_hbaf.evaluation.plots import Panel, embed, embedding_panels
 from stream_hbaf.files import atomic_write_text
-from stream_hbaf.training.experiment_file import (
-    Run,
-    by_preparation,
-    experiment_runs,
-    read_experiment,
-)
-from stream_hbaf.training.fitting import one_thread
+from stream_hbaf.training.experiment_file import Run, by_preparation, read_experiment
+from stream_hbaf.training.fitting import fit_network
 from stream_hbaf.training.preparation import Prepared, prepare
-from stream_hbaf.training.train import fit_seed
 
 MAX_UTTERANCES = 400  # in a panel
 
@@ -33,11 +27,8 @@ MAX_UTTERANCES = 400  # in a panel
 def chosen_runs(experiment_file: Path, rows: list[str]) -> list[Run]:
     """The rows' runs with the first seed, in the given order."""
     experiment = read_experiment(experiment_file)
-    by_row = {
-        run.facts.row: run
-        for run in experiment_runs(experiment)
-        if run.facts.seed == experiment.seeds[0]
-    }
+    first = experiment.settings.seeds[0]
+    by_row = {run.facts.row: run for run in experiment.runs if run.facts.seed == first}
     for row in rows:
         if row not in by_row:
             raise ConfigError(
@@ -48,9 +39,8 @@ def chosen_runs(experiment_file: Path, rows: list[str]) -> list[Run]:
 
 def make_panel(run: Run, prepared: Prepared) -> Panel:
     row = run.facts.row
-    with one_thread():
-        network = fit_seed(run.recipe, prepared, run.facts.seed, None, splits=("dev",)).network
-    embeddings = embed(network, prepared.scored["dev"][0].gold, most=MAX_UTTERANCES)
+    fitted = fit_network(run.recipe, prepared, seed=run.facts.seed, splits=("dev",))
+    embeddings = embed(fitted.network, prepared.scored["dev"][0].gold, most=MAX_UTTERANCES)
     share, margin = 100 * embeddings.retrieval(), embeddings.margin()
     count = len(embeddings.labels)
     print(

@@ -1,35 +1,42 @@
-"""Run an experiment: train what is missing of its rows times seeds, compare rows, lay out results.
+"""Run an experiment: train what is missing of its rows times seeds, compare rows, measure what
+networks cost, lay out results.
 
 Each finished run is written to ``<results>/<id>.json`` at once; started again, an experiment goes
 on from there.
 """
 
 import fcntl
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import replace
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import nn
 
-from stream_hbaf.corpora.dataset import Dataset
+from stream_hbaf.corpora.dataset import Dataset, Rows, all_features, pad_dialogues
 from stream_hbaf.corpora.dialogue import Split
 from stream_hbaf.errors import ConfigError, ModelError, StreamHbafError
 from stream_hbaf.evaluation.metrics import Score
 from stream_hbaf.files import atomic_write
+from stream_hbaf.networks.network import Network
 from stream_hbaf.processes import map_as_completed
-from stream_hbaf.training.costs import measure_costs
-from stream_hbaf.training.experiment_file import (
-    Experiment,
-    Run,
-    by_preparation,
-    experiment_runs,
-    read_experiment,
+from stream_hbaf.training.batches import draw_steps
+from stream_hbaf.training.experiment_file import Experiment, Run, by_preparation, read_experiment
+from stream_hbaf.training.fitting import (
+    Objective,
+    fit_network,
+    make_optimizer,
+    objective_of,
+    torch_threads,
 )
-from stream_hbaf.training.fitting import one_thread
 from stream_hbaf.training.preparation import Prepared, prepare
 from stream_hbaf.training.recipe import Recipe
 from stream_hbaf.training.results import (
@@ -47,11 +54,13 @@ from stream_hbaf.training.results import (
     write_results,
 )
 from stream_hbaf.training.results_page import check_page, write_page
-from stream_hbaf.training.train import fit_seed
 
 Progress = Callable[[str], None]
 Prepare = Callable[[Recipe], Prepared]
 Splits = tuple[Split, ...]
+
+THREADS = 2  # on which costs are measured
+ROUNDS = 11  # of that, after a warm-up round
 
 
 def run_experiment(
@@ -77,16 +86,16 @@ def run_experiment(
     the first reason.
     """
     experiment = read_experiment(file)
-    splits: Splits = ("dev", "test") if test or experiment.test else ("dev",)
+    name, runs = experiment.settings.id, experiment.runs
+    splits: Splits = ("dev", "test") if test or experiment.settings.test else ("dev",)
     check_page(results)  # before hours of work, not after
-    folder, out = cache / "experiments", results / f"{experiment.id}.json"
+    folder, out = cache / "experiments", results / f"{name}.json"
     make = partial(prepare, corpora=corpora, cache=cache, device=device, progress=progress)
-    with _lock(folder / f"{experiment.id}.lock", experiment=experiment.id):
-        runs = experiment_runs(experiment)
+    with _lock(folder / f"{name}.lock", experiment=name):
         found = _drop_changed(read_results(out), runs)
         found = _adopt(found, runs, known=read_all(results).runs, splits=splits)
         missing = _missing(found, runs, splits=splits)
-        progress(f"{experiment.id}: {len(runs) - len(missing)} of {len(runs)} runs are done")
+        progress(f"{name}: {len(runs) - len(missing)} of {len(runs)} runs are done")
         failed: list[str] = []
         for run, record in _train(missing, make, folder=folder, workers=workers, splits=splits):
             if isinstance(record, StreamHbafError):
@@ -95,11 +104,17 @@ def run_experiment(
             else:
                 found = _add_run(found, record, order=runs)
                 write_results(out, found)
-                progress(f"{run.title}: {_describe(record)}")
-            _remove_checkpoints(run_folder(folder, run.facts))
+                # Test's score is not shown, so that nobody selects by it.
+                progress(
+                    f"{run.title}: dev weighted F1 {record.dev.weighted_f1:.4f} in epoch "
+                    f"{record.epoch}, {record.seconds:.0f} s"
+                )
+            # The run has ended: hundreds of networks would fill a disk.
+            for checkpoint in run_folder(folder, run.facts).glob("*.ckpt"):
+                checkpoint.unlink()
         found = _compare(found, experiment, folder=folder, progress=progress)
         write_results(out, found)
-        if experiment.costs:
+        if experiment.settings.costs:
             found = _measure_costs(found, runs, prepare=make, progress=progress)
             write_results(out, found)
         progress(f"{write_page(results)}: written from all results")
@@ -127,8 +142,9 @@ def _train_one(
     """Train and measure; the predictions are on disk before the record is returned."""
     checkpoints = run_folder(folder, run.facts)
     try:
-        with one_thread():
-            fitted = fit_seed(run.recipe, prepared, run.facts.seed, checkpoints, splits=splits)
+        fitted = fit_network(
+            run.recipe, prepared, seed=run.facts.seed, folder=checkpoints, splits=splits
+        )
     except StreamHbafError as error:  # a value, so that other runs go on
         return error
     arrays: dict[str, NDArray[Any]] = {}
@@ -165,20 +181,6 @@ def _predictions(
 def _figures(score: Score) -> Figures:
     names = Figures.model_fields
     return Figures(**{name: round(float(getattr(score, name)), DECIMALS) for name in names})
-
-
-def _remove_checkpoints(folder: Path) -> None:
-    """Of a run that has ended: hundreds of networks would fill a disk."""
-    for checkpoint in folder.glob("*.ckpt"):
-        checkpoint.unlink()
-
-
-def _describe(record: RunRecord) -> str:
-    """A run's dev score; test's is not shown, so that nobody selects by it."""
-    return (
-        f"dev weighted F1 {record.dev.weighted_f1:.4f} in epoch {record.epoch}, "
-        f"{record.seconds:.0f} s"
-    )
 
 
 def _missing(results: Results, runs: Sequence[Run], *, splits: Splits) -> list[Run]:
@@ -230,11 +232,10 @@ def _compare(
         try:
             compared.append(compare_rows(results.runs, pair, predictions=folder))
         except ConfigError as error:
-            progress(f"{experiment.id}: {error}")
+            progress(f"{experiment.settings.id}: {error}")
             # Another machine's cache may have had the predictions of these very runs.
             own = tuple(recipes.get(row, "") for row in pair)
-            earlier = [c for c in results.comparisons if (c.compare, c.recipes) == (pair, own)]
-            compared += earlier
+            compared += [c for c in results.comparisons if (c.compare, c.recipes) == (pair, own)]
     return results.model_copy(update={"comparisons": tuple(compared)})
 
 
@@ -255,10 +256,7 @@ def _measure_costs(
             costs += [known[key] for key in keys]
             continue
         progress(f"{group[0].facts.experiment}: measuring the costs of {len(group)} networks")
-        measured = measure_costs([run.recipe for run in group], prepare(group[0].recipe))
-        for run, cost in zip(group, measured, strict=True):
-            about = {"experiment", "row", "corpus", "recipe", "commit"}
-            costs.append(CostRecord(**run.facts.model_dump(include=about), **asdict(cost)))
+        costs += measure_costs(group, prepare(group[0].recipe))
     return results.model_copy(update={"costs": tuple(costs)})
 
 
@@ -275,3 +273,83 @@ def _lock(file: Path, *, experiment: str) -> Iterator[None]:
         except OSError:
             raise ConfigError(f"experiment {experiment} is running already; wait for it") from None
         yield
+
+
+def measure_costs(runs: Sequence[Run], prepared: Prepared) -> list[CostRecord]:
+    """The cost of each run's network, in their order, on the train split that was prepared.
+
+    The networks take turns, one call each a round: a slower machine slows all of them down.
+    """
+    train = prepared.training.dialogues
+    objectives = [objective_of(run.recipe, prepared) for run in runs]
+    networks = [objective.network for objective in objectives]
+    live = [network for network in networks if network.config.mode == "live"]
+    with torch_threads(THREADS):
+        trained = _median_seconds(
+            [_training_step(o, run.recipe) for o, run in zip(objectives, runs, strict=True)]
+        )
+        dialogues = _median_seconds([_live_dialogue(one.eval(), train) for one in live])
+    turns = len(_middle(train))
+    streamed = iter(round(1000 * seconds / turns, DECIMALS) for seconds in dialogues)
+    return [
+        CostRecord(
+            **run.facts.model_dump(include={"experiment", "row", "corpus", "recipe", "commit"}),
+            parameters=sum(weight.numel() for weight in network.parameters()),
+            train_step_s=round(seconds, DECIMALS),
+            live_step_ms=next(streamed) if network in live else None,
+            threads=THREADS,
+        )
+        for run, network, seconds in zip(runs, networks, trained, strict=True)
+    ]
+
+
+def _training_step(objective: Objective, recipe: Recipe) -> Callable[[], None]:
+    """A function of one training step, on the same batch each time, one of median size."""
+    plan = recipe.fit
+    steps = draw_steps(objective.training, recipe.batches, size=plan.batch, epoch=0, seed=0)
+    middle = sorted(steps, key=lambda one: sum(map(len, one.dialogues)))[len(steps) // 2]
+    optimizer, _ = make_optimizer(objective.module, plan, 1)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        torch.autograd.backward(objective.loss(middle))
+        if plan.clip:
+            nn.utils.clip_grad_norm_(objective.module.parameters(), plan.clip)
+        optimizer.step()
+
+    return step
+
+
+def _live_dialogue(network: Network, dataset: Dataset) -> Callable[[], None]:
+    """A function that streams a dialogue of median length, utterance by utterance."""
+    version = "" if network.config.use_audio else None
+    dialogue = _middle(dataset)
+    whole = all_features(dataset, pad_dialogues([dialogue]), version=version)
+    utterances = [
+        replace(whole.map(itemgetter((0, turn))), utterance_mask=None)
+        for turn in range(len(dialogue))
+    ]
+
+    @torch.inference_mode()
+    def stream() -> None:
+        state = network.initial_state()
+        for utterance in utterances:
+            _, state = network.step(utterance, state)
+
+    return stream
+
+
+def _middle(dataset: Dataset) -> Rows:
+    """The rows of a dialogue of median length."""
+    return sorted(dataset.dialogues, key=len)[len(dataset.dialogues) // 2]
+
+
+def _median_seconds(calls: Sequence[Callable[[], None]]) -> list[float]:
+    """Each function's median seconds over rounds in which each is called once."""
+    seconds: list[list[float]] = [[] for _ in calls]
+    for _ in range(1 + ROUNDS):
+        for call, taken in zip(calls, seconds, strict=True):
+            began = time.perf_counter()
+            call()
+            taken.append(time.perf_counter() - began)
+    return [median(taken[1:]) for taken in seconds]

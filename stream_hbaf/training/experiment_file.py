@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationInfo, field_validator
 
-import stream_hbaf
+from stream_hbaf.bundle import PACKAGE
 from stream_hbaf.config import Section, flatten, read_yaml
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.networks.registry import read_network
@@ -18,6 +18,7 @@ from stream_hbaf.training.recipe import Recipe, merge_settings, read_settings, v
 from stream_hbaf.training.results import RunFacts
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]  # also a file's name
+ROOT = PACKAGE.resolve().parent  # of the checkout, if this is one
 # A recipe's settings that don't change the features, and those that don't change the result.
 FITTED = {"id", "network", "losses", "batches", "fit", "calibration", "workers"}
 IRRELEVANT: dict[str, bool | set[str]] = {"id": True, "workers": True, "fit": {"seeds", "ship"}}
@@ -48,20 +49,6 @@ class ExperimentFile(Section):
 
 
 @dataclass(frozen=True)
-class Experiment:
-    """An experiment whose every row makes a valid recipe."""
-
-    id: str
-    file: Path
-    recipes: Mapping[str, Recipe]  # by row; of several, the row's name begins with the recipe's
-    overrides: Mapping[str, Mapping[str, Any]]  # by row
-    seeds: tuple[int, ...]
-    compare: tuple[tuple[str, str], ...]
-    test: bool
-    costs: bool
-
-
-@dataclass(frozen=True)
 class Run:
     """One row with one seed."""
 
@@ -73,37 +60,52 @@ class Run:
         return f"{self.facts.experiment}: {self.facts.row}, seed {self.facts.seed}"
 
 
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment whose every row makes a valid recipe.
+
+    With several recipes a row's name, also that of a folder, begins with the recipe's.
+    """
+
+    settings: ExperimentFile
+    runs: tuple[Run, ...]  # in the order of the file, seeds of a row together
+    compare: tuple[tuple[str, str], ...]  # pairs of rows
+
+
 def read_experiment(file: Path) -> Experiment:
     """The experiment in a YAML file; ConfigError names the file and the key that is wrong."""
     settings = validate(ExperimentFile, read_yaml(file, example="id: iemocap"), where=f"{file}")
-    named = settings.recipes if settings.recipe is None else {"": settings.recipe}
-    recipes: dict[str, Recipe] = {}
-    overrides: dict[str, dict[str, Any]] = {}
-    for name, path in named.items():
+    prefixed = {f"{name}-": path for name, path in settings.recipes.items()}
+    if settings.recipe is not None:
+        prefixed = {"": settings.recipe}
+    rows: dict[str, tuple[Recipe, dict[str, Any]]] = {}
+    for prefix, path in prefixed.items():
         recipe_file = file.parent / path
         unchanged = read_settings(recipe_file)
         if len(validate(Recipe, unchanged, where=f"{recipe_file}").corpora) > 1:
             raise ConfigError(f"{file}: {recipe_file} is of several corpora; take one of a single")
         for row, of_row in settings.rows.items():
-            title = _title(name, row)
-            if title in recipes:
+            title = f"{prefix}{row}"
+            if title in rows:
                 raise ConfigError(f"{file}: '{title}' is two rows; give one another name")
             where = f"{file}: row '{title}'"
-            overrides[title] = _overrides(of_row, name, every=settings.recipes, where=where)
-            recipes[title] = _override(unchanged, overrides[title], where=where)
+            own = _overrides(of_row, prefix.removesuffix("-"), every=settings.recipes, where=where)
+            rows[title] = _override(unchanged, own, where=where), own
     for row in (row for pair in settings.compare for row in pair):
         if row not in settings.rows:
             raise ConfigError(f"{file}: compare: there is no row '{row}'; correct its name")
-    return Experiment(
-        id=settings.id,
-        file=file,
-        recipes=recipes,
-        overrides=overrides,
-        seeds=settings.seeds,
-        compare=tuple((_title(n, a), _title(n, b)) for n in named for a, b in settings.compare),
-        test=settings.test,
-        costs=settings.costs,
+    about = {
+        "experiment": settings.id,
+        "command": f"stream-hbaf experiment {_relative(file)} --corpora CORPORA",
+        "commit": revision(),
+    }
+    runs = tuple(
+        Run(recipe, RunFacts(row=row, overrides=own, seed=seed, **about, **_described(recipe)))
+        for row, (recipe, own) in rows.items()
+        for seed in settings.seeds
     )
+    pairs = tuple((f"{p}{a}", f"{p}{b}") for p in prefixed for a, b in settings.compare)
+    return Experiment(settings, runs, pairs)
 
 
 def revision() -> str | None:
@@ -111,14 +113,13 @@ def revision() -> str | None:
 
     Results are written into the checkout as well, so only code and configurations count.
     """
-    root = Path(stream_hbaf.__file__).resolve().parent.parent
 
     def git(*arguments: str) -> str:
-        asked = ["git", "-C", str(root), *arguments]
+        asked = ["git", "-C", str(ROOT), *arguments]
         return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != ROOT:
             return None  # installed inside somebody else's checkout
         changed = git("status", "--porcelain", "--", "stream_hbaf", "configs")
         return git("rev-parse", "HEAD") + ("+changes" if changed else "")
@@ -126,37 +127,20 @@ def revision() -> str | None:
         return None
 
 
-def experiment_runs(experiment: Experiment) -> list[Run]:
-    """All runs, in the order of the file, seeds of a row together."""
-    commit = revision()
-    return [
-        Run(recipe, _facts(experiment, row, recipe, seed=seed, commit=commit))
-        for row, recipe in experiment.recipes.items()
-        for seed in experiment.seeds
-    ]
-
-
-def _facts(
-    experiment: Experiment, row: str, recipe: Recipe, *, seed: int, commit: str | None
-) -> RunFacts:
+def _described(recipe: Recipe) -> dict[str, Any]:
+    """What a run's facts say of its recipe."""
     network = read_network(recipe.network)
     audio = recipe.audio.representation if network.use_audio else "none"
-    return RunFacts(
-        experiment=experiment.id,
-        row=row,
-        corpus=next(iter(recipe.corpora)),
-        network=network.kind,
-        mode=network.mode,
-        modalities="+".join(["audio"] * (audio != "none") + ["text"] * network.use_text),
-        overrides=dict(experiment.overrides[row]),
-        recipe=_digest(recipe),
-        audio=audio,
-        encoder=_public(recipe.text_encoder.name) if network.use_text else "none",
-        transcripts="gold",
-        command=f"stream-hbaf experiment {_relative(experiment.file)} --corpora CORPORA",
-        seed=seed,
-        commit=commit,
-    )
+    return {
+        "corpus": next(iter(recipe.corpora)),
+        "network": network.kind,
+        "mode": network.mode,
+        "modalities": "+".join(["audio"] * (audio != "none") + ["text"] * network.use_text),
+        "recipe": _digest(recipe),
+        "audio": audio,
+        "encoder": _public(recipe.text_encoder.name) if network.use_text else "none",
+        "transcripts": "gold",
+    }
 
 
 def _digest(recipe: Recipe) -> str:
@@ -172,11 +156,6 @@ def by_preparation(runs: Sequence[Run]) -> list[list[Run]]:
         shared = run.recipe.model_dump_json(exclude=FITTED)
         groups.setdefault((shared, run.recipe.takes_tokens), []).append(run)
     return list(groups.values())
-
-
-def _title(recipe: str, row: str) -> str:
-    """A row's name, also that of a folder; with several recipes it begins with the recipe's."""
-    return f"{recipe}-{row}" if recipe else row
 
 
 def _overrides(
@@ -210,5 +189,5 @@ def _public(name: str) -> str:
 
 def _relative(file: Path) -> str:
     """The file as seen from the checkout, or its name alone."""
-    path, root = file.resolve(), Path(stream_hbaf.__file__).resolve().parent.parent
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+    path = file.resolve()
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name

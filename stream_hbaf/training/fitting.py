@@ -2,7 +2,7 @@
 with its own.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,7 +19,7 @@ from stream_hbaf.corpora.dataset import NO_LABEL, class_weights, on_device_of
 from stream_hbaf.corpora.dialogue import Split
 from stream_hbaf.evaluation.metrics import Score
 from stream_hbaf.networks.hbaf import HBAF, InterModalLoss
-from stream_hbaf.networks.network import Criterion, Network, NetworkConfig
+from stream_hbaf.networks.network import Criterion, Network
 from stream_hbaf.networks.registry import build
 from stream_hbaf.training.batches import (
     Batch,
@@ -29,6 +29,7 @@ from stream_hbaf.training.batches import (
     dialogue_batch,
     draw_steps,
 )
+from stream_hbaf.training.preparation import Prepared
 from stream_hbaf.training.recipe import FitConfig, LossConfig, Recipe
 from stream_hbaf.training.scoring import (
     Evaluation,
@@ -38,7 +39,7 @@ from stream_hbaf.training.scoring import (
     evaluate,
     score_of,
 )
-from stream_hbaf.training.trainer import TrainerConfig, TrainingHistory, fit
+from stream_hbaf.training.trainer import Progress, TrainingHistory, fit
 
 SLOWEST = 0.05  # the rate falls linearly to this share of itself
 
@@ -66,57 +67,86 @@ class Fitted:
         return min(self.history.measured, key=lambda figures: figures["loss"])["score"]
 
 
+@dataclass(frozen=True)
+class Objective:
+    """A new network, and all that training it needs."""
+
+    network: Network
+    module: nn.Module  # the network and its criterion, which is trained along
+    training: TrainingSet
+    loss: Callable[[Step], Tensor]
+    balance: Tensor | None  # weights [C] of the classes in the cross entropy; None: all the same
+
+
 def fit_network(
-    config: NetworkConfig,
     recipe: Recipe,
+    prepared: Prepared,
     *,
-    training: TrainingSet,
-    scored: Mapping[Split, Sequence[ScoredCorpus]],
     seed: int,
     splits: Sequence[Split] | None = None,
     folder: Path | None = None,
-    progress: Callable[[str], None] = lambda line: None,
+    progress: Progress = lambda line: None,
 ) -> Fitted:
-    """Train a network, stop and pick the epoch on dev, then score ``splits``; None: all of scored.
+    """Train a network, stop and pick the epoch on dev, then score ``splits``; None: all prepared.
 
-    The same seed gives the same network; ``folder`` keeps the training's checkpoint, from which
-    it resumes. Raises ModelError for a loss that isn't finite.
+    The same seed gives the same network. ``folder`` keeps the training's checkpoint, from which it
+    resumes; it must be of this recipe, preparation and seed alone. Raises ModelError for a loss
+    that isn't finite.
     """
-    torch.manual_seed(seed)
-    network = build(config)
-    if not config.use_audio:
-        training = without_audio(training)
-    network.standardise(torch.from_numpy(_text_features(training)))
-    criterion = criterion_of(network, recipe.losses)
-    both = nn.ModuleDict({"network": network} | ({"criterion": criterion} if criterion else {}))
-    balance = balance_of(training, recipe.losses, classes=config.classes)
-    dev = conditions_of(scored["dev"], config)
-    plan = recipe.fit
-    history = fit(
-        both,
-        loss=partial(step_loss, network, criterion, training, recipe=recipe, balance=balance),
-        batches=partial(draw_steps, training, recipe.batches, size=plan.batch, seed=seed),
-        optimizer=partial(make_optimizer, both, plan),
-        score=lambda: dev_score(network, dev, class_weights=balance),
-        plan=TrainerConfig(**{name: getattr(plan, name) for name in TrainerConfig.model_fields}),
-        seed=seed,
-        folder=folder,
-        progress=progress,
-    )
-    network = network.half().float().eval()
-    evaluation = evaluate(network, scored, recipe.calibration, splits=splits)
+    # The sums of several threads come in another order each time: seeds would not repeat.
+    with torch_threads(1):
+        torch.manual_seed(seed)
+        objective = objective_of(recipe, prepared)
+        network, size = objective.network, recipe.fit.batch
+        dev = conditions_of(prepared.scored["dev"], network.config)
+        history = fit(
+            objective.module,
+            loss=objective.loss,
+            batches=partial(draw_steps, objective.training, recipe.batches, size=size, seed=seed),
+            optimizer=partial(make_optimizer, objective.module, recipe.fit),
+            score=lambda: dev_score(network, dev, class_weights=objective.balance),
+            plan=recipe.fit,
+            seed=seed,
+            folder=folder,
+            progress=progress,
+        )
+        network = network.half().float().eval()
+        evaluation = evaluate(network, prepared.scored, recipe.calibration, splits=splits)
     return Fitted(network, history, evaluation)
 
 
+def objective_of(recipe: Recipe, prepared: Prepared) -> Objective:
+    """The recipe's network for the features that were prepared, before its training."""
+    network = build(recipe.network_config(**prepared.widths))
+    training, config = prepared.training, network.config
+    if not config.use_audio:
+        dialogues = replace(training.dialogues, audio={}, audio_mask=None)
+        training = replace(training, dialogues=dialogues)
+    clips = training.clips
+    standard = training.dialogues if clips is None or training.versions else clips.dataset
+    network.standardise(torch.from_numpy(standard.text_features))
+    criterion = _criterion(network, recipe.losses)
+    balance = None
+    if recipe.losses.balanced:
+        balance = class_weights(training.dialogues.labels, classes=config.classes)
+    return Objective(
+        network,
+        nn.ModuleDict({"network": network} | ({"criterion": criterion} if criterion else {})),
+        training,
+        partial(step_loss, network, criterion, training, recipe=recipe, balance=balance),
+        balance,
+    )
+
+
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """torch on one thread: sums of several come in another order each time, seeds don't repeat."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def torch_threads(number: int) -> Iterator[None]:
+    """torch on so many threads within the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
 
 
 def make_optimizer(
@@ -129,7 +159,7 @@ def make_optimizer(
     return optimizer, LambdaLR(optimizer, lambda step: max(SLOWEST, 1.0 - step / steps))
 
 
-def criterion_of(network: Network, losses: LossConfig) -> Criterion | None:
+def _criterion(network: Network, losses: LossConfig) -> Criterion | None:
     """What the network is trained with beside cross entropy; HBAF as ``losses`` say."""
     if not isinstance(network, HBAF):
         return network.criterion()
@@ -141,12 +171,6 @@ def criterion_of(network: Network, losses: LossConfig) -> Criterion | None:
         weights=losses.weights,
         temperature=losses.temperature,
     )
-
-
-def balance_of(training: TrainingSet, losses: LossConfig, *, classes: int) -> Tensor | None:
-    """Weights [C] of the classes in the cross entropy; None: they are as frequent as they are."""
-    labels = training.dialogues.labels
-    return class_weights(labels, classes=classes) if losses.balanced else None
 
 
 def step_loss(
@@ -161,7 +185,7 @@ def step_loss(
     """The loss of a step: of its dialogues, and of its clips as ``recipe.batches`` weigh them."""
     plan, draw = recipe.batches, np.random.default_rng(step.seed)
     parts: list[Tensor] = []
-    dialogues = clips = None
+    dialogues = None
     if step.dialogues:
         dialogues = dialogue_batch(training, step.dialogues, plan=plan, draw=draw)
     if step.clips and training.clips is not None:
@@ -195,29 +219,15 @@ def batch_loss(
     if not known.any():  # a batch of context only: a mean over nothing would be NaN
         nothing: Tensor = output.logits.sum() * 0.0 + between
         return nothing
-    entropy = partial(
-        F.cross_entropy,
+    entropy = F.cross_entropy(
         output.logits[known],
         labels[known],
         weight=None if balance is None else balance.to(device),
         label_smoothing=smoothing,
+        reduction="mean" if batch.weights is None else "none",
     )
-    if batch.weights is None:
-        mean: Tensor = entropy() + between
-        return mean
-    weights = batch.weights.to(device)[known]
-    weighted: Tensor = (entropy(reduction="none") * weights).sum() / weights.sum() + between
-    return weighted
-
-
-def without_audio(training: TrainingSet) -> TrainingSet:
-    """The same without the dialogues' own audio, which a network of texts alone doesn't take."""
-    dialogues = replace(training.dialogues, audio={}, audio_mask=None)
-    return replace(training, dialogues=dialogues)
-
-
-def _text_features(training: TrainingSet) -> np.ndarray:
-    """Those that standardisation is fitted on: of the dialogues, or without any of the clips."""
-    if training.clips is not None and not training.versions:
-        return training.clips.dataset.text_features
-    return training.dialogues.text_features
+    if batch.weights is not None:
+        weights = batch.weights.to(device)[known]
+        entropy = (entropy * weights).sum() / weights.sum()
+    whole: Tensor = entropy + between
+    return whole

@@ -194,23 +194,30 @@ class BatchConfig(Section):
     audio_dropout: Probability = 0.0  # of a clip's columns
 
 
-class FitConfig(Section):
+class TrainerConfig(Section):
+    """Length, precision and devices of a training."""
+
+    epochs: Positive
+    patience: Positive  # epochs without a better dev score after which training stops
+    precision: Literal["32", "bf16"] = "32"
+    accelerator: Literal["auto", "cpu", "gpu"] = "cpu"
+    devices: Positive | Literal["auto"] = 1  # of each node; batches are divided among them
+    nodes: Positive = 1
+    clip: Weight = 1.0  # largest norm of all gradients; 0 for no limit
+    average: Weight = 0.0  # epochs over which weights are averaged, exponentially; 0 for none
+
+
+class FitConfig(TrainerConfig):
     """How the network is trained, with which seeds, and which networks make the bundle."""
 
     epochs: Positive = 60
-    patience: Positive = 15  # epochs without a better dev score
+    patience: Positive = 15
     batch: Positive = 8  # dialogues of the main corpus in a step
     optimizer: Literal["adamw", "adam"] = "adamw"  # adam: the paper's, L2 and a constant rate
     rate: float = 5e-4  # falls linearly with adamw
     decay: Weight = 1e-2
-    clip: Weight = 1.0  # largest norm of all gradients; 0 for no limit
-    average: Weight = 0.0  # epochs over which weights are averaged, exponentially; 0 for none
     seeds: Seeds = (0, 1, 2, 3, 4)
     ship: Literal["best_seed", "ensemble"] = "best_seed"  # by dev score; of all seeds' networks
-    precision: Literal["32", "bf16"] = "32"
-    accelerator: Literal["auto", "cpu", "gpu"] = "cpu"
-    devices: int | Literal["auto"] = 1
-    nodes: Positive = 1
 
 
 class CalibrationConfig(Section):

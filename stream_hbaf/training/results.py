@@ -101,9 +101,9 @@ class CostRecord(Section):
     corpus: str
     recipe: str
     commit: str | None = None
-    parameters: int
-    train_step_s: float
-    live_step_ms: float | None = None  # None: the network can't run live
+    parameters: int  # that ship
+    train_step_s: float  # one batch of the recipe's size: forward, loss, backward, optimiser
+    live_step_ms: float | None = None  # one utterance whose features are there; None: offline
     threads: int
 
 

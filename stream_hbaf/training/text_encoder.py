@@ -24,7 +24,12 @@ from stream_hbaf.evaluation.metrics import Labels
 from stream_hbaf.features.context import ContextConfig, Passage, batches_of, with_speaker
 from stream_hbaf.features.text import TextEncoder
 from stream_hbaf.files import atomic_write_bytes
-from stream_hbaf.training.recipe import AsrErrorConfig, TextEncoderConfig, TuningConfig
+from stream_hbaf.training.recipe import (
+    AsrErrorConfig,
+    TextEncoderConfig,
+    TrainerConfig,
+    TuningConfig,
+)
 from stream_hbaf.training.recipe_corpora import common_labels
 from stream_hbaf.training.text_data import (
     UNLABELLED,
@@ -36,7 +41,7 @@ from stream_hbaf.training.text_data import (
     labelled_turns,
     text_training_set,
 )
-from stream_hbaf.training.trainer import Measured, TrainerConfig, fit
+from stream_hbaf.training.trainer import Measured, fit
 
 Progress = Callable[[str], None]
 
@@ -172,6 +177,7 @@ def _trainer(plan: TuningConfig, *, on_gpu: bool) -> TrainerConfig:
         patience=plan.patience,
         precision="bf16" if plan.bfloat16 else "32",
         accelerator="gpu" if on_gpu else "cpu",
+        devices="auto",
         clip=LARGEST_GRADIENT,
     )
 

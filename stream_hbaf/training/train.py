@@ -19,12 +19,12 @@ from stream_hbaf.corpora.cache import key_of
 from stream_hbaf.corpora.dataset import NO_LABEL, digest_of_dataset
 from stream_hbaf.corpora.dialogue import Split
 from stream_hbaf.evaluation.metrics import Score, majority_score, spread
-from stream_hbaf.networks.network import Network, NetworkConfig
+from stream_hbaf.networks.network import Network
 from stream_hbaf.networks.registry import join
 from stream_hbaf.processes import map_in_processes
 from stream_hbaf.training.card import licence_of, model_card
 from stream_hbaf.training.distributed import is_main_process
-from stream_hbaf.training.fitting import Fitted, fit_network, one_thread
+from stream_hbaf.training.fitting import Fitted, fit_network
 from stream_hbaf.training.preparation import Prepared, prepare
 from stream_hbaf.training.recipe import Recipe, read_recipe
 from stream_hbaf.training.scoring import Evaluation, evaluate
@@ -91,40 +91,7 @@ def fit_seeds(
 
 
 def _fit_seed(seed: int, recipe: Recipe, prepared: Prepared, folder: Path) -> Fitted:
-    """In whichever process."""
-    with one_thread():
-        return fit_seed(recipe, prepared, seed, folder / f"seed-{seed}")
-
-
-def fit_seed(
-    recipe: Recipe,
-    prepared: Prepared,
-    seed: int,
-    folder: Path | None,
-    progress: Progress = lambda line: None,
-    *,
-    splits: Sequence[Split] | None = None,
-) -> Fitted:
-    """One network of a recipe on what was prepared for it; ``folder`` keeps its checkpoint.
-
-    The folder must be of this recipe, preparation and seed alone. The same seed gives the same
-    network on one torch thread. It is scored on ``splits``, dev among them; None: all prepared.
-    """
-    return fit_network(
-        network_config(recipe, prepared),
-        recipe,
-        training=prepared.training,
-        scored=prepared.scored,
-        seed=seed,
-        splits=splits,
-        folder=folder,
-        progress=progress,
-    )
-
-
-def network_config(recipe: Recipe, prepared: Prepared) -> NetworkConfig:
-    """The recipe's network for the features that were prepared."""
-    return recipe.network_config(**prepared.widths)
+    return fit_network(recipe, prepared, seed=seed, folder=folder / f"seed-{seed}")
 
 
 def _on_devices(
@@ -148,7 +115,7 @@ def _key(recipe: Recipe, prepared: Prepared) -> str:
     datasets += [dataset for one in prepared.scored["dev"] for dataset in one.texts.values()]
     versions = repr([[rows.tolist() for rows in each] for each in training.versions])
     digests = [digest_of_dataset(dataset) for dataset in datasets]
-    return key_of(repr(network_config(recipe, prepared)), settings, versions, *digests)
+    return key_of(repr(recipe.network_config(**prepared.widths)), settings, versions, *digests)
 
 
 def _save(
@@ -212,7 +179,7 @@ def report(
         "id": id_,
         "corpora": prepared.corpora,
         "labels": list(prepared.labels),
-        "mode": network_config(recipe, prepared).mode,
+        "mode": recipe.network_config(**prepared.widths).mode,
         "transcripts": "gold",
         "recipe": recipe.model_dump(mode="json"),
         "shipped_seeds": list(seeds),
