@@ -114,13 +114,6 @@ class Results(Section):
     comparisons: tuple[ComparisonRecord, ...] = ()
     costs: tuple[CostRecord, ...] = ()
 
-    def __add__(self, other: "Results") -> "Results":
-        return Results(
-            runs=self.runs + other.runs,
-            comparisons=self.comparisons + other.comparisons,
-            costs=self.costs + other.costs,
-        )
-
 
 @dataclass(frozen=True)
 class RowSummary:
@@ -167,7 +160,12 @@ def read_results(file: Path) -> Results:
 
 def read_all(folder: Path) -> Results:
     """The records of all experiments."""
-    return sum((read_results(file) for file in sorted(folder.glob("*.json"))), Results())
+    found = [read_results(file) for file in sorted(folder.glob("*.json"))]
+    return Results(
+        runs=tuple(run for one in found for run in one.runs),
+        comparisons=tuple(comparison for one in found for comparison in one.comparisons),
+        costs=tuple(cost for one in found for cost in one.costs),
+    )
 
 
 def write_results(file: Path, results: Results) -> None:

@@ -39,7 +39,7 @@ CAVEATS = {  # by corpus
 ABLATIONS = {  # by the network's kind
     "mgcma": "Dev and test are weighted F1; WA is accuracy on test, UA the mean recall of its "
     "classes. MGCMA's paper reports WA 78.9 and UA 80.2 for IEMOCAP in four classes, by five folds "
-    "over all sessions, with the corpus's audio, wav2vec 2.0 and BERT.\n\n",
+    "over all sessions, with the corpus's audio, wav2vec 2.0 and BERT.",
 }
 BESIDE_THE_PAPER = (
     "Test weighted F1. The paper had the corpora's audio, RoBERTa-large and COMET, and used whole "
@@ -70,36 +70,24 @@ COMPARISONS = (
 
 # Luo et al., "Heterogeneous bimodal attention fusion for speech emotion recognition": table 2
 # (audio alone, with and without its audio context network) and the differences of sections 5.1
-# to 5.3, made absolute. Weighted F1 x 100 on test, all offline, by corpus and row.
+# to 5.3, made absolute. Weighted F1 x 100 on test, all offline, by row: of MELD, of IEMOCAP.
+PAPER_ROWS = {
+    "both": (67.1, 69.6),
+    "text": (64.8, 64.5),
+    "audio": (41.2, 58.3),
+    "audio_without_context": (39.8, 56.7),
+    "audio_mfcc": (34.6, 52.8),
+    "audio_mfcc_without_context": (33.5, 51.5),
+    "audio_wav2vec": (47.3, 61.9),
+    "audio_wav2vec_without_context": (47.6, 62.1),
+    "audio_data2vec": (37.9, 53.0),
+    "audio_data2vec_without_context": (37.8, 52.7),
+    "without_fusion": (63.5, 63.0),
+    "without_contrastive": (64.2, 64.2),
+}
 PAPER: Mapping[str, Mapping[str, float]] = {
-    "meld": {
-        "both": 67.1,
-        "text": 64.8,
-        "audio": 41.2,
-        "audio_without_context": 39.8,
-        "audio_mfcc": 34.6,
-        "audio_mfcc_without_context": 33.5,
-        "audio_wav2vec": 47.3,
-        "audio_wav2vec_without_context": 47.6,
-        "audio_data2vec": 37.9,
-        "audio_data2vec_without_context": 37.8,
-        "without_fusion": 63.5,
-        "without_contrastive": 64.2,
-    },
-    "iemocap": {
-        "both": 69.6,
-        "text": 64.5,
-        "audio": 58.3,
-        "audio_without_context": 56.7,
-        "audio_mfcc": 52.8,
-        "audio_mfcc_without_context": 51.5,
-        "audio_wav2vec": 61.9,
-        "audio_wav2vec_without_context": 62.1,
-        "audio_data2vec": 53.0,
-        "audio_data2vec_without_context": 52.7,
-        "without_fusion": 63.0,
-        "without_contrastive": 64.2,
-    },
+    corpus: {row: figures[column] for row, figures in PAPER_ROWS.items()}
+    for column, corpus in enumerate(("meld", "iemocap"))
 }
 # The same paper's figures of networks, by corpus and kind. Its figure 6 has no numbers; its text
 # says that HBAF gains 2.2 over TelME on MELD and 6.9 over Mamba on IEMOCAP.
@@ -157,11 +145,20 @@ def paper_figure(row: RowSummary) -> float | None:
     return PAPER.get(row.first.corpus, {}).get(row.row.removesuffix("_offline"))
 
 
+def _section(
+    title: str, header: Sequence[str], lines: Sequence[Sequence[str]], *, about: str = ""
+) -> str:
+    """A table under its title and what is said of it; "" without lines."""
+    parts = [f"## {title}", about, markdown_table([header, *lines])]
+    return "\n\n".join(part for part in parts if part) if lines else ""
+
+
 def _every_row(rows: Sequence[RowSummary]) -> str:
-    header = "corpus,experiment,row,mode,modalities,audio,encoder,transcripts"
+    facts = ("corpus", "experiment", "row", "mode", "modalities", "audio", "encoder", "transcripts")
+    figures = ("dev weighted F1", "test weighted F1", "test macro F1", "test UAR")
     lines = [
         [
-            *(str(getattr(row.first, name)) for name in header.split(",")),
+            *(str(getattr(row.first, name)) for name in facts),
             str(len(row.seeds)),
             row.percent("dev"),
             row.percent("test"),
@@ -171,8 +168,7 @@ def _every_row(rows: Sequence[RowSummary]) -> str:
         ]
         for row in rows
     ]
-    figures = "seeds,dev weighted F1,test weighted F1,test macro F1,test UAR,commit"
-    return "## Every row\n\n" + markdown_table([f"{header},{figures}".split(","), *lines])
+    return _section("Every row", [*facts, "seeds", *figures, "commit"], lines)
 
 
 def _beside_the_paper(rows: Sequence[RowSummary]) -> str:
@@ -183,10 +179,8 @@ def _beside_the_paper(rows: Sequence[RowSummary]) -> str:
             continue
         own = [row.first.corpus, row.experiment, row.row, row.first.mode, row.percent("test")]
         lines.append([*own, f"{paper:.1f}", row.test_gain(paper / 100)])
-    if not lines:
-        return ""
     header = ["corpus", "experiment", "row", "mode", "ours", "paper", "difference"]
-    return f"## Beside the paper\n\n{BESIDE_THE_PAPER}\n\n{markdown_table([header, *lines])}"
+    return _section("Beside the paper", header, lines, about=BESIDE_THE_PAPER)
 
 
 def _side_by_side(rows: Sequence[RowSummary], known: Results) -> list[str]:
@@ -233,8 +227,7 @@ def _networks(title: str, rows: Sequence[RowSummary], known: Results) -> str:
         "its own paper",
     ]
     about.append(PAPERS)
-    table = markdown_table([header, *lines])
-    return f"## Networks side by side: {title}\n\n{' '.join(about)}\n\n{table}"
+    return _section(f"Networks side by side: {title}", header, lines, about=" ".join(about))
 
 
 def _gain_cells(gain: ComparisonRecord | None) -> list[str]:
@@ -264,31 +257,29 @@ def _ablations(rows: Sequence[RowSummary]) -> list[str]:
     """One table an ablation; its first row is the whole network that the others lack a part of."""
     parts = []
     for experiment, group in groupby(rows, key=attrgetter("experiment")):
-        own = list(group)
+        whole, *others = group
         if not experiment.endswith("-ablation"):
             continue
-        whole = own[0]
         header = ["row", "dev", "test", f"against {whole.row}", "WA", "UA"]
-        lines = [_ablated(row, whole) for row in own]
-        papers = [_paper_differences(row, whole) for row in own]
+        lines = [_ablated(row, whole) for row in (whole, *others)]
+        papers = [_paper_differences(row, whole) for row in (whole, *others)]
         if any("".join(cells) for cells in papers):
             header += ["paper", "paper's difference"]
             lines = [line + cells for line, cells in zip(lines, papers, strict=True)]
         about = ABLATIONS.get(whole.first.network, "")
-        parts.append(f"## Ablation: {experiment}\n\n{about}{markdown_table([header, *lines])}")
+        parts.append(_section(f"Ablation: {experiment}", header, lines, about=about))
     return parts
 
 
 def _ablated(row: RowSummary, whole: RowSummary) -> list[str]:
     reference = whole.figures.get(("test", "weighted_f1"))
-    against = "" if row is whole or reference is None else row.test_gain(reference.mean)
-    accuracies = row.percent("test", "accuracy"), row.percent("test", "uar")
     return [
         row.row.replace("_", " "),
         row.percent("dev"),
         row.percent("test"),
-        against,
-        *accuracies,
+        "" if row is whole or reference is None else row.test_gain(reference.mean),
+        row.percent("test", "accuracy"),
+        row.percent("test", "uar"),
     ]
 
 
@@ -300,12 +291,7 @@ def _paper_differences(row: RowSummary, whole: RowSummary) -> list[str]:
 
 
 def _comparisons(comparisons: Sequence[ComparisonRecord]) -> str:
-    if not comparisons:
-        return ""
-    header = [
-        *("experiment", "a", "b", "split", "gain", "seeds better", "95 % interval", "p"),
-        "p (dialogues)",
-    ]
+    header = ["experiment", "a", "b", "split", "gain", "seeds better", "95 % interval", "p"]
     lines = [
         [
             one.experiment,
@@ -319,9 +305,8 @@ def _comparisons(comparisons: Sequence[ComparisonRecord]) -> str:
         ]
         for one in comparisons
     ]
-    return (
-        f"## Comparisons\n\n{COMPARISONS.format(draws=DRAWS)}\n\n{markdown_table([header, *lines])}"
-    )
+    about = COMPARISONS.format(draws=DRAWS)
+    return _section("Comparisons", [*header, "p (dialogues)"], lines, about=about)
 
 
 def _interval(comparison: ComparisonRecord) -> str:
@@ -336,7 +321,10 @@ def _windows(rows: Sequence[RowSummary], *, results: Path) -> list[str]:
         if len(own) < 2 or not _differ_in_window(own):
             continue
         split: Split = "test" if all(row.percent("test") for row in own) else "dev"
-        points = sorted(_point(row, split) for row in own)
+        reached = {
+            r.first.overrides["network.window"]: r.figures[split, "weighted_f1"] for r in own
+        }
+        points = [(n, 100 * one.mean, 100 * one.sd) for n, one in sorted(reached.items())]
         title = f"{own[0].first.corpus}: {split} weighted F1 by window"
         picture = results / f"{experiment}.svg"
         atomic_write_text(picture, window_curve(points, title=title))
@@ -348,8 +336,3 @@ def _differ_in_window(rows: Sequence[RowSummary]) -> bool:
     overrides = [dict(row.first.overrides) for row in rows]
     windows = [own.pop("network.window", None) for own in overrides]
     return None not in windows and all(own == overrides[0] for own in overrides)
-
-
-def _point(row: RowSummary, split: Split) -> tuple[float, float, float]:
-    reached = row.figures[split, "weighted_f1"]
-    return row.first.overrides["network.window"], 100 * reached.mean, 100 * reached.sd
