@@ -10,12 +10,12 @@ import torch
 from tiny_encoder import save_tiny_bert
 
 from stream_hbaf.corpora.asr_errors import words_of
+from stream_hbaf.corpora.dataset import NO_LABEL
 from stream_hbaf.corpora.dialogue import Corpus, Dialogue, LabelledUtterance
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.features.text import TextEncoder
 from stream_hbaf.training.recipe import AsrErrorConfig, TextEncoderConfig, TuningConfig
-from stream_hbaf.training.recipe_corpora import hold_out
-from stream_hbaf.training.text_data import UNLABELLED, TextTrainingSet, text_training_set
+from stream_hbaf.training.recipe_corpora import TextTrainingSet, hold_out, text_training_set
 from stream_hbaf.training.text_encoder import mean_of_tunings, tuned_layers
 
 LABELS = ("anger", "joy")
@@ -52,7 +52,7 @@ def test_an_epoch_holds_all_corpora_and_at_most_so_many_of_each() -> None:
     assert len(first) == len(second) == 10 + 30
     assert first != second
     assert first == texts.train(1)
-    assert first[-1].labels == (1, UNLABELLED)
+    assert first[-1].labels == (1, NO_LABEL)
     assert first[-1].turns[0].text == "You are so happy!"
 
 

@@ -13,7 +13,13 @@ from stream_hbaf.evaluation.metrics import weighted_f1
 from stream_hbaf.features.context import ContextConfig, Turn
 from stream_hbaf.features.text import TextEncoder
 from stream_hbaf.training.recipe import TuningConfig
-from stream_hbaf.training.text_data import LabelledTurns, Piece, TextDevSet, TextTrainingSet, cut
+from stream_hbaf.training.recipe_corpora import (
+    LabelledTurns,
+    Piece,
+    TextDevSet,
+    TextTrainingSet,
+    cut,
+)
 from stream_hbaf.training.text_encoder import Tuned, tune_encoder
 
 WINDOW = ContextConfig(tokens=32, speakers=True)

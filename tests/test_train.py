@@ -33,7 +33,8 @@ from pathlib import Path
 from stream_hbaf.training import fitting, text_encoder
 from stream_hbaf.training.train import train
 recipe, corpora, cache, steps = sys.argv[1:5]
-module, name = {"fitting": (fitting, "step_loss"), "tuning": (text_encoder, "_loss")}[sys.argv[5]]
+places = {"fitting": (fitting, "step_loss"), "tuning": (text_encoder.HeadedEncoder, "loss")}
+module, name = places[sys.argv[5]]
 original, left = getattr(module, name), [int(steps)]
 def die(*args, **options):
     left[0] -= 1

@@ -40,9 +40,8 @@ from stream_hbaf.training.audio_features import (
 from stream_hbaf.training.batches import Clips, TrainingSet
 from stream_hbaf.training.commonsense_heads import PreparedCommonsense, prepare_commonsense
 from stream_hbaf.training.recipe import Recipe
-from stream_hbaf.training.recipe_corpora import RecipeCorpora, open_corpora
+from stream_hbaf.training.recipe_corpora import RecipeCorpora, draw_asr_errors, open_corpora
 from stream_hbaf.training.scoring import ASR_ERRORS, GOLD, ScoredCorpus
-from stream_hbaf.training.text_data import draw_asr_errors
 from stream_hbaf.training.text_encoder import tuned_layers
 
 Float32 = NDArray[np.float32]

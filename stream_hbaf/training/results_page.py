@@ -321,10 +321,11 @@ def _windows(rows: Sequence[RowSummary], *, results: Path) -> list[str]:
         if len(own) < 2 or not _differ_in_window(own):
             continue
         split: Split = "test" if all(row.percent("test") for row in own) else "dev"
-        reached = {
-            r.first.overrides["network.window"]: r.figures[split, "weighted_f1"] for r in own
-        }
-        points = [(n, 100 * one.mean, 100 * one.sd) for n, one in sorted(reached.items())]
+        lengths = [row.first.overrides["network.window"] for row in own]
+        reached = [row.figures[split, "weighted_f1"] for row in own]
+        points = sorted(
+            (n, 100 * one.mean, 100 * one.sd) for n, one in zip(lengths, reached, strict=True)
+        )
         title = f"{own[0].first.corpus}: {split} weighted F1 by window"
         picture = results / f"{experiment}.svg"
         atomic_write_text(picture, window_curve(points, title=title))

@@ -6,6 +6,7 @@ of a large encoder too. The only file that imports peft.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from stream_hbaf.corpora.cache import key_of
+from stream_hbaf.corpora.dataset import NO_LABEL
 from stream_hbaf.corpora.dialogue import SPLITS, Corpus
-from stream_hbaf.evaluation.metrics import Labels
-from stream_hbaf.features.context import ContextConfig, Passage, batches_of, with_speaker
+from stream_hbaf.features.context import Passage, batches_of, with_speaker
 from stream_hbaf.features.text import TextEncoder
 from stream_hbaf.files import atomic_write_bytes
 from stream_hbaf.training.recipe import (
@@ -30,13 +31,12 @@ from stream_hbaf.training.recipe import (
     TrainerConfig,
     TuningConfig,
 )
-from stream_hbaf.training.recipe_corpora import common_labels
-from stream_hbaf.training.text_data import (
-    UNLABELLED,
+from stream_hbaf.training.recipe_corpora import (
     LabelledTurns,
     Piece,
     TextDevSet,
     TextTrainingSet,
+    common_labels,
     cut,
     labelled_turns,
     text_training_set,
@@ -77,17 +77,11 @@ def tuned_layers(
     mean is taken, which is better than each (Wortsman et al. 2022, "Model soups"). Raises
     ConfigError for corpora of different labels.
     """
+    tune = partial(
+        _cached_tuning, config, errors=errors, device=device, cache=cache, progress=progress
+    )
     tunings = [
-        _cached_tuning(
-            config,
-            {name: corpora[name] for name in plan.corpora or default},
-            plan=plan,
-            seed=seed,
-            errors=errors,
-            device=device,
-            cache=cache,
-            progress=progress,
-        )
+        tune({name: corpora[name] for name in plan.corpora or default}, plan=plan, seed=seed)
         for plan in (config, *config.soup)
         for seed in (plan.seeds if plan.changes else ())
     ]
@@ -150,43 +144,26 @@ def tune_encoder(
     torch.manual_seed(seed)
     _choose(encoder, plan)
     head = nn.Sequential(nn.Dropout(plan.dropout), nn.Linear(encoder.width, classes))
-    head.to(encoder.model.device)
-    weights = None if texts.weights is None else torch.tensor(texts.weights)
+    headed = HeadedEncoder(encoder, head.to(encoder.model.device), texts, plan, seed, progress)
     history = fit(
         nn.ModuleDict({"encoder": encoder.model, "head": head}),
-        loss=lambda pieces: _loss(encoder, head, pieces, smoothing=plan.smoothing, weights=weights),
-        batches=lambda epoch: _batches(
-            [_whole(encoder, known) for known in texts.train(epoch)],
-            encoder.context,
-            size=plan.tokens_per_batch,
-            draw=np.random.default_rng((seed, epoch)),
+        loss=headed.loss,
+        batches=headed.batches,
+        optimizer=headed.optimizer,
+        score=headed.score,
+        plan=TrainerConfig(
+            epochs=plan.epochs,
+            patience=plan.patience,
+            precision="bf16" if plan.bfloat16 else "32",
+            accelerator="cpu" if encoder.model.device.type == "cpu" else "gpu",
+            devices="auto",
+            clip=LARGEST_GRADIENT,
         ),
-        optimizer=lambda steps: _optimizer(encoder, head, plan=plan, steps=steps),
-        score=lambda: _score(encoder, head, texts.dev, half=plan.bfloat16, progress=progress),
-        plan=_trainer(plan, on_gpu=encoder.model.device.type != "cpu"),
         seed=seed,
         folder=folder,
         progress=lambda line: progress(f"text encoder: {line}"),
     )
     return Tuned(_tuned_tensors(encoder), history.best_score, history.best_epoch)
-
-
-def _trainer(plan: TuningConfig, *, on_gpu: bool) -> TrainerConfig:
-    return TrainerConfig(
-        epochs=plan.epochs,
-        patience=plan.patience,
-        precision="bf16" if plan.bfloat16 else "32",
-        accelerator="gpu" if on_gpu else "cpu",
-        devices="auto",
-        clip=LARGEST_GRADIENT,
-    )
-
-
-def top_layers(encoder: TextEncoder, *, count: int) -> dict[str, nn.Parameter]:
-    """The parameters of the topmost ``count`` transformer layers, by name."""
-    depth = int(encoder.model.config.num_hidden_layers)
-    marks = tuple(f".layer.{n}." for n in range(depth - count, depth))
-    return {n: p for n, p in encoder.model.named_parameters() if any(m in f".{n}" for m in marks)}
 
 
 def _cached_tuning(
@@ -224,18 +201,14 @@ def _cached_tuning(
     return load_file(file)
 
 
-def _whole(encoder: TextEncoder, known: LabelledTurns) -> Piece:
-    texts = tuple(with_speaker(turn, speakers=encoder.context.speakers) for turn in known.turns)
-    return Piece(texts, tuple(encoder.turn_ids(known.turns)), known.labels)
-
-
 def _choose(encoder: TextEncoder, plan: TuningConfig) -> None:
     """Leave gradients to what is tuned, and only to that."""
     model = encoder.model
     if not plan.adapter_rank:
-        chosen = top_layers(encoder, count=plan.layers)
+        depth = int(model.config.num_hidden_layers)
+        marks = [f".layer.{n}." for n in range(depth - plan.layers, depth)]
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name in chosen)
+            parameter.requires_grad_(any(mark in f".{name}" for mark in marks))
         return
     model.requires_grad_(False)
     linear = [
@@ -267,85 +240,83 @@ def _tuned_tensors(encoder: TextEncoder) -> dict[str, Tensor]:
     return {name: t.detach().half().cpu().clone().contiguous() for name, t in tensors.items()}
 
 
-def _loss(
-    encoder: TextEncoder,
-    head: nn.Module,
-    pieces: Sequence[Piece],
-    *,
-    smoothing: float,
-    weights: Tensor | None,
-) -> Tensor:
-    if encoder.context.tokens:
-        features = encoder.passage_features([Passage(piece.turns) for piece in pieces])
-    else:
-        features = encoder.features([piece.texts[0] for piece in pieces])
-    gold = torch.tensor([label for piece in pieces for label in piece.labels])
-    with torch.autocast(features.device.type, enabled=False):
-        return F.cross_entropy(
-            head(features.float()),
-            gold.to(features.device),
-            weight=None if weights is None else weights.to(features.device),
-            ignore_index=UNLABELLED,
-            label_smoothing=smoothing,
+@dataclass(frozen=True)
+class HeadedEncoder:
+    """An encoder in tuning, with its head, as the trainer wants it."""
+
+    encoder: TextEncoder
+    head: nn.Module
+    texts: TextTrainingSet
+    plan: TuningConfig
+    seed: int
+    progress: Progress
+
+    def batches(self, epoch: int) -> list[list[Piece]]:
+        """An epoch's pieces, shuffled, in batches of about one length: padding costs time too."""
+        draw, tokens = np.random.default_rng((self.seed, epoch)), self.encoder.context.tokens
+        dialogues = [self._whole(known) for known in self.texts.train(epoch)]
+        pieces = [piece for whole in dialogues for piece in cut(whole, tokens=tokens, draw=draw)]
+        lengths = [piece.length for piece in pieces]
+        alike = max(2, tokens // 8)  # tokens; pieces nearer than that stay in random order
+        order = sorted(draw.permutation(len(pieces)).tolist(), key=lambda n: lengths[n] // alike)
+        batches = batches_of(lengths, order, tokens=self.plan.tokens_per_batch)
+        return [[pieces[n] for n in batches[b]] for b in draw.permutation(len(batches))]
+
+    def _whole(self, known: LabelledTurns) -> Piece:
+        speakers = self.encoder.context.speakers
+        texts = tuple(with_speaker(turn, speakers=speakers) for turn in known.turns)
+        return Piece(texts, tuple(self.encoder.turn_ids(known.turns)), known.labels)
+
+    def loss(self, pieces: Sequence[Piece]) -> Tensor:
+        """Cross entropy of the labelled turns."""
+        if self.encoder.context.tokens:
+            features = self.encoder.passage_features([Passage(piece.turns) for piece in pieces])
+        else:
+            features = self.encoder.features([piece.texts[0] for piece in pieces])
+        gold = torch.tensor([label for piece in pieces for label in piece.labels])
+        weights = self.texts.weights
+        with torch.autocast(features.device.type, enabled=False):
+            return F.cross_entropy(
+                self.head(features.float()),
+                gold.to(features.device),
+                weight=None if weights is None else torch.tensor(weights, device=features.device),
+                ignore_index=NO_LABEL,
+                label_smoothing=self.plan.smoothing,
+            )
+
+    def optimizer(self, steps: int) -> tuple[Optimizer, LRScheduler]:
+        """AdamW that warms up over a tenth of the steps, then decays linearly to nothing."""
+        chosen = [p for p in self.encoder.model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(
+            [
+                {"params": chosen, "lr": self.plan.rate},
+                {"params": list(self.head.parameters()), "lr": self.plan.head_rate},
+            ],
+            weight_decay=WEIGHT_DECAY,
+        )
+        warm = max(1, steps // 10)
+        falling = max(1, steps - warm // 2)
+        return optimizer, LambdaLR(
+            optimizer,
+            lambda step: min(1.0, (step + 1) / warm) * max(0.0, (steps - step) / falling),
         )
 
+    def score(self) -> Measured:
+        """The mean of the corpora's dev figures as the score, and each of them."""
+        figures = {corpus: self._figure(one) for corpus, one in self.texts.dev.items()}
+        if len(figures) > 1:
+            each = ", ".join(f"{corpus} {figure:.4f}" for corpus, figure in figures.items())
+            self.progress(f"text encoder: dev {each}")
+        return {"score": float(np.mean(list(figures.values()))), **figures}
 
-def _batches(
-    dialogues: Sequence[Piece], context: ContextConfig, *, size: int, draw: np.random.Generator
-) -> list[list[Piece]]:
-    """An epoch's pieces, shuffled, in batches of about one length: padding costs time too."""
-    tokens = context.tokens
-    pieces = [piece for whole in dialogues for piece in cut(whole, tokens=tokens, draw=draw)]
-    lengths = [piece.length for piece in pieces]
-    alike = max(2, tokens // 8)  # tokens; pieces nearer than that stay in random order
-    order = sorted(draw.permutation(len(pieces)).tolist(), key=lambda n: lengths[n] // alike)
-    batches = batches_of(lengths, order, tokens=size)
-    return [[pieces[n] for n in batches[b]] for b in draw.permutation(len(batches))]
-
-
-def _optimizer(
-    encoder: TextEncoder, head: nn.Module, *, plan: TuningConfig, steps: int
-) -> tuple[Optimizer, LRScheduler]:
-    chosen = [p for p in encoder.model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": chosen, "lr": plan.rate},
-            {"params": list(head.parameters()), "lr": plan.head_rate},
-        ],
-        weight_decay=WEIGHT_DECAY,
-    )
-    return optimizer, LambdaLR(optimizer, lambda step: _ramp(step, steps=steps))
-
-
-def _ramp(step: int, *, steps: int) -> float:
-    """Warm up over a tenth of the steps, then decay linearly to nothing."""
-    warm = max(1, steps // 10)
-    return min(1.0, (step + 1) / warm) * max(0.0, (steps - step) / max(1, steps - warm // 2))
-
-
-def _score(
-    encoder: TextEncoder,
-    head: nn.Module,
-    dev: Mapping[str, TextDevSet],
-    *,
-    half: bool,
-    progress: Progress,
-) -> Measured:
-    """The mean of the corpora's dev figures as the score, and each of them."""
-    figures = {corpus: _figure(encoder, head, one, half=half) for corpus, one in dev.items()}
-    if len(figures) > 1:
-        each = ", ".join(f"{corpus} {figure:.4f}" for corpus, figure in figures.items())
-        progress(f"text encoder: dev {each}")
-    return {"score": float(np.mean(list(figures.values()))), **figures}
-
-
-def _figure(encoder: TextEncoder, head: nn.Module, dev: TextDevSet, *, half: bool) -> float:
-    """The head's figure, on features as live use has them."""
-    encoded = encoder.encode_dialogues([known.turns for known in dev.dialogues], half=half)
-    features = np.concatenate(encoded)
-    gold: Labels = np.array([n for known in dev.dialogues for n in known.labels], dtype=np.int64)
-    with torch.inference_mode(), torch.autocast(encoder.model.device.type, enabled=False):
-        logits = head(torch.from_numpy(features).to(encoder.model.device))
-    predicted = logits.argmax(1).cpu().numpy()
-    labelled = gold != UNLABELLED
-    return dev.figure(gold[labelled], predicted[labelled])
+    def _figure(self, dev: TextDevSet) -> float:
+        """The head's figure, on features as live use has them."""
+        turns = [known.turns for known in dev.dialogues]
+        features = np.concatenate(self.encoder.encode_dialogues(turns, half=self.plan.bfloat16))
+        gold = np.array([n for known in dev.dialogues for n in known.labels], dtype=np.int64)
+        device = self.encoder.model.device
+        with torch.inference_mode(), torch.autocast(device.type, enabled=False):
+            logits = self.head(torch.from_numpy(features).to(device))
+        predicted = logits.argmax(1).cpu().numpy()
+        labelled = gold != NO_LABEL
+        return dev.figure(gold[labelled], predicted[labelled])
