@@ -18,7 +18,6 @@ from recording_control import RecordingControl
 from stream_hbaf.audio.file import read_audio
 from stream_hbaf.audio.source import Chunk
 from stream_hbaf.config import DashboardConfig, SourceConfig
-from stream_hbaf.dashboard.access import AccessControl
 from stream_hbaf.dashboard.feed import (
     MAX_EVENTS,
     MAX_QUEUED,
@@ -27,7 +26,7 @@ from stream_hbaf.dashboard.feed import (
     Recordings,
     page_message,
 )
-from stream_hbaf.dashboard.server import MAX_PAGES, Dashboard
+from stream_hbaf.dashboard.server import MAX_PAGES, AccessControl, Dashboard
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.events import Feedback, Info, Level, Request, Response, Status, Utterance
 from stream_hbaf.sessions.writer import SessionWriter
@@ -153,9 +152,9 @@ def test_token_is_drawn_where_others_can_connect() -> None:
     assert len({check.token for check in checks}) == 2
     assert min(len(check.token) for check in checks) >= 32
     host = "192.168.1.5:8770"
-    assert checks[0].check(host=host, origin=None, token=checks[0].token) is None
+    assert checks[0].refuse(host=host, origin=None, token=checks[0].token) is None
     for token in ("", checks[1].token, "\udcff"):
-        refusal = checks[0].check(host=host, origin=None, token=token)
+        refusal = checks[0].refuse(host=host, origin=None, token=token)
         assert refusal is not None
         assert refusal.status == 401
     assert AccessControl(DashboardConfig(host="localhost")).token == ""

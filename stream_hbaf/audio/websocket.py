@@ -200,16 +200,17 @@ def is_same_site(*, origin: str | None, host: str, local: bool) -> bool:
     ``local``: only this machine's own names are accepted then, because an attacker can make a name
     of theirs resolve to this machine (DNS rebinding).
     """
-    target = _hostname(f"//{host}")
+    target = hostname(f"//{host}")
     if local and not is_loopback(target):
         return False
     if origin is None:
         return True
-    asking = _hostname(origin)
+    asking = hostname(origin)
     return asking == target or (local and is_loopback(asking))
 
 
-def _hostname(address: str) -> str:
+def hostname(address: str) -> str:
+    """The host name in a URL; empty if there is none."""
     try:
         return urlsplit(address).hostname or ""
     except ValueError:

@@ -7,7 +7,7 @@ snapshot: one message with everything that a page needs to know.
 
 import asyncio
 import json
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,10 @@ from typing import Any
 from stream_hbaf.config import SAMPLE_RATE_HZ
 from stream_hbaf.errors import CorpusError
 from stream_hbaf.events import (
-    DialogueSummary,
     Event,
     Feedback,
-    Level,
-    Partial,
+    Health,
+    Info,
     Speech,
     Status,
     Switch,
@@ -27,12 +26,28 @@ from stream_hbaf.events import (
 )
 from stream_hbaf.publish.messages import encode
 from stream_hbaf.sessions.format import Stretch, flac_length
-from stream_hbaf.sessions.session import Session, is_session, open_session, summarise
+from stream_hbaf.sessions.session import (
+    Session,
+    SessionSummary,
+    is_session,
+    list_sessions,
+    open_session,
+)
 
 MAX_EVENTS = 2000  # utterances, statuses and so on of this run that are kept for snapshots
 MAX_QUEUED = 256  # messages to one page
 
-Key = tuple[str, ...]
+# Of each kind of event that snapshots contain, the fields that tell which earlier one it replaces.
+# Levels and partials are outdated at once, and pages summarise dialogues themselves.
+KEYS: dict[type[Event], tuple[str, ...]] = {
+    Utterance: ("id",),
+    Feedback: ("id",),
+    Status: ("source", "stage"),
+    Switch: ("source", "switch"),
+    Speech: ("source",),
+    Info: (),
+    Health: (),
+}
 
 
 def page_message(event: Event) -> str:
@@ -47,14 +62,15 @@ class LatestEvents:
     """
 
     def __init__(self) -> None:
-        self._messages: OrderedDict[Key, tuple[str, str]] = OrderedDict()  # dialogue id, message
+        # By type and key: dialogue id and message.
+        self._messages: dict[tuple[str, ...], tuple[str, str]] = {}
 
     def add(self, event: Event, message: str) -> None:
-        """Keep a message in the place of the one that it replaces; partials and levels are not
-        kept."""
-        key = _key(event)
-        if key is None:
+        """Keep a message in the place of the one that it replaces, if its kind is kept."""
+        fields = KEYS.get(type(event))
+        if fields is None:
             return
+        key = (type(event).__name__.lower(), *(getattr(event, field) for field in fields))
         # A replaced message keeps its position, so that utterances stay in order.
         self._messages[key] = (getattr(event, "dialogue_id", ""), message)
         if len(self._messages) > MAX_EVENTS:
@@ -72,22 +88,6 @@ class LatestEvents:
     def messages(self) -> list[str]:
         """All messages, oldest first."""
         return [message for _, message in self._messages.values()]
-
-
-def _key(event: Event) -> Key | None:
-    match event:
-        case Utterance() | Feedback():
-            return (type(event).__name__.lower(), event.id)
-        case Status():
-            return ("status", event.source, event.stage)
-        case Switch():
-            return ("switch", event.source, event.switch)
-        case Speech():
-            return ("speech", event.source)
-        case Level() | Partial() | DialogueSummary():  # pages summarise dialogues themselves
-            return None
-        case _:
-            return (type(event).__name__,)
 
 
 def snapshot(fields: Mapping[str, Any], latest: LatestEvents) -> str:
@@ -139,11 +139,13 @@ class Recordings:
     """The recorded sessions in a folder, by the names of their own folders; without one, none."""
 
     def __init__(self, folder: Path | None) -> None:
-        self._folder = folder
+        self.folder = folder
 
     def summaries(self) -> list[dict[str, Any]]:
         """An entry for each session, newest first; of a damaged one only the ``error``."""
-        return [_summary(folder) for folder in self._folders()]
+        if self.folder is None or not self.folder.is_dir():
+            return []
+        return [_entry(summary) for summary in reversed(list_sessions(self.folder))]
 
     def session(self, name: str) -> str:
         """A session as JSON: its labels, its events in order, and the stretches of its audio.
@@ -162,27 +164,19 @@ class Recordings:
             raise CorpusError(f"{name}: no sound of '{source}'")
         return path
 
-    def _folders(self) -> list[Path]:
-        """Newest first: the name of a session begins with its time."""
-        if self._folder is None or not self._folder.is_dir():
-            return []
-        return sorted(filter(is_session, self._folder.iterdir()), reverse=True)
-
     def _find(self, name: str) -> Session:
         """By comparison with the list, so that no name can lead to another path."""
-        for folder in self._folders():
-            if folder.name == name:
+        for folder in self.folder.iterdir() if self.folder and self.folder.is_dir() else ():
+            if folder.name == name and is_session(folder):
                 return open_session(folder)
         raise CorpusError(f"no recording '{name}' here")
 
 
-def _summary(folder: Path) -> dict[str, Any]:
-    try:
-        summary = summarise(open_session(folder))
-    except CorpusError as error:
-        return {"name": folder.name, "error": str(error)}
+def _entry(summary: SessionSummary) -> dict[str, Any]:
+    if summary.error:
+        return {"name": summary.folder.name, "error": summary.error}
     return {
-        "name": folder.name,
+        "name": summary.folder.name,
         "start_time": summary.began,
         "length_s": summary.length_s,
         "utterances": summary.utterances,

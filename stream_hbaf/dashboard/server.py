@@ -7,9 +7,13 @@
 """
 
 import asyncio
+import contextlib
+import hmac
 import logging
+import secrets
 import socket
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -17,17 +21,23 @@ from urllib.parse import quote, unquote
 from aiohttp import WSCloseCode, WSMsgType, web
 from pydantic import ValidationError
 
-from stream_hbaf.audio.push_source import Address, AlreadySendingError, PushSource, plain_reason
+from stream_hbaf.audio.push_source import (
+    Address,
+    AlreadySendingError,
+    PushSource,
+    is_loopback,
+    plain_reason,
+)
 from stream_hbaf.audio.source import OnStatus
 from stream_hbaf.audio.websocket import (
     LARGEST_MESSAGE,
     RULE_BROKEN,
     TRY_LATER,
     close_reason,
+    hostname,
     receive,
 )
 from stream_hbaf.config import DashboardConfig, SourceConfig
-from stream_hbaf.dashboard.access import HEADERS, AccessControl
 from stream_hbaf.dashboard.feed import LatestEvents, PageQueue, Recordings, page_message, snapshot
 from stream_hbaf.errors import AudioError, ConfigError, CorpusError, StreamHbafError
 from stream_hbaf.events import (
@@ -43,6 +53,7 @@ from stream_hbaf.events import (
 )
 from stream_hbaf.publish.requests import Control
 
+TOKEN_BYTES = 24
 PAGE = Path(__file__).parent / "page"
 ANY_ADDRESS = ("0.0.0.0", "::")  # to listen on all interfaces; not an address to connect to
 MAX_PAGES = 32
@@ -50,9 +61,55 @@ MAX_REQUEST = 1 << 14  # bytes
 HEARTBEAT_S = 20.0  # between two pings of a page
 PRIVATE = {"Cache-Control": "no-store"}  # transcripts and audio stay out of the browser's cache
 
+# The page loads only its own files, runs no inline scripts, and can't be framed.
+HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'; object-src 'none'",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "microphone=(self), camera=(), geolocation=()",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
 LOG = logging.getLogger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class AccessControl:
+    """Checks each request: transcripts and audio are private.
+
+    Any web page in a browser on this machine could connect to the server. So requests from pages
+    of other origins are refused. A server on the loopback address needs no token, but answers
+    requests for a loopback host name only, because a foreign name may resolve to this machine (DNS
+    rebinding). On other addresses, or where a token is configured, the token is required: once in
+    the address of the page, from then on as a cookie. ``token`` is empty where none is needed.
+    """
+
+    def __init__(self, config: DashboardConfig) -> None:
+        self._loopback_only = is_loopback(config.host)
+        self._host = config.host
+        drawn = "" if self._loopback_only else secrets.token_urlsafe(TOKEN_BYTES)
+        self.token = config.token.get_secret_value() if config.token else drawn
+
+    def refuse(self, *, host: str, origin: str | None, token: str) -> web.Response | None:
+        """None if the request is allowed. ``host`` and ``origin`` are its headers (programs other
+        than browsers send no origin); ``token`` is from its address or cookie."""
+        name = hostname(f"//{host}")
+        if self._loopback_only and not is_loopback(name) and name != self._host:
+            return _refusal(421, "this page answers to localhost only")
+        if origin is not None and origin.partition("://")[2] != host:
+            return _refusal(403, "pages of other sites are refused")
+        # The time of the comparison must not depend on how much of the token is right.
+        given, needed = token.encode(errors="replace"), self.token.encode()
+        if self.token and not hmac.compare_digest(given, needed):
+            return _refusal(401, "open the address that stream-hbaf printed: it holds the token")
+        return None
+
+
+def _refusal(status: int, line: str) -> web.Response:
+    return web.Response(status=status, text=f"stream-hbaf: {line}\n")
 
 
 class Dashboard:
@@ -75,7 +132,6 @@ class Dashboard:
         self.control = control
         self._config = config
         self._recordings = Recordings(sessions)
-        self._has_recordings = sessions is not None
         self._access = AccessControl(config)
         self._latest = LatestEvents()
         self._pages: dict[web.WebSocketResponse, PageQueue] = {}
@@ -130,9 +186,8 @@ class Dashboard:
 
     async def close(self, timeout_s: float) -> None:
         """Close the connections of all pages, and the port."""
-        leaving = [
-            page.close(code=WSCloseCode.GOING_AWAY, message=b"stopped") for page in self._pages
-        ]
+        code = WSCloseCode.GOING_AWAY
+        leaving = [page.close(code=code, message=b"stopped") for page in self._pages]
         try:
             async with asyncio.timeout(timeout_s):
                 await asyncio.gather(*leaving)
@@ -176,24 +231,22 @@ class Dashboard:
     async def _check_access(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Middleware for every request, WebSockets included."""
         token = request.query.get("token", "") if request.path == "/" else ""
-        refusal = self._access.check(
+        cookie = f"stream_hbaf_{self._port}"  # cookies are shared between ports
+        refusal = self._access.refuse(
             host=request.host,
             origin=request.headers.get("Origin"),
-            token=token or unquote(request.cookies.get(self._cookie, "")),
+            token=token or unquote(request.cookies.get(cookie, "")),
         )
         if refusal is not None:
-            return web.Response(status=refusal.status, text=f"stream-hbaf: {refusal.line}\n")
-        return self._redirect_with_cookie(token) if token else await handler(request)
-
-    @property
-    def _cookie(self) -> str:
-        return f"stream_hbaf_{self._port}"  # cookies are shared between ports
-
-    def _redirect_with_cookie(self, token: str) -> web.StreamResponse:
-        """Move the token from the address, which the browser shows and stores, to a cookie."""
-        moved = web.Response(status=303, headers={"Location": "/"})
-        moved.set_cookie(self._cookie, quote(token), httponly=True, samesite="Lax", path="/")
-        return moved
+            return refusal
+        if token:  # moved from the address, which the browser shows and stores, to the cookie
+            moved = web.Response(status=303, headers={"Location": "/"})
+            moved.set_cookie(cookie, quote(token), httponly=True, samesite="Lax", path="/")
+            return moved
+        try:
+            return await handler(request)
+        except CorpusError as error:  # no such recording
+            raise web.HTTPNotFound(text=f"{error}\n") from None
 
     async def _index(self, request: web.Request) -> web.StreamResponse:
         return web.FileResponse(PAGE / "index.html")
@@ -220,14 +273,10 @@ class Dashboard:
         return page
 
     async def _send_queued(self, page: web.WebSocketResponse, queue: PageQueue) -> None:
-        try:
+        with contextlib.suppress(ConnectionError):  # the page was closed: ``_serve_page`` ends
             while True:
                 message = await queue.next()
-                if message is None:
-                    message = snapshot(self._about(), self._latest)
-                await page.send_str(message)
-        except ConnectionError:
-            pass  # the page was closed, which ends ``_serve_page`` as well
+                await page.send_str(message or snapshot(self._about(), self._latest))
 
     def _about(self) -> dict[str, Any]:
         """The recogniser, and what pages may request."""
@@ -235,7 +284,7 @@ class Dashboard:
         return {
             "info": self.info.model_dump(by_alias=True),
             "microphones": list(self._microphones),
-            "recordings": self._has_recordings,
+            "recordings": self._recordings.folder is not None,
             "control": self.control is not None,
         }
 
@@ -245,51 +294,39 @@ class Dashboard:
             request = Request.model_validate_json(text)
         except ValidationError:
             return Response(command="", status="error", error="a request is JSON with a 'command'")
+        respond = partial(Response, command=request.command, transaction=request.transaction)
         try:
             if self.control is None:
                 raise ConfigError("requests are refused; this page only shows")
-            return await self._carry_out(self.control, request)
+            if request.command == "correct":
+                feedback = Feedback.model_validate(request.arguments)
+                await self.control.correct(feedback)
+                self._send(feedback)
+            elif request.command == "set_switch":
+                switch = Switch.model_validate(request.arguments)
+                await self.control.set_switch(switch.source, switch=switch.switch, on=switch.on)
+            else:
+                return await self.control.answer(request)
         except ValidationError as error:
             first = error.errors()[0]
-            reason = (
-                f"{request.command}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}"
-            )
+            where = ".".join(map(str, first["loc"]))
+            reason = f"{request.command}: {where}: {first['msg'].lower()}"
+            return respond(status="error", error=reason)
         except StreamHbafError as error:
-            reason = " ".join(str(error).split())
-        return Response(
-            command=request.command, status="error", error=reason, transaction=request.transaction
-        )
-
-    async def _carry_out(self, control: Control, request: Request) -> Response:
-        if request.command == "correct":
-            feedback = Feedback.model_validate(request.arguments)
-            await control.correct(feedback)
-            self._send(feedback)
-        elif request.command == "set_switch":
-            switch = Switch.model_validate(request.arguments)
-            await control.set_switch(switch.source, switch=switch.switch, on=switch.on)
-        else:
-            return await control.answer(request)
-        return Response(command=request.command, status="ok", transaction=request.transaction)
+            return respond(status="error", error=" ".join(str(error).split()))
+        return respond(status="ok")
 
     async def _list_recordings(self, request: web.Request) -> web.StreamResponse:
         summaries = await asyncio.to_thread(self._recordings.summaries)
         return web.json_response(summaries, headers=PRIVATE)
 
     async def _send_recording(self, request: web.Request) -> web.StreamResponse:
-        try:
-            session = await asyncio.to_thread(self._recordings.session, request.match_info["name"])
-        except CorpusError as error:
-            raise web.HTTPNotFound(text=f"{error}\n") from None
+        session = await asyncio.to_thread(self._recordings.session, request.match_info["name"])
         return web.Response(text=session, content_type="application/json", headers=PRIVATE)
 
     async def _send_audio(self, request: web.Request) -> web.StreamResponse:
         """An audio file, or a range of it."""
-        name, source = request.match_info["name"], request.match_info["source"]
-        try:
-            path = await asyncio.to_thread(self._recordings.audio, name, source)
-        except CorpusError as error:
-            raise web.HTTPNotFound(text=f"{error}\n") from None
+        path = await asyncio.to_thread(self._recordings.audio, **request.match_info)
         return web.FileResponse(path, headers={"Content-Type": "audio/flac", **PRIVATE})
 
     async def _receive_audio(self, request: web.Request) -> web.StreamResponse:
@@ -305,10 +342,9 @@ class Dashboard:
                 async for message in browser:
                     if message.type in (WSMsgType.TEXT, WSMsgType.BINARY):
                         receive(message.data, sender=sender)
-        except AlreadySendingError as error:
-            await browser.close(code=TRY_LATER, message=close_reason(error).encode())
         except AudioError as error:
-            await browser.close(code=RULE_BROKEN, message=close_reason(error).encode())
+            code = TRY_LATER if isinstance(error, AlreadySendingError) else RULE_BROKEN
+            await browser.close(code=code, message=close_reason(error).encode())
         return browser
 
 
