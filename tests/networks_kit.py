@@ -8,15 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from stream_hbaf.networks.baselines.agf_ib import AgfIbConfig
-from stream_hbaf.networks.baselines.bc_lstm import BcLstmConfig
 from stream_hbaf.networks.baselines.cmn import CmnConfig
-from stream_hbaf.networks.baselines.dialogue_rnn import DialogueRnnConfig
-from stream_hbaf.networks.baselines.hgraph_cl import HgraphClConfig
-from stream_hbaf.networks.baselines.m2fnet import M2FNetConfig
+from stream_hbaf.networks.baselines.fusion import M2FNetConfig, TelmeConfig
+from stream_hbaf.networks.baselines.graph import HgraphClConfig, MmgcnConfig
 from stream_hbaf.networks.baselines.m2r2 import M2R2Config
 from stream_hbaf.networks.baselines.mamba import MambaConfig
-from stream_hbaf.networks.baselines.mmgcn import MmgcnConfig
-from stream_hbaf.networks.baselines.telme import TelmeConfig
+from stream_hbaf.networks.baselines.recurrent import BcLstmConfig, DialogueRnnConfig
 from stream_hbaf.networks.network import Features, Network, NetworkConfig, Output
 from stream_hbaf.networks.registry import build
 

@@ -43,7 +43,7 @@ from oracle import (
 from torch import Tensor
 
 from stream_hbaf.networks.baselines import m2r2
-from stream_hbaf.networks.baselines.m2fnet import M2FNet
+from stream_hbaf.networks.baselines.fusion import M2FNet, Shift, feature_loss, response_loss
 from stream_hbaf.networks.baselines.mamba import (
     KERNEL,
     Broad,
@@ -51,7 +51,6 @@ from stream_hbaf.networks.baselines.mamba import (
     MambaConfig,
     SelectiveScan,
 )
-from stream_hbaf.networks.baselines.telme import Shift, feature_loss, response_loss
 from stream_hbaf.networks.network import PARTIES
 
 pytestmark = pytest.mark.usefixtures("one_thread")

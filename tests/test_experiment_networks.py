@@ -58,8 +58,7 @@ class Plain(Network):
     """One linear map of the text; offline of the mean over the dialogue, too."""
 
     def __init__(self, config: PlainConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.linear = nn.Linear(config.text_width, config.classes)
 
     def forward(self, features: Features) -> Output:

@@ -33,15 +33,17 @@ from stream_hbaf.networks.baselines.agf_ib import (
     divergence,
     emotion_contrast,
 )
-from stream_hbaf.networks.baselines.hgraph_cl import (
+from stream_hbaf.networks.baselines.graph import (
     AttentionGraph,
+    DeepGraph,
     HgraphCl,
+    Mmgcn,
     edges_of_all,
     edges_within,
     perturb,
-    supervised_contrast,
+    propagation,
 )
-from stream_hbaf.networks.baselines.mmgcn import DeepGraph, Mmgcn, propagation
+from stream_hbaf.networks.baselines.layers import supervised_contrast
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

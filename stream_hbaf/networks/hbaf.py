@@ -39,11 +39,12 @@ from stream_hbaf.networks.network import (
     PARTIES,
     Criterion,
     Features,
-    Network,
     NetworkConfig,
     Output,
+    Recurrent,
     Standardise,
     State,
+    masked_softmax,
 )
 from stream_hbaf.networks.windows import ByModality, Sequences, Windows
 
@@ -241,9 +242,7 @@ class SoftAttention(nn.Module):
         size = utterances.shape[1]
         past = torch.ones(size, size, dtype=torch.bool, device=scores.device).tril()
         included = past[:, :, None] & scores.isfinite()[:, None]  # [S, t, i, E]
-        # Not -inf: before the first text there would be NaN instead of an empty sum.
-        lowest = torch.finfo(scores.dtype).min
-        weights = torch.softmax(scores[:, None].masked_fill(~included, lowest), dim=2) * included
+        weights = masked_softmax(scores[:, None], included, dim=2)
         if weights.shape[-1] == 1:
             return weights[..., 0] @ values
         return (weights * values[:, None]).sum(dim=2)
@@ -286,10 +285,7 @@ class QueryAttention(nn.Module):
         before = scores.new_ones(scores.shape[1:], dtype=torch.bool).tril(kept - 1)  # [t, i]
         if self.reach is not None:
             before = before.triu(kept - self.reach)
-        included = before & mask[:, None]
-        # Not -inf: a row without any text would be NaN instead of an empty sum.
-        scores = scores.masked_fill(~included, torch.finfo(scores.dtype).min)
-        contexts = (torch.softmax(scores, dim=-1) * included) @ past
+        contexts = masked_softmax(scores, before & mask[:, None]) @ past
         surplus = 0 if self.reach is None else past.shape[1] - self.reach
         return contexts, replace(state, past_window=past[:, surplus:], past_mask=mask[:, surplus:])
 
@@ -333,9 +329,7 @@ class TextContextNetwork(nn.Module):
     ) -> tuple[Tensor, DialogueState]:
         """H_l of U more utterances after ``state``, and the state after them."""
         dialogues = Sequences.of_dialogues(mask)  # only V utterances that exist are multiplied
-        text_mask = torch.zeros_like(mask) if features.text is None else mask
-        if features.text_mask is not None:
-            text_mask = text_mask & features.text_mask
+        text_mask = features.given("l", mask)
         l = self.dropout(self._utterances(features, text_mask, dialogues))
         l_c, state = self.attention(l, text_mask, state)  # eqs 1-3
         current = torch.cat([dialogues.pack(l), dialogues.pack(l_c)], dim=-1)
@@ -642,7 +636,7 @@ def total_loss(
     return F.cross_entropy(logits, labels, weight=class_weights) + mu * inter
 
 
-class HBAF(Network[DialogueState]):
+class HBAF(Recurrent[DialogueState]):
     """The whole of section 3: ``forward`` over dialogues, ``step`` one utterance at a time.
 
     Both are ``_continue``, from the state before the first utterance or from a later one, so
@@ -654,8 +648,7 @@ class HBAF(Network[DialogueState]):
     config: HbafConfig
 
     def __init__(self, config: HbafConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         if config.use_audio:
             self.absent_audio = nn.Parameter(torch.zeros(config.audio_width))
             self.audio_context = (
@@ -677,24 +670,17 @@ class HBAF(Network[DialogueState]):
         mask = features.present()
         if bool((mask[:, 1:] & ~mask[:, :-1]).any()):
             raise ValueError("utterance_mask: a dialogue's utterances come first, then padding")
-        return self._continue(features, mask, self.blank(len(mask)))[0]
+        return super().forward(features)
 
-    def step_streams(
-        self, utterance: Features, state: DialogueState
-    ) -> tuple[Tensor, DialogueState]:
-        """As every network's."""
-        output, state = self._continue(utterance, utterance.present(), state)
-        return output.logits[:, 0], state
-
-    def _continue(
-        self, features: Features, mask: Tensor, state: DialogueState
-    ) -> tuple[Output, DialogueState]:
+    def _continue(self, features: Features, state: DialogueState) -> tuple[Output, DialogueState]:
         """The output of U more utterances after ``state``, and the state after them."""
+        mask = features.present()
         modalities, new = self.config.modalities, mask.shape[1]
         a = self._audio(features, mask)
         H_l, state = self._text(features, mask, state)  # section 3.1.2, eqs 1-6
         a, H_l = torch.cat([state.audio_window, a], 1), torch.cat([state.text_window, H_l], 1)
-        windows = self._windows(state.window_mask, mask)
+        offline = self.config.mode == "offline"
+        windows = Windows.offline(mask) if offline else Windows.live(state.window_mask, mask)
         H = [self._in_context(each) for each in windows.of({"a": a, "l": H_l}, modalities)]
         h = self.fusion([(windows.targets(each), each) for each in H])  # section 3.2, eqs 7-17
         h_m = torch.cat([h[m] for m in modalities], dim=-1).to(self.classifier.weight.dtype)
@@ -709,10 +695,6 @@ class HBAF(Network[DialogueState]):
             window_mask=torch.cat([state.window_mask, mask], dim=1)[:, new:],
         )
 
-    def _windows(self, window_mask: Tensor, mask: Tensor) -> Windows:
-        offline = self.config.mode == "offline"
-        return Windows.offline(mask) if offline else Windows.live(window_mask, mask)
-
     def _in_context(self, window: ByModality) -> ByModality:
         """Section 3.1.1: windows of a and H_l, [N, n, A] and [N, n, H] → of H_a and H_l."""
         if "a" not in window:
@@ -725,8 +707,8 @@ class HBAF(Network[DialogueState]):
             return self.classifier.weight.new_zeros(*mask.shape, 0)
         if features.audio is None:
             return self.absent_audio.expand(*mask.shape, -1)
-        mask = mask if features.audio_mask is None else mask & features.audio_mask
-        return torch.where(mask[..., None], features.audio, self.absent_audio)
+        present = features.given("a", mask)
+        return torch.where(present[..., None], features.audio, self.absent_audio)
 
     def _text(
         self, features: Features, mask: Tensor, state: DialogueState

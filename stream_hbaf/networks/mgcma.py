@@ -9,8 +9,8 @@ padding; F speech and T text tokens of an utterance, n of either, N of all V tog
 widths of speech and text tokens, H hidden, C classes.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,11 +21,11 @@ from stream_hbaf.networks.alignment import AlignmentCriterion
 from stream_hbaf.networks.hbaf import Residual
 from stream_hbaf.networks.network import (
     Features,
-    Network,
+    Mode,
     NetworkConfig,
     Output,
     Standardise,
-    Stateless,
+    WithoutState,
 )
 from stream_hbaf.networks.windows import Sequences
 
@@ -33,6 +33,8 @@ from stream_hbaf.networks.windows import Sequences
 @dataclass(frozen=True, slots=True)
 class MgcmaConfig(NetworkConfig):
     """MGCMA's sizes and every switch of its ablations. ConfigError if they can't fit."""
+
+    ONLY: ClassVar[Mode] = "live"
 
     kind: Literal["mgcma"] = "mgcma"
     hidden: int = 128
@@ -48,8 +50,6 @@ class MgcmaConfig(NetworkConfig):
 
     def __post_init__(self) -> None:
         NetworkConfig.__post_init__(self)
-        if self.mode != "live":
-            raise ConfigError("network: mgcma sees the utterance itself only; its mode is live")
         if self.hidden % 2 or self.hidden % self.heads:
             raise ConfigError(f"network: hidden {self.hidden} must divide by 2 and by heads")
         if self.temperature <= 0:
@@ -78,10 +78,6 @@ class Tokens:
     values: Tensor  # [N, ..]
     mask: Tensor  # [V, n] the places of the tokens when padded
 
-    def with_values(self, values: Tensor) -> "Tokens":
-        """Tokens with other values [N, ..] at the same places."""
-        return Tokens(values, self.mask)
-
     def mean(self) -> Tensor:
         """The mean of each utterance's tokens, at least one of each: [V, ..]."""
         owner = self.mask.nonzero()[:, 0]
@@ -89,16 +85,14 @@ class Tokens:
         counts = self.mask.sum(dim=1, keepdim=True)
         return total.index_add(0, owner, self.values) / counts
 
-    def pad(self) -> Tensor:
-        """The values as [V, n, ..], zero in padding."""
-        padded = self.values.new_zeros(self.mask.numel(), self.values.shape[-1])
-        return padded.index_copy(0, self._rows(), self.values).view(
-            *self.mask.shape, padded.shape[-1]
-        )
+    def pad(self, values: Tensor) -> Tensor:
+        """Values [N, H] of the tokens → [V, n, H], zero in padding."""
+        padded = values.new_zeros(self.mask.numel(), values.shape[-1])
+        return padded.index_copy(0, self._rows(), values).view(*self.mask.shape, values.shape[1])
 
     def pack(self, padded: Tensor) -> "Tokens":
         """[V, n, ..] → tokens at the same places."""
-        return self.with_values(padded.flatten(0, 1).index_select(0, self._rows()))
+        return replace(self, values=padded.flatten(0, 1).index_select(0, self._rows()))
 
     def _rows(self) -> Tensor:
         return self.mask.flatten().nonzero()[:, 0]
@@ -156,8 +150,8 @@ class Attention(nn.Module):
 
     def forward(self, target: Tokens, source: Tokens) -> Tokens:
         """Queries of the target [N, H], keys and values of the source [M, H] → [N, H]."""
-        query = self._by_head(target.with_values(self.query(target.values)).pad())
-        key_value = source.with_values(self.key_value(source.values)).pad()
+        query = self._by_head(target.pad(self.query(target.values)))
+        key_value = source.pad(self.key_value(source.values))
         key, value = (self._by_head(part) for part in key_value.chunk(2, dim=-1))
         mixed = F.scaled_dot_product_attention(
             query, key, value, attn_mask=source.mask[:, None, None]
@@ -184,7 +178,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, tokens: Tokens) -> Tokens:
         attended = self.out(self.attention(tokens, tokens).values)
-        return tokens.with_values(self.residual(tokens.values, attended))
+        return replace(tokens, values=self.residual(tokens.values, attended))
 
 
 def feature_extractor(config: MgcmaConfig, *, modality: str) -> nn.Sequential:
@@ -234,7 +228,7 @@ class TokenAlignment(nn.Module):
         return self.speech(speech, text), self.text(text, speech)
 
 
-class MGCMA(Network[Stateless]):
+class MGCMA(WithoutState):
     """The whole network: each utterance by itself, without state.
 
     Speech and text are projected, go through self-attention, are aligned token by token, pooled
@@ -246,8 +240,7 @@ class MGCMA(Network[Stateless]):
     config: MgcmaConfig
 
     def __init__(self, config: MgcmaConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.feature_extractor = nn.ModuleDict(
             {m: feature_extractor(config, modality=m) for m in config.modalities}
         )
@@ -277,10 +270,6 @@ class MGCMA(Network[Stateless]):
         logits = utterances.pad(self.classifier(joined))
         return Output(logits, h_a, h_l, utterances.pad(joined))
 
-    def step_streams(self, utterance: Features, state: Stateless) -> tuple[Tensor, Stateless]:
-        """As every network's; the state stays the same."""
-        return self(utterance).logits[:, 0], state
-
     @torch.no_grad()
     def standardise(self, text: Tensor) -> None:
         """Fit mean and deviation of the training set's text tokens [.., L], before training.
@@ -288,10 +277,6 @@ class MGCMA(Network[Stateless]):
         Rows with NaN in them are left out.
         """
         super().standardise(text[~text.isnan().any(dim=-1)])
-
-    def blank(self, streams: int) -> Stateless:
-        """The empty state of S streams."""
-        return Stateless(next(self.parameters()).new_zeros(streams, 0))
 
     def criterion(self) -> AlignmentCriterion | None:
         """The alignment losses that are switched on; None with one modality or without any."""

@@ -40,11 +40,8 @@ class Features:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Features":
         """The same features with every tensor changed, for example moved to a device."""
-        changed = {}
-        for field in fields(self):
-            tensor = getattr(self, field.name)
-            changed[field.name] = None if tensor is None else change(tensor)
-        return Features(**changed)
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{k: change(part) for k, part in tensors.items() if part is not None})
 
     def parties(self, mask: Tensor) -> Tensor:
         """The number of each utterance's speaker, of the mask's shape [..], 0 .. PARTIES - 1."""
@@ -58,13 +55,20 @@ class Features:
         """
         if self.utterance_mask is not None:
             return self.utterance_mask
-        for mask in (self.audio_mask, self.text_mask):
+        features = [part[..., 0] for part in (self.audio, self.text) if part is not None]
+        for mask in (self.audio_mask, self.text_mask, *features):
             if mask is not None:
-                return torch.ones_like(mask)
-        for tensor in (self.audio, self.text):
-            if tensor is not None:
-                return torch.ones(tensor.shape[:-1], dtype=torch.bool, device=tensor.device)
+                return torch.ones_like(mask, dtype=torch.bool)
         raise ValueError("features without any tensor have no shape: give audio, text or a mask")
+
+    def given(self, modality: str, mask: Tensor) -> Tensor:
+        """Which utterances of a mask [..] have audio ("a") or text ("l"): [..]."""
+        tensor, present = (
+            (self.audio, self.audio_mask) if modality == "a" else (self.text, self.text_mask)
+        )
+        if tensor is None:
+            return torch.zeros_like(mask)
+        return mask if present is None else mask & present
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,8 +86,7 @@ class State:
     @property
     def shape(self) -> torch.Size:
         """The leading shape."""
-        part = self._first
-        return part.shape[: part.dim() - self.OWN]
+        return self._first.shape[: self._first.dim() - self.OWN]
 
     @property
     def device(self) -> torch.device:
@@ -127,18 +130,8 @@ class Stateless(State):
     empty: Tensor  # [.., 0]
 
 
-def lead(part: Tensor) -> Tensor:
-    """One dialogue's tensor as that of one stream."""
-    return part[None]
-
-
-def first(part: Tensor) -> Tensor:
-    """The first stream's tensor as that of one dialogue."""
-    return part[0]
-
-
 Mode = Literal["live", "offline"]
-
+ONLY_BECAUSE: dict[Mode, str] = {"live": "never looks ahead", "offline": "sees the whole dialogue"}
 SEES_THE_FUTURE = "this network was trained offline and sees the future; use a live one"
 SMALLEST_DEVIATION = 1e-3  # of a text feature; half precision must still tell it from zero
 
@@ -152,9 +145,11 @@ StateT = TypeVar("StateT", bound=State, covariant=True, default=State)
 class NetworkConfig:
     """What every network has. A subclass names its ``kind`` and adds its own sizes and switches.
 
-    ``live``: nothing after an utterance is used for it. ``offline``: the whole dialogue is.
+    Mode ``live``: nothing after an utterance is used for it. ``offline``: the whole dialogue is.
     Raises ConfigError if the settings contradict one another.
     """
+
+    ONLY: ClassVar[Mode | None] = None  # the mode of a network that has but one
 
     kind: str = ""
     audio_width: int = 512  # A, after selection
@@ -173,6 +168,9 @@ class NetworkConfig:
             raise ConfigError("network: use_audio and use_text are both off; switch one on")
         if self.mode not in ("live", "offline"):
             raise ConfigError(f"network: mode '{self.mode}' must be live or offline")
+        if self.ONLY not in (None, self.mode):
+            because = ONLY_BECAUSE[self.ONLY]
+            raise ConfigError(f"network: {self.kind} {because}; its mode is {self.ONLY}")
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -218,16 +216,16 @@ class Network(nn.Module, ABC, Generic[StateT]):
     config: NetworkConfig
     state_dims: ClassVar[int] = 0  # of one dialogue's state, before its fields' own dimensions
 
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+
     @abstractmethod
     def forward(self, features: Features) -> Output:
         """[B, U, ..] → logits of every utterance of whole dialogues."""
 
     @torch.no_grad()
-    def step(
-        self,
-        features: Features,
-        state: StateT,  # type: ignore[misc]
-    ) -> tuple[Tensor, StateT]:
+    def step(self, features: Features, state: StateT) -> tuple[Tensor, StateT]:  # type: ignore[misc]
         """One utterance of a dialogue → logits [C] and the state after it.
 
         With a state of S streams, one utterance of each: features [S, ..] → logits [S, C]. The
@@ -237,18 +235,15 @@ class Network(nn.Module, ABC, Generic[StateT]):
         """
         self.require_live()
         if len(state.shape) == self.state_dims:  # one dialogue: one stream
-            logits, after = self.step(features.map(lead), state.map(lead))
-            return logits[0], after.map(first)
+            one = features.map(lambda part: part[None]), state.map(lambda part: part[None])
+            logits, after = self.step(*one)
+            return logits[0], after.map(lambda part: part[0])
         present = torch.ones(state.shape[0], 1, dtype=torch.bool, device=state.device)
         utterance = replace(features.map(lambda part: part[:, None]), utterance_mask=present)
         return self.step_streams(utterance, state)
 
     @abstractmethod
-    def step_streams(
-        self,
-        utterance: Features,
-        state: StateT,  # type: ignore[misc]
-    ) -> tuple[Tensor, StateT]:
+    def step_streams(self, utterance: Features, state: StateT) -> tuple[Tensor, StateT]:  # type: ignore[misc]
         """``step`` of one utterance of each of S streams: features [S, 1, ..] → logits [S, C]."""
 
     @abstractmethod
@@ -263,7 +258,7 @@ class Network(nn.Module, ABC, Generic[StateT]):
         self.require_live()
         if streams is not None:
             return self.blank(streams)
-        return self.blank(1).map(first)
+        return self.blank(1).map(lambda part: part[0])
 
     def require_live(self) -> None:
         """Raise ModelError offline."""
@@ -285,21 +280,52 @@ class Network(nn.Module, ABC, Generic[StateT]):
         return None
 
 
+class Recurrent(Network[StateT]):
+    """A network that sees dialogues as it steps through them: both ways continue from a state."""
+
+    @abstractmethod
+    def _continue(self, features: Features, state: StateT) -> tuple[Output, StateT]:  # type: ignore[misc]
+        """The output of U more utterances after ``state``, and the state after them."""
+
+    def forward(self, features: Features) -> Output:
+        """As every network's."""
+        return self._continue(features, self.blank(len(features.present())))[0]
+
+    def step_streams(self, utterance: Features, state: StateT) -> tuple[Tensor, StateT]:  # type: ignore[misc]
+        """As every network's."""
+        output, state = self._continue(utterance, state)
+        return output.logits[:, 0], state
+
+
+class WithoutState(Network[Stateless]):
+    """A network that uses the utterance itself only, or offline the whole dialogue at once."""
+
+    def step_streams(self, utterance: Features, state: Stateless) -> tuple[Tensor, Stateless]:
+        """As every network's; the state stays the same."""
+        return self.forward(utterance).logits[:, 0], state
+
+    def blank(self, streams: int) -> Stateless:
+        """The empty state of S streams."""
+        return Stateless(next(self.parameters()).new_zeros(streams, 0))
+
+
 class Criterion(nn.Module, ABC, Generic[OutputT]):
     """A weighted loss beside cross entropy. Its own parameters are trained but not shipped."""
 
     @abstractmethod
-    def forward(
-        self,
-        output: OutputT,  # type: ignore[misc]
-        mask: Tensor,
-        labels: Tensor,
-    ) -> Tensor:
+    def forward(self, output: OutputT, mask: Tensor, labels: Tensor) -> Tensor:  # type: ignore[misc]
         """The network's output → a scalar; zero, with a gradient, where nothing can be compared.
 
         ``mask`` [B, U] chooses the utterances that have both audio and text; ``labels`` [B, U] is
         -1 where there is none.
         """
+
+
+def masked_softmax(scores: Tensor, mask: Tensor, *, dim: int = -1) -> Tensor:
+    """Softmax over the places of a mask, zero at all others, also where there is no place."""
+    # Not -inf: without any place there would be NaN, in the gradients too.
+    lowest = torch.finfo(scores.dtype).min
+    return torch.softmax(scores.masked_fill(~mask, lowest), dim=dim) * mask
 
 
 class Standardise(nn.Module):

@@ -6,6 +6,7 @@ Lakshminarayanan et al. 2017).
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
@@ -15,15 +16,17 @@ from torch import Tensor, nn
 
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.networks.baselines.agf_ib import AgfIb, AgfIbConfig
-from stream_hbaf.networks.baselines.bc_lstm import BcLstm, BcLstmConfig
 from stream_hbaf.networks.baselines.cmn import Cmn, CmnConfig
-from stream_hbaf.networks.baselines.dialogue_rnn import DialogueRnn, DialogueRnnConfig
-from stream_hbaf.networks.baselines.hgraph_cl import HgraphCl, HgraphClConfig
-from stream_hbaf.networks.baselines.m2fnet import M2FNet, M2FNetConfig
+from stream_hbaf.networks.baselines.fusion import M2FNet, M2FNetConfig, Telme, TelmeConfig
+from stream_hbaf.networks.baselines.graph import HgraphCl, HgraphClConfig, Mmgcn, MmgcnConfig
 from stream_hbaf.networks.baselines.m2r2 import M2R2, M2R2Config
 from stream_hbaf.networks.baselines.mamba import BroadMamba, MambaConfig
-from stream_hbaf.networks.baselines.mmgcn import Mmgcn, MmgcnConfig
-from stream_hbaf.networks.baselines.telme import Telme, TelmeConfig
+from stream_hbaf.networks.baselines.recurrent import (
+    BcLstm,
+    BcLstmConfig,
+    DialogueRnn,
+    DialogueRnnConfig,
+)
 from stream_hbaf.networks.hbaf import HBAF, HbafConfig
 from stream_hbaf.networks.mgcma import MGCMA, MgcmaConfig
 from stream_hbaf.networks.network import Features, Network, NetworkConfig, Output, State
@@ -67,7 +70,7 @@ def read_network(settings: Any) -> NetworkConfig:
         return settings
     kind = config_class(settings.get("kind", "hbaf"))
     for name in settings:
-        if name not in kind.__dataclass_fields__:
+        if name not in {field.name for field in fields(kind)}:
             raise ConfigError(f"there is no setting '{name}' of the network")
     try:
         return TypeAdapter(kind).validate_python(settings)
@@ -86,9 +89,8 @@ class Ensemble(Network[State]):
     state_dims = 1  # M
 
     def __init__(self, members: Sequence[Network]) -> None:
-        super().__init__()
+        super().__init__(members[0].config)
         self.members = nn.ModuleList(members)
-        self.config = members[0].config
 
     @property
     def _each(self) -> list[Network]:

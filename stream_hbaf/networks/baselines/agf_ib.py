@@ -18,27 +18,36 @@ forms of the contrastive loss and of the bottleneck, given below; the weights of
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stream_hbaf.networks.baselines.hgraph_cl import supervised_contrast
-from stream_hbaf.networks.baselines.inputs import (
+from stream_hbaf.networks.baselines.layers import (
     Inputs,
-    Offline,
     Projected,
-    require_offline_mode,
+    pairs_of_nodes,
+    supervised_contrast,
 )
-from stream_hbaf.networks.network import PARTIES, Criterion, Features, Mode, NetworkConfig, Output
+from stream_hbaf.networks.network import (
+    PARTIES,
+    Criterion,
+    Features,
+    Mode,
+    NetworkConfig,
+    Output,
+    WithoutState,
+)
 
 INITIAL_LOG_VARIANCE = -4.0  # that of N(0, 1) would drown the gradient in noise
 
 
 @dataclass(frozen=True, slots=True)
 class AgfIbConfig(NetworkConfig):
-    """AGF-IB's sizes and switches. ConfigError if they can't fit."""
+    """AGF-IB's sizes and switches."""
+
+    ONLY: ClassVar[Mode] = "offline"
 
     kind: Literal["agf-ib"] = "agf-ib"
     mode: Mode = "offline"
@@ -48,10 +57,6 @@ class AgfIbConfig(NetworkConfig):
     use_graph: bool = True
     use_contrast: bool = True
     use_bottleneck: bool = True  # else a linear map of the graph's output
-
-    def __post_init__(self) -> None:
-        NetworkConfig.__post_init__(self)
-        require_offline_mode(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +69,13 @@ class AgfIbOutput(Output):
     log_variances: dict[str, Tensor] | None = None  # None: no bottleneck
 
 
-class AgfIb(Offline):
+class AgfIb(WithoutState):
     """The whole network: generators, graph, a bottleneck for each modality, classifier."""
 
     config: AgfIbConfig
 
     def __init__(self, config: AgfIbConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         hidden, modalities = config.hidden, config.modalities
         self.inputs = Inputs(config)
         self.generators = nn.ModuleDict({m: Generator(hidden) for m in modalities})
@@ -83,7 +87,7 @@ class AgfIb(Offline):
         if config.use_bottleneck:
             self.variances = nn.ModuleDict({m: nn.Linear(width, hidden) for m in modalities})
             for layer in self.variances.values():
-                nn.init.constant_(layer.bias, INITIAL_LOG_VARIANCE)  # type: ignore[arg-type]
+                nn.init.constant_(layer.get_parameter("bias"), INITIAL_LOG_VARIANCE)
         self.dropout = nn.Dropout(config.dropout)
         self.classifier = nn.Linear(hidden * len(modalities), config.classes)
 
@@ -98,10 +102,9 @@ class AgfIb(Offline):
         if self.config.use_bottleneck:
             log_variances = {m: layer(wide[m]) for m, layer in self.variances.items()}
         samples = self._sample(means, log_variances)
-        padding = inputs.padding
-        fused = torch.cat(list(samples.values()), dim=-1).masked_fill(padding, 0.0)
+        fused = inputs.masked(torch.cat(list(samples.values()), dim=-1))
         return AgfIbOutput(
-            self.classifier(torch.relu(fused)).masked_fill(padding, 0.0),
+            inputs.masked(self.classifier(torch.relu(fused))),
             h_m=fused,
             aligned=aligned,
             nodes=nodes,
@@ -178,12 +181,8 @@ class SignedGraph(nn.Module):
 
 def neighbours(mask: Tensor, *, modalities: int) -> Tensor:
     """Edges between nodes of one modality, and between those of one utterance: [B, M U, M U]."""
-    turns = mask.shape[1]
-    place = torch.arange(modalities * turns, device=mask.device)
-    modality, turn = place // turns, place % turns
-    joined = (modality[:, None] == modality) ^ (turn[:, None] == turn)  # a node itself is both
-    node_mask = mask.repeat(1, modalities)
-    return joined & node_mask[:, None] & node_mask[..., None]
+    same_modality, same_turn, there = pairs_of_nodes(mask, modalities=modalities)
+    return (same_modality ^ same_turn) & there  # a node itself is both
 
 
 class AgfIbLoss(Criterion[AgfIbOutput]):
@@ -249,13 +248,9 @@ def emotion_contrast(nodes: list[Tensor], labels: Tensor, *, temperature: float)
     """
     alike = labels[:, None] == labels
     losses = [supervised_contrast(states, alike, temperature=temperature) for states in nodes]
-    if len(nodes) > 1:
-        count = len(nodes)
-        losses.append(
-            supervised_contrast(
-                torch.cat(nodes), alike.repeat(count, count), temperature=temperature
-            )
-        )
+    if (count := len(nodes)) > 1:
+        every = alike.repeat(count, count)
+        losses.append(supervised_contrast(torch.cat(nodes), every, temperature=temperature))
     return torch.stack(losses).mean()
 
 

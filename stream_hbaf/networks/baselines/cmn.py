@@ -22,13 +22,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stream_hbaf.errors import ConfigError
-from stream_hbaf.networks.baselines.inputs import Inputs, Projected, require_live_mode
-from stream_hbaf.networks.network import Features, Network, NetworkConfig, Output, State
+from stream_hbaf.networks.baselines.layers import Inputs, Projected
+from stream_hbaf.networks.network import (
+    Features,
+    Mode,
+    Network,
+    NetworkConfig,
+    Output,
+    State,
+    masked_softmax,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class CmnConfig(NetworkConfig):
     """CMN's sizes and switches. ConfigError if they can't fit."""
+
+    ONLY: ClassVar[Mode] = "live"
 
     kind: Literal["cmn"] = "cmn"
     hidden: int = 128
@@ -40,7 +50,6 @@ class CmnConfig(NetworkConfig):
 
     def __post_init__(self) -> None:
         NetworkConfig.__post_init__(self)
-        require_live_mode(self)
         if self.memory < 1 or self.hops < 1:
             raise ConfigError("network: memory and hops of cmn must be at least 1")
         if not (self.use_own or self.use_others):
@@ -90,8 +99,7 @@ class Cmn(Network[CmnState]):
     config: CmnConfig
 
     def __init__(self, config: CmnConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         hidden = config.hidden
         self.inputs = Inputs(config)
         self.query = nn.Linear(2 * hidden, hidden)
@@ -108,8 +116,7 @@ class Cmn(Network[CmnState]):
         if len(places[0]):
             found = self._query(inputs.both, inputs.speaker, inputs.mask, *places)
             queries = queries.index_put(places, found.to(queries.dtype))
-        logits = self.classifier(self.dropout(queries)).masked_fill(inputs.padding, 0.0)
-        return Output(logits, h_m=queries)
+        return inputs.output(self.classifier(self.dropout(queries)), {}, queries)
 
     def step_streams(self, utterance: Features, state: CmnState) -> tuple[Tensor, CmnState]:
         """As every network's."""
@@ -175,6 +182,4 @@ class Cmn(Network[CmnState]):
         scores = torch.tanh(memory @ query[..., None])[..., 0]
         if not self.config.use_attention:
             scores = torch.zeros_like(scores)
-        lowest = torch.finfo(scores.dtype).min  # not -inf: an empty memory would be NaN
-        weights = torch.softmax(scores.masked_fill(~mask, lowest), dim=1) * mask
-        return (weights[:, None] @ memory)[:, 0]
+        return (masked_softmax(scores, mask)[:, None] @ memory)[:, 0]

@@ -27,14 +27,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stream_hbaf.errors import ConfigError
-from stream_hbaf.networks.baselines.inputs import Inputs, Projected, require_live_mode
+from stream_hbaf.networks.baselines.layers import Inputs, Projected
 from stream_hbaf.networks.network import (
     PARTIES,
     Criterion,
     Features,
-    Network,
+    Mode,
     NetworkConfig,
     Output,
+    Recurrent,
     State,
 )
 
@@ -42,6 +43,8 @@ from stream_hbaf.networks.network import (
 @dataclass(frozen=True, slots=True)
 class M2R2Config(NetworkConfig):
     """M2R2's sizes and switches. ConfigError if they can't fit."""
+
+    ONLY: ClassVar[Mode] = "live"
 
     kind: Literal["m2r2"] = "m2r2"
     dropped: float = 0.2  # share of the utterances of both modalities that lose one in training
@@ -51,7 +54,6 @@ class M2R2Config(NetworkConfig):
 
     def __post_init__(self) -> None:
         NetworkConfig.__post_init__(self)
-        require_live_mode(self)
         if not 0 <= self.dropped <= 1:
             raise ConfigError(f"network: dropped {self.dropped} must be from 0 to 1")
 
@@ -146,14 +148,13 @@ def _attend(query: Tensor, *, topic: Tensor, parties: Tensor, party_mask: Tensor
     return attended
 
 
-class M2R2(Network[M2R2State]):
+class M2R2(Recurrent[M2R2State]):
     """The whole network: missing modalities are reconstructed, then PANet and emotion GRU run."""
 
     config: M2R2Config
 
     def __init__(self, config: M2R2Config) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         hidden = config.hidden
         both = len(config.modalities) == 2
         self.inputs = Inputs(config)
@@ -163,15 +164,6 @@ class M2R2(Network[M2R2State]):
         self.emotion = nn.GRU(hidden, hidden, batch_first=True)
         self.dropout = nn.Dropout(config.dropout)
         self.classifier = nn.Linear(hidden, config.classes)
-
-    def forward(self, features: Features) -> M2R2Output:
-        """As every network's; in training some modalities are dropped."""
-        return self._continue(features, self.blank(len(features.present())))[0]
-
-    def step_streams(self, utterance: Features, state: M2R2State) -> tuple[Tensor, M2R2State]:
-        """As every network's."""
-        output, state = self._continue(utterance, state)
-        return output.logits[:, 0], state
 
     def blank(self, streams: int) -> M2R2State:
         """The state before the first utterance, [S, ..]."""
@@ -190,40 +182,32 @@ class M2R2(Network[M2R2State]):
         return ReconstructionLoss(self.config.reconstruction_weight)
 
     def _continue(self, features: Features, state: M2R2State) -> tuple[M2R2Output, M2R2State]:
-        """The output of more utterances after ``state``, and the state after them."""
+        """As every recurrent network's; in training some modalities are dropped."""
         inputs: Projected = self.inputs(features)
-        padding = inputs.padding
         parts = torch.stack([inputs.audio, inputs.text], dim=-2)  # [B, U, 2, H]
         common = reconstructed = None
         if self.common is not None:
-            common, reconstructed = (
-                part.masked_fill(padding[..., None], 0.0) for part in self.common(inputs)
-            )
+            common, reconstructed = (inputs.masked(part) for part in self.common(inputs))
             parts = torch.where(self._replaced(features)[..., None], reconstructed, parts)
         utterances = self.dropout(torch.relu(self.join(parts.flatten(2))))
         speaker_states, state = self.panet(utterances, inputs.speaker, state)
         emotions, last = self.emotion(self.dropout(speaker_states), state.emotion[None])
-        emotions = emotions.masked_fill(padding, 0.0)
-        logits = self.classifier(self.dropout(emotions)).masked_fill(padding, 0.0)
-        h_a, h_l = (part.masked_fill(padding, 0.0) for part in (inputs.audio, inputs.text))
+        emotions = inputs.masked(emotions)
+        logits = inputs.masked(self.classifier(self.dropout(emotions)))
+        h_a, h_l = inputs.masked(inputs.audio), inputs.masked(inputs.text)
         output = M2R2Output(logits, h_a, h_l, emotions, common, reconstructed)
         return output, replace(state, emotion=last[0])
 
     def _replaced(self, features: Features) -> Tensor:
         """[B, U, 2]: where a modality is missing or dropped, and the other is present."""
         mask = features.present()
-        absent = torch.zeros_like(mask)
-        audio = absent if features.audio is None else mask
-        text = absent if features.text is None else mask
-        audio = audio if features.audio_mask is None else audio & features.audio_mask
-        text = text if features.text_mask is None else text & features.text_mask
+        audio, text = features.given("a", mask), features.given("l", mask)
         missing = torch.stack([text & ~audio, audio & ~text], dim=-1)
         if not self.training:
             return missing
         chance, share = torch.rand(mask.shape, device=mask.device), self.config.dropped
-        dropped = torch.stack(
-            [chance < share / 2, (chance >= share / 2) & (chance < share)], dim=-1
-        )
+        first = chance < share / 2
+        dropped = torch.stack([first, (chance < share) & ~first], dim=-1)
         return missing | (dropped & (audio & text)[..., None])
 
 

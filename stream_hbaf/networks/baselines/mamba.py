@@ -26,14 +26,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stream_hbaf.networks.baselines.inputs import Inputs, Projected
+from stream_hbaf.networks.baselines.layers import Inputs, Projected
 from stream_hbaf.networks.network import (
     Criterion,
     Features,
     Mode,
-    Network,
     NetworkConfig,
     Output,
+    Recurrent,
     State,
 )
 
@@ -184,14 +184,13 @@ class Context(nn.Module):
         return self.norm(self.broad(hidden)), recent, memory
 
 
-class BroadMamba(Network[MambaState]):
-    """The whole network; ``step`` and ``forward`` run the same recurrence."""
+class BroadMamba(Recurrent[MambaState]):
+    """The whole network."""
 
     config: MambaConfig
 
     def __init__(self, config: MambaConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         hidden, classes = config.hidden, config.classes
         self.inputs = Inputs(config)
         self.contexts = nn.ModuleDict({m: Context(config) for m in config.modalities})
@@ -200,15 +199,6 @@ class BroadMamba(Network[MambaState]):
         self.guides = nn.ModuleDict({m: nn.Linear(hidden, classes) for m in guides})
         self.dropout = nn.Dropout(config.dropout)
         self.classifier = nn.Linear(hidden, classes)
-
-    def forward(self, features: Features) -> MambaOutput:
-        """As every network's."""
-        return self._continue(features, self.blank(len(features.present())))[0]
-
-    def step_streams(self, utterance: Features, state: MambaState) -> tuple[Tensor, MambaState]:
-        """As every network's."""
-        output, state = self._continue(utterance, state)
-        return output.logits[:, 0], state
 
     def blank(self, streams: int) -> MambaState:
         """The state before the first utterance, [S, ..]."""
@@ -225,19 +215,17 @@ class BroadMamba(Network[MambaState]):
         return GuidanceLoss(self.config.guidance_weight) if self.guides else None
 
     def _continue(self, features: Features, state: MambaState) -> tuple[MambaOutput, MambaState]:
-        """The output of more utterances after ``state``, and the state after them."""
+        """As every recurrent network's."""
         inputs: Projected = self.inputs(features)
-        padding = inputs.padding
         h, states = {}, []
         for n, (m, context) in enumerate(self.contexts.items()):
             before = state.recent[:, n], state.memory[:, n]
             hidden, *after = context(inputs.modality(m), inputs.mask, *before)
-            h[m] = hidden.masked_fill(padding, 0.0)
+            h[m] = inputs.masked(hidden)
             states.append(after)
         h_m, unimodal = self._fuse(h)
-        logits = self.classifier(self.dropout(h_m)).masked_fill(padding, 0.0)
-        if unimodal is not None:
-            unimodal = unimodal.masked_fill(padding[..., None], 0.0)
+        logits = inputs.masked(self.classifier(self.dropout(h_m)))
+        unimodal = None if unimodal is None else inputs.masked(unimodal)
         recent, memory = (torch.stack(parts, dim=1) for parts in zip(*states, strict=True))
         output = MambaOutput(logits, h.get("a"), h.get("l"), h_m, unimodal)
         return output, MambaState(recent, memory)

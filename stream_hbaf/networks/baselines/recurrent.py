@@ -1,18 +1,4 @@
-"""DialogueRNN: Majumder, Poria, Hazarika, Mihalcea, Gelbukh, Cambria, "DialogueRNN: An Attentive
-RNN for Emotion Detection in Conversations", AAAI 2019.
-
-Kept: the global GRU over all utterances, the party GRU with its attention over past global
-states, the emotion GRU; the variants "l" (listeners' states change too, ``use_listener``), "Bi"
-(a second network from the end to the beginning) and "Att" (attention over all emotion
-representations). Mode ``live`` is DialogueRNN, which is causal; mode ``offline`` is
-BiDialogueRNN+Att.
-
-Left out: vision and the encoders before it. Changed: live, the party GRU attends to the last
-``memory`` global states, not to all, so that the state has a fixed size; parties beyond the ninth
-share a state; a listener's GRU takes the utterance and the speaker's new state, as in the authors'
-code, since the paper's takes the listener's face; no dropout within the recurrence, where the
-authors' code has some. Live, e_t itself is classified.
-"""
+"""bc-LSTM and DialogueRNN, the contexts of which are recurrent networks over the utterances."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
@@ -22,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stream_hbaf.errors import ConfigError
-from stream_hbaf.networks.baselines.inputs import Inputs, Projected
+from stream_hbaf.networks.baselines.layers import Inputs, LstmState, Projected, run_packed
 from stream_hbaf.networks.network import (
     PARTIES,
     Features,
@@ -30,8 +16,112 @@ from stream_hbaf.networks.network import (
     Network,
     NetworkConfig,
     Output,
+    Recurrent,
     State,
+    masked_softmax,
 )
+
+
+@dataclass(frozen=True, slots=True)
+class BcLstmConfig(NetworkConfig):
+    """bc-LSTM's sizes and the variants of its paper."""
+
+    kind: Literal["bc-lstm"] = "bc-lstm"
+    hidden: int = 128
+    mode: Mode = "offline"
+    use_hierarchy: bool = True  # else one LSTM over both modalities side by side
+    use_dense: bool = True  # else the LSTM's own output is classified ("h-LSTM")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BcLstmState(State):
+    """sc-LSTM's state: hidden and cell of each of its N LSTMs."""
+
+    OWN: ClassVar[int] = 2
+
+    hidden: Tensor  # [.., N, H]
+    cell: Tensor  # [.., N, H]
+
+
+class ContextualLstm(nn.Module):
+    """Utterances [B, U, I] → context-dependent features [B, U, ``width``].
+
+    z_t = ReLU(W_z h_t + b_z) of an LSTM's outputs h_t. Outputs in padding have no meaning.
+    """
+
+    def __init__(self, incoming: int, config: BcLstmConfig) -> None:
+        super().__init__()
+        both_ways = config.mode == "offline"
+        self.lstm = nn.LSTM(incoming, config.hidden, batch_first=True, bidirectional=both_ways)
+        width = config.hidden * (2 if both_ways else 1)
+        self.dense = nn.Linear(width, config.hidden) if config.use_dense else None
+        self.width = config.hidden if config.use_dense else width
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self, utterances: Tensor, mask: Tensor, before: LstmState
+    ) -> tuple[Tensor, LstmState]:
+        """The features, and live the LSTM's state after them."""
+        start = None if self.lstm.bidirectional else before
+        outputs, after = run_packed(self.lstm, utterances, mask, start)
+        dense = outputs if self.dense is None else self.dense(outputs).relu()
+        return self.dropout(dense), after
+
+
+class BcLstm(Recurrent[BcLstmState]):
+    """bc-LSTM: Poria, Cambria, Hazarika, Majumder, Zadeh, Morency, "Context-Dependent Sentiment
+    Analysis in User-Generated Videos", ACL 2017.
+
+    Kept: for each modality a "contextual LSTM", which is an LSTM over a dialogue's utterances, a
+    dense layer and a softmax; the hierarchical fusion, in which a further contextual LSTM takes the
+    outputs of those of the modalities, and the plain one, in which it takes the utterances; the
+    variants bc-LSTM (two directions, mode ``offline``), sc-LSTM (one direction, mode ``live``:
+    causal) and h-LSTM (no dense layer). Speakers are not used. With one modality there is no fusing
+    LSTM.
+
+    Left out: vision, and the encoders of audio and text before it. Changed: all is trained as one,
+    where the paper trains the modalities first and the fusing LSTM on their outputs; a linear map
+    and dropout stand before the first LSTMs, as in all baselines here. Not given by the paper, our
+    choice: the place of dropout, and ReLU in the dense layer.
+    """
+
+    config: BcLstmConfig
+
+    def __init__(self, config: BcLstmConfig) -> None:
+        super().__init__(config)
+        self.inputs = Inputs(config)
+        modalities = config.modalities
+        unimodal = modalities if config.use_hierarchy or len(modalities) == 1 else ()
+        contexts = {m: ContextualLstm(config.hidden, config) for m in unimodal}
+        self.contexts = nn.ModuleDict(contexts)
+        widths = [contexts[m].width if m in contexts else config.hidden for m in modalities]
+        self.fusing = ContextualLstm(sum(widths), config) if len(modalities) > 1 else None
+        width = widths[0] if self.fusing is None else self.fusing.width
+        self.classifier = nn.Linear(width, config.classes)
+
+    def _continue(self, features: Features, state: BcLstmState) -> tuple[Output, BcLstmState]:
+        """As every network's; h_a and h_l are the outputs of the modalities' LSTMs."""
+        inputs: Projected = self.inputs(features)
+        streams = {m: inputs.modality(m) for m in self.config.modalities}
+        before = list(zip(state.hidden.unbind(1), state.cell.unbind(1), strict=True))
+        after: list[LstmState] = []
+        for n, (m, context) in enumerate(self.contexts.items()):
+            streams[m], last = context(streams[m], inputs.mask, before[n])
+            after.append(last)
+        fused = next(iter(streams.values()))
+        if self.fusing is not None:
+            joined = torch.cat(list(streams.values()), dim=-1)
+            fused, last = self.fusing(joined, inputs.mask, before[-1])
+            after.append(last)
+        hidden, cell = (torch.stack(parts, dim=1) for parts in zip(*after, strict=True))
+        output = inputs.output(self.classifier(fused), streams, fused)
+        return output, BcLstmState(hidden, cell)
+
+    def blank(self, streams: int) -> BcLstmState:
+        """The state before the first utterance, [S, ..]."""
+        lstms = len(self.contexts) + (self.fusing is not None)
+        zeros = self.classifier.weight.new_zeros(streams, lstms, self.config.hidden)
+        return BcLstmState(zeros, zeros.clone())
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +199,9 @@ class OneWay(nn.Module):
         return emotions, replace(state, emotion=last[0])
 
     def _context(self, key: Tensor, state: DialogueRnnState) -> Tensor:
-        """c_t [B, H]; zero where there is no past: unused slots are zero themselves."""
-        scores = (state.past @ key[..., None])[..., 0]
-        # Not -inf: without a past there would be NaN.
-        scores = scores.masked_fill(~state.past_mask, torch.finfo(scores.dtype).min)
-        return (torch.softmax(scores, dim=-1)[:, None] @ state.past)[:, 0]
+        """c_t [B, H]; zero where there is no past."""
+        weights = masked_softmax((state.past @ key[..., None])[..., 0], state.past_mask)
+        return (weights[:, None] @ state.past)[:, 0]
 
     def _listeners(self, u: Tensor, speaker: Tensor, parties: Tensor) -> Tensor:
         """The states of all P parties [B, P, H], updated as listeners to the speaker's [B, H]."""
@@ -131,13 +219,26 @@ class OneWay(nn.Module):
 
 
 class DialogueRnn(Network[DialogueRnnState]):
-    """The whole network; offline with a second direction, and attention over both."""
+    """DialogueRNN: Majumder, Poria, Hazarika, Mihalcea, Gelbukh, Cambria, "DialogueRNN: An
+    Attentive RNN for Emotion Detection in Conversations", AAAI 2019.
+
+    Kept: the global GRU over all utterances, the party GRU with its attention over past global
+    states, the emotion GRU; the variants "l" (listeners' states change too, ``use_listener``), "Bi"
+    (a second network from the end to the beginning) and "Att" (attention over all emotion
+    representations). Mode ``live`` is DialogueRNN, which is causal; mode ``offline`` is
+    BiDialogueRNN+Att.
+
+    Left out: vision and the encoders before it. Changed: live, the party GRU attends to the last
+    ``memory`` global states, not to all, so that the state has a fixed size; parties beyond the
+    ninth share a state; a listener's GRU takes the utterance and the speaker's new state, as in the
+    authors' code, since the paper's takes the listener's face; no dropout within the recurrence,
+    where the authors' code has some. Live, e_t itself is classified.
+    """
 
     config: DialogueRnnConfig
 
     def __init__(self, config: DialogueRnnConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         hidden, both_ways = config.hidden, config.mode == "offline"
         width = hidden * (2 if both_ways else 1)
         self.inputs = Inputs(config)
@@ -153,7 +254,7 @@ class DialogueRnn(Network[DialogueRnnState]):
         """As every network's; h_m is e_t, offline that of both directions."""
         inputs: Projected = self.inputs(features)
         utterances, speaker, mask = inputs.both, inputs.speaker, inputs.mask
-        start = self._start(len(mask))
+        start = self.blank(len(mask))
         # Parties that never speak have no influence on the others.
         start = replace(start, parties=start.parties[:, : int(speaker.max()) + 1])
         emotions, _ = self.forwards(utterances, speaker, start)
@@ -161,9 +262,8 @@ class DialogueRnn(Network[DialogueRnnState]):
             rows = torch.arange(len(mask), device=mask.device)[:, None], _backwards(mask)
             reverse, _ = self.backwards(utterances[rows], speaker[rows], start)
             emotions = torch.cat([emotions, reverse[rows]], dim=-1)
-        emotions = emotions.masked_fill(~mask[..., None], 0.0)
-        logits = self._classify(self._attend(emotions, mask)).masked_fill(~mask[..., None], 0.0)
-        return Output(logits, h_m=emotions)
+        emotions = inputs.masked(emotions)
+        return inputs.output(self._classify(self._attend(emotions, mask)), {}, emotions)
 
     def step_streams(
         self, utterance: Features, state: DialogueRnnState
@@ -174,11 +274,6 @@ class DialogueRnn(Network[DialogueRnnState]):
         return self._classify(emotions[:, 0]), after
 
     def blank(self, streams: int) -> DialogueRnnState:
-        """The state before the first utterance, [S, ..]. Raises ModelError offline."""
-        self.require_live()
-        return self._start(streams)
-
-    def _start(self, streams: int) -> DialogueRnnState:
         """All zero; offline with one unused slot, which is the global state before the first."""
         config, weight = self.config, self.classifier.weight
         slots = config.memory if config.mode == "live" else 1
@@ -194,9 +289,7 @@ class DialogueRnn(Network[DialogueRnnState]):
         if self.match is None:
             return emotions
         scores = self.match(emotions) @ emotions.transpose(1, 2)
-        # Not -inf: an empty dialogue would be NaN.
-        scores = scores.masked_fill(~mask[:, None], torch.finfo(scores.dtype).min)
-        return torch.softmax(scores, dim=-1) @ emotions
+        return masked_softmax(scores, mask[:, None]) @ emotions
 
     def _classify(self, emotions: Tensor) -> Tensor:
         """l_t = ReLU(W_l e_t + b_l), and logits of it."""
