@@ -7,10 +7,8 @@ import pytest
 
 from stream_hbaf.corpora import cache as cache_module
 from stream_hbaf.corpora.cache import (
-    EncodeTexts,
     cached,
     cached_dialogue_encoder,
-    cached_encoder,
     load_array,
     store_array,
 )
@@ -29,27 +27,19 @@ def files(folder: Path) -> dict[str, int]:
     return {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
 
 
-def test_texts_are_encoded_once(encoder: TextEncoder, tmp_path: Path) -> None:
-    """The second time the same array is read; other texts, or others' order, are encoded anew."""
-    encode: EncodeTexts = cached_encoder(encoder, tmp_path)
-    expected = encoder.encode(TEXTS)
-    np.testing.assert_array_equal(encode(TEXTS), expected)
-    first = files(tmp_path)
-    np.testing.assert_array_equal(cached_encoder(encoder, tmp_path)(TEXTS), expected)
-    assert files(tmp_path) == first
-    np.testing.assert_array_equal(encode(TEXTS[::-1]), expected[::-1])
-    assert len(files(tmp_path)) == 2
-
-
 def test_dialogues_are_encoded_once(encoder: TextEncoder, tmp_path: Path) -> None:
-    """All rows in one array, none for no dialogues."""
-    encode = cached_dialogue_encoder(encoder, tmp_path)
+    """All rows in one array, none for no dialogues. The second time the same array is read; other
+    texts, or others' order, are encoded anew."""
     dialogues = [(Turn("Anna", TEXTS[0]), Turn("Ben", TEXTS[1])), (Turn("", TEXTS[1]),)]
     expected = np.concatenate(encoder.encode_dialogues(dialogues))
-    for _ in range(2):
-        np.testing.assert_array_equal(encode(dialogues), expected)
+    np.testing.assert_array_equal(cached_dialogue_encoder(encoder, tmp_path)(dialogues), expected)
+    first = files(tmp_path)
+    encode = cached_dialogue_encoder(encoder, tmp_path)
+    np.testing.assert_array_equal(encode(dialogues), expected)
+    assert files(tmp_path) == first
+    np.testing.assert_array_equal(encode(dialogues[::-1]), expected[[2, 0, 1]])
     assert encode([]).shape == (0, encoder.width)
-    assert len(files(tmp_path)) == 2
+    assert len(files(tmp_path)) == 3
 
 
 @pytest.mark.parametrize("changed", ["digest_of", "digest_code", "library_versions"])
@@ -57,10 +47,11 @@ def test_other_weights_code_or_libraries_are_another_key(
     encoder: TextEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
 ) -> None:
     """Whatever decides the features, and isn't the texts themselves."""
-    cached_encoder(encoder, tmp_path)(TEXTS)
+    dialogues = [[Turn("", text) for text in TEXTS]]
+    cached_dialogue_encoder(encoder, tmp_path)(dialogues)
     other = ("other",) if changed == "library_versions" else "other"
     monkeypatch.setattr(cache_module, changed, lambda *_: other)
-    cached_encoder(encoder, tmp_path)(TEXTS)
+    cached_dialogue_encoder(encoder, tmp_path)(dialogues)
     assert len(files(tmp_path)) == 2
 
 

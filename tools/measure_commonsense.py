@@ -20,9 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from stream_hbaf.corpora.cache import EncodeTexts, cached_encoder
+from stream_hbaf.corpora.cache import EncodeTexts, cached_dialogue_encoder
 from stream_hbaf.errors import StreamHbafError
 from stream_hbaf.features.commonsense import RELATIONS
+from stream_hbaf.features.context import Turn
 from stream_hbaf.features.pretrained import DEFAULT_ENCODER
 from stream_hbaf.features.text import TextEncoder
 from stream_hbaf.training.commonsense_heads import (
@@ -71,13 +72,13 @@ def _parse() -> argparse.Namespace:
 
 def _encoding(name: str, *, cache: Path) -> EncodeTexts:
     """The encoder, cached on disk and by single text in memory: the runs share most texts."""
-    cached = cached_encoder(TextEncoder(name), cache)
+    cached = cached_dialogue_encoder(TextEncoder(name), cache)
     known: dict[str, Float32] = {}
 
     def encode(texts: Sequence[str]) -> Float32:
         new = sorted(set(texts) - known.keys())
         if new:
-            known.update(zip(new, cached(new), strict=True))
+            known.update(zip(new, cached([(Turn("", text),) for text in new]), strict=True))
         return np.stack([known[text] for text in texts])
 
     return encode

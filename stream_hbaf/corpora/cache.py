@@ -32,18 +32,8 @@ EncodeTexts = Callable[[Sequence[str]], Float32]  # texts → [N, D]
 # Dialogues of U turns → [sum of U, D].
 EncodeDialogues = Callable[[Sequence[Sequence["Turn"]]], Float32]
 
+LIBRARIES = ("transformers", "torch")  # of text and commonsense features
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-
-
-def cached_encoder(encoder: "TextEncoder", cache: Path) -> EncodeTexts:
-    """The encoder's ``encode``, cached: one file for each list of texts."""
-    weights = digest_of(encoder.model.state_dict())
-
-    def encode(texts: Sequence[str]) -> Float32:
-        key = key_of(weights + encoder.tokens * " tokens", *_text_code(), *texts)
-        return cached(cache / f"{key}.npy", lambda: _narrow_tokens(encoder.encode(texts)))
-
-    return encode
 
 
 def cached_dialogue_encoder(
@@ -58,11 +48,15 @@ def cached_dialogue_encoder(
 
     def encode(dialogues: "Sequence[Sequence[Turn]]") -> Float32:
         kind = "dialogues" + half * " half" + encoder.tokens * " tokens"
-        key = key_of(kind, weights, repr(encoder.context), *_text_code(), repr(dialogues))
+        code = digest_code("stream_hbaf.features.text", "stream_hbaf.features.context")
+        made_by = (kind, weights, repr(encoder.context), code, *library_versions(*LIBRARIES))
+        key = key_of(*made_by, repr(dialogues))
 
         def compute() -> Array:
             rows = encoder.encode_dialogues(dialogues, half=half)
-            return _narrow_tokens(np.concatenate([no_dialogues, *rows]))
+            features = np.concatenate([no_dialogues, *rows])
+            # There are gigabytes of tokens [N, T, D].
+            return features if features.ndim == 2 else features.astype(np.float16)
 
         return cached(cache / f"{key}.npy", compute)
 
@@ -81,7 +75,7 @@ def infer_commonsense(
     if not isinstance(commonsense, Comet):
         return commonsense.infer_texts(texts, features=features)
     weights = digest_of(commonsense.model.state_dict())
-    code = (digest_code("stream_hbaf.features.comet"), *library_versions("transformers", "torch"))
+    code = (digest_code("stream_hbaf.features.comet"), *library_versions(*LIBRARIES))
     key = key_of(weights, repr(commonsense.relations), *code, *texts)
     return cached(cache / f"{key}.npy", lambda: commonsense.infer_texts(texts, features=features))
 
@@ -149,13 +143,3 @@ def digest_code(*modules: str) -> str:
 def library_versions(*packages: str) -> tuple[str, ...]:
     """Each package with the version that is installed."""
     return tuple(f"{package} {version(package)}" for package in packages)
-
-
-def _text_code() -> tuple[str, ...]:
-    code = digest_code("stream_hbaf.features.text", "stream_hbaf.features.context")
-    return (code, *library_versions("transformers", "torch"))
-
-
-def _narrow_tokens(features: Float32) -> Array:
-    """[N, D] as it is; tokens [N, T, D] in float16: there are gigabytes of them."""
-    return features if features.ndim == 2 else features.astype(np.float16)

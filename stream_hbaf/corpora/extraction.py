@@ -6,10 +6,11 @@ them: an interrupted extraction continues where it was.
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache as memoise
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,7 @@ from stream_hbaf.processes import WorkerDiedError, map_as_completed
 
 Float32 = NDArray[np.float32]
 Progress = Callable[[int, int, Path], None]  # clips done, all clips, the clip just done
+Features = TypeVar("Features")
 Outcome = Float32 | str  # a job's features [W], or why it has none
 
 # Modules that compute features. The versions of their packages are part of a representation's.
@@ -56,21 +58,15 @@ class Skipped:
 
 
 @dataclass(frozen=True)
-class Extracted:
-    """Features of a sequence of jobs."""
+class Extracted(Generic[Features]):
+    """Features of a sequence of jobs [N, W], or of a corpus by split; NaN for what was skipped."""
 
-    features: Float32  # [N, W]; a row of NaN for what was skipped
+    features: Features
     skipped: tuple[Skipped, ...]  # each utterance once for each reason
     leftovers: str = ""  # one line on features of other versions in the cache; "" if it holds none
 
 
-@dataclass(frozen=True)
-class ExtractedCorpus:
-    """A corpus's features, a row an utterance in the order of its dialogues."""
-
-    features: Mapping[Split, Float32]  # [N, W] each; a row of NaN for what was skipped
-    skipped: tuple[Skipped, ...]
-    leftovers: str = ""  # as in Extracted
+ExtractedCorpus = Extracted[Mapping[Split, Float32]]  # rows in the order of its dialogues
 
 
 def extract_corpus(
@@ -107,7 +103,7 @@ def extract_corpus(
         )
     ends = np.cumsum([len(utterances_of(part)) for part in corpus.splits.values()])
     features = dict(zip(corpus.splits, np.split(extracted.features, ends[:-1]), strict=True))
-    return ExtractedCorpus(features, extracted.skipped, extracted.leftovers)
+    return Extracted(features, extracted.skipped, extracted.leftovers)
 
 
 def extract_features(
@@ -120,7 +116,7 @@ def extract_features(
     sounds: NoisesAndRooms | None = None,
     segmentation: Segmentation | None = None,
     progress: Progress,
-) -> Extracted:
+) -> Extracted[Float32]:
     """Extract the features of all jobs, a row each; what has none is named in ``skipped``.
 
     Clips are measured by ``workers`` processes of one thread each (a single one if ``device``
@@ -134,9 +130,7 @@ def extract_features(
     parts = [_open_part(one, device=device, cache=cache) for one in representation.split("+")]
     workers = workers if device == "cpu" else 1
     outcomes = [
-        _extract_part(
-            jobs, part, preparation, contents=contents, workers=workers, progress=progress
-        )
+        _extract_part(jobs, part, preparation, contents, workers=workers, progress=progress)
         for part in parts
     ]
     features = np.full((len(jobs), sum(part.width for part in parts)), np.nan, np.float32)
@@ -195,14 +189,42 @@ def _extract_part(
     jobs: Sequence[ClipJob],
     part: Part,
     preparation: Preparation,
-    *,
     contents: Mapping[Path, str | OSError],
+    *,
     workers: int,
     progress: Progress,
 ) -> dict[ClipJob, Outcome]:
     """Every job's features, from the cache or from workers."""
+    found, missing = _look_up(jobs, part, preparation, contents)
+    items = list(missing.items())
+    done, total = len(contents) - len(items), len(contents)
+    completed = map_as_completed(
+        _measure_clip, items, workers=workers, shared=(part, preparation), isolated=True
+    )
+    try:
+        for index, outcomes in completed:
+            done += 1
+            progress(done, total, items[index][0])
+            found |= outcomes
+    except (WorkerDiedError, WriteError) as error:
+        clip = f"{items[error.index][0]}: " if isinstance(error, WorkerDiedError) else ""
+        raise StreamHbafError(
+            f"{clip}{error}; {done} of {total} clips are kept, run it again and it goes on from "
+            "there"
+        ) from None
+    return found
+
+
+def _look_up(
+    jobs: Sequence[ClipJob],
+    part: Part,
+    preparation: Preparation,
+    contents: Mapping[Path, str | OSError],
+) -> tuple[dict[ClipJob, Outcome], dict[Path, dict[ClipJob, Path]]]:
+    """The outcomes that need no measuring, and for each other clip, which is to be decoded once,
+    its jobs with their files in the cache."""
     found: dict[ClipJob, Outcome] = {}
-    missing: dict[Path, dict[ClipJob, Path]] = {}  # by clip, so that each is decoded once
+    missing: dict[Path, dict[ClipJob, Path]] = {}
     for job in jobs:
         content = None if job.clip is None else contents[job.clip]
         if job.clip is None or content is None:
@@ -217,41 +239,10 @@ def _extract_part(
                 found[job] = features
             else:
                 missing.setdefault(job.clip, {})[job] = file
-    items = list(missing.items())
-    for outcomes in _measure_all(
-        items, part, preparation, total=len(contents), workers=workers, progress=progress
-    ):
-        found |= outcomes
-    return found
+    return found, missing
 
 
-def _measure_all(
-    items: Sequence[tuple[Path, dict[ClipJob, Path]]],
-    part: Part,
-    preparation: Preparation,
-    *,
-    total: int,
-    workers: int,
-    progress: Progress,
-) -> Iterator[dict[ClipJob, Outcome]]:
-    done = total - len(items)
-    completed = map_as_completed(
-        _measure_clip, items, workers=workers, shared=(part, preparation), isolated=True
-    )
-    try:
-        for index, outcomes in completed:
-            done += 1
-            progress(done, total, items[index][0])
-            yield outcomes
-    except (WorkerDiedError, WriteError) as error:
-        clip = f"{items[error.index][0]}: " if isinstance(error, WorkerDiedError) else ""
-        raise StreamHbafError(
-            f"{clip}{error}; {done} of {total} clips are kept, run it again and it goes on from "
-            "there"
-        ) from None
-
-
-def _describe_tables(corpus: Corpus, utterances: Sequence[LabelledUtterance]) -> Extracted:
+def _describe_tables(corpus: Corpus, utterances: Sequence[LabelledUtterance]) -> Extracted[Float32]:
     features = np.concatenate([describe_tables(part) for part in corpus.splits.values()])
     unmeasured = np.flatnonzero(np.isnan(features).all(axis=1)).tolist()
     if len(unmeasured) == len(features):
@@ -269,12 +260,8 @@ def _leftovers(part: Part) -> str:
         for folder in sorted(part.home.parent.glob("*/"))
         if folder != part.home and (count := sum(1 for _ in folder.rglob("*.npy")))
     ]
-    if not others:
-        return ""
-    return (
-        f"{part.home.parent}: cache holds {', '.join(others)}; "
-        f"this is version {part.version}; they are ignored"
-    )
+    listed = f"{part.home.parent}: cache holds {', '.join(others)}"
+    return f"{listed}; this is version {part.version}; they are ignored" if others else ""
 
 
 # ---- in a worker

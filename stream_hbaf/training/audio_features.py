@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,12 +24,7 @@ from stream_hbaf.corpora.augment import (
 from stream_hbaf.corpora.clips import ClipJob
 from stream_hbaf.corpora.dataset import NO_LABEL, Flags, label_indices
 from stream_hbaf.corpora.dialogue import Corpus, Split, utterances_of
-from stream_hbaf.corpora.extraction import (
-    Extracted,
-    ExtractedCorpus,
-    extract_corpus,
-    extract_features,
-)
+from stream_hbaf.corpora.extraction import Extracted, extract_corpus, extract_features
 from stream_hbaf.errors import CorpusError
 from stream_hbaf.features.acoustic import COMPARE
 from stream_hbaf.features.representations import Scaling, shape_for
@@ -85,7 +81,7 @@ def measure_corpus(
             progress(f"{audio.representation}: {done} of {total} clips")
 
     rows: Versions
-    extracted: Extracted | ExtractedCorpus
+    extracted: Extracted[Any]
     if audio.representation == PROSODY:
         parts = replace(corpus, splits={split: corpus.splits[split] for split in splits})
         extracted = extract_corpus(
@@ -143,7 +139,7 @@ def _deal(rows: Float32, jobs: Mapping[Split, Mapping[str, Sequence[ClipJob]]]) 
 def _checked(
     corpus: str,
     rows: Versions,
-    extracted: Extracted | ExtractedCorpus,
+    extracted: Extracted[Any],
     *,
     recipe: Recipe,
     progress: Progress,
