@@ -141,7 +141,7 @@ def test_companding_is_as_noisy_as_a_telephone() -> None:
 def test_training_meets_every_kind_of_augment() -> None:
     """Of a thousand conditions each kind has its share; levels stay between the two given."""
     draw = np.random.default_rng(0)
-    drawn = [draw_condition(draw, quietest_dbfs=-62.0, loudest_dbfs=-12.0) for _ in range(1000)]
+    drawn = [draw_condition(draw, AugmentationConfig()) for _ in range(1000)]
     shares = {
         "noise": np.mean([one.snr_db is not None for one in drawn]),
         "room": np.mean([one.room for one in drawn]),

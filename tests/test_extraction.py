@@ -426,7 +426,7 @@ def test_augmented_rows_are_the_live_features(tmp_path: Path) -> None:
     under the condition; parts that stand side by side are extracted once each, then cached."""
     jobs = jobs_of(RECORDINGS / "jfk.flac")
     segmentation = Segmentation()
-    speech = segmentation.longest_utterance(SPEECH, segmentation.open_detector())
+    speech = segmentation.longest_utterance(SPEECH)
     calls: list[tuple[int, int, Path]] = []
     for name in ("compare", "mfcc", "compare+mfcc"):
         rows, again = (
@@ -455,12 +455,10 @@ def test_silence_around_a_clip_is_cut_as_live() -> None:
     silence = np.zeros(RATE, np.int16)
     speech = SPEECH[: 3 * RATE]
     clip = np.concatenate([silence, speech, silence])
-    cut = segmentation.longest_utterance(clip, segmentation.open_detector())
+    cut = segmentation.longest_utterance(clip)
     assert len(cut) <= len(speech) + (256 + 160 + 64) * 16
     nothing = np.concatenate([silence, silence])
-    np.testing.assert_array_equal(
-        segmentation.longest_utterance(nothing, segmentation.open_detector()), nothing
-    )
+    np.testing.assert_array_equal(segmentation.longest_utterance(nothing), nothing)
 
 
 def test_a_bad_clip_costs_only_its_own_rows(raw: Path, tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Augments clips: speed, room, noise, channel, level and codec, as an acoustic condition says.
 
-A corpus is one room and one microphone; a model that is trained on nothing else learns them by
-heart.
+A corpus is one room and one microphone; a model that is trained on nothing else learns them.
 """
 
 from dataclasses import dataclass, replace
@@ -71,17 +70,8 @@ class AugmentationConfig(Section):
 
 def training_conditions(index: int, config: AugmentationConfig) -> list[Condition]:
     """The conditions of training clip ``index``: as recorded, then ``copies`` that are drawn."""
-    return [
-        CLEAN,
-        *(
-            draw_condition(
-                np.random.default_rng([config.seed, index, copy]),
-                quietest_dbfs=config.quietest_dbfs,
-                loudest_dbfs=config.loudest_dbfs,
-            )
-            for copy in range(config.copies)
-        ),
-    ]
+    draws = (np.random.default_rng([config.seed, index, copy]) for copy in range(config.copies))
+    return [CLEAN, *(draw_condition(draw, config) for draw in draws)]
 
 
 def evaluation_condition(name: str, index: int) -> Condition:
@@ -95,18 +85,15 @@ def read_noises_and_rooms(folder: Path) -> NoisesAndRooms:
     """Read ``noise/`` and ``rir/`` under ``folder``; CorpusError if they are missing."""
 
     def read(kind: str, what: str) -> tuple[Samples, ...]:
-        place = require_folder(
-            folder / kind, corpus="noises and rooms", holds=f"{what} as .flac or .wav"
-        )
+        holds = f"{what} as .flac or .wav"
+        place = require_folder(folder / kind, corpus="noises and rooms", holds=holds)
         files = sorted(path for path in place.iterdir() if path.suffix in SUFFIXES)
         return tuple(map(read_audio, files))
 
     return NoisesAndRooms(read("noise", "noises"), read("rir", "room impulse responses"))
 
 
-def draw_condition(
-    draw: np.random.Generator, *, quietest_dbfs: float, loudest_dbfs: float
-) -> Condition:
+def draw_condition(draw: np.random.Generator, config: AugmentationConfig) -> Condition:
     """A random condition for training: any level; mostly noise at 0 to 30 dB or another speed;
     sometimes a room, a narrow channel, a telephone's codec.
 
@@ -114,7 +101,7 @@ def draw_condition(
     must not predict an emotion, and in RAVDESS anger is simply louder.
     """
     return Condition(
-        level_dbfs=float(draw.uniform(quietest_dbfs, loudest_dbfs)),
+        level_dbfs=float(draw.uniform(config.quietest_dbfs, config.loudest_dbfs)),
         snr_db=float(draw.uniform(0.0, 30.0)) if draw.random() < 0.6 else None,
         room=bool(draw.random() < 0.3),
         speed=SPEEDS[draw.integers(len(SPEEDS))] if draw.random() < 0.5 else Fraction(1),
@@ -134,14 +121,16 @@ def augment(samples: Samples, condition: Condition, sounds: NoisesAndRooms) -> S
     draw = np.random.default_rng(condition.seed)
     wave = samples.astype(np.float64)
     if condition.speed != 1:
-        wave = change_speed(wave, condition.speed)
+        # Also as high: almost another speaker.
+        wave = signal.resample_poly(wave, condition.speed.denominator, condition.speed.numerator)
     if condition.room and sounds.rooms:
         wave = reverberate(wave, sounds.rooms[draw.integers(len(sounds.rooms))])
     if condition.snr_db is not None:
         noise = _draw_noise(len(wave), draw=draw, noises=sounds.noises)
         wave = add_noise(wave, noise, snr_db=condition.snr_db)
     if condition.band_hz is not None:
-        wave = limit_band(wave, condition.band_hz)
+        band = signal.butter(4, condition.band_hz, "bandpass", fs=SAMPLE_RATE_HZ, output="sos")
+        wave = signal.sosfilt(band, wave)  # causal
     if condition.level_dbfs is not None:
         wave = wave * (32768 * 10 ** (condition.level_dbfs / 20) / max(_rms(wave), 1e-9))
     wave = wave * 10 ** (condition.gain_db / 20)
@@ -151,37 +140,20 @@ def augment(samples: Samples, condition: Condition, sounds: NoisesAndRooms) -> S
     return augmented
 
 
-def change_speed(wave: Waveform, speed: Fraction) -> Waveform:
-    """``speed`` times as fast and as high, by resampling: almost another speaker."""
-    faster: Waveform = signal.resample_poly(wave, speed.denominator, speed.numerator)
-    return faster
-
-
-def limit_band(wave: Waveform, band_hz: tuple[float, float]) -> Waveform:
-    """Through a causal band-pass filter (Butterworth, fourth order)."""
-    sections = signal.butter(4, band_hz, btype="bandpass", fs=SAMPLE_RATE_HZ, output="sos")
-    passed: Waveform = signal.sosfilt(sections, wave)
-    return passed
-
-
 def compand(wave: Waveform) -> Waveform:
     """To eight bits by the mu-law and back (ITU-T G.711)."""
     level = np.clip(wave / 32768, -1.0, 1.0)
     small = np.sign(level) * np.log1p(COMPANDING * np.abs(level)) / np.log1p(COMPANDING)
     bits = np.rint(small * 127) / 127
-    back: Waveform = (
-        np.sign(bits) * np.expm1(np.abs(bits) * np.log1p(COMPANDING)) / COMPANDING * 32768
-    )
-    return back
+    large: Waveform = np.sign(bits) * np.expm1(np.abs(bits) * np.log1p(COMPANDING)) / COMPANDING
+    return large * 32768
 
 
 def reverberate(wave: Waveform, room: Samples) -> Waveform:
     """Convolved with a room's impulse response; length, RMS and the time of the direct sound stay
     as they were."""
     direct = int(np.abs(room.astype(np.int32)).argmax())
-    length = len(wave) + len(room) - 1
-    spectrum = np.fft.rfft(wave, length) * np.fft.rfft(room.astype(np.float64), length)
-    wet = np.fft.irfft(spectrum, length)[direct : direct + len(wave)]
+    wet = signal.fftconvolve(wave, room.astype(np.float64))[direct : direct + len(wave)]
     scaled: Waveform = wet * (_rms(wave) / max(_rms(wet), 1e-9))
     return scaled
 
@@ -202,6 +174,11 @@ def _draw_noise(length: int, *, draw: np.random.Generator, noises: tuple[Samples
     noise = noises[choice]
     start = int(draw.integers(len(noise)))
     return np.resize(np.roll(noise, -start), length).astype(np.float64)
+
+
+def level_db(samples: Samples) -> float:
+    """RMS in dB of one step."""
+    return 20 * float(np.log10(max(_rms(samples.astype(np.float64)), 1e-9)))
 
 
 def _rms(wave: Waveform) -> float:

@@ -16,9 +16,9 @@ import numpy as np
 
 from stream_hbaf.audio.file import read_audio
 from stream_hbaf.config import SAMPLE_RATE_HZ, SegmenterConfig, VadConfig
-from stream_hbaf.corpora.augment import CLEAN, Condition, NoisesAndRooms, Samples, augment
+from stream_hbaf.corpora.augment import CLEAN, Condition, NoisesAndRooms, Samples, augment, level_db
 from stream_hbaf.corpora.cache import digest_code, library_versions
-from stream_hbaf.corpora.dialogue import Dialogue, LabelledUtterance
+from stream_hbaf.corpora.dialogue import Dialogue
 from stream_hbaf.errors import AudioError
 from stream_hbaf.speech.segmenter import Finish, Segmenter
 from stream_hbaf.speech.vad import SpeechDetector, open_detector
@@ -62,20 +62,20 @@ class Segmentation:
     segmenter: SegmenterConfig = field(default_factory=SegmenterConfig)
     vad: VadConfig = field(default_factory=VadConfig)
 
-    def open_detector(self) -> SpeechDetector:
-        """The detector for ``longest_utterance``. Raises ModelError if its weights are missing."""
+    @cached_property
+    def detector(self) -> SpeechDetector:
+        """Opened when it is first needed. Raises ModelError if its weights are missing."""
         return open_detector(self.vad.engine)
 
-    def longest_utterance(self, samples: Samples, detector: SpeechDetector) -> Samples:
+    def longest_utterance(self, samples: Samples) -> Samples:
         """The longest utterance that the live segmenter finds in a clip; the clip if none is found.
 
         Live utterances never have the second of silence at either end that studio clips have.
         """
-        segmenter = Segmenter(self.segmenter, self.vad, frame_samples=detector.frame_samples)
-        detector.reset()
-        actions = [
-            action for score in detector.feed(samples) for action in segmenter.feed(float(score))
-        ]
+        segmenter = Segmenter(self.segmenter, self.vad, frame_samples=self.detector.frame_samples)
+        self.detector.reset()
+        scores = self.detector.feed(samples)
+        actions = [action for score in scores for action in segmenter.feed(float(score))]
         found = [action for action in [*actions, *segmenter.flush()] if isinstance(action, Finish)]
         if not found:
             return samples
@@ -117,11 +117,6 @@ class Preparation:
     segmentation: Segmentation
 
     @cached_property
-    def detector(self) -> SpeechDetector:
-        """Opened when a job first needs it."""
-        return self.segmentation.open_detector()
-
-    @cached_property
     def sounds_digest(self) -> str:
         """SHA-256 of all noises and rooms, in their order."""
         digest = hashlib.sha256()
@@ -137,7 +132,7 @@ class Preparation:
         Raises AudioError for times outside the clip.
         """
         cut = cut_clip(samples, job.start_s, job.end_s)
-        return self.segmentation.longest_utterance(cut, self.detector) if job.segmented else cut
+        return self.segmentation.longest_utterance(cut) if job.segmented else cut
 
     def augment(self, cut: Samples, job: ClipJob) -> Samples:
         """The cut under the job's condition, at most LONGEST samples of it."""
@@ -194,7 +189,6 @@ class Playlist:
         self._sounds = sounds or NoisesAndRooms()
         self._progress = progress
         self._segmentation = Segmentation()
-        self._detector = self._segmentation.open_detector()
         self._starts: list[int] = []  # the first sample of each clip that was played
         self._played: list[int] = []  # and the number of its utterance
 
@@ -225,7 +219,14 @@ class Playlist:
 
     def clip(self, number: int) -> Samples:
         """An utterance's clip as it is played. Raises AudioError if it can't be read whole."""
-        clip = _read(self._turns[number][1])
+        utterance = self._turns[number][1]
+        if utterance.audio is None:
+            raise AudioError("the corpus names no clip")
+        try:
+            whole = decode_clip(utterance.audio)
+            clip = cut_clip(whole, utterance.start_s, utterance.end_s)
+        except AudioError as error:
+            raise AudioError(f"{utterance.audio}: {error}") from None
         margin = np.zeros(round(MARGIN_S * SAMPLE_RATE_HZ), np.int16)
         padded = np.concatenate([margin, clip, margin])
         condition = self._condition
@@ -233,21 +234,7 @@ class Playlist:
             condition = replace(condition, seed=number)  # noise and room differ from clip to clip
         if condition.snr_db is not None:
             # The ratio is to the speech: silence around it would make the noise weaker.
-            speech = self._segmentation.longest_utterance(clip, self._detector)
-            louder = _level_db(speech) - _level_db(padded)
+            speech = self._segmentation.longest_utterance(clip)
+            louder = level_db(speech) - level_db(padded)
             condition = replace(condition, snr_db=condition.snr_db - louder)
         return augment(padded, condition, self._sounds)
-
-
-def _read(utterance: LabelledUtterance) -> Samples:
-    if utterance.audio is None:
-        raise AudioError("the corpus names no clip")
-    try:
-        return cut_clip(decode_clip(utterance.audio), utterance.start_s, utterance.end_s)
-    except AudioError as error:
-        raise AudioError(f"{utterance.audio}: {error}") from None
-
-
-def _level_db(samples: Samples) -> float:
-    power = float(np.mean(np.square(samples.astype(np.float64))))
-    return 10 * float(np.log10(max(power, 1e-9)))
