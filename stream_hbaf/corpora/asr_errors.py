@@ -7,13 +7,14 @@ all results are words: there are no spelling errors. The only file that imports 
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 
 import jellyfish
 import numpy as np
 
 Draw = np.random.Generator
+Words = tuple[str, ...]
 
 # Unstressed words, in groups that are confused with one another.
 CONFUSED = (
@@ -58,33 +59,35 @@ _WORD = re.compile(r"[a-z0-9']*[a-z0-9][a-z0-9']*", re.IGNORECASE)
 class Lexicon:
     """Words by their sound, from which substitutes are drawn."""
 
-    def __init__(self, words: Iterable[str]) -> None:
-        """``words``: all that may be substituted, in lower case, the most frequent first."""
+    def __init__(self, words: Iterable[str], *, similar: Mapping[str, Words] | None = None) -> None:
+        """``words``: all that may be substituted, in lower case, the most frequent first.
+
+        ``similar``: substitutes that are known already.
+        """
         self._rank = {word: n for n, word in enumerate(dict.fromkeys(words))}
         self._by_sound: dict[str, list[str]] = {}
         for word in self._rank:
             for sound in _sounds(word):
                 self._by_sound.setdefault(sound, []).append(word)
-        self._similar: dict[str, tuple[str, ...]] = {}
+        self._similar = dict(similar or {})
 
-    def similar(self, word: str) -> tuple[str, ...]:
+    def similar(self, word: str) -> Words:
         """At most eight other words that sound almost like ``word``, the likeliest first.
 
         Almost: their metaphones differ by at most a sound or two, and their spelling is similar.
         """
         if word not in self._similar:
-            self._similar[word] = self._search(word)
+            others = {other for sound in _sounds(word) for other in self._by_sound.get(sound, ())}
+            near = {w: jellyfish.jaro_winkler_similarity(word, w) for w in others - {word}}
+            order = sorted(
+                (w for w in near if near[w] >= LEAST_SIMILARITY),
+                key=lambda w: (-near[w] + 0.03 * np.log1p(self._rank[w]), w),
+            )
+            self._similar[word] = tuple(order[:MOST_SIMILAR])
         return self._similar[word]
 
     def __contains__(self, word: str) -> bool:
         return word in self._rank
-
-    def _search(self, word: str) -> tuple[str, ...]:
-        others = {other for sound in _sounds(word) for other in self._by_sound.get(sound, ())}
-        near = {w: jellyfish.jaro_winkler_similarity(word, w) for w in others if w != word}
-        near = {w: similarity for w, similarity in near.items() if similarity >= LEAST_SIMILARITY}
-        order = sorted(near, key=lambda w: (-near[w] + 0.03 * np.log1p(self._rank[w]), w))
-        return tuple(order[:MOST_SIMILAR])
 
 
 def lexicon_of(texts: Iterable[str], *, least: int = 3) -> Lexicon:
@@ -166,20 +169,14 @@ def _make_error(
     return 1
 
 
-class _Unstressed(Lexicon):
-    """CONFUSED's words, each similar to those of its groups."""
-
-    def __init__(self) -> None:
-        super().__init__(word for group in CONFUSED for word in group.split())
-        for word in self._rank:
-            groups = [group.split() for group in CONFUSED if word in group.split()]
-            others = dict.fromkeys(w for group in groups for w in group if w != word)
-            self._similar[word] = tuple(others)
-
-
 @cache
 def _unstressed() -> Lexicon:
-    return _Unstressed()
+    """CONFUSED's words, each similar to those of its groups."""
+    groups = [group.split() for group in CONFUSED]
+    words = [word for group in groups for word in group]
+    near = {word: [w for group in groups if word in group for w in group] for word in words}
+    similar = {word: tuple(dict.fromkeys(w for w in near[word] if w != word)) for word in words}
+    return Lexicon(words, similar=similar)
 
 
 def _sounds(word: str) -> set[str]:
@@ -217,5 +214,5 @@ def _drop_exclamations(text: str, *, share: float, draw: Draw) -> str:
     return re.sub(r"\?*!+\?*", drop, text)
 
 
-def _pick(words: tuple[str, ...], draw: Draw) -> str:
+def _pick(words: Words, draw: Draw) -> str:
     return words[int(draw.integers(len(words)))]
