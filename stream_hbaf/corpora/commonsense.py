@@ -2,18 +2,22 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stream_hbaf.corpora.dialogue import Split, TableRow, read_rows, read_utf8, require_file
+from stream_hbaf.corpora.dialogue import Split, read_rows, read_utf8, require_file
 from stream_hbaf.errors import CorpusError
 
 # Our relation: its column. The order is that of every commonsense vector in this project.
 RELATIONS = {"external": "Otheremotion", "internal": "Xemotion", "purpose": "Xintent"}
 ATOMIC_RELATIONS = {"external": "oReact", "internal": "xReact", "purpose": "xIntent"}
-ATOMIC_TRAIN, ATOMIC_DEV = "v4_atomic_trn.csv", "v4_atomic_dev.csv"
-ATOMIC_TEST = "v4_atomic_tst.csv"
+ATOMIC_FILES: dict[Split, str] = {
+    "train": "v4_atomic_trn.csv",
+    "dev": "v4_atomic_dev.csv",
+    "test": "v4_atomic_tst.csv",
+}
+Phrases = tuple[str, ...]
 NOTHING = frozenset({"none", "n/a", "nothing", ""})  # how annotators write 'no inference'
 
 
@@ -22,57 +26,43 @@ class CommonsenseEvent:
     """An event and annotators' inferences from it; a relation without inference has no phrases."""
 
     text: str
-    external: tuple[str, ...]  # what others feel
-    internal: tuple[str, ...]  # what the speaker feels
-    purpose: tuple[str, ...]  # what the speaker intended
+    external: Phrases  # what others feel
+    internal: Phrases  # what the speaker feels
+    purpose: Phrases  # what the speaker intended
 
-    def phrases(self, relation: str) -> tuple[str, ...]:
+    def phrases(self, relation: str) -> Phrases:
         """The phrases of one of RELATIONS."""
-        found: tuple[str, ...] = getattr(self, relation)
+        found: Phrases = getattr(self, relation)
         return found
 
 
 def read_event2mind(folder: Path, split: Split) -> list[CommonsenseEvent]:
-    """Read one split of Event2Mind (Rashkin et al. 2018), one event a line, in the first person.
+    """Read one split of Event2Mind (Rashkin et al. 2018), one event a line.
 
     Raises CorpusError with file and line for what can't be read.
     """
     path = require_file(folder / f"{split}.csv", corpus="Event2Mind")
-    rows = read_rows(read_utf8(path), path=path, columns=("Event", *RELATIONS.values()))
-    return [
-        CommonsenseEvent(
-            in_first_person(row["Event"]), **_read_relations(row, RELATIONS, where=where)
-        )
-        for where, row in rows
-    ]
+    rows = _read_table(path, event="Event", relations=RELATIONS)
+    return [CommonsenseEvent(text, **phrases) for text, phrases in rows]
 
 
 def read_atomic(folder: Path, split: Split) -> list[CommonsenseEvent]:
-    """Read one split of ATOMIC (Sap et al. 2019), each event once with all its annotators' phrases,
-    in the first person.
+    """Read one split of ATOMIC (Sap et al. 2019), each event once with all annotators' phrases.
 
     Where ``v4_atomic_trn.csv`` is missing, ``v4_atomic_dev.csv`` is the train split and there are
     no dev events. An event without inferences under our relations is left out. Raises CorpusError
     with file and line for what can't be read.
     """
-    has_train = (folder / ATOMIC_TRAIN).is_file()
+    has_train = (folder / ATOMIC_FILES["train"]).is_file()
     if split == "dev" and not has_train:
         return []
-    names: dict[Split, str] = {
-        "train": ATOMIC_TRAIN if has_train else ATOMIC_DEV,
-        "dev": ATOMIC_DEV,
-        "test": ATOMIC_TEST,
-    }
-    path = require_file(folder / names[split], corpus="ATOMIC")
-    rows = read_rows(read_utf8(path), path=path, columns=("event", *ATOMIC_RELATIONS.values()))
+    file = ATOMIC_FILES[split if has_train or split == "test" else "dev"]
+    path = require_file(folder / file, corpus="ATOMIC")
     events: dict[str, CommonsenseEvent] = {}
-    for where, row in rows:
-        text = in_first_person(row["event"])
-        before = events.get(text) or CommonsenseEvent(text, (), (), ())
-        found = _read_relations(row, ATOMIC_RELATIONS, where=where)
-        events[text] = CommonsenseEvent(
-            text, **{name: before.phrases(name) + phrases for name, phrases in found.items()}
-        )
+    for text, found in _read_table(path, event="event", relations=ATOMIC_RELATIONS):
+        before = events.get(text, CommonsenseEvent(text, (), (), ()))
+        phrases = {relation: before.phrases(relation) + new for relation, new in found.items()}
+        events[text] = CommonsenseEvent(text, **phrases)
     return [event for event in events.values() if any(map(event.phrases, RELATIONS))]
 
 
@@ -101,15 +91,17 @@ def in_first_person(event: str) -> str:
     return " ".join(event.split())
 
 
-def _read_relations(
-    row: TableRow, columns: Mapping[str, str], *, where: str
-) -> dict[str, tuple[str, ...]]:
-    return {
-        relation: _read_phrases(row[column], where=where) for relation, column in columns.items()
-    }
+def _read_table(
+    path: Path, *, event: str, relations: Mapping[str, str]
+) -> Iterator[tuple[str, dict[str, Phrases]]]:
+    """Each row's event in the first person, and its phrases by relation."""
+    for where, row in read_rows(read_utf8(path), path=path, columns=(event, *relations.values())):
+        named = relations.items()
+        phrases = {relation: _read_phrases(row[column], where=where) for relation, column in named}
+        yield in_first_person(row[event]), phrases
 
 
-def _read_phrases(cell: str, *, where: str) -> tuple[str, ...]:
+def _read_phrases(cell: str, *, where: str) -> Phrases:
     """The phrases of a cell that holds a JSON list, in plain lower case; 'none' is no phrase."""
     try:
         listed = json.loads(cell)
