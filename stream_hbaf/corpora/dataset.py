@@ -104,11 +104,6 @@ def all_features(
     return features_of(dataset, index, audio=audio, audio_mask=audio_mask, text_mask=text_mask)
 
 
-def labels_of(dataset: Dataset, index: Rows) -> Tensor:
-    """Labels [B, U] of a table of rows, NO_LABEL in padding."""
-    return torch.from_numpy(np.where(index >= 0, dataset.labels[index], NO_LABEL))
-
-
 def predict(
     network: Network,
     dataset: Dataset,

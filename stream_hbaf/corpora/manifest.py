@@ -37,7 +37,7 @@ from stream_hbaf.errors import CorpusError
 from stream_hbaf.files import atomic_write_text
 
 REQUIRED = ("dialogue", "id", "speaker", "text", "label", "split")
-OPTIONAL = ("audio", "start", "end")
+COLUMNS = (*REQUIRED, "audio", "start", "end")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,38 +64,24 @@ def read_manifest(path: Path, *, labels: Sequence[str] = ()) -> Corpus:
     rows = read_rows(content, path=path, columns=("label",) if labels else REQUIRED)
     if not rows:
         raise CorpusError(f"{path}: no rows; list one utterance a line below the columns' names")
-    _refuse_unknown_columns(rows[0][1], path=path)
-    if labels:
-        rows = [(where, _with_defaults(row, where=where)) for where, row in rows]
+    for column in rows[0][1]:  # a misspelt ``Audio`` must not mean that there is no audio
+        if column not in COLUMNS:
+            raise CorpusError(
+                f"{path}:1: unknown column '{column}'; rename or remove it: {', '.join(COLUMNS)}"
+            )
     entries = [_entry(row, where=where, folder=path.parent) for where, row in rows]
-    _check_ids(entries)
     whose = "the bundle has" if labels else "the train rows have"
     known = sorted(labels) or _trained_labels(entries, path=path)
     for entry in entries:
-        if entry.utterance.label not in (None, *known):
-            raise CorpusError(
-                f"{entry.where}: unknown label '{entry.utterance.label}'; "
-                f"{whose} {', '.join(known)}"
-            )
-    dialogues = _gather(entries)
-    for turns in dialogues.values():
+        label = entry.utterance.label
+        if label not in (None, *known):
+            raise CorpusError(f"{entry.where}: unknown label '{label}'; {whose} {', '.join(known)}")
+    splits: dict[Split, list[Dialogue]] = {split: [] for split in SPLITS}
+    for name, turns in _gather(entries).items():
         _check_times(turns)
-    splits: dict[Split, tuple[Dialogue, ...]] = {
-        split: tuple(
-            Dialogue(name, tuple(turn.utterance for turn in turns))
-            for name, turns in dialogues.items()
-            if turns[0].split == split
-        )
-        for split in SPLITS
-    }
-    return Corpus("manifest", tuple(known), splits)
-
-
-def _with_defaults(row: TableRow, *, where: str) -> TableRow:
-    """The row with a value for each column that evaluation can do without."""
-    name = row.get("id", f"line {where.rpartition(':')[2]}")
-    defaults = {"dialogue": name, "id": name, "speaker": "speaker", "text": "", "split": "test"}
-    return defaults | row
+        dialogue = Dialogue(name, tuple(turn.utterance for turn in turns))
+        splits[turns[0].split].append(dialogue)
+    return Corpus("manifest", tuple(known), {name: tuple(part) for name, part in splits.items()})
 
 
 def _trained_labels(entries: Sequence[ManifestRow], *, path: Path) -> list[str]:
@@ -106,18 +92,10 @@ def _trained_labels(entries: Sequence[ManifestRow], *, path: Path) -> list[str]:
     return labels
 
 
-def _refuse_unknown_columns(row: TableRow, *, path: Path) -> None:
-    """A misspelt ``Audio`` must not mean that there is no audio."""
-    known = (*REQUIRED, *OPTIONAL)
-    for column in row:
-        if column not in known:
-            raise CorpusError(
-                f"{path}:1: unknown column '{column}'; rename or remove it: {', '.join(known)}"
-            )
-
-
 def _entry(row: TableRow, *, where: str, folder: Path) -> ManifestRow:
-    cells = {column: " ".join(cell.split()) for column, cell in row.items()}
+    name = row.get("id", f"line {where.rpartition(':')[2]}")
+    defaults = {"dialogue": name, "id": name, "speaker": "speaker", "text": "", "split": "test"}
+    cells = {column: " ".join(cell.split()) for column, cell in (defaults | row).items()}
     for column in ("dialogue", "id", "speaker"):
         if not cells[column]:
             raise CorpusError(f"{where}: {column} is empty; fill it in")
@@ -154,20 +132,17 @@ def _seconds(column: str, cells: TableRow, *, where: str) -> float | None:
     return seconds
 
 
-def _check_ids(entries: list[ManifestRow]) -> None:
-    first: dict[str, str] = {}
-    for entry in entries:
-        name = entry.utterance.id
-        if name in first:
-            raise CorpusError(
-                f"{entry.where}: id '{name}' stands already at {first[name]}; rename one of them"
-            )
-        first[name] = entry.where
-
-
-def _gather(entries: list[ManifestRow]) -> dict[str, list[ManifestRow]]:
+def _gather(entries: Sequence[ManifestRow]) -> dict[str, list[ManifestRow]]:
+    """The turns of each dialogue; raises CorpusError for an id or dialogue in two places."""
+    first: dict[str, ManifestRow] = {}
     dialogues: dict[str, list[ManifestRow]] = {}
     for entry in entries:
+        before = first.setdefault(entry.utterance.id, entry)
+        if before is not entry:
+            raise CorpusError(
+                f"{entry.where}: id '{entry.utterance.id}' stands already at {before.where}; "
+                "rename one of them"
+            )
         turns = dialogues.setdefault(entry.dialogue, [])
         turns.append(entry)
         if entry.split != turns[0].split:
@@ -236,7 +211,7 @@ def write_manifest(path: Path, rows: Iterable[ManifestRow]) -> None:
         }
         for row in rows
     )
-    write_table(path, columns=(*REQUIRED, *OPTIONAL), rows=cells)
+    write_table(path, columns=COLUMNS, rows=cells)
 
 
 def write_table(path: Path, *, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
