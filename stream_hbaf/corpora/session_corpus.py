@@ -39,7 +39,6 @@ from stream_hbaf.sessions.writer import add_feedback
 HELD_OUT = 0.15  # the share of dialogues in dev, and in test
 MANIFEST_TABLE, LABELS_TABLE, CLIPS = "manifest.csv", "labels.csv", "clips"
 BY_MODEL = "model:"  # prefix of ``by`` where a bundle gave the label
-Part = tuple[int, int]  # samples [start, end) of a file
 
 
 def holds_sessions(folder: Path) -> bool:
@@ -54,7 +53,7 @@ def read_sessions(folder: Path) -> Corpus:
     corrected, or a session can't be read.
     """
     sessions = open_sessions(folder)
-    dialogues = [dialogue for dialogue in dialogues_of(sessions) if _count_labels(dialogue)]
+    dialogues = [dialogue for dialogue in dialogues_of(sessions) if _is_labelled(dialogue)]
     if not dialogues:
         raise CorpusError(
             f"{folder}: no recorded utterance has been corrected; say what some of them really "
@@ -84,7 +83,7 @@ def dialogues_of(sessions: Sequence[Session], *, own_labels: bool = False) -> li
 
 def split_by_time(dialogues: Sequence[Dialogue]) -> dict[Split, tuple[Dialogue, ...]]:
     """Dialogues in the order of time as train, dev and test; those without a label are train."""
-    labelled = [dialogue for dialogue in dialogues if _count_labels(dialogue)] or list(dialogues)
+    labelled = [dialogue for dialogue in dialogues if _is_labelled(dialogue)] or list(dialogues)
     units = labelled
     if len(units) < 3:
         units = [part for dialogue in labelled for part in _cut_after_labels(dialogue)]
@@ -161,7 +160,11 @@ def import_corrections(folder: Path, table: Path) -> int:
     sessions = open_sessions(folder)
     session_of = {end.id: session for session in sessions for end in session.ends}
     new: dict[Path, list[Feedback]] = {}
-    for where, row in read_rows(_read(table), path=table, columns=("id", "label")):
+    try:
+        content = read_utf8(table)
+    except OSError as error:
+        raise CorpusError(f"{table}: can't be read ({error.strerror}); check its name") from None
+    for where, row in read_rows(content, path=table, columns=("id", "label")):
         name, label, by = (row.get(column, "").strip() for column in ("id", "label", "by"))
         if not label or by.startswith(BY_MODEL):
             continue
@@ -183,10 +186,8 @@ def import_corrections(folder: Path, table: Path) -> int:
 
 
 def _labelled(session: Session, end: Utterance, *, own_labels: bool) -> LabelledUtterance:
-    correction = session.corrections.get(end.id)
-    label = correction.label if correction is not None else None
-    if label is None and own_labels and end.emotion is not None:
-        label = end.emotion.label
+    given = session.corrections.get(end.id) or (end.emotion if own_labels else None)
+    label = None if given is None else given.label
     part, audio = session.clip(end), session.audio_file(end.source)
     utterance = LabelledUtterance(end.id, end.speaker or end.source, end.text, label)
     if part is None or not audio.is_file():
@@ -195,8 +196,8 @@ def _labelled(session: Session, end: Utterance, *, own_labels: bool) -> Labelled
     return replace(utterance, audio=audio, start_s=start_s, end_s=end_s)
 
 
-def _count_labels(dialogue: Dialogue) -> int:
-    return sum(one.label is not None for one in dialogue.utterances)
+def _is_labelled(dialogue: Dialogue) -> bool:
+    return any(one.label is not None for one in dialogue.utterances)
 
 
 def _cut_after_labels(dialogue: Dialogue) -> list[Dialogue]:
@@ -204,7 +205,7 @@ def _cut_after_labels(dialogue: Dialogue) -> list[Dialogue]:
     parts: list[list[LabelledUtterance]] = [[]]
     for one in dialogue.utterances:
         parts[-1].append(one)
-        if one.label is not None or not _count_labels(dialogue):
+        if one.label is not None or not _is_labelled(dialogue):
             parts.append([])
     *whole, rest = parts
     if whole:
@@ -222,13 +223,6 @@ def _rejoin(
         is_whole = len(utterances) == lengths[name]
         found.append(Dialogue(name if is_whole else f"{name}/{split}", utterances))
     return tuple(found)
-
-
-def _read(table: Path) -> str:
-    try:
-        return read_utf8(table)
-    except OSError as error:
-        raise CorpusError(f"{table}: can't be read ({error.strerror}); check its name") from None
 
 
 # ---- exporting
@@ -250,43 +244,44 @@ def _write_clips(
     found: Sequence[ExportedUtterance], out: Path, *, clips: Callable[[Split], str]
 ) -> list[ExportedUtterance]:
     """Each session's audio is read once, whatever its length."""
-    files = [Path(clips(one.split), f"{quote(one.utterance.id, safe='')}.flac") for one in found]
-    wanted: dict[Path, dict[Part, Path]] = {}
-    for one, file in zip(found, files, strict=True):
+    of_audio: dict[Path, list[ExportedUtterance]] = {}
+    for one in found:
         if one.utterance.audio is not None:
-            wanted.setdefault(one.utterance.audio, {})[_part(one.utterance)] = file
-    written = set()
-    for audio, parts in wanted.items():
-        for part, samples in _cut(audio, parts):
-            clip = out / parts[part]
-            clip.parent.mkdir(parents=True, exist_ok=True)
-            with FlacWriter(clip) as writer:
+            of_audio.setdefault(one.utterance.audio, []).append(one)
+    written: dict[str, Path] = {}
+    for audio, held in of_audio.items():
+        for one, samples in _cut(audio, held):
+            clip = Path(clips(one.split), f"{quote(one.utterance.id, safe='')}.flac")
+            (out / clip).parent.mkdir(parents=True, exist_ok=True)
+            with FlacWriter(out / clip) as writer:
                 writer.write(samples)
-            written.add(parts[part])
+            written[one.utterance.id] = clip
     # A session that was killed may hold an utterance whose last audio is missing.
-    exported = []
-    for one, file in zip(found, files, strict=True):
-        whole = file if file in written else None
-        utterance = replace(one.utterance, audio=whole, start_s=None, end_s=None)
-        exported.append(replace(one, utterance=utterance))
-    return exported
+    clipped = (
+        replace(one.utterance, audio=written.get(one.utterance.id), start_s=None, end_s=None)
+        for one in found
+    )
+    return [replace(one, utterance=own) for one, own in zip(found, clipped, strict=True)]
 
 
-def _part(utterance: LabelledUtterance) -> Part:
-    times = (utterance.start_s, utterance.end_s)
-    start, end = (round((time or 0.0) * SAMPLE_RATE_HZ) for time in times)
-    return start, end
-
-
-def _cut(audio: Path, parts: Iterable[Part]) -> Iterator[tuple[Part, Samples]]:
-    """The parts of a file in the order of their ends; only what is needed of the file is held."""
-    due = deque(sorted(parts, key=lambda part: part[1]))
+def _cut(
+    audio: Path, utterances: Iterable[ExportedUtterance]
+) -> Iterator[tuple[ExportedUtterance, Samples]]:
+    """The samples of each in the order of their ends; only what is needed of the file is held."""
+    due = deque(sorted(utterances, key=lambda one: one.utterance.end_s or 0.0))
     held, position = np.zeros(0, np.int16), 0  # position: of the first sample held
     for batch in decode_audio(audio):
         held = np.concatenate([held, batch])
-        while due and due[0][1] <= position + len(held):
-            start, end = due.popleft()
-            yield (start, end), held[start - position : end - position]
-        needed = min((start for start, _ in due), default=position + len(held))
+        while due and _samples_of(due[0])[1] <= position + len(held):
+            start, end = _samples_of(due[0])
+            yield due.popleft(), held[start - position : end - position]
+        needed = min((_samples_of(one)[0] for one in due), default=position + len(held))
         kept = max(0, min(needed - position, len(held)))
         held, position = held[kept:], position + kept
+
+
+def _samples_of(one: ExportedUtterance) -> tuple[int, int]:
+    """Where its recording holds it: samples [start, stop)."""
+    times = (one.utterance.start_s, one.utterance.end_s)
+    start, stop = (round((time or 0.0) * SAMPLE_RATE_HZ) for time in times)
+    return start, stop
