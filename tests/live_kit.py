@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from stream_hbaf.audio.source import AudioSource, Chunk
 from stream_hbaf.config import SAMPLE_RATE_HZ
 from stream_hbaf.events import AnyEvent, Partial, Utterance
-from stream_hbaf.live.pipeline import LivePipeline, Publisher, Recognition
+from stream_hbaf.live.pipeline import LivePipeline
+from stream_hbaf.live.runtime import Publisher, Recognition
 from stream_hbaf.recognizer import Recognizer
 
 Sound = NDArray[np.int16]

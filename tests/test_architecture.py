@@ -53,7 +53,7 @@ LIBRARIES = {
         "training/text_encoder.py",
     },
     "sounddevice": {"audio/capture.py"},
-    "soxr": {"audio/pcm.py"},
+    "soxr": {"audio/source.py"},
     "transformers": {
         "features/comet.py",
         "features/pretrained.py",

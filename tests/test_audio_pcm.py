@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from stream_hbaf.audio import pcm
+from stream_hbaf.audio import source as pcm
 from stream_hbaf.config import SAMPLE_RATE_HZ
+from stream_hbaf.errors import AudioError
 
 RATES = [8_000, 11_025, 16_000, 22_050, 32_000, 44_100, 48_000, 96_000]
 
@@ -94,7 +95,7 @@ def test_resampler_one_channel() -> None:
     stereo = np.stack([np.full(100, 0.5), np.full(100, -0.25)], axis=1).astype("f4")
     assert set(pcm.Resampler(16_000, 2, channel=0).feed(stereo).tolist()) == {16384}
     assert set(pcm.Resampler(16_000, 2, channel=1).feed(stereo).tolist()) == {-8192}
-    with pytest.raises(ValueError, match="no channel 2 among 2"):
+    with pytest.raises(AudioError, match="sound: no channel 2; it has channels 0 to 1"):
         pcm.Resampler(16_000, 2, channel=2)
 
 
@@ -112,7 +113,7 @@ def test_from_bytes_formats(sample_format: pcm.SampleFormat, kind: str, full_sca
 
 def test_from_bytes_incomplete() -> None:
     """A frame that is cut is an error that says how long frames are."""
-    with pytest.raises(ValueError, match="6 bytes are no whole number of frames of 4 bytes"):
+    with pytest.raises(AudioError, match="6 bytes are no whole number of frames of 4 bytes"):
         pcm.from_bytes(bytes(6), sample_format="s16le", channels=2)
 
 

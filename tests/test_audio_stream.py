@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from stream_hbaf.audio import file
 from stream_hbaf.audio.file import read_audio
+from stream_hbaf.audio.open_source import StreamSource
 from stream_hbaf.audio.source import Chunk
-from stream_hbaf.audio.stream import StreamSource
 from stream_hbaf.errors import AudioError
 
 RECORDINGS = Path(__file__).parent / "recordings"

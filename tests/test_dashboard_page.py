@@ -26,7 +26,7 @@ from stream_hbaf.events import (
     Status,
     Switch,
 )
-from stream_hbaf.live.privacy import redact
+from stream_hbaf.live.runtime import redact
 
 PHONE, DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
 JFK = RECORDINGS / "jfk.flac"

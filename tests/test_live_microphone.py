@@ -21,7 +21,8 @@ from stream_hbaf.audio.file import FileSource
 from stream_hbaf.audio.microphone import Microphone
 from stream_hbaf.audio.source import AudioSource, Chunk
 from stream_hbaf.config import SAMPLE_RATE_HZ
-from stream_hbaf.live.pipeline import LivePipeline, Recognition
+from stream_hbaf.live.pipeline import LivePipeline
+from stream_hbaf.live.runtime import Recognition
 from stream_hbaf.recognizer import Recognizer
 
 __all__ = ["virtual_microphone"]

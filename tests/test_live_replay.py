@@ -19,8 +19,9 @@ from stream_hbaf.audio.source import AudioSource, Chunk
 from stream_hbaf.config import SAMPLE_RATE_HZ, SourceConfig
 from stream_hbaf.errors import BundleError
 from stream_hbaf.events import DialogueSummary, Utterance
-from stream_hbaf.live.pipeline import LivePipeline, Recognition
+from stream_hbaf.live.pipeline import LivePipeline
 from stream_hbaf.live.replay import Replayed, replay_session
+from stream_hbaf.live.runtime import Recognition
 from stream_hbaf.recognizer import Recognizer
 from stream_hbaf.sessions.format import EVENTS_FILE, HEADER_FILE, Stretch, encode_line
 from stream_hbaf.sessions.recorder import SessionRecorder

@@ -8,9 +8,8 @@ import pytest
 
 from stream_hbaf.audio.file import FileSource, read_audio
 from stream_hbaf.audio.microphone import Microphone
-from stream_hbaf.audio.open_source import open_source
+from stream_hbaf.audio.open_source import StreamSource, open_source
 from stream_hbaf.audio.source import AudioSource, OnStatus
-from stream_hbaf.audio.stream import StreamSource
 from stream_hbaf.audio.websocket import WebSocketSource
 from stream_hbaf.audio.wyoming import SatelliteSource, WyomingSource
 from stream_hbaf.errors import DeviceError

@@ -25,7 +25,7 @@ from stream_hbaf.events import (
     Status,
     Utterance,
 )
-from stream_hbaf.live.privacy import redact
+from stream_hbaf.live.runtime import redact
 
 SECRET = "the cellar key"
 EMOTION = Emotion(

@@ -447,12 +447,12 @@ def test_fields_of_an_end_event(bimodal: Recognizer) -> None:
     text = bimodal.encode_text(transcript(SENTENCES[0]))
     given: dict[str, Any] = {"acoustic": random_acoustic(0), "text": text, "state": dialogue.state}
     explained, _ = bimodal.classify(**given, explain=True)
-    utterance = LiveUtterance(bimodal, dialogue=dialogue, turn=1, start=0, started_at=0.0)
+    source = SourceConfig(name="m")
+    utterance = LiveUtterance(bimodal, source, dialogue=dialogue, turn=1, start=0, started_at=0.0)
     utterance.finish = Finish(
         0, 16000, "silence", confirmed_at=24000, mean_score=0.9, speech_end=15000
     )
-    source = SourceConfig(name="m")
-    end = utterance.event("end", source, text=text, prediction=explained, now=1.0)
+    end = utterance.event("end", text=text, prediction=explained, now=1.0)
     fields = json.loads(encode(end))
     assert list(fields) == [
         *("schema", "id", "rev", "type", "source", "dialogue_id", "turn", "speaker"),
@@ -466,9 +466,9 @@ def test_fields_of_an_end_event(bimodal: Recognizer) -> None:
     assert fields["contributions"] == pytest.approx(shares(explained), abs=1e-4)
     assert fields["conflict"] is explained.conflict
     provisional, _ = bimodal.classify(**given)
-    update = utterance.event("update", source, text=text, prediction=provisional)
+    update = utterance.event("update", text=text, prediction=provisional)
     assert not {"contributions", "conflict"} & set(json.loads(encode(update)))
-    partial = json.loads(encode(utterance.partial(source, text=text, prediction=provisional)))
+    partial = json.loads(encode(utterance.partial(text=text, prediction=provisional)))
     assert partial["emotion"] == fields["emotion"]
     assert "contributions" not in partial
 

@@ -36,7 +36,7 @@ from stream_hbaf.events import (
     Switch,
     Utterance,
 )
-from stream_hbaf.live.privacy import redact
+from stream_hbaf.live.runtime import redact
 from stream_hbaf.publish.homeassistant import discovery
 from stream_hbaf.publish.messages import (
     COMMANDS,

@@ -19,8 +19,8 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from stream_hbaf.audio.file import read_audio
-from stream_hbaf.audio.pcm import to_int16
 from stream_hbaf.audio.push_source import Address, PushSource
+from stream_hbaf.audio.source import to_int16
 from stream_hbaf.audio.websocket import WebSocketSource, receive
 from stream_hbaf.errors import AudioError, DeviceError
 

@@ -41,7 +41,8 @@ from stream_hbaf.events import AnyEvent, Info, Utterance
 from stream_hbaf.features.acoustic import Acoustic
 from stream_hbaf.features.whisper import Transcript
 from stream_hbaf.features.whisper_encoder import resolve_whisper
-from stream_hbaf.live.pipeline import LivePipeline, Recognition
+from stream_hbaf.live.pipeline import LivePipeline
+from stream_hbaf.live.runtime import Recognition
 from stream_hbaf.publish.broker import embedded_broker
 from stream_hbaf.publish.mqtt import MqttPublisher
 from stream_hbaf.recognizer import Recognizer

@@ -18,7 +18,8 @@ from stream_hbaf.audio.file import FileSource, read_audio
 from stream_hbaf.config import TranscriptConfig, load_config
 from stream_hbaf.evaluation.metrics import word_error_rate
 from stream_hbaf.features.whisper_encoder import resolve_whisper
-from stream_hbaf.live.pipeline import Recognition, recognise_source
+from stream_hbaf.live.pipeline import recognise_source
+from stream_hbaf.live.runtime import Recognition
 from stream_hbaf.recognizer import Recognizer
 
 SENTENCES = {"01": "kids are talking by the door", "02": "dogs are sitting by the door"}

@@ -17,14 +17,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from struct import Struct
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_hbaf.audio.pcm import RATE_HZ, Resampler, no_channel
+from stream_hbaf.audio.source import RATE_HZ, Chunker, Resampler, no_channel
 from stream_hbaf.errors import DeviceError
 
 # captured_at (seconds of CLOCK_MONOTONIC, which all processes share), after_gap
@@ -188,40 +187,11 @@ class _Intake:
             self._gap = False
             return block
 
-
-class _Chunker:
-    """Converts blocks at the device's rate to chunks of equal size, each after its header."""
-
-    def __init__(
-        self, rate_hz: int, channels: int, *, channel: int | None, chunk_samples: int
-    ) -> None:
-        self._layout = (rate_hz, channels)
-        self._channel = channel
-        self._chunk_samples = chunk_samples
-        self._restart(after_gap=False)
-
-    def _restart(self, *, after_gap: bool) -> None:
-        """Drop what the filter and the unfinished chunk hold, which borders on a gap."""
-        self._resampler = Resampler(*self._layout, channel=self._channel)
-        self._held = np.zeros(0, np.int16)
-        self._frames_in = self._samples_out = 0
-        self._after_gap = after_gap
-
-    def feed(self, block: _Block) -> bytes:
-        """The headers and samples of the chunks that are now full."""
-        if block.after_gap:
-            self._restart(after_gap=True)
-        self._frames_in += len(block.samples)
-        self._held = np.concatenate([self._held, self._resampler.feed(block.samples)])
-        written = bytearray()
-        while len(self._held) >= self._chunk_samples:
-            self._samples_out += self._chunk_samples
-            behind_s = self._frames_in / self._layout[0] - self._samples_out / RATE_HZ
-            written += HEADER.pack(block.captured_at - behind_s, self._after_gap)
-            written += self._held[: self._chunk_samples].astype("<i2").tobytes()
-            self._held = self._held[self._chunk_samples :]
-            self._after_gap = False
-        return bytes(written)
+    def loss(self) -> str:
+        """What was lost so far, for the status line."""
+        if self.dropped:
+            return f"{self.dropped / self._rate_hz:.1f} s lost, this machine is too slow"
+        return f"sound lost by the device ({self.overruns} overruns)"
 
 
 def _open_stream(sounddevice: Any, device: Device, *, channel: int | None) -> tuple[Any, _Intake]:
@@ -267,38 +237,40 @@ def _open_stream(sounddevice: Any, device: Device, *, channel: int | None) -> tu
 
 
 def _capture(
-    intake: _Intake,
-    *,
+    sounddevice: Any,
     device: Device,
-    stream: Any,
-    chunker: _Chunker,
+    *,
+    channel: int | None,
+    chunk_ms: int,
     write: Callable[[bytes], None],
     report: Callable[[str, str], None],
-) -> str:
-    """Write chunks until the device gives no more sound; returns why, in a line.
+) -> None:
+    """Write chunks until the device gives no more sound; status lines say so.
 
-    Raises BrokenPipeError once the parent no longer reads.
+    Raises DeviceError if it can't be opened, BrokenPipeError once the parent no longer reads.
     """
+    stream, intake = _open_stream(sounddevice, device, channel=channel)
+    name, rate_hz = f"microphone {device.name!r}", round(stream.samplerate)
+    report("online", f"{name} at {rate_hz} Hz")
+    resampler = Resampler(rate_hz, stream.channels, channel=channel)
+    chunker = Chunker(chunk_ms=chunk_ms)
     lost_at: float | None = None
     while (block := intake.take()) is not None:
         now = time.monotonic()
         if block.after_gap:
             if lost_at is None:
-                report("degraded", _loss(intake, device=device, stream=stream))
+                report("degraded", f"{name}: {intake.loss()}")
             lost_at = now
+            resampler = Resampler(rate_hz, stream.channels, channel=channel)
+            chunker.drop()
         elif lost_at is not None and now - lost_at > SETTLED_S:
             lost_at = None
-            report("online", f"microphone {device.name!r}: sound complete again")
-        if headed := chunker.feed(block):
-            write(headed)
-    return f"microphone {device.name!r} stopped giving sound; is it still connected?"
-
-
-def _loss(intake: _Intake, *, device: Device, stream: Any) -> str:
-    if intake.dropped:
-        seconds = intake.dropped / stream.samplerate
-        return f"microphone {device.name!r}: {seconds:.1f} s lost, this machine is too slow"
-    return f"microphone {device.name!r}: sound lost by the device ({intake.overruns} overruns)"
+            report("online", f"{name}: sound complete again")
+        resampled = resampler.feed(block.samples)
+        for chunk in chunker.feed(resampled, captured_at=block.captured_at - resampler.behind_s):
+            header = HEADER.pack(chunk.captured_at, chunk.after_gap)
+            write(header + chunk.samples.astype("<i2").tobytes())
+    report("offline", f"{name} stopped giving sound; is it still connected?")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -315,7 +287,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def report(state: str, detail: str) -> None:
         os.write(status, json.dumps({"state": state, "detail": detail}).encode() + b"\n")
 
-    write = partial(_write, out)
+    def write(content: bytes) -> None:
+        while content:
+            content = content[os.write(out, content) :]
+
     try:
         sounddevice = _portaudio()
         devices = _present_devices(sounddevice)
@@ -323,19 +298,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             write(json.dumps([asdict(device) for device in devices]).encode())
             return 0
         device = find_device(options.device, devices)
-        stream, intake = _open_stream(sounddevice, device, channel=options.channel)
-        report("online", f"microphone {device.name!r} at {stream.samplerate:.0f} Hz")
-        chunker = _Chunker(
-            round(stream.samplerate),
-            stream.channels,
+        _capture(
+            sounddevice,
+            device,
             channel=options.channel,
-            chunk_samples=options.chunk_ms * RATE_HZ // 1000,
-        )
-        report(
-            "offline",
-            _capture(
-                intake, device=device, stream=stream, chunker=chunker, write=write, report=report
-            ),
+            chunk_ms=options.chunk_ms,
+            write=write,
+            report=report,
         )
         return GONE
     except DeviceError as error:
@@ -344,12 +313,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return REFUSED
     except BrokenPipeError:  # the parent has ended
         return GONE
-
-
-def _write(descriptor: int, content: bytes) -> None:
-    rest = memoryview(content)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]
 
 
 def _take_over_output() -> tuple[int, int]:

@@ -18,8 +18,15 @@ import av.logging
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_hbaf.audio.pcm import RATE_HZ, Resampler, no_channel
-from stream_hbaf.audio.source import Chunk, OnStatus, Samples, pace
+from stream_hbaf.audio.source import (
+    RATE_HZ,
+    Chunk,
+    Chunker,
+    OnStatus,
+    Resampler,
+    Samples,
+    pace,
+)
 from stream_hbaf.errors import AudioError
 
 BATCH_S = 4  # sound decoded in one call to the thread
@@ -65,7 +72,7 @@ class FileSource:
         self._path = path
         self._channel = channel
         self._speed = speed
-        self._chunk_samples = chunk_ms * RATE_HZ // 1000
+        self._chunker = Chunker(chunk_ms=chunk_ms)
         self._on_status = on_status
 
     async def __aenter__(self) -> Self:
@@ -94,19 +101,12 @@ class FileSource:
 
     async def _cut(self) -> AsyncIterator[Samples]:
         """Decoded batches, cut to the chunk's size; the next batch is decoded meanwhile."""
-        held = np.zeros(0, np.int16)
-        while True:
-            batch = await asyncio.wrap_future(self._next)
-            if batch is None:
-                break
+        while (batch := await asyncio.wrap_future(self._next)) is not None:
             self._next = self._decode()
-            held = np.concatenate([held, batch])
-            whole = len(held) - len(held) % self._chunk_samples
-            for start in range(0, whole, self._chunk_samples):
-                yield held[start : start + self._chunk_samples]
-            held = held[whole:]
-        if len(held):
-            yield held
+            for chunk in self._chunker.feed(batch):
+                yield chunk.samples
+        for chunk in self._chunker.flush():
+            yield chunk.samples
 
     def _decode(self) -> "Future[Samples | None]":
         return self._executor.submit(next, self._decoder, None)
@@ -182,16 +182,11 @@ class Decoder:
             if resampler is None or (resampler.rate_hz, resampler.channels) != layout:
                 if resampler is not None:  # chained streams may change it
                     yield resampler.finish()
-                resampler = self._resampler(*layout)
+                resampler = Resampler(*layout, channel=self._channel, where=self._name)
             self._decoded_s += frame.samples / frame.sample_rate
             yield resampler.feed(_to_float(frame))
         if resampler is not None:
             yield resampler.finish()
-
-    def _resampler(self, rate_hz: int, channels: int) -> Resampler:
-        if self._channel is not None and self._channel >= channels:
-            raise AudioError(no_channel(self._channel, where=self._name, channels=channels))
-        return Resampler(rate_hz, channels, channel=self._channel)
 
     def _frames(self) -> Iterator[Any]:
         with _open(self._where) as container:
@@ -227,11 +222,8 @@ class Decoder:
             if damaged:
                 self._complain("damaged")
             self.ending = self.ending or "it ended"
-            self._compare(declared_s)
-
-    def _compare(self, declared_s: float) -> None:
-        if self._decoded_s < declared_s - MISSING_S:
-            self._complain(f"{declared_s:.1f} s declared")
+            if self._decoded_s < declared_s - MISSING_S:
+                self._complain(f"{declared_s:.1f} s declared")
 
     def _complain(self, reason: str) -> None:
         if not self.complaint:

@@ -1,6 +1,7 @@
 """The microphone as an audio source, captured by a child process that is restarted when lost."""
 
 import asyncio
+import contextlib
 import json
 import subprocess
 import sys
@@ -11,12 +12,11 @@ from typing import Self
 import numpy as np
 
 from stream_hbaf.audio.capture import CRASHED, FIRST_SOUND_S, HEADER
-from stream_hbaf.audio.pcm import RATE_HZ
-from stream_hbaf.audio.source import Chunk, OnStatus
+from stream_hbaf.audio.source import RATE_HZ, Chunk, OnStatus, retries
 from stream_hbaf.errors import DeviceError
 
 START_S = 10.0  # for the child to start, on a busy machine
-FIRST_RETRY_S, LAST_RETRY_S = 0.5, 5.0
+LAST_RETRY_S = 5.0
 END_S = 0.5  # for the child to exit by itself, before it is killed
 UNREAD_BYTES = 1 << 14  # asyncio holds twice this, one second; then the child has to queue
 
@@ -102,22 +102,11 @@ class Microphone:
             return
         self._on_status("offline", f"{reason} (trying again)")
         await dead.end()
-        wait_s = FIRST_RETRY_S
-        while not await self._is_closed_within(wait_s):
-            wait_s = min(2 * wait_s, LAST_RETRY_S)
-            try:
+        async for _ in retries(self._closed, longest_s=LAST_RETRY_S):
+            with contextlib.suppress(DeviceError):  # reported already: the device is still away
                 await self._start()
-            except DeviceError:  # reported already: the device is still away
-                continue
-            self._on_status("online", f"microphone {self.name!r} is back")
-            return
-
-    async def _is_closed_within(self, timeout_s: float) -> bool:
-        try:
-            await asyncio.wait_for(self._closed.wait(), timeout_s)
-        except TimeoutError:
-            return False
-        return True
+                self._on_status("online", f"microphone {self.name!r} is back")
+                return
 
 
 class _Child:

@@ -17,8 +17,16 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from stream_hbaf.audio.pcm import RATE_HZ, Resampler, SampleFormat, from_bytes, no_channel
-from stream_hbaf.audio.source import Chunk, Chunker, OnStatus, Samples
+from stream_hbaf.audio.source import (
+    RATE_HZ,
+    Chunk,
+    Chunker,
+    OnStatus,
+    Resampler,
+    SampleFormat,
+    Samples,
+    from_bytes,
+)
 from stream_hbaf.errors import AudioError, DeviceError
 
 if TYPE_CHECKING:
@@ -84,14 +92,6 @@ class AlreadySendingError(AudioError):
     """Another connection has claimed the source."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Status:
-    """A status that is reported once the chunks before it have been consumed."""
-
-    state: "State"
-    line: str
-
-
 class PushSource:
     """A source whose chunks come from one sender at a time; it waits while there is none.
 
@@ -108,25 +108,25 @@ class PushSource:
         self.name = name
         self.speaker = ""
         self.state: State = "offline"
-        self._channel = channel
+        self.channel = channel
         self._chunk_ms = chunk_ms
         self._on_status = on_status
         self._chunker = Chunker(chunk_ms=chunk_ms)
-        self._queue: deque[Chunk | _Status] = deque()
+        self._queue: deque[Chunk | tuple[State, str]] = deque()
         self._changed = asyncio.Event()  # the queue has grown, or the source is closed
         self._sender = ""  # who has claimed the source
         self._sounding = False  # the sender has sent sound, and not paused since
         self._gap = False  # chunks before the next one were dropped
         self._lost_s = 0.0
         self._lost_at: float | None = None
-        self._closed = False
+        self._closed = asyncio.Event()
 
     async def __aenter__(self) -> Self:
         self.report("offline", f"{self.name}: waiting for sound")
         return self
 
     async def __aexit__(self, *exception: object) -> None:
-        self._closed = True
+        self._closed.set()
         self._changed.set()
 
     @contextmanager
@@ -156,24 +156,24 @@ class PushSource:
     def report(self, state: "State", line: str) -> None:
         """Report a state to ``on_status`` once the chunks before it have been consumed."""
         self.state = state
-        self._put(_Status(state, line))
+        self._put((state, line))
 
     async def chunks(self) -> AsyncIterator[Chunk]:
         """The senders' sound until the source is closed."""
         position = 0
         while (item := await self._next()) is not None:
-            if isinstance(item, _Status):
-                self._on_status(item.state, item.line)
+            if isinstance(item, tuple):
+                self._on_status(*item)
                 continue
             self._report_losses(item.captured_at)
             gap, self._gap = item.after_gap or self._gap, False
             yield replace(item, start=position, after_gap=gap and position > 0)
             position += len(item.samples)
 
-    async def _next(self) -> "Chunk | _Status | None":
+    async def _next(self) -> "Chunk | tuple[State, str] | None":
         """The next item of the queue; None once the source is closed."""
         while not self._queue:
-            if self._closed:
+            if self._closed.is_set():
                 return None
             self._changed.clear()
             try:
@@ -198,14 +198,7 @@ class PushSource:
         empty = np.zeros(0, np.int16)
         self._put(Chunk(start=0, samples=empty, captured_at=time.monotonic(), after_gap=True))
 
-    def resampler(self, audio_format: AudioFormat) -> Resampler:
-        """A resampler of the source's channel. Raises AudioError if the format lacks it."""
-        if self._channel is not None and self._channel >= audio_format.channels:
-            channels = audio_format.channels
-            raise AudioError(no_channel(self._channel, where="sound", channels=channels))
-        return Resampler(audio_format.rate_hz, audio_format.channels, channel=self._channel)
-
-    def _put(self, item: Chunk | _Status) -> None:
+    def _put(self, item: "Chunk | tuple[State, str]") -> None:
         self._queue.append(item)
         if len(self._queue) > QUEUE_S * 1000 // self._chunk_ms + 1:
             oldest = self._queue.popleft()  # a status, too, is superseded by those behind it
@@ -217,9 +210,8 @@ class PushSource:
     def _report_losses(self, now: float) -> None:
         if self._gap:
             if self._lost_at is None:
-                dropped = f"{self._lost_s:.1f} s dropped"
-                line = f"{self.name}: {dropped}, sent faster than it is processed"
-                self._on_status("degraded", line)
+                why = f"{self._lost_s:.1f} s dropped, sent faster than it is processed"
+                self._on_status("degraded", f"{self.name}: {why}")
             self._lost_at = now
         elif self._lost_at is not None and now - self._lost_at > SETTLED_S:
             self._lost_at = None
@@ -233,38 +225,34 @@ class Sender:
         self._source = source
         self._who = who
         self._resampler: Resampler | None = None
-        self._behind_s = 0.0  # sound that the resampler holds back
         self.audio_format: AudioFormat | None = None
 
     def begin(self, audio_format: AudioFormat, *, speaker: str = "") -> None:
         """Sound of this format follows. Raises AudioError if the source's channel isn't in it."""
-        resampler = self._source.resampler(audio_format)
+        resampler = self._new_resampler(audio_format)
         self.pause()
-        self.audio_format, self._resampler, self._behind_s = audio_format, resampler, 0.0
+        self.audio_format, self._resampler = audio_format, resampler
         self._source.speaker = speaker
         if self._source.state != "online":
             named = f" ({speaker})" if speaker else ""
             self._source.report("online", f"{self._source.name}: {self._who}{named} is sending")
 
+    def _new_resampler(self, audio_format: AudioFormat) -> Resampler:
+        channel = self._source.channel
+        return Resampler(audio_format.rate_hz, audio_format.channels, channel=channel)
+
     def feed(self, content: bytes) -> None:
         """Send sound that was captured until now. Raises AudioError if it isn't of the format."""
         if self.audio_format is None or self._resampler is None:
             raise AudioError("sound came before its format")
-        try:
-            samples = from_bytes(
-                content,
-                sample_format=self.audio_format.sample_format,
-                channels=self.audio_format.channels,
-            )
-        except ValueError as error:
-            raise AudioError(str(error)) from None
+        sample_format, channels = self.audio_format.sample_format, self.audio_format.channels
+        samples = from_bytes(content, sample_format=sample_format, channels=channels)
         resampled = self._resampler.feed(samples)
-        self._behind_s += len(samples) / self.audio_format.rate_hz - len(resampled) / RATE_HZ
-        self._source.feed(resampled, captured_at=time.monotonic() - self._behind_s)
+        self._source.feed(resampled, captured_at=time.monotonic() - self._resampler.behind_s)
 
     def pause(self) -> None:
         """Send what the resampler holds back, and end the open utterance."""
         if self.audio_format is not None and self._resampler is not None:
             self._source.feed(self._resampler.finish(), captured_at=time.monotonic())
             self._source.pause()
-            self._resampler, self._behind_s = self._source.resampler(self.audio_format), 0.0
+            self._resampler = self._new_resampler(self.audio_format)

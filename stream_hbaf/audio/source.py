@@ -1,7 +1,9 @@
 """What every audio source gives: chunks of int16, mono, 16 kHz sound, once, in order.
 
-A source is opened with ``async with`` and then iterated over with ``chunks()``. Helpers of several
-sources are here too: pacing, cutting into chunks, and a source whose sound is in memory.
+A source is opened with ``async with`` and then iterated over with ``chunks()``. What several
+sources need is here too: conversion from any rate and number of channels, pacing, cutting into
+chunks, reopening, and a source whose sound is in memory. Imports none of the settings, because the
+capture process imports it and must start quickly.
 """
 
 from __future__ import annotations
@@ -10,12 +12,13 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Final, Literal, NotRequired, Protocol, Self, TypedDict
 
 import numpy as np
+import soxr
 from numpy.typing import NDArray
 
-from stream_hbaf.audio.pcm import RATE_HZ
+from stream_hbaf.errors import AudioError
 
 if TYPE_CHECKING:
     from stream_hbaf.events import State, Trigger
@@ -25,6 +28,11 @@ else:
     OnStatus = Callable  # events.py costs pydantic, which no source needs at run time
 
 Samples = NDArray[np.int16]
+
+RATE_HZ: Final = 16_000  # config.SAMPLE_RATE_HZ again, without pydantic; a test compares them
+SampleFormat = Literal["s16le", "s32le", "f32le"]
+WIDTHS: Final[dict[SampleFormat, int]] = {"s16le": 2, "s32le": 4, "f32le": 4}  # bytes
+FIRST_RETRY_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +57,14 @@ class Cut:
     trigger: Trigger
 
 
+class SourceOptions(TypedDict):
+    """The arguments that every source takes."""
+
+    channel: NotRequired[int | None]  # counts from 0; the mean of all if it is left out or None
+    chunk_ms: int
+    on_status: OnStatus
+
+
 class AudioSource(Protocol):
     """Anything that gives chunks: a microphone, a recording, a stream, a server."""
 
@@ -60,6 +76,132 @@ class AudioSource(Protocol):
 
     def chunks(self) -> AsyncIterator[Chunk]:
         """The source's sound, once, until it ends or is closed."""
+
+
+def to_int16(samples: NDArray[np.float32]) -> Samples:
+    """Scale [-1, 1] by 32768, round and clip: the exact inverse of int16 / 32768.
+
+    Clipping guards the utterance's loudest sample: +1.0 is 32768, which wraps to -32768.
+    """
+    scaled = np.nan_to_num(np.rint(samples * np.float32(32768)))
+    clipped: NDArray[np.float32] = np.clip(scaled, -32768, 32767)
+    return clipped.astype(np.int16)
+
+
+def from_bytes(
+    content: bytes, *, sample_format: SampleFormat, channels: int
+) -> NDArray[np.float32]:
+    """Interleaved PCM -> [n, channels] in [-1, 1]. Raises AudioError if a frame is incomplete.
+
+    A float that isn't a number is silence: within a resampler it would spread.
+    """
+    size = WIDTHS[sample_format] * channels
+    if len(content) % size:
+        raise AudioError(f"{len(content)} bytes are no whole number of frames of {size} bytes")
+    if sample_format == "f32le":
+        floats = np.nan_to_num(np.frombuffer(content, "<f4"), nan=0.0, posinf=1.0, neginf=-1.0)
+        samples: NDArray[np.float64] = np.clip(floats, -1, 1)
+    else:
+        whole = np.frombuffer(content, f"<i{WIDTHS[sample_format]}")
+        samples = whole / 2.0 ** (8 * WIDTHS[sample_format] - 1)
+    return samples.reshape(-1, channels).astype(np.float32)
+
+
+def no_channel(channel: int, *, where: str, channels: int) -> str:
+    """The error message for a channel that isn't there."""
+    last = f"channels 0 to {channels - 1}" if channels > 1 else "one channel, 0"
+    return f"{where}: no channel {channel}; it has {last}"
+
+
+class Resampler:
+    """Takes one channel, or the mean of all (None), and resamples it with soxr HQ.
+
+    Any split of the input gives the same samples. 16 kHz mono that came from int16 passes
+    unchanged. ``feed`` holds back the filter's delay, ``behind_s`` (48 kHz: up to 40 ms);
+    ``finish`` gives the rest, so that ``n`` frames become ``n * 16000 / rate_hz`` samples, halves
+    rounded up. Raises AudioError, naming ``where``, if there is no such channel.
+    """
+
+    def __init__(
+        self, rate_hz: int, channels: int, *, channel: int | None = None, where: str = "sound"
+    ) -> None:
+        if channel is not None and not 0 <= channel < channels:
+            raise AudioError(no_channel(channel, where=where, channels=channels))
+        self.rate_hz = rate_hz
+        self.channels = channels
+        self.behind_s = 0.0
+        self._picked = slice(None) if channel is None else slice(channel, channel + 1)
+        self._stream = (
+            None
+            if rate_hz == RATE_HZ
+            else soxr.ResampleStream(rate_hz, RATE_HZ, 1, dtype="float32", quality="HQ")
+        )
+
+    def feed(self, samples: NDArray[np.float32]) -> Samples:
+        """The next resampled samples; ``samples`` is [n, channels]."""
+        if samples.ndim != 2 or samples.shape[1] != self.channels:
+            raise ValueError(f"expected [n, {self.channels}] samples, not {samples.shape}")
+        resampled = self._resample(_mean(samples[:, self._picked]), last=False)
+        self.behind_s += len(samples) / self.rate_hz - len(resampled) / RATE_HZ
+        return resampled
+
+    def finish(self) -> Samples:
+        """The samples held back; nothing may be fed afterwards."""
+        return self._resample(np.zeros(0, np.float32), last=True)
+
+    def _resample(self, mono: NDArray[np.float32], *, last: bool) -> Samples:
+        if self._stream is not None:
+            mono = self._stream.resample_chunk(mono, last=last)
+        return to_int16(mono)
+
+
+def _mean(samples: NDArray[np.float32]) -> NDArray[np.float32]:
+    """[n, channels] -> [n], summed channel by channel so that n can't change the rounding."""
+    total = samples[:, 0].astype(np.float32)
+    for channel in samples.T[1:]:
+        total += channel
+    total /= np.float32(samples.shape[1])
+    return total
+
+
+class Chunker:
+    """Cuts sound that comes in pieces of any length into chunks of one length.
+
+    Samples are numbered as if no sound had been lost between pieces.
+    """
+
+    def __init__(self, *, chunk_ms: int) -> None:
+        self._chunk_samples = chunk_ms * RATE_HZ // 1000
+        self._held: Samples = np.zeros(0, np.int16)
+        self._captured_at = 0.0  # of the last sample held
+        self._position = 0
+        self._after_gap = False
+
+    def feed(self, samples: Samples, *, captured_at: float = 0.0) -> Iterator[Chunk]:
+        """The chunks that are now full; ``captured_at`` is the last sample's, monotonic."""
+        self._held = np.concatenate([self._held, samples])
+        self._captured_at = captured_at
+        while len(self._held) >= self._chunk_samples:
+            yield self._cut(self._chunk_samples)
+
+    def flush(self) -> Iterator[Chunk]:
+        """The rest, shorter than a chunk; the next chunk is one after a gap."""
+        if len(self._held):
+            yield self._cut(len(self._held))
+        self._after_gap = self._position > 0
+
+    def drop(self) -> None:
+        """Drop what borders on a gap; the next chunk is one after it."""
+        self._held = self._held[:0]
+        self._after_gap = True
+
+    def _cut(self, count: int) -> Chunk:
+        samples, self._held = self._held[:count], self._held[count:]
+        captured_at = self._captured_at - len(self._held) / RATE_HZ
+        chunk = Chunk(self._position, samples, captured_at, self._after_gap)
+        self._position += count
+        self._after_gap = False
+        return chunk
 
 
 async def pace(pieces: AsyncIterator[Samples], *, speed: float | None) -> AsyncIterator[Chunk]:
@@ -77,47 +219,21 @@ async def pace(pieces: AsyncIterator[Samples], *, speed: float | None) -> AsyncI
             due = started + end / RATE_HZ / speed
             await asyncio.sleep(max(0.0, due - captured_at))
             captured_at = due
-        yield Chunk(start=position, samples=samples, captured_at=captured_at)
+        yield Chunk(position, samples, captured_at)
         position = end
 
 
-class Chunker:
-    """Cuts sound that comes in pieces of any length into chunks of one length.
-
-    Samples are numbered as if no sound had been lost between pieces.
-    """
-
-    def __init__(self, *, chunk_ms: int) -> None:
-        self._chunk_samples = chunk_ms * RATE_HZ // 1000
-        self._held: Samples = np.zeros(0, np.int16)
-        self._captured_at = 0.0  # of the last sample held
-        self._position = 0
-        self._after_gap = False
-
-    def feed(self, samples: Samples, *, captured_at: float) -> Iterator[Chunk]:
-        """The chunks that are now full; ``captured_at`` is the last sample's, monotonic."""
-        self._held = np.concatenate([self._held, samples])
-        self._captured_at = captured_at
-        while len(self._held) >= self._chunk_samples:
-            yield self._cut(self._chunk_samples)
-
-    def flush(self) -> Iterator[Chunk]:
-        """The rest, shorter than a chunk; the next chunk is one after a gap."""
-        if len(self._held):
-            yield self._cut(len(self._held))
-        self._after_gap = self._position > 0
-
-    def _cut(self, count: int) -> Chunk:
-        samples, self._held = self._held[:count], self._held[count:]
-        chunk = Chunk(
-            start=self._position,
-            samples=samples,
-            captured_at=self._captured_at - len(self._held) / RATE_HZ,
-            after_gap=self._after_gap,
-        )
-        self._position += count
-        self._after_gap = False
-        return chunk
+async def retries(closed: asyncio.Event, *, longest_s: float) -> AsyncIterator[None]:
+    """Wait before each attempt to reopen a source, twice as long each time, until it is closed."""
+    wait_s = FIRST_RETRY_S
+    while True:
+        try:
+            await asyncio.wait_for(closed.wait(), wait_s)
+        except TimeoutError:
+            yield
+            wait_s = min(2 * wait_s, longest_s)
+        else:
+            return
 
 
 class MemorySource:

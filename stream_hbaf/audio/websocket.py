@@ -25,7 +25,7 @@ import json
 import logging
 import secrets
 from http import HTTPStatus
-from typing import Any, Self
+from typing import Any, Self, Unpack
 from urllib.parse import parse_qs, urlsplit
 
 from websockets.asyncio.server import Server, ServerConnection, serve
@@ -33,7 +33,6 @@ from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 
-from stream_hbaf.audio.pcm import WIDTHS
 from stream_hbaf.audio.push_source import (
     Address,
     AlreadySendingError,
@@ -43,7 +42,7 @@ from stream_hbaf.audio.push_source import (
     cannot_listen,
     is_loopback,
 )
-from stream_hbaf.audio.source import OnStatus
+from stream_hbaf.audio.source import WIDTHS, SourceOptions
 from stream_hbaf.errors import AudioError, DeviceError
 
 LARGEST_MESSAGE = 1 << 16  # bytes
@@ -52,6 +51,8 @@ LONGEST_REASON = 123  # bytes that a close frame has room for
 LONGEST_SPEAKER = 64
 FORMAT_S = 10.0  # for a connection to send its format, before it makes room for another
 ALIVE_S = 5.0  # between two pings, and for the answer to each
+# websockets logs each bad handshake with a traceback, which no user can do anything about.
+NO_LOGGER = logging.Logger("websockets", level=logging.CRITICAL + 1)
 
 
 def receive(message: str | bytes, *, sender: Sender) -> None:
@@ -108,15 +109,9 @@ class WebSocketSource(PushSource):
     """
 
     def __init__(
-        self,
-        address: Address,
-        *,
-        token: str | None = None,
-        channel: int | None = None,
-        chunk_ms: int,
-        on_status: OnStatus,
+        self, address: Address, *, token: str | None = None, **options: Unpack[SourceOptions]
     ) -> None:
-        super().__init__(f"ws://{address}", channel=channel, chunk_ms=chunk_ms, on_status=on_status)
+        super().__init__(f"ws://{address}", **options)
         self.address = address
         self._token = token
         self._server: Server | None = None
@@ -138,7 +133,7 @@ class WebSocketSource(PushSource):
                 ping_interval=ALIVE_S,
                 ping_timeout=ALIVE_S,
                 close_timeout=1,
-                logger=_disabled_logger(),
+                logger=NO_LOGGER,
             )
         except OSError as error:
             raise cannot_listen(self.name, error) from None
@@ -215,10 +210,3 @@ def hostname(address: str) -> str:
         return urlsplit(address).hostname or ""
     except ValueError:
         return ""
-
-
-def _disabled_logger() -> logging.Logger:
-    """websockets logs each bad handshake with a traceback, which no user can do anything about."""
-    logger = logging.getLogger("stream_hbaf.audio.websocket")
-    logger.disabled = True
-    return logger

@@ -16,10 +16,9 @@ import contextlib
 import json
 import socket
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 from stream_hbaf import __version__
-from stream_hbaf.audio.pcm import RATE_HZ, SampleFormat
 from stream_hbaf.audio.push_source import (
     Address,
     AlreadySendingError,
@@ -29,7 +28,7 @@ from stream_hbaf.audio.push_source import (
     cannot_listen,
     plain_reason,
 )
-from stream_hbaf.audio.source import OnStatus
+from stream_hbaf.audio.source import RATE_HZ, SampleFormat, SourceOptions, retries
 from stream_hbaf.errors import AudioError, DeviceError
 
 LONGEST_LINE, LARGEST_PAYLOAD = 1 << 16, 1 << 17  # bytes; of sound that is four seconds
@@ -37,7 +36,7 @@ FORMATS: dict[int, SampleFormat] = {2: "s16le", 4: "s32le"}  # by bytes a sample
 MOST_CONNECTIONS = 16
 CONNECT_S = 5.0
 PING_S, GONE_S = 4.0, 12.0  # between two pings to a satellite; without an event until it is lost
-FIRST_RETRY_S, LAST_RETRY_S = 0.5, 5.0
+LAST_RETRY_S = 5.0
 
 # Of Wyoming's kinds of service only "snd" takes sound without having to answer; an "asr" would be
 # asked for transcripts by Home Assistant.
@@ -70,7 +69,8 @@ async def read_event(reader: asyncio.StreamReader) -> WyomingEvent | None:
         if not (line := await reader.readline()):
             return None
         header = _json_object(line)
-        fields = _json_object(await _read(reader, header, "data_length", most=LONGEST_LINE), {})
+        data = await _read(reader, header, "data_length", most=LONGEST_LINE)
+        fields = _json_object(data) if data else {}
         payload = await _read(reader, header, "payload_length", most=LARGEST_PAYLOAD)
     except ValueError:  # how readline says that a line is too long
         raise AudioError(f"a line longer than {LONGEST_LINE} bytes") from None
@@ -82,9 +82,7 @@ async def read_event(reader: asyncio.StreamReader) -> WyomingEvent | None:
     return WyomingEvent(header["type"], inline | fields, payload)
 
 
-def _json_object(content: bytes, otherwise: dict[str, Any] | None = None) -> dict[str, Any]:
-    if not content and otherwise is not None:
-        return otherwise
+def _json_object(content: bytes) -> dict[str, Any]:
     try:
         found = json.loads(content)
     except (ValueError, RecursionError):
@@ -132,11 +130,8 @@ class WyomingSource(PushSource):
     is open. Opening raises DeviceError if the address can't be listened on.
     """
 
-    def __init__(
-        self, address: Address, *, channel: int | None = None, chunk_ms: int, on_status: OnStatus
-    ) -> None:
-        name = f"wyoming://{address}"
-        super().__init__(name, channel=channel, chunk_ms=chunk_ms, on_status=on_status)
+    def __init__(self, address: Address, **options: Unpack[SourceOptions]) -> None:
+        super().__init__(f"wyoming://{address}", **options)
         self.address = address
         self._connections: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
@@ -183,7 +178,15 @@ class WyomingSource(PushSource):
         """Answer events and take sound; the source is claimed by the first event about sound."""
         with contextlib.ExitStack() as claimed:
             sender: Sender | None = None
-            while (event := await self._next_event(reader, who=who, claimed=sender)) is not None:
+            while True:
+                try:
+                    event = await read_event(reader)
+                except AudioError as error:
+                    if sender is None:  # else it is reported when the sender is released
+                        self.report(self.state, f"{self.name}: {who}: {error}")
+                    raise
+                if event is None:
+                    return
                 if event.type == "describe":
                     await _send(writer, WyomingEvent("info", SELF_DESCRIPTION))
                 elif event.type == "ping":
@@ -192,16 +195,6 @@ class WyomingSource(PushSource):
                     sender = claimed.enter_context(self.sender(who))
                 if sender is not None:
                     apply_event(event, sender=sender)
-
-    async def _next_event(
-        self, reader: asyncio.StreamReader, *, who: str, claimed: Sender | None
-    ) -> WyomingEvent | None:
-        try:
-            return await read_event(reader)
-        except AudioError as error:
-            if claimed is None:  # else it is reported when the sender is released
-                self.report(self.state, f"{self.name}: {who}: {error}")
-            raise
 
 
 class SatelliteSource(PushSource):
@@ -212,11 +205,8 @@ class SatelliteSource(PushSource):
 
     outlook = "trying again"
 
-    def __init__(
-        self, address: Address, *, channel: int | None = None, chunk_ms: int, on_status: OnStatus
-    ) -> None:
-        name = f"satellite://{address}"
-        super().__init__(name, channel=channel, chunk_ms=chunk_ms, on_status=on_status)
+    def __init__(self, address: Address, **options: Unpack[SourceOptions]) -> None:
+        super().__init__(f"satellite://{address}", **options)
         self.address = address
         self._following: asyncio.Task[None] | None = None
 
@@ -249,20 +239,15 @@ class SatelliteSource(PushSource):
 
     async def _follow(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            while True:
+            while not self._closed.is_set():
                 with contextlib.suppress(AudioError), contextlib.closing(writer):
                     await self._receive(reader, writer)
-                reader, writer = await self._reconnect()
+                async for _ in retries(self._closed, longest_s=LAST_RETRY_S):
+                    with contextlib.suppress(DeviceError):  # reported already: it is still away
+                        reader, writer = await self._connect()
+                        break
         finally:  # after an unexpected error, too, the source ends instead of falling silent
             await super().__aexit__()
-
-    async def _reconnect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        wait_s = FIRST_RETRY_S
-        while True:
-            await asyncio.sleep(wait_s)
-            wait_s = min(2 * wait_s, LAST_RETRY_S)
-            with contextlib.suppress(DeviceError):  # reported already: it is still away
-                return await self._connect()
 
     async def _receive(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with self.sender("the satellite") as sender:

@@ -16,7 +16,8 @@ from stream_hbaf.config import Config, SourceConfig
 from stream_hbaf.errors import DeviceError
 from stream_hbaf.events import Info, State
 from stream_hbaf.live.control import Controls
-from stream_hbaf.live.pipeline import LivePipeline, Publisher
+from stream_hbaf.live.pipeline import LivePipeline
+from stream_hbaf.live.runtime import Publisher
 from stream_hbaf.publish.broker import embedded_broker
 from stream_hbaf.publish.connection import close_client, open_client
 from stream_hbaf.publish.mqtt import MqttPublisher

@@ -22,7 +22,8 @@ from stream_hbaf.corpora.dialogue import Corpus, Dialogue, LabelledUtterance, Sp
 from stream_hbaf.errors import BundleError, CorpusError
 from stream_hbaf.evaluation.metrics import Labels, Probabilities, word_error_rate
 from stream_hbaf.features.whisper import Transcript
-from stream_hbaf.live.pipeline import Recognition, recognise_source
+from stream_hbaf.live.pipeline import recognise_source
+from stream_hbaf.live.runtime import Recognition
 from stream_hbaf.networks.calibration import MODALITIES, Modality
 from stream_hbaf.prediction import Prediction
 from stream_hbaf.recognizer import Int16, Recognizer

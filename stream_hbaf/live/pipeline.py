@@ -15,8 +15,6 @@ from stream_hbaf.live.source import OnAudio, SourcePipeline
 from stream_hbaf.networks.calibration import MODALITIES, Modality
 from stream_hbaf.recognizer import Recognizer
 
-__all__ = ["LivePipeline", "OnAudio", "Publisher", "Recognition", "recognise_source"]
-
 GOODBYE_S = 1.0  # for each publisher to deliver what is finished
 
 
@@ -59,8 +57,8 @@ class LivePipeline:
     ) -> None:
         """Recognise until all sources end or ``stop`` is set, then finish the utterances.
 
-        Sources are open already; what they captured before this call is skipped, because the user
-        had not been told yet that the program listens. The coroutines ``beside`` run along and are
+        Sources are open already; what they captured before this call is skipped, because the
+        program had not announced yet that it listens. The coroutines ``beside`` run along and are
         cancelled in the end. Errors are raised as an ExceptionGroup.
         """
         since = time.monotonic()

@@ -7,7 +7,6 @@ which order the utterances of several sources were classified. Everything else i
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
@@ -24,6 +23,7 @@ from stream_hbaf.speech.segmenter import Begin, Feed, Finish, UtteranceDetector
 
 Load = Callable[[Config], AbstractContextManager[Recognizer]]
 Progress = Callable[[str], None]
+RECORDED = {"id", "rev", "start_time", "end_time"}  # fields that are taken from the recording
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,21 +115,17 @@ class _Replay:
         assert tracker.dialogue is not None
         utterance = LiveUtterance(
             recognizer=self.recognizer,
+            source=SourceConfig(name=end.source, speaker=end.speaker),
             dialogue=tracker.dialogue,
             turn=end.turn,
             start=detected.start,
             started_at=0.0,  # replaced by the recorded times
             finish=detected.finish,
         )
-        recognition = self._classify(
-            utterance, detected, speaker=end.speaker, transcribed=transcribed
-        )
+        recognition = self._classify(utterance, detected, transcribed=transcribed)
         event = utterance.event(
-            "end",
-            SourceConfig(name=end.source, speaker=end.speaker),
-            text=recognition.text,
-            prediction=recognition.prediction,
-        ).model_copy(update=_recorded(end))
+            "end", text=recognition.text, prediction=recognition.prediction
+        ).model_copy(update={**end.model_dump(include=RECORDED), "latency_ms": None})
         self._matched += 1
         self.on_recognition(recognition)
         self.on_event(event)
@@ -171,21 +167,19 @@ class _Replay:
         return known
 
     def _classify(
-        self, utterance: LiveUtterance, detected: _Detected, *, speaker: str, transcribed: bool
+        self, utterance: LiveUtterance, detected: _Detected, *, transcribed: bool
     ) -> Recognition:
         """The live pipeline's steps for a finished utterance, one after another."""
-        recognizer, dialogue = self.recognizer, utterance.dialogue
+        recognizer, finish = self.recognizer, detected.finish
         acoustic = None
         if recognizer.acoustic is not None:
             acoustic = recognizer.acoustic.extract(detected.samples)
         transcript = recognizer.transcriber.final(
-            detected.samples, speech_score=detected.finish.mean_score, decode=transcribed
+            detected.samples, speech_score=finish.mean_score, decode=transcribed
         )
-        text = recognizer.encode_text(transcript, speaker=speaker, window=dialogue.window)
-        prediction = recognizer.classify_final(
-            acoustic=acoustic, text=text, dialogue=dialogue, speaker=speaker, explain=True
-        )
-        return Recognition(utterance.id, detected.finish, acoustic, text, prediction)
+        text = utterance.encode_text(transcript)
+        prediction = utterance.classify_final(acoustic, text)
+        return Recognition(utterance.id, finish, acoustic, text, prediction)
 
 
 def _ends(session: Session) -> Iterator[tuple[Utterance, bool]]:
@@ -218,17 +212,6 @@ def _utterances(
                     pieces.append(samples)
                 case Finish():
                     yield _Detected(action.start, np.concatenate(pieces), action)
-
-
-def _recorded(end: Utterance) -> dict[str, Any]:
-    """The fields that are taken from the recording."""
-    return {
-        "id": end.id,
-        "rev": end.rev,
-        "start_time": end.start_time,
-        "end_time": end.end_time,
-        "latency_ms": None,
-    }
 
 
 def _config(session: Session, *, device: str) -> Config:

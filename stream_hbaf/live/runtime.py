@@ -17,9 +17,18 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from stream_hbaf.config import Config, SourceConfig
-from stream_hbaf.events import AnyEvent, DialogueSummary, Latency, Quantiles, Stage, Utterance
+from stream_hbaf.events import (
+    AnyEvent,
+    DialogueSummary,
+    Emotion,
+    Latency,
+    Partial,
+    Privacy,
+    Quantiles,
+    Stage,
+    Utterance,
+)
 from stream_hbaf.features.acoustic import Acoustic
-from stream_hbaf.live.privacy import redact
 from stream_hbaf.networks.calibration import MODALITIES, Modality
 from stream_hbaf.prediction import Prediction, TextFeatures
 from stream_hbaf.recognizer import LiveDialogue, Recognizer
@@ -29,6 +38,11 @@ T = TypeVar("T")
 
 STAGES: tuple[Stage, ...] = ("capture", "vad", "transcript", "acoustic", "classifier")
 LATENCIES = 100  # newest utterances that the quantiles are computed over
+# Fields of a finished utterance that are published under label_only, besides the label.
+UNREDACTED = {
+    *("id", "rev", "type", "source", "dialogue_id", "turn"),
+    *("start_time", "end_time", "audio_start_ms", "audio_end_ms"),
+}
 
 
 class Publisher(Protocol):
@@ -166,6 +180,10 @@ class Runtime:
         for publisher in self.publishers:
             await publisher.send(allowed)
 
+    def stop_decoding(self, _: object) -> None:
+        """Count down ``decoding``; the callback of a transcript's task."""
+        self.decoding -= 1
+
     def open_utterance(self, dialogue_id: str) -> None:
         """Count an utterance that has begun."""
         self._open[dialogue_id] += 1
@@ -196,3 +214,26 @@ class Runtime:
             p50, p95 = np.quantile([row[stage] for row in table], [0.5, 0.95])
             quantiles[stage] = Quantiles(p50=round(float(p50), 1), p95=round(float(p95), 1))
         return quantiles
+
+
+def redact(event: AnyEvent, privacy: Privacy) -> AnyEvent | None:
+    """The event without what may not leave the process; None if all of it may not.
+
+    full        everything is published
+    no_text     everything but the text, and the inferences that are made from it
+    label_only  the label and the times of each finished utterance; nothing of utterances before
+                that
+    """
+    match privacy, event:
+        case "no_text", Utterance():
+            return event.model_copy(update={"text": "", "inferences": None})
+        case "no_text", Partial():
+            return event.model_copy(update={"text": ""})
+        case "label_only", Utterance(type="end"):
+            label = Emotion(label=event.emotion.label) if event.emotion else None
+            return Utterance(**event.model_dump(include=UNREDACTED), speaker="", emotion=label)
+        case "label_only", Utterance() | Partial():
+            return None
+        case "label_only", DialogueSummary():
+            return event.model_copy(update={"speakers": {}, "probabilities": {}})
+    return event

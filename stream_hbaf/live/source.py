@@ -20,13 +20,22 @@ import numpy as np
 from stream_hbaf.audio.source import AudioSource, Chunk, Cut
 from stream_hbaf.config import SAMPLE_RATE_HZ, SourceConfig
 from stream_hbaf.errors import StreamHbafError
-from stream_hbaf.events import Level, Speech, Stage, State, Status, Switch, SwitchName, Trigger
+from stream_hbaf.events import (
+    AnyEvent,
+    Level,
+    Speech,
+    Stage,
+    State,
+    Status,
+    Switch,
+    SwitchName,
+    Trigger,
+)
 from stream_hbaf.features.acoustic import Acoustic
-from stream_hbaf.features.whisper import Transcript
 from stream_hbaf.live.runtime import STAGES, Recognition, Runtime
 from stream_hbaf.live.utterance import LiveUtterance
-from stream_hbaf.prediction import Prediction, TextFeatures
-from stream_hbaf.recognizer import Int16, LiveDialogue
+from stream_hbaf.prediction import TextFeatures
+from stream_hbaf.recognizer import Int16
 from stream_hbaf.speech.segmenter import Begin, Feed, Finish, Pause, Resume, UtteranceAction
 
 T = TypeVar("T")
@@ -69,8 +78,8 @@ class SourcePipeline:
     async def run(self, source: AudioSource, *, since: float) -> None:
         """Recognise until the source ends or ``stop``, then finish the utterances.
 
-        Chunks captured before ``since``, by the monotonic clock, are skipped: the user had not
-        been told yet that the program listens.
+        Chunks captured before ``since``, by the monotonic clock, are skipped: the program had not
+        announced yet that it listens.
         """
         for stage in STAGES:
             await self.report(stage, "online")
@@ -181,15 +190,16 @@ class SourcePipeline:
         utterance = LiveUtterance(
             recognizer=recognizer,
             dialogue=dialogue,
+            source=self.config,
             turn=turn,
             start=begin.start,
-            started_at=_unix_time(chunk.time_of(begin.start)),
+            started_at=time.time() - time.monotonic() + chunk.time_of(begin.start),
             partial_due=self._partial_every,
         )
         if recognizer.acoustic is not None:
             utterance.session = await self._attempt(utterance, "acoustic", recognizer.acoustic.open)
         await self._runtime.publish(Speech(source=self.config.name, on=True))
-        await self._runtime.publish(utterance.event("new", self.config))
+        await self._runtime.publish(utterance.event("new"))
         return utterance
 
     async def _feed(self, utterance: LiveUtterance, samples: Int16) -> None:
@@ -201,8 +211,8 @@ class SourcePipeline:
         idle = not self._runtime.decoding and (self._partial is None or self._partial.done())
         if utterance.length >= utterance.partial_due and idle and self.switches["transcribe"]:
             utterance.partial_due = utterance.length + self._partial_every
-            publish = self._publish_partial(utterance)
-            self._partial = self._runtime.task(publish, f"partial {utterance.id}")
+            transcribe = self._transcribe_partial(utterance)
+            self._partial = self._runtime.task(transcribe, f"partial {utterance.id}")
 
     async def _end(self, utterance: LiveUtterance, *, finish: Finish, chunk: Chunk) -> None:
         utterance.finish = finish
@@ -218,10 +228,7 @@ class SourcePipeline:
         self._runtime.decoding += 1  # at once, so that a running partial is abandoned
         text = self._transcribe(utterance, utterance.samples, speech_score=speech_score)
         utterance.text = self._runtime.task(text, f"transcribe {utterance.id}")
-        utterance.text.add_done_callback(self._on_transcribed)
-
-    def _on_transcribed(self, _: object) -> None:
-        self._runtime.decoding -= 1
+        utterance.text.add_done_callback(self._runtime.stop_decoding)
 
     async def _transcribe(
         self, utterance: LiveUtterance, samples: Int16, *, speech_score: float
@@ -236,22 +243,35 @@ class SourcePipeline:
         if transcript is None:
             return None
         utterance.timing.transcript = time.monotonic()
-        text = await self._encode_text(utterance, transcript)
+        text = await self._attempt(utterance, "classifier", utterance.encode_text, transcript)
         utterance.timing.text = time.monotonic()
         if text is not None and text.embedding is not None and utterance.finish is None:
-            await self._publish_update(utterance, text)
+            await self._publish_provisional(utterance, text, partial(utterance.event, "update"))
         return text
 
-    async def _encode_text(
-        self, utterance: LiveUtterance, transcript: Transcript
-    ) -> TextFeatures | None:
-        """The transcript's features, encoded with the dialogue's text as it is known now."""
-        encode = partial(
-            utterance.recognizer.encode_text,
-            speaker=self.config.speaker,
-            window=utterance.dialogue.window,
+    async def _transcribe_partial(self, utterance: LiveUtterance) -> None:
+        transcript = await self._attempt(
+            utterance,
+            "transcript",
+            utterance.recognizer.transcriber.partial,
+            utterance.samples,
+            lambda: self._runtime.decoding > 0,  # a final transcript waits: abandon this one
         )
-        return await self._attempt(utterance, "classifier", encode, transcript)
+        if transcript is None:  # abandoned, or failed
+            return
+        text = await self._attempt(utterance, "classifier", utterance.encode_text, transcript)
+        if text is not None:
+            await self._publish_provisional(utterance, text, utterance.partial)
+
+    async def _publish_provisional(
+        self, utterance: LiveUtterance, text: TextFeatures, event: Callable[..., AnyEvent]
+    ) -> None:
+        """Publish an event with the emotion of the text so far, unless the utterance has ended."""
+        prediction = await self._attempt(
+            utterance, "classifier", utterance.classify_text, text, self._runtime.modalities
+        )
+        if prediction is not None and utterance.finish is None:
+            await self._runtime.publish(event(text=text, prediction=prediction))
 
     async def _classify(self) -> None:
         """Classify and publish finished utterances in their order."""
@@ -260,9 +280,16 @@ class SourcePipeline:
             assert utterance.finish is not None
             acoustic, text = await asyncio.gather(self._functionals(utterance), utterance.text)
             utterance.timing.classify_began = time.monotonic()
-            prediction = await self._classify_final(utterance, acoustic=acoustic, text=text)
+            prediction = await self._attempt(
+                utterance,
+                "classifier",
+                utterance.classify_final,
+                acoustic,
+                text,
+                self._runtime.modalities,
+            )
             utterance.timing.classified = now = time.monotonic()
-            end = utterance.event("end", self.config, text=text, prediction=prediction, now=now)
+            end = utterance.event("end", text=text, prediction=prediction, now=now)
             await self._runtime.publish(end)
             summary = self._tracker.summarise(end)
             if summary is not None:
@@ -279,57 +306,6 @@ class SourcePipeline:
         acoustic = await self._attempt(utterance, "acoustic", utterance.session.finish)
         utterance.timing.acoustic = time.monotonic()
         return acoustic
-
-    async def _classify_final(
-        self, utterance: LiveUtterance, *, acoustic: Acoustic | None, text: TextFeatures | None
-    ) -> Prediction | None:
-        classify = partial(
-            utterance.recognizer.classify_final,
-            acoustic=acoustic,
-            text=text,
-            dialogue=utterance.dialogue,
-            speaker=self.config.speaker,
-            explain=True,
-            modalities=self._runtime.modalities,
-        )
-        return await self._attempt(utterance, "classifier", classify)
-
-    async def _classify_text(
-        self, utterance: LiveUtterance, text: TextFeatures | None
-    ) -> Prediction | None:
-        """The provisional emotion of the text so far; the dialogue stays as it is."""
-
-        def classify(dialogue: LiveDialogue) -> Prediction:
-            return utterance.recognizer.classify(
-                acoustic=None,
-                text=text,
-                state=dialogue.state,
-                speaker=dialogue.number_of(self.config.speaker),
-                modalities=self._runtime.modalities,
-            )[0]
-
-        return await self._attempt(utterance, "classifier", classify, utterance.dialogue)
-
-    async def _publish_partial(self, utterance: LiveUtterance) -> None:
-        partial_transcript = partial(
-            utterance.recognizer.transcriber.partial, abandon=lambda: self._runtime.decoding > 0
-        )
-        transcript = await self._attempt(
-            utterance, "transcript", partial_transcript, utterance.samples
-        )
-        if transcript is None:  # abandoned for a final transcript, or failed
-            return
-        text = await self._encode_text(utterance, transcript)
-        prediction = await self._classify_text(utterance, text)
-        if text is not None and prediction is not None and utterance.finish is None:
-            event = utterance.partial(self.config, text=text, prediction=prediction)
-            await self._runtime.publish(event)
-
-    async def _publish_update(self, utterance: LiveUtterance, text: TextFeatures) -> None:
-        prediction = await self._classify_text(utterance, text)
-        if prediction is not None and utterance.finish is None:
-            update = utterance.event("update", self.config, text=text, prediction=prediction)
-            await self._runtime.publish(update)
 
     async def _publish_level(self, chunk: Chunk, *, speech: bool) -> None:
         if chunk.captured_at < self._level_due or not len(chunk.samples):
@@ -368,7 +344,3 @@ async def _drain(queue: "asyncio.Queue[T | None]") -> AsyncIterator[T]:
     """The queue's values until None."""
     while (value := await queue.get()) is not None:
         yield value
-
-
-def _unix_time(monotonic: float) -> float:
-    return time.time() - time.monotonic() + monotonic

@@ -1,6 +1,7 @@
 """An utterance in the live pipeline, from its first sample to its end event."""
 
 import asyncio
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal
@@ -9,8 +10,9 @@ import numpy as np
 
 from stream_hbaf.config import SAMPLE_RATE_HZ, SourceConfig
 from stream_hbaf.events import Asr, Emotion, Latency, Partial, Stage, Utterance
-from stream_hbaf.features.acoustic import AcousticStream
+from stream_hbaf.features.acoustic import Acoustic, AcousticStream
 from stream_hbaf.features.whisper import Transcript
+from stream_hbaf.networks.calibration import MODALITIES, Modality
 from stream_hbaf.prediction import Prediction, TextFeatures
 from stream_hbaf.recognizer import Int16, LiveDialogue, Recognizer
 from stream_hbaf.speech.segmenter import Finish
@@ -50,6 +52,7 @@ class LiveUtterance:
     """What the live pipeline knows of one utterance so far."""
 
     recognizer: Recognizer  # the one that it began with, which finishes it
+    source: SourceConfig
     dialogue: LiveDialogue
     turn: int
     start: int  # sample
@@ -74,18 +77,48 @@ class LiveUtterance:
         """All samples so far, [n]."""
         return np.concatenate(self.pieces) if self.pieces else np.zeros(0, np.int16)
 
-    def _time_of(self, sample: int) -> float:
-        return self.started_at + (sample - self.start) / SAMPLE_RATE_HZ
-
     def add(self, samples: Int16) -> None:
         """Append the utterance's next samples."""
         self.pieces.append(samples)
         self.length += len(samples)
 
+    def encode_text(self, transcript: Transcript) -> TextFeatures:
+        """The transcript's features, encoded with the dialogue's text as it is known now."""
+        return self.recognizer.encode_text(
+            transcript, speaker=self.source.speaker, window=self.dialogue.window
+        )
+
+    def classify_text(
+        self, text: TextFeatures, modalities: Collection[Modality] = MODALITIES
+    ) -> Prediction:
+        """The provisional emotion of the text so far; the dialogue stays as it is."""
+        return self.recognizer.classify(
+            acoustic=None,
+            text=text,
+            state=self.dialogue.state,
+            speaker=self.dialogue.number_of(self.source.speaker),
+            modalities=modalities,
+        )[0]
+
+    def classify_final(
+        self,
+        acoustic: Acoustic | None,
+        text: TextFeatures | None,
+        modalities: Collection[Modality] = MODALITIES,
+    ) -> Prediction:
+        """The emotion of the whole utterance, explained; moves the dialogue on."""
+        return self.recognizer.classify_final(
+            acoustic=acoustic,
+            text=text,
+            dialogue=self.dialogue,
+            speaker=self.source.speaker,
+            explain=True,
+            modalities=modalities,
+        )
+
     def event(
         self,
         kind: Literal["new", "update", "end"],
-        source: SourceConfig,
         *,
         text: TextFeatures | None = None,
         prediction: Prediction | None = None,
@@ -99,12 +132,12 @@ class LiveUtterance:
             id=self.id,
             rev=self.rev,
             type=kind,
-            source=source.name,
+            source=self.source.name,
             dialogue_id=self.dialogue.id,
             turn=self.turn,
-            speaker=source.speaker,
-            start_time=_iso(self.started_at),
-            end_time=_iso(self._time_of(finish.end)) if finish else None,
+            speaker=self.source.speaker,
+            start_time=self._iso_time(self.start),
+            end_time=self._iso_time(finish.end) if finish else None,
             audio_start_ms=_ms(self.start),
             audio_end_ms=_ms(finish.end) if finish else None,
             trigger=finish.trigger if finish else None,
@@ -121,19 +154,21 @@ class LiveUtterance:
             model=self.recognizer.model if finish else None,
         )
 
-    def partial(
-        self, source: SourceConfig, *, text: TextFeatures, prediction: Prediction
-    ) -> Partial:
+    def partial(self, *, text: TextFeatures, prediction: Prediction) -> Partial:
         """The partial transcript with its provisional emotion."""
         return Partial(
             id=self.id,
-            source=source.name,
+            source=self.source.name,
             dialogue_id=self.dialogue.id,
-            speaker=source.speaker,
+            speaker=self.source.speaker,
             text=text.transcript.text,
             modalities=list(prediction.modalities),
             emotion=_emotion(prediction),
         )
+
+    def _iso_time(self, sample: int) -> str:
+        unix_time = self.started_at + (sample - self.start) / SAMPLE_RATE_HZ
+        return datetime.fromtimestamp(unix_time, UTC).isoformat(timespec="milliseconds")
 
 
 def _emotion(prediction: Prediction) -> Emotion:
@@ -152,7 +187,3 @@ def _asr(transcript: Transcript) -> Asr:
 
 def _ms(sample: int) -> float:
     return sample * 1000 / SAMPLE_RATE_HZ
-
-
-def _iso(unix_time: float) -> str:
-    return datetime.fromtimestamp(unix_time, UTC).isoformat(timespec="milliseconds")
