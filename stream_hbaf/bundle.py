@@ -29,9 +29,8 @@ from stream_hbaf.config import Positive, Section, TranscriptConfig, VadConfig
 from stream_hbaf.errors import BundleError, ConfigError, ModelError
 from stream_hbaf.features.comet import is_comet, open_comet
 from stream_hbaf.features.commonsense import Commonsense, Event2MindHeads, Inferences, NoCommonsense
-from stream_hbaf.features.context import ContextConfig
 from stream_hbaf.features.representations import Scaling
-from stream_hbaf.features.text import TextEncoder
+from stream_hbaf.features.text import ContextConfig, TextEncoder
 from stream_hbaf.files import atomic_write_bytes, atomic_write_text
 from stream_hbaf.networks.calibration import Calibration, Pattern
 from stream_hbaf.networks.network import Network, NetworkConfig

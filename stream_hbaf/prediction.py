@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from stream_hbaf.bundle import Bundle, BundleConfig
 from stream_hbaf.events import Contributions, Inferred
 from stream_hbaf.features.acoustic import LLD_MS, Acoustic
-from stream_hbaf.features.context import EMPTY_WINDOW, TurnWindow
 from stream_hbaf.features.representations import LLD, frames_to_tokens
+from stream_hbaf.features.text import EMPTY_WINDOW, TurnWindow
 from stream_hbaf.features.whisper import Transcript
 from stream_hbaf.networks.calibration import (
     Modality,

@@ -21,8 +21,8 @@ from stream_hbaf.config import SAMPLE_RATE_HZ, Config
 from stream_hbaf.errors import BundleError, ConfigError
 from stream_hbaf.events import Inferred, Model
 from stream_hbaf.features.acoustic import Acoustic, AcousticExtractor, AcousticFrontEnd
-from stream_hbaf.features.context import EMPTY_WINDOW, Turn, TurnWindow
 from stream_hbaf.features.representations import LLD
+from stream_hbaf.features.text import EMPTY_WINDOW, Turn, TurnWindow
 from stream_hbaf.features.whisper import Transcriber, Transcript
 from stream_hbaf.networks.calibration import MODALITIES, Modality
 from stream_hbaf.networks.network import State

@@ -3,7 +3,7 @@
 import numpy as np
 
 from stream_hbaf.features.acoustic import Acoustic
-from stream_hbaf.features.context import ContextConfig, Turn
+from stream_hbaf.features.text import ContextConfig, Turn
 from stream_hbaf.features.whisper import Transcript
 
 CONTEXT = ContextConfig(tokens=24, speakers=True)

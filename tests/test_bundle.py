@@ -19,10 +19,9 @@ from stream_hbaf.corpora.dialogue import LABELS
 from stream_hbaf.errors import BundleError
 from stream_hbaf.features.acoustic import FUNCTIONALS_WIDTH
 from stream_hbaf.features.commonsense import Event2MindHeads, NoCommonsense
-from stream_hbaf.features.context import ContextConfig, Turn
 from stream_hbaf.features.pretrained import resolve_encoder
 from stream_hbaf.features.representations import Scaling
-from stream_hbaf.features.text import TextEncoder
+from stream_hbaf.features.text import ContextConfig, TextEncoder, Turn
 from stream_hbaf.features.whisper_encoder import find_whisper
 from stream_hbaf.networks.calibration import Calibration
 from stream_hbaf.networks.hbaf import HBAF, HbafConfig
@@ -324,15 +323,15 @@ def test_a_bundle_that_reads_dialogues_survives(tmp_path: Path) -> None:
     bundle.save(tmp_path / "read", metrics={}, card="")
     loaded = Bundle.load(str(tmp_path / "read"))
     turns = [Turn("ross", "i am happy"), Turn("joey", "no !"), Turn("ross", "never . what ?")]
-    text = bundle.encoder.encode_dialogue(turns)
-    assert np.array_equal(loaded.encoder.encode_dialogue(turns), text)
+    text = bundle.encoder.encode_dialogues([turns])[0]
+    assert np.array_equal(loaded.encoder.encode_dialogues([turns])[0], text)
     features = Features(text=torch.from_numpy(text)[None])
     with torch.no_grad():
         assert torch.equal(loaded.network(features).logits, bundle.network(features).logits)
     assert loaded.config.model_copy(update={"digests": {}}) == bundle.config
     assert loaded.labels == ("ang", "hap", "neu", "sad")
     plain = TextEncoder(bundle.encoder.id, context=bundle.config.context)
-    assert np.abs(plain.encode_dialogue(turns) - text).max() > 1e-3
+    assert np.abs(plain.encode_dialogues([turns])[0] - text).max() > 1e-3
 
 
 def test_a_bundle_without_audio_has_no_scaling(tmp_path: Path) -> None:
@@ -379,7 +378,8 @@ def test_the_shipped_bundle_reads_utterances_by_themselves(shipped: Bundle) -> N
     )
     turns = [Turn("ross", "No."), Turn("joey", "Are you serious?")]
     assert np.array_equal(
-        shipped.encoder.encode_dialogue(turns), shipped.encoder.encode([t.text for t in turns])
+        shipped.encoder.encode_dialogues([turns])[0],
+        shipped.encoder.encode([t.text for t in turns]),
     )
 
 

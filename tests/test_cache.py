@@ -12,8 +12,7 @@ from stream_hbaf.corpora.cache import (
     load_array,
     store_array,
 )
-from stream_hbaf.features.context import Turn
-from stream_hbaf.features.text import TextEncoder
+from stream_hbaf.features.text import TextEncoder, Turn
 
 TEXTS = ["Well, hello.", "Oh no."]
 

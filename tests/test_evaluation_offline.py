@@ -21,9 +21,8 @@ from stream_hbaf.evaluation.metrics import paired_bootstrap, score
 from stream_hbaf.evaluation.offline import predict_corpus
 from stream_hbaf.evaluation.report import evaluate_offline
 from stream_hbaf.features.commonsense import Event2MindHeads
-from stream_hbaf.features.context import Turn
 from stream_hbaf.features.representations import Scaling
-from stream_hbaf.features.text import TextEncoder
+from stream_hbaf.features.text import TextEncoder, Turn
 from stream_hbaf.networks.calibration import Calibration
 from stream_hbaf.networks.hbaf import HBAF, HbafConfig
 from stream_hbaf.networks.network import Features
@@ -103,7 +102,7 @@ def step_through(bundle: Bundle, corpus: Corpus) -> np.ndarray:
     for dialogue in corpus.splits["test"]:
         state = bundle.network.initial_state()
         for utterance in dialogue.utterances:
-            text = bundle.encoder.encode_dialogue([Turn(utterance.speaker, utterance.text)])
+            text = bundle.encoder.encode_dialogues([[Turn(utterance.speaker, utterance.text)]])[0]
             features = Features(
                 text=torch.from_numpy(text[0]),
                 commonsense=torch.from_numpy(heads.infer(text)[0]),

@@ -11,8 +11,8 @@ from training_kit import ONE, SEVERAL, make_corpora, make_meld, make_recipe, sil
 
 from stream_hbaf.corpora.dialogue import LABELS
 from stream_hbaf.errors import ConfigError, CorpusError, ModelError
-from stream_hbaf.features.context import Turn
 from stream_hbaf.features.prosody import PROSODY_WIDTH
+from stream_hbaf.features.text import Turn
 from stream_hbaf.training.preparation import Prepared, prepare
 from stream_hbaf.training.recipe_corpora import open_corpora
 
@@ -115,10 +115,10 @@ def test_the_encoder_reads_earlier_turns_of_several_corpora(place: Path) -> None
     turns = [
         Turn("Ann" if n % 2 else "Bob", f"I feel {label} now") for n, label in enumerate(labels)
     ]
-    read = prepared.encoder.encode_dialogue(turns)
+    read = prepared.encoder.encode_dialogues([turns])[0]
     train = prepared.training.dialogues
     np.testing.assert_allclose(train.text[train.dialogues[0]], read, atol=1e-5)
-    alone = prepared.encoder.encode_dialogue(turns[2:])
+    alone = prepared.encoder.encode_dialogues([turns[2:]])[0]
     assert np.abs(read[2] - alone[0]).max() > 1e-2
 
 

@@ -19,9 +19,8 @@ from stream_hbaf.config import Config, SourceConfig
 from stream_hbaf.errors import BundleError, ConfigError
 from stream_hbaf.features.acoustic import Acoustic
 from stream_hbaf.features.commonsense import RELATIONS, Event2MindHeads, Inferences
-from stream_hbaf.features.context import EMPTY_WINDOW
 from stream_hbaf.features.representations import Scaling
-from stream_hbaf.features.text import TextEncoder
+from stream_hbaf.features.text import EMPTY_WINDOW, TextEncoder
 from stream_hbaf.features.whisper import Transcript
 from stream_hbaf.live.utterance import LiveUtterance
 from stream_hbaf.networks.calibration import MODALITIES, Calibration, Pattern, pattern_of
@@ -107,7 +106,7 @@ def bimodal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recognizer]:
 def expected(recognizer: Recognizer) -> Float64:
     """Probabilities of the whole dialogue read at once, [U, C]."""
     bundle = recognizer.bundle
-    text = bundle.encoder.encode_dialogue(TURNS)
+    text = bundle.encoder.encode_dialogues([TURNS])[0]
     inferred = bundle.commonsense.infer_texts(SENTENCES, features=text)
     features = Features(
         text=torch.from_numpy(text)[None], commonsense=torch.from_numpy(inferred)[None]

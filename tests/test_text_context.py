@@ -15,18 +15,18 @@ from pydantic import ValidationError
 from tiny_encoder import WORDS, save_tiny_bert, save_tiny_mpnet
 
 from stream_hbaf.errors import ModelError
-from stream_hbaf.features.context import (
+from stream_hbaf.features.pretrained import resolve_encoder
+from stream_hbaf.features.text import (
     EMPTY_WINDOW,
     ContextConfig,
     Passage,
+    TextEncoder,
     Turn,
     TurnWindow,
     batches_of,
     lay_out,
     passages,
 )
-from stream_hbaf.features.pretrained import resolve_encoder
-from stream_hbaf.features.text import TextEncoder
 
 CONTEXT = ContextConfig(tokens=40, speakers=True)
 
@@ -56,7 +56,7 @@ def a_dialogue(turns: int, *, seed: int = 0) -> list[Turn]:
 def test_turn_by_turn_equals_a_whole_dialogue(encoder: TextEncoder) -> None:
     """Turn by turn the same features as at once, through several windows."""
     turns = a_dialogue(14)
-    whole = encoder.encode_dialogue(turns)
+    whole = encoder.encode_dialogues([turns])[0]
     window, lengths = EMPTY_WINDOW, []
     for turn, expected in zip(turns, whole, strict=True):
         feature, window = encoder.encode_next(turn, window)
@@ -73,39 +73,41 @@ def test_dialogues_do_not_depend_on_each_other(encoder: TextEncoder) -> None:
     together = encoder.encode_dialogues(dialogues)
     assert [len(features) for features in together] == [9, 0, 1, 17]
     for features, turns in zip(together, dialogues, strict=True):
-        np.testing.assert_allclose(features, encoder.encode_dialogue(turns), atol=1e-5)
+        np.testing.assert_allclose(features, encoder.encode_dialogues([turns])[0], atol=1e-5)
 
 
 def test_a_later_turn_never_changes_an_earlier_feature(encoder: TextEncoder) -> None:
     """Other later turns leave the features of earlier ones as they are."""
     turns = a_dialogue(12)
-    whole = encoder.encode_dialogue(turns)
+    whole = encoder.encode_dialogues([turns])[0]
     for end in (1, 5, 11):
         other = [*turns[:end], *a_dialogue(3, seed=7)]
-        np.testing.assert_allclose(encoder.encode_dialogue(other)[:end], whole[:end], atol=1e-5)
+        np.testing.assert_allclose(
+            encoder.encode_dialogues([other])[0][:end], whole[:end], atol=1e-5
+        )
 
 
 def test_the_past_in_the_window_changes_a_feature(encoder: TextEncoder) -> None:
     """Another turn before gives another feature."""
     last = Turn("ross", "what is it ?")
-    one = encoder.encode_dialogue([Turn("rachel", "i never came home !"), last])
-    other = encoder.encode_dialogue([Turn("rachel", "the friend is great"), last])
+    one = encoder.encode_dialogues([[Turn("rachel", "i never came home !"), last]])[0]
+    other = encoder.encode_dialogues([[Turn("rachel", "the friend is great"), last]])[0]
     assert np.abs(one[1] - other[1]).max() > 1e-3
 
 
 def test_an_empty_dialogue_gives_no_rows(encoder: TextEncoder) -> None:
     """Nothing in, nothing out, of the right width; no dialogues at all, an empty list."""
-    assert encoder.encode_dialogue([]).shape == (0, encoder.width)
+    assert encoder.encode_dialogues([[]])[0].shape == (0, encoder.width)
     assert encoder.encode_dialogues([]) == []
 
 
 def test_half_precision_is_near_and_float32_exact(encoder: TextEncoder) -> None:
     """bfloat16 gives about the same; without ``half`` autocast changes nothing."""
     turns = a_dialogue(6)
-    exact = encoder.encode_dialogue(turns)
+    exact = encoder.encode_dialogues([turns])[0]
     half = encoder.encode_dialogues([turns], half=True)[0]
     with torch.autocast("cpu", torch.bfloat16):
-        guarded = encoder.encode_dialogue(turns)
+        guarded = encoder.encode_dialogues([turns])[0]
     assert np.array_equal(guarded, exact)
     assert 0 < np.abs(half - exact).max() < 0.1
 
@@ -126,7 +128,7 @@ def test_a_feature_is_the_mean_over_its_own_tokens(folders: dict[str, Path]) -> 
     with torch.no_grad():
         hidden = encoder.model(read, attention_mask=mask, output_hidden_states=True).hidden_states
     layers = [h[0].double().numpy() for h in hidden[-4:]]
-    for n, feature in enumerate(encoder.encode_dialogue(turns)):
+    for n, feature in enumerate(encoder.encode_dialogues([turns])[0]):
         own = [place for place in range(count) if of[place] == n]
         expected = sum(layer[place] for layer in layers for place in own) / (4 * len(own))
         np.testing.assert_allclose(feature, expected, atol=1e-5)
@@ -137,7 +139,7 @@ def test_without_a_window_every_utterance_is_encoded_by_itself(folders: dict[str
     encoder = TextEncoder(str(folders["bert"]))
     turns = a_dialogue(5)
     assert np.array_equal(
-        encoder.encode_dialogue(turns), encoder.encode([turn.text for turn in turns])
+        encoder.encode_dialogues([turns])[0], encoder.encode([turn.text for turn in turns])
     )
     feature, window = encoder.encode_next(turns[3], EMPTY_WINDOW)
     assert np.array_equal(feature, encoder.encode([turns[3].text])[0])
@@ -159,7 +161,7 @@ def test_a_turn_longer_than_the_window_is_cut(folders: dict[str, Path]) -> None:
     long, short = Turn("", "great " * 500), Turn("", "bad")
     assert [len(ids) for ids in small.turn_ids([long, short])] == [11, 2]
     assert [len(ids) for ids in large.turn_ids([long, short])] == [61, 2]
-    assert np.isfinite(small.encode_dialogue([short, long, short])).all()
+    assert np.isfinite(small.encode_dialogues([[short, long, short]])[0]).all()
 
 
 def test_a_turn_that_does_not_fit_starts_a_new_window() -> None:

@@ -10,8 +10,7 @@ from tiny_encoder import save_tiny_bert, save_tiny_mpnet
 
 from stream_hbaf.errors import ModelError
 from stream_hbaf.evaluation.metrics import weighted_f1
-from stream_hbaf.features.context import ContextConfig, Turn
-from stream_hbaf.features.text import TextEncoder
+from stream_hbaf.features.text import ContextConfig, TextEncoder, Turn
 from stream_hbaf.training.recipe import TuningConfig
 from stream_hbaf.training.recipe_corpora import (
     LabelledTurns,
@@ -114,7 +113,7 @@ def test_a_loaded_encoder_is_the_tuned_one(folder: str) -> None:
     loaded = TextEncoder(folder, context=WINDOW, tuned=tuned.tensors)
     turns = split[0].turns
     np.testing.assert_allclose(
-        loaded.encode_dialogue(turns), encoder.encode_dialogue(turns), atol=5e-3
+        loaded.encode_dialogues([turns])[0], encoder.encode_dialogues([turns])[0], atol=5e-3
     )
 
 

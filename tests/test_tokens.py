@@ -8,7 +8,6 @@ from tiny_encoder import save_tiny_bert
 
 from stream_hbaf.audio.file import read_audio
 from stream_hbaf.features.acoustic import AcousticExtractor
-from stream_hbaf.features.context import EMPTY_WINDOW, ContextConfig, Turn
 from stream_hbaf.features.representations import (
     MAX_TOKENS,
     Scaling,
@@ -17,7 +16,13 @@ from stream_hbaf.features.representations import (
     rows_to_tokens,
     tokens_to_row,
 )
-from stream_hbaf.features.text import MAX_TEXT_TOKENS, TextEncoder
+from stream_hbaf.features.text import (
+    EMPTY_WINDOW,
+    MAX_TEXT_TOKENS,
+    ContextConfig,
+    TextEncoder,
+    Turn,
+)
 from stream_hbaf.training.audio_features import scale, select_features
 
 RECORDING = Path(__file__).parent / "recordings"
@@ -112,9 +117,9 @@ def test_the_mean_of_text_tokens_is_the_text_feature(
     """Both come from the same states; of 32 tokens or fewer none is lost."""
     mean, tokens = encoders
     turns = [Turn("ross", text) for text in TEXTS]
-    of_tokens = tokens.encode_dialogue(turns)
+    of_tokens = tokens.encode_dialogues([turns])[0]
     assert of_tokens.shape == (3, MAX_TEXT_TOKENS, 16)
-    expected = mean.encode_dialogue(turns)
+    expected = mean.encode_dialogues([turns])[0]
     np.testing.assert_allclose(np.nanmean(of_tokens, axis=1), expected, atol=1e-5)
 
 
@@ -124,7 +129,7 @@ def test_text_tokens_turn_by_turn_are_those_of_the_whole_dialogue(
     """Live and in training the network gets the same tokens."""
     _, tokens = encoders
     turns = [Turn(("ross", "joey")[n % 2], text) for n, text in enumerate([*TEXTS, LONG])]
-    whole, window = tokens.encode_dialogue(turns), EMPTY_WINDOW
+    whole, window = tokens.encode_dialogues([turns])[0], EMPTY_WINDOW
     for n, turn in enumerate(turns):
         found, window = tokens.encode_next(turn, window)
         np.testing.assert_allclose(found, whole[n], atol=1e-5)

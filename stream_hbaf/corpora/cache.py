@@ -23,8 +23,7 @@ if TYPE_CHECKING:  # torch takes 1.4 s of CPU, which the workers of an extractio
     from torch import Tensor
 
     from stream_hbaf.features.commonsense import Commonsense
-    from stream_hbaf.features.context import Turn
-    from stream_hbaf.features.text import TextEncoder
+    from stream_hbaf.features.text import TextEncoder, Turn
 
 Array = NDArray[np.floating[Any]]
 Float32 = NDArray[np.float32]

@@ -27,8 +27,8 @@ from stream_hbaf.corpora.extraction import extract_corpus
 from stream_hbaf.errors import BundleError, CorpusError
 from stream_hbaf.evaluation.metrics import Labels, Probabilities
 from stream_hbaf.features.commonsense import RELATIONS
-from stream_hbaf.features.context import Turn
 from stream_hbaf.features.representations import shape_for
+from stream_hbaf.features.text import Turn
 from stream_hbaf.networks.calibration import patterns_of
 
 Float32 = NDArray[np.float32]

@@ -12,7 +12,7 @@ from transformers.models.auto.modeling_auto import AutoModelForSeq2SeqLM
 from transformers.models.auto.tokenization_auto import AutoTokenizer
 
 from stream_hbaf.errors import ModelError
-from stream_hbaf.features.pretrained import load_pretrained, quietly
+from stream_hbaf.features.pretrained import load_pretrained
 
 MappingName = Literal["hbaf", "cosmic"]
 # External, internal, purpose: by the names' plain meaning, and as COSMIC has them.
@@ -62,10 +62,9 @@ class Comet:
         self.id = name
         self.device = device
         self.relations = MAPPINGS[mapping]
-        with quietly():
-            self.model, self._tokenizer = load_pretrained(
-                name, _read, kind="COMET", files="config.json, weights and tokenizer files"
-            )
+        self.model, self._tokenizer = load_pretrained(
+            name, _read, kind="COMET", files="config.json, weights and tokenizer files"
+        )
         self._require_comet()
         self.width = int(self.model.config.hidden_size)
         self.model.to(device).eval()
@@ -99,11 +98,8 @@ class Comet:
 
     def _states(self, events: Sequence[str]) -> NDArray[np.float32]:
         """Events → [N, 3, width]."""
-        prompts = [
-            prompt(event, relation)
-            for event in map(self._cut, events)
-            for relation in self.relations
-        ]
+        cut = map(self._cut, events)
+        prompts = [prompt(event, relation) for event in cut for relation in self.relations]
         states = np.zeros((len(prompts), self.width), dtype=np.float32)
         by_length = sorted(range(len(prompts)), key=lambda n: len(prompts[n]))  # little padding
         with torch.inference_mode():
@@ -123,18 +119,16 @@ class Comet:
             decoder_input_ids=start,
             use_cache=False,
         )
-        state: Tensor = output.last_hidden_state[:, 0].float()
-        return state
+        first_states: Tensor = output.last_hidden_state[:, 0].float()
+        return first_states
 
     def _cut(self, event: str) -> str:
         """The event cut to EVENT_TOKENS tokens, so that the relation is never cut off."""
         tokens = self._tokenizer(event, add_special_tokens=False)["input_ids"]
         if len(tokens) <= EVENT_TOKENS:
             return event
-        kept: str = self._tokenizer.decode(
-            tokens[:EVENT_TOKENS], clean_up_tokenization_spaces=False
-        )
-        return kept.strip()
+        kept = tokens[:EVENT_TOKENS]
+        return str(self._tokenizer.decode(kept, clean_up_tokenization_spaces=False)).strip()
 
 
 def prompt(event: str, relation: str) -> str:

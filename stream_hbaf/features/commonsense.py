@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,7 +20,14 @@ from torch.nn import functional as F
 
 from stream_hbaf.errors import ModelError
 
+Float32 = NDArray[np.float32]
+
 RELATIONS = ("external", "internal", "purpose")
+MAX_PHRASES = {"external": 250, "internal": 300, "purpose": 650}  # feelings are few
+PARTS = ("phrases", "embeddings", "prior")
+SMOOTHING = 0.5  # added to every count, so that a phrase never written has a prior too
+SIMILARITY = 0.91  # of difflib: "embarassed", "embarrassed"; not "thankful", "thoughtful"
+MIN_LETTERS = 7  # shorter words that are similar are different words
 
 
 class Commonsense(Protocol):
@@ -30,9 +37,7 @@ class Commonsense(Protocol):
     def width(self) -> int:
         """K, the width of one relation's vector."""
 
-    def infer_texts(
-        self, texts: Sequence[str], *, features: NDArray[np.float32]
-    ) -> NDArray[np.float32]:
+    def infer_texts(self, texts: Sequence[str], *, features: Float32) -> Float32:
         """N texts and their text features [N, D] → inferences float32 [N, 3, K].
 
         Each implementation uses what it was trained on: COMET the texts, heads the features. A row
@@ -46,15 +51,9 @@ class NoCommonsense:
     def __init__(self, width: int) -> None:
         self.width = width
 
-    def infer(self, text: NDArray[np.float32]) -> NDArray[np.float32]:
+    def infer_texts(self, texts: Sequence[str], *, features: Float32) -> Float32:
         """Text features [N, D] → zeros [N, 3, K]."""
-        return np.zeros((len(text), len(RELATIONS), self.width), dtype=np.float32)
-
-    def infer_texts(
-        self, texts: Sequence[str], *, features: NDArray[np.float32]
-    ) -> NDArray[np.float32]:
-        """As every commonsense model's."""
-        return self.infer(features)
+        return np.zeros((len(features), len(RELATIONS), self.width), dtype=np.float32)
 
 
 class Head(nn.Module):
@@ -90,12 +89,8 @@ class Event2MindHeads(nn.Module):
     ) -> None:
         super().__init__()
         self.text_width, self.width, self.hidden = text_width, width, hidden
-        self.heads = nn.ModuleDict(
-            {
-                relation: Head(text_width, hidden=hidden, width=width, dropout=dropout)
-                for relation in RELATIONS
-            }
-        )
+        sizes: dict[str, Any] = {"hidden": hidden, "width": width, "dropout": dropout}
+        self.heads = nn.ModuleDict({name: Head(text_width, **sizes) for name in RELATIONS})
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "Event2MindHeads":
@@ -110,27 +105,16 @@ class Event2MindHeads(nn.Module):
         """[N, D] → [N, 3, K], with gradients."""
         return torch.stack([self.heads[relation](text) for relation in RELATIONS], dim=1)
 
-    def infer_texts(
-        self, texts: Sequence[str], *, features: NDArray[np.float32]
-    ) -> NDArray[np.float32]:
+    def infer_texts(self, texts: Sequence[str], *, features: Float32) -> Float32:
         """As every commonsense model's; only ``features`` [N, D] are used."""
         return self.infer(features)
 
-    def infer(self, text: NDArray[np.float32]) -> NDArray[np.float32]:
+    @torch.inference_mode()
+    def infer(self, text: Float32) -> Float32:
         """Text features [N, D] → unit vectors float32 [N, 3, K]."""
         device = next(self.parameters()).device
-        with torch.inference_mode():
-            inferred: NDArray[np.float32] = self(torch.from_numpy(text).to(device)).cpu().numpy()
+        inferred: Float32 = self(torch.from_numpy(text).to(device)).cpu().numpy()
         return inferred
-
-
-Float32 = NDArray[np.float32]
-
-MAX_PHRASES = {"external": 250, "internal": 300, "purpose": 650}  # feelings are few
-PARTS = ("phrases", "embeddings", "prior")
-SMOOTHING = 0.5  # added to every count, so that a phrase never written has a prior too
-SIMILARITY = 0.91  # of difflib: "embarassed", "embarrassed"; not "thankful", "thoughtful"
-MIN_LETTERS = 7  # shorter words that are similar are different words
 
 
 @dataclass(frozen=True, eq=False)

@@ -39,7 +39,7 @@ Loaded = TypeVar("Loaded")
 
 
 @contextmanager
-def quietly() -> Iterator[None]:
+def _quietly() -> Iterator[None]:
     """Load without transformers' progress bar and reports of unused weights."""
     verbosity = transformers_logging.get_verbosity(), hub_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
@@ -61,22 +61,26 @@ def _show_downloads() -> None:
         disable_progress_bars()
 
 
-@contextmanager
-def downloading(name: str) -> Iterator[None]:
-    """Download from the hub, which shows progress bars where stderr is a terminal.
+def _begin_download(name: str) -> None:
+    """Announce a download from the hub; progress bars are shown where stderr is a terminal.
 
     Raises an error at once if the hub can't be reached: transformers would retry for half a minute.
     """
     LOG.info("downloading %s from the Hugging Face hub", name)
     _show_downloads()
     snapshot_download(name, allow_patterns=["config.json"])
-    yield
 
 
 def download(name: str, *, files: Sequence[str]) -> Path:
     """The folder of a hub model's ``files`` (patterns) in the hub's cache, once they are there."""
-    with downloading(name):
-        return Path(snapshot_download(name, allow_patterns=list(files)))
+    _begin_download(name)
+    return Path(snapshot_download(name, allow_patterns=list(files)))
+
+
+def cache_folder(name: str) -> Path:
+    """A folder of ours in the user's cache."""
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(caches) / "stream_hbaf" / name
 
 
 def find_folder(name: str) -> Path | None:
@@ -109,6 +113,7 @@ def find_weights(name: str) -> tuple[Path, ...]:
     return tuple(sorted(folder.glob("pytorch_model*.bin")))
 
 
+@_quietly()
 def load_pretrained(
     name: str,
     read: Callable[[str], Loaded],
@@ -137,8 +142,8 @@ def load_pretrained(
                     f"{kind} {name}: no usable model in that folder; it needs {files}"
                 ) from None
     try:
-        with downloading(name):
-            return read(name)
+        _begin_download(name)
+        return read(name)
     except UNUSABLE as error:
         LOG.debug("loading %s %s from the hub failed: %s", kind, name, error)
         raise ModelError(
@@ -187,8 +192,7 @@ def _find_part(package: str) -> Path | None:
 
 def _unpacked(name: str) -> Path | None:
     """The folder of an encoder whose packages carry a zip; None if none of them is installed."""
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stream_hbaf"
-    folder = caches / f"encoder-{name}"
+    folder = cache_folder(f"encoder-{name}")
     if folder.is_dir():
         return folder
     parts = {package: _find_part(package) for package in ZIPPED[name]}
@@ -211,10 +215,7 @@ def _unpack(name: str, *, parts: Sequence[Path], folder: Path) -> None:
         caches.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=caches) as place:
             joined, unpacked = Path(place) / "joined.zip", Path(place) / "unpacked"
-            with joined.open("wb") as whole:
-                for part in parts:
-                    with part.open("rb") as file:
-                        shutil.copyfileobj(file, whole)
+            concatenate(parts, joined)
             _unzip(joined, unpacked)
             try:
                 unpacked.rename(folder)
@@ -231,6 +232,14 @@ def _unpack(name: str, *, parts: Sequence[Path], folder: Path) -> None:
             f"text encoder {name}: can't be unpacked in {caches} ({error.strerror}); "
             "make room there (1 GB), or set XDG_CACHE_HOME to another folder"
         ) from None
+
+
+def concatenate(parts: Sequence[Path], whole: Path) -> None:
+    """Write the contents of all ``parts`` to one file."""
+    with whole.open("wb") as file:
+        for part in parts:
+            with part.open("rb") as source:
+                shutil.copyfileobj(source, file)
 
 
 def _unzip(file: Path, folder: Path) -> None:

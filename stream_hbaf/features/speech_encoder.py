@@ -19,7 +19,7 @@ from transformers.models.auto.modeling_auto import AutoModel
 
 from stream_hbaf.config import SAMPLE_RATE_HZ
 from stream_hbaf.errors import ConfigError, ModelError
-from stream_hbaf.features.pretrained import load_pretrained, quietly
+from stream_hbaf.features.pretrained import load_pretrained
 
 VERSION = "1"  # of the pooling; part of the cache key
 LAST_LAYERS = 4  # averaged before the mean over frames, as the text encoder's are
@@ -39,13 +39,12 @@ class SpeechEncoder:
         self, name_or_path: str, *, device: str = "cpu", layers: int = LAST_LAYERS
     ) -> None:
         self._layers = layers
-        with quietly():
-            model, self._normalise = load_pretrained(
-                name_or_path,
-                _read,
-                kind="speech encoder",
-                files="config.json, model.safetensors and preprocessor_config.json",
-            )
+        model, self._normalise = load_pretrained(
+            name_or_path,
+            _read,
+            kind="speech encoder",
+            files="config.json, model.safetensors and preprocessor_config.json",
+        )
         self._shortest = _receptive_field(model, name=name_or_path)
         # A folder may be moved: its last name and the digest of its weights identify it.
         folder = Path(name_or_path)

@@ -1,47 +1,161 @@
 """Text features: one vector for each utterance from a pretrained text encoder.
 
-An utterance is encoded by itself or as a turn of its dialogue (context.py).
+An utterance is encoded by itself or as a turn of its dialogue, in a window of whole turns with
+block causal attention. Training, evaluation and live use share this rule: a window starts with the
+token cls and grows turn by turn to at most ``tokens`` tokens. A turn that doesn't fit starts a new
+window, which keeps as many whole turns before it as fit in half of ``tokens`` together with it. A
+token attends to its own turn, earlier turns and cls; cls to itself. So one pass over a window gives
+each turn the feature that it would have if the dialogue ended there.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field, field_validator
 from torch import Tensor
 from transformers.models.auto.modeling_auto import AutoModel
 from transformers.models.auto.tokenization_auto import AutoTokenizer
 
+from stream_hbaf.config import Section
 from stream_hbaf.errors import ModelError
-from stream_hbaf.features.context import (
-    EMPTY_WINDOW,
-    MAX_TURN_TOKENS,
-    ContextConfig,
-    Ids,
-    Passage,
-    Turn,
-    TurnWindow,
-    batches_of,
-    lay_out,
-    passages,
-    with_speaker,
-)
 from stream_hbaf.features.pretrained import (
     DEFAULT_ENCODER,
     encoder_remedy,
     load_pretrained,
-    quietly,
     resolve_encoder,
 )
-
-Float32 = NDArray[np.float32]
 
 LAST_LAYERS = 4  # averaged before the mean over tokens (paper, section 3.1.2)
 MAX_TOKENS = 128  # an utterance of 20 s holds about 60 words; longer ones are cut
 MAX_TEXT_TOKENS = 32  # of an utterance given as tokens; few turns have more
 BATCH = 64
 BATCH_TOKENS = 1024  # of passages encoded together, padding counted
+MAX_TURN_TOKENS = 60  # of one turn, its end token not counted; longer turns are cut
+MIN_TOKENS = 8  # cls, a few words and their end token
+MASKED = -1e4  # added to masked scores: their softmax is exactly 0 in float32
+
+Float32 = NDArray[np.float32]
+Ids = tuple[int, ...]  # token ids of one turn, its end (sep) included
+
+
+class ContextConfig(Section):
+    """How much of the dialogue the text encoder is given with an utterance."""
+
+    tokens: Annotated[int, Field(ge=0)] = 0  # of a window; 0: every utterance by itself
+    speakers: bool = False  # encode "Speaker: text" rather than "text"
+
+    @field_validator("tokens")
+    @classmethod
+    def _enough(cls, tokens: int) -> int:
+        if 0 < tokens < MIN_TOKENS:
+            raise ValueError(f"a window of {tokens} tokens is too short; 0, or {MIN_TOKENS} up")
+        return tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """The text of one utterance and its speaker."""
+
+    speaker: str  # empty when unknown
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TurnWindow:
+    """The turns in the current window: all the context that live use carries. Immutable."""
+
+    turns: tuple[Ids, ...] = ()
+
+    @property
+    def length(self) -> int:
+        """Tokens, cls included."""
+        return 1 + sum(map(len, self.turns))
+
+    def then(self, turn: Ids, *, tokens: int) -> "TurnWindow":
+        """The window with ``turn`` as the last one: this one extended, or a new one."""
+        if self.length + len(turn) <= tokens:
+            return TurnWindow((*self.turns, turn))
+        length, first = 1 + len(turn), len(self.turns)
+        while first and length + len(self.turns[first - 1]) <= tokens // 2:
+            first -= 1
+            length += len(self.turns[first])
+        return TurnWindow((*self.turns[first:], turn))
+
+
+EMPTY_WINDOW = TurnWindow()
+
+
+@dataclass(frozen=True, slots=True)
+class Passage(TurnWindow):
+    """A window that is encoded in one pass; its targets are the turns from ``first`` on."""
+
+    first: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A padded batch of passages, the encoder's input."""
+
+    ids: Tensor  # int64 [B, T]
+    mask: Tensor  # float32 [B, 1, T, T], added to the attention scores
+    spans: tuple[tuple[int, int, int], ...]  # of the target turns: row, first token, end
+
+
+def with_speaker(turn: Turn, *, speakers: bool) -> str:
+    """The text to encode: with the speaker's name if ``speakers`` and it is known."""
+    return f"{turn.speaker}: {turn.text}" if speakers and turn.speaker else turn.text
+
+
+def passages(turns: Sequence[Ids], *, tokens: int) -> list[Passage]:
+    """A dialogue split into windows; each turn is a target once, in order."""
+    found: list[Passage] = []
+    window, first = EMPTY_WINDOW, 0
+    for turn in turns:
+        after = window.then(turn, tokens=tokens)
+        if len(after.turns) != len(window.turns) + 1:  # a new window
+            found.append(Passage(window.turns, first))
+            first = len(after.turns) - 1
+        window = after
+    return [*found, Passage(window.turns, first)] if turns else []
+
+
+def lay_out(batch: Sequence[Passage], *, cls: int, pad: int) -> Layout:
+    """Token ids, the block causal mask and the spans of the target turns."""
+    longest = max(passage.length for passage in batch)
+    ids = torch.full((len(batch), longest), pad)
+    turn_of = torch.full((len(batch), longest), torch.iinfo(torch.int64).max)  # padding comes last
+    spans = []
+    for row, passage in enumerate(batch):
+        ids[row, 0], turn_of[row, 0], end = cls, -1, 1
+        for number, turn in enumerate(passage.turns):
+            start, end = end, end + len(turn)
+            ids[row, start:end] = torch.tensor(turn)
+            turn_of[row, start:end] = number
+            if number >= passage.first:
+                spans.append((row, start, end))
+    visible = turn_of[:, None, :] <= turn_of[:, :, None]  # [B, T, T]: of row's token, column's
+    mask = torch.zeros(visible.shape).masked_fill(~visible, MASKED)[:, None]
+    return Layout(ids, mask, tuple(spans))
+
+
+def batches_of(lengths: Sequence[int], order: Sequence[int], *, tokens: int) -> list[list[int]]:
+    """``order`` split into batches of at most ``tokens`` tokens, padding included.
+
+    A longer passage is a batch of its own. Order by length, or most of a batch is padding.
+    """
+    batches: list[list[int]] = []
+    longest = 0
+    for n in order:
+        longest = max(longest, lengths[n])
+        if not batches or longest * (len(batches[-1]) + 1) > tokens:
+            batches.append([])
+            longest = lengths[n]
+        batches[-1].append(n)
+    return batches
 
 
 class TextEncoder:
@@ -68,14 +182,13 @@ class TextEncoder:
         self.tokens = tokens
         self.device = device
         self.context = context or ContextConfig()
-        with quietly():
-            self.model, self._tokenizer = load_pretrained(
-                resolve_encoder(name_or_path),
-                _read,
-                kind="text encoder",
-                files="config.json, model.safetensors and tokenizer files",
-                remedy=encoder_remedy(name_or_path),
-            )
+        self.model, self._tokenizer = load_pretrained(
+            resolve_encoder(name_or_path),
+            _read,
+            kind="text encoder",
+            files="config.json, model.safetensors and tokenizer files",
+            remedy=encoder_remedy(name_or_path),
+        )
         self.width = int(self.model.config.hidden_size)
         longest = int(self.model.config.max_position_embeddings) - 2  # some number positions from 2
         if self.context.tokens > longest:
@@ -99,17 +212,13 @@ class TextEncoder:
                 features[rows] = self.features([texts[n] for n in rows]).float().cpu().numpy()
         return features
 
-    def encode_dialogue(self, turns: Sequence[Turn]) -> Float32:
-        """Encode a dialogue's turns as float32 [U, width]; no turn depends on a later one."""
-        return self.encode_dialogues([turns])[0]
-
     def encode_dialogues(
         self, dialogues: Sequence[Sequence[Turn]], *, half: bool = False
     ) -> list[Float32]:
-        """Encode each dialogue as ``encode_dialogue`` would (1e-5), many windows at a time.
+        """Encode each dialogue's turns as float32 [U, width], many windows at a time.
 
-        ``half``: in bfloat16, several times faster and accurate to two digits. Not for features
-        that a network classifies.
+        No turn depends on a later one, nor on another dialogue (1e-5). ``half``: in bfloat16,
+        several times faster and accurate to two digits; not for features that a network classifies.
         """
         every = [turn for turns in dialogues for turn in turns]
         if not self.context.tokens:
@@ -129,7 +238,7 @@ class TextEncoder:
     def encode_next(self, turn: Turn, window: TurnWindow) -> tuple[Float32, TurnWindow]:
         """The feature [width] of a dialogue's next turn, and the window for the turn after it.
 
-        The window before the first turn is ``EMPTY_WINDOW``. Equals ``encode_dialogue`` (1e-5).
+        The window before the first turn is ``EMPTY_WINDOW``. Equals ``encode_dialogues`` (1e-5).
         """
         if not self.context.tokens:
             text = with_speaker(turn, speakers=self.context.speakers)
@@ -143,8 +252,7 @@ class TextEncoder:
         batch = self._tokenizer(
             list(texts), padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
         ).to(self.model.device)
-        hidden = self.model(**batch, output_hidden_states=True).hidden_states
-        layers = torch.stack(hidden[-LAST_LAYERS:]).mean(0)  # [N, T, width]
+        layers = self._last_layers(**batch)  # [N, T, width]
         if self.tokens:
             lengths = batch["attention_mask"].sum(1).tolist()
             return torch.stack(
@@ -156,16 +264,18 @@ class TextEncoder:
 
     def passage_features(self, batch: Sequence[Passage]) -> Tensor:
         """Encode the target turns of one batch of passages as [turns, width], with gradients."""
-        tokenizer = self._tokenizer
-        layout = lay_out(batch, cls=tokenizer.cls_token_id, pad=tokenizer.pad_token_id)
-        hidden = self.model(
+        cls, pad = self._tokenizer.cls_token_id, self._tokenizer.pad_token_id
+        layout = lay_out(batch, cls=cls, pad=pad)
+        layers = self._last_layers(
             input_ids=layout.ids.to(self.model.device),
             attention_mask=layout.mask.to(self.model.device),
-            output_hidden_states=True,
-        ).hidden_states
-        layers = torch.stack(hidden[-LAST_LAYERS:]).mean(0).float()  # [B, T, width]
+        ).float()  # [B, T, width]
         turns = [layers[row, start:end] for row, start, end in layout.spans]
         return torch.stack([_as_tokens(own) if self.tokens else own.mean(0) for own in turns])
+
+    def _last_layers(self, **batch: Tensor) -> Tensor:
+        hidden = self.model(**batch, output_hidden_states=True).hidden_states
+        return torch.stack(hidden[-LAST_LAYERS:]).mean(0)
 
     def turn_ids(self, turns: Sequence[Turn]) -> list[Ids]:
         """Each turn's token ids as they stand in a window, its end token included."""

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from stream_hbaf.config import SAMPLE_RATE_HZ
 from stream_hbaf.errors import ModelError
-from stream_hbaf.features.pretrained import download
+from stream_hbaf.features.pretrained import cache_folder, concatenate, download
 from stream_hbaf.files import atomic_write
 
 LOG = logging.getLogger(__name__)
@@ -162,15 +162,15 @@ def _join(name: str, *, parts: Sequence[Path]) -> Path:
     Each file is written under a temporary name and then moved into place, model.bin last: a
     folder with a model.bin is complete, also when two processes start at once or one is killed.
     """
-    caches = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    folder = Path(caches) / "stream_hbaf" / f"whisper-{name}"
+    folder = cache_folder(f"whisper-{name}")
     sources = {f.name: [f] for f in sorted(parts[0].iterdir()) if f.suffix in {".json", ".txt"}}
     sources["model.bin"] = [next(part.glob("model.bin.part*")) for part in parts]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for file, pieces in sources.items():
             if not _is_complete(folder / file, pieces):
-                _write(folder / file, pieces)
+                with atomic_write(folder / file) as part:
+                    concatenate(pieces, part)
     except OSError as error:
         raise ModelError(
             f"speech recognition: '{name}' can't be joined in {folder} ({error.strerror}); "
@@ -182,12 +182,6 @@ def _join(name: str, *, parts: Sequence[Path]) -> Path:
 def _is_complete(target: Path, sources: Sequence[Path]) -> bool:
     size = sum(source.stat().st_size for source in sources)
     return target.is_file() and target.stat().st_size == size
-
-
-def _write(target: Path, sources: Sequence[Path]) -> None:
-    with atomic_write(target) as part, part.open("wb") as file:
-        for source in sources:
-            file.write(source.read_bytes())
 
 
 def find_whisper(name: str) -> Path | None:

@@ -37,8 +37,7 @@ from stream_hbaf.features.commonsense import (
     Inferences,
     NoCommonsense,
 )
-from stream_hbaf.features.context import Turn
-from stream_hbaf.features.text import TextEncoder
+from stream_hbaf.features.text import TextEncoder, Turn
 from stream_hbaf.files import atomic_write_bytes, atomic_write_text
 from stream_hbaf.training.commonsense_retrieval import (
     Annotated,

@@ -28,9 +28,8 @@ from stream_hbaf.corpora.dialogue import LabelledUtterance, Split, utterances_of
 from stream_hbaf.corpora.open_corpus import publication_of
 from stream_hbaf.errors import ModelError
 from stream_hbaf.features.commonsense import Commonsense
-from stream_hbaf.features.context import Turn
 from stream_hbaf.features.representations import Scaling
-from stream_hbaf.features.text import TextEncoder
+from stream_hbaf.features.text import TextEncoder, Turn
 from stream_hbaf.training.audio_features import (
     CorpusAudio,
     class_balanced,

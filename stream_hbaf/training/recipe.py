@@ -26,9 +26,9 @@ from stream_hbaf.corpora.open_corpus import CORPORA, MANIFEST, SESSIONS
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.evaluation.metrics import FigureName
 from stream_hbaf.features.comet import is_comet
-from stream_hbaf.features.context import ContextConfig
 from stream_hbaf.features.pretrained import DEFAULT_ENCODER
 from stream_hbaf.features.representations import LLD, TOKENS
+from stream_hbaf.features.text import ContextConfig
 from stream_hbaf.networks.network import NetworkConfig
 from stream_hbaf.networks.registry import read_network
 

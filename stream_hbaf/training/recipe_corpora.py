@@ -38,7 +38,7 @@ from stream_hbaf.evaluation.metrics import (
     unweighted_recall,
     weighted_f1,
 )
-from stream_hbaf.features.context import Ids, Turn
+from stream_hbaf.features.text import Ids, Turn
 from stream_hbaf.training.recipe import AsrErrorConfig, Recipe, TuningConfig
 
 DISTINCTIVE = 5  # words; two corpora that share so long a text hold the same scene of one series

@@ -22,8 +22,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from stream_hbaf.corpora.cache import key_of
 from stream_hbaf.corpora.dataset import NO_LABEL
 from stream_hbaf.corpora.dialogue import SPLITS, Corpus
-from stream_hbaf.features.context import Passage, batches_of, with_speaker
-from stream_hbaf.features.text import TextEncoder
+from stream_hbaf.features.text import Passage, TextEncoder, batches_of, with_speaker
 from stream_hbaf.files import atomic_write_bytes
 from stream_hbaf.training.recipe import (
     AsrErrorConfig,
