@@ -13,8 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from stream_hbaf.audio import file
-from stream_hbaf.audio.file import read_audio
-from stream_hbaf.audio.open_source import StreamSource
+from stream_hbaf.audio.file import FileSource, read_audio
 from stream_hbaf.audio.source import Chunk
 from stream_hbaf.errors import AudioError
 
@@ -126,7 +125,7 @@ def listen(
     async def run() -> list[Chunk]:
         chunks: list[Chunk] = []
         on_status = Statuses() if statuses is None else statuses
-        source = StreamSource(
+        source = FileSource(
             url, speed=None, channel=channel, chunk_ms=chunk_ms, on_status=on_status
         )
         async with asyncio.timeout(20), source:
@@ -197,7 +196,7 @@ def test_stream_server_away() -> None:
 
         async def run() -> list[Chunk]:
             chunks: list[Chunk] = []
-            source = StreamSource(url, speed=None, chunk_ms=100, on_status=statuses)
+            source = FileSource(url, speed=None, chunk_ms=100, on_status=statuses)
             async with asyncio.timeout(20), source:
                 async for chunk in source.chunks():
                     if not chunks:
@@ -233,7 +232,7 @@ def test_stream_stalls(radio: Radio, monkeypatch: pytest.MonkeyPatch) -> None:
     statuses = Statuses()
 
     async def run() -> None:
-        source = StreamSource(radio.url("live"), speed=None, chunk_ms=100, on_status=statuses)
+        source = FileSource(radio.url("live"), speed=None, chunk_ms=100, on_status=statuses)
         async with source:
             hearing = asyncio.create_task(collect(source.chunks()))
             await asyncio.wait_for(statuses.changed.wait(), 10)
@@ -249,7 +248,7 @@ def test_stream_closed_while_waiting(radio: Radio) -> None:
 
     async def run() -> float:
         loop = asyncio.get_running_loop()
-        source = StreamSource(radio.url("live"), speed=None, chunk_ms=500, on_status=Statuses())
+        source = FileSource(radio.url("live"), speed=None, chunk_ms=500, on_status=Statuses())
         async with source:
             chunks = source.chunks()
             assert [len((await anext(chunks)).samples) for _ in range(2)] == [8_000, 8_000]
@@ -307,7 +306,7 @@ def test_stream_unknown_channel(radio: Radio) -> None:
 def test_stream_secrets(radio: Radio) -> None:
     """User name, password and query of a URL are in no name and no line."""
     url = radio.url("speech.flac?key=hidden").replace("http://", "http://anna:secret@")
-    source = StreamSource(url, speed=None, chunk_ms=32, on_status=Statuses())
+    source = FileSource(url, speed=None, chunk_ms=32, on_status=Statuses())
     assert source.name == radio.url("speech.flac")
     wrong = url.replace("speech", "nothing")
     assert opening_error(wrong).startswith(f"{radio.url('nothing.flac')}: can't be read (")

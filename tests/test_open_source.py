@@ -8,7 +8,7 @@ import pytest
 
 from stream_hbaf.audio.file import FileSource, read_audio
 from stream_hbaf.audio.microphone import Microphone
-from stream_hbaf.audio.open_source import StreamSource, open_source
+from stream_hbaf.audio.open_source import open_source
 from stream_hbaf.audio.source import AudioSource, OnStatus
 from stream_hbaf.audio.websocket import WebSocketSource
 from stream_hbaf.audio.wyoming import SatelliteSource, WyomingSource
@@ -33,8 +33,8 @@ def source_of(where: str, *, on_status: OnStatus = ignore) -> AudioSource:
         ("mic:USB: Microphone", Microphone, "USB: Microphone"),
         ("./mic", FileSource, "mic"),
         ("talks/monday.flac", FileSource, "monday.flac"),
-        ("http://radio.example/live?key=hidden", StreamSource, "http://radio.example/live"),
-        ("rtsp://anna:secret@camera.example/1", StreamSource, "rtsp://camera.example/1"),
+        ("http://radio.example/live?key=hidden", FileSource, "http://radio.example/live"),
+        ("rtsp://anna:secret@camera.example/1", FileSource, "rtsp://camera.example/1"),
         ("ws://localhost:8765", WebSocketSource, "ws://localhost:8765"),
         ("WS://[::1]:8765/", WebSocketSource, "ws://[::1]:8765"),
         ("wyoming://0.0.0.0:10700", WyomingSource, "wyoming://0.0.0.0:10700"),

@@ -1,16 +1,17 @@
-"""A recording as an audio source: any format that FFmpeg reads, decoded lazily in a thread.
+"""A recording or a stream as an audio source: any format that FFmpeg reads, decoded in a thread.
 
-A recording may be a URL; its user name, password and query don't appear in messages.
+Either may be behind a URL, whose user name, password and query don't appear in messages.
 """
 
 import asyncio
+import contextlib
 import os
+import threading
 import time
-from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, Self
-from urllib.parse import urlsplit
+from typing import Any, Self, TypeVar
 
 import av
 import av.error
@@ -25,11 +26,19 @@ from stream_hbaf.audio.source import (
     OnStatus,
     Resampler,
     Samples,
+    is_url,
     pace,
+    public_name,
+    retries,
 )
 from stream_hbaf.errors import AudioError
 
-BATCH_S = 4  # sound decoded in one call to the thread
+T = TypeVar("T")
+Where = str | os.PathLike[str]
+
+BATCH_S = 4  # sound of a recording that is decoded in one call to the thread
+PIECE_S = 0.02  # the same of a stream, so that live sound isn't delayed
+LAST_RETRY_S = 10.0
 MISSING_S = 0.5  # a recording may be this much shorter than it declares
 OPEN_S, STALL_S = 10.0, 15.0  # timeouts of a URL: HLS pauses for the length of a segment
 STALLED = "it stopped sending"
@@ -38,7 +47,7 @@ DECLARING = {"wav", "flac", "mov", "matroska", "aiff", "caf", "w64"}
 FULL_SCALE = {"s8": 2.0**7, "s16": 2.0**15, "s32": 2.0**31, "s64": 2.0**63, "flt": 1.0, "dbl": 1.0}
 
 
-def read_audio(path: str | os.PathLike[str], *, on_status: OnStatus | None = None) -> Samples:
+def read_audio(path: Where, *, on_status: OnStatus | None = None) -> Samples:
     """The whole recording as int16, mono, 16 kHz; a damaged one as far as it can be decoded.
 
     "degraded" is reported to ``on_status`` if some of it can't. Raises AudioError if nothing can.
@@ -51,15 +60,18 @@ def read_audio(path: str | os.PathLike[str], *, on_status: OnStatus | None = Non
 
 
 class FileSource:
-    """A recording as a source: at ``speed`` times real time, or as fast as it is consumed (None).
+    """Anything that FFmpeg can read, a file or behind a URL, as a source.
 
-    ``path`` may be a URL; ``channel`` counts from 0, None is the mean of all. The last chunk may be
-    shorter. Opening raises AudioError if nothing can be decoded.
+    A recording is given at ``speed`` times real time, or as fast as it is consumed (None); its last
+    chunk may be shorter. A URL that declares no length is a live stream: it is given as it comes;
+    when it breaks off, that is reported to ``on_status``, it is reopened, and the first chunk after
+    that has ``after_gap``. ``channel`` counts from 0, None is the mean of all. Opening raises
+    AudioError if nothing can be decoded.
     """
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        where: Where,
         *,
         speed: float | None,
         channel: int | None = None,
@@ -68,32 +80,32 @@ class FileSource:
     ) -> None:
         if speed is not None and not speed > 0:
             raise ValueError(f"speed must be positive, not {speed}")
-        self.name = Path(public_name(path)).name
-        self._path = path
+        self.name = public_name(where) if is_url(where) else Path(where).name
+        self._where = where
         self._channel = channel
         self._speed = speed
         self._chunker = Chunker(chunk_ms=chunk_ms)
         self._on_status = on_status
+        self._closed = asyncio.Event()
+        self._next: asyncio.Future[Samples | None]
 
     async def __aenter__(self) -> Self:
-        self._decoder = Decoder(self._path, channel=self._channel)
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="decode")
-        self._next = self._decode()
-        try:
-            # An error is raised on opening, not with the first chunk.
-            await asyncio.wrap_future(self._next)
-        except BaseException:
-            await self.__aexit__()
-            raise
+        self._open()
+        await asyncio.shield(self._next)  # an error is raised on opening, not with the first chunk
         return self
 
     async def __aexit__(self, *exception: object) -> None:
-        # In the decoding thread: a container must not be closed while it decodes.
-        self._executor.submit(self._decoder.close)
-        self._executor.shutdown(wait=False)
+        self._closed.set()
+        close = self._decoder.close
+        # Not before: it can't be closed while it decodes, or waits for sound.
+        self._next.add_done_callback(lambda _: in_thread(close))
 
-    async def chunks(self) -> AsyncIterator[Chunk]:
-        """The recording's sound; what couldn't be decoded is reported at the end."""
+    def chunks(self) -> AsyncIterator[Chunk]:
+        """The recording's or the stream's sound."""
+        return self._live() if self._decoder.endless else self._recorded()
+
+    async def _recorded(self) -> AsyncIterator[Chunk]:
+        self._decoder.batch_s = BATCH_S
         async for chunk in pace(self._cut(), speed=self._speed):
             yield chunk
         if self._decoder.complaint:
@@ -101,50 +113,96 @@ class FileSource:
 
     async def _cut(self) -> AsyncIterator[Samples]:
         """Decoded batches, cut to the chunk's size; the next batch is decoded meanwhile."""
-        while (batch := await asyncio.wrap_future(self._next)) is not None:
-            self._next = self._decode()
+        while await self._fetched() and (batch := self._next.result()) is not None:
+            self._fetch()
             for chunk in self._chunker.feed(batch):
                 yield chunk.samples
         for chunk in self._chunker.flush():
             yield chunk.samples
 
-    def _decode(self) -> "Future[Samples | None]":
-        return self._executor.submit(next, self._decoder, None)
+    async def _live(self) -> AsyncIterator[Chunk]:
+        complained = False
+        while await self._fetched():
+            piece, reason = self._outcome()
+            if piece is None:
+                for chunk in self._chunker.flush():
+                    yield chunk
+                await self._reopen(reason)
+                complained = False
+                continue
+            if self._decoder.complaint and not (complained or self._decoder.ending):
+                complained = True  # once, and not about a packet that the end cut off
+                self._on_status("degraded", self._decoder.complaint)
+            self._fetch()
+            for chunk in self._chunker.feed(piece, captured_at=time.monotonic()):
+                yield chunk
+
+    def _open(self) -> None:
+        batch_s = PIECE_S if is_url(self._where) else BATCH_S
+        self._decoder = Decoder(self._where, channel=self._channel, batch_s=batch_s)
+        self._fetch()
+
+    def _fetch(self) -> None:
+        self._next = in_thread(partial(next, self._decoder, None))
+
+    async def _fetched(self) -> bool:
+        """Wait for the next piece; False if the source is closed before."""
+        closing = asyncio.ensure_future(self._closed.wait())
+        try:
+            either: set[asyncio.Future[Any]] = {self._next, closing}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            closing.cancel()
+        return not self._closed.is_set()
+
+    def _outcome(self) -> tuple[Samples | None, str]:
+        """The next piece, or None and the reason."""
+        try:
+            return self._next.result(), self._decoder.ending
+        except AudioError as error:
+            return None, str(error).removeprefix(f"{self.name}: ")
+
+    async def _reopen(self, reason: str) -> None:
+        self._on_status("offline", f"{self.name}: {reason} (trying again)")
+        async for _ in retries(self._closed, longest_s=LAST_RETRY_S):
+            self._open()
+            if await self._fetched() and self._outcome()[0] is not None:
+                self._on_status("online", f"{self.name} is back")
+                return
 
 
-def public_name(where: str | os.PathLike[str]) -> str:
-    """A path as it is; a URL without user name, password and query."""
-    if not is_url(where):
-        return str(where)
-    try:
-        address = urlsplit(str(where))
-    except ValueError:
-        return str(where).partition("://")[0] + "://"
-    return f"{address.scheme}://{address.netloc.rpartition('@')[2]}{address.path}"
+def in_thread(function: Callable[[], T]) -> "asyncio.Future[T]":
+    """Run a function that may block for long in a thread that doesn't delay the program's end."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+    # Retrieve the exception, because the future may never be awaited.
+    future.add_done_callback(lambda done: done.cancelled() or done.exception())
 
+    def run() -> None:
+        try:
+            settle = partial(future.set_result, function())
+        except BaseException as error:  # noqa: BLE001  raised again where it is awaited
+            settle = partial(future.set_exception, error)
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(settle)
 
-def is_url(where: str | os.PathLike[str]) -> bool:
-    """Whether a source is a URL and not a path."""
-    return isinstance(where, str) and "://" in where
+    threading.Thread(target=run, name="decode", daemon=True).start()
+    return future
 
 
 class Decoder:
     """Iterates over a recording's samples in batches; ``complaint`` says what wasn't decoded."""
 
     def __init__(
-        self,
-        where: str | os.PathLike[str],
-        *,
-        channel: int | None = None,
-        batch_s: float = BATCH_S,
+        self, where: Where, *, channel: int | None = None, batch_s: float = BATCH_S
     ) -> None:
         self._where = where if is_url(where) else Path(where)
         self._name = public_name(where)
         self._channel = channel
-        self._batch_samples = batch_s * RATE_HZ
+        self.batch_s = batch_s
         self._batches = self._join()
         self._decoded_s = 0.0
-        self.endless = False  # no length is declared: a live stream
+        self.endless = False  # a URL that declares no length: a live stream
         self.ending = ""  # why the sound ended
         self.complaint = ""
 
@@ -164,7 +222,7 @@ class Decoder:
         has_sound = False
         for piece in self._resample():
             pieces.append(piece)
-            if sum(map(len, pieces)) >= self._batch_samples:
+            if sum(map(len, pieces)) >= self.batch_s * RATE_HZ:
                 has_sound = True
                 yield np.concatenate(pieces)
                 pieces = []
@@ -194,7 +252,8 @@ class Decoder:
                 raise AudioError(f"{self._name}: no audio in it; give a recording with sound")
             stream = container.streams.audio[0]
             stream.thread_type = "NONE"  # one thread decodes a thousand times faster than real time
-            self.endless = container.duration is None and stream.duration is None
+            declares_length = container.duration is not None or stream.duration is not None
+            self.endless = is_url(self._where) and not declares_length
             declared_s = _declared_s(container, stream)
             packets = container.demux(stream)
             damaged = False  # reported when more follows: live streams end in a truncated packet

@@ -9,10 +9,12 @@ capture process imports it and must start quickly.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, NotRequired, Protocol, Self, TypedDict
+from urllib.parse import urlsplit
 
 import numpy as np
 import soxr
@@ -76,6 +78,22 @@ class AudioSource(Protocol):
 
     def chunks(self) -> AsyncIterator[Chunk]:
         """The source's sound, once, until it ends or is closed."""
+
+
+def public_name(where: str | os.PathLike[str]) -> str:
+    """A path as it is; a URL without user name, password and query."""
+    if not is_url(where):
+        return str(where)
+    try:
+        address = urlsplit(str(where))
+    except ValueError:
+        return str(where).partition("://")[0] + "://"
+    return f"{address.scheme}://{address.netloc.rpartition('@')[2]}{address.path}"
+
+
+def is_url(where: str | os.PathLike[str]) -> bool:
+    """Whether a source is a URL and not a path."""
+    return isinstance(where, str) and "://" in where
 
 
 def to_int16(samples: NDArray[np.float32]) -> Samples:
