@@ -46,13 +46,8 @@ EVENT2MIND, NONE = "event2mind", "none"
 # Acoustic features without pretrained weights; all others are encoders.
 MEASURED = (NONE, "compare", "egemaps", "mfcc", "prosody", "lld")
 LIVE_PARTS = (f"whisper:{TranscriptConfig().model}", f"vad:{VadConfig().engine}")  # by default
-CONFIG, WEIGHTS, METRICS, CARD, SUMS = (
-    "config.yaml",
-    "model.safetensors",
-    "metrics.json",
-    "README.md",
-    "SHA256SUMS",
-)
+CONFIG, WEIGHTS, SUMS = "config.yaml", "model.safetensors", "SHA256SUMS"
+METRICS, CARD = "metrics.json", "README.md"
 SUMMED = (CONFIG, WEIGHTS)  # all that predictions depend on; figures and card may change later
 REPAIR = "get it again, or train it with 'stream-hbaf train'"
 PACKAGE = Path(__file__).parent
@@ -218,16 +213,8 @@ class Bundle:
             raise BundleError(
                 f"bundle {folder}: {WEIGHTS} doesn't fit {CONFIG} ({reason}); {REPAIR}"
             ) from None
-        return cls(
-            config,
-            scaling,
-            encoder,
-            commonsense,
-            network.to(device).eval(),
-            tuned,
-            inferences,
-            sha256,
-        )
+        network = network.to(device).eval()
+        return cls(config, scaling, encoder, commonsense, network, tuned, inferences, sha256)
 
     def _tensors(self) -> dict[str, Tensor]:
         parts: dict[str, Mapping[str, Tensor]] = {
@@ -235,21 +222,19 @@ class Bundle:
             "encoder.": self.tuned,
         }
         if self.scaling is not None:
-            parts["acoustic."] = {
-                "selected": torch.from_numpy(self.scaling.selected.astype(np.int32)),
-                "mean": torch.from_numpy(self.scaling.mean),
-                "deviation": torch.from_numpy(self.scaling.deviation),
+            arrays = {
+                "selected": self.scaling.selected.astype(np.int32),
+                "mean": self.scaling.mean,
+                "deviation": self.scaling.deviation,
+                "components": self.scaling.components,
             }
-            if self.scaling.components is not None:
-                components = torch.from_numpy(self.scaling.components)
-                parts["acoustic."] = {**parts["acoustic."], "components": components}
+            found = {n: torch.from_numpy(array) for n, array in arrays.items() if array is not None}
+            parts["acoustic."] = found
         if isinstance(self.commonsense, Event2MindHeads):
             parts["commonsense."] = self.commonsense.state_dict()
         if self.inferences is not None:
             parts["inferences."] = self.inferences.tensors()
-        return {
-            start + name: tensor for start, part in parts.items() for name, tensor in part.items()
-        }
+        return {start + name: t for start, part in parts.items() for name, t in part.items()}
 
 
 def resolve_bundle(name: str) -> Path:
@@ -346,14 +331,11 @@ def _commonsense(
 
 def _narrow(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights in float16, which halves the file; scaling in float32, for its range of values."""
-    return {
-        name: (tensor.half() if _is_weight(name, tensor) else tensor).cpu().contiguous()
-        for name, tensor in tensors.items()
+    narrow = {
+        name: t.half() if t.is_floating_point() and not name.startswith("acoustic.") else t
+        for name, t in tensors.items()
     }
-
-
-def _is_weight(name: str, tensor: Tensor) -> bool:
-    return tensor.is_floating_point() and not name.startswith("acoustic.")
+    return {name: tensor.cpu().contiguous() for name, tensor in narrow.items()}
 
 
 def _widen(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

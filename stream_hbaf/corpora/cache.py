@@ -47,7 +47,7 @@ def cached_dialogue_encoder(
 
     def encode(dialogues: "Sequence[Sequence[Turn]]") -> Float32:
         kind = "dialogues" + half * " half" + encoder.tokens * " tokens"
-        code = digest_code("stream_hbaf.features.text", "stream_hbaf.features.context")
+        code = digest_code("stream_hbaf.features.text")
         made_by = (kind, weights, repr(encoder.context), code, *library_versions(*LIBRARIES))
         key = key_of(*made_by, repr(dialogues))
 
