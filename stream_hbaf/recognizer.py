@@ -35,7 +35,6 @@ from stream_hbaf.prediction import (
     predict,
     whisper_encoder_of,
 )
-from stream_hbaf.speech.segmenter import UtteranceDetector
 from stream_hbaf.weights import combine, digest_parts
 
 LOG = logging.getLogger(__name__)
@@ -79,7 +78,8 @@ class Recognizer:
                 Transcriber, config.transcript, acoustic_encoder=encoder, device=device
             )
             bundle = pool.submit(Bundle.load, config.model, device=device)
-            parts = live_parts(settings, config)
+            extra = (f"whisper:{config.transcript.model}", f"vad:{config.vad.engine}")
+            parts = [*settings.parts, *extra]
             verify = partial(digest_parts, parts, known=settings.digests, bundle=settings.id)
             verified = pool.submit(verify)
             self.acoustic = None if settings.acoustic_input == NONE else AcousticExtractor()
@@ -133,10 +133,6 @@ class Recognizer:
         """The bundle's id, with one SHA-256 of all weights that take part."""
         return Model(id=self.bundle.id, sha256=combine(self.bundle.sha256, self._digests))
 
-    def utterance_detector(self) -> UtteranceDetector:
-        """A detector of one source's utterances, by the recogniser's settings."""
-        return UtteranceDetector(self.config)
-
     def new_dialogue(self) -> LiveDialogue:
         """A dialogue without any utterance yet."""
         return LiveDialogue(self.bundle.network.initial_state())
@@ -148,17 +144,16 @@ class Recognizer:
 
         Empty text, and text of a language that the bundle doesn't read, has no features.
         """
-        if not (transcript.text and self._reads(transcript.language)):
+        own = self.bundle.config
+        reads = own.network.use_text and transcript.language == own.language
+        if not (transcript.text and reads):
             return TextFeatures(transcript, None, None, window, window)
         turn = Turn(speaker, transcript.text)
         embedding, after = self.bundle.encoder.encode_next(turn, window)
-        inferred = self.bundle.commonsense.infer_texts([transcript.text], features=embedding[None])[
-            0
-        ]
+        [inferred] = self.bundle.commonsense.infer_texts(
+            [transcript.text], features=embedding[None]
+        )
         return TextFeatures(transcript, embedding, inferred, window, after)
-
-    def _reads(self, language: str) -> bool:
-        return self.bundle.config.network.use_text and language == self.bundle.config.language
 
     def classify_final(
         self,
@@ -197,7 +192,7 @@ class Recognizer:
         return prediction
 
     def _warn_of_other_language(self, transcript: Transcript) -> None:
-        """Say once that an utterance's text is left out because it is in another language."""
+        """Warn once that text in another language is left out."""
         expected = self.config.transcript.language
         if transcript.language == expected or self._warned_of_other_language:
             return
@@ -234,20 +229,11 @@ class Recognizer:
         features = network_input(self.bundle, acoustic, text, speaker=speaker)
         prediction, after = predict(self.bundle, features, state=state, explain=explain)
         if explain:
-            prediction = replace(prediction, inferences=self._inferred(text))
+            known = self.bundle.inferences if self.config.inferences else None
+            if known is not None and text is not None and text.commonsense is not None:
+                inferred = Inferred(**known.nearest(text.commonsense))
+                prediction = replace(prediction, inferences=inferred)
         return prediction, after
-
-    def _inferred(self, text: TextFeatures | None) -> Inferred | None:
-        """The text's commonsense as phrases; None without text, or if the settings don't ask."""
-        known = self.bundle.inferences if self.config.inferences else None
-        if known is None or text is None or text.commonsense is None:
-            return None
-        return Inferred(**known.nearest(text.commonsense))
-
-
-def live_parts(settings: BundleConfig, config: Config) -> list[str]:
-    """The pretrained parts of a recogniser, the bundle's among them, as weights.py names them."""
-    return [*settings.parts, f"whisper:{config.transcript.model}", f"vad:{config.vad.engine}"]
 
 
 def require_inferences(config: Config, bundle: Bundle) -> None:

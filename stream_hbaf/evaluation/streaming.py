@@ -295,7 +295,7 @@ def _measure_cost(
     """
     shortest, longest = (limit * SAMPLE_RATE_HZ for limit in TIMED_S)
     chosen = [n for n, one in sorted(detected.items()) if shortest <= one.length <= longest][:TIMED]
-    detector = recognizer.utterance_detector()
+    detector = UtteranceDetector(recognizer.config)
     rows = []
     for number in chosen:
         one, clip = detected[number], playlist.start_of(number)

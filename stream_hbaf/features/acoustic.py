@@ -26,6 +26,9 @@ from opensmile.core.lib import SMILE_INVALID_STATE, OpenSMILE, OpenSmileExceptio
 from stream_hbaf.config import SAMPLE_RATE_HZ
 from stream_hbaf.errors import ModelError
 
+Float32 = NDArray[np.float32]
+Int16 = NDArray[np.int16]
+
 LLD_WIDTH = 65
 LLD_MS = 10  # from one row of low-level descriptors to the next
 FUNCTIONALS_WIDTH = 6373
@@ -54,38 +57,26 @@ EGEMAPS = FeatureSet("egemaps/v02/eGeMAPSv02.conf", 25, 88)
 class Acoustic:
     """An utterance's acoustic features; the widths given here are those of ComParE."""
 
-    lld: NDArray[np.float32]  # [T, 65], a row every 10 ms
-    functionals: NDArray[np.float32]  # [6373]
+    lld: Float32  # [T, 65], a row every 10 ms
+    functionals: Float32  # [6373]
 
 
 class AcousticStream(Protocol):
-    """One utterance that is being processed; see ``AcousticSession``."""
+    """One utterance that is being processed; its methods are those of ``AcousticSession``."""
 
     @property
-    def lld(self) -> NDArray[np.float32]:
-        """The LLDs so far, [T, 65]."""
-
-    def feed(self, samples: NDArray[np.int16]) -> None:
-        """Take the utterance's next samples."""
-
-    def finish(self) -> Acoustic | None:
-        """The whole utterance's features; None if it is too short for any."""
-
-    def close(self) -> None:
-        """Abandon the utterance, unless it is finished."""
+    def lld(self) -> Float32: ...
+    def feed(self, samples: Int16) -> None: ...
+    def finish(self) -> Acoustic | None: ...
+    def close(self) -> None: ...
 
 
 class AcousticFrontEnd(Protocol):
-    """Anything that computes LLDs and functionals of utterances; see ``AcousticExtractor``."""
+    """Anything that computes LLDs and functionals of utterances, as ``AcousticExtractor`` does."""
 
-    def open(self) -> AcousticStream:
-        """A stream for one utterance."""
-
-    def extract(self, samples: NDArray[np.int16]) -> Acoustic | None:
-        """A whole utterance's features at once."""
-
-    def close(self) -> None:
-        """Free what is held."""
+    def open(self) -> AcousticStream: ...
+    def extract(self, samples: Int16) -> Acoustic | None: ...
+    def close(self) -> None: ...
 
 
 class _Engine:
@@ -99,8 +90,8 @@ class _Engine:
 
     def __init__(self, feature_set: FeatureSet) -> None:
         self.feature_set = feature_set
-        self.rows: list[NDArray[np.float32]] = []  # each [1, 65] (ComParE)
-        self.functionals: list[NDArray[np.float32]] = []  # at most one, [1, 6373] (ComParE)
+        self.rows: list[Float32] = []  # each [1, 65] (ComParE)
+        self.functionals: list[Float32] = []  # at most one, [1, 6373] (ComParE)
         self.failure: ModelError | None = None
         self.done = threading.Event()
         self._started = False
@@ -183,11 +174,12 @@ class AcousticSession:
         self._abandon = weakref.finalize(self, engine.abandon)
 
     @property
-    def lld(self) -> NDArray[np.float32]:
+    def lld(self) -> Float32:
         """The LLDs so far, [T, 65]; some frames behind the input, complete after ``finish``."""
-        return _stack(self._engine.rows, width=self._engine.feature_set.lld_width)
+        nothing = np.empty((0, self._engine.feature_set.lld_width), np.float32)
+        return np.concatenate([nothing, *self._engine.rows])
 
-    def feed(self, samples: NDArray[np.int16]) -> None:
+    def feed(self, samples: Int16) -> None:
         """Take the utterance's next samples (int16, mono, 16 kHz), any number of them.
 
         Raises ModelError if openSMILE has failed.
@@ -252,7 +244,7 @@ class AcousticExtractor:
             spare, self._spare = self._spare, self._maker.submit(_Engine, self.feature_set)
         return AcousticSession(spare.result())
 
-    def extract(self, samples: NDArray[np.int16]) -> Acoustic | None:
+    def extract(self, samples: Int16) -> Acoustic | None:
         """A whole utterance at once, through the same code; see ``AcousticSession.finish``."""
         with self.open() as session:
             session.feed(samples)
@@ -296,17 +288,13 @@ def _options() -> dict[str, object]:
     }
 
 
-def _into(rows: list[NDArray[np.float32]]) -> Any:
+def _into(rows: list[Float32]) -> Any:
     """A sink's callback; the copy is needed because openSMILE reuses the row's memory."""
 
-    def append(row: NDArray[np.float32], _: object) -> None:
+    def append(row: Float32, _: object) -> None:
         rows.append(row.copy())
 
     return append
-
-
-def _stack(rows: list[NDArray[np.float32]], *, width: int) -> NDArray[np.float32]:
-    return np.concatenate([np.empty((0, width), np.float32), *rows])
 
 
 def _broken(what: str, error: Exception | None = None) -> ModelError:

@@ -77,6 +77,14 @@ def download(name: str, *, files: Sequence[str]) -> Path:
     return Path(snapshot_download(name, allow_patterns=list(files)))
 
 
+def package_folder(package: str) -> Path | None:
+    """The folder of an installed package, which isn't imported."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return Path(spec.submodule_search_locations[0])
+
+
 def cache_folder(name: str) -> Path:
     """A folder of ours in the user's cache."""
     caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -161,14 +169,11 @@ def resolve_encoder(name: str) -> str:
     if Path(name).is_dir():
         return name
     if name in PACKAGED:
-        package, folder = PACKAGED[name]
-        spec = importlib.util.find_spec(package)
-        if spec is not None and spec.origin is not None:
-            return str(Path(spec.origin).parent / folder)
-        return f"sentence-transformers/{name}"
+        package, inner = PACKAGED[name]
+        place = package_folder(package)
+        return str(place / inner) if place else f"sentence-transformers/{name}"
     if name in ZIPPED:
-        place = _unpacked(name)
-        return f"sentence-transformers/{name}" if place is None else str(place)
+        return str(_unpacked(name) or f"sentence-transformers/{name}")
     return name
 
 

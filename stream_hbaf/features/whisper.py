@@ -1,4 +1,4 @@
-"""Transcribes utterances with Whisper, and gives no text where nobody spoke.
+"""Transcribes utterances with Whisper, and gives no text where there is no speech.
 
 An utterance is decoded greedily in a short window (``whisper_encoder``). Output that repeats itself
 is decoded again in Whisper's full window of 30 s; what remains doubtful is discarded.
@@ -6,7 +6,7 @@ is decoded again in Whisper's full window of 30 s; what remains doubtful is disc
 
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,7 @@ SHORTEST_LOOP = 3  # words; "no no" is real speech, the same three twice in a ro
 
 @dataclass(frozen=True)
 class Transcript:
-    """The text of an utterance; empty if nothing was said, or nothing that can be trusted.
+    """The text of an utterance; empty without speech, or if the text can't be trusted.
 
     ``avg_logprob`` and ``no_speech_prob`` are 0 and 1 when nothing was decoded: the sound is
     hardly speech, or certainly in another ``language`` than the one asked for. ``encoder_mean`` is
@@ -55,6 +55,9 @@ class _Decoded:
     avg_logprob: float
     no_speech_prob: float
     is_complete: bool  # the decoder ended it within the tokens that the duration allows
+
+
+NOTHING_DECODED = _Decoded("", avg_logprob=0.0, no_speech_prob=1.0, is_complete=True)
 
 
 class Transcriber:
@@ -99,19 +102,22 @@ class Transcriber:
         """
         _check_length(samples)
         if speech_score < self._config.min_speech_score or not _can_hold_words(samples):
-            return self._without_text()
+            return self._transcript(NOTHING_DECODED)
         encoded = self._encoder.encode(samples, window_s=window_of(samples))
-        mean = self._encoder_mean(samples, encoded)
-        if not decode:
-            return self._without_text(encoder_mean=mean)
-        if (other := self._other_language(encoded)) is not None:
-            return self._without_text(other, encoder_mean=mean)
+        if self._acoustic_encoder is self._encoder:
+            mean = mean_state(encoded, samples)
+        else:
+            mean = self._acoustic_encoder.embed(samples)
+        other = self._other_language(encoded) if decode else None
+        if other is not None or not decode:
+            return self._transcript(NOTHING_DECODED, language=other, encoder_mean=mean)
         decoded = self._generate(encoded, limit=_token_limit(samples))
         if not decoded.is_complete or find_loop(decoded.text) is not None:
             encoded = self._encoder.encode(samples, window_s=LONGEST_S)
             decoded = self._generate(encoded, limit=_token_limit(samples))
-        invented = self._is_invented(decoded, duration_s=len(samples) / SAMPLE_RATE_HZ)
-        return self._transcript("" if invented else decoded.text, decoded, encoder_mean=mean)
+        if self._is_invented(decoded, duration_s=len(samples) / SAMPLE_RATE_HZ):
+            decoded = replace(decoded, text="")
+        return self._transcript(decoded, encoder_mean=mean)
 
     def partial(self, samples: Int16, abandon: Callable[[], bool]) -> Transcript | None:
         """The transcript of an utterance that isn't over, or None once ``abandon()`` is true.
@@ -124,22 +130,17 @@ class Transcriber:
         if abandon():
             return None
         if not _can_hold_words(samples):
-            return self._without_text()
+            return self._transcript(NOTHING_DECODED)
         encoded = self._encoder.encode(samples, window_s=window_of(samples))
         if abandon():
             return None
         if (other := self._other_language(encoded)) is not None:
-            return self._without_text(other)
+            return self._transcript(NOTHING_DECODED, language=other)
         decoded = self._generate(encoded, limit=_token_limit(samples))
         # A repetition is cut off, not decoded again, for the next partial is near.
         loop = find_loop(decoded.text)
         text = "" if self._is_uncertain(decoded) else " ".join(decoded.text.split()[:loop])
-        return self._transcript(text, decoded)
-
-    def _without_text(
-        self, language: str | None = None, *, encoder_mean: Float32 | None = None
-    ) -> Transcript:
-        return Transcript("", language or self._config.language, 0.0, 1.0, encoder_mean)
+        return self._transcript(replace(decoded, text=text))
 
     def _other_language(self, encoded: Any) -> str | None:
         """The likeliest language, if the sound is certainly not in the configured one.
@@ -156,15 +157,19 @@ class Transcriber:
         return max(probabilities, key=probabilities.__getitem__)
 
     def _transcript(
-        self, text: str, decoded: _Decoded, *, encoder_mean: Float32 | None = None
+        self,
+        decoded: _Decoded,
+        *,
+        language: str | None = None,
+        encoder_mean: Float32 | None = None,
     ) -> Transcript:
-        language = self._config.language
-        return Transcript(text, language, decoded.avg_logprob, decoded.no_speech_prob, encoder_mean)
-
-    def _encoder_mean(self, samples: Int16, encoded: Any) -> Float32:
-        if self._acoustic_encoder is self._encoder:
-            return mean_state(encoded, samples)
-        return self._acoustic_encoder.embed(samples)
+        return Transcript(
+            decoded.text,
+            language or self._config.language,
+            decoded.avg_logprob,
+            decoded.no_speech_prob,
+            encoder_mean,
+        )
 
     def _generate(self, encoded: Any, *, limit: int) -> _Decoded:
         """Greedy, without timestamps, at most ``limit`` tokens."""

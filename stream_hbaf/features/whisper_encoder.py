@@ -5,7 +5,6 @@ same time for one word as for half a minute. Here the window is the utterance fo
 seconds of silence, which takes a quarter of the time.
 """
 
-import importlib.util
 import logging
 import os
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 
 from stream_hbaf.config import SAMPLE_RATE_HZ
 from stream_hbaf.errors import ModelError
-from stream_hbaf.features.pretrained import cache_folder, concatenate, download
+from stream_hbaf.features.pretrained import cache_folder, concatenate, download, package_folder
 from stream_hbaf.files import atomic_write
 
 LOG = logging.getLogger(__name__)
@@ -132,11 +131,11 @@ def resolve_whisper(name: str) -> str:
         raise ModelError(f"speech recognition: {folder} is not a folder; correct --asr")
     if name in PACKAGED:
         package, inner = PACKAGED[name]
-        found = _find_package(package)
-        return name if found is None else str(found / inner)
+        found = package_folder(package)
+        return str(found / inner) if found else name
     if name in HALVES:
         packages = HALVES[name]
-        parts = [_find_package(package) for package in packages]
+        parts = [package_folder(package) for package in packages]
         present = [part / "data" for part in parts if part is not None]
         if len(present) == len(packages):
             return str(_join(name, parts=present))
@@ -147,13 +146,6 @@ def resolve_whisper(name: str) -> str:
                 "pip install 'stream-hbaf[offline]'"
             )
     return name
-
-
-def _find_package(package: str) -> Path | None:
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    return Path(spec.submodule_search_locations[0])
 
 
 def _join(name: str, *, parts: Sequence[Path]) -> Path:
@@ -168,8 +160,9 @@ def _join(name: str, *, parts: Sequence[Path]) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for file, pieces in sources.items():
-            if not _is_complete(folder / file, pieces):
-                with atomic_write(folder / file) as part:
+            target, size = folder / file, sum(piece.stat().st_size for piece in pieces)
+            if not target.is_file() or target.stat().st_size != size:
+                with atomic_write(target) as part:
                     concatenate(pieces, part)
     except OSError as error:
         raise ModelError(
@@ -177,11 +170,6 @@ def _join(name: str, *, parts: Sequence[Path]) -> Path:
             "make room there, or set XDG_CACHE_HOME to another folder"
         ) from None
     return folder
-
-
-def _is_complete(target: Path, sources: Sequence[Path]) -> bool:
-    size = sum(source.stat().st_size for source in sources)
-    return target.is_file() and target.stat().st_size == size
 
 
 def find_whisper(name: str) -> Path | None:

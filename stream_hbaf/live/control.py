@@ -114,8 +114,7 @@ class Controls:
         return {}
 
     async def _set_model(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        name = _text(arguments, "model")
-        if not name:
+        if not (name := _text(arguments, "model")):
             raise ConfigError("set_model: give a bundle's name or folder as 'model'")
         async with self._loading:
             config: Config = self._pipeline.recognizer.config.model_copy(update={"model": name})
@@ -137,8 +136,7 @@ class Controls:
         }
 
     async def _forget(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        dialogue_id = _text(arguments, "dialogue_id")
-        if not dialogue_id:
+        if not (dialogue_id := _text(arguments, "dialogue_id")):
             raise ConfigError("forget: give the dialogue's id as 'dialogue_id'")
         # An utterance that is still open would be published, and stored, after the erasure.
         erased = await self._pipeline.finish_dialogue(dialogue_id)

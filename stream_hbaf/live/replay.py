@@ -26,20 +26,19 @@ Progress = Callable[[str], None]
 RECORDED = {"id", "rev", "start_time", "end_time"}  # fields that are taken from the recording
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Replayed:
     """The numbers of utterances in a replay."""
 
-    matched: int  # recorded, detected again and classified
-    missing: int  # recorded, but not detected again
-    extra: int  # detected, but not recorded
+    matched: int = 0  # recorded, detected again and classified
+    missing: int = 0  # recorded, but not detected again
+    extra: int = 0  # detected, but not recorded
 
 
 @dataclass(frozen=True, slots=True)
 class _Detected:
     """One utterance that was detected in the recorded sound."""
 
-    start: int  # sample, since the source was opened
     samples: Int16
     finish: Finish
 
@@ -98,9 +97,7 @@ class _Replay:
     _trackers: dict[str, DialogueTracker] = field(default_factory=dict)  # by dialogue id
     _detections: dict[str, Iterator[_Detected]] = field(default_factory=dict)  # by source
     _next: dict[str, _Detected] = field(default_factory=dict)  # detected, not matched yet
-    _matched: int = 0
-    _missing: int = 0
-    _extra: int = 0
+    _counted: Replayed = field(default_factory=Replayed)
 
     def recognise(self, end: Utterance, *, transcribed: bool) -> None:
         """Find a recorded utterance in the sound, classify it and pass its events on.
@@ -109,7 +106,7 @@ class _Replay:
         """
         detected = self._find(end)
         if detected is None:
-            self._missing += 1
+            self._counted.missing += 1
             return
         tracker = self._tracker(end.dialogue_id)
         assert tracker.dialogue is not None
@@ -118,7 +115,7 @@ class _Replay:
             source=SourceConfig(name=end.source, speaker=end.speaker),
             dialogue=tracker.dialogue,
             turn=end.turn,
-            start=detected.start,
+            start=detected.finish.start,
             started_at=0.0,  # replaced by the recorded times
             finish=detected.finish,
         )
@@ -126,7 +123,7 @@ class _Replay:
         event = utterance.event(
             "end", text=recognition.text, prediction=recognition.prediction
         ).model_copy(update={**end.model_dump(include=RECORDED), "latency_ms": None})
-        self._matched += 1
+        self._counted.matched += 1
         self.on_recognition(recognition)
         self.on_event(event)
         summary = tracker.summarise(event)
@@ -135,28 +132,27 @@ class _Replay:
 
     def count(self) -> Replayed:
         """The numbers of utterances; ends the replay."""
-        self._extra += len(self._next)
+        self._counted.extra += len(self._next)
         for source in self.session.stretches:
-            self._extra += sum(1 for _ in self._detect(source))
-        return Replayed(self._matched, self._missing, self._extra)
+            self._counted.extra += sum(1 for _ in self._detect(source))
+        return self._counted
 
     def _find(self, end: Utterance) -> _Detected | None:
         """The source's next utterance with the start of this one; earlier ones are passed over."""
         start = sample_at(end.audio_start_ms)
         while True:
             found = self._next.pop(end.source, None) or next(self._detect(end.source), None)
-            if found is None or found.start == start:
+            if found is None or found.finish.start == start:
                 return found
-            if found.start > start:
+            if found.finish.start > start:
                 self._next[end.source] = found
                 return None
-            self._extra += 1
+            self._counted.extra += 1
 
     def _detect(self, source: str) -> Iterator[_Detected]:
-        if source not in self._detections:
-            detector = UtteranceDetector(self.config)
-            self._detections[source] = _utterances(self.session, source=source, detector=detector)
-        return self._detections[source]
+        """The rest of the utterances in a source's sound."""
+        found = _utterances(self.session, source=source, config=self.config)
+        return self._detections.setdefault(source, found)
 
     def _tracker(self, dialogue_id: str) -> DialogueTracker:
         known = self._trackers.get(dialogue_id)
@@ -192,10 +188,9 @@ def _ends(session: Session) -> Iterator[tuple[Utterance, bool]]:
             yield event, event.source not in off
 
 
-def _utterances(
-    session: Session, *, source: str, detector: UtteranceDetector
-) -> Iterator[_Detected]:
+def _utterances(session: Session, *, source: str, config: Config) -> Iterator[_Detected]:
     """All utterances in a source's sound, detected as they were live."""
+    detector = UtteranceDetector(config)
     pieces: list[Int16] = []
     for piece in (*session.audio(source), None):
         if piece is None:
@@ -211,7 +206,7 @@ def _utterances(
                 case Feed(samples=samples):
                     pieces.append(samples)
                 case Finish():
-                    yield _Detected(action.start, np.concatenate(pieces), action)
+                    yield _Detected(np.concatenate(pieces), action)
 
 
 def _config(session: Session, *, device: str) -> Config:

@@ -36,7 +36,15 @@ from stream_hbaf.live.runtime import STAGES, Recognition, Runtime
 from stream_hbaf.live.utterance import LiveUtterance
 from stream_hbaf.prediction import TextFeatures
 from stream_hbaf.recognizer import Int16
-from stream_hbaf.speech.segmenter import Begin, Feed, Finish, Pause, Resume, UtteranceAction
+from stream_hbaf.speech.segmenter import (
+    Begin,
+    Feed,
+    Finish,
+    Pause,
+    Resume,
+    UtteranceAction,
+    UtteranceDetector,
+)
 
 T = TypeVar("T")
 
@@ -65,7 +73,7 @@ class SourcePipeline:
         self._on_audio = on_audio
         self._tracker = runtime.tracker(config)
         self._partial_every = runtime.config.transcript.partial_every_ms * SAMPLE_RATE_HZ // 1000
-        self._detector = runtime.recognizer.utterance_detector()
+        self._detector = UtteranceDetector(runtime.config)
         self._chunks: asyncio.Queue[Chunk | Cut | None] = asyncio.Queue(CHUNKS_WAITING)
         self._newest: Chunk | None = None  # that was captured
         self._finished: asyncio.Queue[LiveUtterance | None] = asyncio.Queue(FINISHED_WAITING)

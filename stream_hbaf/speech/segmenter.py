@@ -218,20 +218,18 @@ class Segmenter:
 
 def _check(config: SegmenterConfig, vad: VadConfig) -> None:
     """Raise ConfigError for settings that would make a pause or a frame's meaning ambiguous."""
-    ordered = [
-        ("vad.release", vad.release, "vad.threshold", vad.threshold),
-        ("segmenter.post_roll_ms", config.post_roll_ms, "segmenter.pause_ms", config.pause_ms),
-        ("segmenter.pause_ms", config.pause_ms, "segmenter.min_silence_ms", config.min_silence_ms),
-        (
-            "segmenter.soft_limit_s",
-            config.soft_limit_s,
-            "segmenter.max_utterance_s",
-            config.max_utterance_s,
-        ),
-    ]
-    for lower, low, upper, high in ordered:
-        if low > high:
-            raise ConfigError(f"{lower} is {low}, more than {upper}'s {high}; lower the one")
+    given = {f"segmenter.{name}": value for name, value in config.model_dump().items()}
+    given |= {f"vad.{name}": value for name, value in vad.model_dump().items()}
+    for lower, upper in (
+        ("vad.release", "vad.threshold"),
+        ("segmenter.post_roll_ms", "segmenter.pause_ms"),
+        ("segmenter.pause_ms", "segmenter.min_silence_ms"),
+        ("segmenter.soft_limit_s", "segmenter.max_utterance_s"),
+    ):
+        if given[lower] > given[upper]:
+            raise ConfigError(
+                f"{lower} is {given[lower]}, more than {upper}'s {given[upper]}; lower the one"
+            )
 
 
 Int16 = NDArray[np.int16]
