@@ -9,7 +9,7 @@ feature selection, labels and calibration are implemented here only, for trainin
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +32,7 @@ from stream_hbaf.features.commonsense import Commonsense, Event2MindHeads, Infer
 from stream_hbaf.features.representations import Scaling
 from stream_hbaf.features.text import ContextConfig, TextEncoder
 from stream_hbaf.files import atomic_write_bytes, atomic_write_text
-from stream_hbaf.networks.calibration import Calibration, Pattern
+from stream_hbaf.networks.calibration import Calibration
 from stream_hbaf.networks.network import Network, NetworkConfig
 from stream_hbaf.networks.registry import build, join, read_network
 from stream_hbaf.weights import digest_parts
@@ -141,15 +141,6 @@ class Bundle:
     def calibration(self) -> Calibration:
         """Turns its logits into probabilities, label sets and abstention."""
         return self.config.calibration
-
-    def probabilities(
-        self, logits: NDArray[np.floating], *, pattern: Pattern | Sequence[Pattern]
-    ) -> NDArray[np.float64]:
-        """Logits [.., C] → calibrated probabilities [.., C] in the order of ``labels``.
-
-        ``pattern`` names the modalities that the network was given: one for all, or one a row.
-        """
-        return self.calibration.probabilities(logits, pattern=pattern)
 
     def save(self, folder: Path, *, metrics: Mapping[str, Any], card: str) -> None:
         """Write the folder, SHA256SUMS last; files of these names are replaced.

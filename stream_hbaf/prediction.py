@@ -154,7 +154,7 @@ def _step_with(
     before = state.stack([state if "context" in parts else initial for parts in every])
     logits, after = network.step(streams, before)
     patterns = [pattern_of(audio="audio" in parts, text="text" in parts) for parts in every]
-    found = bundle.probabilities(logits.numpy(force=True), pattern=patterns)
+    found = bundle.calibration.probabilities(logits.numpy(force=True), pattern=patterns)
     return dict(zip(every, found, strict=True)), after.map(lambda part: part[-1].clone())
 
 

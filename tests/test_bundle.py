@@ -84,7 +84,7 @@ def predict(bundle: Bundle, text: str) -> NDArray[np.float64]:
         commonsense=torch.from_numpy(bundle.commonsense.infer_texts([text], features=words)[0]),
     )
     logits, _ = bundle.network.step(features, bundle.network.initial_state())
-    return bundle.probabilities(logits.numpy(), pattern="audio+text")
+    return bundle.calibration.probabilities(logits.numpy(), pattern="audio+text")
 
 
 def test_a_loaded_bundle_predicts_what_the_saved_one_did(bundle: Bundle, saved: Path) -> None:
@@ -106,7 +106,7 @@ def test_saving_twice_gives_the_same_sum(bundle: Bundle, saved: Path, tmp_path: 
 def test_probabilities_are_softened_by_the_temperature(bundle: Bundle) -> None:
     """Logits are divided by the temperature; float64 probabilities sum to 1."""
     logits = np.array([2.0, 0.0, -1.0, 0.5, 0.0, 0.0, 0.0], np.float32)
-    probabilities = bundle.probabilities(logits, pattern="text")
+    probabilities = bundle.calibration.probabilities(logits, pattern="text")
     expected = np.exp(logits.astype(np.float64) / 1.7)
     np.testing.assert_allclose(probabilities, expected / expected.sum(), rtol=1e-12)
     assert probabilities.dtype == np.float64
@@ -127,7 +127,7 @@ def test_a_calibrated_bundle_reads_its_logits_by_what_was_given(
     loaded = Bundle.load(str(tmp_path))
     assert loaded.calibration == calibration
     logits = np.array([[2.0, 0.0, -1.0, 0.5, 0.0, 0.0, 0.0]] * 2)
-    found = loaded.probabilities(logits, pattern=["audio", "audio+text"])
+    found = loaded.calibration.probabilities(logits, pattern=["audio", "audio+text"])
     for row, temperature in zip(found, (2.0, 0.3), strict=True):
         expected = np.exp(logits[0] / temperature)
         np.testing.assert_allclose(row, expected / expected.sum(), rtol=1e-12)

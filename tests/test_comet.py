@@ -137,7 +137,7 @@ def test_a_long_sentence_keeps_its_relation(comet: Comet) -> None:
 def test_cosmic_mapping_shifts_the_relations(folder: Path, comet: Comet) -> None:
     """External = xReact, internal = xEffect, purpose = xIntent."""
     ours = comet.infer_texts(TEXTS)
-    cosmic = Comet(str(folder), mapping="cosmic").infer_texts(TEXTS)
+    cosmic = Comet(str(folder), kind="comet-cosmic").infer_texts(TEXTS)
     np.testing.assert_allclose(cosmic[:, 0], ours[:, 1], atol=1e-5)
     np.testing.assert_allclose(cosmic[:, 2], ours[:, 2], atol=1e-5)
     assert np.abs(cosmic[0, 1] - ours[0]).max(-1).min() > 1e-2
@@ -159,7 +159,7 @@ def test_weights_as_published_load_too(folder: Path, comet: Comet, tmp_path: Pat
 
 
 def test_a_setting_names_model_and_mapping(folder: Path) -> None:
-    """comet:<name> is mapping hbaf, comet-cosmic:<name> is mapping cosmic."""
+    """The kind before the name chooses the relations."""
     assert open_comet(f"comet:{folder}").relations == ("oReact", "xReact", "xIntent")
     assert open_comet(f"comet-cosmic:{folder}").relations == ("xReact", "xEffect", "xIntent")
     assert [is_comet(s) for s in ("comet:a", "event2mind", "none", "comet", "comet:")] == [

@@ -108,7 +108,7 @@ def step_through(bundle: Bundle, corpus: Corpus) -> np.ndarray:
                 commonsense=torch.from_numpy(heads.infer(text)[0]),
             )
             logits, state = bundle.network.step(features, state)
-            found.append(bundle.probabilities(logits.numpy(), pattern="text"))
+            found.append(bundle.calibration.probabilities(logits.numpy(), pattern="text"))
     return np.stack(found)
 
 

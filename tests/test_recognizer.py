@@ -113,7 +113,7 @@ def expected(recognizer: Recognizer) -> Float64:
     )
     with torch.no_grad():
         logits: Float64 = bundle.network(features).logits[0].numpy()
-    return bundle.probabilities(logits, pattern="text")
+    return bundle.calibration.probabilities(logits, pattern="text")
 
 
 def classify_next(

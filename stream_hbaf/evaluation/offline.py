@@ -236,7 +236,7 @@ def _labelled_predictions(
     return OfflinePredictions(
         ids=tuple(u.id for u, counts in zip(utterances, labelled, strict=True) if counts),
         gold=dataset.labels[labelled],
-        probabilities=bundle.probabilities(logits, pattern=patterns)[:, columns],
+        probabilities=bundle.calibration.probabilities(logits, pattern=patterns)[:, columns],
         turns=np.concatenate([np.arange(1, n + 1) for n in lengths])[labelled],
         words=np.array([len(u.text.split()) for u in utterances])[labelled],
         dialogues=np.repeat(np.arange(len(lengths)), lengths)[labelled],

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,13 +14,12 @@ from transformers.models.auto.tokenization_auto import AutoTokenizer
 from stream_hbaf.errors import ModelError
 from stream_hbaf.features.pretrained import load_pretrained
 
-MappingName = Literal["hbaf", "cosmic"]
-# External, internal, purpose: by the names' plain meaning, and as COSMIC has them.
-MAPPINGS: dict[MappingName, tuple[str, str, str]] = {
-    "hbaf": ("oReact", "xReact", "xIntent"),
-    "cosmic": ("xReact", "xEffect", "xIntent"),
+# External, internal, purpose by the kind in "<kind>:<name>": by the names' plain meaning, and as
+# COSMIC has them.
+ATOMIC_RELATIONS = {
+    "comet": ("oReact", "xReact", "xIntent"),
+    "comet-cosmic": ("xReact", "xEffect", "xIntent"),
 }
-SETTINGS: dict[str, MappingName] = {"comet": "hbaf", "comet-cosmic": "cosmic"}  # "comet:<name>"
 EVENT_TOKENS = 40  # COMET was trained on 48 with the relation; a longer sentence is cut
 BATCH = 32
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
@@ -29,19 +28,18 @@ SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 def is_comet(setting: str) -> bool:
     """Whether a ``commonsense`` setting means COMET: 'comet:<name>' or 'comet-cosmic:<name>'."""
     kind, separator, name = setting.partition(":")
-    return kind in SETTINGS and bool(separator and name)
+    return kind in ATOMIC_RELATIONS and bool(separator and name)
 
 
 def open_comet(setting: str, *, device: str = "cpu") -> "Comet":
     """Load the COMET that a ``commonsense`` setting names.
 
-    'comet:<folder or hub name>' has the relations of mapping 'hbaf', 'comet-cosmic:…' of 'cosmic'.
     Raises ModelError if the setting names no COMET, or its weights can't be loaded.
     """
     if not is_comet(setting):
         raise ModelError(f"commonsense '{setting}': write comet:<folder or hub name>")
     kind, _, name = setting.partition(":")
-    return Comet(name, device=device, mapping=SETTINGS[kind])
+    return Comet(name, device=device, kind=kind)
 
 
 class Comet:
@@ -54,14 +52,14 @@ class Comet:
     token is <s>, as in COMET-ATOMIC 2020's training. As in COSMIC, an utterance of several
     sentences is their mean. Nothing is generated.
 
-    ``name`` is a folder or a hub name. Raises ModelError if no usable weights are found, or if
-    they aren't COMET's.
+    ``name`` is a folder or a hub name, ``kind`` a key of ``ATOMIC_RELATIONS``. Raises ModelError if
+    no usable weights are found, or if they aren't COMET's.
     """
 
-    def __init__(self, name: str, *, device: str = "cpu", mapping: MappingName = "hbaf") -> None:
+    def __init__(self, name: str, *, device: str = "cpu", kind: str = "comet") -> None:
         self.id = name
         self.device = device
-        self.relations = MAPPINGS[mapping]
+        self.relations = ATOMIC_RELATIONS[kind]
         self.model, self._tokenizer = load_pretrained(
             name, _read, kind="COMET", files="config.json, weights and tokenizer files"
         )

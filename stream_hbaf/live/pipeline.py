@@ -10,7 +10,7 @@ from stream_hbaf.audio.source import AudioSource
 from stream_hbaf.config import SourceConfig
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.events import AnyEvent, Health, State, SwitchName, Trigger
-from stream_hbaf.live.runtime import DialogueTracker, Publisher, Recognition, Runtime
+from stream_hbaf.live.runtime import Publisher, Recognition, Runtime
 from stream_hbaf.live.source import OnAudio, SourcePipeline
 from stream_hbaf.networks.calibration import MODALITIES, Modality
 from stream_hbaf.recognizer import Recognizer
@@ -131,10 +131,9 @@ class LivePipeline:
 
         Raises ConfigError for an unknown source.
         """
-        chosen = {id(one): one for one in map(self._tracker, self._chosen(source))}
         ended = [
             tracker
-            for tracker in chosen.values()
+            for tracker in {pipeline.tracker for pipeline in self._chosen(source)}
             if tracker.dialogue is not None and dialogue_id in ("", tracker.dialogue.id)
         ]
         for tracker in ended:
@@ -146,7 +145,7 @@ class LivePipeline:
         speaking = [
             pipeline
             for pipeline in self.sources.values()
-            if (dialogue := self._tracker(pipeline).dialogue) and dialogue.id == dialogue_id
+            if pipeline.tracker.dialogue and pipeline.tracker.dialogue.id == dialogue_id
         ]
         ended = self.end_dialogues(dialogue_id=dialogue_id)
         for pipeline in speaking:
@@ -154,15 +153,12 @@ class LivePipeline:
         await self._runtime.wait_closed(dialogue_id)
         return ended
 
-    def _tracker(self, pipeline: SourcePipeline) -> DialogueTracker:
-        return self._runtime.tracker(pipeline.config)
-
     def dialogues(self) -> dict[str, str]:
         """The id of the dialogue that each source is in, where one has begun."""
         return {
-            name: tracker.dialogue.id
+            name: pipeline.tracker.dialogue.id
             for name, pipeline in self.sources.items()
-            if (tracker := self._tracker(pipeline)).dialogue is not None
+            if pipeline.tracker.dialogue is not None
         }
 
     def health(self) -> Health:

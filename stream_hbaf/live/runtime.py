@@ -69,7 +69,7 @@ class Recognition:
     prediction: Prediction
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class DialogueTracker:
     """The current dialogue of one source, or of several that talk with each other.
 
@@ -128,7 +128,6 @@ class Runtime:
         on_recognition: Callable[[Recognition], None],
         modalities: Collection[Modality] = MODALITIES,
     ) -> None:
-        """A modality that isn't among ``modalities`` is withheld from the network."""
         self.recognizer = recognizer
         self.config: Config = recognizer.config
         self.publishers = publishers

@@ -71,7 +71,7 @@ class SourcePipeline:
             self.switches["record"] = True
         self._runtime = runtime
         self._on_audio = on_audio
-        self._tracker = runtime.tracker(config)
+        self.tracker = runtime.tracker(config)
         self._partial_every = runtime.config.transcript.partial_every_ms * SAMPLE_RATE_HZ // 1000
         self._detector = UtteranceDetector(runtime.config)
         self._chunks: asyncio.Queue[Chunk | Cut | None] = asyncio.Queue(CHUNKS_WAITING)
@@ -193,7 +193,7 @@ class SourcePipeline:
 
     async def _begin(self, begin: Begin, *, chunk: Chunk) -> LiveUtterance:
         recognizer = self._runtime.recognizer
-        dialogue, turn = self._tracker.next_turn(recognizer, at_s=begin.start / SAMPLE_RATE_HZ)
+        dialogue, turn = self.tracker.next_turn(recognizer, at_s=begin.start / SAMPLE_RATE_HZ)
         self._runtime.open_utterance(dialogue.id)
         utterance = LiveUtterance(
             recognizer=recognizer,
@@ -226,7 +226,7 @@ class SourcePipeline:
         utterance.finish = finish
         utterance.timing.speech_end = chunk.time_of(finish.speech_end)
         utterance.timing.confirmed = time.monotonic()
-        self._tracker.last_end_s = finish.end / SAMPLE_RATE_HZ
+        self.tracker.last_end_s = finish.end / SAMPLE_RATE_HZ
         if utterance.text is None:
             self._transcribe_soon(utterance, speech_score=finish.mean_score)
         await self._finished.put(utterance)
@@ -299,7 +299,7 @@ class SourcePipeline:
             utterance.timing.classified = now = time.monotonic()
             end = utterance.event("end", text=text, prediction=prediction, now=now)
             await self._runtime.publish(end)
-            summary = self._tracker.summarise(end)
+            summary = self.tracker.summarise(end)
             if summary is not None:
                 await self._runtime.publish(summary)
             await self._runtime.close_utterance(end)

@@ -138,12 +138,14 @@ class LiveUtterance:
             speaker=self.source.speaker,
             start_time=self._iso_time(self.start),
             end_time=self._iso_time(finish.end) if finish else None,
-            audio_start_ms=_ms(self.start),
-            audio_end_ms=_ms(finish.end) if finish else None,
+            audio_start_ms=self.start * 1000 / SAMPLE_RATE_HZ,
+            audio_end_ms=finish.end * 1000 / SAMPLE_RATE_HZ if finish else None,
             trigger=finish.trigger if finish else None,
             text=transcript.text if transcript else "",
             language=transcript.language if transcript else "",
-            asr=_asr(transcript) if transcript else None,
+            asr=Asr(avg_logprob=transcript.avg_logprob, no_speech_prob=transcript.no_speech_prob)
+            if transcript
+            else None,
             modalities=list(prediction.modalities) if prediction else [],
             emotion=_emotion(prediction) if prediction else None,
             contributions=prediction.contributions if prediction else None,
@@ -179,11 +181,3 @@ def _emotion(prediction: Prediction) -> Emotion:
         set=list(prediction.labels_in_set),
         probabilities=prediction.probabilities,
     )
-
-
-def _asr(transcript: Transcript) -> Asr:
-    return Asr(avg_logprob=transcript.avg_logprob, no_speech_prob=transcript.no_speech_prob)
-
-
-def _ms(sample: int) -> float:
-    return sample * 1000 / SAMPLE_RATE_HZ
