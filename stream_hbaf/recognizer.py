@@ -40,7 +40,6 @@ from stream_hbaf.weights import combine, digest_parts
 LOG = logging.getLogger(__name__)
 
 Int16 = NDArray[np.int16]
-Float32 = NDArray[np.float32]
 
 
 @dataclass(slots=True)
