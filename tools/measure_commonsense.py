@@ -23,9 +23,8 @@ import numpy as np
 from stream_hbaf.corpora.cache import EncodeTexts, cached_dialogue_encoder
 from stream_hbaf.errors import StreamHbafError
 from stream_hbaf.features.commonsense import RELATIONS
-from stream_hbaf.features.context import Turn
 from stream_hbaf.features.pretrained import DEFAULT_ENCODER
-from stream_hbaf.features.text import TextEncoder
+from stream_hbaf.features.text import TextEncoder, Turn
 from stream_hbaf.training.commonsense_heads import (
     Annotations,
     distil,
