@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import TextIO
 
@@ -114,8 +114,7 @@ class Outbox:
             self._last_number += 1
             new.append(Queued(self._last_number, time.time(), message))
         self._queued |= {queued.number: queued for queued in new}
-        if durable := [queued for queued in new if queued.message.durable]:
-            await self._attempt(lambda: self._store.add(durable))
+        await self._write(new=new)
         if broker_away:
             await self._drop_old()
             await self._drop_oldest()
@@ -138,8 +137,7 @@ class Outbox:
         for queued in gone:
             self._queued.pop(queued.number, None)
         self._overflowing = self._overflowing and self.full
-        if numbers := [queued.number for queued in gone if queued.message.durable]:
-            await self._attempt(lambda: self._store.remove(numbers))
+        await self._write(gone=gone)
 
     async def forget(self, dialogue_id: str) -> int:
         """Erase the messages of a dialogue, and their bytes on disk; returns how many."""
@@ -169,11 +167,7 @@ class Outbox:
     async def _drop_old(self) -> int:
         """Drop the messages that are too old; returns how many."""
         since = time.time() - self._max_age_s
-        old = []
-        for queued in self._queued.values():
-            if queued.at >= since:
-                break
-            old.append(queued)
+        old = list(takewhile(lambda queued: queued.at < since, self._queued.values()))
         await self._drop(old)
         return len(old)
 
@@ -189,11 +183,25 @@ class Outbox:
             self.dropped += sum(queued.message.durable for queued in surplus)
             await self.remove(surplus)
 
-    async def _attempt(self, work: Callable[[], None]) -> None:
-        """Run ``work`` in the disk's thread, to its end even if the caller is cancelled."""
-        await asyncio.shield(self._on_disk(work))
+    async def _write(self, *, new: Iterable[Queued] = (), gone: Iterable[Queued] = ()) -> None:
+        """Write a change to the disk; after a failure, all durable messages."""
+        if self._disk_failed:
+            kept = [queued for queued in self._queued.values() if queued.message.durable]
+            await self._attempt(lambda: self._store.rewrite(kept), mends=True)
+            return
+        added = [queued for queued in new if queued.message.durable]
+        removed = [queued.number for queued in gone if queued.message.durable]
+        if added or removed:
+            await self._attempt(lambda: self._store.change(added, removed))
 
-    async def _on_disk(self, work: Callable[[], None]) -> None:
+    async def _attempt(self, work: Callable[[], None], *, mends: bool = False) -> None:
+        """Run ``work`` in the disk's thread, to its end even if the caller is cancelled.
+
+        ``mends``: with it the disk holds everything again that it should.
+        """
+        await asyncio.shield(self._on_disk(work, mends=mends))
+
+    async def _on_disk(self, work: Callable[[], None], *, mends: bool) -> None:
         try:
             await asyncio.get_running_loop().run_in_executor(self._disk, work)
         except (sqlite3.Error, OSError) as error:
@@ -205,7 +213,7 @@ class Outbox:
                 )
             self._disk_failed = True
         else:
-            if self._disk_failed and self._store.in_sync:
+            if self._disk_failed and mends:
                 self._disk_failed = False
                 self._report(f"outbox: {self._store.folder}: messages are kept on disk again")
 
@@ -219,13 +227,6 @@ class _Store:
         self._name = name
         self._database: sqlite3.Connection | None = None
         self._lock: TextIO | None = None  # held as long as the file is open
-        self._unwritten: dict[int, Queued] = {}
-        self._unremoved: set[int] = set()
-
-    @property
-    def in_sync(self) -> bool:
-        """Whether the file is open and holds all that it should."""
-        return self._database is not None and not self._unwritten and not self._unremoved
 
     def open(self) -> list[Queued]:
         """Open the first file that no other process has locked, and move into it what processes
@@ -246,25 +247,24 @@ class _Store:
                     left = self._merge(path, left)
         return left
 
-    def add(self, new: Iterable[Queued]) -> None:
-        self._unwritten |= {queued.number: queued for queued in new}
-        self._write()
+    def change(self, new: Iterable[Queued], gone: Iterable[int]) -> None:
+        """Add messages, and delete those with the numbers ``gone``."""
+        with self._opened as database:
+            _insert(database, new)
+            numbers = [(number,) for number in gone]
+            database.executemany("delete from waiting where number = ?", numbers)
 
-    def remove(self, numbers: Iterable[int]) -> None:
-        for number in numbers:
-            if self._unwritten.pop(number, None) is None:
-                self._unremoved.add(number)
-        self._write()
+    def rewrite(self, kept: Iterable[Queued]) -> None:
+        """Hold these messages and no others."""
+        with self._opened as database:
+            database.execute("delete from waiting")
+            _insert(database, kept)
 
     def erase(self, dialogue_id: str) -> None:
         """Delete the messages of a dialogue, also from the write-ahead log, which has copies."""
-        for queued in list(self._unwritten.values()):
-            if queued.message.dialogue_id == dialogue_id:
-                del self._unwritten[queued.number]
-        if self._database is not None:
-            with self._database as database:
-                database.execute("delete from waiting where dialogue_id = ?", (dialogue_id,))
-            self._database.execute("pragma wal_checkpoint(truncate)")
+        with self._opened as database:
+            database.execute("delete from waiting where dialogue_id = ?", (dialogue_id,))
+        database.execute("pragma wal_checkpoint(truncate)")
 
     def close(self) -> None:
         if self._database is not None:
@@ -273,32 +273,23 @@ class _Store:
         if self._lock is not None:
             self._lock.close()
 
-    def _write(self) -> None:
-        """Write what is new, and what could not be written before."""
+    @property
+    def _opened(self) -> sqlite3.Connection:
         if self._database is None:
-            return
-        with self._database as database:
-            _insert(database, self._unwritten.values())
-            gone = [(number,) for number in self._unremoved]
-            database.executemany("delete from waiting where number = ?", gone)
-        self._unwritten.clear()
-        self._unremoved.clear()
+            raise OSError("not open")
+        return self._database
 
     def _merge(self, path: Path, own: Sequence[Queued]) -> list[Queued]:
         """Move the messages of another file into this one; all are sorted by age and renumbered."""
-        assert self._database
         with closing(self._connect(path)) as theirs:
             left = sorted([*own, *_rows(theirs)], key=lambda queued: queued.at)
         left = [replace(queued, number=n) for n, queued in enumerate(left, start=1)]
-        with self._database as database:
-            database.execute("delete from waiting")
-            _insert(database, left)
+        self.rewrite(left)
         path.unlink()
         return left
 
     def _connect(self, path: Path) -> sqlite3.Connection:
         """Open or create a file, readable by its owner only; a damaged one is renamed."""
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
         try:
             return _set_up(path)
         except sqlite3.OperationalError:
@@ -307,7 +298,6 @@ class _Store:
             aside = path.with_suffix(".damaged")
             path.replace(aside)
             self.remark = f"outbox: {path}: {error}; renamed to {aside.name}, and a new file begun"
-            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
             return _set_up(path)
 
 
@@ -320,6 +310,7 @@ def _file_name(config: MqttConfig) -> str:
 
 
 def _set_up(path: Path) -> sqlite3.Connection:
+    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
     database = sqlite3.connect(path)
     try:
         database.executescript(SETUP)
