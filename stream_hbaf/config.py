@@ -9,6 +9,8 @@ of the documentation show.
 """
 
 import difflib
+import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -211,9 +213,8 @@ class Config(Section):
     @field_validator("sources")
     @classmethod
     def _have_names(cls, sources: tuple[SourceConfig, ...]) -> tuple[SourceConfig, ...]:
-        names = [source.name for source in sources]
-        for name in names:
-            if names.count(name) > 1:
+        for name, count in Counter(source.name for source in sources).items():
+            if count > 1:
                 raise ValueError(f"two sources are called '{name}'; give each its own name")
         return sources
 
@@ -252,9 +253,10 @@ def load_config(
             put(key, text, f"environment variable {name}")
     for key, value in (overrides or {}).items():
         if key in SECRETS:
+            variable = ENVIRONMENT_PREFIX + key.upper().replace(".", "__")
             raise ConfigError(
                 f"--set {key}: a password on the command line is visible to everybody on this "
-                f"machine; set {_environment_name(key)} or put it in a --config file"
+                f"machine; set {variable} or put it in a --config file"
             )
         put(key, value, f"--set {key}")
     try:
@@ -274,10 +276,6 @@ def iter_fields(
             yield from iter_fields(sections[0], f"{prefix}{name}.")
         else:
             yield prefix + name, field
-
-
-def _environment_name(key: str) -> str:
-    return ENVIRONMENT_PREFIX + key.upper().replace(".", "__")
 
 
 def read_yaml(file: Path, *, example: str) -> dict[str, Any]:
@@ -305,10 +303,8 @@ def flatten(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
     """Nested sections as one mapping with dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
+        name = f"{prefix}{key}"
+        flat |= flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
     return flat
 
 
@@ -326,9 +322,5 @@ def _explain(error: ValidationError, origins: Mapping[str, str]) -> str:
         return f"{origin}: '{key}': {first['ctx']['error']}"
     is_secret = key.rpartition(".")[2] in {secret.rpartition(".")[2] for secret in SECRETS}
     value = "" if is_secret else f", not {first['input']!r}"
-    return f"{origin}: '{key}' {_expectation(first)}{value}"
-
-
-def _expectation(first: Any) -> str:
-    message = str(first["msg"])
-    return "must be " + message.split("should be ", 1)[-1] if "should be" in message else message
+    message = re.sub(".*should be ", "must be ", first["msg"], count=1)
+    return f"{origin}: '{key}' {message}{value}"

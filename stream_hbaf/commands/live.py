@@ -122,7 +122,12 @@ def read_config(options: argparse.Namespace) -> "Config":
     """
     from stream_hbaf.config import load_config
 
-    overrides = _read_settings(options.settings)
+    overrides: dict[str, Any] = {}
+    for setting in options.settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {setting}: write it as KEY=VALUE")
+        overrides[key.strip()] = value.strip()
     origins = {key: f"--set {key}" for key in overrides}
     for option, key, value in _named_settings(options):
         if key in overrides:
@@ -143,9 +148,9 @@ def read_config(options: argparse.Namespace) -> "Config":
 def _named_settings(options: argparse.Namespace) -> Iterator[tuple[str, str, Any]]:
     """(option, key, value) of each option that is a setting by another name."""
     for option, key in KEYS.items():
-        value = getattr(options, option.replace("--", ""), None)
+        value = getattr(options, option.removeprefix("--"), None)
         if value is not None:
-            yield option, key, str(value) if isinstance(value, Path) else value
+            yield option, key, value
     if getattr(options, "mic", None) is not None:
         yield "--mic", "source.where", f"mic:{options.mic}" if options.mic else "mic"
     if getattr(options, "source", None):
@@ -156,24 +161,12 @@ def _named_settings(options: argparse.Namespace) -> Iterator[tuple[str, str, Any
             yield "--dashboard", f"dashboard.{name}", value
 
 
-def _read_settings(settings: list[str]) -> dict[str, Any]:
-    """``KEY=VALUE`` of each --set, the last of a key."""
-    overrides = {}
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals:
-            raise ConfigError(f"--set {setting}: write it as KEY=VALUE")
-        overrides[key.strip()] = value.strip()
-    return overrides
-
-
 def _address(text: str) -> dict[str, str]:
     """``HOST:PORT``, ``HOST`` or ``:PORT`` as settings of the dashboard."""
     parts = re.fullmatch(r"(\[.+\]|[^:/\s]*)(?::(\d+))?", text)
     if parts is None:
         raise ConfigError(f"--dashboard {text}: write it as HOST:PORT, such as 127.0.0.1:8770")
-    host, port = parts[1], parts[2]
-    found = {"host": host.strip("[]"), "port": port}
+    found = {"host": parts[1].strip("[]"), "port": parts[2]}
     return {key: value for key, value in found.items() if value}
 
 

@@ -12,7 +12,6 @@ import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from amqtt.broker import Broker
 from amqtt.errors import BrokerError as NotStarted
@@ -71,7 +70,13 @@ async def embedded_broker(port: int) -> AsyncIterator[LocalBroker]:
 async def _run_broker(port: int) -> AsyncIterator[None]:
     for name in ("amqtt", "transitions"):  # they log an error for each client that hangs up
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-    broker = Broker(_settings(port))
+    anonymous = {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}}
+    settings = {
+        "listeners": {"default": {"type": "tcp", "bind": f"{LOOPBACK}:{port}"}},
+        "plugins": anonymous,
+        "timeout_disconnect_delay": GRACE_S,
+    }
+    broker = Broker(settings)
     try:
         await broker.start()
     except NotStarted as error:  # another program has taken the port since it was probed
@@ -84,14 +89,6 @@ async def _run_broker(port: int) -> AsyncIterator[None]:
             async with asyncio.timeout(SHUTDOWN_S):
                 await asyncio.sleep(FORWARD_S)
                 await broker.shutdown()
-
-
-def _settings(port: int) -> dict[str, Any]:
-    return {
-        "listeners": {"default": {"type": "tcp", "bind": f"{LOOPBACK}:{port}"}},
-        "plugins": {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}},
-        "timeout_disconnect_delay": GRACE_S,
-    }
 
 
 def _is_free(port: int) -> bool:

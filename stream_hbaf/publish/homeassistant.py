@@ -51,8 +51,8 @@ def discovery(info: Info, config: MqttConfig) -> Message:
     device = _identifier(f"{config.prefix}_{node}")
     entities = {"health": _health(root)}
     for source in info.sources:
-        for kind, entity in _entities(source, f"{root}/{source}", labels=info.labels).items():
-            entities[f"{_identifier(source)}_{kind}"] = entity
+        for kind, entity in _entities(f"{root}/{source}", labels=info.labels).items():
+            entities[f"{_identifier(source)}_{kind}"] = {"name": f"{source} {kind}", **entity}
     for key, entity in entities.items():
         entity["unique_id"] = f"{device}_{key}"
     payload = {
@@ -74,11 +74,10 @@ def discovery(info: Info, config: MqttConfig) -> Message:
     return Message(topic, json.dumps(payload, ensure_ascii=False).encode(), retain=True)
 
 
-def _entities(source: str, root: str, *, labels: list[str]) -> dict[str, dict[str, Any]]:
-    """The entities of one source, by kind."""
+def _entities(root: str, *, labels: list[str]) -> dict[str, dict[str, Any]]:
+    """The entities of the source with the topics ``root``, by kind, without their names."""
     emotion = {
         "p": "sensor",
-        "name": f"{source} emotion",
         "device_class": "enum",
         "options": labels,
         "state_topic": f"{root}/utterance",
@@ -90,7 +89,6 @@ def _entities(source: str, root: str, *, labels: list[str]) -> dict[str, dict[st
     }
     utterance = {
         "p": "event",
-        "name": f"{source} utterance",
         "event_types": ["end"],
         "state_topic": f"{root}/utterance",
         "value_template": EVENT,
@@ -98,25 +96,21 @@ def _entities(source: str, root: str, *, labels: list[str]) -> dict[str, dict[st
     }
     speech = {
         "p": "binary_sensor",
-        "name": f"{source} speech",
         "device_class": "sound",
         "state_topic": f"{root}/speech",
         "off_delay": SPEECH_S,
     }
-    entities: dict[str, dict[str, Any]]
-    entities = {"emotion": emotion, "utterance": utterance, "speech": speech}
-    return entities | {str(name): _switch(source, name, root) for name in SWITCH_ICONS}
-
-
-def _switch(source: str, name: SwitchName, root: str) -> dict[str, Any]:
-    return {
-        "p": "switch",
-        "name": f"{source} {name}",
-        "state_topic": f"{root}/{name}/state",
-        "command_topic": f"{root}/{name}/set",
-        "icon": SWITCH_ICONS[name],
-        "entity_category": "config",
+    switches = {
+        str(name): {
+            "p": "switch",
+            "state_topic": f"{root}/{name}/state",
+            "command_topic": f"{root}/{name}/set",
+            "icon": icon,
+            "entity_category": "config",
+        }
+        for name, icon in SWITCH_ICONS.items()
     }
+    return {"emotion": emotion, "utterance": utterance, "speech": speech, **switches}
 
 
 def _health(root: str) -> dict[str, Any]:

@@ -33,8 +33,6 @@ from stream_hbaf.events import (
 
 TRANSIENT_S = 10  # MQTT 5: a partial or speech state is outdated after that
 RESPONSE_S = 60  # MQTT 5: nobody waits longer for a response
-MILLISECOND_DIGITS = 1
-PROBABILITY_DIGITS = 4
 
 
 class RequestBody(Event):
@@ -71,11 +69,6 @@ class Topic:
     retain: bool = False
     published: bool = True  # False: other programs publish it, and the recogniser subscribes
     expiry_s: int | None = None  # MQTT 5
-
-    def match(self, topic: str) -> dict[str, str] | None:
-        """The value of each ``{level}`` of the address; None if ``topic`` has another form."""
-        found = _pattern(self.address).fullmatch(topic)
-        return found.groupdict() if found else None
 
 
 ANY_LABEL: tuple[str, ...] = ()  # one of the labels that ``info`` lists
@@ -194,9 +187,8 @@ COMMANDS = (
 def find_topic(topic: str) -> tuple[Topic, dict[str, str]] | None:
     """The row of the table that a topic belongs to and the values of its levels; None if none."""
     for row in TOPICS:
-        levels = row.match(topic)
-        if levels is not None:
-            return row, levels
+        if found := _pattern(row.address).fullmatch(topic):
+            return row, found.groupdict()
     return None
 
 
@@ -244,10 +236,9 @@ def messages(
             return found
         case Status():
             return [_message("status", event, levels, word=event.state)]
-        case Speech():
-            return [_message("speech", event, levels, word="ON" if event.on else "OFF")]
-        case Switch():
-            return [_message("switch", event, levels, word="ON" if event.on else "OFF")]
+        case Speech() | Switch():
+            name = type(event).__name__.lower()
+            return [_message(name, event, levels, word="ON" if event.on else "OFF")]
         case Level():
             return []
         case _:
@@ -291,9 +282,8 @@ def _message(name: str, event: Event, levels: dict[str, Any], *, word: str = "")
 
 def _properties(event: Event) -> tuple[tuple[str, str], ...]:
     """MQTT 5 user properties, for receivers that don't read payloads."""
-    fields = {"schema": "schema_", "source": "source", "speaker": "speaker"}
-    values = [(name, getattr(event, attribute, "")) for name, attribute in fields.items()]
-    return tuple((name, value) for name, value in values if value)
+    names = ("schema_", "source", "speaker")
+    return tuple((n.rstrip("_"), getattr(event, n)) for n in names if getattr(event, n, ""))
 
 
 def _rounded(value: Any, *, key: str) -> Any:
@@ -302,5 +292,5 @@ def _rounded(value: Any, *, key: str) -> Any:
         inside_ms = key.endswith("_ms")
         return {k: _rounded(v, key=key if inside_ms else k) for k, v in value.items()}
     if isinstance(value, float):
-        return round(value, MILLISECOND_DIGITS if key.endswith("_ms") else PROBABILITY_DIGITS)
+        return round(value, 1 if key.endswith("_ms") else 4)
     return value

@@ -60,7 +60,7 @@ class MqttPublisher:
         self._client: Client | None = None
         self._delivery: asyncio.Task[None] | None = None
         self._outbox = Outbox(config, on_report=self._report)
-        self._droppable: deque[Message] = deque()
+        self._droppable: deque[Message] = deque(maxlen=DROPPABLE)
         self._dropped = 0
         self._retained: dict[str, Message] = {}  # by topic: what the broker should hold
         self._speech: dict[str, Message] = {}  # by topic: the latest ON or OFF
@@ -168,9 +168,7 @@ class MqttPublisher:
 
     def _enqueue_droppable(self, found: Sequence[Message]) -> None:
         for message in found:
-            if len(self._droppable) == DROPPABLE:
-                self._droppable.popleft()
-                self._dropped += 1
+            self._dropped += len(self._droppable) == DROPPABLE
             self._droppable.append(message)
         self._wake.set()
 
@@ -235,7 +233,8 @@ class MqttPublisher:
     async def _use_connection(self, client: Client) -> None:
         """Send and receive over one connection. Returns when closing and everything is delivered;
         raises MqttError when the connection breaks."""
-        self._droppable = deque(m for m in self._droppable if m.topic not in self._speech)
+        kept = [m for m in self._droppable if m.topic not in self._speech]
+        self._droppable = deque(kept, maxlen=DROPPABLE)
         self._republish_due = True
         async with asyncio.TaskGroup() as group:
             receiving = group.create_task(self._receive(client), name="mqtt-connection")

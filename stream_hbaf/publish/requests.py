@@ -19,7 +19,7 @@ MAX_QUEUED = 100  # requests; more are refused
 MAX_PAYLOAD = 65_536  # bytes
 MAX_FIELD = 256  # characters of a transaction, or of a correction's fields
 REPORT_EVERY_S = 10.0  # a flood of refused messages must not flood the log as well
-SWITCHES: tuple[SwitchName, ...] = get_args(SwitchName)
+SWITCHES: tuple[str, ...] = get_args(SwitchName)
 
 
 class Control(Protocol):
@@ -93,9 +93,8 @@ class Requests:
         except RefusalError as refusal:
             self._report_refusal(received.topic, str(refusal))
         except asyncio.QueueFull:
-            self._report_refusal(
-                received.topic, f"{MAX_QUEUED} requests are queued already; try again later"
-            )
+            reason = f"{MAX_QUEUED} requests are queued already; try again later"
+            self._report_refusal(received.topic, reason)
 
     async def run(self) -> None:
         """Carry out queued requests until cancelled."""
@@ -106,7 +105,7 @@ class Requests:
 
     async def _carry_out(self, incoming: Incoming) -> Message | None:
         assert self._control
-        content, problem = incoming.content, ""
+        content = incoming.content
         try:
             match content:
                 case Request():
@@ -117,16 +116,17 @@ class Requests:
                     await self._control.set_switch(source, switch=switch, on=on)
                 case Feedback():
                     await self._control.correct(content)
+            return None
         except StreamHbafError as error:
             problem = str(error)
         except Exception as error:  # a bug that a request triggers must not end the recogniser
             logging.getLogger(__name__).exception("%r failed", incoming.topic)
             problem = f"failed because of a bug ({type(error).__name__}); the log says more"
-        if problem and isinstance(content, Request):
-            return self._message(_error(content.command, problem, content), incoming)
-        if problem:
+        if not isinstance(content, Request):
             self._report_refusal(incoming.topic, problem)
-        return None
+            return None
+        names = {"command": content.command, "transaction": content.transaction}
+        return self._message(Response(status="error", error=problem, **names), incoming)
 
     def _message(self, response: Response, incoming: Incoming) -> Message:
         (message,) = messages(response, **self._names)
@@ -150,22 +150,18 @@ class Requests:
             raise RefusalError("requests must not be retained: they would come at every start")
         if not re.fullmatch(r"[a-z_]{1,40}", command):
             raise RefusalError("the command must be a word in small letters")
-        incoming = Incoming(
-            Request(command=command),
-            received.topic,
-            response_topic=received.response_topic,
-            correlation=received.correlation,
-        )
+        response_topic = received.response_topic
+        content: Request | Response
         try:
-            if not self._may_respond_to(received.response_topic):
-                incoming = replace(incoming, response_topic="")
+            if not self._may_respond_to(response_topic):
+                response_topic = ""
                 raise RefusalError("the response topic must be one of yours, without wildcards")
             arguments = _parse_object(received.payload)
             transaction = _text(arguments.pop("transaction", ""), name="transaction")
+            content = Request(command=command, arguments=arguments, transaction=transaction)
         except RefusalError as refusal:
-            return replace(incoming, content=_error(command, str(refusal)))
-        request = Request(command=command, arguments=arguments, transaction=transaction)
-        return replace(incoming, content=request)
+            content = Response(command=command, status="error", error=str(refusal))
+        return Incoming(content, received.topic, response_topic, received.correlation)
 
     def _may_respond_to(self, topic: str) -> bool:
         """Whether it is a topic of the requester's: a response on a topic of this node, such as
@@ -175,8 +171,7 @@ class Requests:
 
     def _parse_switch(self, source: str, switch: str, received: Received) -> Incoming | None:
         """A retained command counts once: the broker repeats it at every connection."""
-        name = next((known for known in SWITCHES if known == switch), None)
-        if name is None:
+        if switch not in SWITCHES:
             raise RefusalError(f"there is no such switch; there are {', '.join(SWITCHES)}")
         self._check_source(source)
         if received.payload not in (b"ON", b"OFF"):
@@ -184,8 +179,8 @@ class Requests:
         if received.retained and received.topic in self._switched:
             return None
         self._switched.add(received.topic)
-        content = Switch(source=source, switch=name, on=received.payload == b"ON")
-        return Incoming(content, received.topic)
+        fields = {"source": source, "switch": switch, "on": received.payload == b"ON"}
+        return Incoming(Switch.model_validate(fields), received.topic)
 
     def _parse_feedback(self, source: str, received: Received) -> Incoming:
         if received.retained:
@@ -211,11 +206,6 @@ class Requests:
         more = f" (and {self._unreported} more before it)" if self._unreported else ""
         self._report(f"refused: {topic[:100]!r}: {reason}{more}")
         self._quiet_until, self._unreported = now + REPORT_EVERY_S, 0
-
-
-def _error(command: str, problem: str, request: Request | None = None) -> Response:
-    transaction = request.transaction if request else ""
-    return Response(command=command, status="error", error=problem, transaction=transaction)
 
 
 def _text(value: object, *, name: str) -> str:

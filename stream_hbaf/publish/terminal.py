@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from pydantic_core import from_json
+from rich.columns import Columns
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import Progress, TextColumn
 from rich.text import Text
 
 from stream_hbaf.events import (
@@ -48,7 +48,6 @@ QUIETEST_DBFS, LOUDEST_DBFS = -60.0, -10.0
 METER_WIDTH = 8
 BAR_WIDTH = 10
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"
-COLUMN_WIDTH = 29  # label, bar and percentage of one emotion
 
 
 class Terminal:
@@ -139,27 +138,21 @@ class Terminal:
         below = self._bars(emotion) if emotion else Text()
         return Group(*lines, below, self._footer(event))
 
-    def _bars(self, emotion: Emotion) -> Table:
+    def _bars(self, emotion: Emotion) -> Columns:
         """A bar for each label; labels outside the prediction set are dimmed."""
-        columns = max(1, (self._console.width - 2) // COLUMN_WIDTH)
-        table = Table.grid(padding=(0, 1))
         cells = []
         for label, probability in emotion.probabilities.items():
             lit = round(probability * BAR_WIDTH)
-            style = "" if label in emotion.set else "dim"
-            cell = Text(f"  {label:<9}", style)
+            cell = Text(f"  {label:<9}", "" if label in emotion.set else "dim")
             cell.append("█" * lit, COLOURS.get(label, "")).append("░" * (BAR_WIDTH - lit), "dim")
             cells.append(cell.append(f"{probability:>4.0%}"))
-        for first in range(0, len(cells), columns):
-            table.add_row(*cells[first : first + columns])
-        return table
+        return Columns(cells, padding=(0, 1))
 
     def _footer(self, event: Utterance) -> Text:
         if event.latency_ms is None:
             return Text()
-        latency = event.latency_ms
-        after = latency.total - latency.vad
-        spent = f"  {latency.vad:.0f} ms to confirm the end, then {after:.0f} ms"
+        confirmed, total = event.latency_ms.vad, event.latency_ms.total
+        spent = f"  {confirmed:.0f} ms to confirm the end, then {total - confirmed:.0f} ms"
         return Text(f"{spent}  {event.degraded}".rstrip(), "dim")
 
 
@@ -172,9 +165,7 @@ def _inferences(inferred: Inferred | None) -> list[Text]:
         "the speaker feels": inferred.internal,
         "the speaker wants": inferred.purpose,
     }
-    parts = [
-        f"{head}: {', '.join(phrases)}" for head, phrases in phrases_by_head.items() if phrases
-    ]
+    parts = [f"{head}: {', '.join(said)}" for head, said in phrases_by_head.items() if said]
     return [Text(f"  {' · '.join(parts)}", "dim")] if parts else []
 
 
@@ -224,13 +215,7 @@ class JsonLines:
 @contextlib.contextmanager
 def show_progress(what: str) -> Iterator[Callable[[int, int, Path], None]]:
     """A progress bar on stderr; yields a function of the files done, all files, and the newest."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[file]}"),
-    )
+    columns = (*Progress.get_default_columns(), TextColumn("{task.fields[file]}"))
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=None, file="")
 
@@ -265,10 +250,9 @@ def human_line(message: Received, *, prefix: str, at: datetime) -> str:
     payload = _decode(message.payload)
     where = f"{node}/{source}" if kind else node
     is_utterance = kind in ("utterance", "partial")
+    content = payload
     if isinstance(payload, dict):
         content = _utterance(payload) if is_utterance else _scalars(payload)
-    else:
-        content = payload
     what = content if is_utterance else f"{kind or rest} {content}"
     # Anybody may publish, and control characters could control the terminal.
     return printable(f"{at:%H:%M:%S}  {where}  {what}")
