@@ -29,8 +29,7 @@ def confusion(gold: Labels, predicted: Labels, *, classes: int) -> NDArray[np.in
     """Counts [C, C]: row = gold label, column = predicted label."""
     if not len(gold):
         return np.zeros((classes, classes), np.int64)
-    counts: NDArray[np.int64] = metrics.confusion_matrix(gold, predicted, labels=range(classes))
-    return counts
+    return np.asarray(metrics.confusion_matrix(gold, predicted, labels=range(classes)))
 
 
 def weighted_f1(gold: Labels, predicted: Labels) -> float:
@@ -92,27 +91,19 @@ class Bin:
 
 
 def reliability(gold: Labels, probabilities: Probabilities) -> tuple[Bin, ...]:
-    """The bins of a reliability diagram in rising order; a bin without predictions is left out.
-
-    Fifteen bins of equal width (Guo et al. 2017, section 2).
-    """
+    """The bins of a reliability diagram in rising order; a bin without predictions is left out."""
     confidence, correct = probabilities.max(1), probabilities.argmax(1) == gold
-    bins = np.clip(
-        np.ceil(confidence * CALIBRATION_BINS).astype(np.int64) - 1, 0, CALIBRATION_BINS - 1
-    )
-    found = []
-    for index in np.unique(bins):
-        inside = bins == index
-        found.append(
-            Bin(
-                low=index / CALIBRATION_BINS,
-                high=(index + 1) / CALIBRATION_BINS,
-                confidence=float(confidence[inside].mean()),
-                accuracy=float(correct[inside].mean()),
-                count=int(inside.sum()),
-            )
+    ends = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(np.int64), 1, CALIBRATION_BINS)
+    return tuple(
+        Bin(
+            low=(end - 1) / CALIBRATION_BINS,
+            high=end / CALIBRATION_BINS,
+            confidence=float(confidence[ends == end].mean()),
+            accuracy=float(correct[ends == end].mean()),
+            count=int((ends == end).sum()),
         )
-    return tuple(found)
+        for end in np.unique(ends)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,8 +197,7 @@ class Spread:
 
 def spread(values: Sequence[float]) -> Spread:
     """Mean and standard deviation of a figure over seeds; at least one is needed."""
-    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-    return Spread(float(np.mean(values)), deviation)
+    return Spread(float(np.mean(values)), float(np.std(values, ddof=1)) if values[1:] else 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,15 +235,15 @@ def paired_bootstrap(
     units = np.arange(len(gold)) if groups is None else np.unique(groups, return_inverse=True)[1]
     a, b = (_Tally.of(gold, p, units=units) for p in (probabilities_a, probabilities_b))
     measure = _FIGURES[figure]
-    gain = a.figure(measure, times=None)[0] - b.figure(measure, times=None)[0]
+
+    def gains_of(times: NDArray[np.float32]) -> Counts:
+        return a.figure(measure, times=times) - b.figure(measure, times=times)
+
+    count = int(units.max()) + 1
     draw = np.random.default_rng(seed)
-    gains = np.zeros(draws)
-    for start in range(0, draws, DRAWS_AT_ONCE):
-        count = min(DRAWS_AT_ONCE, draws - start)
-        times = _draw_times(draw, draws=count, units=int(units.max()) + 1)
-        gains[start : start + count] = a.figure(measure, times=times) - b.figure(
-            measure, times=times
-        )
+    sizes = (min(DRAWS_AT_ONCE, draws - done) for done in range(0, draws, DRAWS_AT_ONCE))
+    drawn = [gains_of(_draw_times(draw, draws=size, units=count)) for size in sizes]
+    gain, gains = gains_of(np.ones((1, count), np.float32))[0], np.concatenate(drawn)
     low, high = np.quantile(gains, (0.025, 0.975))
     shares = [(np.sum(side) + 1) / (draws + 1) for side in (gains <= 0, gains >= 0)]
     return Comparison(float(gain), float(low), float(high), min(1.0, 2 * float(min(shares))))
@@ -281,15 +271,8 @@ class _Tally:
 
         return cls(gather(predicted * support), gather(predicted), gather(support))
 
-    def figure(
-        self, measure: "_Measure", *, times: NDArray[np.float32] | None
-    ) -> NDArray[np.float64]:
-        """The mean over seeds for each of R draws [R]; ``times`` [R, G] counts each unit's draws.
-
-        Without ``times``: of the test set itself [1].
-        """
-        if times is None:
-            times = np.ones((1, len(self.support)), np.float32)
+    def figure(self, measure: "_Measure", *, times: NDArray[np.float32]) -> Counts:
+        """The mean over seeds for each of R draws [R]; ``times`` [R, G] counts a unit's draws."""
 
         def add(counts: NDArray[np.float32]) -> Counts:
             # Whole numbers below 2^24: float32 adds them exactly.
@@ -297,9 +280,8 @@ class _Tally:
             added: Counts = drawn.reshape(len(times), *counts.shape[1:]).astype(np.float64)
             return added
 
-        found: NDArray[np.float64] = measure(add(self.hits), add(self.predicted), add(self.support))
-        over_seeds: NDArray[np.float64] = found.mean(1)
-        return over_seeds
+        counts = (add(part) for part in (self.hits, self.predicted, self.support))
+        return np.asarray(measure(*counts).mean(1))
 
 
 def _draw_times(draw: np.random.Generator, *, draws: int, units: int) -> NDArray[np.float32]:
@@ -310,7 +292,7 @@ def _draw_times(draw: np.random.Generator, *, draws: int, units: int) -> NDArray
 
 
 # Figures of many draws at once, from hits, predicted counts and support, each [.., C].
-_Measure = Callable[[Counts, Counts, Counts], NDArray[np.float64]]
+_Measure = Callable[[Counts, Counts, Counts], Counts]
 
 
 def _f1(hits: Counts, predicted: Counts, support: Counts) -> Counts:

@@ -79,21 +79,17 @@ def predict_system(
     Raises BundleError for a bundle that can't be loaded, or that belongs to another system than
     the first one; otherwise as ``predict_corpus``.
     """
-    configs: list[BundleConfig] = []
-    sums: list[str] = []
-    predictions: list[OfflinePredictions] = []
+    seeds: list[tuple[BundleConfig, str, OfflinePredictions]] = []
     for name in bundles:
         bundle = Bundle.load(name, device=device)  # one at a time: encoders are large
         progress(f"{name}: bundle {bundle.id}, {bundle.config.network.mode}")
-        require_same_system([*configs, bundle.config])
+        require_same_system([*(config for config, *_ in seeds), bundle.config])
         found = predict_corpus(
             bundle, corpus, split, cache=cache, device=device, workers=workers, progress=progress
         )
-        configs.append(bundle.config)
-        sums.append(bundle.sha256)
-        predictions.append(found)
-    name = ", ".join(dict.fromkeys(config.id for config in configs))
-    return System(name, corpus.labels, tuple(configs), tuple(sums), tuple(predictions))
+        seeds.append((bundle.config, bundle.sha256, found))
+    name = ", ".join(dict.fromkeys(config.id for config, *_ in seeds))
+    return System(name, corpus.labels, *zip(*seeds, strict=True))
 
 
 def require_same_system(configs: Sequence[BundleConfig]) -> None:
@@ -123,7 +119,11 @@ def predict_corpus(
     ``batch`` is dialogues at once. Text and audio features are kept in ``cache``. Raises
     BundleError if the bundle's labels aren't the corpus's, CorpusError if nothing is labelled.
     """
-    require_labels(bundle, corpus)
+    if set(bundle.labels) != set(corpus.labels):
+        raise BundleError(
+            f"bundle {bundle.id}: predicts {', '.join(bundle.labels)}, but {corpus.name} has "
+            f"{', '.join(corpus.labels)}; choose the corpus that it was trained on"
+        )
     if not corpus.splits[split]:
         raise CorpusError(f"{corpus.name}: its {split} split is empty; choose another with --split")
     one = replace(corpus, splits={split: corpus.splits[split]})
@@ -138,15 +138,6 @@ def predict_corpus(
     if not np.isfinite(logits).all():
         raise BundleError(f"bundle {bundle.id}: its network gives NaN; train it again")
     return _labelled_predictions(bundle, one, split, dataset=dataset, logits=logits)
-
-
-def require_labels(bundle: Bundle, corpus: Corpus) -> None:
-    """Raise BundleError naming both sets of labels if they aren't the same."""
-    if set(bundle.labels) != set(corpus.labels):
-        raise BundleError(
-            f"bundle {bundle.id}: predicts {', '.join(bundle.labels)}, but {corpus.name} has "
-            f"{', '.join(corpus.labels)}; choose the corpus that it was trained on"
-        )
 
 
 def _audio_features(
@@ -203,16 +194,16 @@ def _dataset(
     dialogues = corpus.splits[split]
     utterances = utterances_of(dialogues)
     text, commonsense = _text_features(bundle, dialogues, cache=cache)
-    audio_mask: Flags | None = None
+    present: Flags | None = None
     if audio is not None:
-        audio_mask = np.asarray(np.isfinite(audio.reshape(len(audio), -1)).any(axis=1))
+        present = np.asarray(np.isfinite(audio.reshape(len(audio), -1)).any(axis=1))
     return Dataset(
         labels=label_indices(utterances, corpus.labels),
         text=text,
         commonsense=commonsense,
         audio={} if audio is None else {"": audio},
         dialogues=rows_of(dialogues),
-        audio_mask=audio_mask,
+        audio_mask=present,
         text_mask=np.array([bool(u.text.strip()) for u in utterances]),
         speakers=number_speakers(dialogues),
     )
@@ -225,13 +216,10 @@ def _labelled_predictions(
     utterances = utterances_of(corpus.splits[split])
     lengths = [len(rows) for rows in dataset.dialogues]
     labelled = dataset.labelled
-    audio_mask = dataset.audio_mask
-    if audio_mask is None:
-        audio_mask = np.zeros(len(utterances), bool)
-    text_mask = np.full(len(utterances), bundle.config.network.use_text)
-    if dataset.text_mask is not None:
-        text_mask = text_mask & dataset.text_mask
-    patterns = patterns_of(audio=audio_mask[labelled], text=text_mask[labelled])
+    none = np.zeros(len(utterances), bool)
+    given = dataset.audio_mask, dataset.text_mask if bundle.config.network.use_text else None
+    audio, text = (none if mask is None else mask for mask in given)
+    patterns = patterns_of(audio=audio[labelled], text=text[labelled])
     columns = [bundle.labels.index(label) for label in corpus.labels]
     return OfflinePredictions(
         ids=tuple(u.id for u, counts in zip(utterances, labelled, strict=True) if counts),
@@ -240,7 +228,7 @@ def _labelled_predictions(
         turns=np.concatenate([np.arange(1, n + 1) for n in lengths])[labelled],
         words=np.array([len(u.text.split()) for u in utterances])[labelled],
         dialogues=np.repeat(np.arange(len(lengths)), lengths)[labelled],
-        with_audio=int(audio_mask[labelled].sum()),
+        with_audio=int(audio[labelled].sum()),
     )
 
 

@@ -74,37 +74,28 @@ def draw_confusion(
 ) -> str:
     """A confusion matrix [C, C] (row: gold, column: predicted); each row's shares in per cent."""
     with mpl.rc_context(_STYLE):
-        figure, axes = _sheet(width=4.7, height=4.4)
+        figure, (axes,) = _sheet(4.7, 4.4)
         shares = table / np.maximum(table.sum(1, keepdims=True), 1)
         classes = len(labels)
-        for row in range(classes):
-            for column in range(classes):
-                share = float(shares[row, column])
-                # Not an image: a bitmap couldn't take the page's colours.
-                cell = Rectangle(
-                    (column - 0.48, row - 0.48), 0.96, 0.96, facecolor=ACCENT, alpha=share, lw=0
-                )
-                axes.add_patch(cell)
-                colour = PAPER if share > 0.5 else INK
-                axes.text(column, row, f"{100 * share:.0f}", color=colour, ha="center", va="center")
-        axes.set_xlim(-0.5, classes - 0.5)
-        axes.set_ylim(classes - 0.5, -0.5)
+        for (row, column), share in np.ndenumerate(shares):
+            # Not an image: a bitmap couldn't take the page's colours.
+            corner = column - 0.48, row - 0.48
+            axes.add_patch(Rectangle(corner, 0.96, 0.96, facecolor=ACCENT, alpha=share, lw=0))
+            colour = PAPER if share > 0.5 else INK
+            axes.text(column, row, f"{100 * share:.0f}", color=colour, ha="center", va="center")
+        axes.set(xlim=(-0.5, classes - 0.5), ylim=(classes - 0.5, -0.5))
         axes.set_xticks(range(classes), labels, rotation=35, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(classes), labels)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
-        axes.set_xlabel("predicted")
-        axes.set_ylabel("gold")
-        axes.set_aspect("equal")
+        axes.set(xlabel="predicted", ylabel="gold", aspect="equal")
         return _svg(figure, name=name, title="Confusion matrix, per cent of each gold label")
 
 
 def draw_reliability(bins: Sequence[Bin], *, name: str = "reliability") -> str:
     """A reliability diagram: accuracy against confidence, and below it each bin's count."""
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(4.6, 4.6), layout="constrained")
-        figure.patch.set_alpha(0)
-        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
+        figure, (upper, lower) = _sheet(4.6, 4.6, nrows=2, sharex=True, height_ratios=[4, 1])
         middles = [(b.low + b.high) / 2 for b in bins]
         width = 0.9 * (bins[0].high - bins[0].low) if bins else 0.1
         upper.plot([0, 1], [0, 1], color=INK, lw=0.8, ls=(0, (3, 3)), alpha=0.6)
@@ -116,34 +107,19 @@ def draw_reliability(bins: Sequence[Bin], *, name: str = "reliability") -> str:
         lower.yaxis.set_major_locator(MaxNLocator(2, integer=True))
         for axis in (upper.xaxis, upper.yaxis):
             axis.set_major_formatter(PercentFormatter(1.0))
-        for axes in (upper, lower):
-            axes.patch.set_alpha(0)
         return _svg(figure, name=name, title="Accuracy by confidence")
 
 
 def draw_intervals(names: Sequence[str], series: Series, *, name: str, about: str) -> str:
     """Weighted F1 over intervals of utterances: one line a system, bars of one SD over seeds."""
     with mpl.rc_context(_STYLE):
-        figure, axes = _sheet(width=7.4, height=3.4)
+        figure, (axes,) = _sheet(7.4, 3.4)
+        places = range(len(names))
         for (system, figures), colour, marker in zip(series, (ACCENT, SECOND), "os", strict=False):
-            means, deviations = ([100 * getattr(f, part) for f in figures] for part in _PARTS)
-            axes.errorbar(
-                range(len(names)),
-                means,
-                yerr=deviations if any(deviations) else None,
-                color=colour,
-                marker=marker,
-                ms=4.5,
-                lw=1.4,
-                elinewidth=0.9,
-                capsize=2,
-                label=system,
-            )
-        axes.set_xticks(range(len(names)), names)
-        axes.set_xlabel(about)
-        axes.set_ylabel("weighted F1 × 100")
-        axes.yaxis.set_major_locator(MaxNLocator(6))
-        axes.grid(axis="y", color=INK, alpha=0.12, lw=0.6)
+            means, deviations = zip(*((100 * f.mean, 100 * f.sd) for f in figures), strict=True)
+            style = {"color": colour, "marker": marker, "label": system, "lw": 1.4}
+            _draw_f1(axes, places, means, deviations, about=about, elinewidth=0.9, **style)
+        axes.set_xticks(places, names)
         axes.margins(x=0.05, y=0.15)
         bottom, top = axes.get_ylim()
         axes.set_ylim(max(bottom, 0), min(top, 103))
@@ -156,16 +132,12 @@ def window_curve(points: Sequence[tuple[float, float, float]], *, title: str) ->
     """An SVG file of weighted F1 × 100 against window length: (utterances, mean, SD over seeds)."""
     lengths, means, deviations = zip(*points, strict=True)
     with mpl.rc_context(_STYLE):
-        figure, axes = _sheet(width=7.4, height=3.4)
-        bars = deviations if any(deviations) else None
-        axes.errorbar(lengths, means, yerr=bars, color=ACCENT, marker="o", ms=4.5, capsize=2)
+        figure, (axes,) = _sheet(7.4, 3.4)
+        about = "window, utterances (the current one included)"
+        _draw_f1(axes, lengths, means, deviations, about=about, color=ACCENT, marker="o")
         axes.set_xscale("log", base=2)
         axes.set_xticks(lengths, [f"{length:g}" for length in lengths])
         axes.minorticks_off()
-        axes.set_xlabel("window, utterances (the current one included)")
-        axes.set_ylabel("weighted F1 × 100")
-        axes.yaxis.set_major_locator(MaxNLocator(6))
-        axes.grid(axis="y", color=INK, alpha=0.12, lw=0.6)
         axes.set_title(title)
         drawn = _svg(figure, name="window", title=title)
     return _standing_alone(drawn)
@@ -177,9 +149,7 @@ def embedding_panels(panels: Sequence[Panel], *, labels: Sequence[str], title: s
     A colour an emotion; at most ten emotions.
     """
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(3.7 * len(panels), 4.5), layout="constrained")
-        figure.patch.set_alpha(0)
-        row = figure.subplots(1, len(panels), squeeze=False)[0]
+        figure, row = _sheet(3.7 * len(panels), 4.5, ncols=len(panels))
         for axes, panel in zip(row, panels, strict=True):
             for label in np.unique(panel.labels):
                 rows, dark, light = panel.labels == label, *_shades(label)
@@ -189,7 +159,6 @@ def embedding_panels(panels: Sequence[Panel], *, labels: Sequence[str], title: s
             axes.set_aspect("equal", adjustable="datalim")
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
-            axes.patch.set_alpha(0)
         dots: list[Any] = [
             tuple(Line2D([], [], color=shade, marker="o", ls="") for shade in _shades(label))
             for label in range(len(labels))
@@ -204,7 +173,8 @@ def embedding_panels(panels: Sequence[Panel], *, labels: Sequence[str], title: s
         )
         drawn = _svg(figure, name="e", title=title)  # short: it stands in front of every point
     # Tenths of a point can't be seen, and thousands of points would make a large file.
-    return _standing_alone(re.sub(r'(?<= [xy]=")-?\d+\.\d+', _tenths, drawn))
+    tenths = re.sub(r'(?<= [xy]=")-?\d+\.\d+', lambda number: f"{float(number[0]):.1f}", drawn)
+    return _standing_alone(tenths)
 
 
 @dataclass(frozen=True)
@@ -262,8 +232,7 @@ def embed(network: Network, dataset: Dataset, *, most: int, seed: int = 0) -> Em
 
 def _embed_all(network: Network, dataset: Dataset) -> tuple[Float32, Float32]:
     """[N, H] of speech and of text; a dialogue at a time, since tokens take much memory."""
-    speech: list[Float32] = []
-    text: list[Float32] = []
+    parts: list[list[Float32]] = []
     for rows in dataset.dialogues:
         features = all_features(dataset, pad_dialogues([rows]), version="")
         with torch.inference_mode():
@@ -273,22 +242,16 @@ def _embed_all(network: Network, dataset: Dataset) -> tuple[Float32, Float32]:
                 f"embeddings: {network.config.kind} doesn't embed speech and text; "
                 "choose a network that does, such as hbaf"
             )
-        for part, h in ((speech, output.h_a), (text, output.h_l)):
-            part.append(F.normalize(h[0].float(), dim=-1).cpu().numpy())
+        pair = output.h_a[0], output.h_l[0]
+        parts.append([F.normalize(h.float(), dim=-1).cpu().numpy() for h in pair])
     back = np.argsort(np.concatenate(dataset.dialogues))
-    return np.concatenate(speech)[back], np.concatenate(text)[back]
-
-
-_PARTS = ("mean", "sd")
+    speech, text = (np.concatenate(part)[back] for part in zip(*parts, strict=True))
+    return speech, text
 
 
 def _shades(label: int) -> tuple[Any, Any]:
     """A label's dark and light shade."""
     return _SHADES(2 * label), _SHADES(2 * label + 1)
-
-
-def _tenths(number: re.Match[str]) -> str:
-    return f"{float(number[0]):.1f}"
 
 
 def _standing_alone(drawn: str) -> str:
@@ -297,12 +260,24 @@ def _standing_alone(drawn: str) -> str:
     return drawn.replace(">", f">\n <style>{page}</style>", 1) + "\n"
 
 
-def _sheet(*, width: float, height: float) -> tuple[Figure, Axes]:
+def _sheet(width: float, height: float, **grid: Any) -> tuple[Figure, Sequence[Axes]]:
+    """A figure, width and height in inches, and its plots row by row; ``grid`` as of subplots."""
     figure = Figure(figsize=(width, height), layout="constrained")
-    figure.patch.set_alpha(0)
-    axes = figure.add_subplot()
-    axes.patch.set_alpha(0)
-    return figure, axes
+    plots = figure.subplots(squeeze=False, **grid).ravel().tolist()
+    for part in (figure, *plots):
+        part.patch.set_alpha(0)
+    return figure, plots
+
+
+def _draw_f1(
+    axes: Axes, places: Any, means: Any, deviations: Any, *, about: str, **style: Any
+) -> None:
+    """Weighted F1 × 100 at each place, with bars of one standard deviation if there are any."""
+    bars = deviations if any(deviations) else None
+    axes.errorbar(places, means, yerr=bars, ms=4.5, capsize=2, **style)
+    axes.set(xlabel=about, ylabel="weighted F1 × 100")
+    axes.yaxis.set_major_locator(MaxNLocator(6))
+    axes.grid(axis="y", color=INK, alpha=0.12, lw=0.6)
 
 
 def _svg(figure: Figure, *, name: str, title: str) -> str:

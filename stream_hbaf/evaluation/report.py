@@ -5,9 +5,10 @@ file that imports jinja2.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
+from itertools import compress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,9 +24,7 @@ from stream_hbaf.corpora.open_corpus import open_corpus
 from stream_hbaf.errors import StreamHbafError
 from stream_hbaf.evaluation.metrics import (
     Bin,
-    Comparison,
     FigureName,
-    Interval,
     Spread,
     by_class,
     f1_by,
@@ -36,7 +35,7 @@ from stream_hbaf.evaluation.metrics import (
 )
 from stream_hbaf.evaluation.offline import OfflinePredictions, Progress, System, predict_system
 from stream_hbaf.files import WriteError, atomic_write_text
-from stream_hbaf.networks.calibration import Modality
+from stream_hbaf.networks.calibration import MODALITIES, Modality
 
 FIGURES = {
     "weighted_f1": "weighted F1",
@@ -64,7 +63,6 @@ STREAMING_FIGURES = {
     "wer": "WER",
 }
 REPORT, METRICS = "report.html", "metrics.json"
-OFFLINE_TEMPLATE, STREAMING_TEMPLATE = "offline_report.html.jinja", "streaming_report.html.jinja"
 
 
 def evaluate_offline(
@@ -109,7 +107,11 @@ def evaluate_offline(
 def measure(system: System, other: System | None, *, corpus: str, split: str) -> dict[str, Any]:
     """Everything that the report shows, as plain values; figures are fractions of 1."""
     first = system.predictions[0]
-    metrics: dict[str, Any] = {
+    comparison = None
+    if other is not None:
+        compared = {figure: _compare(system, other, figure) for figure in COMPARED}
+        comparison = {"draws": DRAWS, **compared}
+    return {
         "corpus": corpus,
         "split": split,
         "transcripts": "gold",
@@ -118,16 +120,9 @@ def measure(system: System, other: System | None, *, corpus: str, split: str) ->
         "labels": list(system.labels),
         "version": __version__,
         "system": _measure_system(system),
-        "against": None,
-        "comparison": None,
+        "against": None if other is None else _measure_system(other),
+        "comparison": comparison,
     }
-    if other is not None:
-        metrics["against"] = _measure_system(other)
-        metrics["comparison"] = {
-            "draws": DRAWS,
-            **{figure: _compare(system, other, figure) for figure in COMPARED},
-        }
-    return metrics
 
 
 def write_report(metrics: dict[str, Any], out: Path, *, progress: Progress = print) -> None:
@@ -151,29 +146,25 @@ def write_report(metrics: dict[str, Any], out: Path, *, progress: Progress = pri
 
 def render_offline(metrics: dict[str, Any]) -> str:
     """The HTML of what ``measure`` gives."""
-    return _fill(
-        OFFLINE_TEMPLATE,
-        m=metrics,
-        pictures=_draw(metrics),
-        figures=FIGURES,
-        compared=COMPARED,
-        fewest=FEWEST,
-    )
+    shown: dict[str, Any] = {"figures": FIGURES, "compared": COMPARED, "fewest": FEWEST}
+    return _fill("offline_report.html.jinja", metrics, _draw(metrics), shown)
 
 
 def render_streaming(metrics: dict[str, Any]) -> str:
     """The HTML of a corpus's report by ``conditions.evaluate_streaming``."""
     pictures = _draw_conditions(metrics)
-    return _fill(STREAMING_TEMPLATE, m=metrics, pictures=pictures, figures=STREAMING_FIGURES)
+    return _fill("streaming_report.html.jinja", metrics, pictures, {"figures": STREAMING_FIGURES})
 
 
 def modalities_of(config: BundleConfig) -> list[Modality]:
     """The modalities that a bundle's network takes."""
-    names: dict[str, Modality] = {"a": "audio", "l": "text"}
-    return [names[letter] for letter in config.network.modalities]
+    taken = (config.network.use_audio, config.network.use_text)
+    return list(compress(MODALITIES, taken))
 
 
-def _fill(template: str, *, pictures: dict[str, str], **values: Any) -> str:
+def _fill(
+    template: str, metrics: dict[str, Any], pictures: Mapping[str, str], shown: dict[str, Any]
+) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -183,34 +174,34 @@ def _fill(template: str, *, pictures: dict[str, str], **values: Any) -> str:
     )
     environment.filters.update(
         percent=lambda value: f"{100 * value:.2f}",
-        signed=_signed,
-        chance=_chance,
+        signed=lambda value: f"{100 * value:+.2f}".replace("-", "\u2212"),
+        chance=lambda p: "< 0.001" if p < 0.001 else f"{p:.3f}",
         interval=_interval,
     )
     marked = {name: Markup(svg) for name, svg in pictures.items()}
-    return environment.get_template(template).render(pictures=marked, **values)
+    return environment.get_template(template).render(shown, m=metrics, pictures=marked)
 
 
 def _measure_system(system: System) -> dict[str, Any]:
-    first = system.predictions[0]
     scores = [score(one.gold, one.probabilities) for one in system.predictions]
-    tables = [np.array(s.confusion) for s in scores]
-    network = system.configs[0].network
+    config = system.configs[0]
+    gold = np.concatenate([one.gold for one in system.predictions])
+    pooled = reliability(gold, np.concatenate([one.probabilities for one in system.predictions]))
     return {
         "name": system.name,
-        "mode": network.mode,
-        "causal": network.mode == "live",
-        "modalities": modalities_of(system.configs[0]),
-        "with_audio": first.with_audio,
+        "mode": config.network.mode,
+        "causal": config.network.mode == "live",
+        "modalities": modalities_of(config),
+        "with_audio": system.predictions[0].with_audio,
         "bundles": [
             {"id": c.id, "sha256": sha256, **_figures(s)}
             for c, sha256, s in zip(system.configs, system.sums, scores, strict=True)
         ],
-        "config": system.configs[0].model_dump(mode="json"),
+        "config": config.model_dump(mode="json"),
         "figures": _spreads([_figures(s) for s in scores]),
         "classes": _class_spreads(system),
-        "confusion": np.mean(tables, axis=0).tolist(),
-        "reliability": [asdict(b) for b in _pooled(system)],
+        "confusion": np.mean([s.confusion for s in scores], axis=0).tolist(),
+        "reliability": [asdict(b) for b in pooled],  # of all seeds together
         "by_turn": _intervals(system, keys=lambda one: one.turns, starts=TURNS),
         "by_words": _intervals(system, keys=lambda one: one.words, starts=WORDS),
     }
@@ -221,36 +212,29 @@ def _figures(found: Any) -> dict[str, float]:
 
 
 def _spreads(values: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
-    return {key: asdict(spread([one[key] for one in values])) for key in values[0]}
+    names = [name for name in values[0] if name != "support"]
+    return {name: asdict(spread([one[name] for one in values])) for name in names}
 
 
 def _class_spreads(system: System) -> dict[str, Any]:
-    found: dict[str, Any] = {}
     by_seed = [
         by_class(one.gold, one.probabilities.argmax(1), classes=len(system.labels))
         for one in system.predictions
     ]
-    for number, label in enumerate(system.labels):
-        seeds = [asdict(classes[number]) for classes in by_seed]
-        supports = {one.pop("support") for one in seeds}
-        found[label] = {**_spreads(seeds), "support": supports.pop()}
-    return found
-
-
-def _pooled(system: System) -> tuple[Bin, ...]:
-    """The reliability diagram of all seeds' predictions together."""
-    gold = np.concatenate([one.gold for one in system.predictions])
-    return reliability(gold, np.concatenate([one.probabilities for one in system.predictions]))
+    return {
+        label: {**_spreads([asdict(one) for one in seeds]), "support": seeds[0].support}
+        for label, *seeds in zip(system.labels, *by_seed, strict=True)
+    }
 
 
 def _intervals(
     system: System, *, keys: Callable[[OfflinePredictions], Any], starts: Sequence[int]
 ) -> list[dict[str, Any]]:
     """Each interval with its weighted F1's mean and spread over the seeds."""
-    seeds: list[tuple[Interval, ...]] = []
-    for one in system.predictions:
-        predicted = one.probabilities.argmax(1)
-        seeds.append(f1_by(one.gold, predicted, keys=keys(one), starts=starts))
+    seeds = [
+        f1_by(one.gold, one.probabilities.argmax(1), keys=keys(one), starts=starts)
+        for one in system.predictions
+    ]
     return [
         {**asdict(same[0]), "weighted_f1": asdict(spread([s.weighted_f1 for s in same]))}
         for same in zip(*seeds, strict=True)
@@ -259,13 +243,12 @@ def _intervals(
 
 def _compare(a: System, b: System, figure: FigureName) -> dict[str, dict[str, float]]:
     first = a.predictions[0]
-
-    def draw(groups: Any) -> Comparison:
-        return paired_bootstrap(
-            first.gold, a.probabilities, b.probabilities, draws=DRAWS, figure=figure, groups=groups
-        )
-
-    return {"utterances": asdict(draw(None)), "dialogues": asdict(draw(first.dialogues))}
+    compare = partial(paired_bootstrap, first.gold, a.probabilities, b.probabilities)
+    ways = {"utterances": None, "dialogues": first.dialogues}
+    return {
+        way: asdict(compare(draws=DRAWS, figure=figure, groups=groups))
+        for way, groups in ways.items()
+    }
 
 
 def _draw(metrics: dict[str, Any]) -> dict[str, str]:
@@ -318,14 +301,6 @@ def _interval(interval: dict[str, Any]) -> str:
     if last is None:
         return f"{first}+"
     return str(first) if first == last else f"{first}–{last}"
-
-
-def _signed(value: float) -> str:
-    return f"{100 * value:+.2f}".replace("-", "\u2212")
-
-
-def _chance(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _summary(metrics: dict[str, Any]) -> str:

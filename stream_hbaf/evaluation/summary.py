@@ -60,6 +60,7 @@ SUMMARISED = (
     "wer",
     "cost_ms",
 )
+CONDITION_FIGURES = ("uar", "uar_shared", "weighted_f1", "ece")  # of every condition, on a card
 CHANCE_DRAWS = 2000
 # Rows of the summary table, {} a corpus with its split, and the figure of each.
 CLIP_ROWS = {
@@ -123,24 +124,21 @@ def summarise_corpus(conditions: Mapping[str, Figures]) -> dict[str, Any]:
 
     Empty without the condition as recorded or as written.
     """
-    first = conditions.get(AS_RECORDED) or conditions.get(REFERENCE_TEXT)
+    first = _first(conditions)
     if first is None:
         return {}
     summary = {name: first[name] for name in SUMMARISED}
-    change = {name: one["uar"] - first["uar"] for name, one in conditions.items()}
-    gains = [value for name, value in change.items() if name.startswith("gain_")]
-    if NOISE_ROOM in conditions:
-        summary[f"uar_change_{NOISE_ROOM}"] = change[NOISE_ROOM]
+    gains = [one["uar"] for name, one in conditions.items() if name.startswith("gain_")]
     if gains:
-        summary["uar_change_worst_gain"] = min(gains)
-    for name in (AUDIO_ONLY, TEXT_ONLY):
-        if name in conditions:
-            summary[f"uar_{name}"] = conditions[name]["uar"]
-    for name in (ASR_ERRORS, ASR_ERRORS_PLAIN):
-        if name in conditions:
-            lost = conditions[name]["weighted_f1"] - first["weighted_f1"]
-            summary[f"weighted_f1_change_{name}"] = lost
-            summary[f"wer_{name}"] = conditions[name]["wer"]
+        summary["uar_change_worst_gain"] = min(gains) - first["uar"]
+    for name, one in conditions.items():
+        if name == NOISE_ROOM:
+            summary[f"uar_change_{name}"] = one["uar"] - first["uar"]
+        elif name in (AUDIO_ONLY, TEXT_ONLY):
+            summary[f"uar_{name}"] = one["uar"]
+        elif name in (ASR_ERRORS, ASR_ERRORS_PLAIN):
+            summary[f"weighted_f1_change_{name}"] = one["weighted_f1"] - first["weighted_f1"]
+            summary[f"wer_{name}"] = one["wer"]
     return summary
 
 
@@ -155,24 +153,26 @@ def summarise_bundle(
     ``held_out``: reports of bundles that were trained without the corpus. ``single_modality``:
     those of bundles that take audio alone or text alone.
     """
+    by_condition = {corpus: report["conditions"] for corpus, report in reports.items()}
     figures: dict[str, Any] = {
         f"{corpus}_{name}": value
         for corpus, report in reports.items()
         for name, value in report["summary"].items()
         if name != "cost_ms"
     }
-    costs = [report["summary"].get("cost_ms") for report in reports.values()]
+    costs = (report["summary"].get("cost_ms") for report in reports.values())
     figures["splits"] = {corpus: report["split"] for corpus, report in reports.items()}
-    figures["cost_ms"] = next((cost for cost in costs if cost is not None), None)
+    figures["cost_ms"] = next(filter(None, costs), None)
     figures["conditions"] = {
-        f"{corpus}/{name}": {
-            key: condition[key] for key in ("uar", "uar_shared", "weighted_f1", "ece")
-        }
-        for corpus, report in reports.items()
-        for name, condition in report["conditions"].items()
+        f"{corpus}/{name}": {key: condition[key] for key in CONDITION_FIGURES}
+        for corpus, there in by_condition.items()
+        for name, condition in there.items()
     }
     for key in ("by_class", "by_sex"):
-        figures[key] = {corpus: _first(report)[key] for corpus, report in reports.items()}
+        figures[key] = {
+            corpus: (_first(there) or next(iter(there.values())))[key]
+            for corpus, there in by_condition.items()
+        }
     return figures | _comparisons(held_out, single_modality=single_modality)
 
 
@@ -224,7 +224,8 @@ def summary_table(figures: Figures) -> str:
             rows.append([title, f"{100 * value:{'+' if sign else ''}.1f}"])
 
     for corpus, split in figures["splits"].items():
-        text = _first_condition(figures, corpus) in (REFERENCE_TEXT, ASR_ERRORS, ASR_ERRORS_PLAIN)
+        conditions = (REFERENCE_TEXT, ASR_ERRORS, ASR_ERRORS_PLAIN)
+        text = any(f"{corpus}/{name}" in figures["conditions"] for name in conditions)
         for title, name in ((TEXT_ROWS if text else CLIP_ROWS) | CONFIDENCE_ROWS).items():
             title = title.format(f"{publication_of(corpus).title} {split}")
             add(title, f"{corpus}_{name}", sign=name.endswith("_gain") or "_change_" in name)
@@ -276,12 +277,12 @@ def _comparisons(
         name = "uar" if report["input"] == "clips" else "weighted_f1"
         figures[f"{corpus}_{name}_of_{modality}_only_model"] = report["summary"][name]
     if held_out:
-        each = {corpus: report["summary"]["uar_shared"] for corpus, report in held_out.items()}
-        figures["held_out_corpus_uar"] = sum(each.values()) / len(each)
-        figures["held_out_corpus_uar_each"] = each
-        figures["held_out_corpus_ece_each"] = {
-            corpus: report["summary"]["ece"] for corpus, report in held_out.items()
-        }
+        uar, ece = (
+            {corpus: report["summary"][name] for corpus, report in held_out.items()}
+            for name in ("uar_shared", "ece")
+        )
+        figures["held_out_corpus_uar"] = sum(uar.values()) / len(uar)
+        figures |= {"held_out_corpus_uar_each": uar, "held_out_corpus_ece_each": ece}
     return figures
 
 
@@ -331,15 +332,6 @@ def _cost(predictions: StreamingPredictions) -> dict[str, Any] | None:
     }
 
 
-def _first(report: Figures) -> Figures:
-    """The figures of the corpus as recorded or as written, else of whatever condition is there."""
-    conditions = report["conditions"]
-    first = conditions.get(AS_RECORDED) or conditions.get(REFERENCE_TEXT)
-    found: Figures = first or next(iter(conditions.values()))
-    return found
-
-
-def _first_condition(figures: Figures, corpus: str) -> str:
-    """The name of the corpus's first condition."""
-    names: list[str] = [*figures["conditions"]]
-    return next(name for name in names if name.startswith(f"{corpus}/")).partition("/")[2]
+def _first(conditions: Mapping[str, Figures]) -> Figures | None:
+    """The figures of the corpus as recorded or as written."""
+    return conditions.get(AS_RECORDED) or conditions.get(REFERENCE_TEXT)
