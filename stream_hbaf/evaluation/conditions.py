@@ -123,7 +123,9 @@ def evaluate_streaming(
     for name, other in single_modality.items():
         _require_one_modality(other)
         tasks.append(_Task(other, name, SINGLE_MODALITY, split, FIRST))
-    _require_own_folders(tasks)
+    for folder, count in Counter(task.folder for task in tasks).items():
+        if count > 1:
+            raise ConfigError(f"--live: {count} corpora are called '{folder}'; rename one of them")
     loaded = [_load(task, corpora=corpora, progress=progress) for task in tasks]
     noisy = any(one.needs_noises for work in loaded for one in work.conditions.values())
     sounds = read_noises_and_rooms(corpora / NOISES) if noisy else None
@@ -224,13 +226,6 @@ def _load(task: _Task, *, corpora: Path, progress: Progress) -> _Work:
             "and rooms, is missing"
         )
     return _Work(task, corpus, split, chosen)
-
-
-def _require_own_folders(tasks: Sequence[_Task]) -> None:
-    """Raise ConfigError if two reports would have one folder."""
-    for folder, count in Counter(task.folder for task in tasks).items():
-        if count > 1:
-            raise ConfigError(f"--live: {count} corpora are called '{folder}'; rename one of them")
 
 
 def _require_one_modality(bundle: str) -> None:

@@ -109,7 +109,7 @@ def measure(system: System, other: System | None, *, corpus: str, split: str) ->
     first = system.predictions[0]
     comparison = None
     if other is not None:
-        compared = {figure: _compare(system, other, figure) for figure in COMPARED}
+        compared: dict[str, Any] = {figure: _compare(system, other, figure) for figure in COMPARED}
         comparison = {"draws": DRAWS, **compared}
     return {
         "corpus": corpus,

@@ -7,6 +7,7 @@ says which. N is the number of pairs: a batch's utterances that have both speech
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stream_hbaf.networks.network import Criterion, Output
@@ -85,14 +86,12 @@ class InstanceAlignment(nn.Module):
 
     def __init__(self, hidden: int, *, temperature: float) -> None:
         super().__init__()
-        self.project = nn.Sequential(
-            nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, hidden)
-        )
+        layers = nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, hidden)
+        self.project = nn.Sequential(*layers)
         self.temperature = temperature
 
     def forward(self, speech: Tensor, text: Tensor, positive_mask: Tensor) -> Tensor:
-        speech = nn.functional.normalize(self.project(speech), dim=-1)
-        text = nn.functional.normalize(self.project(text), dim=-1)
+        speech, text = (F.normalize(self.project(part), dim=-1) for part in (speech, text))
         return info_nce(speech @ text.T / self.temperature, positive_mask)
 
 
@@ -130,15 +129,11 @@ class AlignmentCriterion(Criterion):
         loss = (speech.sum() + text.sum()) * 0.0
         if len(speech) < 2:
             return loss
-        itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
-        alike = self._alike(labels) | itself if self.supervised else itself
+        alike = itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+        if self.supervised:
+            alike = itself | ((labels[:, None] == labels) & (labels >= 0))
         if self.weights["distribution"] is not None:
             loss = loss + self.weights["distribution"] * self.distribution(speech, text, itself)
         if self.weights["instance"] is not None:
             loss = loss + self.weights["instance"] * self.instance(speech, text, alike)
         return loss
-
-    @staticmethod
-    def _alike(labels: Tensor) -> Tensor:
-        """Whether two utterances share a label, [N] → [N, N]; False without a label."""
-        return (labels[:, None] == labels) & (labels >= 0)

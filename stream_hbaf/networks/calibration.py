@@ -81,16 +81,14 @@ class Calibration(Section):
     ) -> Flags:
         """The set of labels [.., C] for probabilities [.., C]; the best label is always in it."""
         least = np.minimum(_of(self.thresholds, pattern), probabilities.max(-1))
-        likely: Flags = probabilities >= least[..., None]
-        return likely
+        return np.asarray(probabilities >= least[..., None])
 
     def abstains(
         self, probabilities: Probabilities, *, pattern: Pattern | Sequence[Pattern]
     ) -> Flags:
         """Whether the best of probabilities [.., C] is too unlikely to be answered [..]."""
         least = _of(self.answers_above, pattern)
-        unsure: Flags = (probabilities.max(-1) < least) | (least >= ALWAYS_ABSTAIN)
-        return unsure
+        return np.asarray((probabilities.max(-1) < least) | (least >= ALWAYS_ABSTAIN))
 
     def conflicts(
         self, labels: Sequence[str], *, audio: Probabilities, text: Probabilities
@@ -107,9 +105,7 @@ class Calibration(Section):
 
 def pattern_of(*, audio: bool, text: bool) -> Pattern:
     """The pattern of the modalities that a prediction was given."""
-    if audio and text:
-        return "audio+text"
-    return "audio" if audio else "text" if text else ""
+    return PATTERNS[audio + 2 * text]
 
 
 def patterns_of(*, audio: Flags, text: Flags) -> list[Pattern]:
@@ -121,8 +117,7 @@ def softmax(logits: NDArray[np.floating]) -> Probabilities:
     """Probabilities along the last axis, in float64 so that they sum to 1."""
     wide = np.asarray(logits, dtype=np.float64)
     exponents = np.exp(wide - wide.max(-1, keepdims=True))
-    probabilities: Probabilities = exponents / exponents.sum(-1, keepdims=True)
-    return probabilities
+    return np.asarray(exponents / exponents.sum(-1, keepdims=True))
 
 
 def coalitions(players: Sequence[str]) -> list[frozenset[str]]:

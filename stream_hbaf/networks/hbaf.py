@@ -726,7 +726,6 @@ class HBAF(Recurrent[DialogueState]):
             self.text_context.standardise.fit(text)
 
     def blank(self, streams: int) -> DialogueState:
-        """The state before the first utterance, [S, ..]."""
         config, weight = self.config, self.classifier.weight
         live, query = config.mode == "live", config.attention == "query"
         slots = config.window - 1 if live else 0

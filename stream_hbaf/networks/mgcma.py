@@ -105,13 +105,15 @@ class FeatureProjection(nn.Module):
     An utterance without tokens gets one learned token; a missing value of a token (NaN) is zero.
     """
 
-    def __init__(self, width: int, *, hidden: int, standardised: bool, dropout: float) -> None:
+    def __init__(self, config: MgcmaConfig, *, modality: str) -> None:
         super().__init__()
-        self.standardise = Standardise(width) if standardised else nn.Identity()
+        text, hidden = modality == "l", config.hidden
+        width = config.text_width if text else config.audio_width
+        self.standardise = Standardise(width) if text else nn.Identity()
         self.linear = nn.Linear(width, hidden)
         self.norm = nn.LayerNorm(hidden)
         self.absent = nn.Parameter(torch.randn(hidden))  # of the size of a normed token
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, tokens: Tokens) -> Tokens:
         """[N, A or L] → [N', H], N' ≥ N since every utterance has a token then."""
@@ -150,18 +152,15 @@ class Attention(nn.Module):
 
     def forward(self, target: Tokens, source: Tokens) -> Tokens:
         """Queries of the target [N, H], keys and values of the source [M, H] → [N, H]."""
-        query = self._by_head(target.pad(self.query(target.values)))
+        padded = target.pad(self.query(target.values))
         key_value = source.pad(self.key_value(source.values))
-        key, value = (self._by_head(part) for part in key_value.chunk(2, dim=-1))
-        mixed = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=source.mask[:, None, None]
+        query, key, value = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [V, heads, n, H/heads]
+            for part in (padded, *key_value.chunk(2, dim=-1))
         )
+        attn_mask = source.mask[:, None, None]
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask)
         return target.pack(mixed.transpose(1, 2).flatten(2))
-
-    def _by_head(self, padded: Tensor) -> Tensor:
-        """[V, n, H] → [V, heads, n, H/heads]."""
-        count, length, hidden = padded.shape
-        return padded.view(count, length, self.heads, hidden // self.heads).transpose(1, 2)
 
 
 class SelfAttention(nn.Module):
@@ -183,13 +182,7 @@ class SelfAttention(nn.Module):
 
 def feature_extractor(config: MgcmaConfig, *, modality: str) -> nn.Sequential:
     """Projection, then layers of self-attention, of a modality's tokens: [N, A or L] → [N', H]."""
-    text = modality == "l"
-    projection = FeatureProjection(
-        config.text_width if text else config.audio_width,
-        hidden=config.hidden,
-        standardised=text,
-        dropout=config.dropout,
-    )
+    projection = FeatureProjection(config, modality=modality)
     return nn.Sequential(projection, *(SelfAttention(config) for _ in range(config.layers)))
 
 
@@ -298,18 +291,14 @@ class MGCMA(WithoutState):
 
         At least one column, without a token where the modality is absent everywhere.
         """
-        audio = m == "a"
-        padded, mask = (
-            (features.audio, features.audio_mask) if audio else (features.text, features.text_mask)
-        )
+        padded = features.audio if m == "a" else features.text
         if padded is None or padded.shape[-2] == 0:
-            width = self.config.audio_width if audio else self.config.text_width
+            width = self.config.audio_width if m == "a" else self.config.text_width
             none = next(self.parameters()).new_zeros(0, width)
             return Tokens(none, utterances.place.new_zeros(len(utterances.place), 1).bool())
         tokens = utterances.pack(padded)
-        token_mask = ~tokens.isnan().all(dim=-1)
-        if mask is not None:
-            token_mask = token_mask & utterances.pack(mask)[:, None]
+        there = utterances.pack(features.given(m, utterances.mask))
+        token_mask = ~tokens.isnan().all(dim=-1) & there[:, None]
         used = token_mask.any(dim=0).nonzero()
         longest = int(used[-1]) + 1 if len(used) else 1
         return Tokens(tokens[token_mask], token_mask[:, :longest])

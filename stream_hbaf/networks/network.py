@@ -288,11 +288,9 @@ class Recurrent(Network[StateT]):
         """The output of U more utterances after ``state``, and the state after them."""
 
     def forward(self, features: Features) -> Output:
-        """As every network's."""
         return self._continue(features, self.blank(len(features.present())))[0]
 
     def step_streams(self, utterance: Features, state: StateT) -> tuple[Tensor, StateT]:  # type: ignore[misc]
-        """As every network's."""
         output, state = self._continue(utterance, state)
         return output.logits[:, 0], state
 

@@ -104,7 +104,6 @@ class Ensemble(Network[State]):
         return Output(_mean_logits([output.logits for output in outputs]), h_m=joined)
 
     def step_streams(self, utterance: Features, state: State) -> tuple[Tensor, State]:
-        """As every network's."""
         stepped = [
             member.step_streams(utterance, state.map(partial(torch.select, dim=1, index=n)))
             for n, member in enumerate(self._each)

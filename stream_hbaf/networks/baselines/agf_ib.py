@@ -210,7 +210,6 @@ class AgfIbLoss(Criterion[AgfIbOutput]):
             )
 
     def forward(self, output: AgfIbOutput, mask: Tensor, labels: Tensor) -> Tensor:
-        """As every criterion's."""
         loss = output.logits.sum() * 0.0
         adversary, contrast, bottleneck = self.weights
         if self.aligns and output.aligned and bool(mask.any()):

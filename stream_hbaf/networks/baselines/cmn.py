@@ -119,7 +119,6 @@ class Cmn(Network[CmnState]):
         return inputs.output(self.classifier(self.dropout(queries)), {}, queries)
 
     def step_streams(self, utterance: Features, state: CmnState) -> tuple[Tensor, CmnState]:
-        """As every network's."""
         inputs: Projected = self.inputs(utterance)
         utterances = torch.cat([state.utterances, inputs.both], dim=1)
         speaker = torch.cat([state.speaker, inputs.speaker], dim=1)
@@ -131,7 +130,6 @@ class Cmn(Network[CmnState]):
         return self.classifier(self.dropout(queries)), after
 
     def blank(self, streams: int) -> CmnState:
-        """The state before the first utterance, [S, ..]."""
         zeros = self.classifier.weight.new_zeros(streams, self.config.memory)
         utterances = zeros[..., None].repeat(1, 1, 2 * self.config.hidden)
         return CmnState(utterances, zeros.long(), zeros.bool())

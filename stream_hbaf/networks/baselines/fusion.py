@@ -165,7 +165,6 @@ class M2FNet(WithoutState):
         )
 
     def forward(self, features: Features) -> Output:
-        """As every network's."""
         inputs: Projected = self.inputs(features)
         # An empty dialogue attends to its first slot: a softmax over nothing would be NaN.
         mask = inputs.mask.clone()

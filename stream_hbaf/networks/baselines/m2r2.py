@@ -166,7 +166,6 @@ class M2R2(Recurrent[M2R2State]):
         self.classifier = nn.Linear(hidden, config.classes)
 
     def blank(self, streams: int) -> M2R2State:
-        """The state before the first utterance, [S, ..]."""
         hidden, new = self.config.hidden, self.classifier.weight.new_zeros
         return M2R2State(
             topic=new(streams, hidden),

@@ -201,7 +201,6 @@ class BroadMamba(Recurrent[MambaState]):
         self.classifier = nn.Linear(hidden, classes)
 
     def blank(self, streams: int) -> MambaState:
-        """The state before the first utterance, [S, ..]."""
         config = self.config
         each = streams, len(config.modalities), config.layers
         new = self.classifier.weight.new_zeros
@@ -215,7 +214,6 @@ class BroadMamba(Recurrent[MambaState]):
         return GuidanceLoss(self.config.guidance_weight) if self.guides else None
 
     def _continue(self, features: Features, state: MambaState) -> tuple[MambaOutput, MambaState]:
-        """As every recurrent network's."""
         inputs: Projected = self.inputs(features)
         h, states = {}, []
         for n, (m, context) in enumerate(self.contexts.items()):

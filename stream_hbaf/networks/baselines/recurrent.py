@@ -118,7 +118,6 @@ class BcLstm(Recurrent[BcLstmState]):
         return output, BcLstmState(hidden, cell)
 
     def blank(self, streams: int) -> BcLstmState:
-        """The state before the first utterance, [S, ..]."""
         lstms = len(self.contexts) + (self.fusing is not None)
         zeros = self.classifier.weight.new_zeros(streams, lstms, self.config.hidden)
         return BcLstmState(zeros, zeros.clone())
@@ -268,7 +267,6 @@ class DialogueRnn(Network[DialogueRnnState]):
     def step_streams(
         self, utterance: Features, state: DialogueRnnState
     ) -> tuple[Tensor, DialogueRnnState]:
-        """As every network's."""
         inputs: Projected = self.inputs(utterance)
         emotions, after = self.forwards(inputs.both, inputs.speaker, state)
         return self._classify(emotions[:, 0]), after
