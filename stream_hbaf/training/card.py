@@ -54,6 +54,14 @@ def model_card(metrics: Mapping[str, Any]) -> str:
 
     Raises LookupError for metrics that lack what the card says.
     """
+    return render(TEMPLATE, _context(metrics))
+
+
+def render(template: str, context: Mapping[str, Any]) -> str:
+    """The Markdown of a template beside this file, its paragraphs in lines of one width.
+
+    Raises LookupError for a context that lacks what the template names.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         trim_blocks=True,
@@ -61,7 +69,7 @@ def model_card(metrics: Mapping[str, Any]) -> str:
         undefined=jinja2.StrictUndefined,
     )
     try:
-        return _reflow(environment.get_template(TEMPLATE).render(**_context(metrics)))
+        return _reflow(environment.get_template(template).render(**context))
     except jinja2.UndefinedError as error:
         raise LookupError(str(error)) from None
 

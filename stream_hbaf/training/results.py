@@ -142,6 +142,11 @@ class RowSummary:
         found = self.figures.get(("test", "weighted_f1"))
         return "" if found is None else f"{100 * (found.mean - reference):+.1f}"
 
+    def gain_over(self, other: "RowSummary") -> str:
+        """Test weighted F1 less that of another row; empty for the row itself."""
+        reference = other.figures.get(("test", "weighted_f1"))
+        return "" if other is self or reference is None else self.test_gain(reference.mean)
+
 
 def read_results(file: Path) -> Results:
     """The records of a file; none if there is no file. ConfigError for one that is damaged."""
