@@ -116,8 +116,8 @@ def prepare(
     maker = _DatasetMaker(recipe, opened, encoder, commonsense.model, audio, scaling, cache)
     return Prepared(
         labels=opened.labels,
-        training=_training_set(recipe, opened, maker),
-        scored={split: _scored(recipe, opened, maker, split) for split in opened.splits[1:]},
+        training=maker.training_set(),
+        scored={split: maker.scored(split) for split in opened.splits[1:]},
         scaling=scaling,
         encoder=encoder,
         tuned=tuned,
@@ -207,6 +207,59 @@ class _DatasetMaker:
             speakers=number_speakers(dialogues),
         )
 
+    def training_set(self) -> TrainingSet:
+        """All train splits: the main corpus's in every version of its texts, the others'."""
+        opened, errors, parts = self.opened, self.recipe.asr_errors, []
+        for number, name in enumerate(opened.dialogues):
+            parts.append(self.make(name, "train"))
+            for version in range(errors.versions if number == 0 else 0):
+                draw = np.random.default_rng([errors.seed, version])
+                change = partial(draw_asr_errors, errors=errors, lexicon=self.lexicon, draw=draw)
+                parts.append(self.make(name, "train", change))
+        clips = self._clips() if opened.clips else None
+        neutral = opened.labels.index(NEUTRAL) if NEUTRAL in opened.labels else None
+        if clips is not None and not parts:
+            return TrainingSet(clips.dataset, (), clips=clips, neutral=neutral)
+        together, rows = _join(parts)
+        versions = tuple(zip(*rows[: 1 + errors.versions], strict=True))
+        further = tuple(dialogue for part in rows[1 + errors.versions :] for dialogue in part)
+        return TrainingSet(together, versions, further, clips, neutral)
+
+    def _clips(self) -> Clips:
+        """All corpora's train clips; dialogues are speakers."""
+        parts = [self.make(name, "train") for name in self.opened.clips]
+        together, _ = _join(parts)
+        speakers = np.array(
+            [
+                f"{name} {utterance.speaker}"
+                for name, corpus in self.opened.clips.items()
+                for utterance in utterances_of(corpus.splits["train"])
+            ]
+        )
+        there = together.labelled
+        by_speaker = (np.flatnonzero((speakers == one) & there) for one in np.unique(speakers))
+        dialogues = tuple(rows for rows in by_speaker if len(rows))
+        return Clips(
+            replace(together, dialogues=dialogues, speakers=None),
+            class_balanced([part.labels for part in parts]),
+        )
+
+    def scored(self, split: Split) -> tuple[ScoredCorpus, ...]:
+        """The main corpus's split and those of all corpora of clips that have it."""
+        errors, scored = self.recipe.asr_errors, []
+        for name in list(self.opened.dialogues)[:1]:
+            texts = {GOLD: self.make(name, split)}
+            if errors.versions:
+                draw = np.random.default_rng(errors.seed)
+                rate, lexicon = errors.dev_error_rate, self.lexicon
+                change = partial(simulate_asr_errors, rate=rate, draw=draw, lexicon=lexicon)
+                texts[ASR_ERRORS] = self.make(name, split, change)
+            scored.append(ScoredCorpus(name, texts))
+        for name, corpus in self.opened.clips.items():
+            if corpus.splits[split]:
+                scored.append(ScoredCorpus(name, {GOLD: self.make(name, split)}, are_clips=True))
+        return tuple(scored)
+
 
 def _require_finite(
     where: str, utterances: Sequence[LabelledUtterance], *, text: Float32, commonsense: Float32
@@ -222,66 +275,6 @@ def _require_finite(
             )
 
 
-def _training_set(recipe: Recipe, opened: RecipeCorpora, maker: _DatasetMaker) -> TrainingSet:
-    """All train splits: the main corpus's in every version of its texts, the others'."""
-    errors = recipe.asr_errors
-    parts = []
-    for number, name in enumerate(opened.dialogues):
-        parts.append(maker.make(name, "train"))
-        for version in range(errors.versions if number == 0 else 0):
-            draw = np.random.default_rng([errors.seed, version])
-            change = partial(draw_asr_errors, errors=errors, lexicon=maker.lexicon, draw=draw)
-            parts.append(maker.make(name, "train", change))
-    clips = None if not opened.clips else _clips(opened, maker)
-    neutral = opened.labels.index(NEUTRAL) if NEUTRAL in opened.labels else None
-    if clips is not None and not parts:
-        return TrainingSet(clips.dataset, (), clips=clips, neutral=neutral)
-    together, rows = _join(parts)
-    versions = tuple(zip(*rows[: 1 + errors.versions], strict=True))
-    further = tuple(dialogue for part in rows[1 + errors.versions :] for dialogue in part)
-    return TrainingSet(together, versions, further, clips, neutral)
-
-
-def _clips(opened: RecipeCorpora, maker: _DatasetMaker) -> Clips:
-    """All corpora's train clips; dialogues are speakers."""
-    parts = [maker.make(name, "train") for name in opened.clips]
-    together, _ = _join(parts)
-    speakers = np.array(
-        [
-            f"{name} {utterance.speaker}"
-            for name, corpus in opened.clips.items()
-            for utterance in utterances_of(corpus.splits["train"])
-        ]
-    )
-    there = together.labelled
-    by_speaker = (np.flatnonzero((speakers == one) & there) for one in np.unique(speakers))
-    dialogues = tuple(rows for rows in by_speaker if len(rows))
-    return Clips(
-        replace(together, dialogues=dialogues, speakers=None),
-        class_balanced([part.labels for part in parts]),
-    )
-
-
-def _scored(
-    recipe: Recipe, opened: RecipeCorpora, maker: _DatasetMaker, split: Split
-) -> tuple[ScoredCorpus, ...]:
-    """The main corpus's split and those of all corpora of clips that have it."""
-    errors, scored = recipe.asr_errors, []
-    for name in list(opened.dialogues)[:1]:
-        texts = {GOLD: maker.make(name, split)}
-        if errors.versions:
-            draw = np.random.default_rng(errors.seed)
-            rate, lexicon = errors.dev_error_rate, maker.lexicon
-            change = partial(simulate_asr_errors, rate=rate, draw=draw, lexicon=lexicon)
-            texts[ASR_ERRORS] = maker.make(name, split, change)
-        scored.append(ScoredCorpus(name, texts))
-    for name, corpus in opened.clips.items():
-        if corpus.splits[split]:
-            texts = {GOLD: maker.make(name, split)}
-            scored.append(ScoredCorpus(name, texts, are_clips=True))
-    return tuple(scored)
-
-
 def _join(parts: Sequence[Dataset]) -> tuple[Dataset, list[tuple[Rows, ...]]]:
     """All rows in one dataset, and each part's dialogues there."""
     starts = np.cumsum([0, *(len(part.labels) for part in parts)])
@@ -294,18 +287,13 @@ def _join(parts: Sequence[Dataset]) -> tuple[Dataset, list[tuple[Rows, ...]]]:
         arrays = [getattr(part, name) for part in parts]
         return None if any(array is None for array in arrays) else np.concatenate(arrays)
 
+    names = ("labels", "text", "commonsense", "audio_mask", "text_mask", "speakers")
     together = Dataset(
         audio={
             version: np.concatenate([part.audio[version] for part in parts])
             for version in parts[0].audio
         },
         dialogues=tuple(dialogue for of_part in rows for dialogue in of_part),
-        **{
-            name: joined(name)
-            for name in (
-                *("labels", "text", "commonsense"),
-                *("audio_mask", "text_mask", "speakers"),
-            )
-        },
+        **{name: joined(name) for name in names},
     )
     return together, rows

@@ -6,8 +6,7 @@ the live path alone.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
-from functools import partial
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,10 +18,9 @@ from stream_hbaf.corpora.cache import key_of
 from stream_hbaf.corpora.dataset import NO_LABEL, digest_of_dataset
 from stream_hbaf.corpora.dialogue import Split
 from stream_hbaf.evaluation.metrics import Score, majority_score, spread
-from stream_hbaf.networks.network import Network
 from stream_hbaf.networks.registry import join
 from stream_hbaf.processes import map_in_processes
-from stream_hbaf.training.card import licence_of, model_card
+from stream_hbaf.training.card import FIGURES, licence_of, model_card
 from stream_hbaf.training.distributed import is_main_process
 from stream_hbaf.training.fitting import Fitted, fit_network
 from stream_hbaf.training.preparation import Prepared, prepare
@@ -30,7 +28,6 @@ from stream_hbaf.training.recipe import Recipe, read_recipe
 from stream_hbaf.training.scoring import Evaluation, evaluate
 
 Progress = Callable[[str], None]
-FIGURES = ("weighted_f1", "macro_f1", "accuracy", "uar", "ece")
 
 
 def train(
@@ -55,13 +52,13 @@ def train(
     device = "cuda" if on_gpu else "cpu"
     prepared = prepare(recipe, corpora, cache=cache, device=device, progress=progress)
     fitted = fit_seeds(recipe, prepared, cache=cache / "runs", progress=progress)
-    save = partial(_save, recipe, prepared, fitted)
+    trained = _Trained(recipe, prepared, fitted)
     seeds = list(fitted)
     if recipe.fit.ship == "best_seed":
         for seed in fitted:
-            save(seeds=[seed], id_=f"{recipe.id}-seed-{seed}", out=out / f"seed-{seed}")
+            trained.save([seed], id_=f"{recipe.id}-seed-{seed}", out=out / f"seed-{seed}")
         seeds = [max(fitted, key=lambda seed: fitted[seed].score(prepared.scored["dev"]))]
-    bundle = save(seeds=seeds, id_=recipe.id, out=out)
+    bundle = trained.save(seeds, id_=recipe.id, out=out)
     progress(f"{out}: bundle {recipe.id}, seeds {', '.join(map(str, seeds))}, is ready")
     return bundle
 
@@ -118,87 +115,85 @@ def _key(recipe: Recipe, prepared: Prepared) -> str:
     return key_of(repr(recipe.network_config(**prepared.widths)), settings, versions, *digests)
 
 
-def _save(
-    recipe: Recipe,
-    prepared: Prepared,
-    fitted: Mapping[int, Fitted],
-    *,
-    seeds: Sequence[int],
-    id_: str,
-    out: Path,
-) -> Bundle:
-    """The bundle of these seeds' networks together, in ``out`` with its figures and its card."""
-    network, evaluation = fitted[seeds[0]].network, fitted[seeds[0]].evaluation
-    if len(seeds) > 1:
-        network = join([fitted[seed].network for seed in seeds])
-        evaluation = evaluate(network, prepared.scored, recipe.calibration)
-    metrics = report(recipe, prepared, fitted, seeds=seeds, evaluation=evaluation, id_=id_)
-    config = BundleConfig(
-        id=id_,
-        labels=prepared.labels,
-        encoder=recipe.text_encoder.name,
-        context=recipe.text_encoder.context,
-        acoustic=recipe.audio.representation,
-        commonsense=recipe.commonsense.source,
-        calibration=evaluation.calibration,
-        licence=licence_of(metrics["recipe"]),
-        network=network.config,
-        members=len(seeds),
-    )
-    bundle = _bundle(config, prepared, network)
-    if is_main_process():
-        bundle.save(out, metrics=metrics, card=model_card(metrics))
-    return bundle
+@dataclass(frozen=True)
+class _Trained:
+    """The networks of all seeds, and what they were trained on."""
 
+    recipe: Recipe
+    prepared: Prepared
+    fitted: Mapping[int, Fitted]
 
-def _bundle(config: BundleConfig, prepared: Prepared, network: Network) -> Bundle:
-    if prepared.encoder is None or prepared.commonsense is None:
-        raise RuntimeError("a bundle is made in the process that prepared it")
-    return Bundle(
-        config,
-        prepared.scaling if network.config.use_audio else None,
-        prepared.encoder,
-        prepared.commonsense.model,
-        network,
-        prepared.tuned,
-        inferences=prepared.commonsense.inferences,
-    )
+    def save(self, seeds: Sequence[int], *, id_: str, out: Path) -> Bundle:
+        """The bundle of some seeds' networks together, in ``out`` with its figures and its card."""
+        recipe, prepared, first = self.recipe, self.prepared, self.fitted[seeds[0]]
+        encoder, commonsense = prepared.encoder, prepared.commonsense
+        assert encoder is not None, "a bundle is made in the process that prepared it"
+        assert commonsense is not None
+        network, evaluation = first.network, first.evaluation
+        if len(seeds) > 1:
+            network = join([self.fitted[seed].network for seed in seeds])
+            evaluation = evaluate(network, prepared.scored, recipe.calibration)
+        metrics = {"id": id_} | self._metrics(seeds, evaluation)
+        config = BundleConfig(
+            id=id_,
+            labels=prepared.labels,
+            encoder=recipe.text_encoder.name,
+            context=recipe.text_encoder.context,
+            acoustic=recipe.audio.representation,
+            commonsense=recipe.commonsense.source,
+            calibration=evaluation.calibration,
+            licence=licence_of(metrics["recipe"]),
+            network=network.config,
+            members=len(seeds),
+        )
+        bundle = Bundle(
+            config,
+            prepared.scaling if network.config.use_audio else None,
+            encoder,
+            commonsense.model,
+            network,
+            prepared.tuned,
+            inferences=commonsense.inferences,
+        )
+        if is_main_process():
+            bundle.save(out, metrics=metrics, card=model_card(metrics))
+        return bundle
 
-
-def report(
-    recipe: Recipe,
-    prepared: Prepared,
-    fitted: Mapping[int, Fitted],
-    *,
-    seeds: Sequence[int],
-    evaluation: Evaluation,
-    id_: str,
-) -> dict[str, Any]:
-    """What metrics.json holds of the bundle of some ``seeds``, and of all seeds by themselves."""
-    return {
-        "id": id_,
-        "corpora": prepared.corpora,
-        "labels": list(prepared.labels),
-        "mode": recipe.network_config(**prepared.widths).mode,
-        "transcripts": "gold",
-        "recipe": recipe.model_dump(mode="json"),
-        "shipped_seeds": list(seeds),
-        "seeds": {str(seed): _of_seed(one) for seed, one in fitted.items()},
-        **{
-            split: {
-                key: {
-                    "shipped": asdict(score),
-                    "seeds": _spread([f.evaluation.scores[split][key] for f in fitted.values()]),
+    def _metrics(self, seeds: Sequence[int], evaluation: Evaluation) -> dict[str, Any]:
+        """What metrics.json holds of some seeds' network, and of all seeds by themselves."""
+        prepared, every = self.prepared, [one.evaluation.scores for one in self.fitted.values()]
+        return {
+            "corpora": prepared.corpora,
+            "labels": list(prepared.labels),
+            "mode": self.recipe.network_config(**prepared.widths).mode,
+            "transcripts": "gold",
+            "recipe": self.recipe.model_dump(mode="json"),
+            "shipped_seeds": list(seeds),
+            "seeds": {str(seed): _of_seed(one) for seed, one in self.fitted.items()},
+            **{
+                split: {
+                    key: {
+                        "shipped": asdict(score),
+                        "seeds": _spread([scores[split][key] for scores in every]),
+                    }
+                    for key, score in of_split.items()
                 }
-                for key, score in scores.items()
-            }
-            for split, scores in evaluation.scores.items()
-        },
-        "majority": {split: asdict(_majority(prepared, split)) for split in prepared.scored},
-        "calibration": evaluation.calibration.model_dump(mode="json"),
-        "commonsense": dict((prepared.commonsense and prepared.commonsense.figures) or {}),
-        "skipped": list(prepared.skipped),
-    }
+                for split, of_split in evaluation.scores.items()
+            },
+            "majority": {split: asdict(self._majority(split)) for split in prepared.scored},
+            "calibration": evaluation.calibration.model_dump(mode="json"),
+            "commonsense": dict((prepared.commonsense and prepared.commonsense.figures) or {}),
+            "skipped": list(prepared.skipped),
+        }
+
+    def _majority(self, split: Split) -> Score:
+        """Always the label that is most frequent in the main corpus's train split."""
+        training, main = self.prepared.training, self.prepared.scored[split][0]
+        every = np.arange(len(training.dialogues.labels))
+        gold = np.concatenate([rows for rows, *_ in training.versions] or [every])
+        train = training.dialogues.labels[gold]
+        classes = len(self.prepared.labels)
+        return majority_score(train[train != NO_LABEL], main.gold.known_labels, classes=classes)
 
 
 def _of_seed(fitted: Fitted) -> dict[str, Any]:
@@ -218,13 +213,3 @@ def _of_seed(fitted: Fitted) -> dict[str, Any]:
 def _spread(scores: Sequence[Score]) -> dict[str, dict[str, float]]:
     """Mean and standard deviation over seeds of each figure."""
     return {figure: asdict(spread([getattr(s, figure) for s in scores])) for figure in FIGURES}
-
-
-def _majority(prepared: Prepared, split: Split) -> Score:
-    """Always the label that is most frequent in the main corpus's train split."""
-    training, main = prepared.training, prepared.scored[split][0]
-    gold = [rows for rows, *_ in training.versions] or [np.arange(len(training.dialogues.labels))]
-    train = training.dialogues.labels[np.concatenate(gold)]
-    return majority_score(
-        train[train != NO_LABEL], main.gold.known_labels, classes=len(prepared.labels)
-    )
