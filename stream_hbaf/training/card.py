@@ -99,7 +99,10 @@ def _context(metrics: Mapping[str, Any]) -> dict[str, Any]:
         "commonest": metrics["majority"]["dev"]["accuracy"],
         "temperatures": ", ".join(f"{name} {value:.2f}" for name, value in temperatures if name),
         "heads": (metrics["commonsense"] or {}).get("test"),
-        "live": _live(metrics),
+        "live": metrics.get("live"),
+        "summary_table": summary_table,
+        "class_table": class_table,
+        "condition_table": condition_table,
         "licence": licence_of(recipe),
         "publication": publication_of,
     }
@@ -163,18 +166,6 @@ def _never(metrics: Mapping[str, Any]) -> str:
     """Labels that were never predicted rightly in the main condition of dev."""
     scores = next(iter(metrics["dev"].values()))["shipped"]["class_f1"]
     return _and([label for label, f1 in zip(metrics["labels"], scores, strict=True) if f1 == 0.0])
-
-
-def _live(metrics: Mapping[str, Any]) -> dict[str, str]:
-    """Tables of what the live path measured; none if it wasn't asked."""
-    if "live" not in metrics:
-        return {}
-    figures = metrics["live"]
-    return {
-        "summary": summary_table(figures),
-        "classes": class_table(figures, metrics["labels"]),
-        "conditions": condition_table(figures),
-    }
 
 
 def _reflow(text: str) -> str:

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -56,20 +56,20 @@ def join_processes(
     first process starts the others, by its own command line: they come to the same call and wait.
     Raises ModelError if there is no such GPU, or another process has failed meanwhile.
     """
-    on_gpu = _use_gpu(accelerator)
-    count = nodes * _count_devices(devices, nodes=nodes, on_gpu=on_gpu)
+    on_gpu, local = _find_devices(accelerator, devices=devices, nodes=nodes)
+    count = nodes * local
     device = torch.device("cuda" if on_gpu else "cpu")
     if count == 1:
         yield Processes(device, 0, 1)
         return
     if not dist.is_initialized():
         if "RANK" not in os.environ:
-            _start_others(count // nodes, nodes=nodes)
+            _start_others(local, nodes=nodes)
         dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
         atexit.register(_end)
     if dist.get_world_size() != count:
         raise ModelError(
-            f"training: {dist.get_world_size()} processes were started for {count // nodes} "
+            f"training: {dist.get_world_size()} processes were started for {local} "
             f"devices on {nodes} nodes; start {count}"
         )
     if on_gpu:
@@ -83,21 +83,20 @@ def join_processes(
         raise
 
 
-def _use_gpu(accelerator: Literal["auto", "cpu", "gpu"]) -> bool:
-    if accelerator == "gpu" and not torch.cuda.is_available():
+def _find_devices(
+    accelerator: Literal["auto", "cpu", "gpu"], *, devices: int | Literal["auto"], nodes: int
+) -> tuple[bool, int]:
+    """Whether GPUs train, and how many of this machine's devices."""
+    on_gpu = accelerator != "cpu" and torch.cuda.is_available()
+    if accelerator == "gpu" and not on_gpu:
         raise ModelError("training: accelerator gpu: no GPU was found; choose cpu or auto")
-    return accelerator != "cpu" and torch.cuda.is_available()
-
-
-def _count_devices(devices: int | Literal["auto"], *, nodes: int, on_gpu: bool) -> int:
-    """The number of this machine's devices that train."""
     there = torch.cuda.device_count() if on_gpu else 1
     if devices == "auto":
         started = int(os.environ.get("WORLD_SIZE", "0"))
-        return started // nodes if started else there
+        return on_gpu, started // nodes if started else there
     if on_gpu and devices > there:
         raise ModelError(f"training: {devices} devices, but {there} are there; lower the number")
-    return devices
+    return on_gpu, devices
 
 
 _started: list["subprocess.Popen[bytes]"] = []  # by this process
@@ -107,7 +106,9 @@ def _start_others(devices: int, *, nodes: int) -> None:
     """Start this machine's other processes, and be the first of them."""
     node = int(os.environ.get("NODE_RANK", "0"))
     if nodes == 1:
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     elif not {"MASTER_ADDR", "MASTER_PORT", "NODE_RANK"} <= os.environ.keys():
         raise ModelError(
             f"training: {nodes} nodes need MASTER_ADDR, MASTER_PORT and NODE_RANK in each one's "
@@ -133,16 +134,7 @@ def _end() -> None:
 def _has_failed() -> bool:
     """Whether a process that this one started has ended with an error."""
     for process in _started:
-        try:
+        with suppress(subprocess.TimeoutExpired):
             if process.wait(GRACE_S):
                 return True
-        except subprocess.TimeoutExpired:
-            continue
     return False
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port

@@ -288,25 +288,16 @@ class Recipe(Section):
         """Whether the network takes tokens rather than one vector an utterance."""
         return read_network(self.network).takes_tokens
 
-    def network_config(
-        self, *, audio_width: int, text_width: int, commonsense_width: int, classes: int
-    ) -> NetworkConfig:
-        """The network for features of these widths; modalities that aren't there are left out."""
+    def network_config(self, **sizes: int) -> NetworkConfig:
+        """The network of these sizes, which are DERIVED; modalities that aren't there are left
+        out.
+        """
         without: dict[str, Any] = {}
         if self.audio.representation == NONE:
             without["use_audio"] = False
         if self.commonsense.source == NONE:
             without["use_commonsense"] = False
-        return read_network(
-            {
-                **self.network,
-                **without,
-                "audio_width": max(1, audio_width),
-                "text_width": text_width,
-                "commonsense_width": commonsense_width,
-                "classes": classes,
-            }
-        )
+        return read_network({**self.network, **without, **sizes})
 
 
 def find_recipe(name: str | Path, *, beside: Path = Path()) -> Path:

@@ -37,12 +37,22 @@ Weights = dict[str, Tensor]
 class TrainingHistory:
     """Scores and losses of a training, epoch by epoch; the first epoch is 1."""
 
-    best_score: float
-    best_epoch: int
-    scores: tuple[float, ...]
     losses: tuple[float, ...]  # mean of the training loss over an epoch's batches
     measured: tuple[Mapping[str, float], ...]  # all figures that ``score`` gave
     seconds: float = 0.0  # of all epochs, those before an interruption included
+
+    @property
+    def scores(self) -> tuple[float, ...]:
+        return tuple(figures["score"] for figures in self.measured)
+
+    @property
+    def best_score(self) -> float:
+        return max(self.scores)
+
+    @property
+    def best_epoch(self) -> int:
+        """The first of those with the best score."""
+        return 1 + self.scores.index(self.best_score)
 
 
 def fit(
@@ -85,7 +95,7 @@ def fit(
                     run.report(log, progress)
     run.put(run.best)
     module.to(home).eval()
-    return run.history()
+    return run.history
 
 
 @dataclass
@@ -186,7 +196,7 @@ class _Run:
         figures = dict(found) if isinstance(found, Mapping) else {"score": float(found)}
         # The main process's figures for all: processes that disagree about stopping would hang.
         self.measured.append(self.processes.from_main(figures))
-        if self.best_epoch() == len(self.measured):
+        if self.history.best_epoch == len(self.measured):
             self.best = {name: tensor.cpu().clone() for name, tensor in self.trained().items()}
         self.put(own)
         self.seconds += time.monotonic() - began
@@ -203,14 +213,14 @@ class _Run:
         for name, tensor in weights.items():
             trained[name].copy_(tensor)
 
-    def best_epoch(self) -> int:
-        scores = [figures["score"] for figures in self.measured]
-        return 1 + scores.index(max(scores))  # the first of equals
+    @property
+    def history(self) -> TrainingHistory:
+        return TrainingHistory(tuple(self.losses), tuple(self.measured), self.seconds)
 
     def is_over(self) -> bool:
         done = len(self.measured)
         return done > 0 and (
-            done >= self.plan.epochs or done - self.best_epoch() >= self.plan.patience
+            done >= self.plan.epochs or done - self.history.best_epoch >= self.plan.patience
         )
 
     def save(self, folder: Path | None) -> None:
@@ -259,17 +269,6 @@ class _Run:
             figures = {"loss": self.losses[-1], "rate": rate, "seconds": self.seconds}
             for name, value in (figures | self.measured[-1]).items():
                 log.add_scalar(name, value, epoch)
-
-    def history(self) -> TrainingHistory:
-        scores = tuple(figures["score"] for figures in self.measured)
-        return TrainingHistory(
-            best_score=max(scores),
-            best_epoch=self.best_epoch(),
-            scores=scores,
-            losses=tuple(self.losses),
-            measured=tuple(self.measured),
-            seconds=self.seconds,
-        )
 
 
 _KEPT = ("step", "seconds", "losses", "measured", "best", "averaged")
