@@ -5,10 +5,8 @@ Each finished run is written to ``<results>/<id>.json`` at once; started again, 
 on from there.
 """
 
-import fcntl
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from operator import itemgetter
@@ -25,7 +23,7 @@ from stream_hbaf.corpora.dataset import Dataset, Rows, all_features, pad_dialogu
 from stream_hbaf.corpora.dialogue import Split
 from stream_hbaf.errors import ConfigError, ModelError, StreamHbafError
 from stream_hbaf.evaluation.metrics import Score
-from stream_hbaf.files import atomic_write
+from stream_hbaf.files import atomic_write, lock_file
 from stream_hbaf.networks.network import Network
 from stream_hbaf.processes import map_as_completed
 from stream_hbaf.training.batches import draw_steps
@@ -91,7 +89,11 @@ def run_experiment(
     check_page(results)  # before hours of work, not after
     folder, out = cache / "experiments", results / f"{name}.json"
     make = partial(prepare, corpora=corpora, cache=cache, device=device, progress=progress)
-    with _lock(folder / f"{name}.lock", experiment=name):
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = lock_file(folder / f"{name}.lock")  # two processes would lose each other's records
+    if lock is None:
+        raise ConfigError(f"experiment {name} is running already; wait for it")
+    with lock:
         found = _drop_changed(read_results(out), runs)
         found = _adopt(found, runs, known=read_all(results).runs, splits=splits)
         missing = _missing(found, runs, splits=splits)
@@ -109,9 +111,6 @@ def run_experiment(
                     f"{run.title}: dev weighted F1 {record.dev.weighted_f1:.4f} in epoch "
                     f"{record.epoch}, {record.seconds:.0f} s"
                 )
-            # The run has ended: hundreds of networks would fill a disk.
-            for checkpoint in run_folder(folder, run.facts).glob("*.ckpt"):
-                checkpoint.unlink()
         found = _compare(found, experiment, folder=folder, progress=progress)
         write_results(out, found)
         if experiment.settings.costs:
@@ -134,6 +133,9 @@ def _train(
         shared = (prepare(group[0].recipe), folder, splits)
         for index, record in map_as_completed(_train_one, group, workers=workers, shared=shared):
             yield group[index], record
+            # Its record is kept by now, and hundreds of networks would fill a disk.
+            for checkpoint in run_folder(folder, group[index].facts).glob("*.ckpt"):
+                checkpoint.unlink()
 
 
 def _train_one(
@@ -167,13 +169,13 @@ def _predictions(
     split: str, dataset: Dataset, probabilities: NDArray[np.floating]
 ) -> dict[str, NDArray[Any]]:
     """Of the labelled utterances: probabilities, labels, and the number of each one's dialogue."""
-    known = dataset.labels >= 0
+    known = dataset.labelled
     dialogues = np.zeros(len(known), np.int32)
     for number, rows in enumerate(dataset.dialogues):
         dialogues[rows] = number
     return {
         split: probabilities[known].astype(np.float16),
-        f"{split}_gold": dataset.labels[known],
+        f"{split}_gold": dataset.known_labels,
         f"{split}_dialogues": dialogues[known],
     }
 
@@ -258,21 +260,6 @@ def _measure_costs(
         progress(f"{group[0].facts.experiment}: measuring the costs of {len(group)} networks")
         costs += measure_costs(group, prepare(group[0].recipe))
     return results.model_copy(update={"costs": tuple(costs)})
-
-
-@contextmanager
-def _lock(file: Path, *, experiment: str) -> Iterator[None]:
-    """Hold a lock file: two processes that write one result file would lose each other's records.
-
-    Raises ConfigError if another process holds it.
-    """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w") as held:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigError(f"experiment {experiment} is running already; wait for it") from None
-        yield
 
 
 def measure_costs(runs: Sequence[Run], prepared: Prepared) -> list[CostRecord]:
