@@ -72,7 +72,7 @@ class Prepared:
     def widths(self) -> dict[str, int]:
         """Of the features and the output, as ``Recipe.network_config`` takes them."""
         return {
-            "audio_width": 1 if self.scaling is None else self.scaling.width,
+            "audio_width": 0 if self.scaling is None else self.scaling.width,
             "text_width": self.training.dialogues.text.shape[-1],
             "commonsense_width": self.training.dialogues.commonsense.shape[-1],
             "classes": len(self.labels),

@@ -292,12 +292,12 @@ class Recipe(Section):
         """The network of these sizes, which are DERIVED; modalities that aren't there are left
         out.
         """
-        without: dict[str, Any] = {}
+        without: dict[str, Any] = {"audio_width": max(1, sizes["audio_width"])}
         if self.audio.representation == NONE:
             without["use_audio"] = False
         if self.commonsense.source == NONE:
             without["use_commonsense"] = False
-        return read_network({**self.network, **without, **sizes})
+        return read_network({**self.network, **sizes, **without})
 
 
 def find_recipe(name: str | Path, *, beside: Path = Path()) -> Path:
