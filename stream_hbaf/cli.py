@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin
 
 from stream_hbaf.commands import Commands, add_command, add_verbose, print_line
-from stream_hbaf.commands.live import add_listen_options, add_live_commands
-from stream_hbaf.commands.research import add_research_commands, add_session_commands
+from stream_hbaf.commands.live import add_listen_options, add_live_commands, add_session_commands
+from stream_hbaf.commands.research import add_research_commands
 from stream_hbaf.errors import ConfigError, StreamHbafError
 
 if TYPE_CHECKING:

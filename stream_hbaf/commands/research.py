@@ -1,26 +1,25 @@
-"""The commands on corpora and recorded sessions: extract, train, experiment, replay, sessions."""
+"""The commands on corpora: extract, train, evaluate, experiment."""
 
 import argparse
 import json
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from stream_hbaf.commands import (
     CORPORA,
     Commands,
     add_command,
-    add_verbose,
     device_of,
     limit_library_threads,
     print_line,
-    print_status,
+    read_speed,
 )
-from stream_hbaf.commands.evaluate import add_evaluate_command
-from stream_hbaf.errors import ConfigError
+from stream_hbaf.errors import BundleError, ConfigError
 
-if TYPE_CHECKING:
-    from stream_hbaf.events import DialogueSummary, Utterance
-    from stream_hbaf.sessions.session import SessionSummary
+OFFLINE_ONLY = ("against", "cache", "workers")
+LIVE_ONLY = ("conditions", "speed", "held_out", "single_modality", "resume", "update_card")
 
 
 def add_research_commands(commands: Commands) -> None:
@@ -44,7 +43,7 @@ def add_research_commands(commands: Commands) -> None:
     train.add_argument("--nodes", type=int, metavar="N", help="machines to train on")
     _add_corpora(train, models=False)
 
-    add_evaluate_command(commands)
+    _add_evaluate(commands)
 
     experiment = add_command(
         commands, "experiment", _experiment, help="run a grid of trainings, over seeds"
@@ -72,6 +71,79 @@ def _add_corpora(parser: argparse.ArgumentParser, *, models: bool = True) -> Non
     if models:
         parser.add_argument("--workers", type=int, default=2, help="processes (default: 2)")
         parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+
+
+def _add_evaluate(commands: Commands) -> None:
+    evaluate = add_command(
+        commands, "evaluate", _evaluate, help="evaluate bundles on corpora, with a report"
+    )
+    evaluate.add_argument("bundle", nargs="+", help="a system: its bundles, one a seed")
+    how = evaluate.add_mutually_exclusive_group(required=True)
+    how.add_argument(
+        "--corpus", help=f"offline, on the reference texts and the files of one: {CORPORA}"
+    )
+    how.add_argument(
+        "--live",
+        nargs="+",
+        metavar="CORPUS",
+        help="one bundle through the live path, which is given the clips of these corpora; your "
+        "own is a table .csv with the columns audio and label",
+    )
+    evaluate.add_argument(
+        "--corpora", type=Path, default=Path(), help="folder of the corpora (default: .)"
+    )
+    evaluate.add_argument(
+        "--split",
+        choices=("train", "dev", "test", "all"),
+        default="test",
+        help="of the corpora (default: test); all: with --live, if none was trained on",
+    )
+    evaluate.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    evaluate.add_argument(
+        "--out",
+        type=Path,
+        default=Path("report"),
+        help="folder of the report (default: report), or of a folder for each if there are several",
+    )
+    _add_offline(evaluate.add_argument_group("with --corpus"))
+    _add_live(evaluate.add_argument_group("with --live"))
+
+
+def _add_offline(options: "argparse._ArgumentGroup") -> None:
+    options.add_argument("--against", nargs="+", metavar="BUNDLE", help="another system's bundles")
+    options.add_argument("--cache", type=Path, help="folder of features (default: cache)")
+    options.add_argument("--workers", type=int, help="processes (default: 2)")
+
+
+def _add_live(options: "argparse._ArgumentGroup") -> None:
+    options.add_argument(
+        "--conditions",
+        metavar="NAME[,NAME]",
+        help="such as clean,noise_10db_room or reference_text (default: all that a corpus allows)",
+    )
+    options.add_argument("--speed", metavar="N|max", help="times real time (default: max)")
+    options.add_argument(
+        "--held-out",
+        nargs="+",
+        metavar="CORPUS=BUNDLE",
+        help="for comparison: bundles trained without the corpus, on all of it",
+    )
+    options.add_argument(
+        "--single-modality",
+        nargs="+",
+        metavar="CORPUS=BUNDLE",
+        help="for comparison: bundles that take audio alone or text alone",
+    )
+    options.add_argument(
+        "--resume",
+        action="store_true",
+        help="keep reports in --out that were made of the same bundle in the same way",
+    )
+    options.add_argument(
+        "--update-card",
+        action="store_true",
+        help="replace the figures under 'live' in the bundle's metrics.json, and its model card",
+    )
 
 
 def _extract(options: argparse.Namespace) -> None:
@@ -136,108 +208,102 @@ def _experiment(options: argparse.Namespace) -> None:
     )
 
 
-FORMATS = ("manifest", "audformat", "audiofolder")
-
-
-def add_session_commands(commands: Commands) -> None:
-    """Add replay and sessions."""
-    replay = add_command(commands, "replay", _replay, help="recognise a recorded session again")
-    replay.add_argument("session", type=Path, help="folder of the session")
-    replay.add_argument("--json", action="store_true", help="one JSON object a line, no more")
-    replay.add_argument("--model", metavar="BUNDLE", help="another bundle than the recorded one")
-    replay.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-
-    sessions = commands.add_parser("sessions", help="list, export and correct recorded sessions")
-    add_verbose(sessions)
-    kinds = sessions.add_subparsers(required=True, metavar="list|export|import")
-    listed = add_command(
-        kinds, "list", _list, help="show each session's time, length, utterances and corrections"
-    )
-    listed.add_argument("folder", type=Path, help="folder of sessions")
-
-    exported = add_command(kinds, "export", _export, help="write a corpus in a common format")
-    exported.add_argument("folder", type=Path, help="folder of a session, or of several")
-    exported.add_argument("out", type=Path, help="folder of the new corpus")
-    exported.add_argument("--format", choices=FORMATS, default="manifest")
-    exported.add_argument(
-        "--own-labels",
-        action="store_true",
-        help="label utterances that nobody corrected with the predictions, marked as such",
-    )
-
-    imported = add_command(
-        kinds, "import", _import, help="add corrections to sessions, or a corpus's manifest"
-    )
-    imported.add_argument("folder", type=Path, help="folder of sessions, or of the corpus")
-    imported.add_argument("table", type=Path, help="corrections (id,label,by), or the new manifest")
-    imported.add_argument("--format", choices=("corrections", *FORMATS[1:]), default="corrections")
-
-
-def _replay(options: argparse.Namespace) -> None:
+def _evaluate(options: argparse.Namespace) -> None:
     limit_library_threads()
-    from stream_hbaf.live.replay import replay_session
-    from stream_hbaf.sessions.session import open_session
-
-    def show(event: "Utterance | DialogueSummary") -> None:
-        if options.json:
-            fields = event.model_dump(mode="json", by_alias=True, exclude_none=True)
-            kind = type(event).__name__.lower()
-            print_line(json.dumps({"event": kind, **fields}, ensure_ascii=False))
-        elif (emotion := getattr(event, "emotion", None)) is not None:
-            doubt = "?" if emotion.abstained else ""
-            text = getattr(event, "text", "") or "(no words)"
-            print_line(f"{emotion.label}{doubt} {emotion.score:.0%} {text}")
-
-    replayed = replay_session(
-        open_session(options.session),
-        on_event=show,
-        progress=print_status,
-        model=options.model,
-        device=options.device,
-    )
-    print_status(f"{replayed.matched} utterances replayed")
+    wrong, other = (LIVE_ONLY, "--live") if options.live is None else (OFFLINE_ONLY, "--corpus")
+    for name in wrong:
+        if getattr(options, name) not in (None, False):
+            option = name.replace("_", "-")
+            raise ConfigError(f"--{option}: goes with {other} only; leave it out")
+    evaluate = _evaluate_offline if options.live is None else _evaluate_live
+    evaluate(options)
 
 
-def _list(options: argparse.Namespace) -> None:
-    from stream_hbaf.sessions.session import list_sessions
+def _evaluate_offline(options: argparse.Namespace) -> None:
+    if options.split == "all":
+        raise ConfigError("--split all: goes with --live only; choose train, dev or test")
+    from stream_hbaf.evaluation.report import evaluate_offline
 
-    found = list_sessions(options.folder)
-    for summary in found:
-        print_line(_line(summary))
-    if not found:
-        print_line(f"{options.folder}: no session yet; --record {options.folder} writes one")
-
-
-def _line(summary: "SessionSummary") -> str:
-    if summary.error:
-        return f"{summary.folder.name}  {summary.error}"
-    minutes, seconds = divmod(round(summary.length_s), 60)
-    speakers = f"  {', '.join(summary.speakers)}" if summary.speakers else ""
-    return (
-        f"{summary.folder.name}  {minutes}:{seconds:02}  {summary.utterances} utterances  "
-        f"{summary.corrections} corrections{speakers}"
+    evaluate_offline(
+        options.bundle,
+        corpus=options.corpus,
+        corpora=options.corpora,
+        split=options.split,
+        against=options.against or (),
+        out=options.out,
+        cache=options.cache or Path("cache"),
+        device=device_of(options),
+        workers=options.workers or 2,
+        progress=print_line,
     )
 
 
-def _export(options: argparse.Namespace) -> None:
-    from stream_hbaf.corpora.exchange import export_audformat, export_audiofolder
-    from stream_hbaf.corpora.session_corpus import export_manifest
-
-    writers = dict(
-        zip(FORMATS, (export_manifest, export_audformat, export_audiofolder), strict=True)
-    )
-    count = writers[options.format](options.folder, options.out, own_labels=options.own_labels)
-    print_line(f"{options.out}: {count} utterances")
-
-
-def _import(options: argparse.Namespace) -> None:
-    from stream_hbaf.corpora.exchange import import_audformat, import_audiofolder
-    from stream_hbaf.corpora.session_corpus import import_corrections
-
-    if options.format == "corrections":
-        print_line(
-            f"{options.folder}: {import_corrections(options.folder, options.table)} corrections"
+def _evaluate_live(options: argparse.Namespace) -> None:
+    if len(options.bundle) > 1:
+        raise ConfigError(
+            f"--live: takes one bundle, not {len(options.bundle)}; evaluate each by itself"
         )
-        return
-    read = import_audformat if options.format == "audformat" else import_audiofolder
-    print_line(f"{options.table}: {read(options.folder, options.table)} utterances")
+    speed = read_speed("max" if options.speed is None else options.speed)
+    held_out = _by_corpus("--held-out", options.held_out or ())
+    single_modality = _by_corpus("--single-modality", options.single_modality or ())
+    # Before an evaluation that may take an hour.
+    metrics = _read_metrics(options.bundle[0]) if options.update_card else {}
+    from stream_hbaf.config import load_config
+    from stream_hbaf.evaluation.conditions import evaluate_streaming
+
+    live = evaluate_streaming(
+        options.bundle[0],
+        options.live,
+        corpora=options.corpora,
+        split=options.split,
+        conditions=options.conditions.split(",") if options.conditions else (),
+        held_out=held_out,
+        single_modality=single_modality,
+        speed=speed,
+        resume=options.resume,
+        out=options.out,
+        config=load_config(environ=os.environ, overrides={"device": options.device}),
+        progress=print_line,
+    )
+    if options.update_card:
+        _update_card(options.bundle[0], {**metrics, "live": live})
+
+
+def _by_corpus(option: str, given: Sequence[str]) -> dict[str, str]:
+    """The bundle of each corpus, from ``CORPUS=BUNDLE``."""
+    found: dict[str, str] = {}
+    for text in given:
+        corpus, _, bundle = text.partition("=")
+        if not corpus or not bundle:
+            raise ConfigError(f"{option} {text}: write it as CORPUS=BUNDLE")
+        if corpus in found:
+            raise ConfigError(f"{option}: {corpus} has two bundles; choose one of them")
+        found[corpus] = bundle
+    return found
+
+
+def _read_metrics(bundle: str) -> dict[str, Any]:
+    """A bundle's metrics.json; BundleError if no model card can be written from it."""
+    from stream_hbaf.bundle import METRICS, resolve_bundle
+    from stream_hbaf.training.card import model_card
+
+    file = resolve_bundle(bundle) / METRICS
+    try:
+        metrics: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        model_card(metrics)
+    except (OSError, ValueError, LookupError) as error:
+        raise BundleError(
+            f"--update-card: {file} isn't what a model card is written from "
+            f"({type(error).__name__}: {error}); train the bundle with 'stream-hbaf train'"
+        ) from None
+    return metrics
+
+
+def _update_card(bundle: str, metrics: Mapping[str, Any]) -> None:
+    """Write the bundle's metrics.json, and the model card that follows from it."""
+    from stream_hbaf.bundle import Bundle, resolve_bundle
+    from stream_hbaf.training.card import model_card
+
+    folder = resolve_bundle(bundle)
+    Bundle.describe(folder, metrics=metrics, card=model_card(metrics))
+    print_line(f"{folder}: metrics.json and README.md updated")
