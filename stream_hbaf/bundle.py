@@ -182,7 +182,7 @@ class Bundle:
         config = _read_config(folder, contents[CONFIG])
         try:
             tensors = load(contents[WEIGHTS])
-            tuned = _under(tensors, "encoder.")
+            tuned = tensors_under(tensors, "encoder.")
             encoder = TextEncoder(
                 config.encoder,
                 device=device,
@@ -191,10 +191,10 @@ class Bundle:
                 tokens=config.network.takes_tokens,
             )
             network = join([build(config.network) for _ in range(config.members)])
-            network.load_state_dict(_widen(_under(tensors, "network.")))
+            network.load_state_dict(_widen(tensors_under(tensors, "network.")))
             scaling = _scaling(tensors) if config.network.use_audio else None
             commonsense = _commonsense(config, tensors, device=device)
-            phrases = _under(tensors, "inferences.")
+            phrases = tensors_under(tensors, "inferences.")
             inferences = Inferences.from_tensors(phrases) if phrases else None
             digest_parts(config.parts, known=config.digests, bundle=config.id)
         except ModelError as error:
@@ -317,7 +317,7 @@ def _commonsense(
         return NoCommonsense(config.network.commonsense_width)
     if is_comet(config.commonsense):
         return open_comet(config.commonsense, device=device)
-    return Event2MindHeads.from_tensors(_under(tensors, "commonsense.")).to(device)
+    return Event2MindHeads.from_tensors(tensors_under(tensors, "commonsense.")).to(device)
 
 
 def _narrow(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -333,7 +333,8 @@ def _widen(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
 
 
-def _under(tensors: Mapping[str, Tensor], start: str) -> dict[str, Tensor]:
+def tensors_under(tensors: Mapping[str, Tensor], start: str) -> dict[str, Tensor]:
+    """Those whose names begin with ``start``, without it."""
     return {name.removeprefix(start): t for name, t in tensors.items() if name.startswith(start)}
 
 

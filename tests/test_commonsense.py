@@ -56,7 +56,7 @@ def test_figures_beside_their_baselines(inferences: Annotated, heads: Event2Mind
         "chance",
     }
     for relations in figures.values():
-        assert [found.candidates for found in relations.values()] == [4, 6, 5]
+        assert [found["candidates"] for found in relations.values()] == [4, 6, 5]
 
 
 def test_a_constant_ranking_gains_nothing(inferences: Annotated) -> None:

@@ -10,7 +10,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn import functional as F
 
-from stream_hbaf.bundle import EVENT2MIND, NONE
+from stream_hbaf.bundle import EVENT2MIND, NONE, tensors_under
 from stream_hbaf.corpora.cache import (
     EncodeTexts,
     cached_dialogue_encoder,
@@ -109,10 +109,14 @@ def prepare_commonsense(
         tensors |= {f"inferences.{name}": tensor for name, tensor in inferences.tensors().items()}
         atomic_write_text(file.with_suffix(".json"), json.dumps(measured))
         atomic_write_bytes(file, save(tensors))  # last: its presence says that both are there
+    return _load_heads(file)
+
+
+def _load_heads(file: Path) -> PreparedCommonsense:
     kept = load_file(file)
     return PreparedCommonsense(
-        Event2MindHeads.from_tensors(_under(kept, "heads.")),
-        Inferences.from_tensors(_under(kept, "inferences.")),
+        Event2MindHeads.from_tensors(tensors_under(kept, "heads.")),
+        Inferences.from_tensors(tensors_under(kept, "inferences.")),
         json.loads(file.with_suffix(".json").read_text(encoding="utf-8")),
     )
 
@@ -196,14 +200,11 @@ def distil(
     measured = {"dev": dev}
     for corpus, events in annotations.tests.items():
         measured["test" if corpus == "event2mind" else f"{corpus}_test"] = part(events)
-    figures: dict[str, Any] = {"left_out": dict(annotations.left_out)}
-    for name, annotated in measured.items():
-        ways = measure_heads(annotated, train, heads, temperature=plan.temperature)
-        figures[name] = {
-            way: {relation: asdict(found) for relation, found in relations.items()}
-            for way, relations in ways.items()
-        }
-    return heads, figures
+    figures: dict[str, Any] = {
+        name: measure_heads(annotated, train, heads, temperature=plan.temperature)
+        for name, annotated in measured.items()
+    }
+    return heads, figures | {"left_out": dict(annotations.left_out)}
 
 
 def train_heads(
@@ -306,7 +307,3 @@ def _pairs(
 def _single_turn_encoder(encoder: TextEncoder, cache: Path, *, half: bool) -> EncodeTexts:
     encode = cached_dialogue_encoder(encoder, cache, half=half)
     return lambda texts: encode([(Turn("", text),) for text in texts])
-
-
-def _under(tensors: Mapping[str, Tensor], start: str) -> dict[str, Tensor]:
-    return {name.removeprefix(start): t for name, t in tensors.items() if name.startswith(start)}

@@ -1,7 +1,7 @@
 """Measures how well commonsense heads find the phrases that annotators wrote about an event."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,7 +67,7 @@ def retrieve(
 
 def measure_heads(
     annotated: Annotated, train: Annotated, heads: Event2MindHeads, *, temperature: float
-) -> dict[str, dict[str, Retrieval]]:
+) -> dict[str, dict[str, dict[str, float]]]:
     """The heads beside their baselines: way of ranking → relation → figures.
 
     "heads_and_frequency" is how a bundle's inferences are found; "frequency" ignores the event and
@@ -82,7 +82,9 @@ def measure_heads(
         "event_feature": retrieve(annotated, by_itself),
         "chance": retrieve(annotated, by_chance),
     }
-    return {way: dict(zip(RELATIONS, found, strict=True)) for way, found in ways.items()}
+    return {
+        way: dict(zip(RELATIONS, map(asdict, found), strict=True)) for way, found in ways.items()
+    }
 
 
 def by_heads(heads: Event2MindHeads) -> Ranking:
@@ -111,8 +113,7 @@ def frequencies(annotated: Annotated, train: Annotated) -> list[Float32]:
     found = []
     for relation, known in zip(annotated.relations, train.relations, strict=True):
         often = dict(zip(known.phrases, known.frequency.tolist(), strict=True))
-        counts = [often.get(phrase, 0.0) for phrase in relation.phrases]
-        found.append(np.array(counts, np.float32))
+        found.append(np.array([often.get(p, 0.0) for p in relation.phrases], np.float32))
     return found
 
 
