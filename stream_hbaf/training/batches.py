@@ -15,7 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stream_hbaf.corpora.dataset import NO_LABEL, Dataset, Flags, Rows, features_of, pad_dialogues
+from stream_hbaf.corpora.dataset import (
+    NO_LABEL,
+    Dataset,
+    Flags,
+    Rows,
+    features_of,
+    pad_dialogues,
+)
 from stream_hbaf.networks.network import Features
 from stream_hbaf.training.recipe import BatchConfig
 
@@ -147,8 +154,8 @@ def dialogue_batch(
     audio_mask = present & bool(dataset.audio) & _mask(dataset.audio_mask, index)
     text_mask = present & _mask(dataset.text_mask, index)
     features = features_of(dataset, index, audio=audio, audio_mask=audio_mask, text_mask=text_mask)
-    labels = np.where(present, dataset.labels[index], NO_LABEL)
-    return _batch(features, labels, paired=audio_mask & text_mask)
+    labels = torch.from_numpy(np.where(present, dataset.labels[index], NO_LABEL))
+    return Batch(features, labels, torch.from_numpy(audio_mask & text_mask))
 
 
 def _paired_batch(
@@ -188,7 +195,8 @@ def _paired_batch(
     dropped = audio_mask & (draw.random(index.shape) < plan.paired_text_dropout)
     text_mask = present & _mask(texts.text_mask, index) & ~dropped
     features = features_of(texts, index, audio=audio, audio_mask=audio_mask, text_mask=text_mask)
-    return _batch(features, labels, paired=audio_mask & text_mask & ~mismatched)
+    paired = torch.from_numpy(audio_mask & text_mask & ~mismatched)
+    return Batch(features, torch.from_numpy(labels), paired)
 
 
 def clip_batch(
@@ -221,9 +229,10 @@ def clip_batch(
         assert features.commonsense is not None
         features.text[foreign] = torch.from_numpy(texts.text)[rows].float()
         features.commonsense[foreign] = torch.from_numpy(texts.commonsense)[rows]
-    labels = np.where(present, dataset.labels[index], NO_LABEL)
-    paired = audio_mask & text_mask & ~foreign
-    return _batch(features, labels, paired=paired, weights=clips.weights[index])
+    paired = torch.from_numpy(audio_mask & text_mask & ~foreign)
+    weights = torch.from_numpy(clips.weights[index])
+    labels = torch.from_numpy(np.where(present, dataset.labels[index], NO_LABEL))
+    return Batch(features, labels, paired, weights)
 
 
 def _draw_clips(clips: Clips, among: Flags, count: int, *, draw: Draw) -> Rows:
@@ -258,18 +267,3 @@ def _drop_columns(audio: Float32, *, share: float, draw: Draw) -> Float32:
 def _mask(mask: Flags | None, index: Rows) -> Flags:
     """The mask [N] of a table's rows [B, U]; None: True everywhere."""
     return np.ones(index.shape, bool) if mask is None else mask[index]
-
-
-def _batch(
-    features: Features,
-    labels: NDArray[np.int64],
-    *,
-    paired: Flags,
-    weights: Float32 | None = None,
-) -> Batch:
-    return Batch(
-        features,
-        torch.from_numpy(labels),
-        torch.from_numpy(paired),
-        None if weights is None else torch.from_numpy(weights),
-    )

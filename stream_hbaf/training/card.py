@@ -68,7 +68,6 @@ def render(template: str, context: Mapping[str, Any]) -> str:
 
 
 def _context(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """All that the template names."""
     recipe, corpora = metrics["recipe"], metrics["corpora"]
     network, representation = read_network(recipe["network"]), recipe["audio"]["representation"]
     clips = [name for name, one in corpora.items() if one["kind"] == "clips"]
@@ -125,7 +124,6 @@ def _annotations(recipe: Mapping[str, Any]) -> list[str]:
 
 
 def _commonsense(recipe: Mapping[str, Any]) -> str:
-    """Where the inferences come from."""
     annotations = _annotations(recipe)
     if annotations:
         return f"three heads trained on {_titles(annotations)}, in place of COMET"

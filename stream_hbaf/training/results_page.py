@@ -85,7 +85,11 @@ def write_page(results: Path) -> Path:
     context = {
         "corpora": {row.first.corpus for row in rows},
         "rows": rows,
-        "beside_the_paper": [row for row in rows if _is_beside_the_paper(row)],
+        "beside_the_paper": [
+            row
+            for row in rows
+            if paper_figure(row) and row.percent("test") and not _is_ablation(row)
+        ],
         "side_by_side": list(_side_by_side(rows, known)),
         "ablations": [
             {"rows": own, "papers": any(paper_figure(row) for row in own)}
@@ -113,10 +117,6 @@ def paper_figure(row: RowSummary) -> float | None:
 def _is_ablation(row: RowSummary) -> bool:
     """An ablation's first row is the whole network, of which the others lack a part."""
     return row.experiment.endswith("-ablation")
-
-
-def _is_beside_the_paper(row: RowSummary) -> bool:
-    return bool(paper_figure(row) and row.percent("test")) and not _is_ablation(row)
 
 
 def _side_by_side(rows: Sequence[RowSummary], known: Results) -> Iterator[dict[str, Any]]:
