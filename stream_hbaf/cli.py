@@ -18,6 +18,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin
 
+from stream_hbaf import __version__
 from stream_hbaf.commands import Commands, add_command, add_verbose, print_line
 from stream_hbaf.commands.live import add_listen_options, add_live_commands, add_session_commands
 from stream_hbaf.commands.research import add_research_commands
@@ -213,7 +214,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    parser.add_argument("--version", action="version", version=f"stream-hbaf {__version__}")
     add_listen_options(parser)
     add_verbose(parser)
     commands = parser.add_subparsers(title="other commands", metavar="COMMAND")

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import json
 import uuid
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Collection
 from typing import Any, Generic, Literal, cast
 
@@ -184,10 +184,11 @@ async def request(
         async with asyncio.timeout(timeout_s):
             await client.subscribe(f"{root}/response/{command}", qos=1)
             await client.publish(f"{root}/request/{command}", payload, qos=1)
-            async for message in client.messages:
-                response = _response(message.payload)
-                if response is not None and response.transaction == transaction:
-                    return response
+            async for message in receive(client):
+                with contextlib.suppress(ValidationError):  # anybody may publish there
+                    response = Response.model_validate_json(message.payload)
+                    if response.transaction == transaction:
+                        return response
         raise AssertionError("messages have no end")
     except TimeoutError:
         raise BrokerError(
@@ -243,13 +244,6 @@ def _decode(payload: bytes, *, topic: Topic, levels: dict[str, str]) -> Event:
     return model.model_validate({**levels, "state": word, "label": word, "on": word == "ON"})
 
 
-def _response(payload: object) -> Response | None:
-    try:
-        return Response.model_validate_json(payload if isinstance(payload, bytes) else b"")
-    except ValidationError:
-        return None  # anybody may publish there
-
-
 def _topic_filter(
     kinds: Collection[type[Event]], *, prefix: str, node: str | None, source: str | None
 ) -> str:
@@ -257,7 +251,6 @@ def _topic_filter(
     wanted = [topic for topic in TOPICS if KINDS.get(topic.name) in kinds]
     if len(wanted) != 1:
         return f"{prefix}/{node or '+'}/{f'{source}/' if source else ''}#"
-    level = {"{prefix}": prefix, "{node}": node or "+", "{source}": source or "+"}
-    return "/".join(
-        level.get(part, "+" if "{" in part else part) for part in wanted[0].address.split("/")
-    )
+    levels = {"prefix": prefix, "node": node, "source": source}
+    given = {level: value for level, value in levels.items() if value}
+    return wanted[0].address.format_map(defaultdict(lambda: "+", given))

@@ -192,11 +192,6 @@ def _source(text: str) -> dict[str, str]:
 
 
 def _listen(options: argparse.Namespace) -> None:
-    if options.version:
-        from stream_hbaf import __version__
-
-        print_line(f"stream-hbaf {__version__}")
-        return
     speed = read_speed(options.speed or "1")
     config = read_config(options)
     sources = config.sources or (config.source,)

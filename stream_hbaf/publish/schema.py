@@ -16,6 +16,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, models_json
 from pydantic_core import core_schema
 
 from stream_hbaf.events import Event
+from stream_hbaf.files import atomic_write_text
 from stream_hbaf.publish.messages import COMMANDS, LEVELS, TOPICS, Topic
 
 JsonObject = dict[str, Any]
@@ -75,18 +76,17 @@ def asyncapi() -> JsonObject:
 def write_schema(folder: Path) -> None:
     """Write ``asyncapi.json`` and ``schema/*.json``, and update ``mqtt.md`` if there is one.
 
-    Raises OSError if the folder can't be written to.
+    Raises WriteError if the folder can't be written to.
     """
     files = {f"schema/{name}.json": json_schema(model) for name, model in _payloads().items()}
     for name, content in {"asyncapi.json": asyncapi(), **files}.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(content, indent=2, ensure_ascii=False)
+        atomic_write_text(folder / name, f"{text}\n")
     page = folder / "mqtt.md"
     if page.exists():
         before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
         _, _, after = rest.partition(END)
-        page.write_text(f"{before}{BEGIN}\n{reference()}{END}{after}", encoding="utf-8")
+        atomic_write_text(page, f"{before}{BEGIN}\n{reference()}{END}{after}")
 
 
 def reference() -> str:
