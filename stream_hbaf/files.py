@@ -86,19 +86,13 @@ def remove_unfinished(path: Path) -> None:
 def write_error(path: Path, error: OSError) -> WriteError:
     """One line on why ``path`` can't be written, for any writer."""
     if error.errno in DISK_FULL:
-        left = f"{free_mb(path.parent):.0f} MB left"
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        left = f"{shutil.disk_usage(folder).free / 2**20:.0f} MB left"
         return WriteError(f"{path.parent}: disk full ({error.strerror}, {left}); make room", error)
     return WriteError(
         f"{path}: can't be written ({error.strerror}); correct the folder or its permissions",
         error,
     )
-
-
-def free_mb(folder: Path) -> float:
-    """Free space where ``folder`` is or would be, in MiB."""
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free / 2**20
 
 
 def state_folder() -> Path:

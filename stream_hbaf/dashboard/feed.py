@@ -8,7 +8,7 @@ snapshot: one message with everything that a page needs to know.
 import asyncio
 import json
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,12 +88,6 @@ class LatestEvents:
     def messages(self) -> list[str]:
         """All messages, oldest first."""
         return [message for _, message in self._messages.values()]
-
-
-def snapshot(fields: Mapping[str, Any], latest: LatestEvents) -> str:
-    """A page's first message: ``fields`` about the recogniser, and the events until now."""
-    head = json.dumps({"event": "snapshot", **fields}, ensure_ascii=False)
-    return f'{head[:-1]},"history":[{",".join(latest.messages())}]}}'
 
 
 class PageQueue:

@@ -9,13 +9,13 @@
 import asyncio
 import contextlib
 import hmac
+import json
 import logging
 import secrets
 import socket
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote, unquote
 
 from aiohttp import WSCloseCode, WSMsgType, web
@@ -38,7 +38,7 @@ from stream_hbaf.audio.websocket import (
     receive,
 )
 from stream_hbaf.config import DashboardConfig, SourceConfig
-from stream_hbaf.dashboard.feed import LatestEvents, PageQueue, Recordings, page_message, snapshot
+from stream_hbaf.dashboard.feed import LatestEvents, PageQueue, Recordings, page_message
 from stream_hbaf.errors import AudioError, ConfigError, CorpusError, StreamHbafError
 from stream_hbaf.events import (
     AnyEvent,
@@ -276,17 +276,20 @@ class Dashboard:
         with contextlib.suppress(ConnectionError):  # the page was closed: ``_serve_page`` ends
             while True:
                 message = await queue.next()
-                await page.send_str(message or snapshot(self._about(), self._latest))
+                await page.send_str(message or self._snapshot())
 
-    def _about(self) -> dict[str, Any]:
-        """The recogniser, and what pages may request."""
+    def _snapshot(self) -> str:
+        """The recogniser, what pages may request, and the events until now."""
         assert self.info is not None  # since ``start``
-        return {
+        about = {
+            "event": "snapshot",
             "info": self.info.model_dump(by_alias=True),
             "microphones": list(self._microphones),
             "recordings": self._recordings.folder is not None,
             "control": self.control is not None,
         }
+        head = json.dumps(about, ensure_ascii=False)
+        return f'{head[:-1]},"history":[{",".join(self._latest.messages())}]}}'
 
     async def _answer(self, text: str) -> Response:
         """Carry out a page's request; one that fails has a response with the reason."""

@@ -129,7 +129,10 @@ class MqttPublisher:
         elif any(not message.droppable for message in found):
             await self._enqueue(found)
         else:
-            self._enqueue_droppable(found)
+            for message in found:
+                self._dropped += len(self._droppable) == DROPPABLE
+                self._droppable.append(message)
+            self._wake.set()
 
     async def forget(self, dialogue_id: str) -> int:
         """Erase a dialogue's messages from memory, disk and broker; returns how many they were."""
@@ -165,12 +168,6 @@ class MqttPublisher:
         if not self._delivery.cancelled():
             self._delivery.result()  # raises if delivery ended with a programming error
         return kept
-
-    def _enqueue_droppable(self, found: Sequence[Message]) -> None:
-        for message in found:
-            self._dropped += len(self._droppable) == DROPPABLE
-            self._droppable.append(message)
-        self._wake.set()
 
     async def _enqueue(self, found: Sequence[Message]) -> None:
         """Put messages in the outbox, in order. While the broker is away, retained messages go to

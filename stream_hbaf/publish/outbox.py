@@ -24,7 +24,6 @@ from stream_hbaf.files import lock_file, state_folder
 from stream_hbaf.publish.connection import node_name, read_address
 from stream_hbaf.publish.messages import Message
 
-SECONDS_AN_HOUR = 3600
 MAX_FILES = 100  # recognisers on one machine that share broker, prefix and node
 # NORMAL: a commit survives a crash of this program, but perhaps not a power cut. It takes 0.05 ms
 # (99th percentile: 0.2 ms), where FULL, which waits for the disk, takes 1 ms (13 ms, at most 83).
@@ -59,7 +58,7 @@ class Outbox:
         """``on_report`` is called with one line about each problem, and about its end."""
         self.dropped = 0  # durable messages that were dropped: too many, or too old
         self._limit = config.outbox
-        self._max_age_s = config.outbox_age_h * SECONDS_AN_HOUR
+        self._max_age_s = config.outbox_age_h * 3600
         self._report = on_report
         self._queued: dict[int, Queued] = {}  # by number, in order
         self._store = _Store(state_folder(), name=_file_name(config))

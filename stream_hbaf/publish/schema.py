@@ -22,17 +22,8 @@ from stream_hbaf.publish.messages import COMMANDS, LEVELS, TOPICS, Topic
 JsonObject = dict[str, Any]
 
 VERSION = "1.0.0"  # of the contract; the first number rises with incompatible changes
-LAST_WILL: JsonObject = {
-    "mqtt": {
-        "lastWill": {
-            "topic": "{prefix}/{node}/available",
-            "qos": 1,
-            "message": "offline",
-            "retain": True,
-        },
-        "bindingVersion": "0.2.0",
-    }
-}
+LAST_WILL = {"topic": "{prefix}/{node}/available", "qos": 1, "message": "offline", "retain": True}
+BINDING = "0.2.0"  # the version of AsyncAPI's MQTT bindings
 BEGIN, END = "<!-- generated: begin -->", "<!-- generated: end -->"
 
 
@@ -61,7 +52,11 @@ def asyncapi() -> JsonObject:
         },
         "defaultContentType": "application/json",
         "servers": {
-            "broker": {"host": "localhost:1883", "protocol": "mqtt", "bindings": LAST_WILL}
+            "broker": {
+                "host": "localhost:1883",
+                "protocol": "mqtt",
+                "bindings": {"mqtt": {"lastWill": LAST_WILL, "bindingVersion": BINDING}},
+            }
         },
         "channels": {topic.name: _channel(topic) for topic in TOPICS},
         "operations": {_operation_name(topic): _operation(topic) for topic in TOPICS},
@@ -188,7 +183,7 @@ def _operation_name(topic: Topic) -> str:
 
 
 def _operation(topic: Topic) -> JsonObject:
-    binding: JsonObject = {"qos": topic.qos, "retain": topic.retain, "bindingVersion": "0.2.0"}
+    binding: JsonObject = {"qos": topic.qos, "retain": topic.retain, "bindingVersion": BINDING}
     if topic.expiry_s is not None:
         binding["messageExpiryInterval"] = topic.expiry_s
     made: JsonObject = {

@@ -252,7 +252,8 @@ def human_line(message: Received, *, prefix: str, at: datetime) -> str:
     is_utterance = kind in ("utterance", "partial")
     content = payload
     if isinstance(payload, dict):
-        content = _utterance(payload) if is_utterance else _scalars(payload)
+        plain = [f"{k}={v}" for k, v in payload.items() if isinstance(v, str | int | float)]
+        content = _utterance(payload) if is_utterance else "  ".join(plain)
     what = content if is_utterance else f"{kind or rest} {content}"
     # Anybody may publish, and control characters could control the terminal.
     return printable(f"{at:%H:%M:%S}  {where}  {what}")
@@ -274,7 +275,8 @@ def _utterance(payload: dict[str, Any]) -> str:
     emotion = payload.get("emotion")
     if isinstance(emotion, dict):
         label = f"{emotion.get('label', '')}{'?' * (emotion.get('abstained') is True)}"
-        parts.append(f"{label} {_number(emotion.get('score'))}")
+        score = emotion.get("score")
+        parts.append(f"{label} {score:.2f}" if isinstance(score, int | float) else f"{label} ")
     if payload.get("conflict") is True:
         parts.append(CONFLICT)
     if text := payload.get("text"):
@@ -284,14 +286,6 @@ def _utterance(payload: dict[str, Any]) -> str:
     if kind != "end":
         parts.append(f"({kind})")
     return "  ".join(part for part in parts if part)
-
-
-def _scalars(payload: dict[str, Any]) -> str:
-    return "  ".join(f"{k}={v}" for k, v in payload.items() if isinstance(v, str | int | float))
-
-
-def _number(value: object) -> str:
-    return f"{value:.2f}" if isinstance(value, int | float) else ""
 
 
 def _decode(payload: bytes) -> Any:
