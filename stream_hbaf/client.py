@@ -164,12 +164,7 @@ def subscribe(
 
 
 async def request(
-    where: str | MqttConfig,
-    command: str,
-    *,
-    node: str,
-    timeout_s: float = 10.0,
-    **arguments: Any,
+    where: str | MqttConfig, command: str, *, node: str, timeout_s: float = 10.0, **arguments: Any
 ) -> Response:
     """Send a command to a recogniser and return its response, whose ``status`` may be ``error``.
 

@@ -90,8 +90,7 @@ def write_error(path: Path, error: OSError) -> WriteError:
         left = f"{shutil.disk_usage(folder).free / 2**20:.0f} MB left"
         return WriteError(f"{path.parent}: disk full ({error.strerror}, {left}); make room", error)
     return WriteError(
-        f"{path}: can't be written ({error.strerror}); correct the folder or its permissions",
-        error,
+        f"{path}: can't be written ({error.strerror}); correct the folder or its permissions", error
     )
 
 

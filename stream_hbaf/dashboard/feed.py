@@ -14,16 +14,7 @@ from typing import Any
 
 from stream_hbaf.config import SAMPLE_RATE_HZ
 from stream_hbaf.errors import CorpusError
-from stream_hbaf.events import (
-    Event,
-    Feedback,
-    Health,
-    Info,
-    Speech,
-    Status,
-    Switch,
-    Utterance,
-)
+from stream_hbaf.events import Event, Feedback, Health, Info, Speech, Status, Switch, Utterance
 from stream_hbaf.publish.messages import encode
 from stream_hbaf.sessions.format import Stretch, flac_length
 from stream_hbaf.sessions.session import (
