@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import logging
 import pwd
-import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,15 +47,15 @@ async def embedded_broker(port: int) -> AsyncIterator[LocalBroker]:
     as ours by a lock file in the state folder of the user. Raises BrokerError if anything else
     listens at the port, another program's broker included: it may be open to the network.
     """
-    url = f"mqtt://{LOOPBACK}:{port}"
-    lock = broker_lock(port)
-    if not _is_free(port):
+    url, lock = f"mqtt://{LOOPBACK}:{port}", broker_lock(port)
+    broker = await _start(port)
+    if broker is None:
         is_broker = await speaks_mqtt(Address(LOOPBACK, port))
         if not is_broker or not is_locked(lock):
             raise BrokerError(_refusal(port, is_broker=is_broker))
         yield LocalBroker(url, started=False)
         return
-    async with _run_broker(port):
+    try:
         with contextlib.ExitStack() as held:
             # Without a state folder the broker runs all the same; nobody shares it then.
             with contextlib.suppress(OSError):
@@ -64,10 +63,15 @@ async def embedded_broker(port: int) -> AsyncIterator[LocalBroker]:
                 if opened := lock_file(lock):
                     held.enter_context(opened)
             yield LocalBroker(url, started=True)
+    finally:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SHUTDOWN_S):
+                await asyncio.sleep(FORWARD_S)
+                await broker.shutdown()
 
 
-@contextlib.asynccontextmanager
-async def _run_broker(port: int) -> AsyncIterator[None]:
+async def _start(port: int) -> Broker | None:
+    """A broker that runs; None if the port is taken."""
     for name in ("amqtt", "transitions"):  # they log an error for each client that hangs up
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     anonymous = {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}}
@@ -79,30 +83,13 @@ async def _run_broker(port: int) -> AsyncIterator[None]:
     broker = Broker(settings)
     try:
         await broker.start()
-    except NotStarted as error:  # another program has taken the port since it was probed
-        is_broker = await speaks_mqtt(Address(LOOPBACK, port))
-        raise BrokerError(_refusal(port, is_broker=is_broker)) from error
-    try:
-        yield
-    finally:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(SHUTDOWN_S):
-                await asyncio.sleep(FORWARD_S)
-                await broker.shutdown()
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # closed ones don't count
-        try:
-            probe.bind((LOOPBACK, port))
-        except PermissionError:
+    except NotStarted as error:
+        if isinstance(error.__cause__, PermissionError):
             raise BrokerError(
                 f"mqtt.port: {port} needs root; choose one above 1023 with --set mqtt.port=PORT"
             ) from None
-        except OSError:
-            return False
-    return True
+        return None
+    return broker
 
 
 def _refusal(port: int, *, is_broker: bool) -> str:

@@ -84,21 +84,19 @@ class Outbox:
     async def open(self) -> None:
         """Read what earlier runs left on disk; it comes before everything new. Idempotent."""
         async with self._opening:
-            if not self._opened:
-                await self._take_over()
-                self._opened = True
-
-    async def _take_over(self) -> None:
-        left: list[Queued] = []
-        await self._attempt(lambda: left.extend(self._store.open()))
-        if self._store.remark:
-            self._report(self._store.remark)
-        self._queued = {queued.number: queued for queued in left}
-        self._last_number = max(self._queued, default=0)
-        if old := await self._drop_old():
-            self._report(f"outbox: messages of an earlier run dropped, too old: {old}")
-        if self._queued:
-            self._report(f"outbox: messages of an earlier run, sent first: {len(self._queued)}")
+            if self._opened:
+                return
+            left: list[Queued] = []
+            await self._attempt(lambda: left.extend(self._store.open()))
+            if self._store.remark:
+                self._report(self._store.remark)
+            self._queued = {queued.number: queued for queued in left}
+            self._last_number = max(self._queued, default=0)
+            if old := await self._drop_old():
+                self._report(f"outbox: messages of an earlier run dropped, too old: {old}")
+            if self._queued:
+                self._report(f"outbox: messages of an earlier run, sent first: {len(self._queued)}")
+            self._opened = True
 
     async def put(self, messages: Sequence[Message], *, broker_away: bool) -> None:
         """Append messages; durable ones are on disk when this returns.
