@@ -23,11 +23,14 @@ PATIENCE_S = 60  # for what takes 0.1 s on a machine that isn't busy
 
 
 class RandomChunks:
-    """A source of given sound in chunks of random size; counts the chunks that were taken."""
+    """A source of given sound in chunks of random size; counts the chunks that were taken.
+
+    The sound comes ``pace`` times as fast as in real time; all at once without a pace.
+    """
 
     name = "random chunks"
 
-    def __init__(self, sound: Sound, *, seed: int, pace: bool = False) -> None:
+    def __init__(self, sound: Sound, *, seed: int, pace: float | None = None) -> None:
         self._sound = sound
         self._draw = random.Random(seed)
         self._pace = pace
@@ -45,7 +48,7 @@ class RandomChunks:
             samples = self._sound[position : position + self._draw.randint(1, 4000)]
             end = position + len(samples)
             if self._pace:
-                await asyncio.sleep(len(samples) / SAMPLE_RATE_HZ)
+                await asyncio.sleep(len(samples) / SAMPLE_RATE_HZ / self._pace)
             self.taken += 1
             yield Chunk(start=position, samples=samples, captured_at=time.monotonic())
             position = end

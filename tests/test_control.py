@@ -133,7 +133,7 @@ def test_flush_ends_the_open_utterance(recognizer: Recognizer, sentences: list[S
         answer = await controls.answer(ask("flush"))
         assert (answer.status, answer.transaction) == ("ok", "t")
 
-    source = RandomChunks(sentences[0], seed=5, pace=True)
+    source = RandomChunks(sentences[0], seed=5, pace=3)
     first, *others = listen(recognizer, {named("ann"): source}, flush).ends()
     assert first.trigger == "request"
     assert others
@@ -148,7 +148,7 @@ def test_reset_begins_a_new_dialogue(recognizer: Recognizer, sentences: list[Sou
         answer = await controls.answer(ask("reset"))
         assert answer.content == {"ended": 1}
 
-    source = RandomChunks(sentences[0], seed=6, pace=True)
+    source = RandomChunks(sentences[0], seed=6, pace=3)
     first, *others = listen(recognizer, {named("ann"): source}, reset).ends()
     assert others[0].turn == 1
     assert others[0].dialogue_id != first.dialogue_id
@@ -167,7 +167,7 @@ def test_an_open_utterance_is_forgotten_too(recognizer: Recognizer, sentences: l
         forgotten.append(new)
 
     forgotten: list[Utterance] = []
-    source = RandomChunks(sentences[0], seed=10, pace=True)
+    source = RandomChunks(sentences[0], seed=10, pace=3)
     listen(recognizer, {named("ann"): source}, forget, log=log, stores=[store])
     assert store.found == [forgotten[0].id]
     mine = [end.id for end in log.ends() if end.dialogue_id == forgotten[0].dialogue_id]
@@ -184,7 +184,7 @@ def test_nothing_is_recognised_while_not_listening(
         await log.until(log.has_begun)
         await controls.set_switch("ann", switch="listening", on=False)
 
-    source = RandomChunks(np.concatenate([sentences[1]] * 2), seed=7, pace=True)
+    source = RandomChunks(np.concatenate([sentences[1]] * 2), seed=7, pace=3)
     log = listen(recognizer, {named("ann"): source}, stop_listening)
     (end,) = log.ends()
     assert end.trigger == "request"
@@ -201,7 +201,7 @@ def test_nothing_is_transcribed_while_the_switch_is_off(
         await log.until(lambda: any(isinstance(e, Switch) for e in log.events))
         await controls.set_switch("ann", switch="transcribe", on=False)
 
-    source = RandomChunks(sentences[1], seed=8, pace=True)
+    source = RandomChunks(sentences[1], seed=8, pace=3)
     ends = listen(recognizer, {named("ann"): source}, stop_transcribing).ends()
     assert ends
     assert {(end.text, tuple(end.modalities)) for end in ends} == {("", ("audio",))}
@@ -217,7 +217,7 @@ def test_the_bundle_is_swapped_between_utterances(
         await log.until(log.has_begun)
         answers.append(await controls.answer(ask("set_model", model=recognizer.bundle.id)))
 
-    source = RandomChunks(np.concatenate([sentences[1]] * 4), seed=9, pace=True)
+    source = RandomChunks(np.concatenate([sentences[1]] * 4), seed=9, pace=3)
     log = listen(recognizer, {named("ann"): source}, exchange)
     ends = log.ends()
     assert answers[0].content == {
@@ -274,7 +274,7 @@ def test_get_state_gives_switches_dialogues_and_health(
         found.append((await controls.answer(ask("get_state"))).content)
 
     log = listen(
-        recognizer, {named("ann"): RandomChunks(np.tile(sentences[1], 2), seed=2, pace=True)}, look
+        recognizer, {named("ann"): RandomChunks(np.tile(sentences[1], 2), seed=2, pace=3)}, look
     )
     (state,) = found
     assert state["switches"] == {"ann": {"listening": True, "transcribe": True}}

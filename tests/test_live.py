@@ -32,7 +32,7 @@ def test_chunks_of_any_size_give_the_same_utterances(
     """Promise 1, for the whole path: how the sound is cut into chunks changes nothing."""
     sound = np.concatenate(sentences[1:3])
     first = recognise(recognizer, RandomChunks(sound, seed=1))
-    second = recognise(recognizer, RandomChunks(sound, seed=2, pace=True))
+    second = recognise(recognizer, RandomChunks(sound, seed=2, pace=4))
     assert len(first) >= 2
     assert_same(first, second)
 
@@ -44,7 +44,7 @@ class WaitsForPartials(RandomChunks):
     """
 
     def __init__(self, sound: Sound, *, seed: int) -> None:
-        super().__init__(sound, seed=seed, pace=True)
+        super().__init__(sound, seed=seed, pace=1)
         self.read_partial = asyncio.Semaphore(0)
 
     async def chunks(self) -> AsyncIterator[Chunk]:
@@ -321,4 +321,4 @@ def test_recording_replayed_from_a_file_equals_live(
     replayed = recognise(
         recognizer, FileSource(path, speed=None, chunk_ms=320, on_status=lambda *_: None)
     )
-    assert_same(recognise(recognizer, RandomChunks(sentences[2], seed=8, pace=True)), replayed)
+    assert_same(recognise(recognizer, RandomChunks(sentences[2], seed=8, pace=4)), replayed)

@@ -124,6 +124,12 @@ class WebRtcDetector:
         self._recent = deque(maxlen=self._smoothing)
 
 
+def webrtc_flags(samples: NDArray[np.int16], *, frame_ms: int) -> NDArray[np.bool_]:
+    """Whether WebRTC's strictest mode calls each whole frame of an utterance speech: [k]."""
+    detector = WebRtcDetector(frame_ms=frame_ms, smoothing_ms=frame_ms)
+    return detector.feed(samples) > 0.0
+
+
 def open_detector(engine: Engine) -> SpeechDetector:
     """Open the engine that ``vad.engine`` names. Raises ModelError if its weights are missing."""
     return SileroDetector() if engine == "silero" else WebRtcDetector()
