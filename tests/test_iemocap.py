@@ -1,8 +1,10 @@
-"""Promises of the IEMOCAP reader: the release as people download it, and the published table."""
+"""Promises of the IEMOCAP reader: the release as people download it, and the published tables."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from stream_hbaf.corpora.dialogue import SPLITS, LabelledUtterance
@@ -10,17 +12,18 @@ from stream_hbaf.corpora.iemocap import DEV_DIALOGUES, IEMOCAP_LABELS, read_iemo
 from stream_hbaf.corpora.open_corpus import open_corpus
 from stream_hbaf.errors import CorpusError
 
-# (turn, start, end, emotion, text); the files aren't in order of time
+# (turn, start, end, emotion, text); the files aren't in order of time. F001 is said into M000.
 SPOKEN = (
     ("F000", 6.2901, 8.2357, "neu", "Excuse me."),
     ("M000", 7.5712, 10.4750, "fru", "Do you have   your forms?"),
     ("M001", 12.1, 14.0, "exc", "Let me see them."),
-    ("F001", 10.0100, 11.3925, "xxx", "Yeah. [LAUGHTER]"),
+    ("F001", 9.0100, 10.3925, "xxx", "Yeah. [LAUGHTER]"),
 )
 TABLE_HEADER = (
     "video_id,segment_id,emotion,gender,mode,text,duration,avg_intensity,intensity_variation,"
     "avg_pitch,pitch_std,pitch_range,articulation_rate,mean_hnr"
 )
+ORDER_HEADER = "name,video_id,speaker,start_s,end_s,emotion,votes_if_undecided"
 MEASURED = "2.5,55.0,6.5,179.4,17.9,56.7,,7.0"
 
 
@@ -63,14 +66,30 @@ def write_table(folder: Path, *rows: str) -> Path:
     return folder
 
 
-def test_release_reads_turns_in_order_of_time(release: Path) -> None:
-    """Turns stand in the order of their start, with names, words and labels in full."""
+def write_order(folder: Path, *turns: tuple[str, float | str, float | str]) -> Path:
+    """The table of times: (turn, start, end)."""
+    rows = [f"{turn},,{turn[:5]},{start},{end},neu," for turn, start, end in turns]
+    path = folder / "order.csv"
+    path.write_text("\n".join([ORDER_HEADER, *rows, ""]))
+    return path
+
+
+def write_embeddings(folder: Path, *turns: str, width: int = 256) -> Path:
+    """An archive with an embedding for each turn: its number in all columns."""
+    rows = np.repeat(np.arange(len(turns), dtype=np.float16)[:, None], width, axis=1)
+    path = folder / "ge2e.npz"
+    np.savez(path, name=np.array(turns), embedding=rows)
+    return path
+
+
+def test_release_reads_turns_as_they_end(release: Path) -> None:
+    """A turn follows all that had ended before it did, with names, words and labels in full."""
     dialogue = read_iemocap(release, "train")[0]
     assert dialogue.id == "Ses01F_impro01"
     assert [(u.id[-4:], u.speaker, u.text, u.label) for u in dialogue.utterances] == [
         ("F000", "Mary", "Excuse me.", "neutral"),
-        ("M000", "James", "Do you have your forms?", "frustration"),
         ("F001", "Mary", "Yeah. [LAUGHTER]", None),
+        ("M000", "James", "Do you have your forms?", "frustration"),
         ("M001", "James", "Let me see them.", "excitement"),
     ]
 
@@ -140,9 +159,12 @@ def test_release_takes_measurements_from_the_table(release: Path) -> None:
     assert by_id["Ses05F_impro01_F000"].prosody is None
 
 
+NAME = "Ses05M_impro02"
+
+
 def table_of(*turns: tuple[str, int, str]) -> tuple[str, ...]:
     return tuple(
-        f"Ses05M_impro02,{number},{emotion},{gender},test,{gender}{number},{MEASURED}"
+        f"{NAME},{number},{emotion},{gender},test,{gender}{number},{MEASURED}"
         for gender, number, emotion in turns
     )
 
@@ -150,6 +172,7 @@ def table_of(*turns: tuple[str, int, str]) -> tuple[str, ...]:
 def test_table_gives_what_the_release_gives(tmp_path: Path) -> None:
     """Ids, speakers, words and labels are those of the release; an empty cell is nan."""
     write_table(tmp_path, f"Ses02F_impro02,0,hap,M,valid,Well  now.,{MEASURED}")
+    write_order(tmp_path, ("Ses02F_impro02_M000", 0.5, 3.0))
     (dialogue,) = read_iemocap(tmp_path, "dev")
     (turn,) = dialogue.utterances
     assert turn == LabelledUtterance(
@@ -165,12 +188,84 @@ def test_table_gives_what_the_release_gives(tmp_path: Path) -> None:
     assert turn.prosody[7] == 7.0
 
 
-def test_table_merges_the_two_speakers_evenly(tmp_path: Path) -> None:
-    """The table lists one speaker after the other; their turns are spread over the same time."""
-    turns = [("F", n, "neu") for n in range(4)] + [("M", n, "sad") for n in range(2)]
-    write_table(tmp_path, *table_of(*turns))
+def test_table_has_turns_as_they_end(tmp_path: Path) -> None:
+    """The order is that of the ends in order.csv, whatever the rows' order in either file."""
+    write_table(tmp_path, *table_of(("F", 0, "neu"), ("F", 1, "neu"), ("M", 0, "sad")))
+    write_order(
+        tmp_path,
+        (f"{NAME}_F001", 4.0, 5.5),
+        (f"{NAME}_M000", 1.0, 6.0),
+        (f"{NAME}_F000", 0.0, 2.0),
+    )
     (dialogue,) = read_iemocap(tmp_path, "test")
-    assert [one.text for one in dialogue.utterances] == ["F0", "M0", "F1", "F2", "M1", "F3"]
+    assert [one.text for one in dialogue.utterances] == ["F0", "F1", "M0"]
+
+
+@pytest.mark.parametrize(
+    ("times", "complaint"),
+    [
+        ([("F000", 0.0, 1.0)], r"utterances\.csv:3: turn \w+_M000 isn't in order\.csv"),
+        ([("F000", 0, 1), ("M000", 1, 2), ("F000", 0, 1)], r"order\.csv:4: turn \w+_F000 stands"),
+        ([("F000", "soon", 1)], r"order\.csv:2: turn \w+_F000 is from 'soon' to '1'; start_s"),
+        ([("F000", 2.0, 1.0)], r"order\.csv:2: turn \w+_F000 is from '2.0' to '1.0'; start_s"),
+        ([("F000", 0.0, "nan")], r"order\.csv:2: turn \w+_F000 is from '0.0' to 'nan'; start_s"),
+    ],
+)
+def test_order_names_the_line_it_cannot_use(
+    tmp_path: Path, times: Sequence[tuple[str, float | str, float | str]], complaint: str
+) -> None:
+    """A turn without times or with two, and times that aren't: one error with file and line."""
+    write_table(tmp_path, *table_of(("F", 0, "neu"), ("M", 0, "sad")))
+    write_order(tmp_path, *((f"{NAME}_{turn}", start, end) for turn, start, end in times))
+    with pytest.raises(CorpusError, match=complaint):
+        read_iemocap(tmp_path, "test")
+
+
+def test_table_without_its_order_is_refused(tmp_path: Path) -> None:
+    """Turns in an order that nobody knows have no past."""
+    write_table(tmp_path, *table_of(("F", 0, "neu")))
+    with pytest.raises(CorpusError, match=r"^IEMOCAP: .*order\.csv is missing; put the corpus"):
+        read_iemocap(tmp_path, "test")
+
+
+def test_turns_have_their_embeddings(release: Path, tmp_path: Path) -> None:
+    """From ge2e.npz, by name, beside the release as beside the table."""
+    write_table(tmp_path, *table_of(("F", 0, "neu"), ("M", 0, "sad")))
+    write_order(tmp_path, (f"{NAME}_M000", 0, 1), (f"{NAME}_F000", 1, 2))
+    write_embeddings(tmp_path, f"{NAME}_F000", f"{NAME}_M000")
+    first, second = read_iemocap(tmp_path, "test")[0].utterances
+    assert first.ge2e is not None
+    assert second.ge2e is not None
+    assert first.ge2e.tolist() == [1.0] * 256
+    assert second.ge2e.tolist() == [0.0] * 256
+    write_embeddings(release, *(f"Ses05F_impro01_{turn}" for turn, *_ in SPOKEN))
+    found = {one.id[-4:]: one.ge2e for one in read_iemocap(release, "test")[0].utterances}
+    assert found["M001"] is not None
+    assert found["M001"].tolist() == [2.0] * 256
+
+
+def test_embeddings_that_cannot_be_used_are_one_line(tmp_path: Path) -> None:
+    """A turn without one or with two, another length, NaN, and another file."""
+    write_table(tmp_path, *table_of(("F", 0, "neu")))
+    write_order(tmp_path, (f"{NAME}_F000", 0, 1))
+
+    def complain(complaint: str) -> None:
+        with pytest.raises(CorpusError, match=complaint) as raised:
+            read_iemocap(tmp_path, "test")
+        assert "\n" not in str(raised.value)
+
+    write_embeddings(tmp_path, f"{NAME}_M000")
+    complain(r"turn \w+_F000 isn't in ge2e\.npz; get a whole one")
+    path = write_embeddings(tmp_path, f"{NAME}_F000", f"{NAME}_F000")
+    complain(r"ge2e\.npz: turn \w+_F000 stands here twice")
+    write_embeddings(tmp_path, f"{NAME}_F000", width=192)
+    complain(r"ge2e\.npz: embedding is \[1, 192\], not \[1, 256\]")
+    np.savez(path, name=np.array([f"{NAME}_F000"]), embedding=np.full((1, 256), np.nan))
+    complain(r"ge2e\.npz: the embedding of turn \w+_F000 isn't finite")
+    np.savez(path, name=np.array([f"{NAME}_F000"]))
+    complain(r"ge2e\.npz: not an archive of the arrays 'name' and 'embedding'")
+    path.write_bytes(b"not a zip")
+    complain(r"ge2e\.npz: not an archive of the arrays 'name' and 'embedding'")
 
 
 @pytest.mark.parametrize(
@@ -186,6 +281,7 @@ def test_table_merges_the_two_speakers_evenly(tmp_path: Path) -> None:
 def test_table_names_the_line_it_cannot_read(tmp_path: Path, row: str, complaint: str) -> None:
     """A broken line ends in one error with its file and line."""
     write_table(tmp_path, *table_of(("F", 0, "neu")), row)
+    write_order(tmp_path, (f"{NAME}_F000", 0, 1), ("Ses05F_impro01_F000", 0, 1))
     with pytest.raises(CorpusError, match=rf"utterances\.csv:3: .*{complaint}"):
         read_iemocap(tmp_path, "test")
 

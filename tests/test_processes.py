@@ -65,9 +65,7 @@ def test_results_come_in_the_items_order(workers: int) -> None:
 
 def test_results_as_they_are_completed(tmp_path: Path) -> None:
     """Each once, with its index; nothing is held back by a slow one."""
-    found = list(
-        map_as_completed(wait_for_the_others, [3, 0, 2, 1], workers=2, shared=(tmp_path,))
-    )
+    found = list(map_as_completed(wait_for_the_others, [3, 0, 2, 1], workers=2, shared=(tmp_path,)))
     assert sorted(found) == [(0, 9), (1, 0), (2, 4), (3, 1)]
     assert found[-1] == (1, 0)
     assert list(map_as_completed(square, [], workers=2)) == []

@@ -4,7 +4,7 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -43,6 +43,8 @@ class LabelledUtterance:
     prosody: tuple[float, ...] | None = None  # 8 published measurements, nan: not measurable
     start_s: float | None = None  # in `audio`; None: from its beginning
     end_s: float | None = None  # in `audio`; None: to its end
+    # Published embedding [256] of its audio, for a corpus whose audio isn't.
+    ge2e: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,17 +1,23 @@
 """Reads IEMOCAP: ten actors in pairs, scripted and improvised dialogues (Busso et al. 2008).
 
 Its files are expected as people download them: the release (``IEMOCAP_full_release/Session1`` …
-``Session5``), or the published table of its 10,039 turns (``utterances.csv``). Where both are
-there, texts and times come from the release, and the eight prosody measurements from the table.
-Session 5 is the test split.
+``Session5``), or the published table of its 10,039 turns (``utterances.csv``) with their times in
+``order.csv``. Where both are there, texts and times come from the release, and the eight prosody
+measurements from the table. ``ge2e.npz`` adds an embedding of each turn's audio to either.
 
-The table numbers each speaker's turns but not the dialogue's, so their order isn't in it.
-We merge the two speakers' turns evenly, each speaker's first to last turn over the whole dialogue.
-That is an estimate: some turns will stand a few turns too early or too late.
+A dialogue's turns are in the order in which they end. Speakers overlap, and a live recogniser has a
+turn when it ends: so what precedes a turn here is what has ended before. Session 5 is the test
+split.
 """
 
+import math
 import re
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from stream_hbaf.corpora.dialogue import (
     Dialogue,
@@ -62,33 +68,42 @@ DEV_DIALOGUES = frozenset(
 )
 MODES: dict[Split, str] = {"train": "train", "dev": "valid", "test": "test"}
 TABLE = "utterances.csv"
+ORDER = "order.csv"
+EMBEDDINGS = "ge2e.npz"  # arrays `name` [N] and `embedding` [N, 256]
+EMBEDDING_WIDTH = 256
 COLUMNS = ("video_id", "segment_id", "emotion", "gender", "mode", "text", *PROSODY)
+ORDER_COLUMNS = ("name", "start_s", "end_s")
 
 EVALUATED = re.compile(
     r"\[\s*(?P<start>\d+\.?\d*)\s*-\s*(?P<end>\d+\.?\d*)\s*\]"
     r"\s+(?P<id>\S+_[FM]\d+)\s+(?P<emotion>[a-z]{3})\b"
 )
 TRANSCRIBED = re.compile(r"(?P<id>\S+_[FM]\d+)\s+\[[^\]]*\]:(?P<text>.*)")
-Prosody = dict[str, tuple[float, ...]]
+Times = Mapping[str, tuple[float, float]]  # by turn: start and end in its dialogue, s
+Prosody = Mapping[str, tuple[float, ...]]
+Embeddings = Mapping[str, NDArray[np.float32]]
 
 
 def read_iemocap(folder: Path, split: Split) -> list[Dialogue]:
-    """Read one split's dialogues, turns in order of time; speakers are Mary (F) and James (M).
+    """Read one split's dialogues, turns as they end; speakers are Mary (F) and James (M).
 
     Raises CorpusError with file and line for a label that IEMOCAP doesn't know, a turn without
-    transcription, or a broken table; and for a folder that holds neither of the two layouts.
+    transcription, time or embedding, or a broken table; and for a folder that holds neither of the
+    two layouts.
     """
     table = folder / TABLE
+    embeddings = _read_embeddings(folder / EMBEDDINGS)
     for place in (folder / "IEMOCAP_full_release", folder):
         if (place / "Session1").is_dir():
             prosody = _read_prosody(table) if table.is_file() else {}
-            return _read_release(place, split=split, prosody=prosody)
+            return _read_release(place, split=split, prosody=prosody, embeddings=embeddings)
     if not table.is_file():
         raise CorpusError(
             f"IEMOCAP: {folder} holds neither IEMOCAP_full_release/Session1 nor {TABLE}; "
             "put the corpus there or correct --corpora"
         )
-    return _read_table(table, split=split)
+    times = _read_times(require_file(folder / ORDER, corpus="IEMOCAP"))
+    return _read_table(table, split=split, times=times, embeddings=embeddings)
 
 
 def split_of(dialogue: str) -> Split:
@@ -98,7 +113,9 @@ def split_of(dialogue: str) -> Split:
     return "dev" if dialogue in DEV_DIALOGUES else "train"
 
 
-def _read_release(folder: Path, *, split: Split, prosody: Prosody) -> list[Dialogue]:
+def _read_release(
+    folder: Path, *, split: Split, prosody: Prosody, embeddings: Embeddings
+) -> list[Dialogue]:
     dialogues = []
     for session in SESSIONS:
         place = require_folder(
@@ -109,35 +126,42 @@ def _read_release(folder: Path, *, split: Split, prosody: Prosody) -> list[Dialo
         )
         for evaluation in sorted(evaluations.glob("[!.]*.txt")):  # ._x.txt: left over by a Mac
             if split_of(evaluation.stem) == split:
-                dialogues.append(_read_dialogue(evaluation, session=place, prosody=prosody))
+                dialogues.append(
+                    _read_dialogue(
+                        evaluation, session=place, prosody=prosody, embeddings=embeddings
+                    )
+                )
     return dialogues
 
 
-def _read_dialogue(evaluation: Path, *, session: Path, prosody: Prosody) -> Dialogue:
+def _read_dialogue(
+    evaluation: Path, *, session: Path, prosody: Prosody, embeddings: Embeddings
+) -> Dialogue:
     name = evaluation.stem
     transcription = require_file(
         session / "dialog" / "transcriptions" / f"{name}.txt", corpus="IEMOCAP"
     )
     texts = _read_transcription(transcription)
     clips = session / "sentences" / "wav"
-    turns: dict[str, tuple[float, float, LabelledUtterance]] = {}
+    turns: dict[str, LabelledUtterance] = {}
+    times = {}
     for where, found in _evaluated(evaluation):
         turn = found["id"]
         if turn in turns:
             raise CorpusError(f"{where}: turn {turn} stands here twice; remove one of them")
         if turn not in texts:
             raise CorpusError(f"{where}: turn {turn} isn't in {transcription}; unpack it again")
-        utterance = LabelledUtterance(
+        turns[turn] = LabelledUtterance(
             id=turn,
             speaker=_speaker(turn),
             text=texts[turn],
             label=_label(found["emotion"], where=where),
             audio=clips / name / f"{turn}.wav" if clips.is_dir() else None,
             prosody=prosody.get(turn),
+            ge2e=_embedding(turn, embeddings),
         )
-        turns[turn] = (float(found["start"]), float(found["end"]), utterance)
-    in_time = sorted(turns.values(), key=lambda turn: turn[:2])
-    return Dialogue(name, tuple(utterance for _, _, utterance in in_time))
+        times[turn] = (float(found["start"]), float(found["end"]))
+    return Dialogue(name, _in_time(turns, times))
 
 
 def _evaluated(path: Path) -> list[tuple[str, re.Match[str]]]:
@@ -163,7 +187,9 @@ def _lines(path: Path) -> list[tuple[str, str]]:
     return [(f"{path}:{n}", line) for n, line in enumerate(read_text(path).split("\n"), start=1)]
 
 
-def _read_table(path: Path, *, split: Split) -> list[Dialogue]:
+def _read_table(
+    path: Path, *, split: Split, times: Times, embeddings: Embeddings
+) -> list[Dialogue]:
     turns: dict[str, dict[str, LabelledUtterance]] = {}
     for where, row in _table_rows(path):
         if row["mode"] not in MODES.values():
@@ -174,23 +200,75 @@ def _read_table(path: Path, *, split: Split) -> list[Dialogue]:
         dialogue = turns.setdefault(row["video_id"], {})
         if turn in dialogue:
             raise CorpusError(f"{where}: turn {turn} stands here twice; remove one of them")
+        if turn not in times:
+            raise CorpusError(f"{where}: turn {turn} isn't in {ORDER} beside it; add its times")
         dialogue[turn] = LabelledUtterance(
             id=turn,
             speaker=_speaker(turn),
             text=" ".join(row["text"].split()),
             label=_label(row["emotion"], where=where),
             prosody=read_measurements(row, where=where),
+            ge2e=_embedding(turn, embeddings),
         )
-    return [Dialogue(name, _merge(list(own.values()))) for name, own in sorted(turns.items())]
+    return [Dialogue(name, _in_time(own, times)) for name, own in sorted(turns.items())]
 
 
-def _merge(turns: list[LabelledUtterance]) -> tuple[LabelledUtterance, ...]:
-    """The two speakers' turns in one order: the k-th of n stands at (k + 1/2) / n of the time."""
-    placed = []
-    for speaker in SPEAKERS.values():
-        own = sorted((turn for turn in turns if turn.speaker == speaker), key=lambda turn: turn.id)
-        placed += [((k + 0.5) / len(own), turn) for k, turn in enumerate(own)]
-    return tuple(turn for _, turn in sorted(placed, key=lambda place: place[0]))
+def _in_time(turns: Mapping[str, LabelledUtterance], times: Times) -> tuple[LabelledUtterance, ...]:
+    """The turns in the order in which they end, and begin where they end at once."""
+    return tuple(turns[turn] for turn in sorted(turns, key=lambda turn: times[turn][::-1]))
+
+
+def _read_times(path: Path) -> Times:
+    """Start and end of every turn, by its name."""
+    times: dict[str, tuple[float, float]] = {}
+    for where, row in read_rows(read_utf8(path), path=path, columns=ORDER_COLUMNS):
+        turn = row["name"]
+        if turn in times:
+            raise CorpusError(f"{where}: turn {turn} stands here twice; remove one of them")
+        try:
+            start_s, end_s = float(row["start_s"]), float(row["end_s"])
+        except ValueError:
+            start_s = end_s = math.nan
+        if not 0 <= start_s < end_s < math.inf:
+            raise CorpusError(
+                f"{where}: turn {turn} is from '{row['start_s']}' to '{row['end_s']}'; start_s and "
+                "end_s must be seconds, the start before the end"
+            )
+        times[turn] = (start_s, end_s)
+    return times
+
+
+def _read_embeddings(path: Path) -> Embeddings:
+    """GE2E embeddings by turn; none if there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            names, rows = arrays["name"].tolist(), np.asarray(arrays["embedding"], np.float32)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise CorpusError(
+            f"{path}: not an archive of the arrays 'name' and 'embedding' ({error}); get it again"
+        ) from None
+    if rows.shape != (len(names), EMBEDDING_WIDTH):
+        raise CorpusError(
+            f"{path}: embedding is {list(rows.shape)}, not [{len(names)}, {EMBEDDING_WIDTH}]; "
+            "it must be by the GE2E encoder, a row for each name"
+        )
+    for turn, finite in zip(names, np.isfinite(rows).all(axis=1), strict=True):
+        if not finite:
+            raise CorpusError(f"{path}: the embedding of turn {turn} isn't finite; get it again")
+    found = dict(zip(names, rows, strict=True))
+    if len(found) < len(names):
+        twice = next(turn for turn in names if names.count(turn) > 1)
+        raise CorpusError(f"{path}: turn {twice} stands here twice; remove one of them")
+    return found
+
+
+def _embedding(turn: str, embeddings: Embeddings) -> NDArray[np.float32] | None:
+    """The turn's embedding; None if there are no embeddings at all."""
+    if embeddings and turn not in embeddings:
+        raise CorpusError(f"IEMOCAP: turn {turn} isn't in {EMBEDDINGS}; get a whole one")
+    return embeddings.get(turn)
 
 
 def _read_prosody(path: Path) -> Prosody:

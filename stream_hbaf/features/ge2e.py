@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers.audio_utils import mel_filter_bank
 
 from stream_hbaf.config import SAMPLE_RATE_HZ
 from stream_hbaf.errors import ModelError
@@ -66,7 +65,9 @@ class Ge2e:
         self._device = torch.device(device)
         weights = find_ge2e()
         if weights is None:
-            raise ModelError(f"{GE2E}: resemblyzer, which carries its weights, is missing; {INSTALL}")
+            raise ModelError(
+                f"{GE2E}: resemblyzer, which carries its weights, is missing; {INSTALL}"
+            )
         if (digest := hashlib.sha256(weights.read_bytes()).hexdigest()) != SHA256:
             raise ModelError(
                 f"{GE2E}: {weights} has SHA-256 {digest}, not {SHA256}; {INSTALL} --force-reinstall"
@@ -76,16 +77,7 @@ class Ge2e:
         own = self._encoder.state_dict()
         self._encoder.load_state_dict({name: states[name] for name in own})
         self._encoder.eval().to(self._device)
-        bands = mel_filter_bank(
-            num_frequency_bins=WINDOW_SAMPLES // 2 + 1,
-            num_mel_filters=MEL_BANDS,
-            min_frequency=0.0,
-            max_frequency=SAMPLE_RATE_HZ / 2,
-            sampling_rate=SAMPLE_RATE_HZ,
-            norm="slaney",
-            mel_scale="slaney",
-        )
-        self._mel = torch.from_numpy(bands).float()  # [201, 40]
+        self._mel = torch.from_numpy(mel_bands())  # [201, 40]
         self._hann = torch.hann_window(WINDOW_SAMPLES)
 
     def extract(self, samples: NDArray[np.int16]) -> Float32 | None:
@@ -126,6 +118,22 @@ class Ge2e:
 
     def close(self) -> None:
         """Nothing to free."""
+
+
+def mel_bands() -> Float32:
+    """Weights [201, 40] of a spectrum's bins in 40 triangular bands of equal area up to 8 kHz.
+
+    The bands' edges are evenly spaced on Slaney's mel scale: linear below 1 kHz (15 mel), above
+    it logarithmic with 27 mel for each factor of 6.4.
+    """
+    highest_hz = SAMPLE_RATE_HZ / 2
+    mel = np.linspace(0.0, 15 + 27 * np.log(highest_hz / 1000) / np.log(6.4), MEL_BANDS + 2)
+    edges_hz = np.where(mel < 15, mel * 200 / 3, 1000 * 6.4 ** ((mel - 15) / 27))
+    bins_hz = np.linspace(0.0, highest_hz, WINDOW_SAMPLES // 2 + 1)[:, None]
+    low, middle, high = edges_hz[:-2], edges_hz[1:-1], edges_hz[2:]
+    rise, fall = (bins_hz - low) / (middle - low), (high - bins_hz) / (high - middle)
+    bands: Float32 = (np.minimum(rise, fall).clip(min=0) * 2 / (high - low)).astype(np.float32)
+    return bands
 
 
 def find_ge2e() -> Path | None:
