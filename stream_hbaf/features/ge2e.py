@@ -20,7 +20,6 @@ from stream_hbaf.speech.vad import webrtc_flags
 
 Float32 = NDArray[np.float32]
 
-GE2E = "ge2e"
 GE2E_WIDTH = 256
 SHA256 = "39373b86598fa3da9fcddee6142382efe09777e8d37dc9c0561f41f0070f134e"
 INSTALL = "pip install --no-deps resemblyzer==0.1.4"
@@ -57,7 +56,7 @@ class Ge2e:
     Raises ModelError if the package isn't installed, or carries other weights.
     """
 
-    name = GE2E
+    name = "ge2e"
     width = GE2E_WIDTH
     version = f"1-{SHA256[:12]}"
 
@@ -65,12 +64,10 @@ class Ge2e:
         self._device = torch.device(device)
         weights = find_ge2e()
         if weights is None:
-            raise ModelError(
-                f"{GE2E}: resemblyzer, which carries its weights, is missing; {INSTALL}"
-            )
+            raise ModelError(f"ge2e: resemblyzer, which carries its weights, is missing; {INSTALL}")
         if (digest := hashlib.sha256(weights.read_bytes()).hexdigest()) != SHA256:
             raise ModelError(
-                f"{GE2E}: {weights} has SHA-256 {digest}, not {SHA256}; {INSTALL} --force-reinstall"
+                f"ge2e: {weights} has SHA-256 {digest}, not {SHA256}; {INSTALL} --force-reinstall"
             )
         states = torch.load(weights, map_location="cpu", weights_only=True)["model_state"]
         self._encoder = _Encoder()

@@ -1,9 +1,10 @@
 """Acoustic representations by name: one vector for each utterance, or a short row of tokens.
 
-openSMILE's feature sets, Whisper's encoder and self-supervised speech encoders behind one
-interface, for corpora. Live, openSMILE is streamed (acoustic.py), and Whisper's encoder runs for
-the transcript (whisper.py). VGGish and openL3, which the paper also compares, are in no maintained
-package. ``Scaling`` standardises features as a bundle stores it, in training and live use alike.
+openSMILE's feature sets, Whisper's encoder, the GE2E speaker encoder and self-supervised speech
+encoders behind one interface, for corpora. Live, openSMILE is streamed (acoustic.py), and Whisper's
+encoder runs for the transcript (whisper.py). VGGish and openL3, which the paper also compares, are
+in no maintained package. ``Scaling`` standardises features as a bundle stores it, in training and
+live use alike.
 """
 
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ from dataclasses import dataclass
 
 Float32 = NDArray[np.float32]
 
+GE2E = "ge2e"
 OPENSMILE = ("compare", "egemaps", "mfcc")
 MFCC = 14  # ComParE's low-level descriptors hold coefficients 1 to 14
 LLD = "lld"  # ComParE's low-level descriptors, as tokens
@@ -68,9 +70,9 @@ class AcousticRepresentation(Protocol):
 def open_representation(name: str, *, device: str = "cpu") -> AcousticRepresentation:
     """Open a representation by name.
 
-    One vector: "compare", "egemaps", "mfcc", "whisper:<model>", or a speech encoder's folder or
-    name on the hub. Tokens in one row: "lld" or "tokens:<speech encoder>". Several side by side:
-    "compare+mfcc".
+    One vector: "compare", "egemaps", "mfcc", "ge2e", "whisper:<model>", or a speech encoder's
+    folder or name on the hub. Tokens in one row: "lld" or "tokens:<speech encoder>". Several side
+    by side: "compare+mfcc".
 
     ``device`` is for encoders; openSMILE runs on the CPU. Raises ModelError if it can't be loaded,
     ConfigError for "prosody", which comes from a corpus's tables and not from audio.
@@ -83,6 +85,11 @@ def open_representation(name: str, *, device: str = "cpu") -> AcousticRepresenta
         return OpenSmileRepresentation(name)
     if name == LLD:
         return LldTokens()
+    if name == GE2E:
+        # Imported here: it loads torch, which openSMILE's sets don't need.
+        from stream_hbaf.features.ge2e import Ge2e
+
+        return Ge2e(device=device)
     if name == "prosody":
         raise ConfigError(
             "prosody: comes from a corpus's tables, not from audio; "
