@@ -402,8 +402,8 @@ def test_prosody_comes_from_the_tables(tmp_path: Path) -> None:
     assert np.isnan(found.features["dev"]).all(axis=1).tolist() == [False, True, True]
     assert found.features["test"].shape == (0, PROSODY_WIDTH)
     assert found.skipped == (
-        Skipped("lost", None, "not in the prosody tables"),
-        Skipped("empty", None, "not in the prosody tables"),
+        Skipped("lost", None, "the corpus has no prosody of it"),
+        Skipped("empty", None, "the corpus has no prosody of it"),
     )
     with pytest.raises(CorpusError, match=r"^meld: no utterance has prosody measurements; put"):
         run(one_dialogue(without), tmp_path, representation="prosody")

@@ -142,6 +142,36 @@ def test_dev_of_a_fold_is_every_tenth_dialogue() -> None:
     ]
 
 
+@pytest.mark.parametrize("session", range(1, 5))
+def test_a_session_may_be_dev(session: int) -> None:
+    """Leaving one session out to select by: its speakers are in no other split, test stays."""
+    corpus = make_iemocap()
+    chosen = select(corpus, dev_fold=session)
+    sessions = {split: {d.id[:5] for d in chosen.splits[split]} for split in SPLITS}
+    assert sessions["dev"] == {f"Ses0{session}"}
+    assert sessions["train"] == {f"Ses0{n}" for n in range(1, 5) if n != session}
+    assert set(chosen.splits["test"]) == set(corpus.splits["test"])
+    both = select(corpus, fold=1, dev_fold=5).splits
+    assert {d.id[:5] for d in both["train"]} == {"Ses02", "Ses03", "Ses04"}
+    assert [d.id[:5] for split in SPLITS[1:] for d in both[split]] == ["Ses05"] * 12 + [
+        "Ses01"
+    ] * 12
+
+
+def test_a_fold_without_a_class_is_refused() -> None:
+    """What a network can't learn, or can't be scored on, is refused before hours of work."""
+    corpus = make_iemocap()
+    no_anger = {
+        split: tuple(
+            make_dialogue(d.id, *(IEMOCAP_LABELS[1:] if d.id < "Ses02" else IEMOCAP_LABELS))
+            for d in dialogues
+        )
+        for split, dialogues in corpus.splits.items()
+    }
+    with pytest.raises(CorpusError, match=r"^iemocap: no utterance of 'anger' is left in dev; cho"):
+        select(Corpus("iemocap", IEMOCAP_LABELS, no_anger), dev_fold=1)
+
+
 def test_classes_and_fold_together() -> None:
     """The paper's way of testing: one session, four classes."""
     chosen = select(make_iemocap(), classes=FOUR, fold=1)
@@ -154,5 +184,9 @@ def test_folds_that_cannot_be() -> None:
     """A session that IEMOCAP doesn't have, and a corpus without sessions."""
     with pytest.raises(ConfigError, match=r"^fold: 6 is no session of iemocap; choose 1 to 5$"):
         select(make_iemocap(), fold=6)
+    with pytest.raises(ConfigError, match=r"^dev_fold: session 5 is the test split; choose anothe"):
+        select(make_iemocap(), dev_fold=5)
+    with pytest.raises(ConfigError, match=r"^dev_fold: 6 is no session of iemocap; choose 1 to 5$"):
+        select(make_iemocap(), dev_fold=6)
     with pytest.raises(ConfigError, match=r"^fold: ravdess has no sessions, only iemocap has"):
         select(make_clips(), fold=1)

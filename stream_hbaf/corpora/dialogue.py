@@ -18,6 +18,7 @@ from stream_hbaf.features.prosody import PROSODY, PROSODY_WIDTH, describe_prosod
 # probability vector in this project.
 LABELS = ("anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise")
 
+Float32 = NDArray[np.float32]
 Split = Literal["train", "dev", "test"]
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
 TableRow = dict[str, str]  # column: cell
@@ -180,8 +181,23 @@ def utterances_of(dialogues: Sequence[Dialogue]) -> list[LabelledUtterance]:
     return [utterance for dialogue in dialogues for utterance in dialogue.utterances]
 
 
-def describe_tables(dialogues: Sequence[Dialogue]) -> NDArray[np.float32]:
-    """Prosody features [N, W] of a corpus's published measurements; NaN where there are none."""
+def published_features(dialogues: Sequence[Dialogue], representation: str) -> Float32 | None:
+    """Features [N, W] that a corpus publishes itself, NaN for an utterance without any.
+
+    "prosody" describes the measurements of its tables, and "ge2e" are embeddings of audio that
+    isn't published. None if it publishes none of that kind.
+    """
+    utterances = utterances_of(dialogues)
+    if representation == "prosody" and any(one.prosody for one in utterances):
+        return _describe_prosody(dialogues)
+    if representation == "ge2e" and any(one.ge2e is not None for one in utterances):
+        absent = np.full(next(u.ge2e for u in utterances if u.ge2e is not None).shape, np.nan)
+        rows = [absent if one.ge2e is None else one.ge2e for one in utterances]
+        return np.stack(rows).astype(np.float32)
+    return None
+
+
+def _describe_prosody(dialogues: Sequence[Dialogue]) -> Float32:
     rows = [np.empty((0, PROSODY_WIDTH), np.float32)]
     for dialogue in dialogues:
         absent = (np.nan,) * len(PROSODY)

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache as memoise
+from functools import partial
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -21,9 +22,9 @@ from stream_hbaf.corpora.cache import digest_code, key_of, load_array, store_arr
 from stream_hbaf.corpora.clips import ClipJob, Preparation, Segmentation, decode_clip
 from stream_hbaf.corpora.dialogue import (
     Corpus,
-    LabelledUtterance,
+    Dialogue,
     Split,
-    describe_tables,
+    published_features,
     utterances_of,
 )
 from stream_hbaf.errors import AudioError, CorpusError, ModelError, StreamHbafError
@@ -39,6 +40,7 @@ Outcome = Float32 | str  # a job's features [W], or why it has none
 # Modules that compute features. The versions of their packages are part of a representation's.
 CODE = (
     "stream_hbaf.features.acoustic",
+    "stream_hbaf.features.ge2e",
     "stream_hbaf.features.representations",
     "stream_hbaf.features.speech_encoder",
     "stream_hbaf.features.whisper_encoder",
@@ -80,30 +82,60 @@ def extract_corpus(
 ) -> ExtractedCorpus:
     """Extract a row of features for every utterance of ``corpus``, cut by its times.
 
-    "prosody" is read from the corpus's tables, everything else from its clips as
-    ``extract_features`` says. Raises CorpusError if no utterance has what the representation needs;
-    other errors are those of ``extract_features``.
+    What the corpus publishes itself is taken from there ("prosody" always, "ge2e" where it has no
+    audio), everything else from its clips as ``extract_features`` says. Of "prosody+ge2e", an
+    utterance has both or none. Raises CorpusError if no utterance has what the representation
+    needs; other errors are those of ``extract_features``.
     """
-    utterances = [one for part in corpus.splits.values() for one in utterances_of(part)]
-    if representation == "prosody":
-        extracted = _describe_tables(corpus, utterances)
-    else:
-        if all(one.audio is None for one in utterances):
-            raise CorpusError(
-                f"{corpus.name}: no utterance has a clip; "
-                "put the corpus's clips there or choose another representation"
-            )
-        extracted = extract_features(
-            [ClipJob(one.id, one.audio, one.start_s, one.end_s) for one in utterances],
-            representation=representation,
-            cache=cache,
-            workers=workers,
-            device=device,
-            progress=progress,
-        )
+    dialogues = [dialogue for part in corpus.splits.values() for dialogue in part]
+    measure = partial(
+        extract_features, cache=cache, workers=workers, device=device, progress=progress
+    )
+    parts = [
+        _read_or_measure(corpus.name, dialogues, p, measure) for p in representation.split("+")
+    ]
+    rows = np.concatenate([part.features for part in parts], axis=1)
+    for part in parts:
+        rows[np.isnan(part.features).all(axis=1)] = np.nan
     ends = np.cumsum([len(utterances_of(part)) for part in corpus.splits.values()])
-    features = dict(zip(corpus.splits, np.split(extracted.features, ends[:-1]), strict=True))
-    return Extracted(features, extracted.skipped, extracted.leftovers)
+    features = dict(zip(corpus.splits, np.split(rows, ends[:-1]), strict=True))
+    skipped = {one.id: one for part in parts for one in part.skipped}
+    leftovers = "; ".join(part.leftovers for part in parts if part.leftovers)
+    return Extracted(features, tuple(skipped.values()), leftovers)
+
+
+def is_published(corpus: Corpus, representation: str) -> bool:
+    """Whether any part of the representation is to be had from the corpus itself, not its clips."""
+    dialogues = [dialogue for part in corpus.splits.values() for dialogue in part]
+    published = (published_features(dialogues, part) for part in representation.split("+"))
+    return "prosody" in representation.split("+") or any(one is not None for one in published)
+
+
+def _read_or_measure(
+    corpus: str,
+    dialogues: Sequence[Dialogue],
+    representation: str,
+    measure: Callable[..., Extracted[Float32]],
+) -> Extracted[Float32]:
+    """One representation of all utterances, published by the corpus or measured from its clips."""
+    utterances = utterances_of(dialogues)
+    published = published_features(dialogues, representation)
+    if published is not None:
+        reason = f"the corpus has no {representation} of it"
+        missing = np.flatnonzero(np.isnan(published).all(axis=1)).tolist()
+        return Extracted(published, tuple(Skipped(utterances[n].id, None, reason) for n in missing))
+    if representation == "prosody":
+        raise CorpusError(
+            f"{corpus}: no utterance has prosody measurements; "
+            "put the prosody tables there or choose another representation"
+        )
+    if all(one.audio is None for one in utterances):
+        raise CorpusError(
+            f"{corpus}: no utterance has a clip; "
+            "put the corpus's clips there or choose another representation"
+        )
+    jobs = [ClipJob(one.id, one.audio, one.start_s, one.end_s) for one in utterances]
+    return measure(jobs, representation=representation)
 
 
 def extract_features(
@@ -240,18 +272,6 @@ def _look_up(
             else:
                 missing.setdefault(job.clip, {})[job] = file
     return found, missing
-
-
-def _describe_tables(corpus: Corpus, utterances: Sequence[LabelledUtterance]) -> Extracted[Float32]:
-    features = np.concatenate([describe_tables(part) for part in corpus.splits.values()])
-    unmeasured = np.flatnonzero(np.isnan(features).all(axis=1)).tolist()
-    if len(unmeasured) == len(features):
-        raise CorpusError(
-            f"{corpus.name}: no utterance has prosody measurements; "
-            "put the prosody tables there or choose another representation"
-        )
-    reason = "not in the prosody tables"
-    return Extracted(features, tuple(Skipped(utterances[n].id, None, reason) for n in unmeasured))
 
 
 def _leftovers(part: Part) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from stream_hbaf.corpora.dialogue import LABELS, SPLITS, Corpus, Dialogue, Split
-from stream_hbaf.corpora.iemocap import IEMOCAP_LABELS, read_iemocap
+from stream_hbaf.corpora.iemocap import IEMOCAP_LABELS, TEST_SESSION, read_iemocap
 from stream_hbaf.corpora.iemocap import SESSIONS as IEMOCAP_SESSIONS
 from stream_hbaf.corpora.manifest import read_manifest
 from stream_hbaf.corpora.published import (
@@ -110,20 +110,33 @@ def open_corpus(
     return corpus
 
 
-def select(corpus: Corpus, *, classes: Classes | None = None, fold: int | None = None) -> Corpus:
-    """The corpus with session ``fold`` as its test split and ``classes`` as its labels; None
-    leaves either as it is.
+def select(
+    corpus: Corpus,
+    *,
+    classes: Classes | None = None,
+    fold: int | None = None,
+    dev_fold: int | None = None,
+) -> Corpus:
+    """The corpus with session ``fold`` as its test split, session ``dev_fold`` as its dev split,
+    and ``classes`` as its labels; None leaves each as it is.
 
     Raises ConfigError for what the corpus doesn't have, CorpusError where a split is left without
-    a label.
+    a label, or a fold's split without one of the labels.
     """
-    selected = corpus if fold is None else _fold_by_session(corpus, fold)
+    folds = {"fold": fold, "dev_fold": dev_fold}
+    selected = corpus if not any(folds.values()) else _fold_by_session(corpus, folds)
     selected = selected if classes is None else _merge_classes(selected, classes)
     for split, dialogues in selected.splits.items():
-        labels = {one.label for dialogue in dialogues for one in dialogue.utterances}
-        if corpus.splits[split] and not labels - {None}:
+        labels = {one.label for dialogue in dialogues for one in dialogue.utterances} - {None}
+        if corpus.splits[split] and not labels:
             raise CorpusError(
                 f"{corpus.name}: no labelled utterance is left in {split}; "
+                "choose other classes, or another fold"
+            )
+        missing = [label for label in selected.labels if label not in labels]
+        if any(folds.values()) and missing:
+            raise CorpusError(
+                f"{corpus.name}: no utterance of '{missing[0]}' is left in {split}; "
                 "choose other classes, or another fold"
             )
     return selected
@@ -141,33 +154,38 @@ def _merge_classes(corpus: Corpus, classes: Classes) -> Corpus:
     return replace(corpus, labels=tuple(sorted(classes)), splits=splits)
 
 
-def _fold_by_session(corpus: Corpus, test_session: int) -> Corpus:
+def _fold_by_session(corpus: Corpus, folds: Mapping[str, int | None]) -> Corpus:
     """IEMOCAP with one session as its test split: two speakers that no other session has.
 
-    The field's convention fixes test, not dev: here dev is every tenth dialogue of the other four
-    sessions, in the order of their names, and the rest is train.
+    The field's convention fixes test, not dev: without a ``dev_fold``, dev is every tenth dialogue
+    of the other four sessions, in the order of their names. With one, dev has speakers of its own,
+    too. The rest is train. Without a ``fold``, test is the published one.
     """
-    if corpus.name != WITH_SESSIONS:
+    for setting, session in folds.items():
+        if session is not None and corpus.name != WITH_SESSIONS:
+            raise ConfigError(
+                f"{setting}: {corpus.name} has no sessions, only {WITH_SESSIONS} has; leave it out"
+            )
+        if session is not None and session not in IEMOCAP_SESSIONS:
+            raise ConfigError(
+                f"{setting}: {session} is no session of {WITH_SESSIONS}; "
+                f"choose {IEMOCAP_SESSIONS.start} to {IEMOCAP_SESSIONS.stop - 1}"
+            )
+    test_session, dev_session = folds["fold"] or TEST_SESSION, folds["dev_fold"]
+    if test_session == dev_session:
         raise ConfigError(
-            f"fold: {corpus.name} has no sessions, only {WITH_SESSIONS} has; leave it out"
-        )
-    if test_session not in IEMOCAP_SESSIONS:
-        raise ConfigError(
-            f"fold: {test_session} is no session of {WITH_SESSIONS}; "
-            f"choose {IEMOCAP_SESSIONS.start} to {IEMOCAP_SESSIONS.stop - 1}"
+            f"dev_fold: session {dev_session} is the test split; choose another session"
         )
     every = [dialogue for split in SPLITS for dialogue in corpus.splits[split]]
     every.sort(key=lambda dialogue: dialogue.id)
-    held_out = tuple(d for d in every if d.id.startswith(f"Ses0{test_session}"))
-    others = [dialogue for dialogue in every if dialogue not in held_out]
-    return replace(
-        corpus,
-        splits={
-            "train": tuple(d for n, d in enumerate(others) if n % DEV_EVERY),
-            "dev": tuple(others[::DEV_EVERY]),
-            "test": held_out,
-        },
-    )
+    test = tuple(d for d in every if d.id.startswith(f"Ses0{test_session}"))
+    others = [dialogue for dialogue in every if dialogue not in test]
+    if dev_session is None:
+        dev = tuple(others[::DEV_EVERY])
+    else:
+        dev = tuple(d for d in others if d.id.startswith(f"Ses0{dev_session}"))
+    train = tuple(dialogue for dialogue in others if dialogue not in dev)
+    return replace(corpus, splits={"train": train, "dev": dev, "test": test})
 
 
 def _require_turns(dialogues: tuple[Dialogue, ...], *, where: str) -> None:

@@ -24,7 +24,12 @@ from stream_hbaf.corpora.augment import (
 from stream_hbaf.corpora.clips import ClipJob
 from stream_hbaf.corpora.dataset import NO_LABEL, Flags, label_indices
 from stream_hbaf.corpora.dialogue import Corpus, Split, utterances_of
-from stream_hbaf.corpora.extraction import Extracted, extract_corpus, extract_features
+from stream_hbaf.corpora.extraction import (
+    Extracted,
+    extract_corpus,
+    extract_features,
+    is_published,
+)
 from stream_hbaf.errors import CorpusError
 from stream_hbaf.features.acoustic import COMPARE
 from stream_hbaf.features.representations import Scaling, shape_for
@@ -36,7 +41,6 @@ Versions = Mapping[Split, Mapping[str, Float32]]  # by split and version of the 
 Progress = Callable[[str], None]
 
 PLAIN = ""  # the version of the audio as recorded
-PROSODY = "prosody"  # read from a corpus's tables, not from clips
 FUNCTIONALS = "compare"  # thousands of columns, most of which say nothing of emotion
 
 
@@ -82,10 +86,15 @@ def measure_corpus(
 
     rows: Versions
     extracted: Extracted[Any]
-    if audio.representation == PROSODY:
-        parts = replace(corpus, splits={split: corpus.splits[split] for split in splits})
+    parts = replace(corpus, splits={split: corpus.splits[split] for split in splits})
+    if is_published(parts, audio.representation):
         extracted = extract_corpus(
-            parts, representation=PROSODY, cache=cache, workers=1, progress=show
+            parts,
+            representation=audio.representation,
+            cache=cache,
+            workers=recipe.workers,
+            device=device,
+            progress=show,
         )
         rows = {split: {PLAIN: features} for split, features in extracted.features.items()}
     else:

@@ -50,6 +50,7 @@ class CorpusConfig(Section):
 
     classes: dict[str, tuple[str, ...]] | None = None  # a label: those of the corpus it replaces
     fold: Positive | None = None  # session held out as the test split, of IEMOCAP
+    dev_fold: Positive | None = None  # session held out as the dev split, of IEMOCAP
     max_dialogues: Positive | None = None  # of train, drawn once; the text encoder reads them all
 
 

@@ -39,7 +39,7 @@ from stream_hbaf.evaluation.metrics import (
     weighted_f1,
 )
 from stream_hbaf.features.text import Ids, Turn
-from stream_hbaf.training.recipe import AsrErrorConfig, Recipe, TuningConfig
+from stream_hbaf.training.recipe import AsrErrorConfig, CorpusConfig, Recipe, TuningConfig
 
 DISTINCTIVE = 5  # words; two corpora that share so long a text hold the same scene of one series
 DRAW_SEED = 0  # of the dialogues that ``max_dialogues`` keeps
@@ -146,10 +146,12 @@ def common_labels(corpora: Mapping[str, Corpus]) -> tuple[str, ...]:
 def _read(recipe: Recipe, corpora: Path, *, others: Sequence[str]) -> dict[str, Corpus]:
     """The recipe's corpora, in its folds, and other ones; of several, dev or test may be empty."""
     alone = len(recipe.corpora) == 1
-    folds = {name: settings.fold for name, settings in recipe.corpora.items()}
+    settings = dict.fromkeys(others, CorpusConfig()) | recipe.corpora
     return {
-        name: select(open_corpus(name, corpora, all_splits=alone), fold=folds.get(name))
-        for name in [*recipe.corpora, *others]
+        name: select(
+            open_corpus(name, corpora, all_splits=alone), fold=used.fold, dev_fold=used.dev_fold
+        )
+        for name, used in settings.items()
     }
 
 
