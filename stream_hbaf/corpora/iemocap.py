@@ -254,9 +254,11 @@ def _read_embeddings(path: Path) -> Embeddings:
             f"{path}: embedding is {list(rows.shape)}, not [{len(names)}, {EMBEDDING_WIDTH}]; "
             "it must be by the GE2E encoder, a row for each name"
         )
-    for turn, finite in zip(names, np.isfinite(rows).all(axis=1), strict=True):
-        if not finite:
-            raise CorpusError(f"{path}: the embedding of turn {turn} isn't finite; get it again")
+    broken = np.flatnonzero(~np.isfinite(rows).all(axis=1)).tolist()
+    if broken:
+        raise CorpusError(
+            f"{path}: the embedding of turn {names[broken[0]]} isn't finite; get it again"
+        )
     found = dict(zip(names, rows, strict=True))
     if len(found) < len(names):
         twice = next(turn for turn in names if names.count(turn) > 1)

@@ -24,7 +24,7 @@ GE2E_WIDTH = 256
 SHA256 = "39373b86598fa3da9fcddee6142382efe09777e8d37dc9c0561f41f0070f134e"
 INSTALL = "pip install --no-deps resemblyzer==0.1.4"
 
-FULL_SCALE = 32768
+FULL_SCALE = np.float32(32768)
 LOUDNESS_DBFS = -30.0  # quieter audio is raised to it
 VAD_FRAME_MS = 30
 VAD_SMOOTHING = 8  # frames of the moving average of the detector's decisions
