@@ -9,9 +9,6 @@ from stream_hbaf.features.text import TextEncoder
 from stream_hbaf.training.commonsense_heads import gather, train_heads
 from stream_hbaf.training.commonsense_retrieval import (
     Annotated,
-    by_chance,
-    by_heads,
-    by_itself,
     measure_heads,
     retrieve,
 )
@@ -41,7 +38,7 @@ def heads(inferences: Annotated) -> Event2MindHeads:
 
 def test_heads_learn_the_true_phrases(inferences: Annotated, heads: Event2MindHeads) -> None:
     """Trained on six events, the heads rank each event's phrase first."""
-    for found in retrieve(inferences, by_heads(heads)):
+    for found in retrieve(inferences, heads.infer(inferences.events)):
         assert (found.mrr, found.median_rank, found.recall_at_10) == (1.0, 1.0, 1.0)
 
 
@@ -61,15 +58,16 @@ def test_figures_beside_their_baselines(inferences: Annotated, heads: Event2Mind
 
 def test_a_constant_ranking_gains_nothing(inferences: Annotated) -> None:
     """Ties count half: equal scores of all six phrases rank the true one in the middle."""
-    constant = retrieve(inferences, lambda events, relation: np.zeros_like(events))
+    nowhere = np.zeros_like(inferences.events)[:, None].repeat(3, axis=1)
+    constant = retrieve(inferences, nowhere)
     assert constant[1].median_rank == 3.5
 
 
 def test_baselines_rank_worse_than_heads(inferences: Annotated, heads: Event2MindHeads) -> None:
     """The event's own feature and chance have a lower mean reciprocal rank."""
-    trained = np.mean([found.mrr for found in retrieve(inferences, by_heads(heads))])
-    for baseline in (by_itself, by_chance):
-        assert np.mean([found.mrr for found in retrieve(inferences, baseline)]) < trained
+    figures = measure_heads(inferences, inferences, heads, temperature=0.07)
+    mrr = {way: np.mean([one["mrr"] for one in found.values()]) for way, found in figures.items()}
+    assert max(mrr["event_feature"], mrr["chance"]) < mrr["heads"]
 
 
 def test_inferences_have_length_one_in_each_relation() -> None:

@@ -24,7 +24,7 @@ from stream_hbaf.training.commonsense_heads import (
     read_annotations,
     same_event,
 )
-from stream_hbaf.training.commonsense_retrieval import by_nothing, frequencies, retrieve
+from stream_hbaf.training.commonsense_retrieval import frequencies, retrieve
 from stream_hbaf.training.recipe import CommonsenseConfig
 
 EVENT2MIND = {  # by split: event → what others feel, what the speaker feels, what was meant
@@ -170,7 +170,8 @@ def test_frequency_ranks_by_training_alone() -> None:
         encode=encode,
         encode_phrases=encode,
     )
-    internal = retrieve(test, by_nothing, priors=frequencies(test, train))[1]
+    nowhere = np.zeros((3, 3, 64), np.float32)
+    internal = retrieve(test, nowhere, priors=frequencies(test, train))[1]
     assert internal.candidates == 3
     assert internal.mrr == pytest.approx((1 / 2 + 1 + 1 / 3) / 3)
 

@@ -42,7 +42,6 @@ from stream_hbaf.files import atomic_write_bytes, atomic_write_text
 from stream_hbaf.training.commonsense_retrieval import (
     Annotated,
     Relation,
-    by_heads,
     measure_heads,
     retrieve,
     unit,
@@ -233,7 +232,7 @@ def train_heads(
                 loss.backward()
                 optimizer.step()
         heads.eval()
-        mrr = float(np.mean([found.mrr for found in retrieve(dev, by_heads(heads))]))
+        mrr = float(np.mean([found.mrr for found in retrieve(dev, heads.infer(dev.events))]))
         progress(f"commonsense: epoch {epoch} of {plan.epochs}, dev MRR {mrr:.4f}")
         if mrr > best_mrr:
             best, best_mrr = copy.deepcopy(heads.state_dict()), mrr

@@ -1,6 +1,6 @@
 """Measures how well commonsense heads find the phrases that annotators wrote about an event."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from stream_hbaf.features.commonsense import RELATIONS, Event2MindHeads, prior_of, score_phrases
 
 Float32 = NDArray[np.float32]
-Ranking = Callable[[Float32, int], Float32]  # events [N, D], relation → directions [N, K]
 
 
 @dataclass(frozen=True)
@@ -41,17 +40,17 @@ class Retrieval:
 
 
 def retrieve(
-    annotated: Annotated, ranking: Ranking, *, priors: Sequence[Float32] | None = None
+    annotated: Annotated, directions: Float32, *, priors: Sequence[Float32] | None = None
 ) -> list[Retrieval]:
-    """Rank all phrases for each event by cosine with ``ranking``'s directions; by relation.
+    """Rank all phrases for each event by cosine with its ``directions`` [N, 3, K]; by relation.
 
     ``priors``, [P] of each relation, are added to the cosines.
     """
     found = []
     for index, relation in enumerate(annotated.relations):
         prior = np.zeros(1, np.float32) if priors is None else priors[index]
-        directions = ranking(annotated.events[list(relation.true)], index)
-        scores = score_phrases(directions, relation.embeddings, prior=prior)
+        own = directions[list(relation.true), index]
+        scores = score_phrases(own, relation.embeddings, prior=prior)
         ranks = _best_ranks(scores, list(relation.true.values()))
         known = len(ranks) > 0
         found.append(
@@ -71,41 +70,23 @@ def measure_heads(
     """The heads beside their baselines: way of ranking → relation → figures.
 
     "heads_and_frequency" is how a bundle's inferences are found; "frequency" ignores the event and
-    puts first what annotators wrote most often in training.
+    puts first what annotators wrote most often in training; "event_feature" has no heads.
     """
     often = frequencies(annotated, train)
     priors = [prior_of(one, temperature=temperature) for one in often]
+    directions = heads.infer(annotated.events)
+    itself = np.repeat(unit(annotated.events)[:, None], len(RELATIONS), axis=1)
+    chance = np.random.default_rng(0).standard_normal(itself.shape).astype(np.float32)
     ways = {
-        "heads": retrieve(annotated, by_heads(heads)),
-        "heads_and_frequency": retrieve(annotated, by_heads(heads), priors=priors),
-        "frequency": retrieve(annotated, by_nothing, priors=often),
-        "event_feature": retrieve(annotated, by_itself),
-        "chance": retrieve(annotated, by_chance),
+        "heads": retrieve(annotated, directions),
+        "heads_and_frequency": retrieve(annotated, directions, priors=priors),
+        "frequency": retrieve(annotated, np.zeros_like(directions), priors=often),
+        "event_feature": retrieve(annotated, itself),
+        "chance": retrieve(annotated, unit(chance)),
     }
     return {
         way: dict(zip(RELATIONS, map(asdict, found), strict=True)) for way, found in ways.items()
     }
-
-
-def by_heads(heads: Event2MindHeads) -> Ranking:
-    """The heads' own directions."""
-    return lambda events, relation: heads.infer(events)[:, relation]
-
-
-def by_itself(events: Float32, relation: int) -> Float32:
-    """The baseline without a head: the event's own feature."""
-    return unit(events)
-
-
-def by_nothing(events: Float32, relation: int) -> Float32:
-    """No direction: priors alone decide."""
-    return np.zeros_like(events)
-
-
-def by_chance(events: Float32, relation: int) -> Float32:
-    """The baseline of random directions, the same each time."""
-    drawn = np.random.default_rng(relation).standard_normal(events.shape)
-    return unit(drawn.astype(np.float32))
 
 
 def frequencies(annotated: Annotated, train: Annotated) -> list[Float32]:

@@ -320,17 +320,14 @@ def read_recipe(file: Path) -> Recipe:
     return validate(Recipe, read_settings(file), where=f"{file}")
 
 
-def read_settings(file: Path) -> dict[str, Any]:
+def read_settings(file: Path, *, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The settings in a recipe's file, on top of those of the recipe that it ``extends``.
 
-    ``without`` names corpora that are left out of these. Raises ConfigError for a file that can't
-    be read, an unknown recipe, or a corpus that isn't there to be left out.
+    ``without`` names corpora that are left out of these; ``extended_by`` are the files that led
+    here. Raises ConfigError for a file that can't be read or extends itself, an unknown recipe, or
+    a corpus that isn't there to be left out.
     """
-    return _read_settings(file, seen=())
-
-
-def _read_settings(file: Path, *, seen: tuple[Path, ...]) -> dict[str, Any]:
-    if file in seen:
+    if file in extended_by:
         raise ConfigError(f"{file}: extends itself; name another recipe")
     settings = read_yaml(file, example=EXAMPLE)
     if "corpora" in settings:
@@ -338,7 +335,9 @@ def _read_settings(file: Path, *, seen: tuple[Path, ...]) -> dict[str, Any]:
     base, without = settings.pop("extends", None), settings.pop("without", [])
     if base is not None:
         base_file = find_recipe(str(base), beside=file.parent)
-        settings = merge_settings(_read_settings(base_file, seen=(*seen, file)), settings)
+        settings = merge_settings(
+            read_settings(base_file, extended_by=(*extended_by, file)), settings
+        )
     for name in without:
         if name not in settings.get("corpora", {}):
             raise ConfigError(f"{file}: 'without': there is no corpus '{name}' to leave out")
