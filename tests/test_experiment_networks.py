@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pytest
 import torch
@@ -47,11 +47,9 @@ class PlainConfig(NetworkConfig):
 class TokensConfig(NetworkConfig):
     """Settings of a network that takes tokens."""
 
-    kind: Literal["tokens"] = "tokens"
+    takes_tokens: ClassVar[bool] = True
 
-    @property
-    def takes_tokens(self) -> bool:
-        return True
+    kind: Literal["tokens"] = "tokens"
 
 
 class Plain(Network):

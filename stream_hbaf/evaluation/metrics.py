@@ -177,13 +177,12 @@ def f1_by(
     An interval without utterances is left out. Each interval has its own distribution of classes,
     so the intervals' mean is not the F1 of all.
     """
-    found = []
-    for first, after in zip(starts, [*starts[1:], None], strict=True):
-        inside = (keys >= first) if after is None else (keys >= first) & (keys < after)
-        if inside.any():
-            figure = weighted_f1(gold[inside], predicted[inside])
-            last = None if after is None else after - 1
-            found.append(Interval(first, last, int(inside.sum()), figure))
+    found, lasts = [], [*(start - 1 for start in starts[1:]), None]
+    number = np.searchsorted(starts, keys, side="right") - 1
+    for n in np.unique(number[number >= 0]):
+        inside = number == n
+        figure = weighted_f1(gold[inside], predicted[inside])
+        found.append(Interval(starts[n], lasts[n], int(inside.sum()), figure))
     return tuple(found)
 
 

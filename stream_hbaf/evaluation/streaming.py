@@ -8,6 +8,7 @@ A corpus without clips is read turn by turn instead, as written or with simulate
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -300,22 +301,14 @@ def _measure_cost(
     for number in chosen:
         one, clip = detected[number], playlist.start_of(number)
         samples = playlist.clip(number)[max(0, one.start - clip) : one.end - clip]
-        times = []
-        for _ in range(TIMES):
-            times.append(
-                _time_stages(
-                    recognizer, detector=detector, samples=samples, transcript=one.transcript
-                )
-            )
-            detector.flush(resume_at=0)
-        rows.append(np.min(times, axis=0))
+        measure = partial(_time_stages, recognizer, detector, samples, one.transcript)
+        rows.append(np.min([measure() for _ in range(TIMES)], axis=0))
     measured = np.array(rows).reshape(-1, len(STAGES))
     return dict(zip(STAGES, measured.T, strict=True))
 
 
 def _time_stages(
     recognizer: Recognizer,
-    *,
     detector: UtteranceDetector,
     samples: Int16,
     transcript: Transcript | None,
@@ -334,4 +327,5 @@ def _time_stages(
     clock.append(time.perf_counter())
     recognizer.classify_final(acoustic=acoustic, text=text, dialogue=dialogue, explain=True)
     clock.append(time.perf_counter())
+    detector.flush(resume_at=0)
     return [1000 * float(step) for step in np.diff(clock)]

@@ -35,6 +35,8 @@ class MgcmaConfig(NetworkConfig):
     """MGCMA's sizes and every switch of its ablations. ConfigError if they can't fit."""
 
     ONLY: ClassVar[Mode] = "live"
+    takes_tokens: ClassVar[bool] = True
+    remembers: ClassVar[bool] = False
 
     kind: Literal["mgcma"] = "mgcma"
     hidden: int = 128
@@ -56,16 +58,6 @@ class MgcmaConfig(NetworkConfig):
             raise ConfigError(f"network: temperature {self.temperature} must be above 0")
         if self.distribution < 0 or self.instance < 0:
             raise ConfigError("network: the weights distribution and instance must be at least 0")
-
-    @property
-    def takes_tokens(self) -> bool:
-        """True: an utterance is given as tokens of speech and of text."""
-        return True
-
-    @property
-    def remembers(self) -> bool:
-        """False: each utterance is classified by itself."""
-        return False
 
 
 @dataclass(frozen=True, slots=True)

@@ -150,6 +150,8 @@ class NetworkConfig:
     """
 
     ONLY: ClassVar[Mode | None] = None  # the mode of a network that has but one
+    takes_tokens: ClassVar[bool] = False  # of speech and of text, not one vector an utterance each
+    remembers: ClassVar[bool] = True  # a result depends on other utterances of the dialogue
 
     kind: str = ""
     audio_width: int = 512  # A, after selection
@@ -176,16 +178,6 @@ class NetworkConfig:
     def modalities(self) -> tuple[str, ...]:
         """The letters of the modalities in use: "a" audio, "l" text."""
         return ("a",) * self.use_audio + ("l",) * self.use_text
-
-    @property
-    def takes_tokens(self) -> bool:
-        """Whether an utterance is given as tokens of speech and of text, not as one vector each."""
-        return False
-
-    @property
-    def remembers(self) -> bool:
-        """Whether an utterance's result depends on other utterances of its dialogue."""
-        return True
 
 
 @dataclass(frozen=True, slots=True)

@@ -204,10 +204,8 @@ class AgfIbLoss(Criterion[AgfIbOutput]):
         self.weights = adversary_weight, contrast_weight, bottleneck_weight
         self.aligns = config.use_alignment and len(config.modalities) == 2
         if self.aligns:
-            hidden = config.hidden
-            self.discriminator = nn.Sequential(
-                nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1)
-            )
+            layers = nn.Linear(config.hidden, config.hidden), nn.ReLU(), nn.Linear(config.hidden, 1)
+            self.discriminator = nn.Sequential(*layers)
 
     def forward(self, output: AgfIbOutput, mask: Tensor, labels: Tensor) -> Tensor:
         loss = output.logits.sum() * 0.0
@@ -230,12 +228,10 @@ class AgfIbLoss(Criterion[AgfIbOutput]):
 
         It is minimised by the discriminator and maximised by the generators.
         """
-        guesses, truths = [], []
-        for truth, states in enumerate(aligned.values()):
-            # Gradient reversal: the value stays, the gradient changes its sign.
-            reversed_ = 2 * states[mask].detach() - states[mask]
-            guesses.append(self.discriminator(reversed_)[:, 0])
-            truths.append(torch.full_like(guesses[-1], float(truth)))
+        # Gradient reversal: the value stays, the gradient changes its sign.
+        flipped = [2 * states[mask].detach() - states[mask] for states in aligned.values()]
+        guesses = [self.discriminator(states)[:, 0] for states in flipped]
+        truths = [torch.full_like(guess, float(n)) for n, guess in enumerate(guesses)]
         return F.binary_cross_entropy_with_logits(torch.cat(guesses), torch.cat(truths))
 
 

@@ -185,7 +185,7 @@ class Context(nn.Module):
 
 
 class BroadMamba(Recurrent[MambaState]):
-    """The whole network."""
+    """The whole network; h_m is the weighted sum of the modalities."""
 
     config: MambaConfig
 
