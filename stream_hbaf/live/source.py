@@ -202,6 +202,7 @@ class SourcePipeline:
             turn=turn,
             start=begin.start,
             started_at=time.time() - time.monotonic() + chunk.time_of(begin.start),
+            modalities=self._runtime.modalities,
             partial_due=self._partial_every,
         )
         if recognizer.acoustic is not None:
@@ -265,19 +266,16 @@ class SourcePipeline:
             utterance.samples,
             lambda: self._runtime.decoding > 0,  # a final transcript waits: abandon this one
         )
-        if transcript is None:  # abandoned, or failed
-            return
-        text = await self._attempt(utterance, "classifier", utterance.encode_text, transcript)
-        if text is not None:
-            await self._publish_provisional(utterance, text, utterance.partial)
+        if transcript is not None:  # neither abandoned nor failed
+            text = await self._attempt(utterance, "classifier", utterance.encode_text, transcript)
+            if text is not None:
+                await self._publish_provisional(utterance, text, utterance.partial)
 
     async def _publish_provisional(
         self, utterance: LiveUtterance, text: TextFeatures, event: Callable[..., AnyEvent]
     ) -> None:
         """Publish an event with the emotion of the text so far, unless the utterance has ended."""
-        prediction = await self._attempt(
-            utterance, "classifier", utterance.classify_text, text, self._runtime.modalities
-        )
+        prediction = await self._attempt(utterance, "classifier", utterance.classify_text, text)
         if prediction is not None and utterance.finish is None:
             await self._runtime.publish(event(text=text, prediction=prediction))
 
@@ -289,18 +287,12 @@ class SourcePipeline:
             acoustic, text = await asyncio.gather(self._functionals(utterance), utterance.text)
             utterance.timing.classify_began = time.monotonic()
             prediction = await self._attempt(
-                utterance,
-                "classifier",
-                utterance.classify_final,
-                acoustic,
-                text,
-                self._runtime.modalities,
+                utterance, "classifier", utterance.classify_final, acoustic, text
             )
             utterance.timing.classified = now = time.monotonic()
             end = utterance.event("end", text=text, prediction=prediction, now=now)
             await self._runtime.publish(end)
-            summary = self.tracker.summarise(end)
-            if summary is not None:
+            if (summary := self.tracker.summarise(end)) is not None:
                 await self._runtime.publish(summary)
             await self._runtime.close_utterance(end)
             if prediction is not None:

@@ -57,6 +57,7 @@ class LiveUtterance:
     turn: int
     start: int  # sample
     started_at: float  # Unix time in seconds
+    modalities: Collection[Modality] = MODALITIES  # others are withheld from the network
     session: AcousticStream | None = None
     rev: int = 0
     pieces: list[Int16] = field(default_factory=list)
@@ -88,24 +89,17 @@ class LiveUtterance:
             transcript, speaker=self.source.speaker, window=self.dialogue.window
         )
 
-    def classify_text(
-        self, text: TextFeatures, modalities: Collection[Modality] = MODALITIES
-    ) -> Prediction:
+    def classify_text(self, text: TextFeatures) -> Prediction:
         """The provisional emotion of the text so far; the dialogue stays as it is."""
         return self.recognizer.classify(
             acoustic=None,
             text=text,
             state=self.dialogue.state,
             speaker=self.dialogue.number_of(self.source.speaker),
-            modalities=modalities,
+            modalities=self.modalities,
         )[0]
 
-    def classify_final(
-        self,
-        acoustic: Acoustic | None,
-        text: TextFeatures | None,
-        modalities: Collection[Modality] = MODALITIES,
-    ) -> Prediction:
+    def classify_final(self, acoustic: Acoustic | None, text: TextFeatures | None) -> Prediction:
         """The emotion of the whole utterance, explained; moves the dialogue on."""
         return self.recognizer.classify_final(
             acoustic=acoustic,
@@ -113,7 +107,7 @@ class LiveUtterance:
             dialogue=self.dialogue,
             speaker=self.source.speaker,
             explain=True,
-            modalities=modalities,
+            modalities=self.modalities,
         )
 
     def event(
