@@ -63,11 +63,7 @@ class Prediction:
 
 
 def network_input(
-    bundle: Bundle,
-    acoustic: Acoustic | None,
-    text: TextFeatures | None,
-    *,
-    speaker: int = 0,
+    bundle: Bundle, acoustic: Acoustic | None, text: TextFeatures | None, *, speaker: int = 0
 ) -> Features:
     """The network's input for one utterance, on its device; ``speaker`` is its speaker's number."""
     features = Features(

@@ -238,10 +238,8 @@ def _open_stream(sounddevice: Any, device: Device, *, channel: int | None) -> tu
 
 def _capture(
     sounddevice: Any,
-    device: Device,
+    options: argparse.Namespace,
     *,
-    channel: int | None,
-    chunk_ms: int,
     write: Callable[[bytes], None],
     report: Callable[[str, str], None],
 ) -> None:
@@ -249,11 +247,13 @@ def _capture(
 
     Raises DeviceError if it can't be opened, BrokenPipeError once the parent no longer reads.
     """
+    channel = options.channel
+    device = find_device(options.device, _present_devices(sounddevice))
     stream, intake = _open_stream(sounddevice, device, channel=channel)
     name, rate_hz = f"microphone {device.name!r}", round(stream.samplerate)
     report("online", f"{name} at {rate_hz} Hz")
     resampler = Resampler(rate_hz, stream.channels, channel=channel)
-    chunker = Chunker(chunk_ms=chunk_ms)
+    chunker = Chunker(chunk_ms=options.chunk_ms)
     lost_at: float | None = None
     while (block := intake.take()) is not None:
         now = time.monotonic()
@@ -293,19 +293,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         sounddevice = _portaudio()
-        devices = _present_devices(sounddevice)
         if options.list:
-            write(json.dumps([asdict(device) for device in devices]).encode())
+            devices = [asdict(device) for device in _present_devices(sounddevice)]
+            write(json.dumps(devices).encode())
             return 0
-        device = find_device(options.device, devices)
-        _capture(
-            sounddevice,
-            device,
-            channel=options.channel,
-            chunk_ms=options.chunk_ms,
-            write=write,
-            report=report,
-        )
+        _capture(sounddevice, options, write=write, report=report)
         return GONE
     except DeviceError as error:
         with contextlib.suppress(BrokenPipeError):

@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 
 import av
 import av.error
@@ -26,6 +26,7 @@ from stream_hbaf.audio.source import (
     OnStatus,
     Resampler,
     Samples,
+    SourceOptions,
     is_url,
     pace,
     public_name,
@@ -65,27 +66,20 @@ class FileSource:
     A recording is given at ``speed`` times real time, or as fast as it is consumed (None); its last
     chunk may be shorter. A URL that declares no length is a live stream: it is given as it comes;
     when it breaks off, that is reported to ``on_status``, it is reopened, and the first chunk after
-    that has ``after_gap``. ``channel`` counts from 0, None is the mean of all. Opening raises
-    AudioError if nothing can be decoded.
+    that has ``after_gap``. Opening raises AudioError if nothing can be decoded.
     """
 
     def __init__(
-        self,
-        where: Where,
-        *,
-        speed: float | None,
-        channel: int | None = None,
-        chunk_ms: int,
-        on_status: OnStatus,
+        self, where: Where, *, speed: float | None, **options: Unpack[SourceOptions]
     ) -> None:
         if speed is not None and not speed > 0:
             raise ValueError(f"speed must be positive, not {speed}")
         self.name = public_name(where) if is_url(where) else Path(where).name
         self._where = where
-        self._channel = channel
         self._speed = speed
-        self._chunker = Chunker(chunk_ms=chunk_ms)
-        self._on_status = on_status
+        self._channel = options.get("channel")
+        self._chunker = Chunker(chunk_ms=options["chunk_ms"])
+        self._on_status = options["on_status"]
         self._closed = asyncio.Event()
         self._next: asyncio.Future[Samples | None]
 

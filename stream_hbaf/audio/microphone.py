@@ -7,12 +7,12 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from functools import partial
-from typing import Self
+from typing import Self, Unpack
 
 import numpy as np
 
 from stream_hbaf.audio.capture import CRASHED, FIRST_SOUND_S, HEADER
-from stream_hbaf.audio.source import RATE_HZ, Chunk, OnStatus, retries
+from stream_hbaf.audio.source import RATE_HZ, Chunk, OnStatus, SourceOptions, retries
 from stream_hbaf.errors import DeviceError
 
 START_S = 10.0  # for the child to start, on a busy machine
@@ -24,25 +24,16 @@ UNREAD_BYTES = 1 << 14  # asyncio holds twice this, one second; then the child h
 class Microphone:
     """A microphone as a source; when its device is lost, it is reopened until it is back.
 
-    ``device`` is a name, part of a name, a number, or None for the default; ``channel`` counts from
-    0, None is the mean of all. Opening waits for the first sound, or raises DeviceError.
-    Afterwards a loss is reported to ``on_status``, and the first chunk after it has ``after_gap``;
-    samples are numbered as if no sound had been lost.
+    ``device`` is a name, part of a name, a number, or None for the default. Opening waits for the
+    first sound, or raises DeviceError. Afterwards a loss is reported to ``on_status``, and the
+    first chunk after it has ``after_gap``; samples are numbered as if no sound had been lost.
     """
 
-    def __init__(
-        self,
-        device: str | int | None,
-        *,
-        channel: int | None = None,
-        chunk_ms: int,
-        on_status: OnStatus,
-    ) -> None:
+    def __init__(self, device: str | int | None, **options: Unpack[SourceOptions]) -> None:
         self.name = "default" if device is None else str(device)
         self._device = device
-        self._channel = channel
-        self._chunk_ms = chunk_ms
-        self._on_status = on_status
+        self._channel, self._chunk_ms = options.get("channel"), options["chunk_ms"]
+        self._on_status = options["on_status"]
         self._child: _Child | None = None
         self._closed = asyncio.Event()
         self._position = 0  # samples given so far

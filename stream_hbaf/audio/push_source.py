@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, Unpack
 
 import numpy as np
 
@@ -21,10 +21,10 @@ from stream_hbaf.audio.source import (
     RATE_HZ,
     Chunk,
     Chunker,
-    OnStatus,
     Resampler,
     SampleFormat,
     Samples,
+    SourceOptions,
     from_bytes,
 )
 from stream_hbaf.errors import AudioError, DeviceError
@@ -102,16 +102,13 @@ class PushSource:
 
     outlook = "waiting for the next"  # what follows after a sender has left, for the status line
 
-    def __init__(
-        self, name: str, *, channel: int | None = None, chunk_ms: int, on_status: OnStatus
-    ) -> None:
+    def __init__(self, name: str, **options: Unpack[SourceOptions]) -> None:
         self.name = name
         self.speaker = ""
         self.state: State = "offline"
-        self.channel = channel
-        self._chunk_ms = chunk_ms
-        self._on_status = on_status
-        self._chunker = Chunker(chunk_ms=chunk_ms)
+        self.channel = options.get("channel")
+        self._chunk_ms, self._on_status = options["chunk_ms"], options["on_status"]
+        self._chunker = Chunker(chunk_ms=self._chunk_ms)
         self._queue: deque[Chunk | tuple[State, str]] = deque()
         self._changed = asyncio.Event()  # the queue has grown, or the source is closed
         self._sender = ""  # who has claimed the source

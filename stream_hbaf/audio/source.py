@@ -60,11 +60,11 @@ class Cut:
 
 
 class SourceOptions(TypedDict):
-    """The arguments that every source takes."""
+    """The keyword arguments that every source takes."""
 
-    channel: NotRequired[int | None]  # counts from 0; the mean of all if it is left out or None
-    chunk_ms: int
-    on_status: OnStatus
+    channel: NotRequired[int | None]  # counts from 0; left out or None: the mean of all
+    chunk_ms: int  # length of the chunks; the last one may be shorter
+    on_status: OnStatus  # called when sound is lost or incomplete, and when it is back
 
 
 class AudioSource(Protocol):

@@ -78,9 +78,7 @@ class SpeechEncoder:
         if len(samples) < self._shortest:
             return
         audio = self._normalise(
-            samples.astype(np.float32) / 32768,
-            sampling_rate=SAMPLE_RATE_HZ,
-            return_tensors="pt",
+            samples.astype(np.float32) / 32768, sampling_rate=SAMPLE_RATE_HZ, return_tensors="pt"
         )["input_values"]  # [1, n]
         pieces = math.ceil(len(samples) / (PIECE_S * SAMPLE_RATE_HZ))
         for piece in torch.chunk(audio, pieces, dim=1):

@@ -70,11 +70,7 @@ class Transcriber:
     """
 
     def __init__(
-        self,
-        config: TranscriptConfig,
-        *,
-        acoustic_encoder: str | None = None,
-        device: str = "cpu",
+        self, config: TranscriptConfig, *, acoustic_encoder: str | None = None, device: str = "cpu"
     ) -> None:
         self._config = config
         self._encoder = WhisperEncoder(config.model, device=device)
@@ -157,11 +153,7 @@ class Transcriber:
         return max(probabilities, key=probabilities.__getitem__)
 
     def _transcript(
-        self,
-        decoded: _Decoded,
-        *,
-        language: str | None = None,
-        encoder_mean: Float32 | None = None,
+        self, decoded: _Decoded, *, language: str | None = None, encoder_mean: Float32 | None = None
     ) -> Transcript:
         return Transcript(
             decoded.text,
