@@ -239,7 +239,7 @@ def require_inferences(config: Config, bundle: Bundle) -> None:
     """Raise ConfigError if inferences are asked for and the bundle has no phrases for them."""
     if config.inferences and bundle.inferences is None:
         raise ConfigError(
-            f"inferences: bundle {bundle.id} has no phrases to say them in; leave --inferences "
+            f"inferences: bundle {bundle.id} has no phrases for them; leave --inferences "
             "out, or take a bundle that has them, such as one trained by configs/live-en.yaml"
         )
 

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_hbaf.audio.source import RATE_HZ, Chunker, Resampler, no_channel
+from stream_hbaf.audio.source import RATE_HZ, Chunker, LossReport, Resampler, no_channel
 from stream_hbaf.errors import DeviceError
 
 # captured_at (seconds of CLOCK_MONOTONIC, which all processes share), after_gap
@@ -33,7 +33,6 @@ REFUSED, GONE = 3, 4  # exit statuses: the device can't be opened; it stopped gi
 QUEUE_S = 5  # sound that is held while the parent doesn't read; then the oldest is dropped
 FIRST_SOUND_S = 4.0  # an idle sound server may take two seconds to start its device
 SILENT_DEVICE_S = 1.5  # without a callback, after which the device is gone
-SETTLED_S = 10.0  # without loss, after which a degraded device counts as online again
 BLOCK_MS = 32
 LATENCY_S = 0.1  # of the device's buffer: with PortAudio's own 35 ms a busy machine loses sound
 OLDEST_S = 0.5  # age of a buffer above which the device's clock is taken for broken
@@ -147,7 +146,7 @@ class _Intake:
     def put(self, samples: NDArray[np.float32], _count: int, clock: Any, flags: Any) -> None:
         """PortAudio's callback for each block [n, channels]."""
         now = time.monotonic()
-        # Blocks come in bursts; the device's clock says how long ago this one was captured.
+        # Blocks come in bursts; the device's clock tells when this one was captured.
         age_s = clock.currentTime - clock.inputBufferAdcTime - len(samples) / self._rate_hz
         captured_at = now - (age_s if 0 < age_s < OLDEST_S else 0.0)
         # Devices often flag an overrun when they start, before any sound that we could lose.
@@ -243,7 +242,7 @@ def _capture(
     write: Callable[[bytes], None],
     report: Callable[[str, str], None],
 ) -> None:
-    """Write chunks until the device gives no more sound; status lines say so.
+    """Write chunks until the device gives no more sound, and report its states.
 
     Raises DeviceError if it can't be opened, BrokenPipeError once the parent no longer reads.
     """
@@ -254,18 +253,12 @@ def _capture(
     report("online", f"{name} at {rate_hz} Hz")
     resampler = Resampler(rate_hz, stream.channels, channel=channel)
     chunker = Chunker(chunk_ms=options.chunk_ms)
-    lost_at: float | None = None
+    losses = LossReport(name, report)
     while (block := intake.take()) is not None:
-        now = time.monotonic()
+        losses.update(intake.loss() if block.after_gap else "", now=time.monotonic())
         if block.after_gap:
-            if lost_at is None:
-                report("degraded", f"{name}: {intake.loss()}")
-            lost_at = now
             resampler = Resampler(rate_hz, stream.channels, channel=channel)
             chunker.drop()
-        elif lost_at is not None and now - lost_at > SETTLED_S:
-            lost_at = None
-            report("online", f"{name}: sound complete again")
         resampled = resampler.feed(block.samples)
         for chunk in chunker.feed(resampled, captured_at=block.captured_at - resampler.behind_s):
             header = HEADER.pack(chunk.captured_at, chunk.after_gap)

@@ -109,11 +109,9 @@ class _Child:
         self._size = chunk_ms * RATE_HZ // 1000 * 2
         self._detail = CRASHED
         self.opened = False  # it has given sound; an earlier status is the outcome of opening
-        command = [sys.executable, "-m", "stream_hbaf.audio.capture", f"--chunk-ms={chunk_ms}"]
-        if device is not None:
-            command.append(f"--device={device}")
-        if channel is not None:
-            command.append(f"--channel={channel}")
+        options = {"chunk-ms": chunk_ms, "device": device, "channel": channel}
+        given = [f"--{name}={value}" for name, value in options.items() if value is not None]
+        command = [sys.executable, "-m", "stream_hbaf.audio.capture", *given]
         self._popen = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )

@@ -21,6 +21,7 @@ from stream_hbaf.audio.source import (
     RATE_HZ,
     Chunk,
     Chunker,
+    LossReport,
     Resampler,
     SampleFormat,
     Samples,
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
 QUEUE_S = 5  # sound that is held while nothing consumes it; then the oldest is dropped
 SILENCE_S = 2.0  # a sender that sends nothing for this long has paused: the utterance ends
-SETTLED_S = 10.0  # without loss, after which a degraded source counts as online again
 LOWEST_HZ, HIGHEST_HZ, MOST_CHANNELS = 8_000, 192_000, 8  # of a sender
 
 
@@ -115,7 +115,7 @@ class PushSource:
         self._sounding = False  # the sender has sent sound, and not paused since
         self._gap = False  # chunks before the next one were dropped
         self._lost_s = 0.0
-        self._lost_at: float | None = None
+        self._losses = LossReport(name, self._on_status)
         self._closed = asyncio.Event()
 
     async def __aenter__(self) -> Self:
@@ -162,7 +162,8 @@ class PushSource:
             if isinstance(item, tuple):
                 self._on_status(*item)
                 continue
-            self._report_losses(item.captured_at)
+            lost = f"{self._lost_s:.1f} s dropped, sent faster than it is processed"
+            self._losses.update(lost if self._gap else "", now=item.captured_at)
             gap, self._gap = item.after_gap or self._gap, False
             yield replace(item, start=position, after_gap=gap and position > 0)
             position += len(item.samples)
@@ -203,16 +204,6 @@ class PushSource:
                 self._lost_s += len(oldest.samples) / RATE_HZ
                 self._gap = True
         self._changed.set()
-
-    def _report_losses(self, now: float) -> None:
-        if self._gap:
-            if self._lost_at is None:
-                why = f"{self._lost_s:.1f} s dropped, sent faster than it is processed"
-                self._on_status("degraded", f"{self.name}: {why}")
-            self._lost_at = now
-        elif self._lost_at is not None and now - self._lost_at > SETTLED_S:
-            self._lost_at = None
-            self._on_status("online", f"{self.name}: sound complete again")
 
 
 class Sender:

@@ -35,6 +35,7 @@ RATE_HZ: Final = 16_000  # config.SAMPLE_RATE_HZ again, without pydantic; a test
 SampleFormat = Literal["s16le", "s32le", "f32le"]
 WIDTHS: Final[dict[SampleFormat, int]] = {"s16le": 2, "s32le": 4, "f32le": 4}  # bytes
 FIRST_RETRY_S = 0.5
+SETTLED_S = 10.0  # without loss, after which a degraded source counts as online again
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +221,25 @@ class Chunker:
         self._position += count
         self._after_gap = False
         return chunk
+
+
+class LossReport:
+    """Reports that a source loses sound, once, and when its sound is complete again."""
+
+    def __init__(self, name: str, on_status: OnStatus) -> None:
+        self._name = name
+        self._on_status = on_status
+        self._lost_at: float | None = None
+
+    def update(self, lost: str, *, now: float) -> None:
+        """``lost`` is what was lost before the newest sound, "" if nothing."""
+        if lost:
+            if self._lost_at is None:
+                self._on_status("degraded", f"{self._name}: {lost}")
+            self._lost_at = now
+        elif self._lost_at is not None and now - self._lost_at > SETTLED_S:
+            self._lost_at = None
+            self._on_status("online", f"{self._name}: sound complete again")
 
 
 async def pace(pieces: AsyncIterator[Samples], *, speed: float | None) -> AsyncIterator[Chunk]:

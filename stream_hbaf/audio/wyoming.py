@@ -72,7 +72,7 @@ async def read_event(reader: asyncio.StreamReader) -> WyomingEvent | None:
         data = await _read(reader, header, "data_length", most=LONGEST_LINE)
         fields = _json_object(data) if data else {}
         payload = await _read(reader, header, "payload_length", most=LARGEST_PAYLOAD)
-    except ValueError:  # how readline says that a line is too long
+    except ValueError:  # which readline raises for a line that is too long
         raise AudioError(f"a line longer than {LONGEST_LINE} bytes") from None
     except asyncio.IncompleteReadError:
         raise AudioError("an event broken off in the middle") from None

@@ -71,7 +71,7 @@ class Recognition:
 
 @dataclass(slots=True, eq=False)
 class DialogueTracker:
-    """The current dialogue of one source, or of several that talk with each other.
+    """The current dialogue of one source, or of several that share it.
 
     A long silence or a request ends a dialogue; the next utterance begins another.
     """

@@ -137,7 +137,7 @@ class Segmenter:
         return self._await_speech(run) if run.begin is None else self._continue(run, run.begin)
 
     def flush(self, *, trigger: Trigger = "end_of_input") -> list[SegmenterAction]:
-        """End the open utterance: the input is over or has a gap, or somebody asks for the end.
+        """End the open utterance: the input is over or has a gap, or the end is requested.
 
         Frames fed afterwards count as consecutive; where they aren't, make a new Segmenter with
         their first sample as its origin.
@@ -275,7 +275,7 @@ class UtteranceDetector:
         return actions
 
     def flush(self, *, resume_at: int, trigger: Trigger = "end_of_input") -> list[UtteranceAction]:
-        """End the open utterance: the input ends or has a gap, or somebody asks for the end.
+        """End the open utterance: the input ends or has a gap, or the end is requested.
 
         The next sample that is fed has the number ``resume_at``.
         """
