@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self
+from typing import Literal, Protocol, Self
 
 import numpy as np
 import opensmile
@@ -101,8 +101,11 @@ class _Engine:
         self._smile = OpenSMILE()
         try:
             self._smile.initialize(str(_folder() / feature_set.configuration), _options(), 0)
-            self._smile.external_sink_set_callback_ex(_LLD_SINK, _into(self.rows))
-            self._smile.external_sink_set_callback_ex(_FUNCTIONALS_SINK, _into(self.functionals))
+            # Rows are copied, because openSMILE reuses their memory.
+            for sink, rows in ((_LLD_SINK, self.rows), (_FUNCTIONALS_SINK, self.functionals)):
+                self._smile.external_sink_set_callback_ex(
+                    sink, lambda row, _, rows=rows: rows.append(row.copy())
+                )
         except (OpenSmileException, UnicodeEncodeError) as error:
             self._smile.free()
             raise _broken("can't be started", error) from None
@@ -286,15 +289,6 @@ def _options() -> dict[str, object]:
         "sampleRate": SAMPLE_RATE_HZ,
         "nBits": 16,
     }
-
-
-def _into(rows: list[Float32]) -> Any:
-    """A sink's callback; the copy is needed because openSMILE reuses the row's memory."""
-
-    def append(row: Float32, _: object) -> None:
-        rows.append(row.copy())
-
-    return append
 
 
 def _broken(what: str, error: Exception | None = None) -> ModelError:
