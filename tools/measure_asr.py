@@ -24,7 +24,7 @@ from stream_hbaf.audio.file import read_audio
 from stream_hbaf.config import Config, TranscriptConfig
 from stream_hbaf.evaluation.metrics import word_error_rate
 from stream_hbaf.features import whisper as transcript
-from stream_hbaf.features.whisper_encoder import LONGEST_S, MARGIN_S, resolve_whisper, window_of
+from stream_hbaf.features.whisper_encoder import LONGEST_S, MARGIN_S, find_whisper, window_of
 from stream_hbaf.speech.segmenter import Finish, UtteranceDetector
 
 RECORDINGS = Path(__file__).parents[1] / "tests" / "recordings"
@@ -74,7 +74,7 @@ def _parse() -> argparse.Namespace:
 def _decoders(model: str, *, margins: list[float]) -> dict[str, Decode]:
     """faster-whisper itself, bare windows of each margin, and what the live path does."""
     ours = transcript.Transcriber(TranscriptConfig(model=model))
-    whole = WhisperModel(resolve_whisper(model), compute_type="int8", cpu_threads=2)
+    whole = WhisperModel(str(find_whisper(model) or model), compute_type="int8", cpu_threads=2)
 
     def plain(beam: int) -> Decode:
         def decode(samples: Int16) -> str:

@@ -17,7 +17,7 @@ from faster_whisper import WhisperModel
 from stream_hbaf.audio.file import FileSource, read_audio
 from stream_hbaf.config import TranscriptConfig, load_config
 from stream_hbaf.evaluation.metrics import word_error_rate
-from stream_hbaf.features.whisper_encoder import resolve_whisper
+from stream_hbaf.features.whisper_encoder import find_whisper
 from stream_hbaf.live.pipeline import recognise_source
 from stream_hbaf.live.runtime import Recognition
 from stream_hbaf.recognizer import Recognizer
@@ -54,8 +54,8 @@ def main() -> None:
     parser.add_argument("--corpora", type=Path, required=True)
     parser.add_argument("--clips", type=int, default=120, help="of RAVDESS (default: 120)")
     options = parser.parse_args()
-    model = resolve_whisper(TranscriptConfig().model)
-    whisper = WhisperModel(model, compute_type="int8", cpu_threads=2)
+    name = TranscriptConfig().model
+    whisper = WhisperModel(str(find_whisper(name) or name), compute_type="int8", cpu_threads=2)
     print("| corpus | clips | live path | whole file, beam 1 | whole file, beam 5 |")
     print("| --- | --- | --- | --- | --- |")
     with Recognizer(load_config()) as recognizer:

@@ -118,34 +118,35 @@ def log_mel(samples: Int16, *, filters: Float32) -> Float32:
     return scaled.astype(np.float32)
 
 
-def resolve_whisper(name: str) -> str:
-    """Where a Whisper model is: a folder, a weight package's folder, or the hub name itself.
+def find_whisper(name: str) -> Path | None:
+    """The folder of a model on this machine: given, in a weight package, or in the hub's cache.
 
-    Packages are found without being imported. Raises ModelError when ``name`` is a folder
-    without a model, or when half of a model is missing.
+    Packages are found without being imported. Raises ModelError when ``name`` is a folder that
+    isn't there, or when half of a model is missing.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
-        return str(folder)
+        return folder
     if name.startswith((".", "/", "~")):
         raise ModelError(f"speech recognition: {folder} is not a folder; correct --asr")
-    if name in PACKAGED:
-        package, inner = PACKAGED[name]
-        found = package_folder(package)
-        return str(found / inner) if found else name
-    if name in HALVES:
-        packages = HALVES[name]
-        parts = [package_folder(package) for package in packages]
-        present = [part / "data" for part in parts if part is not None]
-        if len(present) == len(packages):
-            return str(_join(name, parts=present))
-        if present:
-            missing = packages[parts.index(None)].replace("_", "-")
-            raise ModelError(
-                f"speech recognition: '{name}' is in halves and {missing} is not installed; "
-                "pip install 'stream-hbaf[offline]'"
-            )
-    return name
+    package, inner = PACKAGED.get(name, ("", ""))
+    if package and (found := package_folder(package)) is not None:
+        return found / inner
+    parts = {half: package_folder(half) for half in HALVES.get(name, ())}
+    missing = [half.replace("_", "-") for half, part in parts.items() if part is None]
+    present = [part / "data" for part in parts.values() if part is not None]
+    if present and not missing:
+        return _join(name, parts=present)
+    if present:
+        raise ModelError(
+            f"speech recognition: '{name}' is in halves and {missing[0]} is not installed; "
+            "pip install 'stream-hbaf[offline]'"
+        )
+    try:
+        return Path(download_model(name, local_files_only=True))
+    except Exception as error:  # noqa: BLE001  # any failure to find it here means: it isn't
+        LOG.debug("%s is not in the hub's cache: %s", name, error)
+        return None
 
 
 def _join(name: str, *, parts: Sequence[Path]) -> Path:
@@ -170,18 +171,6 @@ def _join(name: str, *, parts: Sequence[Path]) -> Path:
             "make room there, or set XDG_CACHE_HOME to another folder"
         ) from None
     return folder
-
-
-def find_whisper(name: str) -> Path | None:
-    """The folder of a model that is on this machine: given, in a package or in the hub's cache."""
-    folder = Path(resolve_whisper(name))
-    if folder.is_dir():
-        return folder
-    try:
-        return Path(download_model(name, local_files_only=True))
-    except Exception as error:  # noqa: BLE001  # any failure to find it here means: it isn't
-        LOG.debug("%s is not in the hub's cache: %s", name, error)
-        return None
 
 
 def _locate(name: str) -> Path:
