@@ -5,6 +5,7 @@ import importlib.util
 import logging
 import os
 import pickle
+import re
 import shutil
 import sys
 import tempfile
@@ -219,11 +220,14 @@ def _unpack(name: str, *, parts: Sequence[Path], folder: Path) -> None:
     try:
         caches.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=caches) as place:
-            joined, unpacked = Path(place) / "joined.zip", Path(place) / "unpacked"
+            joined = Path(place) / "joined.zip"
             concatenate(parts, joined)
-            _unzip(joined, unpacked)
+            with zipfile.ZipFile(joined) as packed:
+                # The files of the zip's one folder, without its subfolders.
+                files = [file for file in packed.namelist() if re.fullmatch("[^/]+/[^/]+", file)]
+                packed.extractall(place, files)
             try:
-                unpacked.rename(folder)
+                (Path(place) / files[0]).parent.rename(folder)
             except OSError:
                 if not folder.is_dir():  # else another process was faster
                     raise
@@ -245,14 +249,3 @@ def concatenate(parts: Sequence[Path], whole: Path) -> None:
         for part in parts:
             with part.open("rb") as source:
                 shutil.copyfileobj(source, file)
-
-
-def _unzip(file: Path, folder: Path) -> None:
-    """Extract the files of the zip's one folder, without its subfolders."""
-    folder.mkdir()
-    with zipfile.ZipFile(file) as packed:
-        for member in packed.infolist():
-            path = Path(member.filename)
-            if len(path.parts) == 2 and not member.is_dir():
-                with packed.open(member) as inside, (folder / path.name).open("wb") as outside:
-                    shutil.copyfileobj(inside, outside)
