@@ -7,13 +7,14 @@ its page.
 
 import asyncio
 import ipaddress
+import json
 import os
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import numpy as np
 
@@ -71,6 +72,17 @@ def plain_reason(error: OSError) -> str:
     if error.errno is not None and error.errno > 0:
         return os.strerror(error.errno)
     return error.strerror or type(error).__name__  # a name that can't be looked up
+
+
+def json_object(content: str | bytes, *, what: str) -> dict[str, Any]:
+    """The fields that a sender sent as ``what``. Raises AudioError if it is no JSON object."""
+    try:
+        fields = json.loads(content)
+    except (ValueError, RecursionError):
+        fields = None
+    if not isinstance(fields, dict):
+        raise AudioError(f"{what} that is no JSON object")
+    return fields
 
 
 @dataclass(frozen=True, slots=True)

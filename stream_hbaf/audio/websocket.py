@@ -21,7 +21,6 @@ asked for as well: ``ws://HOST:PORT/?token=TOKEN``, or the header ``Authorizatio
 """
 
 import asyncio
-import json
 import logging
 import secrets
 from http import HTTPStatus
@@ -41,6 +40,7 @@ from stream_hbaf.audio.push_source import (
     Sender,
     cannot_listen,
     is_loopback,
+    json_object,
 )
 from stream_hbaf.audio.source import WIDTHS, SourceOptions
 from stream_hbaf.errors import AudioError, DeviceError
@@ -62,12 +62,7 @@ def receive(message: str | bytes, *, sender: Sender) -> None:
     if isinstance(message, bytes):
         sender.feed(message)
         return
-    try:
-        fields = json.loads(message)
-    except (ValueError, RecursionError):
-        fields = None
-    if not isinstance(fields, dict):
-        raise AudioError("a text message that is no JSON object")
+    fields = json_object(message, what="a text message")
     if fields.get("pause") is True:
         sender.pause()
     else:

@@ -26,6 +26,7 @@ from stream_hbaf.audio.push_source import (
     PushSource,
     Sender,
     cannot_listen,
+    json_object,
     plain_reason,
 )
 from stream_hbaf.audio.source import RATE_HZ, SampleFormat, SourceOptions, retries
@@ -68,9 +69,9 @@ async def read_event(reader: asyncio.StreamReader) -> WyomingEvent | None:
     try:
         if not (line := await reader.readline()):
             return None
-        header = _json_object(line)
+        header = json_object(line, what="a line")
         data = await _read(reader, header, "data_length", most=LONGEST_LINE)
-        fields = _json_object(data) if data else {}
+        fields = json_object(data, what="a line") if data else {}
         payload = await _read(reader, header, "payload_length", most=LARGEST_PAYLOAD)
     except ValueError:  # which readline raises for a line that is too long
         raise AudioError(f"a line longer than {LONGEST_LINE} bytes") from None
@@ -80,16 +81,6 @@ async def read_event(reader: asyncio.StreamReader) -> WyomingEvent | None:
     if not isinstance(header.get("type"), str) or not isinstance(inline, dict):
         raise AudioError('an event without a "type", or whose "data" is no object')
     return WyomingEvent(header["type"], inline | fields, payload)
-
-
-def _json_object(content: bytes) -> dict[str, Any]:
-    try:
-        found = json.loads(content)
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise AudioError("a line that is no JSON object")
-    return found
 
 
 async def _read(
