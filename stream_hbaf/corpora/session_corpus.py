@@ -32,8 +32,8 @@ from stream_hbaf.corpora.dialogue import (
 from stream_hbaf.corpora.manifest import ManifestRow, write_manifest, write_table
 from stream_hbaf.errors import CorpusError
 from stream_hbaf.events import Feedback, Utterance
-from stream_hbaf.sessions.format import FlacWriter
-from stream_hbaf.sessions.session import Samples, Session, decode_audio, is_session, open_sessions
+from stream_hbaf.sessions.format import FlacWriter, Samples
+from stream_hbaf.sessions.session import Session, decode_audio, is_session, open_sessions
 from stream_hbaf.sessions.writer import add_feedback
 
 HELD_OUT = 0.15  # the share of dialogues in dev, and in test

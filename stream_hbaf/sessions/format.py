@@ -138,20 +138,6 @@ def append(file: int, content: bytes) -> None:
         raise
 
 
-def read_events(folder: Path) -> tuple[SessionEvent, ...]:
-    """All recorded events. Raises CorpusError with file and line for what can't be read."""
-    return tuple(
-        parse(SCHEMAS.get(row.get("schema", ""), Switch), row, where=where)
-        for where, row in _read_table(folder / EVENTS_FILE)
-    )
-
-
-def read_stretches(folder: Path) -> tuple[Stretch, ...]:
-    """All stretches of all sources. Raises CorpusError with file and line."""
-    rows = _read_table(folder / STRETCHES_FILE)
-    return tuple(parse(Stretch, row, where=where) for where, row in rows)
-
-
 def parse(kind: type[T], row: dict[str, Any], *, where: str) -> T:
     """A row as ``kind``. Raises CorpusError that names the first field that doesn't fit."""
     try:
@@ -165,7 +151,7 @@ def parse(kind: type[T], row: dict[str, Any], *, where: str) -> T:
 def read_json_lines(
     lines: Iterable[str | bytes], *, path: Path
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each line's JSON object with its ``file:line``. Raises CorpusError for one that is none."""
+    """Each line's JSON object with its ``file:line``. Raises CorpusError for a line without one."""
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
@@ -174,12 +160,6 @@ def read_json_lines(
         if not isinstance(row, dict):
             raise CorpusError(f"{path}:{number}: isn't a JSON object; mend or remove that line")
         yield f"{path}:{number}", row
-
-
-def _read_table(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows of a table; half a line at the end is left out, and a missing one has none."""
-    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
-    return read_json_lines(lines, path=path)
 
 
 # ---- audio

@@ -9,30 +9,29 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from stream_hbaf.audio.file import Decoder
 from stream_hbaf.config import SAMPLE_RATE_HZ
 from stream_hbaf.errors import CorpusError
-from stream_hbaf.events import Feedback, Utterance
+from stream_hbaf.events import Feedback, Switch, Utterance
 from stream_hbaf.sessions.format import (
+    EVENTS_FILE,
     FORMAT,
     HEADER_BYTES,
     HEADER_FILE,
+    SCHEMAS,
+    STRETCHES_FILE,
     Header,
+    Samples,
     SessionEvent,
     Stretch,
     audio_file_name,
     flac_length,
     parse,
-    read_events,
-    read_stretches,
+    read_json_lines,
     sample_at,
 )
-
-Samples = NDArray[np.int16]
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,10 @@ class Session:
     @cached_property
     def events(self) -> tuple[SessionEvent, ...]:
         """All events in their order. Raises CorpusError with file and line."""
-        return tuple(read_events(self.folder))
+        return tuple(
+            parse(SCHEMAS.get(row.get("schema", ""), Switch), row, where=where)
+            for where, row in _read_table(self.folder / EVENTS_FILE)
+        )
 
     @property
     def ends(self) -> list[Utterance]:
@@ -58,12 +60,13 @@ class Session:
         return {one.id: one for one in self.events if isinstance(one, Feedback)}
 
     @cached_property
-    def stretches(self) -> dict[str, tuple[Stretch, ...]]:
+    def stretches(self) -> dict[str, list[Stretch]]:
         """By source, in their order. Raises CorpusError with file and line."""
         found: dict[str, list[Stretch]] = {}
-        for stretch in read_stretches(self.folder):
+        for where, row in _read_table(self.folder / STRETCHES_FILE):
+            stretch = parse(Stretch, row, where=where)
             found.setdefault(stretch.source, []).append(stretch)
-        return {source: tuple(stretches) for source, stretches in found.items()}
+        return found
 
     @property
     def length_s(self) -> float:
@@ -88,8 +91,7 @@ class Session:
         return (start, stop) if stop <= stretch_stop else None
 
     def stretch_from(self, utterance: Utterance) -> tuple[int, int] | None:
-        """An utterance's stretch, from the utterance's beginning on: samples [start, stop) of its
-        source's file. None if there is none."""
+        """An utterance's stretch from the utterance's beginning on, in samples as ``clip``."""
         stretches = self.stretches.get(utterance.source, ())
         first = sample_at(utterance.audio_start_ms)
         number = bisect_right(stretches, first, key=lambda stretch: stretch.start) - 1
@@ -212,3 +214,9 @@ def _folders(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise CorpusError(f"{folder}: no such folder; give the one that --record wrote to")
     return sorted(filter(is_session, folder.iterdir()))
+
+
+def _read_table(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a table; half a line at the end is left out, and a missing one has none."""
+    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+    return read_json_lines(lines, path=path)

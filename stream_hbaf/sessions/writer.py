@@ -60,13 +60,13 @@ class SessionWriter:
         self.ids: set[str] = set()  # of the finished utterances that are recorded
         self._erased: set[str] = set()  # dialogues, of which events may still come
         self._tracks: dict[str, _Track] = {}
-        self._session = Session(self.folder, header)
+        self._header = header
         self._stretches = _open_private(self.folder / STRETCHES_FILE)
         self._events = _open_private(self.folder / EVENTS_FILE)
         # The header comes last: where there is one, there is a session. It stays locked.
-        self._header = _open_private(self.folder / HEADER_FILE)
-        fcntl.flock(self._header, fcntl.LOCK_EX)
-        append(self._header, header.model_dump_json(indent=1).encode() + b"\n")
+        self._locked = _open_private(self.folder / HEADER_FILE)
+        fcntl.flock(self._locked, fcntl.LOCK_EX)
+        append(self._locked, header.model_dump_json(indent=1).encode() + b"\n")
 
     def write_audio(self, source: str, chunk: Chunk, *, after_loss: bool = False) -> None:
         """Write a chunk; a new stretch begins where samples before it are missing.
@@ -74,13 +74,18 @@ class SessionWriter:
         ``after_loss`` says that they were lost since the disk was too slow.
         """
         track = self._tracks.get(source)
-        why = self._why(track, chunk, after_loss=after_loss)
+        why: Why | None = None
         if track is None:
             track = _Track(FlacWriter(self.folder / audio_file_name(source)), chunk.start)
             self._tracks[source] = track
+            why = "begin"
+        elif chunk.after_gap:
+            why = "gap"
+        elif chunk.start != track.following:
+            why = "lost" if after_loss else "pause"
         if why is not None:
             began_at = chunk.captured_at - len(chunk.samples) / SAMPLE_RATE_HZ
-            self._begin_stretch(source, track, chunk.start, why=why, monotonic=began_at)
+            self._begin_stretch(source, chunk.start, why=why, monotonic=began_at)
         track.flac.write(chunk.samples)
         track.following = chunk.start + len(chunk.samples)
 
@@ -90,7 +95,7 @@ class SessionWriter:
         if track is not None:
             why: Why = "cut" if resume_at == track.following else "pause"
             now = time.monotonic()
-            self._begin_stretch(source, track, resume_at, why=why, monotonic=now, trigger=trigger)
+            self._begin_stretch(source, resume_at, why=why, monotonic=now, trigger=trigger)
             track.following = resume_at
 
     def write_event(self, event: SessionEvent) -> None:
@@ -107,15 +112,16 @@ class SessionWriter:
         """Erase a dialogue's events and audio, also those to come; returns how many utterances it
         had."""
         self._erased.add(dialogue_id)
-        utterances = _utterances_of(self._reread(), dialogue_id)
+        session = Session(self.folder, self._header)
+        utterances = _utterances_of(session, dialogue_id)
+        ids = {one.id for one in utterances}
         if utterances:
             os.close(self._events)
             try:
-                _erase_lines(self._reread(), dialogue_id)
+                _erase_lines(session, dialogue_id, ids)
             finally:
                 self._events = _open_private(self.folder / EVENTS_FILE)
             self._silence(utterances)
-        ids = {one.id for one in utterances}
         self.ids -= ids
         return len(ids)
 
@@ -125,40 +131,25 @@ class SessionWriter:
             for track in self._tracks.values():
                 track.flac.close()
         finally:
-            for file in (self._stretches, self._events, self._header):
+            for file in (self._stretches, self._events, self._locked):
                 os.close(file)
             self._tracks = {}
-
-    def _reread(self) -> Session:
-        """The session as it is on disk now."""
-        return Session(self.folder, self._session.header)
-
-    @staticmethod
-    def _why(track: _Track | None, chunk: Chunk, *, after_loss: bool) -> Why | None:
-        """Why a new stretch begins with this chunk; None if none does."""
-        if track is None:
-            return "begin"
-        if chunk.after_gap:
-            return "gap"
-        if chunk.start == track.following:
-            return None
-        return "lost" if after_loss else "pause"
 
     def _begin_stretch(
         self,
         source: str,
-        track: _Track,
         start: int,
         *,
         why: Why,
         monotonic: float,
         trigger: Trigger = "end_of_input",
     ) -> None:
+        began = datetime.fromtimestamp(time.time() - time.monotonic() + monotonic, UTC)
         stretch = Stretch(
             source=source,
-            at=track.flac.length,
+            at=self._tracks[source].flac.length,
             start=start,
-            time=_iso(time.time() - time.monotonic() + monotonic),
+            time=began.isoformat(timespec="milliseconds"),
             why=why,
             trigger=trigger,
         )
@@ -167,7 +158,7 @@ class SessionWriter:
     def _silence(self, utterances: Iterable[Utterance]) -> None:
         """Rewrite the files that hold the utterances, with silence in their place, and continue in
         the new files."""
-        session = self._reread()
+        session = Session(self.folder, self._header)
         for source, parts in _parts(session, utterances).items():
             track = self._tracks[source]
             track.flac.close()
@@ -175,17 +166,16 @@ class SessionWriter:
 
 
 def erase_dialogue(session: Session, dialogue_id: str) -> int:
-    """Erase a dialogue from a session that isn't being recorded; returns how many utterances it
-    had. Raises OSError where the disk refuses.
-    """
+    """Erase a dialogue of a session that isn't being recorded, as ``SessionWriter`` does."""
     utterances = _utterances_of(session, dialogue_id)
+    ids = {one.id for one in utterances}
     if utterances:
         parts_of = _parts(session, utterances)
-        _erase_lines(session, dialogue_id)
+        _erase_lines(session, dialogue_id, ids)
         for source, parts in parts_of.items():
             if session.audio_file(source).is_file():
                 _silenced(session.audio_file(source), parts).close()
-    return len({one.id for one in utterances})
+    return len(ids)
 
 
 def add_feedback(session: Session, corrections: Sequence[Feedback]) -> None:
@@ -218,14 +208,13 @@ def _parts(session: Session, utterances: Iterable[Utterance]) -> dict[str, list[
     return found
 
 
-def _erase_lines(session: Session, dialogue_id: str) -> None:
-    ids = {one.id for one in _utterances_of(session, dialogue_id)}
-    kept = [
+def _erase_lines(session: Session, dialogue_id: str, ids: set[str]) -> None:
+    kept = (
         event
         for event in session.events
         if getattr(event, "dialogue_id", None) != dialogue_id
         and not (isinstance(event, Feedback) and event.id in ids)
-    ]
+    )
     with _replacing(session.folder / EVENTS_FILE) as part:
         part.write_bytes(b"".join(map(encode_line, kept)))
 
@@ -238,12 +227,9 @@ def _silenced(path: Path, parts: Sequence[Part]) -> FlacWriter:
         try:
             for batch in decode_audio(path):
                 samples = batch.copy()
-                for start, stop in parts:
-                    first, last = (
-                        min(max(0, sample - writer.length), len(samples))
-                        for sample in (start, stop)
-                    )
-                    samples[first:last] = np.int16(0)
+                for part in parts:
+                    first, last = np.clip(np.array(part) - writer.length, 0, len(samples))
+                    samples[first:last] = 0
                 writer.write(samples)
         except BaseException:
             writer.close()
@@ -261,7 +247,3 @@ def _replacing(path: Path) -> Iterator[Path]:
 
 def _open_private(path: Path) -> int:
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, PRIVATE_FILE)
-
-
-def _iso(unix_time: float) -> str:
-    return datetime.fromtimestamp(unix_time, UTC).isoformat(timespec="milliseconds")
