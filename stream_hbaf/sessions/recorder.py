@@ -9,6 +9,7 @@ as a gap; events wait for room.
 import asyncio
 import contextlib
 import logging
+import math
 import queue
 import threading
 from collections.abc import Callable
@@ -81,9 +82,8 @@ class SessionRecorder:
         if name in self._off:
             return
         if not isinstance(received, Chunk):
-            self._calls.put(
-                partial(self._cut, name, resume_at=received.resume_at, trigger=received.trigger)
-            )
+            resume_at, trigger = received.resume_at, received.trigger
+            self._calls.put(partial(self._cut, name, resume_at=resume_at, trigger=trigger))
             return
         self._since.setdefault(name, received.start)
         if self._calls.qsize() >= MAX_AUDIO_CALLS:
@@ -103,7 +103,8 @@ class SessionRecorder:
         if recorded is not None:
             while self._calls.qsize() >= MAX_CALLS:  # noqa: ASYNC110  # threads set no Event
                 await asyncio.sleep(0.01)
-            written = self._put(partial(self._write_event, recorded))
+            written: Future[None] = Future()
+            self._calls.put(partial(self._write_event, recorded, written))
             if isinstance(recorded, Utterance) and recorded.type == "end":
                 await asyncio.wait([asyncio.wrap_future(written)], timeout=WRITE_TIMEOUT_S)
 
@@ -152,44 +153,24 @@ class SessionRecorder:
 
     def _recorded(self, event: AnyEvent) -> SessionEvent | None:
         """The event if it is to be recorded."""
-        match event:
-            case Utterance():
-                if event.type == "new" and self._is_recorded(event):
-                    self._whole[event.id] = event.source
-                kept = event.id in self._whole
-                if event.type == "end":
-                    self._whole.pop(event.id, None)
-                return event if kept else None
-            case DialogueSummary():  # of any source
-                return None if self._off else event
-            case Switch(switch="transcribe"):
-                return event
-            case _:
-                return None
-
-    def _is_recorded(self, new: Utterance) -> bool:
-        """Whether its audio is recorded from its beginning, which is a little before the event."""
-        since = self._since.get(new.source)
-        return since is not None and sample_at(new.audio_start_ms) >= since
+        if isinstance(event, Utterance):
+            # The audio of an utterance begins a little before the event.
+            since = self._since.get(event.source, math.inf)
+            if event.type == "new" and sample_at(event.audio_start_ms) >= since:
+                self._whole[event.id] = event.source
+            kept = event.id in self._whole
+            if event.type == "end":
+                self._whole.pop(event.id, None)
+            return event if kept else None
+        if isinstance(event, DialogueSummary):  # of any source
+            return None if self._off else event
+        return event if isinstance(event, Switch) and event.switch == "transcribe" else None
 
     def _log_dropped(self, source: str) -> None:
         dropped = self._dropped.pop(source, 0)
         if dropped:
             lost_s = dropped / SAMPLE_RATE_HZ
             LOG.warning("recording: %.1f s of %s lost, the disk is too slow", lost_s, source)
-
-    def _put(self, call: Callable[[], None]) -> Future[None]:
-        """Queue a call for the thread; the future is done when the call is, even if it failed."""
-        done: Future[None] = Future()
-
-        def run() -> None:
-            try:
-                call()
-            finally:
-                done.set_result(None)
-
-        self._calls.put(run)
-        return done
 
     async def _call(self, call: Callable[[], T]) -> T:
         """The result of a call in the thread. Raises ConfigError where the disk refuses."""
@@ -229,10 +210,8 @@ class SessionRecorder:
         if writer is not None:
             with contextlib.suppress(OSError):  # logged already
                 writer.close()
-        LOG.warning(
-            "%s; nothing more is recorded until 'record' is turned on again",
-            self._unwritable(error),
-        )
+        after = "nothing more is recorded until 'record' is turned on again"
+        LOG.warning("%s; %s", self._unwritable(error), after)
 
     def _resume(self) -> None:
         self._failed = False
@@ -245,10 +224,8 @@ class SessionRecorder:
         if self._failed:
             return
         if self._writer is None:
-            recognizer = self._recognizer
-            header = new_header(
-                self._config, model=recognizer.model, labels=recognizer.bundle.labels
-            )
+            model, labels = self._recognizer.model, self._recognizer.bundle.labels
+            header = new_header(self._config, model=model, labels=labels)
             self._writer = SessionWriter(self.folder, header=header)
             LOG.info("recording: %s", self._writer.folder)
             for switch in self._switches.values():
@@ -259,11 +236,14 @@ class SessionRecorder:
         if self._writer is not None:
             self._writer.write_cut(source, resume_at=resume_at, trigger=trigger)
 
-    def _write_event(self, event: SessionEvent) -> None:
-        if isinstance(event, Switch):
-            self._switches[event.source] = event
-        if self._writer is not None:
-            self._writer.write_event(event)
+    def _write_event(self, event: SessionEvent, written: Future[None]) -> None:
+        try:
+            if isinstance(event, Switch):
+                self._switches[event.source] = event
+            if self._writer is not None:
+                self._writer.write_event(event)
+        finally:
+            written.set_result(None)
 
     def _correct(self, feedback: Feedback) -> bool:
         if self._writer is not None and feedback.id in self._writer.ids:
