@@ -17,7 +17,7 @@ import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any, NoReturn, TypeVar
 
@@ -38,32 +38,6 @@ class WorkerDiedError(StreamHbafError):
         self.index = index  # of the item that it was given
 
 
-def map_in_processes(
-    function: Callable[..., Result],
-    items: Sequence[Item],
-    *,
-    workers: int,
-    shared: tuple[Any, ...] = (),
-    isolated: bool = False,
-) -> Iterator[Result]:
-    """Yield ``function(item, *shared)`` of all items, in their order; a result waits for those
-    before it.
-
-    Arguments and errors are those of ``map_as_completed``.
-    """
-    early: dict[int, Result] = {}
-    due = 0
-    completed = map_as_completed(function, items, workers=workers, shared=shared, isolated=isolated)
-    try:
-        for index, result in completed:
-            early[index] = result
-            while due in early:
-                yield early.pop(due)
-                due += 1
-    finally:
-        completed.close()
-
-
 def map_as_completed(
     function: Callable[..., Result],
     items: Sequence[Item],
@@ -72,7 +46,7 @@ def map_as_completed(
     shared: tuple[Any, ...] = (),
     isolated: bool = False,
 ) -> Generator[tuple[int, Result], None, None]:
-    """Yield the index and ``function(item, *shared)`` of each item, as they are completed.
+    """Yield each item's index and ``function(item, *shared)``, as they are completed.
 
     The function must be a module's own, everything else picklable; ``shared`` is sent to each
     worker once. With one worker everything runs in this process, unless it is to be ``isolated``.

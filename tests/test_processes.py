@@ -1,4 +1,4 @@
-"""Promises of the worker processes: results in order, and an end whatever happens on the way."""
+"""Promises of the worker processes: each result once, and an end whatever happens on the way."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from stream_hbaf.errors import CorpusError
-from stream_hbaf.processes import WorkerDiedError, map_as_completed, map_in_processes
+from stream_hbaf.processes import WorkerDiedError, map_as_completed
 
 
 def square(n: int, offset: int = 0) -> int:
@@ -56,11 +56,12 @@ def fail_unsendably(_: int) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_results_come_in_the_items_order(workers: int) -> None:
+def test_results_have_their_items_index(workers: int) -> None:
     """The same for any number of workers, also where the first item takes the longest."""
-    assert list(map_in_processes(square, range(5), workers=workers)) == [0, 1, 4, 9, 16]
-    shared = map_in_processes(square, range(3), workers=workers, shared=(100,))
-    assert list(shared) == [100, 101, 104]
+    found = map_as_completed(square, range(5), workers=workers)
+    assert sorted(found) == [(0, 0), (1, 1), (2, 4), (3, 9), (4, 16)]
+    shared = map_as_completed(square, range(3), workers=workers, shared=(100,))
+    assert sorted(shared) == [(0, 100), (1, 101), (2, 104)]
 
 
 def test_results_as_they_are_completed(tmp_path: Path) -> None:
@@ -74,7 +75,7 @@ def test_results_as_they_are_completed(tmp_path: Path) -> None:
 def test_workers_have_one_thread_each() -> None:
     """And are other processes than this, a single one too if it is to be isolated."""
     for workers in (1, 2):
-        for threads, variable, pid in map_in_processes(
+        for _, (threads, variable, pid) in map_as_completed(
             number_of_threads, range(2), workers=workers, isolated=True
         ):
             assert (threads, variable) == (1, "1")
@@ -84,18 +85,18 @@ def test_workers_have_one_thread_each() -> None:
 def test_exceptions_of_the_function_are_raised_here() -> None:
     """Errors of users as they are, bugs with the worker's traceback."""
     with pytest.raises(CorpusError, match=r"^line 1: mend it$"):
-        list(map_in_processes(fail, [0, 1], workers=2))
+        list(map_as_completed(fail, [0, 1], workers=2))
     with pytest.raises(KeyError) as raised:
-        list(map_in_processes(fail, [2, 0], workers=2))
+        list(map_as_completed(fail, [2, 0], workers=2))
     assert 'raise KeyError("bug")' in raised.value.__notes__[0]
     with pytest.raises(RuntimeError, match="it fails"):
-        list(map_in_processes(fail_unsendably, [1], workers=1, isolated=True))
+        list(map_as_completed(fail_unsendably, [1], workers=1, isolated=True))
 
 
 def test_a_worker_that_dies_is_one_line() -> None:
     """It names the item, and what happened to the process."""
     with pytest.raises(WorkerDiedError) as raised:
-        list(map_in_processes(die, [0, 1], workers=2))
+        list(map_as_completed(die, [0, 1], workers=2))
     assert raised.value.index == 1
     assert str(raised.value) == (
         "a worker process died (signal SIGKILL), perhaps for lack of memory; use fewer workers"
@@ -105,14 +106,14 @@ def test_a_worker_that_dies_is_one_line() -> None:
 SLEEPERS = """
 import os, sys, time
 from pathlib import Path
-from stream_hbaf.processes import map_in_processes
+from stream_hbaf.processes import map_as_completed
 
 def sleep(n, folder):
     (folder / str(os.getpid())).touch()
     time.sleep(60)
 
 if __name__ == "__main__":
-    list(map_in_processes(sleep, range(2), workers=2, shared=(Path(sys.argv[1]),)))
+    list(map_as_completed(sleep, range(2), workers=2, shared=(Path(sys.argv[1]),)))
 """
 
 
@@ -138,9 +139,9 @@ def test_workers_end_with_their_parent(tmp_path: Path, ending: signal.Signals) -
 def test_closing_early_ends_the_workers() -> None:
     """Whoever takes only the first results doesn't wait for the rest."""
     begun = time.monotonic()
-    results = map_in_processes(time.sleep, [0, 60, 60], workers=2)
-    assert next(results) is None
-    results.close()  # type: ignore[attr-defined]
+    results = map_as_completed(time.sleep, [0, 60, 60], workers=2)
+    assert next(results) == (0, None)
+    results.close()
     assert time.monotonic() - begun < 30
 
 

@@ -19,7 +19,7 @@ from stream_hbaf.corpora.dataset import NO_LABEL, digest_of_dataset
 from stream_hbaf.corpora.dialogue import Split
 from stream_hbaf.evaluation.metrics import Score, majority_score, spread
 from stream_hbaf.networks.registry import join
-from stream_hbaf.processes import map_in_processes
+from stream_hbaf.processes import map_as_completed
 from stream_hbaf.training.card import FIGURES, licence_of, model_card
 from stream_hbaf.training.distributed import is_main_process
 from stream_hbaf.training.fitting import Fitted, fit_network
@@ -71,20 +71,21 @@ def fit_seeds(
     folder = cache / f"{recipe.id}-{_key(recipe, prepared)[:16]}"
     progress(f"{folder}: checkpoints, and logs for tensorboard --logdir")
     on_processor = plan.accelerator == "cpu" and plan.devices == 1 and plan.nodes == 1
-    networks = map_in_processes(
+    completed = map_as_completed(
         _fit_seed,
         plan.seeds,
         workers=recipe.workers if on_processor else 1,
         shared=(recipe, prepared, folder),
     )
     fitted = {}
-    for seed, one in zip(plan.seeds, networks, strict=True):
+    for index, one in completed:
+        seed = plan.seeds[index]
         fitted[seed] = one
         progress(
             f"seed {seed}: dev score {one.history.best_score:.4f} in epoch "
             f"{one.history.best_epoch} of {len(one.history.scores)}, {one.history.seconds:.0f} s"
         )
-    return fitted
+    return {seed: fitted[seed] for seed in plan.seeds}
 
 
 def _fit_seed(seed: int, recipe: Recipe, prepared: Prepared, folder: Path) -> Fitted:
