@@ -14,18 +14,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import requires
-from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from stream_hbaf import __version__
 from stream_hbaf.commands import Commands, add_command, add_verbose, print_line
 from stream_hbaf.commands.live import add_listen_options, add_live_commands, add_session_commands
 from stream_hbaf.commands.research import add_research_commands
 from stream_hbaf.errors import ConfigError, StreamHbafError
-
-if TYPE_CHECKING:
-    from pydantic.fields import FieldInfo
 
 FOLDERS = ("record", "out", "corpora", "cache", "results", "session", "folder")  # options for one
 
@@ -67,7 +63,7 @@ def list_settings() -> list[Setting]:
             key=key,
             default=written(field.default),
             values=_values(field.annotation),
-            unit=_unit(field),
+            unit=next((one for one in field.metadata if isinstance(one, str)), ""),
             description=" ".join((field.description or "").split()),
         )
         for key, field in iter_fields()
@@ -96,14 +92,6 @@ def _values(annotation: Any) -> str:
         return _values(kinds[0])
     words = {int: "whole number", float: "number", bool: "true, false", str: "text", Path: "path"}
     return words.get(annotation, "text")
-
-
-def _unit(field: "FieldInfo") -> str:
-    from stream_hbaf.config import Unit
-
-    optional = (getattr(kind, "__metadata__", ()) for kind in get_args(field.annotation))
-    annotations = chain(field.metadata, *optional)
-    return next((one.name for one in annotations if isinstance(one, Unit)), "")
 
 
 def _schema(options: argparse.Namespace) -> None:

@@ -12,7 +12,6 @@ import difflib
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -27,23 +26,16 @@ ENVIRONMENT_PREFIX = "STREAM_HBAF_"
 SECRETS = ("mqtt.password", "dashboard.token", "source.token")
 RESERVED_NAMES = ("request", "response")  # first topic levels that belong to no source
 
-
-@dataclass(frozen=True)
-class Unit:
-    """Annotates the type of a setting with its unit."""
-
-    name: str
-
-
+# The types of settings, annotated with their limits and units.
 Positive = Annotated[int, Field(gt=0)]
-Milliseconds = Annotated[int, Field(gt=0), Unit("ms")]
-Seconds = Annotated[int, Field(gt=0), Unit("s")]
-Hours = Annotated[int, Field(gt=0), Unit("h")]
-Probability = Annotated[float, Field(ge=0.0, le=1.0), Unit("probability")]
-LogProbability = Annotated[float, Unit("natural logarithm")]
-Messages = Annotated[int, Field(gt=0), Unit("messages")]
-Port = Annotated[int, Field(ge=0, le=65535), Unit("TCP port")]
-Index = Annotated[int, Field(ge=0), Unit("index from 0")]
+Milliseconds = Annotated[int, Field(gt=0), "ms"]
+Seconds = Annotated[int, Field(gt=0), "s"]
+Hours = Annotated[int, Field(gt=0), "h"]
+Probability = Annotated[float, Field(ge=0.0, le=1.0), "probability"]
+LogProbability = Annotated[float, "natural logarithm"]
+Messages = Annotated[int, Field(gt=0), "messages"]
+Port = Annotated[int, Field(ge=0, le=65535), "TCP port"]
+Index = Annotated[int | None, Field(ge=0), "index from 0"]
 Host = Annotated[str, Field(pattern=r"^[^\s:/]+$|^[0-9A-Fa-f:.]+$")]  # a name, IPv4 or IPv6
 TopicPath = Annotated[str, Field(pattern=r"^[^+#\s\x00-\x1f\x7f]+$")]
 TopicLevel = Annotated[str, Field(pattern=r"^[^/+#\s\x00-\x1f\x7f]+$")]
@@ -67,7 +59,7 @@ class SourceConfig(Section):
     """Name of the only speaker at this source; empty if unknown."""
     dialogue: str = ""
     """Name of the dialogue: sources with the same one share it; empty for a dialogue of its own."""
-    channel: Index | None = None
+    channel: Index = None
     """Channel of the audio to use; unset: the mean of all."""
     token: SecretStr | None = None
     """Password that senders to a WebSocket source must give."""

@@ -40,9 +40,7 @@ class Incoming:
     """A parsed message: the request, or the response if it can't be carried out."""
 
     content: Request | Switch | Feedback | Response
-    topic: str
-    response_topic: str = ""  # MQTT 5: where the response goes instead of ``response/<command>``
-    correlation: bytes = b""  # MQTT 5: goes back with the response
+    received: Received
 
 
 class RefusalError(StreamHbafError):
@@ -120,19 +118,20 @@ class Requests:
         except StreamHbafError as error:
             problem = str(error)
         except Exception as error:  # a bug that a request triggers must not end the recogniser
-            logging.getLogger(__name__).exception("%r failed", incoming.topic)
+            logging.getLogger(__name__).exception("%r failed", incoming.received.topic)
             problem = f"failed because of a bug ({type(error).__name__}); the log says more"
         if not isinstance(content, Request):
-            self._report_refusal(incoming.topic, problem)
+            self._report_refusal(incoming.received.topic, problem)
             return None
         names = {"command": content.command, "transaction": content.transaction}
         return self._message(Response(status="error", error=problem, **names), incoming)
 
     def _message(self, response: Response, incoming: Incoming) -> Message:
         (message,) = messages(response, **self._names)
-        if incoming.response_topic:
-            message = replace(message, topic=incoming.response_topic)
-        return replace(message, correlation=incoming.correlation)
+        received = incoming.received
+        if received.response_topic:  # MQTT 5
+            message = replace(message, topic=received.response_topic)
+        return replace(message, correlation=received.correlation)
 
     def _parse(self, received: Received) -> Incoming | None:
         """None for other topics and repeated switch commands. Raises RefusalError."""
@@ -150,18 +149,17 @@ class Requests:
             raise RefusalError("requests must not be retained: they would come at every start")
         if not re.fullmatch(r"[a-z_]{1,40}", command):
             raise RefusalError("the command must be a word in small letters")
-        response_topic = received.response_topic
         content: Request | Response
         try:
-            if not self._may_respond_to(response_topic):
-                response_topic = ""
+            if not self._may_respond_to(received.response_topic):
+                received = replace(received, response_topic="")
                 raise RefusalError("the response topic must be one of yours, without wildcards")
             arguments = _parse_object(received.payload)
             transaction = _text(arguments.pop("transaction", ""), name="transaction")
             content = Request(command=command, arguments=arguments, transaction=transaction)
         except RefusalError as refusal:
             content = Response(command=command, status="error", error=str(refusal))
-        return Incoming(content, received.topic, response_topic, received.correlation)
+        return Incoming(content, received)
 
     def _may_respond_to(self, topic: str) -> bool:
         """Whether it is a topic of the requester's: a response on a topic of this node, such as
@@ -180,7 +178,7 @@ class Requests:
             return None
         self._switched.add(received.topic)
         fields = {"source": source, "switch": switch, "on": received.payload == b"ON"}
-        return Incoming(Switch.model_validate(fields), received.topic)
+        return Incoming(Switch.model_validate(fields), received)
 
     def _parse_feedback(self, source: str, received: Received) -> Incoming:
         if received.retained:
@@ -190,7 +188,7 @@ class Requests:
         known = {name: _text(fields.get(name, ""), name=name) for name in ("id", "label", "by")}
         if not known["id"] or not known["label"]:
             raise RefusalError('a correction is {"id": …, "label": …}, and may have "by"')
-        return Incoming(Feedback.model_validate(known), received.topic)
+        return Incoming(Feedback.model_validate(known), received)
 
     def _check_source(self, source: str) -> None:
         if source not in self._sources:
