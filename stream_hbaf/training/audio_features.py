@@ -24,12 +24,7 @@ from stream_hbaf.corpora.augment import (
 from stream_hbaf.corpora.clips import ClipJob
 from stream_hbaf.corpora.dataset import NO_LABEL, Flags, label_indices
 from stream_hbaf.corpora.dialogue import Corpus, Split, utterances_of
-from stream_hbaf.corpora.extraction import (
-    Extracted,
-    extract_corpus,
-    extract_features,
-    is_published,
-)
+from stream_hbaf.corpora.extraction import Extracted, extract_corpus, extract_features, is_published
 from stream_hbaf.errors import CorpusError
 from stream_hbaf.features.acoustic import COMPARE
 from stream_hbaf.features.representations import Scaling, shape_for
@@ -146,12 +141,7 @@ def _deal(rows: Float32, jobs: Mapping[Split, Mapping[str, Sequence[ClipJob]]]) 
 
 
 def _checked(
-    corpus: str,
-    rows: Versions,
-    extracted: Extracted[Any],
-    *,
-    recipe: Recipe,
-    progress: Progress,
+    corpus: str, rows: Versions, extracted: Extracted[Any], *, recipe: Recipe, progress: Progress
 ) -> CorpusAudio:
     """The rows in the network's shape; CorpusError if train has none."""
     name, skipped = recipe.audio.representation, extracted.skipped

@@ -15,14 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stream_hbaf.corpora.dataset import (
-    NO_LABEL,
-    Dataset,
-    Flags,
-    Rows,
-    features_of,
-    pad_dialogues,
-)
+from stream_hbaf.corpora.dataset import NO_LABEL, Dataset, Flags, Rows, features_of, pad_dialogues
 from stream_hbaf.networks.network import Features
 from stream_hbaf.training.recipe import BatchConfig
 
@@ -159,12 +152,7 @@ def dialogue_batch(
 
 
 def _paired_batch(
-    training: TrainingSet,
-    clips: Clips,
-    dialogues: Sequence[Rows],
-    *,
-    plan: BatchConfig,
-    draw: Draw,
+    training: TrainingSet, clips: Clips, dialogues: Sequence[Rows], *, plan: BatchConfig, draw: Draw
 ) -> Batch:
     """Dialogues of texts; in some, most utterances are paired with a clip's audio.
 
@@ -200,12 +188,7 @@ def _paired_batch(
 
 
 def clip_batch(
-    training: TrainingSet,
-    clips: Clips,
-    dialogues: Sequence[Rows],
-    *,
-    plan: BatchConfig,
-    draw: Draw,
+    training: TrainingSet, clips: Clips, dialogues: Sequence[Rows], *, plan: BatchConfig, draw: Draw
 ) -> Batch:
     """Clips with their audio; some pseudo-dialogues also with texts that contradict no emotion.
 

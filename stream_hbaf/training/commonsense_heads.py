@@ -22,12 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stream_hbaf.bundle import EVENT2MIND, NONE, tensors_under
-from stream_hbaf.corpora.cache import (
-    EncodeTexts,
-    cached_dialogue_encoder,
-    digest_of,
-    key_of,
-)
+from stream_hbaf.corpora.cache import EncodeTexts, cached_dialogue_encoder, digest_of, key_of
 from stream_hbaf.corpora.commonsense import CommonsenseEvent, read_atomic, read_event2mind
 from stream_hbaf.features.comet import open_comet
 from stream_hbaf.features.commonsense import (
@@ -262,11 +257,7 @@ def _written(sources: Iterable[Events]) -> Written:
 
 
 def _relation(
-    name: str,
-    *,
-    written: Written,
-    row_of: Mapping[str, int],
-    encode_phrases: EncodeTexts,
+    name: str, *, written: Written, row_of: Mapping[str, int], encode_phrases: EncodeTexts
 ) -> Relation:
     counts = {key[1:]: count for key, count in written.items() if key[0] == name}
     phrases = sorted({phrase for _, phrase in counts})

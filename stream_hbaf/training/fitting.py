@@ -166,10 +166,7 @@ def _criterion(network: Network, losses: LossConfig) -> Criterion | None:
     if losses.weights is None or len(network.config.modalities) < 2:
         return None
     return InterModalLoss(
-        network.config.hidden,
-        mu=losses.mu,
-        weights=losses.weights,
-        temperature=losses.temperature,
+        network.config.hidden, mu=losses.mu, weights=losses.weights, temperature=losses.temperature
     )
 
 

@@ -21,13 +21,7 @@ from stream_hbaf.corpora.asr_errors import (
     words_of,
 )
 from stream_hbaf.corpora.dataset import NO_LABEL, label_indices
-from stream_hbaf.corpora.dialogue import (
-    SPLITS,
-    Corpus,
-    Dialogue,
-    Split,
-    utterances_of,
-)
+from stream_hbaf.corpora.dialogue import SPLITS, Corpus, Dialogue, Split, utterances_of
 from stream_hbaf.corpora.open_corpus import open_corpus, select
 from stream_hbaf.errors import ConfigError, CorpusError
 from stream_hbaf.evaluation.metrics import (

@@ -296,8 +296,7 @@ class HeadedEncoder:
         warm = max(1, steps // 10)
         falling = max(1, steps - warm // 2)
         return optimizer, LambdaLR(
-            optimizer,
-            lambda step: min(1.0, (step + 1) / warm) * max(0.0, (steps - step) / falling),
+            optimizer, lambda step: min(1.0, (step + 1) / warm) * max(0.0, (steps - step) / falling)
         )
 
     def score(self) -> Measured:

@@ -105,8 +105,7 @@ def _on_devices(
 def _key(recipe: Recipe, prepared: Prepared) -> str:
     """Names all that decides the networks, so that no other training's checkpoint is taken up."""
     settings = recipe.model_dump_json(
-        include={"losses": True, "batches": True, "fit": True},
-        exclude={"fit": {"seeds", "ship"}},
+        include={"losses": True, "batches": True, "fit": True}, exclude={"fit": {"seeds", "ship"}}
     )
     training = prepared.training
     datasets = [training.dialogues, *([] if training.clips is None else [training.clips.dataset])]
