@@ -75,9 +75,7 @@ def _context(metrics: Mapping[str, Any]) -> dict[str, Any]:
     uses_audio = network.use_audio and representation != NONE
     temperatures = metrics["calibration"]["temperatures"].items()
     return {
-        **{name: metrics[name] for name in ("id", "labels", "mode", "skipped", "calibration")},
-        "recipe": recipe,
-        "corpora": corpora,
+        **metrics,
         "main": next(iter(dialogues), None),
         "clips": clips,
         "network": network,
@@ -91,7 +89,6 @@ def _context(metrics: Mapping[str, Any]) -> dict[str, Any]:
         "shipped": metrics["shipped_seeds"],
         "of_seed": metrics["seeds"][str(metrics["shipped_seeds"][0])],
         "measured": {s: list(_conditions(metrics, s)) for s in ("dev", "test") if s in metrics},
-        "majority": metrics["majority"],
         "figures": FIGURES,
         "plain": PLAIN,
         "never": _never(metrics),
