@@ -132,16 +132,11 @@ def evaluate_streaming(
     reports: dict[str, dict[str, Any]] = {"": {}, HELD_OUT: {}, SINGLE_MODALITY: {}}
     for name, group in groupby(loaded, key=lambda work: work.task.bundle):
         with open_recognizer(name, config=config) as recognizer:
+            player = _Player(recognizer, sounds, speed, progress)
             for work in group:
-                reports[work.task.role][work.task.name] = _evaluate(
-                    recognizer,
-                    work,
-                    sounds=sounds,
-                    speed=speed,
-                    resume=resume,
-                    out=out if len(loaded) == 1 else out / work.task.folder,
-                    progress=progress,
-                )
+                place = out if len(loaded) == 1 else out / work.task.folder
+                report = player.evaluate(work, out=place, resume=resume)
+                reports[work.task.role][work.task.name] = report
     return summarise_bundle(
         reports[""], held_out=reports[HELD_OUT], single_modality=reports[SINGLE_MODALITY]
     )
@@ -237,93 +232,72 @@ def _require_one_modality(bundle: str) -> None:
         )
 
 
-def _evaluate(
-    recognizer: Recognizer,
-    work: _Work,
-    *,
-    sounds: NoisesAndRooms | None,
-    speed: float | None,
-    resume: bool,
-    out: Path,
-    progress: Progress,
-) -> dict[str, Any]:
-    """Evaluate one corpus under each of its conditions, write its report, and return that."""
-    described = _describe(recognizer, work=work, speed=speed)
-    made = _read_report(out, described=described, conditions=work.conditions) if resume else None
-    if made is not None:
-        progress(f"{out / METRICS}: kept, made of the same bundle")
-        return made
-    measured: dict[str, Any] = {}
-    for name, condition in work.conditions.items():
-        title = f"{work.task.name}, {name}: "
-        predictions = _predict(
-            recognizer,
-            work=work,
-            condition=condition,
-            sounds=sounds,
-            speed=speed,
-            progress=_prefixed(title, progress),
-        )
-        figures = measure_condition(predictions, recognizer.bundle.labels)
-        measured[name] = {"description": CONDITION_TITLES[name], **figures}
-        progress(title + _main_figures(figures))
-    report = {**described, "summary": summarise_corpus(measured), "conditions": measured}
-    write_report(report, out, progress=progress)
-    progress(str(out / REPORT))
-    return report
+@dataclass(frozen=True, slots=True)
+class _Player:
+    """A recogniser, and how it is given a corpus's clips."""
 
+    recognizer: Recognizer
+    sounds: NoisesAndRooms | None
+    speed: float | None
+    progress: Progress
 
-def _describe(recognizer: Recognizer, *, work: _Work, speed: float | None) -> dict[str, Any]:
-    """The part of a report that describes what was evaluated, and how."""
-    bundle = recognizer.bundle
-    return {
-        "corpus": work.task.name,
-        "split": work.task.split,
-        "labels": list(bundle.labels),
-        "bundle": {
-            "id": bundle.id,
-            "sha256": bundle.sha256,
-            "modalities": modalities_of(bundle.config),
-        },
-        "input": "clips" if set(work.conditions) <= set(CLIP_CONDITIONS) else "text",
-        "asr": recognizer.config.transcript.model,
-        "speed": "max" if speed is None else speed,
-        "version": __version__,
-    }
+    def evaluate(self, work: _Work, *, out: Path, resume: bool) -> dict[str, Any]:
+        """Evaluate one corpus under each of its conditions, write its report, and return that."""
+        described = self._describe(work)
+        made = _read_report(out, described, work.conditions) if resume else None
+        if made is not None:
+            self.progress(f"{out / METRICS}: kept, made of the same bundle")
+            return made
+        measured: dict[str, Any] = {}
+        for name, condition in work.conditions.items():
+            title = f"{work.task.name}, {name}: "
+            predictions = self._predict(work, condition, _prefixed(title, self.progress))
+            figures = measure_condition(predictions, self.recognizer.bundle.labels)
+            measured[name] = {"description": CONDITION_TITLES[name], **figures}
+            self.progress(title + _main_figures(figures))
+        report = {**described, "summary": summarise_corpus(measured), "conditions": measured}
+        write_report(report, out, progress=self.progress)
+        self.progress(str(out / REPORT))
+        return report
 
+    def _describe(self, work: _Work) -> dict[str, Any]:
+        """The part of a report that describes what was evaluated, and how."""
+        bundle = self.recognizer.bundle
+        taken = modalities_of(bundle.config)
+        return {
+            "corpus": work.task.name,
+            "split": work.task.split,
+            "labels": list(bundle.labels),
+            "bundle": {"id": bundle.id, "sha256": bundle.sha256, "modalities": taken},
+            "input": "clips" if set(work.conditions) <= set(CLIP_CONDITIONS) else "text",
+            "asr": self.recognizer.config.transcript.model,
+            "speed": "max" if self.speed is None else self.speed,
+            "version": __version__,
+        }
 
-def _predict(
-    recognizer: Recognizer,
-    *,
-    work: _Work,
-    condition: EvaluationCondition,
-    sounds: NoisesAndRooms | None,
-    speed: float | None,
-    progress: Progress,
-) -> StreamingPredictions:
-    if condition.error_rate is not None:
+    def _predict(
+        self, work: _Work, condition: EvaluationCondition, progress: Progress
+    ) -> StreamingPredictions:
+        given = self.recognizer, work.corpus, work.split
+        if condition.error_rate is None:
+            return predict_clips(
+                *given,
+                condition=condition.acoustic,
+                sounds=self.sounds,
+                modalities=condition.modalities,
+                speed=self.speed,
+                progress=progress,
+            )
         return predict_text(
-            recognizer,
-            work.corpus,
-            work.split,
+            *given,
             error_rate=condition.error_rate,
             exclamations_dropped=condition.exclamations_dropped,
             progress=progress,
         )
-    return predict_clips(
-        recognizer,
-        work.corpus,
-        work.split,
-        condition=condition.acoustic,
-        sounds=sounds,
-        modalities=condition.modalities,
-        speed=speed,
-        progress=progress,
-    )
 
 
 def _read_report(
-    out: Path, *, described: Mapping[str, Any], conditions: Mapping[str, EvaluationCondition]
+    out: Path, described: Mapping[str, Any], conditions: Mapping[str, EvaluationCondition]
 ) -> dict[str, Any] | None:
     """The report in ``out``, if it has this description and these conditions, else None."""
     try:
