@@ -6,11 +6,12 @@ import pytest
 from stream_hbaf.corpora.commonsense import CommonsenseEvent
 from stream_hbaf.features.commonsense import Event2MindHeads, NoCommonsense
 from stream_hbaf.features.text import TextEncoder
-from stream_hbaf.training.commonsense_heads import gather, train_heads
-from stream_hbaf.training.commonsense_retrieval import (
+from stream_hbaf.training.commonsense_heads import (
     Annotated,
+    gather,
     measure_heads,
     retrieve,
+    train_heads,
 )
 from stream_hbaf.training.recipe import CommonsenseConfig
 

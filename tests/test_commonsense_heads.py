@@ -12,19 +12,18 @@ import torch
 from numpy.typing import NDArray
 from tiny_encoder import save_tiny_bert
 
-from stream_hbaf.corpora.commonsense import CommonsenseEvent
+from stream_hbaf.corpora.commonsense import CommonsenseEvent, read_annotations, same_event
 from stream_hbaf.errors import CorpusError
 from stream_hbaf.features.commonsense import Event2MindHeads
 from stream_hbaf.features.text import TextEncoder
 from stream_hbaf.training.commonsense_heads import (
     PreparedCommonsense,
     distil,
+    frequencies,
     gather,
     prepare_commonsense,
-    read_annotations,
-    same_event,
+    retrieve,
 )
-from stream_hbaf.training.commonsense_retrieval import frequencies, retrieve
 from stream_hbaf.training.recipe import CommonsenseConfig
 
 EVENT2MIND = {  # by split: event → what others feel, what the speaker feels, what was meant

@@ -7,7 +7,6 @@ import pytest
 
 from stream_hbaf.corpora.commonsense import (
     CommonsenseEvent,
-    hold_out,
     in_first_person,
     read_atomic,
     read_event2mind,
@@ -191,10 +190,3 @@ def test_atomic_without_its_train_file_trains_on_dev(tmp_path: Path) -> None:
     write_atomic(tmp_path, "v4_atomic_trn.csv", ["PersonX eats", "[]", "[]", '["full"]', "trn"])
     assert [event.text for event in read_atomic(tmp_path, "train")] == ["I eats"]
     assert [event.text for event in read_atomic(tmp_path, "dev")] == ["I runs"]
-
-
-def test_held_out_events_are_not_trained_on() -> None:
-    """An event that is tested is left out, however it is capitalised."""
-    first, second = (CommonsenseEvent(text, ("glad",), (), ()) for text in ("I run", "I eat"))
-    tested = CommonsenseEvent("i Eat", (), ("full",), ())
-    assert hold_out([first, second], [tested]) == [first]

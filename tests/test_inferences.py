@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load, save
 from torch import Tensor
 
-from stream_hbaf.corpora.commonsense import CommonsenseEvent
+from stream_hbaf.corpora.commonsense import Annotations, CommonsenseEvent
 from stream_hbaf.errors import ModelError
 from stream_hbaf.features.commonsense import (
     RELATIONS,
@@ -18,7 +18,7 @@ from stream_hbaf.features.commonsense import (
     prior_of,
     score_phrases,
 )
-from stream_hbaf.training.commonsense_heads import Annotations, build_inferences
+from stream_hbaf.training.commonsense_heads import build_inferences
 from stream_hbaf.training.recipe import CommonsenseConfig
 
 TEMPERATURE = 0.07

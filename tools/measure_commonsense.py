@@ -21,16 +21,12 @@ from typing import Any
 import numpy as np
 
 from stream_hbaf.corpora.cache import EncodeTexts, cached_dialogue_encoder
+from stream_hbaf.corpora.commonsense import Annotations, read_annotations
 from stream_hbaf.errors import StreamHbafError
 from stream_hbaf.features.commonsense import RELATIONS
 from stream_hbaf.features.pretrained import DEFAULT_ENCODER
 from stream_hbaf.features.text import TextEncoder, Turn
-from stream_hbaf.training.commonsense_heads import (
-    Annotations,
-    distil,
-    read_annotations,
-)
-from stream_hbaf.training.commonsense_retrieval import Float32
+from stream_hbaf.training.commonsense_heads import Float32, distil
 from stream_hbaf.training.recipe import CommonsenseConfig
 
 RANKINGS = ("heads", "heads_and_frequency", "frequency", "event_feature", "chance")

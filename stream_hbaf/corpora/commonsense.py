@@ -1,8 +1,13 @@
-"""Reads commonsense annotations of everyday events: Event2Mind and ATOMIC, in one form."""
+"""Reads commonsense annotations of everyday events: Event2Mind and ATOMIC, in one form.
 
+ATOMIC took over Event2Mind's events with their annotations and split them anew: four fifths of
+its test part stand in Event2Mind's train part. So what is tested is left out by event.
+"""
+
+import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +23,7 @@ ATOMIC_FILES: dict[Split, str] = {
     "test": "v4_atomic_tst.csv",
 }
 Phrases = tuple[str, ...]
+Events = Sequence["CommonsenseEvent"]
 NOTHING = frozenset({"none", "n/a", "nothing", ""})  # how annotators write 'no inference'
 
 
@@ -34,6 +40,16 @@ class CommonsenseEvent:
         """The phrases of one of RELATIONS."""
         found: Phrases = getattr(self, relation)
         return found
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """What people inferred, split so that no event is in two parts."""
+
+    train: Mapping[str, Events]  # by corpus
+    dev: Events
+    tests: Mapping[str, Events]  # by corpus
+    left_out: Mapping[str, int]  # part: how many of its events stand in dev or a test part
 
 
 def read_event2mind(folder: Path, split: Split) -> list[CommonsenseEvent]:
@@ -66,16 +82,33 @@ def read_atomic(folder: Path, split: Split) -> list[CommonsenseEvent]:
     return [event for event in events.values() if any(map(event.phrases, RELATIONS))]
 
 
-def hold_out(
-    events: Sequence[CommonsenseEvent], held: Iterable[CommonsenseEvent]
-) -> list[CommonsenseEvent]:
-    """``events`` without those that are in ``held``, so that no tested event is trained on.
+def read_annotations(corpora: Path, *, atomic: bool) -> Annotations:
+    """Read ``corpora``/event2mind and, if asked, ``corpora``/atomic; dev is Event2Mind's.
 
-    ATOMIC shares most of its events with Event2Mind: 198 of ATOMIC's 2,198 dev events are in
-    Event2Mind's test split too.
+    An event of a test part is left out of dev, one of dev or a test part is left out of train,
+    whichever corpus it comes from. Raises CorpusError.
     """
-    texts = {event.text.casefold() for event in held}
-    return [event for event in events if event.text.casefold() not in texts]
+    folder = corpora / "event2mind"
+    train: dict[str, Events] = {"event2mind": read_event2mind(folder, "train")}
+    tests: dict[str, Events] = {"event2mind": read_event2mind(folder, "test")}
+    if atomic:
+        train["atomic"] = read_atomic(corpora / "atomic", "train")
+        tests["atomic"] = read_atomic(corpora / "atomic", "test")
+    tested = _distinct(*tests.values())
+    read_dev = read_event2mind(folder, "dev")
+    dev = _without(read_dev, tested)
+    kept = {corpus: _without(events, tested | _distinct(dev)) for corpus, events in train.items()}
+    left_out = {
+        f"{corpus} train": len(_distinct(train[corpus])) - len(_distinct(events))
+        for corpus, events in kept.items()
+    }
+    left_out["event2mind dev"] = len(_distinct(read_dev)) - len(_distinct(dev))
+    return Annotations(kept, dev, tests, left_out)
+
+
+def same_event(text: str) -> str:
+    """What two wordings of an event have in common: its words, without case and punctuation."""
+    return " ".join(re.findall(r"\w+", text.casefold()))
 
 
 def in_first_person(event: str) -> str:
@@ -89,6 +122,14 @@ def in_first_person(event: str) -> str:
     event = re.sub(r"\bPerson[YZ]\b", "them", event, flags=re.IGNORECASE)
     event = event.replace("them's", "their").replace("___", "something")
     return " ".join(event.split())
+
+
+def _distinct(*sources: Events) -> set[str]:
+    return {same_event(event.text) for event in itertools.chain(*sources)}
+
+
+def _without(events: Events, known: Collection[str]) -> list[CommonsenseEvent]:
+    return [event for event in events if same_event(event.text) not in known]
 
 
 def _read_table(

@@ -1,16 +1,13 @@
-"""Trains the commonsense heads on people's annotations of events.
-
-ATOMIC took over Event2Mind's events with their annotations and split them anew: four fifths of
-its test part stand in Event2Mind's train part. So what is tested is left out by event.
+"""Trains the commonsense heads on people's annotations of events, and measures how well they find
+the phrases that annotators wrote about an event.
 """
 
 import copy
 import itertools
 import json
-import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +20,7 @@ from torch.nn import functional as F
 
 from stream_hbaf.bundle import EVENT2MIND, NONE, tensors_under
 from stream_hbaf.corpora.cache import EncodeTexts, cached_dialogue_encoder, digest_of, key_of
-from stream_hbaf.corpora.commonsense import CommonsenseEvent, read_atomic, read_event2mind
+from stream_hbaf.corpora.commonsense import Annotations, Events, read_annotations, same_event
 from stream_hbaf.features.comet import open_comet
 from stream_hbaf.features.commonsense import (
     RELATIONS,
@@ -31,31 +28,44 @@ from stream_hbaf.features.commonsense import (
     Event2MindHeads,
     Inferences,
     NoCommonsense,
+    prior_of,
+    score_phrases,
 )
 from stream_hbaf.features.text import TextEncoder, Turn
 from stream_hbaf.files import atomic_write_bytes, atomic_write_text
-from stream_hbaf.training.commonsense_retrieval import (
-    Annotated,
-    Relation,
-    measure_heads,
-    retrieve,
-    unit,
-)
 from stream_hbaf.training.recipe import CommonsenseConfig
 
-Events = Sequence[CommonsenseEvent]
 Written = Mapping[tuple[str, str, str], int]  # (relation, event, phrase): how often
+Float32 = NDArray[np.float32]
 Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Annotations:
-    """What people inferred, split so that no event is in two parts."""
+class Relation:
+    """One relation's retrieval task: which phrases belong to which event."""
 
-    train: Mapping[str, Events]  # by corpus
-    dev: Events
-    tests: Mapping[str, Events]  # by corpus
-    left_out: Mapping[str, int]  # part: how many of its events stand in dev or a test part
+    phrases: tuple[str, ...]  # distinct
+    embeddings: Float32  # [P, K], length 1
+    frequency: Float32  # [P] how often annotators wrote it
+    true: Mapping[int, tuple[int, ...]]  # row of an event: rows of its phrases
+
+
+@dataclass(frozen=True)
+class Annotated:
+    """One split as features, each event once with all its annotators' phrases."""
+
+    events: Float32  # [N, D]
+    relations: tuple[Relation, ...]  # external, internal, purpose
+
+
+@dataclass(frozen=True, slots=True)
+class Retrieval:
+    """Where the best-ranked true phrase stands among all the split's phrases, over events."""
+
+    candidates: int
+    median_rank: float
+    mrr: float
+    recall_at_10: float
 
 
 @dataclass(frozen=True)
@@ -113,35 +123,6 @@ def _load_heads(file: Path) -> PreparedCommonsense:
         Inferences.from_tensors(tensors_under(kept, "inferences.")),
         json.loads(file.with_suffix(".json").read_text(encoding="utf-8")),
     )
-
-
-def read_annotations(corpora: Path, *, atomic: bool) -> Annotations:
-    """Read ``corpora``/event2mind and, if asked, ``corpora``/atomic; dev is Event2Mind's.
-
-    An event of a test part is left out of dev, one of dev or a test part is left out of train,
-    whichever corpus it comes from. Raises CorpusError.
-    """
-    folder = corpora / "event2mind"
-    train: dict[str, Events] = {"event2mind": read_event2mind(folder, "train")}
-    tests: dict[str, Events] = {"event2mind": read_event2mind(folder, "test")}
-    if atomic:
-        train["atomic"] = read_atomic(corpora / "atomic", "train")
-        tests["atomic"] = read_atomic(corpora / "atomic", "test")
-    tested = _distinct(*tests.values())
-    read_dev = read_event2mind(folder, "dev")
-    dev = _without(read_dev, tested)
-    kept = {corpus: _without(events, tested | _distinct(dev)) for corpus, events in train.items()}
-    left_out = {
-        f"{corpus} train": len(_distinct(train[corpus])) - len(_distinct(events))
-        for corpus, events in kept.items()
-    }
-    left_out["event2mind dev"] = len(_distinct(read_dev)) - len(_distinct(dev))
-    return Annotations(kept, dev, tests, left_out)
-
-
-def same_event(text: str) -> str:
-    """What two wordings of an event have in common: its words, without case and punctuation."""
-    return " ".join(re.findall(r"\w+", text.casefold()))
 
 
 def gather(*sources: Events, encode: EncodeTexts, encode_phrases: EncodeTexts) -> Annotated:
@@ -235,14 +216,6 @@ def train_heads(
     return heads.eval()
 
 
-def _distinct(*sources: Events) -> set[str]:
-    return {same_event(event.text) for event in itertools.chain(*sources)}
-
-
-def _without(events: Events, known: Collection[str]) -> list[CommonsenseEvent]:
-    return [event for event in events if same_event(event.text) not in known]
-
-
 def _written(sources: Iterable[Events]) -> Written:
     """How often each phrase was written, as the source has it that has it most often."""
     written: Counter[tuple[str, str, str]] = Counter()
@@ -297,3 +270,78 @@ def _pairs(
 def _single_turn_encoder(encoder: TextEncoder, cache: Path, *, half: bool) -> EncodeTexts:
     encode = cached_dialogue_encoder(encoder, cache, half=half)
     return lambda texts: encode([(Turn("", text),) for text in texts])
+
+
+def retrieve(
+    annotated: Annotated, directions: Float32, *, priors: Sequence[Float32] | None = None
+) -> list[Retrieval]:
+    """Rank all phrases for each event by cosine with its ``directions`` [N, 3, K]; by relation.
+
+    ``priors``, [P] of each relation, are added to the cosines.
+    """
+    found = []
+    for index, relation in enumerate(annotated.relations):
+        prior = np.zeros(1, np.float32) if priors is None else priors[index]
+        own = directions[list(relation.true), index]
+        scores = score_phrases(own, relation.embeddings, prior=prior)
+        ranks = _best_ranks(scores, list(relation.true.values()))
+        known = len(ranks) > 0
+        found.append(
+            Retrieval(
+                candidates=len(relation.phrases),
+                median_rank=float(np.median(ranks)) if known else 0.0,
+                mrr=float((1 / ranks).mean()) if known else 0.0,
+                recall_at_10=float((ranks <= 10).mean()) if known else 0.0,
+            )
+        )
+    return found
+
+
+def measure_heads(
+    annotated: Annotated, train: Annotated, heads: Event2MindHeads, *, temperature: float
+) -> dict[str, dict[str, dict[str, float]]]:
+    """The heads beside their baselines: way of ranking → relation → figures.
+
+    "heads_and_frequency" is how a bundle's inferences are found; "frequency" ignores the event and
+    puts first what annotators wrote most often in training; "event_feature" has no heads.
+    """
+    often = frequencies(annotated, train)
+    priors = [prior_of(one, temperature=temperature) for one in often]
+    directions = heads.infer(annotated.events)
+    itself = np.repeat(unit(annotated.events)[:, None], len(RELATIONS), axis=1)
+    chance = np.random.default_rng(0).standard_normal(itself.shape).astype(np.float32)
+    ways = {
+        "heads": retrieve(annotated, directions),
+        "heads_and_frequency": retrieve(annotated, directions, priors=priors),
+        "frequency": retrieve(annotated, np.zeros_like(directions), priors=often),
+        "event_feature": retrieve(annotated, itself),
+        "chance": retrieve(annotated, unit(chance)),
+    }
+    return {
+        way: dict(zip(RELATIONS, map(asdict, found), strict=True)) for way, found in ways.items()
+    }
+
+
+def frequencies(annotated: Annotated, train: Annotated) -> list[Float32]:
+    """How often the train part has each relation's phrases: [P] each."""
+    found = []
+    for relation, known in zip(annotated.relations, train.relations, strict=True):
+        often = dict(zip(known.phrases, known.frequency.tolist(), strict=True))
+        found.append(np.array([often.get(p, 0.0) for p in relation.phrases], np.float32))
+    return found
+
+
+def _best_ranks(scores: Float32, true: Sequence[tuple[int, ...]]) -> NDArray[np.float64]:
+    """Rank, from 1, of the best-placed true phrase; ties count half, so constants gain nothing."""
+    ranks = np.empty(len(true))
+    for row, columns in enumerate(true):
+        best = scores[row, list(columns)].max()
+        above, level = (scores[row] > best).sum(), (scores[row] == best).sum()
+        ranks[row] = above + (level + 1) / 2
+    return ranks
+
+
+def unit(vectors: Float32) -> Float32:
+    """Vectors [N, K] at length 1."""
+    scaled: Float32 = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-9)
+    return scaled
