@@ -7,6 +7,7 @@ the window of past utterances that it has live.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from stream_hbaf.corpora.dataset import (
     rows_of,
 )
 from stream_hbaf.corpora.dialogue import Corpus, Dialogue, Split, utterances_of
-from stream_hbaf.corpora.extraction import extract_corpus
+from stream_hbaf.corpora.extraction import ExtractedCorpus, extract_corpus
 from stream_hbaf.errors import BundleError, CorpusError
 from stream_hbaf.evaluation.metrics import Labels, Probabilities
 from stream_hbaf.features.commonsense import RELATIONS
@@ -127,9 +128,9 @@ def predict_corpus(
     if not corpus.splits[split]:
         raise CorpusError(f"{corpus.name}: its {split} split is empty; choose another with --split")
     one = replace(corpus, splits={split: corpus.splits[split]})
-    audio = _audio_features(
-        bundle, one, split, cache=cache, device=device, workers=workers, progress=progress
-    )
+    place = cache / "audio"  # as training does, so that both share it
+    extract = partial(extract_corpus, one, cache=place, workers=workers, device=device)
+    audio = _audio_features(bundle, one, split, extract=extract, progress=progress)
     dataset = _dataset(bundle, one, split, audio=audio, cache=cache)
     if not dataset.labelled.any():
         raise CorpusError(f"{corpus.name}: its {split} split has no labelled utterance; label some")
@@ -145,9 +146,7 @@ def _audio_features(
     corpus: Corpus,
     split: Split,
     *,
-    cache: Path,
-    device: str,
-    workers: int,
+    extract: Callable[..., ExtractedCorpus],
     progress: Progress,
 ) -> Float32 | None:
     """Scaled audio features [N, A], or tokens [N, F, A], NaN for an utterance without audio.
@@ -167,14 +166,7 @@ def _audio_features(
         if done % 100 == 0 or done == total:
             progress(f"audio features: {done} of {total} clips, {clip.name}")
 
-    extracted = extract_corpus(
-        corpus,
-        representation=acoustic,
-        cache=cache / "audio",  # as training does, so that both share it
-        workers=workers,
-        device=device,
-        progress=report,
-    )
+    extracted = extract(representation=acoustic, progress=report)
     if extracted.leftovers:
         progress(extracted.leftovers)
     if extracted.skipped:
