@@ -190,16 +190,16 @@ def test_windows_depend_on_the_past_only(lengths: list[int], tokens: int) -> Non
 
 def test_the_mask_is_block_causal() -> None:
     """cls attends to itself; a token to its own turn, earlier ones and cls; none to padding."""
-    layout = lay_out([Passage(((7, 8), (9,))), Passage(((5,),), 0)], cls=1, pad=0)
-    assert layout.ids.tolist() == [[1, 7, 8, 9], [1, 5, 0, 0]]
-    assert (layout.mask[0, 0] == 0).int().tolist() == [
+    ids, mask, spans = lay_out([Passage(((7, 8), (9,))), Passage(((5,),), 0)], cls=1, pad=0)
+    assert ids.tolist() == [[1, 7, 8, 9], [1, 5, 0, 0]]
+    assert (mask[0, 0] == 0).int().tolist() == [
         [1, 0, 0, 0],
         [1, 1, 1, 0],
         [1, 1, 1, 0],
         [1, 1, 1, 1],
     ]
-    assert (layout.mask[1, 0, :2] == 0).int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0]]
-    assert layout.spans == ((0, 1, 3), (0, 3, 4), (1, 1, 2))
+    assert (mask[1, 0, :2] == 0).int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0]]
+    assert spans == [(0, 1, 3), (0, 3, 4), (1, 1, 2)]
 
 
 def test_batches_keep_to_their_tokens() -> None:

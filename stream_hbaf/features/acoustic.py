@@ -98,16 +98,16 @@ class _Engine:
         # Guards against calls into a freed instance; re-entrant because garbage collection, and so
         # ``abandon``, may happen in the engine's own thread.
         self._lock = threading.RLock()
-        self._smile = OpenSMILE()
+        self.smile = OpenSMILE()
         try:
-            self._smile.initialize(str(_folder() / feature_set.configuration), _options(), 0)
+            self.smile.initialize(str(_folder() / feature_set.configuration), _options(), 0)
             # Rows are copied, because openSMILE reuses their memory.
             for sink, rows in ((_LLD_SINK, self.rows), (_FUNCTIONALS_SINK, self.functionals)):
-                self._smile.external_sink_set_callback_ex(
+                self.smile.external_sink_set_callback_ex(
                     sink, lambda row, _, rows=rows: rows.append(row.copy())
                 )
         except (OpenSmileException, UnicodeEncodeError) as error:
-            self._smile.free()
+            self.smile.free()
             raise _broken("can't be started", error) from None
 
     def write(self, samples: bytes) -> None:
@@ -115,7 +115,7 @@ class _Engine:
         with self._lock:
             if self.done.is_set():
                 raise self.failure or _broken("stopped before the end of an utterance")
-            if not self._smile.external_audio_source_write_data(
+            if not self.smile.external_audio_source_write_data(
                 names.EXTERNAL_SOURCE_COMPONENT, samples
             ):
                 raise _broken("takes no more sound")
@@ -129,7 +129,7 @@ class _Engine:
             if not self._started:
                 self._release()
             elif not self.done.is_set():
-                self._smile.external_audio_source_set_eoi(names.EXTERNAL_SOURCE_COMPONENT)
+                self.smile.external_audio_source_set_eoi(names.EXTERNAL_SOURCE_COMPONENT)
 
     def abandon(self) -> None:
         """Stop as soon as possible and free the instance, without results."""
@@ -138,20 +138,15 @@ class _Engine:
             if self.done.is_set():
                 return
             try:
-                self._smile.abort()
+                self.smile.abort()
             except OpenSmileException as error:
                 # It doesn't run yet: the end of input, signalled above, will stop it.
                 if error.code != SMILE_INVALID_STATE:
                     raise
 
-    def names_of(self, sink: str) -> tuple[str, ...]:
-        """The names of a sink's columns."""
-        width = self._smile.external_sink_get_num_elements(sink)
-        return tuple(self._smile.external_sink_get_element_name(sink, i) for i in range(width))
-
     def _run(self) -> None:
         try:
-            self._smile.run()
+            self.smile.run()
         except OpenSmileException as error:
             self.failure = _broken("failed during an utterance", error)
         self.done.set()
@@ -160,7 +155,7 @@ class _Engine:
 
     def _release(self) -> None:
         self.done.set()
-        self._smile.free()
+        self.smile.free()
 
 
 class AcousticSession:
@@ -269,8 +264,9 @@ class AcousticExtractor:
 @cache
 def column_names(level: Literal["lld", "functionals"]) -> tuple[str, ...]:
     """openSMILE's names of ComParE's 65 LLDs or 6373 functionals, in the columns' order."""
-    engine = _Engine(COMPARE)
-    found = engine.names_of(_LLD_SINK if level == "lld" else _FUNCTIONALS_SINK)
+    engine, sink = _Engine(COMPARE), _LLD_SINK if level == "lld" else _FUNCTIONALS_SINK
+    columns = range(engine.smile.external_sink_get_num_elements(sink))
+    found = tuple(engine.smile.external_sink_get_element_name(sink, n) for n in columns)
     engine.abandon()
     return found
 

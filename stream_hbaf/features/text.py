@@ -96,15 +96,6 @@ class Passage(TurnWindow):
     first: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """A padded batch of passages, the encoder's input."""
-
-    ids: Tensor  # int64 [B, T]
-    mask: Tensor  # float32 [B, 1, T, T], added to the attention scores
-    spans: tuple[tuple[int, int, int], ...]  # of the target turns: row, first token, end
-
-
 def with_speaker(turn: Turn, *, speakers: bool) -> str:
     """The text to encode: with the speaker's name if ``speakers`` and it is known."""
     return f"{turn.speaker}: {turn.text}" if speakers and turn.speaker else turn.text
@@ -123,8 +114,11 @@ def passages(turns: Sequence[Ids], *, tokens: int) -> list[Passage]:
     return [*found, Passage(window.turns, first)] if turns else []
 
 
-def lay_out(batch: Sequence[Passage], *, cls: int, pad: int) -> Layout:
-    """Token ids, the block causal mask and the spans of the target turns."""
+def lay_out(
+    batch: Sequence[Passage], *, cls: int, pad: int
+) -> tuple[Tensor, Tensor, list[tuple[int, int, int]]]:
+    """A padded batch: token ids [B, T], the mask [B, 1, T, T] that is added to the attention's
+    scores, and of each target turn the row, the first token and the end."""
     longest = max(passage.length for passage in batch)
     ids = torch.full((len(batch), longest), pad)
     turn_of = torch.full((len(batch), longest), torch.iinfo(torch.int64).max)  # padding comes last
@@ -139,7 +133,7 @@ def lay_out(batch: Sequence[Passage], *, cls: int, pad: int) -> Layout:
                 spans.append((row, start, end))
     visible = turn_of[:, None, :] <= turn_of[:, :, None]  # [B, T, T]: of row's token, column's
     mask = torch.zeros(visible.shape).masked_fill(~visible, MASKED)[:, None]
-    return Layout(ids, mask, tuple(spans))
+    return ids, mask, spans
 
 
 def batches_of(lengths: Sequence[int], order: Sequence[int], *, tokens: int) -> list[list[int]]:
@@ -265,12 +259,10 @@ class TextEncoder:
     def passage_features(self, batch: Sequence[Passage]) -> Tensor:
         """Encode the target turns of one batch of passages as [turns, width], with gradients."""
         cls, pad = self._tokenizer.cls_token_id, self._tokenizer.pad_token_id
-        layout = lay_out(batch, cls=cls, pad=pad)
-        layers = self._last_layers(
-            input_ids=layout.ids.to(self.model.device),
-            attention_mask=layout.mask.to(self.model.device),
-        ).float()  # [B, T, width]
-        turns = [layers[row, start:end] for row, start, end in layout.spans]
+        ids, mask, spans = lay_out(batch, cls=cls, pad=pad)
+        device = self.model.device
+        layers = self._last_layers(input_ids=ids.to(device), attention_mask=mask.to(device)).float()
+        turns = [layers[row, start:end] for row, start, end in spans]
         return torch.stack([_as_tokens(own) if self.tokens else own.mean(0) for own in turns])
 
     def _last_layers(self, **batch: Tensor) -> Tensor:
