@@ -8,9 +8,9 @@ import logging
 import uuid
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Self
 
 import numpy as np
 import torch
@@ -58,7 +58,7 @@ class LiveDialogue:
         return known.index(speaker) if speaker in known else len(known)
 
 
-class Recognizer:
+class Recognizer(AbstractContextManager["Recognizer"]):
     """All models of one recogniser, loaded once. A context manager: openSMILE holds threads."""
 
     acoustic: AcousticFrontEnd | None  # None: the bundle takes text only
@@ -93,9 +93,6 @@ class Recognizer:
             except BaseException:
                 self.close()
                 raise
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()

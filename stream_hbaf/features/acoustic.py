@@ -12,10 +12,11 @@ is a dependency, never bundled. A free extractor can replace it behind ``Acousti
 import threading
 import weakref
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal, Protocol, Self
+from typing import Literal, Protocol
 
 import numpy as np
 import opensmile
@@ -158,7 +159,7 @@ class _Engine:
         self.smile.free()
 
 
-class AcousticSession:
+class AcousticSession(AbstractContextManager["AcousticSession"]):
     """One utterance: fed while it is spoken, finished once. Not thread-safe.
 
     Feeding returns at once; openSMILE runs in its own thread. A session without ``finish`` or
@@ -212,9 +213,6 @@ class AcousticSession:
         self._open = False
         self._abandon()
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, *exception: object) -> None:
         self.close()
 
@@ -223,7 +221,7 @@ class AcousticSession:
             raise ValueError("this utterance is finished; open another session")
 
 
-class AcousticExtractor:
+class AcousticExtractor(AbstractContextManager["AcousticExtractor"]):
     """Opens a session for each utterance without delay: the next one is always prepared ahead.
 
     Raises ModelError if openSMILE can't be started. Thread-safe.
@@ -253,9 +251,6 @@ class AcousticExtractor:
         self._maker.shutdown()
         if self._spare.exception() is None:
             self._spare.result().abandon()
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
