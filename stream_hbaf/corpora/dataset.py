@@ -65,12 +65,7 @@ def pad_dialogues(dialogues: Sequence[Rows]) -> Rows:
 
 
 def features_of(
-    dataset: Dataset,
-    index: Rows,
-    *,
-    audio: Float32 | None,
-    audio_mask: Flags,
-    text_mask: Flags,
+    dataset: Dataset, index: Rows, *, audio: Float32 | None, audio_mask: Flags, text_mask: Flags
 ) -> Features:
     """The network's input for a table [B, U] of rows: ``audio`` [B, U, A] and masks [B, U]."""
     return Features(

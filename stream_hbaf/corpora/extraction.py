@@ -20,13 +20,7 @@ from stream_hbaf.config import SAMPLE_RATE_HZ
 from stream_hbaf.corpora.augment import NoisesAndRooms, Samples
 from stream_hbaf.corpora.cache import digest_code, key_of, load_array, store_array
 from stream_hbaf.corpora.clips import ClipJob, Preparation, Segmentation, decode_clip
-from stream_hbaf.corpora.dialogue import (
-    Corpus,
-    Dialogue,
-    Split,
-    published_features,
-    utterances_of,
-)
+from stream_hbaf.corpora.dialogue import Corpus, Dialogue, Split, published_features, utterances_of
 from stream_hbaf.errors import AudioError, CorpusError, ModelError, StreamHbafError
 from stream_hbaf.features.representations import AcousticRepresentation, open_representation
 from stream_hbaf.files import WriteError

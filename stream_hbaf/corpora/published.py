@@ -46,10 +46,7 @@ RAVDESS_EMOTIONS = {
     "07": "disgust",
     "08": "surprise",
 }
-RAVDESS_STATEMENTS = {
-    "01": "Kids are talking by the door.",
-    "02": "Dogs are sitting by the door.",
-}
+RAVDESS_STATEMENTS = {"01": "Kids are talking by the door.", "02": "Dogs are sitting by the door."}
 RAVDESS_ACTORS: dict[Split, range] = {
     "train": range(1, 19),
     "dev": range(19, 21),
