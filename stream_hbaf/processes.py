@@ -141,7 +141,9 @@ def _serve(connection: Connection, function: Callable[..., Any], shared: tuple[A
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # ``finally`` blocks remove their files
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _use_one_thread()
+    os.environ.update(dict.fromkeys(THREADS, "1"))  # read when a library is loaded
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
     while True:
         try:
             item = connection.recv()
@@ -158,12 +160,6 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
-
-
-def _use_one_thread() -> None:
-    os.environ.update(dict.fromkeys(THREADS, "1"))  # read when a library is loaded
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)
 
 
 def _portable(error: Exception) -> Exception:

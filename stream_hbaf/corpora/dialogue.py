@@ -19,6 +19,8 @@ from stream_hbaf.features.prosody import PROSODY, PROSODY_WIDTH, describe_prosod
 LABELS = ("anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise")
 
 Float32 = NDArray[np.float32]
+UNMEASURED = (math.nan,) * len(PROSODY)
+
 Split = Literal["train", "dev", "test"]
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
 TableRow = dict[str, str]  # column: cell
@@ -97,11 +99,10 @@ def read_utf8(path: Path) -> str:
 
 def read_text(path: Path) -> str:
     """The text of a file in UTF-8, or else in Windows-1252."""
-    raw = path.read_bytes()
     try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return raw.decode("cp1252", errors="replace")
+        return read_utf8(path)
+    except CorpusError:
+        return path.read_bytes().decode("cp1252", errors="replace")
 
 
 def normalise_text(text: str) -> str:
@@ -200,7 +201,6 @@ def published_features(dialogues: Sequence[Dialogue], representation: str) -> Fl
 def _describe_prosody(dialogues: Sequence[Dialogue]) -> Float32:
     rows = [np.empty((0, PROSODY_WIDTH), np.float32)]
     for dialogue in dialogues:
-        absent = (np.nan,) * len(PROSODY)
-        measured = np.array([one.prosody or absent for one in dialogue.utterances])
+        measured = np.array([one.prosody or UNMEASURED for one in dialogue.utterances])
         rows.append(describe_prosody(measured, [one.speaker for one in dialogue.utterances]))
     return np.concatenate(rows)

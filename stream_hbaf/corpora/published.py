@@ -5,7 +5,6 @@ file that is missing, and with file and line for what can't be read: a missing c
 emotion, a number that is none, an utterance that occurs twice.
 """
 
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from itertools import groupby
@@ -14,6 +13,7 @@ from typing import TypeVar
 
 from stream_hbaf.corpora.dialogue import (
     LABELS,
+    UNMEASURED,
     Dialogue,
     LabelledUtterance,
     Split,
@@ -174,7 +174,6 @@ MELD_CLIPS: dict[Split, str] = {
     "dev": "dev_splits_complete",
     "test": "output_repeated_splits_test",
 }
-UNMEASURED = (math.nan,) * len(PROSODY)
 EMORYNLP_NUMBERS = ("Season", "Episode", "Scene_ID", "Utterance_ID")
 # Peaceful and powerful are moods of either valence: none of the seven labels.
 EMORYNLP_EMOTIONS: dict[str, str | None] = {

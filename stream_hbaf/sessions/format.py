@@ -30,6 +30,7 @@ from stream_hbaf.errors import CorpusError
 from stream_hbaf.events import DialogueSummary, Feedback, Model, Switch, Trigger, Utterance
 
 T = TypeVar("T", bound=BaseModel)
+Why = Literal["begin", "gap", "pause", "cut", "lost"]
 Samples = NDArray[np.int16]
 SessionEvent = Utterance | DialogueSummary | Feedback | Switch  # the events that are recorded
 
@@ -81,7 +82,7 @@ class Stretch(_Frozen):
     at: int
     start: int  # since the source was opened
     time: str  # when its first sample was captured, ISO 8601, UTC
-    why: Literal["begin", "gap", "pause", "cut", "lost"]
+    why: Why
     """The source began; audio was lost before it came here; listening or recording was paused; the
     utterance was ended on request; audio was lost since the disk was too slow."""
     trigger: Trigger = "end_of_input"  # what ended the utterance before it
@@ -212,7 +213,10 @@ class FlacWriter:
         self._put(self._encoder.encode(frame))
         self.length += len(samples)
         if self._written - self._in_header >= UPDATE_EVERY:
-            self._update_length()
+            kept = os.pread(self._file, 1, LENGTH_AT)[0] & 0xF0  # a part of the sample width
+            length = (kept << 32) | self._written
+            os.pwrite(self._file, length.to_bytes(5, "big"), LENGTH_AT)
+            self._in_header = self._written
 
     def close(self) -> None:
         """Write the last frame, the length, and the MD5 sum that players check; once."""
@@ -231,20 +235,12 @@ class FlacWriter:
             append(self._file, bytes(packet))
             self._written += packet.duration or 0
 
-    def _update_length(self) -> None:
-        kept = os.pread(self._file, 1, LENGTH_AT)[0] & 0xF0  # a part of the sample width
-        length = (kept << 32) | self._written
-        os.pwrite(self._file, length.to_bytes(5, "big"), LENGTH_AT)
-        self._in_header = self._written
-
 
 def flac_length(path: Path) -> int:
-    """The number of samples in a FlacWriter's file, right to the second if its writer was killed; 0
-    without a file."""
-    try:
-        with path.open("rb") as file:
-            file.seek(LENGTH_AT)
-            found = file.read(5)
-    except FileNotFoundError:
+    """The number of samples in a FlacWriter's file; 0 without a file."""
+    if not path.is_file():
         return 0
+    with path.open("rb") as file:
+        file.seek(LENGTH_AT)
+        found = file.read(5)
     return int.from_bytes(found, "big") & 0xF_FFFF_FFFF

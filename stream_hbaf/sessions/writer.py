@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -28,6 +27,7 @@ from stream_hbaf.sessions.format import (
     Header,
     SessionEvent,
     Stretch,
+    Why,
     append,
     audio_file_name,
     encode_line,
@@ -36,7 +36,6 @@ from stream_hbaf.sessions.session import Session, decode_audio
 
 PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700
 Part = tuple[int, int]  # samples [start, stop) of a file
-Why = Literal["begin", "gap", "pause", "cut", "lost"]  # as in Stretch
 
 
 @dataclass(slots=True)
