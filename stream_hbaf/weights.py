@@ -36,9 +36,9 @@ def find_part(part: str) -> tuple[Path, ...]:
 
 
 def digest_part(part: str) -> str | None:
-    """The SHA-256 of a part's weights, in hex; of several files, that of their digests in order.
+    """The SHA-256 of a part's weights, in hex; None if they are not on this machine.
 
-    None if they are not on this machine.
+    Of several files, that of their digests in order.
     """
     digests = [_digest_file(path, path.stat().st_mtime_ns) for path in find_part(part)]
     return _digest_lines(digests) if len(digests) > 1 else next(iter(digests), None)

@@ -171,8 +171,8 @@ def export_audformat(folder: Path, out: Path, *, own_labels: bool = False) -> in
     )
     database.raters[PEOPLE] = audformat.Rater(audformat.define.RaterType.HUMAN)
     database.raters[MODEL] = audformat.Rater(audformat.define.RaterType.MACHINE)
-    labels = {one.utterance.label for one in exported if one.utterance.label is not None}
-    database.schemes["emotion"] = audformat.Scheme("str", labels=sorted(labels))
+    labels = sorted({one.utterance.label for one in exported if one.utterance.label is not None})
+    database.schemes["emotion"] = audformat.Scheme("str", labels=labels)
     for name in ("speaker", "transcription", "dialogue", "id"):
         database.schemes[name] = audformat.Scheme("str")
     for split in SPLITS:
@@ -180,8 +180,7 @@ def export_audformat(folder: Path, out: Path, *, own_labels: bool = False) -> in
         if part:
             database.splits[split] = audformat.Split(split)
             files = audformat.filewise_index([str(one.utterance.audio) for one in part])
-            table = audformat.Table(files, split_id=split)
-            database[f"emotion.{split}"] = table
+            table = database[f"emotion.{split}"] = audformat.Table(files, split_id=split)
             for column, (rater, values) in _columns(part, own_labels=own_labels).items():
                 scheme = column.partition(".")[0]
                 table[column] = audformat.Column(scheme_id=scheme, rater_id=rater)

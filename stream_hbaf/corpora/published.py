@@ -35,17 +35,10 @@ Label = TypeVar("Label")
 # ---- corpora of acted clips, each a dialogue of one utterance
 
 SUFFIXES = (".flac", ".wav")
-# RAVDESS's calm counts as neutral: there is no eighth label, and listeners confuse the two.
-RAVDESS_EMOTIONS = {
-    "01": "neutral",
-    "02": "neutral",
-    "03": "joy",
-    "04": "sadness",
-    "05": "anger",
-    "06": "fear",
-    "07": "disgust",
-    "08": "surprise",
-}
+# By code, from "01" on. RAVDESS's calm, "02", counts as neutral: there is no eighth label, and
+# listeners confuse the two.
+RAVDESS_ORDER = ("neutral", "neutral", "joy", "sadness", "anger", "fear", "disgust", "surprise")
+RAVDESS_EMOTIONS = {f"{code:02}": name for code, name in enumerate(RAVDESS_ORDER, start=1)}
 RAVDESS_STATEMENTS = {"01": "Kids are talking by the door.", "02": "Dogs are sitting by the door."}
 RAVDESS_ACTORS: dict[Split, range] = {
     "train": range(1, 19),

@@ -1,6 +1,5 @@
 """Reads recorded sessions: their events, their corrections, and where each utterance's audio is."""
 
-import fcntl
 import json
 import sys
 from bisect import bisect_right
@@ -15,6 +14,7 @@ from stream_hbaf.audio.file import Decoder
 from stream_hbaf.config import SAMPLE_RATE_HZ
 from stream_hbaf.errors import CorpusError
 from stream_hbaf.events import Feedback, Switch, Utterance
+from stream_hbaf.files import is_locked
 from stream_hbaf.sessions.format import (
     EVENTS_FILE,
     FORMAT,
@@ -193,12 +193,7 @@ def is_session(folder: Path) -> bool:
 
 def is_being_recorded(folder: Path) -> bool:
     """Whether a process holds the session open for writing."""
-    with (folder / HEADER_FILE).open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+    return is_locked(folder / HEADER_FILE)
 
 
 def decode_audio(path: Path) -> Iterator[Samples]:
