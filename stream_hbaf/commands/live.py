@@ -5,7 +5,6 @@ sessions; and the options for settings.
 import argparse
 import asyncio
 import contextlib
-import json
 import os
 import re
 import sys
@@ -265,13 +264,12 @@ def add_session_commands(commands: Commands) -> None:
 def _replay(options: argparse.Namespace) -> None:
     limit_library_threads()
     from stream_hbaf.live.replay import replay_session
+    from stream_hbaf.publish.terminal import event_line
     from stream_hbaf.sessions.session import open_session
 
     def show(event: "Utterance | DialogueSummary") -> None:
         if options.json:
-            fields = event.model_dump(mode="json", by_alias=True, exclude_none=True)
-            kind = type(event).__name__.lower()
-            print_line(json.dumps({"event": kind, **fields}, ensure_ascii=False))
+            print_line(event_line(event))
         elif (emotion := getattr(event, "emotion", None)) is not None:
             doubt = "?" if emotion.abstained else ""
             text = getattr(event, "text", "") or "(no words)"

@@ -39,11 +39,6 @@ EVENT = "{{ dict(value_json, event_type=value_json.type) | tojson if " + ENDED +
 AVAILABLE = "{{ 'online' if value == 'online' else 'offline' }}"
 
 
-def birth_topic(config: MqttConfig) -> str:
-    """The topic on which Home Assistant announces its start; empty without discovery."""
-    return f"{config.homeassistant}/status" if config.homeassistant else ""
-
-
 def discovery(info: Info, config: MqttConfig) -> Message:
     """The discovery message: one device with all its entities. Needs Home Assistant 2024.11."""
     node = node_name(config)

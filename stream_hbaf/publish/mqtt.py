@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 
 from stream_hbaf.config import MqttConfig
 from stream_hbaf.errors import BrokerError, StreamHbafError
@@ -23,7 +24,7 @@ from stream_hbaf.publish.connection import (
     receive,
     subscribe_to,
 )
-from stream_hbaf.publish.homeassistant import birth_topic, discovery
+from stream_hbaf.publish.homeassistant import discovery
 from stream_hbaf.publish.messages import Message, available, erasure, messages
 from stream_hbaf.publish.outbox import Outbox
 from stream_hbaf.publish.requests import Control, Requests
@@ -69,6 +70,7 @@ class MqttPublisher:
         self._room = asyncio.Event()  # the outbox has become shorter, or the connection is lost
         self._closing = asyncio.Event()
         self._republish_due = False
+        self._publish = partial(publish, version=config.version)
         self._requests = Requests(
             control,
             **self._names,
@@ -240,7 +242,8 @@ class MqttPublisher:
 
     async def _receive(self, client: Client) -> None:
         """Receive requests. Also what notices that the connection is broken: publishing doesn't."""
-        birth = birth_topic(self._config)
+        # Where Home Assistant announces its start.
+        birth = f"{self._config.homeassistant}/status" if self._config.homeassistant else ""
         if not await subscribe_to(client, [*self._requests.topics, *([birth] if birth else [])]):
             self._report(
                 f"{self.address}: may not subscribe, so requests are not received; "
@@ -315,9 +318,6 @@ class MqttPublisher:
             self._retained[message.topic] = message
         else:
             self._retained.pop(message.topic, None)
-
-    async def _publish(self, client: Client, message: Message) -> None:
-        await publish(client, message, version=self._config.version)
 
     async def _publish_stopped(self) -> None:
         client, self._client = self._client, None

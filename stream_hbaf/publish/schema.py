@@ -91,7 +91,7 @@ def reference() -> str:
         retained = "yes" if topic.retain else ""
         whose = "" if topic.published else "*you publish* "
         address = re.sub(r"\{(\w+)\}", r"<\1>", topic.address)
-        row = (f"`{address}`", _payload_cell(topic), topic.qos, retained)
+        row = (f"`{address}`", _type_name(_message(topic)["payload"]), topic.qos, retained)
         lines.append(f"| {' | '.join(map(str, row))} | {whose}{topic.when} |")
     lines += ["", "### Commands", "", *_table("command", "effect", "arguments", "`data`")]
     for command in COMMANDS:
@@ -207,13 +207,6 @@ def _message(topic: Topic) -> JsonObject:
     return made
 
 
-def _payload_cell(topic: Topic) -> str:
-    if isinstance(topic.payload, tuple):
-        return ", ".join(f"`{word}`" for word in topic.payload) or "a label"
-    name = topic.payload.__name__
-    return f"[{name}](#{name.lower()})"
-
-
 def _table(*columns: str) -> list[str]:
     return [f"| {' | '.join(columns)} |", "|" + " --- |" * len(columns)]
 
@@ -233,6 +226,8 @@ def _type_name(made: JsonObject) -> str:
         return f"[{name}](#{name.lower()})"
     if "const" in made:
         return f"`{made['const']}`"
+    if "minLength" in made:
+        return "a label"
     if "enum" in made:
         return ", ".join(f"`{word}`" for word in made["enum"])
     if made.get("type") == "array":

@@ -24,6 +24,7 @@ from rich.text import Text
 from stream_hbaf.events import (
     AnyEvent,
     Emotion,
+    Event,
     Inferred,
     Level,
     Partial,
@@ -187,11 +188,10 @@ class JsonLines:
         """Write an event; returns when it is written."""
         if isinstance(event, Level) or (isinstance(event, Partial) and self._writing):
             return
-        fields = event.model_dump(mode="json", by_alias=True, exclude_none=True)
-        line = json.dumps({"event": type(event).__name__.lower(), **fields}, ensure_ascii=False)
         self._writing += 1
         try:
-            await asyncio.get_running_loop().run_in_executor(self._writer, self._write, line)
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._writer, self._write, event_line(event))
         except (BrokenPipeError, ValueError):
             self._closed = True
             self._stop.set()
@@ -210,6 +210,12 @@ class JsonLines:
         if not self._closed:
             self._out.write(line + "\n")
             self._out.flush()
+
+
+def event_line(event: Event) -> str:
+    """One JSON object: the event's fields, and its type in ``event``."""
+    fields = event.model_dump(mode="json", by_alias=True, exclude_none=True)
+    return json.dumps({"event": type(event).__name__.lower(), **fields}, ensure_ascii=False)
 
 
 @contextlib.contextmanager
