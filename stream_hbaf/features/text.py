@@ -266,6 +266,7 @@ class TextEncoder:
         return torch.stack([_as_tokens(own) if self.tokens else own.mean(0) for own in turns])
 
     def _last_layers(self, **batch: Tensor) -> Tensor:
+        """The average of the last four layers, [B, T, width]."""
         hidden = self.model(**batch, output_hidden_states=True).hidden_states
         return torch.stack(hidden[-LAST_LAYERS:]).mean(0)
 
