@@ -676,8 +676,11 @@ class HBAF(Recurrent[DialogueState]):
         """The output of U more utterances after ``state``, and the state after them."""
         mask = features.present()
         modalities, new = self.config.modalities, mask.shape[1]
-        a = self._audio(features, mask)
-        H_l, state = self._text(features, mask, state)  # section 3.1.2, eqs 1-6
+        a = H_l = self.classifier.weight.new_zeros(*mask.shape, 0)  # width 0 if not in use
+        if "a" in modalities:
+            a = self._audio(features, mask)
+        if "l" in modalities:
+            H_l, state = self.text_context(features, mask, state)  # section 3.1.2, eqs 1-6
         a, H_l = torch.cat([state.audio_window, a], 1), torch.cat([state.text_window, H_l], 1)
         offline = self.config.mode == "offline"
         windows = Windows.offline(mask) if offline else Windows.live(state.window_mask, mask)
@@ -702,22 +705,11 @@ class HBAF(Recurrent[DialogueState]):
         return {**window, "a": self.audio_context(window["a"])}
 
     def _audio(self, features: Features, mask: Tensor) -> Tensor:
-        """a [S, U, A]: a learned vector stands where there is no audio; width 0 if not in use."""
-        if not self.config.use_audio:
-            return self.classifier.weight.new_zeros(*mask.shape, 0)
+        """a [S, U, A]: a learned vector stands where there is no audio."""
         if features.audio is None:
             return self.absent_audio.expand(*mask.shape, -1)
         present = features.given("a", mask)
         return torch.where(present[..., None], features.audio, self.absent_audio)
-
-    def _text(
-        self, features: Features, mask: Tensor, state: DialogueState
-    ) -> tuple[Tensor, DialogueState]:
-        """H_l [S, U, H] and the state after; width 0 if text is not in use."""
-        if not self.config.use_text:
-            return self.classifier.weight.new_zeros(*mask.shape, 0), state
-        H_l, state = self.text_context(features, mask, state)
-        return H_l, state
 
     @torch.no_grad()
     def standardise(self, text: Tensor) -> None:

@@ -48,13 +48,6 @@ NETWORKS: Mapping[str, tuple[type[NetworkConfig], type[Network]]] = {
 }
 
 
-def config_class(kind: str) -> type[NetworkConfig]:
-    """The configuration class of a kind of network. Raises ConfigError for an unknown kind."""
-    if kind not in NETWORKS:
-        raise ConfigError(f"there is no network '{kind}'; choose {', '.join(NETWORKS)}")
-    return NETWORKS[kind][0]
-
-
 def build(config: NetworkConfig) -> Network:
     """A new network, its weights drawn from torch's default generator."""
     network: Network = NETWORKS[config.kind][1](config)
@@ -64,13 +57,17 @@ def build(config: NetworkConfig) -> Network:
 def read_network(settings: Any) -> NetworkConfig:
     """Network settings by name → the configuration class of their ``kind``.
 
-    Raises ConfigError for the first unknown name or invalid value.
+    Raises ConfigError for an unknown kind, and for the first unknown name or invalid value.
     """
     if isinstance(settings, NetworkConfig):
         return settings
-    kind = config_class(settings.get("kind", "hbaf"))
+    name = settings.get("kind", "hbaf")
+    if name not in NETWORKS:
+        raise ConfigError(f"there is no network '{name}'; choose {', '.join(NETWORKS)}")
+    kind = NETWORKS[name][0]
+    known = {field.name for field in fields(kind)}
     for name in settings:
-        if name not in {field.name for field in fields(kind)}:
+        if name not in known:
             raise ConfigError(f"there is no setting '{name}' of the network")
     try:
         return TypeAdapter(kind).validate_python(settings)
