@@ -17,7 +17,6 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from stream_hbaf.corpora.dataset import NO_LABEL, class_weights, on_device_of
 from stream_hbaf.corpora.dialogue import Split
-from stream_hbaf.evaluation.metrics import Score
 from stream_hbaf.networks.hbaf import HBAF, InterModalLoss
 from stream_hbaf.networks.network import Criterion, Network
 from stream_hbaf.networks.registry import build
@@ -39,7 +38,7 @@ from stream_hbaf.training.scoring import (
     evaluate,
     score_of,
 )
-from stream_hbaf.training.trainer import Progress, TrainingHistory, fit
+from stream_hbaf.training.trainer import TrainingHistory, fit
 
 SLOWEST = 0.05  # the rate falls linearly to this share of itself
 
@@ -51,11 +50,6 @@ class Fitted:
     network: Network
     history: TrainingHistory
     evaluation: Evaluation
-
-    @property
-    def dev(self) -> Score:
-        """The main corpus's figures on dev."""
-        return self.evaluation.main("dev")
 
     def score(self, dev: Sequence[ScoredCorpus]) -> float:
         """The dev score of the network as it ships."""
@@ -85,7 +79,6 @@ def fit_network(
     seed: int,
     splits: Sequence[Split] | None = None,
     folder: Path | None = None,
-    progress: Progress = lambda line: None,
 ) -> Fitted:
     """Train a network, stop and pick the epoch on dev, then score ``splits``; None: all prepared.
 
@@ -108,7 +101,7 @@ def fit_network(
             plan=recipe.fit,
             seed=seed,
             folder=folder,
-            progress=progress,
+            progress=lambda line: None,
         )
         network = network.half().float().eval()
         evaluation = evaluate(network, prepared.scored, recipe.calibration, splits=splits)
