@@ -405,7 +405,9 @@ def test_prosody_comes_from_the_tables(tmp_path: Path) -> None:
         Skipped("lost", None, "the corpus has no prosody of it"),
         Skipped("empty", None, "the corpus has no prosody of it"),
     )
-    with pytest.raises(CorpusError, match=r"^meld: no utterance has prosody measurements; put"):
+    with pytest.raises(
+        CorpusError, match=r"^meld: no utterance has a clip; put the corpus's prosody"
+    ):
         run(one_dialogue(without), tmp_path, representation="prosody")
 
 

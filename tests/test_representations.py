@@ -325,9 +325,3 @@ def test_representations_that_no_package_offers(name: str) -> None:
     """The paper's other two are refused in words, not looked for on a hub."""
     with pytest.raises(ModelError, match=f"^{name}: no maintained package offers it; choose"):
         open_representation(name)
-
-
-def test_prosody_is_no_sound_representation() -> None:
-    """The published measurements come from tables, not from audio."""
-    with pytest.raises(ConfigError, match="prosody: comes from a corpus's tables"):
-        open_representation("prosody")

@@ -190,7 +190,8 @@ def published_features(dialogues: Sequence[Dialogue], representation: str) -> Fl
     """
     utterances = utterances_of(dialogues)
     if representation == "prosody" and any(one.prosody for one in utterances):
-        return _describe_prosody(dialogues)
+        measured = np.array([one.prosody or UNMEASURED for one in utterances])
+        return describe_dialogues(measured, dialogues)
     if representation == "ge2e" and any(one.ge2e is not None for one in utterances):
         absent = np.full(next(u.ge2e for u in utterances if u.ge2e is not None).shape, np.nan)
         rows = [absent if one.ge2e is None else one.ge2e for one in utterances]
@@ -198,9 +199,12 @@ def published_features(dialogues: Sequence[Dialogue], representation: str) -> Fl
     return None
 
 
-def _describe_prosody(dialogues: Sequence[Dialogue]) -> Float32:
+def describe_dialogues(measured: NDArray[np.floating], dialogues: Sequence[Dialogue]) -> Float32:
+    """Measurements [N, 8] of all utterances → prosody features [N, 23]."""
     rows = [np.empty((0, PROSODY_WIDTH), np.float32)]
+    start = 0
     for dialogue in dialogues:
-        measured = np.array([one.prosody or UNMEASURED for one in dialogue.utterances])
-        rows.append(describe_prosody(measured, [one.speaker for one in dialogue.utterances]))
+        speakers = [one.speaker for one in dialogue.utterances]
+        rows.append(describe_prosody(measured[start : start + len(speakers)], speakers))
+        start += len(speakers)
     return np.concatenate(rows)

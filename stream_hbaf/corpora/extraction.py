@@ -7,7 +7,7 @@ them: an interrupted extraction continues where it was.
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache as memoise
 from functools import partial
 from pathlib import Path
@@ -20,9 +20,20 @@ from stream_hbaf.config import SAMPLE_RATE_HZ
 from stream_hbaf.corpora.augment import NoisesAndRooms, Samples
 from stream_hbaf.corpora.cache import digest_code, key_of, load_array, store_array
 from stream_hbaf.corpora.clips import ClipJob, Preparation, Segmentation, decode_clip
-from stream_hbaf.corpora.dialogue import Corpus, Dialogue, Split, published_features, utterances_of
+from stream_hbaf.corpora.dialogue import (
+    Corpus,
+    Dialogue,
+    Split,
+    describe_dialogues,
+    published_features,
+    utterances_of,
+)
 from stream_hbaf.errors import AudioError, CorpusError, ModelError, StreamHbafError
-from stream_hbaf.features.representations import AcousticRepresentation, open_representation
+from stream_hbaf.features.representations import (
+    PROSODY,
+    AcousticRepresentation,
+    open_representation,
+)
 from stream_hbaf.files import WriteError
 from stream_hbaf.processes import WorkerDiedError, map_as_completed
 
@@ -35,6 +46,7 @@ Outcome = Float32 | str  # a job's features [W], or why it has none
 CODE = (
     "stream_hbaf.features.acoustic",
     "stream_hbaf.features.ge2e",
+    "stream_hbaf.features.prosody",
     "stream_hbaf.features.representations",
     "stream_hbaf.features.speech_encoder",
     "stream_hbaf.features.whisper_encoder",
@@ -76,8 +88,8 @@ def extract_corpus(
 ) -> ExtractedCorpus:
     """Extract a row of features for every utterance of ``corpus``, cut by its times.
 
-    What the corpus publishes itself is taken from there ("prosody" always, "ge2e" where it has no
-    audio), everything else from its clips as ``extract_features`` says. Of "prosody+ge2e", an
+    What the corpus publishes itself, "prosody" or "ge2e", is taken from there, everything else from
+    its clips as ``extract_features`` says. Of "prosody+ge2e", an
     utterance has both or none. Raises CorpusError if no utterance has what the representation
     needs; other errors are those of ``extract_features``.
     """
@@ -98,11 +110,12 @@ def extract_corpus(
     return Extracted(features, tuple(skipped.values()), leftovers)
 
 
-def is_published(corpus: Corpus, representation: str) -> bool:
-    """Whether any part of the representation is to be had from the corpus itself, not its clips."""
+def is_of_corpus(corpus: Corpus, representation: str) -> bool:
+    """Whether any part of the representation needs more than clips: what the corpus publishes, or
+    the dialogues that prosody is relative to."""
     dialogues = [dialogue for part in corpus.splits.values() for dialogue in part]
     published = (published_features(dialogues, part) for part in representation.split("+"))
-    return "prosody" in representation.split("+") or any(one is not None for one in published)
+    return PROSODY in representation.split("+") or any(one is not None for one in published)
 
 
 def _read_or_measure(
@@ -118,18 +131,17 @@ def _read_or_measure(
         reason = f"the corpus has no {representation} of it"
         missing = np.flatnonzero(np.isnan(published).all(axis=1)).tolist()
         return Extracted(published, tuple(Skipped(utterances[n].id, None, reason) for n in missing))
-    if representation == "prosody":
-        raise CorpusError(
-            f"{corpus}: no utterance has prosody measurements; "
-            "put the prosody tables there or choose another representation"
-        )
     if all(one.audio is None for one in utterances):
+        tables = "prosody tables or " if representation == PROSODY else ""
         raise CorpusError(
             f"{corpus}: no utterance has a clip; "
-            "put the corpus's clips there or choose another representation"
+            f"put the corpus's {tables}clips there or choose another representation"
         )
     jobs = [ClipJob(one.id, one.audio, one.start_s, one.end_s) for one in utterances]
-    return measure(jobs, representation=representation)
+    measured = measure(jobs, representation=representation)
+    if representation == PROSODY:
+        return replace(measured, features=describe_dialogues(measured.features, dialogues))
+    return measured
 
 
 def extract_features(

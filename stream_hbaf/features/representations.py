@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_hbaf.errors import ConfigError, ModelError
+from stream_hbaf.errors import ModelError
 from stream_hbaf.features.acoustic import (
     COMPARE,
     EGEMAPS,
@@ -25,6 +25,7 @@ from stream_hbaf.features.acoustic import (
     FeatureSet,
     column_names,
 )
+from stream_hbaf.features.prosody import Prosody
 
 if TYPE_CHECKING:
     from stream_hbaf.features.speech_encoder import SpeechEncoder
@@ -33,6 +34,7 @@ from dataclasses import dataclass
 Float32 = NDArray[np.float32]
 
 GE2E = "ge2e"
+PROSODY = "prosody"  # eight measurements, which prosody.py describes relative to a dialogue's past
 OPENSMILE = ("compare", "egemaps", "mfcc")
 MFCC = 14  # ComParE's low-level descriptors hold coefficients 1 to 14
 LLD = "lld"  # ComParE's low-level descriptors, as tokens
@@ -70,12 +72,12 @@ class AcousticRepresentation(Protocol):
 def open_representation(name: str, *, device: str = "cpu") -> AcousticRepresentation:
     """Open a representation by name.
 
-    One vector: "compare", "egemaps", "mfcc", "ge2e", "whisper:<model>", or a speech encoder's
-    folder or name on the hub. Tokens in one row: "lld" or "tokens:<speech encoder>". Several side
-    by side: "compare+mfcc".
+    One vector: "compare", "egemaps", "mfcc", "ge2e", "prosody", "whisper:<model>", or a speech
+    encoder's folder or name on the hub. Tokens in one row: "lld" or "tokens:<speech encoder>".
+    Several side by side: "compare+mfcc".
 
-    ``device`` is for encoders; openSMILE runs on the CPU. Raises ModelError if it can't be loaded,
-    ConfigError for "prosody", which comes from a corpus's tables and not from audio.
+    ``device`` is for encoders; openSMILE and Praat run on the CPU. Raises ModelError if it can't be
+    loaded.
     """
     if "+" in name:
         return SideBySide([open_representation(part, device=device) for part in name.split("+")])
@@ -90,11 +92,8 @@ def open_representation(name: str, *, device: str = "cpu") -> AcousticRepresenta
         from stream_hbaf.features.ge2e import Ge2e
 
         return Ge2e(device=device)
-    if name == "prosody":
-        raise ConfigError(
-            "prosody: comes from a corpus's tables, not from audio; "
-            f"choose {', '.join(OPENSMILE)} or a speech encoder"
-        )
+    if name == PROSODY:
+        return Prosody()
     if name in NOT_OFFERED:
         raise ModelError(
             f"{name}: no maintained package offers it; "

@@ -24,7 +24,12 @@ from stream_hbaf.corpora.augment import (
 from stream_hbaf.corpora.clips import ClipJob
 from stream_hbaf.corpora.dataset import NO_LABEL, Flags, label_indices
 from stream_hbaf.corpora.dialogue import Corpus, Split, utterances_of
-from stream_hbaf.corpora.extraction import Extracted, extract_corpus, extract_features, is_published
+from stream_hbaf.corpora.extraction import (
+    Extracted,
+    extract_corpus,
+    extract_features,
+    is_of_corpus,
+)
 from stream_hbaf.errors import CorpusError
 from stream_hbaf.features.acoustic import COMPARE
 from stream_hbaf.features.representations import Scaling, shape_for
@@ -82,7 +87,7 @@ def measure_corpus(
     rows: Versions
     extracted: Extracted[Any]
     parts = replace(corpus, splits={split: corpus.splits[split] for split in splits})
-    if is_published(parts, audio.representation):
+    if is_of_corpus(parts, audio.representation):
         extracted = extract_corpus(
             parts,
             representation=audio.representation,
