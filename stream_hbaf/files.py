@@ -64,17 +64,15 @@ def atomic_write(path: Path, *, mode: int = 0o666, durable: bool = False) -> Ite
         raise write_error(path, error) from None
 
 
-def atomic_write_bytes(
-    path: Path, content: bytes, *, mode: int = 0o666, durable: bool = False
-) -> None:
+def atomic_write_bytes(path: Path, content: bytes, *, durable: bool = False) -> None:
     """Replace ``path`` by a file of these bytes, as ``atomic_write`` does."""
-    with atomic_write(path, mode=mode, durable=durable) as part:
+    with atomic_write(path, durable=durable) as part:
         part.write_bytes(content)
 
 
-def atomic_write_text(path: Path, text: str, *, mode: int = 0o666, durable: bool = False) -> None:
+def atomic_write_text(path: Path, text: str, *, durable: bool = False) -> None:
     """Replace ``path`` by a file of this text in UTF-8, as ``atomic_write`` does."""
-    atomic_write_bytes(path, text.encode(), mode=mode, durable=durable)
+    atomic_write_bytes(path, text.encode(), durable=durable)
 
 
 def remove_unfinished(path: Path) -> None:

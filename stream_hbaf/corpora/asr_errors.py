@@ -47,6 +47,7 @@ KINDS = ("substitute", "delete", "insert", "split", "merge")
 OF_SHORT = (0.56, 0.28, 0.10, 0.00, 0.06)  # shares of the kinds of errors at a short word
 OF_LONG = (0.74, 0.05, 0.08, 0.08, 0.05)
 CHANGES = {"substitute": 1, "delete": 1, "insert": 1, "split": 2, "merge": 2}
+FREQUENT = 3  # times that a word of a lexicon occurs
 MOST_SIMILAR = 8  # substitutes of a word
 LEAST_SIMILARITY = 0.6  # Jaro-Winkler similarity of the spelling, 0 to 1
 # Share of exclamation marks that become full stops. Whisper, base and tiny, wrote one after 36 and
@@ -90,10 +91,10 @@ class Lexicon:
         return word in self._rank
 
 
-def lexicon_of(texts: Iterable[str], *, least: int = 3) -> Lexicon:
-    """All words that occur in ``texts`` at least ``least`` times."""
+def lexicon_of(texts: Iterable[str]) -> Lexicon:
+    """All words that occur in ``texts`` at least three times."""
     counts = Counter(word for text in texts for word in words_of(text))
-    return Lexicon(word for word, count in counts.most_common() if count >= least)
+    return Lexicon(word for word, count in counts.most_common() if count >= FREQUENT)
 
 
 def simulate_asr_errors(

@@ -87,15 +87,14 @@ def all_features(
     ``version`` is a key of ``dataset.audio``, None masks all audio; ``with_text=False`` masks all
     text.
     """
-    present = index >= 0
-    absent = np.zeros_like(present)
+
+    def mask(own: Flags | None, *, given: bool) -> Flags:
+        present: Flags = (index >= 0) & given
+        return present if own is None else present & own[index]
+
     audio = None if version is None else dataset.audio[version][index]
-    audio_mask = absent if audio is None else present
-    if dataset.audio_mask is not None:
-        audio_mask = audio_mask & dataset.audio_mask[index]
-    text_mask = present if with_text else absent
-    if dataset.text_mask is not None:
-        text_mask = text_mask & dataset.text_mask[index]
+    audio_mask = mask(dataset.audio_mask, given=audio is not None)
+    text_mask = mask(dataset.text_mask, given=with_text)
     return features_of(dataset, index, audio=audio, audio_mask=audio_mask, text_mask=text_mask)
 
 

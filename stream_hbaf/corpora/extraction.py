@@ -152,7 +152,6 @@ def extract_features(
     workers: int,
     device: str = "cpu",
     sounds: NoisesAndRooms | None = None,
-    segmentation: Segmentation | None = None,
     progress: Progress,
 ) -> Extracted[Float32]:
     """Extract the features of all jobs, a row each; what has none is named in ``skipped``.
@@ -163,7 +162,7 @@ def extract_features(
     each clip that isn't cached. Raises ModelError if the representation can't be had,
     StreamHbafError if the cache can't be written or a worker dies: what was finished stays cached.
     """
-    preparation = Preparation(sounds or NoisesAndRooms(), segmentation or Segmentation())
+    preparation = Preparation(sounds or NoisesAndRooms(), Segmentation())
     contents = _digest_clips(jobs)
     parts = [_open_part(one, device=device, cache=cache) for one in representation.split("+")]
     workers = workers if device == "cpu" else 1
