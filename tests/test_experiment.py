@@ -229,3 +229,25 @@ def test_the_command_lines_test_adds_test_to_the_same_networks(dev_only: DevOnly
     place.run(test=None)  # without it again: what was measured stays
     assert place.lines[0] == "tiny: 4 of 4 runs are done"
     assert all(run.test for run in place.results.runs)
+
+
+def test_settings_are_selected_before_the_runs(tmp_path: Path) -> None:
+    """By runs on dev alone, which are recorded, shown on the page, and not repeated."""
+    place = Workspace(tmp_path)
+    select = {
+        "grid": {"fit.rate": [1e-9, 0.02]},
+        "folds": {"corpora.meld.max_dialogues": [2, 3]},
+    }
+    place.run(rows={"both": {}}, select=select, seeds=[0], compare=[])
+    candidates = place.results.candidates
+    assert [run.overrides["fit.rate"] for run in candidates] == [1e-9, 1e-9, 0.02, 0.02]
+    assert all(run.test is None for run in candidates)
+    scores = [np.mean([run.dev.weighted_f1 for run in half]) for half in (candidates[:2], candidates[2:])]
+    best = [1e-9, 0.02][int(np.argmax(scores))]
+    run = place.runs["both", 0]
+    assert run.overrides == {"fit.rate": best}
+    assert run.test is not None
+    assert f"| fit.rate {best} | 2 | {100 * max(scores):.1f} ± " in place.page
+    place.run(rows={"both": {}}, select=select, seeds=[0], compare=[])
+    assert place.trained() == []
+    assert place.results.candidates == candidates

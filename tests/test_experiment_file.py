@@ -16,7 +16,7 @@ from stream_hbaf.training.experiment_file import (
     revision,
 )
 from stream_hbaf.training.recipe import read_recipe
-from stream_hbaf.training.results import read_results
+from stream_hbaf.training.results import Figures, RunFacts, RunRecord, read_results
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
@@ -53,9 +53,68 @@ def test_rows_of_the_same_features_share_a_preparation(tmp_path: Path) -> None:
         "offline": {"network.mode": "offline", "losses.mu": 0.0, "fit.rate": 0.1},
         "silent": {"audio.representation": "none"},
     }
-    runs = read_experiment(write_experiment(tmp_path, rows=rows, seeds=[0])).runs
+    runs = read_experiment(write_experiment(tmp_path, rows=rows, seeds=[0])).runs()
     shared = [[run.facts.row for run in group] for group in by_preparation(runs)]
     assert shared == [["both", "text", "offline"], ["silent"]]
+
+
+SELECT: dict[str, Any] = {
+    "grid": {"fit.rate": [0.1, 0.2]},
+    "folds": {"corpora.meld.max_dialogues": [1, 2, 3]},
+}
+
+
+def record_of(run: RunFacts, *, dev: float) -> RunRecord:
+    """A run's record, done with this dev weighted F1."""
+    figures = dict.fromkeys(Figures.model_fields, dev)
+    facts = run.model_dump(include=set(RunFacts.model_fields))
+    return RunRecord(**facts, dev=Figures(**figures), dev_by_loss={}, epoch=1, seconds=1.0)
+
+
+def test_candidates_are_the_grid_times_the_folds(tmp_path: Path) -> None:
+    """The same for every row, each with its own overrides; seeds of the selection alone."""
+    rows = {"both": {}, "slow": {"fit.rate": 0.5, "losses.mu": 0.0}}
+    experiment = read_experiment(write_experiment(tmp_path, rows=rows, select=SELECT))
+    candidates = experiment.candidates()
+    points = [(rate, fold) for rate in (0.1, 0.2) for fold in (1, 2, 3)]
+    for row in rows:
+        own = [run for run in candidates if run.facts.row == row]
+        assert [run.facts.seed for run in own] == [0] * 6
+        recipes = [run.recipe for run in own]
+        assert [(r.fit.rate, r.corpora["meld"].max_dialogues) for r in recipes] == points
+        assert {r.losses.mu for r in recipes} == {0.0 if row == "slow" else 0.2}
+    assert read_experiment(write_experiment(tmp_path, rows=rows)).candidates() == ()
+
+
+def test_the_best_settings_over_all_folds_are_chosen(tmp_path: Path) -> None:
+    """By the mean: one good fold isn't enough; of equal ones the first. Runs have them."""
+    file = write_experiment(tmp_path, rows={"a": {}, "b": {"losses.mu": 0.1}}, select=SELECT)
+    experiment = read_experiment(file.rename(tmp_path / "selecting.yaml"))
+    scores = iter([0.5, 0.5, 0.5, 0.9, 0.2, 0.2] + [0.3] * 6)
+    records = [record_of(run.facts, dev=next(scores)) for run in experiment.candidates()]
+    assert experiment.choose(records) == {"a": {"fit.rate": 0.1}, "b": {"fit.rate": 0.1}}
+    records[9] = record_of(records[9], dev=0.4)
+    chosen = experiment.choose(records)
+    assert chosen["b"] == {"fit.rate": 0.2}
+    rates = {(run.facts.row, run.recipe.fit.rate) for run in experiment.runs(chosen)}
+    assert rates == {("a", 0.1), ("b", 0.2)}
+
+
+@pytest.mark.parametrize(
+    ("select", "complaint"),
+    [
+        ({"grid": {}}, r"'select\.grid'"),
+        ({"grid": {"fit.rate": []}}, r"'select\.grid\.fit\.rate'"),
+        ({"grid": {"fit.rat": [1]}}, r"row 'both': 'fit\.rat'"),
+        (SELECT | {"folds": {"fit.epochs": 3}}, r"select\.folds\.fit\.epochs: must list a value"),
+        (SELECT | {"folds": {"fit.epochs": [0]}}, r"row 'both': 'fit\.epochs'"),
+    ],
+)
+def test_selections_that_cannot_be(tmp_path: Path, select: Any, complaint: str) -> None:
+    """Each in one line that names the key, before anything is trained."""
+    with pytest.raises(ConfigError, match=complaint) as raised:
+        read_experiment(write_experiment(tmp_path, select=select))
+    assert "\n" not in str(raised.value)
 
 
 def test_a_row_is_the_same_for_any_seeds_and_workers(tmp_path: Path) -> None:
@@ -65,7 +124,7 @@ def test_a_row_is_the_same_for_any_seeds_and_workers(tmp_path: Path) -> None:
         file = write_experiment(tmp_path)
         recipe = RECIPE | {"workers": workers, "fit": {**RECIPE["fit"], **fit}}
         (tmp_path / "tiny-recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
-        return read_experiment(file).runs[0].facts.recipe
+        return read_experiment(file).runs()[0].facts.recipe
 
     assert digest() == "f439a8d5cc0e", "all results that are kept would be run again"
     assert digest(seeds=[7], workers=9) == digest()
@@ -86,7 +145,7 @@ def test_every_experiment_of_the_project_can_be_read(file: Path) -> None:
     experiment = read_experiment(file)
     assert experiment.settings.id == file.stem
     assert experiment.settings.seeds in {(0, 1, 2), (0, 1, 2, 3, 4)}
-    rows = {run.facts.row: run.facts.recipe for run in experiment.runs}
+    rows = {run.facts.row: run.facts.recipe for run in experiment.runs()}
     assert len(set(rows.values())) == len(rows)
 
 
@@ -96,8 +155,11 @@ def test_every_experiment_of_the_project_can_be_read(file: Path) -> None:
 def test_recorded_results_are_of_the_experiments_settings(file: Path) -> None:
     """No record would be dropped and trained again if its experiment were started."""
     experiment = read_experiment(CONFIGS / "experiments" / f"{file.stem}.yaml")
-    settings = {run.facts.row: run.facts.settings for run in experiment.runs}
     results = read_results(file)
+    runs = experiment.runs(experiment.choose(results.candidates))
+    settings = {run.facts.row: run.facts.settings for run in runs}
+    candidates = {run.facts.identity for run in experiment.candidates()}
+    assert {run.identity for run in results.candidates} == candidates
     assert {run.row: run.settings for run in results.runs} == settings
     recipes = {row: recipe for row, (recipe, _) in settings.items()}
     for one in results.comparisons:

@@ -215,14 +215,14 @@ def test_an_experiment_goes_on_after_a_kill(tmp_path: Path) -> None:
 
 def test_another_kind_keeps_of_the_recipe_what_every_network_has(tmp_path: Path) -> None:
     """Sizes and dropout, but neither the other kind's own settings nor its mode."""
-    runs = read_experiment(write_experiment(tmp_path)).runs
+    runs = read_experiment(write_experiment(tmp_path)).runs()
     network = next(run.recipe.network for run in runs if run.facts.row == "sound-plain")
     assert network == {"kind": "plain", "hidden": 8, "dropout": 0.2}
 
 
 def test_networks_share_a_preparation(tmp_path: Path) -> None:
     """Features are made once a recipe, whatever network is trained on them."""
-    runs = read_experiment(write_experiment(tmp_path)).runs
+    runs = read_experiment(write_experiment(tmp_path)).runs()
     assert [len(group) for group in by_preparation(runs)] == [3, 3]
 
 
@@ -234,7 +234,7 @@ def test_a_network_that_takes_tokens_is_prepared_by_itself(
     monkeypatch.setitem(NETWORKS, "tokens", (TokensConfig, Plain))
     rows = {"hbaf": {}, "tokens": {"network.kind": "tokens"}, "plain": {"network.kind": "plain"}}
     file = write_experiment(tmp_path, rows=rows, recipes={"sound": "sound.yaml"}, compare=[])
-    runs = read_experiment(file).runs
+    runs = read_experiment(file).runs()
     shared = [[run.facts.row for run in group] for group in by_preparation(runs)]
     assert shared == [["sound-hbaf", "sound-plain"], ["sound-tokens"]]
 

@@ -1,5 +1,5 @@
-"""Run an experiment: train what is missing of its rows times seeds, compare rows, measure what
-networks cost, lay out results.
+"""Run an experiment: select settings where it asks for it, train what is missing of its rows times
+seeds, compare rows, measure what networks cost, lay out results.
 
 Each finished run is written to ``<results>/<id>.json`` at once; started again, an experiment goes
 on from there.
@@ -56,7 +56,9 @@ from stream_hbaf.training.results_page import check_page, write_page
 Progress = Callable[[str], None]
 Prepare = Callable[[Recipe], Prepared]
 Splits = tuple[Split, ...]
+Records = tuple[RunRecord, ...]
 
+DEV: Splits = ("dev",)
 THREADS = 2  # on which costs are measured
 ROUNDS = 11  # of that, after a warm-up round
 
@@ -84,8 +86,8 @@ def run_experiment(
     the first reason.
     """
     experiment = read_experiment(file)
-    name, runs = experiment.settings.id, experiment.runs
-    splits: Splits = ("dev", "test") if test or experiment.settings.test else ("dev",)
+    name = experiment.settings.id
+    splits: Splits = (*DEV, "test") if test or experiment.settings.test else DEV
     check_page(results)  # before hours of work, not after
     folder, out = cache / "experiments", results / f"{name}.json"
     make = partial(prepare, corpora=corpora, cache=cache, device=device, progress=progress)
@@ -94,47 +96,83 @@ def run_experiment(
     if lock is None:
         raise ConfigError(f"experiment {name} is running already; wait for it")
     with lock:
-        found = _drop_changed(read_results(out), runs)
-        found = _adopt(found, runs, known=read_all(results).runs, splits=splits)
-        missing = _missing(found, runs, splits=splits)
-        progress(f"{name}: {len(runs) - len(missing)} of {len(runs)} runs are done")
-        failed: list[str] = []
-        for run, record in _train(missing, make, folder=folder, workers=workers, splits=splits):
-            if isinstance(record, StreamHbafError):
-                failed.append(f"{run.title}: {record}")
-                progress(failed[-1])
-            else:
-                found = _add_run(found, record, order=runs)
-                write_results(out, found)
-                # Test's score is not shown, so that nobody selects by it.
-                progress(
-                    f"{run.title}: dev weighted F1 {record.dev.weighted_f1:.4f} in epoch "
-                    f"{record.epoch}, {record.seconds:.0f} s"
-                )
+        found, known, failed = read_results(out), read_all(results), Failures(progress)
+        train = partial(_train, prepare=make, folder=folder, workers=workers, failed=failed)
+        candidates = experiment.candidates()
+        for records in train(found.candidates, candidates, known=known.candidates, splits=DEV):
+            found = found.model_copy(update={"candidates": records})
+            write_results(out, found)
+        failed.raise_any(among=len(candidates))
+        runs = experiment.runs(experiment.choose(found.candidates))
+        for records in train(found.runs, runs, known=known.runs, splits=splits):
+            found = found.model_copy(update={"runs": records})
+            write_results(out, found)
         found = _compare(found, experiment, folder=folder, progress=progress)
         write_results(out, found)
         if experiment.settings.costs:
             found = _measure_costs(found, runs, prepare=make, progress=progress)
             write_results(out, found)
         progress(f"{write_page(results)}: written from all results")
-    if failed:
-        raise ModelError(f"{len(failed)} of {len(runs)} runs failed; the first, {failed[0]}")
+    failed.raise_any(among=len(runs))
     return found
 
 
+class Failures:
+    """Runs that failed: others go on meanwhile."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self._reasons: list[str] = []
+
+    def add(self, run: Run, error: StreamHbafError) -> None:
+        """Keep a run's error, and show it."""
+        self._reasons.append(f"{run.title}: {error}")
+        self.progress(self._reasons[-1])
+
+    def raise_any(self, *, among: int) -> None:
+        """Raise ModelError with the first reason if any run has failed."""
+        if self._reasons:
+            failed, first = len(self._reasons), self._reasons[0]
+            raise ModelError(f"{failed} of {among} runs failed; the first, {first}")
+
+
 def _train(
-    runs: Sequence[Run], prepare: Prepare, *, folder: Path, workers: int, splits: Splits
-) -> Iterator[tuple[Run, RunRecord | StreamHbafError]]:
-    """Each run with its record as it is completed, or the error that it ended with.
+    records: Records,
+    runs: Sequence[Run],
+    *,
+    known: Records,
+    prepare: Prepare,
+    folder: Path,
+    workers: int,
+    splits: Splits,
+    failed: Failures,
+) -> Iterator[Records]:
+    """Train what is missing of some runs; their records at first, and after each that is done.
 
     Features that several runs share are prepared once.
     """
-    for group in by_preparation(runs):
+    records = _adopt(_drop_changed(records, runs), runs, known=known, splits=splits)
+    missing = _missing(records, runs, splits=splits)
+    if runs:
+        done = len(runs) - len(missing)
+        failed.progress(f"{runs[0].facts.experiment}: {done} of {len(runs)} runs are done")
+    yield records
+    for group in by_preparation(missing):
         shared = (prepare(group[0].recipe), folder, splits)
         for index, record in map_as_completed(_train_one, group, workers=workers, shared=shared):
-            yield group[index], record
+            run = group[index]
+            if isinstance(record, StreamHbafError):
+                failed.add(run, record)
+            else:
+                # Test's score is not shown, so that nobody selects by it.
+                failed.progress(
+                    f"{run.title}: dev weighted F1 {record.dev.weighted_f1:.4f} in epoch "
+                    f"{record.epoch}, {record.seconds:.0f} s"
+                )
+                records = _add_run(records, record, order=runs)
+                yield records
             # Its record is kept by now, and hundreds of networks would fill a disk.
-            for checkpoint in run_folder(folder, group[index].facts).glob("*.ckpt"):
+            for checkpoint in run_folder(folder, run.facts).glob("*.ckpt"):
                 checkpoint.unlink()
 
 
@@ -185,9 +223,9 @@ def _figures(score: Score) -> Figures:
     return Figures(**{name: round(float(getattr(score, name)), DECIMALS) for name in names})
 
 
-def _missing(results: Results, runs: Sequence[Run], *, splits: Splits) -> list[Run]:
+def _missing(records: Records, runs: Sequence[Run], *, splits: Splits) -> list[Run]:
     """The runs without a record of all ``splits``."""
-    done = {record.identity for record in results.runs if _covers(record, splits)}
+    done = {record.identity for record in records if _covers(record, splits)}
     return [run for run in runs if run.facts.identity not in done]
 
 
@@ -195,33 +233,30 @@ def _covers(record: RunRecord, splits: Splits) -> bool:
     return record.test is not None or "test" not in splits
 
 
-def _drop_changed(results: Results, runs: Sequence[Run]) -> Results:
+def _drop_changed(records: Records, runs: Sequence[Run]) -> Records:
     """Without the records of rows whose settings have changed since."""
-    now = {run.facts.row: run.facts.settings for run in runs}
-    same = [r for r in results.runs if now.get(r.row, r.settings) == r.settings]
-    return results.model_copy(update={"runs": tuple(same)})
+    rows = {run.facts.row for run in runs}
+    now = {(run.facts.row, run.facts.settings) for run in runs}
+    return tuple(r for r in records if r.row not in rows or (r.row, r.settings) in now)
 
 
-def _adopt(
-    results: Results, runs: Sequence[Run], *, known: Sequence[RunRecord], splits: Splits
-) -> Results:
+def _adopt(records: Records, runs: Sequence[Run], *, known: Records, splits: Splits) -> Records:
     """With the records of equal runs of other experiments, trained by the same code."""
     by_training = {(r.recipe, r.seed, r.commit): r for r in known if _covers(r, splits)}
-    for run in _missing(results, runs, splits=splits):
+    for run in _missing(records, runs, splits=splits):
         facts = run.facts
         same = by_training.get((facts.recipe, facts.seed, facts.commit))
         if same is not None:
             names = {"experiment": facts.experiment, "row": facts.row, "overrides": facts.overrides}
-            results = _add_run(results, same.model_copy(update=names), order=runs)
-    return results
+            records = _add_run(records, same.model_copy(update=names), order=runs)
+    return records
 
 
-def _add_run(results: Results, record: RunRecord, *, order: Sequence[Run]) -> Results:
+def _add_run(records: Records, record: RunRecord, *, order: Sequence[Run]) -> Records:
     """With one record more, in the experiment's order; runs that it lacks by now are last."""
-    place = {(run.facts.row, run.facts.seed): n for n, run in enumerate(order)}
-    others = [one for one in results.runs if one.identity != record.identity]
-    ordered = sorted([*others, record], key=lambda r: place.get((r.row, r.seed), len(place)))
-    return results.model_copy(update={"runs": tuple(ordered)})
+    place = {run.facts.identity: n for n, run in enumerate(order)}
+    others = [one for one in records if one.identity != record.identity]
+    return tuple(sorted([*others, record], key=lambda r: place.get(r.identity, len(place))))
 
 
 def _compare(

@@ -1,11 +1,18 @@
-"""Read an experiment's file: rows of overrides, times recipes, times seeds, become runs."""
+"""Read an experiment's file: rows of overrides, times recipes, times seeds, become runs.
+
+Where the file asks for it, some settings of each row are selected first, by runs of their own on a
+grid that is the same for all rows.
+"""
 
 import hashlib
+import itertools
 import json
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from statistics import mean
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationInfo, field_validator
@@ -15,13 +22,24 @@ from stream_hbaf.config import Section, flatten, read_yaml
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.networks.registry import read_network
 from stream_hbaf.training.recipe import Recipe, merge_settings, read_settings, validate
-from stream_hbaf.training.results import RunFacts
+from stream_hbaf.training.results import RunFacts, RunRecord
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]  # also a file's name
 ROOT = PACKAGE.resolve().parent  # of the checkout, if this is one
 # A recipe's settings that don't change the features, and those that don't change the result.
 FITTED = {"id", "network", "losses", "batches", "fit", "calibration", "workers"}
 IRRELEVANT: dict[str, bool | set[str]] = {"id": True, "workers": True, "fit": {"seeds", "ship"}}
+
+
+class Selection(Section):
+    """Settings that are chosen for each row, by dev weighted F1, before test is measured."""
+
+    # Dotted keys: the values that are tried, each with each.
+    grid: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(min_length=1)
+    # Dotted keys: values, of which each makes a fold, such as dev_fold: [1, 2, 3, 4]; the score is
+    # the mean over folds. Those of one recipe alone, under its name. None: the recipe's own dev.
+    folds: dict[str, Any] = Field({})
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
 
 
 class ExperimentFile(Section):
@@ -33,6 +51,7 @@ class ExperimentFile(Section):
     # Dotted keys of the recipe: values; those of one recipe alone, under its name.
     rows: dict[Name, dict[str, Any]] = Field(min_length=1)
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2, 3, 4)
+    select: Selection | None = None
     compare: tuple[tuple[Name, Name], ...] = ()  # pairs of rows, with each recipe
     test: bool = False  # measure test, too; without it no run computes anything on test
     costs: bool = False  # measure what each row's network costs, when all runs are done
@@ -61,15 +80,71 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Experiment:
-    """An experiment whose every row makes a valid recipe.
+class Row:
+    """One row of an experiment: a recipe with overrides, and the values of its selection."""
 
-    With several recipes a row's name, also that of a folder, begins with the recipe's.
-    """
+    name: str  # also of a folder; with several recipes it begins with the recipe's
+    recipe: Mapping[str, Any]
+    overrides: Mapping[str, Any]
+    folds: Mapping[str, tuple[Any, ...]]
+    where: str  # in an experiment's file, for messages
+
+    def run(self, changes: Mapping[str, Any], *, seed: int, about: Mapping[str, Any]) -> Run:
+        """The row with further changes and a seed. Raises ConfigError."""
+        own = {**self.overrides, **changes}
+        recipe = _override(self.recipe, own, where=self.where)
+        facts = RunFacts(row=self.name, overrides=own, seed=seed, **about, **_described(recipe))
+        return Run(recipe, facts)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment whose every row makes a valid recipe."""
 
     settings: ExperimentFile
-    runs: tuple[Run, ...]  # in the order of the file, seeds of a row together
+    rows: tuple[Row, ...]
+    about: Mapping[str, Any]  # of all runs
     compare: tuple[tuple[str, str], ...]  # pairs of rows
+
+    def candidates(self) -> tuple[Run, ...]:
+        """The runs by which settings are selected: grid times folds times seeds of each row."""
+        select = self.settings.select
+        return (
+            ()
+            if select is None
+            else tuple(
+                row.run({**point, **fold}, seed=seed, about=self.about)
+                for row in self.rows
+                for point in _product(select.grid)
+                for fold in _product(row.folds)
+                for seed in select.seeds
+            )
+        )
+
+    def choose(self, candidates: Sequence[RunRecord]) -> dict[str, dict[str, Any]]:
+        """The grid's best settings for each row, by the mean dev weighted F1 of its candidates.
+
+        Of equally good ones the first; nothing without a selection.
+        """
+        chosen: dict[str, dict[str, Any]] = {}
+        for row in self.rows if self.settings.select else ():
+            points = _product(self.settings.select.grid) if self.settings.select else []
+            own = [one for one in candidates if one.row == row.name]
+            scores = [
+                mean(one.dev.weighted_f1 for one in own if point.items() <= one.overrides.items())
+                for point in points
+            ]
+            chosen[row.name] = points[scores.index(max(scores))]
+        return chosen
+
+    def runs(self, chosen: Mapping[str, Mapping[str, Any]] | None = None) -> tuple[Run, ...]:
+        """All runs, by default without selected settings; in the order of the file, seeds of a row
+        together."""
+        return tuple(
+            row.run((chosen or {}).get(row.name, {}), seed=seed, about=self.about)
+            for row in self.rows
+            for seed in self.settings.seeds
+        )
 
 
 def read_experiment(file: Path) -> Experiment:
@@ -78,7 +153,8 @@ def read_experiment(file: Path) -> Experiment:
     prefixed = {f"{name}-": path for name, path in settings.recipes.items()}
     if settings.recipe is not None:
         prefixed = {"": settings.recipe}
-    rows: dict[str, tuple[Recipe, dict[str, Any]]] = {}
+    rows: dict[str, Row] = {}
+    folds = settings.select.folds if settings.select else {}
     for prefix, path in prefixed.items():
         recipe_file = file.parent / path
         unchanged = read_settings(recipe_file)
@@ -89,8 +165,14 @@ def read_experiment(file: Path) -> Experiment:
             if title in rows:
                 raise ConfigError(f"{file}: '{title}' is two rows; give one another name")
             where = f"{file}: row '{title}'"
-            own = _overrides(of_row, prefix.removesuffix("-"), every=settings.recipes, where=where)
-            rows[title] = _override(unchanged, own, where=where), own
+            of_recipe = partial(_overrides, recipe=prefix[:-1], every=settings.recipes, where=where)
+            of_folds = of_recipe(folds)
+            for key, values in of_folds.items():
+                if not isinstance(values, list) or not values:
+                    raise ConfigError(
+                        f"{file}: select.folds.{key}: must list a value for each fold"
+                    )
+            rows[title] = Row(title, unchanged, of_recipe(of_row), of_folds, where)
     for row in (row for pair in settings.compare for row in pair):
         if row not in settings.rows:
             raise ConfigError(f"{file}: compare: there is no row '{row}'; correct its name")
@@ -99,13 +181,11 @@ def read_experiment(file: Path) -> Experiment:
         "command": f"stream-hbaf experiment {_relative(file)} --corpora CORPORA",
         "commit": revision(),
     }
-    runs = tuple(
-        Run(recipe, RunFacts(row=row, overrides=own, seed=seed, **about, **_described(recipe)))
-        for row, (recipe, own) in rows.items()
-        for seed in settings.seeds
-    )
     pairs = tuple((f"{p}{a}", f"{p}{b}") for p in prefixed for a, b in settings.compare)
-    return Experiment(settings, runs, pairs)
+    experiment = Experiment(settings, tuple(rows.values()), about, pairs)
+    experiment.runs()  # all settings are valid, before hours of work
+    experiment.candidates()
+    return experiment
 
 
 def revision() -> str | None:
@@ -158,8 +238,13 @@ def by_preparation(runs: Sequence[Run]) -> list[list[Run]]:
     return list(groups.values())
 
 
+def _product(values: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """One value for each key, in all combinations."""
+    return [dict(zip(values, each, strict=True)) for each in itertools.product(*values.values())]
+
+
 def _overrides(
-    settings: Mapping[str, Any], recipe: str, *, every: Mapping[str, Path], where: str
+    settings: Mapping[str, Any], *, recipe: str, every: Mapping[str, Path], where: str
 ) -> dict[str, Any]:
     """A row's overrides of one of the recipes, by dotted keys."""
     own = settings.get(recipe, {}) if recipe else {}

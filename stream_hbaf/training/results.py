@@ -111,6 +111,7 @@ class Results(Section):
     """All records of one experiment."""
 
     runs: tuple[RunRecord, ...] = ()
+    candidates: tuple[RunRecord, ...] = ()  # by which settings of the rows were selected
     comparisons: tuple[ComparisonRecord, ...] = ()
     costs: tuple[CostRecord, ...] = ()
 
@@ -168,6 +169,7 @@ def read_all(folder: Path) -> Results:
     found = [read_results(file) for file in sorted(folder.glob("*.json"))]
     return Results(
         runs=tuple(run for one in found for run in one.runs),
+        candidates=tuple(run for one in found for run in one.candidates),
         comparisons=tuple(comparison for one in found for comparison in one.comparisons),
         costs=tuple(cost for one in found for cost in one.costs),
     )
@@ -244,6 +246,23 @@ def summarise(runs: Sequence[RunRecord]) -> list[RowSummary]:
     for run in runs:
         groups.setdefault((run.experiment, run.row), []).append(run)
     return [_summarise(group) for group in groups.values()]
+
+
+def selection_score(
+    row: RowSummary, candidates: Sequence[RunRecord]
+) -> tuple[str, int] | None:
+    """The score by which a row's settings were selected, and of how many runs: dev weighted F1 of
+    its candidates of these settings, over folds and seeds. None where nothing was selected.
+    """
+    own = [
+        one
+        for one in candidates
+        if (one.experiment, one.row) == (row.experiment, row.row)
+        and row.first.overrides.items() <= one.overrides.items()
+    ]
+    if not own:
+        return None
+    return format_percent(spread([one.dev.weighted_f1 for one in own]), seeds=len(own)), len(own)
 
 
 def format_percent(figure: Spread, *, seeds: int) -> str:

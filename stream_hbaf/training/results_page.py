@@ -22,6 +22,7 @@ from stream_hbaf.training.results import (
     RowSummary,
     format_percent,
     read_all,
+    selection_score,
     summarise,
 )
 
@@ -85,6 +86,11 @@ def write_page(results: Path) -> Path:
     context = {
         "corpora": {row.first.corpus for row in rows},
         "rows": rows,
+        "selected": [
+            {"row": row, "score": found[0], "runs": found[1]}
+            for row in rows
+            if (found := selection_score(row, known.candidates))
+        ],
         "beside_the_paper": [
             row
             for row in rows
@@ -100,6 +106,7 @@ def write_page(results: Path) -> Path:
         "windows": list(_draw_windows(experiments, results=results)),
         "draws": DRAWS,
         "paper_figure": paper_figure,
+        "settings": _settings,
         "interval": _interval,
         "spread": _spread,
     }
@@ -151,6 +158,10 @@ def _side_by_side(rows: Sequence[RowSummary], known: Results) -> Iterator[dict[s
                 for row in own
             ],
         }
+
+
+def _settings(overrides: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in overrides.items())
 
 
 def _interval(comparison: ComparisonRecord) -> str:
