@@ -242,7 +242,9 @@ def test_settings_are_selected_before_the_runs(tmp_path: Path) -> None:
     candidates = place.results.candidates
     assert [run.overrides["fit.rate"] for run in candidates] == [1e-9, 1e-9, 0.02, 0.02]
     assert all(run.test is None for run in candidates)
-    scores = [np.mean([run.dev.weighted_f1 for run in half]) for half in (candidates[:2], candidates[2:])]
+    scores = [
+        np.mean([run.dev.weighted_f1 for run in half]) for half in (candidates[:2], candidates[2:])
+    ]
     best = [1e-9, 0.02][int(np.argmax(scores))]
     run = place.runs["both", 0]
     assert run.overrides == {"fit.rate": best}

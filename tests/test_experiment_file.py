@@ -74,7 +74,7 @@ def record_of(run: RunFacts, *, dev: float) -> RunRecord:
 def test_candidates_are_the_grid_times_the_folds(tmp_path: Path) -> None:
     """The same for every row, each with its own overrides; seeds of the selection alone."""
     rows = {"both": {}, "slow": {"fit.rate": 0.5, "losses.mu": 0.0}}
-    experiment = read_experiment(write_experiment(tmp_path, rows=rows, select=SELECT))
+    experiment = read_experiment(write_experiment(tmp_path, rows=rows, select=SELECT, compare=[]))
     candidates = experiment.candidates()
     points = [(rate, fold) for rate in (0.1, 0.2) for fold in (1, 2, 3)]
     for row in rows:
@@ -83,12 +83,14 @@ def test_candidates_are_the_grid_times_the_folds(tmp_path: Path) -> None:
         recipes = [run.recipe for run in own]
         assert [(r.fit.rate, r.corpora["meld"].max_dialogues) for r in recipes] == points
         assert {r.losses.mu for r in recipes} == {0.0 if row == "slow" else 0.2}
-    assert read_experiment(write_experiment(tmp_path, rows=rows)).candidates() == ()
+    assert read_experiment(write_experiment(tmp_path, rows=rows, compare=[])).candidates() == ()
 
 
 def test_the_best_settings_over_all_folds_are_chosen(tmp_path: Path) -> None:
     """By the mean: one good fold isn't enough; of equal ones the first. Runs have them."""
-    file = write_experiment(tmp_path, rows={"a": {}, "b": {"losses.mu": 0.1}}, select=SELECT)
+    file = write_experiment(
+        tmp_path, rows={"a": {}, "b": {"losses.mu": 0.1}}, select=SELECT, compare=[]
+    )
     experiment = read_experiment(file.rename(tmp_path / "selecting.yaml"))
     scores = iter([0.5, 0.5, 0.5, 0.9, 0.2, 0.2] + [0.3] * 6)
     records = [record_of(run.facts, dev=next(scores)) for run in experiment.candidates()]

@@ -28,7 +28,7 @@ def chosen_runs(experiment_file: Path, rows: list[str]) -> list[Run]:
     """The rows' runs with the first seed, in the given order."""
     experiment = read_experiment(experiment_file)
     first = experiment.settings.seeds[0]
-    by_row = {run.facts.row: run for run in experiment.runs if run.facts.seed == first}
+    by_row = {run.facts.row: run for run in experiment.runs() if run.facts.seed == first}
     for row in rows:
         if row not in by_row:
             raise ConfigError(

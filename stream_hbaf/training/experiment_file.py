@@ -166,13 +166,14 @@ def read_experiment(file: Path) -> Experiment:
                 raise ConfigError(f"{file}: '{title}' is two rows; give one another name")
             where = f"{file}: row '{title}'"
             of_recipe = partial(_overrides, recipe=prefix[:-1], every=settings.recipes, where=where)
-            of_folds = of_recipe(folds)
+            own, of_folds = of_recipe(of_row), of_recipe(folds)
+            _override(unchanged, own, where=where)  # a wrong key is named before hours of work
             for key, values in of_folds.items():
                 if not isinstance(values, list) or not values:
                     raise ConfigError(
                         f"{file}: select.folds.{key}: must list a value for each fold"
                     )
-            rows[title] = Row(title, unchanged, of_recipe(of_row), of_folds, where)
+            rows[title] = Row(title, unchanged, own, of_folds, where)
     for row in (row for pair in settings.compare for row in pair):
         if row not in settings.rows:
             raise ConfigError(f"{file}: compare: there is no row '{row}'; correct its name")
@@ -183,8 +184,7 @@ def read_experiment(file: Path) -> Experiment:
     }
     pairs = tuple((f"{p}{a}", f"{p}{b}") for p in prefixed for a, b in settings.compare)
     experiment = Experiment(settings, tuple(rows.values()), about, pairs)
-    experiment.runs()  # all settings are valid, before hours of work
-    experiment.candidates()
+    experiment.candidates()  # those of the grid and the folds, too
     return experiment
 
 

@@ -248,9 +248,7 @@ def summarise(runs: Sequence[RunRecord]) -> list[RowSummary]:
     return [_summarise(group) for group in groups.values()]
 
 
-def selection_score(
-    row: RowSummary, candidates: Sequence[RunRecord]
-) -> tuple[str, int] | None:
+def selection_score(row: RowSummary, candidates: Sequence[RunRecord]) -> tuple[str, int] | None:
     """The score by which a row's settings were selected, and of how many runs: dev weighted F1 of
     its candidates of these settings, over folds and seeds. None where nothing was selected.
     """

@@ -11,8 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -215,6 +213,9 @@ def _choose(encoder: TextEncoder, plan: TuningConfig) -> None:
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and not name.startswith("pooler")  # of no use here
     ]
+    # A second of imports, which tuning without adapters need not pay.
+    from peft import LoraConfig, inject_adapter_in_model
+
     adapters = LoraConfig(
         r=plan.adapter_rank,
         lora_alpha=ADAPTER_SCALE * plan.adapter_rank,
@@ -228,7 +229,7 @@ def _tuned_tensors(encoder: TextEncoder) -> dict[str, Tensor]:
     """What was tuned, in float16; an adapter's scale is in its second half."""
     tensors: dict[str, Tensor] = {}
     for name, module in encoder.model.named_modules():
-        if isinstance(module, LoraLayer):
+        if hasattr(module, "lora_A"):  # peft's, around a linear layer
             down, up = (
                 encoder.model.get_parameter(f"{name}.lora_{half}.{ADAPTER}.weight") for half in "AB"
             )
