@@ -26,8 +26,8 @@ RECORDINGS = Path(__file__).parent / "recordings"
 PROVIDERS = {"mosquitto": "broker", "chromium": "browser", "virtual_microphone": "device"}
 # Modules whose tests train, start processes or play recordings: most take more than a second.
 SLOW = [
+    "audio_file",
     "baselines",
-    "cli_processes",
     "command",
     "control",
     "downloads",
@@ -36,18 +36,23 @@ SLOW = [
     "experiment",
     "experiment_networks",
     "extraction",
+    "fitting",
     "live",
     "live_replay",
+    "preparation",
     "processes",
     "readme",
     "recipe",
     "session_corpus",
+    "train",
     "trainer",
-    "training",
     "training_tokens",
     "wheel",
     "whisper",
 ]
+
+
+assert all((Path(__file__).parent / f"test_{module}.py").is_file() for module in SLOW)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
