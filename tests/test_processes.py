@@ -72,8 +72,9 @@ def test_results_as_they_are_completed(tmp_path: Path) -> None:
     assert list(map_as_completed(square, [], workers=2)) == []
 
 
-def test_workers_have_one_thread_each() -> None:
+def test_workers_have_one_thread_each(monkeypatch: pytest.MonkeyPatch) -> None:
     """And are other processes than this, a single one too if it is to be isolated."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
     for workers in (1, 2):
         for _, (threads, variable, pid) in map_as_completed(
             number_of_threads, range(2), workers=workers, isolated=True

@@ -18,8 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from trainer_kit import learn
 
 from stream_hbaf.errors import ModelError
-from stream_hbaf.training.recipe import TrainerConfig
-from stream_hbaf.training.trainer import CHECKPOINT, TrainingHistory, fit
+from stream_hbaf.training.trainer import CHECKPOINT, TrainerConfig, TrainingHistory, fit
 
 TESTS = Path(__file__).parent
 

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from stream_hbaf.training.recipe import TrainerConfig
-from stream_hbaf.training.trainer import TrainingHistory, fit
+from stream_hbaf.training.trainer import TrainerConfig, TrainingHistory, fit
 
 Rows = NDArray[np.int64]
 

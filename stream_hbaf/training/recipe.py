@@ -31,6 +31,7 @@ from stream_hbaf.features.representations import LLD, TOKENS
 from stream_hbaf.features.text import ContextConfig
 from stream_hbaf.networks.network import NetworkConfig
 from stream_hbaf.networks.registry import read_network
+from stream_hbaf.training.trainer import TrainerConfig, Weight
 
 # Sizes that follow from the features and the corpora, whatever a recipe says.
 DERIVED = ("audio_width", "text_width", "commonsense_width", "classes")
@@ -40,7 +41,6 @@ PLACES = (PACKAGE.parent / "configs", PACKAGE / "configs")  # a clone's, an inst
 EXAMPLE = "id: mine"  # what a recipe's line looks like
 
 Count = Annotated[int, Field(ge=0)]
-Weight = Annotated[float, Field(ge=0.0)]
 Seeds = Annotated[tuple[int, ...], Field(min_length=1)]
 Checked = TypeVar("Checked", bound=Section)
 
@@ -193,19 +193,6 @@ class BatchConfig(Section):
     label_mismatch_share: Probability = 0.5  # of those clips are drawn from all labels
     paired_text_dropout: Probability = 0.2  # of the texts that are paired
     audio_dropout: Probability = 0.0  # of a clip's columns
-
-
-class TrainerConfig(Section):
-    """Length, precision and devices of a training."""
-
-    epochs: Positive
-    patience: Positive  # epochs without a better dev score after which training stops
-    precision: Literal["32", "bf16"] = "32"
-    accelerator: Literal["auto", "cpu", "gpu"] = "cpu"
-    devices: Positive | Literal["auto"] = 1  # of each node; batches are divided among them
-    nodes: Positive = 1
-    clip: Weight = 1.0  # largest norm of all gradients; 0 for no limit
-    average: Weight = 0.0  # epochs over which weights are averaged, exponentially; 0 for none
 
 
 class FitConfig(TrainerConfig):

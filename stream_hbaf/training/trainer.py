@@ -11,26 +11,42 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.tensorboard import SummaryWriter
 
+from stream_hbaf.config import Positive, Section
 from stream_hbaf.errors import ModelError
 from stream_hbaf.files import atomic_write
 from stream_hbaf.training.distributed import Processes, join_processes
-from stream_hbaf.training.recipe import TrainerConfig
+
+Weight = Annotated[float, Field(ge=0.0)]
 
 CHECKPOINT = "last.ckpt"
 
 Measured = float | Mapping[str, float]  # the score, or the "score" beside other figures
 Progress = Callable[[str], None]
 Weights = dict[str, Tensor]
+
+
+class TrainerConfig(Section):
+    """Length, precision and devices of a training."""
+
+    epochs: Positive
+    patience: Positive  # epochs without a better dev score after which training stops
+    precision: Literal["32", "bf16"] = "32"
+    accelerator: Literal["auto", "cpu", "gpu"] = "cpu"
+    devices: Positive | Literal["auto"] = 1  # of each node; batches are divided among them
+    nodes: Positive = 1
+    clip: Weight = 1.0  # largest norm of all gradients; 0 for no limit
+    average: Weight = 0.0  # epochs over which weights are averaged, exponentially; 0 for none
 
 
 @dataclass(frozen=True)
