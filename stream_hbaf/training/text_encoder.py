@@ -25,7 +25,6 @@ from stream_hbaf.files import atomic_write_bytes
 from stream_hbaf.training.recipe import (
     AsrErrorConfig,
     TextEncoderConfig,
-    TrainerConfig,
     TuningConfig,
 )
 from stream_hbaf.training.recipe_corpora import (
@@ -38,7 +37,7 @@ from stream_hbaf.training.recipe_corpora import (
     labelled_turns,
     text_training_set,
 )
-from stream_hbaf.training.trainer import Measured, fit
+from stream_hbaf.training.trainer import Measured, TrainerConfig, fit
 
 Progress = Callable[[str], None]
 
