@@ -102,6 +102,8 @@ class BundleConfig(Section):
         for representation in self.acoustic_input.split("+"):
             if representation.startswith("whisper:"):
                 parts.append(representation)
+            elif representation == "ge2e":
+                parts.append("ge2e:resemblyzer")
             elif representation not in MEASURED:
                 parts.append(f"speech:{representation.removeprefix('tokens:')}")
         return parts

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stream_hbaf.bundle import Bundle, BundleConfig
+from stream_hbaf.bundle import NONE, Bundle, BundleConfig
 from stream_hbaf.events import Contributions, Inferred
 from stream_hbaf.features.acoustic import LLD_MS, Acoustic
-from stream_hbaf.features.representations import LLD, frames_to_tokens
+from stream_hbaf.features.representations import GE2E, LLD, PROSODY, WHISPER, frames_to_tokens
 from stream_hbaf.features.text import EMPTY_WINDOW, TurnWindow
 from stream_hbaf.features.whisper import Transcript
 from stream_hbaf.networks.calibration import (
@@ -29,8 +29,10 @@ from stream_hbaf.networks.network import Features, State
 Float32 = NDArray[np.float32]
 
 # Acoustic inputs that can be computed while sound comes in: ComParE's low-level descriptors as
-# tokens, its functionals, and these with the mean state of a Whisper model's encoder.
-FUNCTIONALS, WITH_WHISPER = "compare", "compare+whisper:"
+# tokens, or, joined by "+", its functionals, the mean state of a Whisper model's encoder, and
+# blocks of whole utterances.
+FUNCTIONALS = "compare"
+BLOCKS = (GE2E, PROSODY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,19 +86,40 @@ def _audio_input(
     if bundle.config.acoustic_input == LLD:
         tokens = frames_to_tokens(acoustic.lld, frame_ms=LLD_MS)
         return bundle.scale(tokens) if len(tokens) else None
-    measured = [acoustic.functionals]
-    if whisper_encoder_of(bundle.config) is not None:
-        if text is None or text.transcript.encoder_mean is None:
-            return None
-        measured.append(text.transcript.encoder_mean)
-    scaled: Float32 = bundle.scale(np.concatenate(measured)[None])
+    measured = [_part(part, acoustic, text) for part in bundle.config.acoustic_input.split("+")]
+    given = [part for part in measured if part is not None]
+    if len(given) < len(measured):
+        return None
+    scaled: Float32 = bundle.scale(np.concatenate(given)[None])
     return scaled if bundle.config.network.takes_tokens else scaled[0]
+
+
+def _part(name: str, acoustic: Acoustic, text: TextFeatures | None) -> Float32 | None:
+    """One representation of the acoustic input; None if the utterance has it not."""
+    if name == FUNCTIONALS:
+        return acoustic.functionals
+    if name.startswith(WHISPER):
+        return None if text is None else text.transcript.encoder_mean
+    return acoustic.blocks.get(name)
 
 
 def whisper_encoder_of(config: BundleConfig) -> str | None:
     """The Whisper model whose encoder is part of the bundle's acoustic input, if one is."""
+    parts = config.acoustic_input.split("+")
+    return next((part.removeprefix(WHISPER) for part in parts if part.startswith(WHISPER)), None)
+
+
+def blocks_of(config: BundleConfig) -> list[str]:
+    """The parts of the bundle's acoustic input that are computed of whole utterances."""
+    return [part for part in config.acoustic_input.split("+") if part in BLOCKS]
+
+
+def is_live(config: BundleConfig) -> bool:
+    """Whether the bundle's acoustic input can be computed while sound comes in."""
     acoustic = config.acoustic_input
-    return acoustic.removeprefix(WITH_WHISPER) if acoustic.startswith(WITH_WHISPER) else None
+    return acoustic in (LLD, NONE) or all(
+        part in (FUNCTIONALS, *BLOCKS) or part.startswith(WHISPER) for part in acoustic.split("+")
+    )
 
 
 @torch.inference_mode()

@@ -21,16 +21,20 @@ from stream_hbaf.config import SAMPLE_RATE_HZ, Config
 from stream_hbaf.errors import BundleError, ConfigError
 from stream_hbaf.events import Inferred, Model
 from stream_hbaf.features.acoustic import Acoustic, AcousticExtractor, AcousticFrontEnd
-from stream_hbaf.features.representations import LLD
+from stream_hbaf.features.blocks import BlockFrontEnd
+from stream_hbaf.features.prosody import ProsodyPast, describe_next
+from stream_hbaf.features.representations import LLD, PROSODY, WHISPER, open_representation
 from stream_hbaf.features.text import EMPTY_WINDOW, Turn, TurnWindow
 from stream_hbaf.features.whisper import Transcriber, Transcript
 from stream_hbaf.networks.calibration import MODALITIES, Modality
 from stream_hbaf.networks.network import State
 from stream_hbaf.prediction import (
+    BLOCKS,
     FUNCTIONALS,
-    WITH_WHISPER,
     Prediction,
     TextFeatures,
+    blocks_of,
+    is_live,
     network_input,
     predict,
     whisper_encoder_of,
@@ -48,6 +52,7 @@ class LiveDialogue:
 
     state: State
     window: TurnWindow = EMPTY_WINDOW  # the text that the next utterance is encoded with
+    prosody: ProsodyPast = field(default_factory=ProsodyPast)  # what the next is relative to
     id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     turns: int = 0
     speakers: list[str] = field(default_factory=list)  # in order of appearance
@@ -81,7 +86,7 @@ class Recognizer(AbstractContextManager["Recognizer"]):
             parts = [*settings.parts, *extra]
             verify = partial(digest_parts, parts, known=settings.digests, bundle=settings.id)
             verified = pool.submit(verify)
-            self.acoustic = None if settings.acoustic_input == NONE else AcousticExtractor()
+            self.acoustic = open_front_end(settings, device=device)
             try:
                 self.transcriber = transcriber.result()
                 self.bundle = bundle.result()
@@ -120,9 +125,10 @@ class Recognizer(AbstractContextManager["Recognizer"]):
         text = self.encode_text(transcript)
         acoustic = None
         if self.acoustic is not None:
-            acoustic = self.acoustic.extract(np.zeros(SAMPLE_RATE_HZ, np.int16))
-        state = self.new_dialogue().state
-        self.classify(acoustic=acoustic, text=text, state=state, explain=True)
+            acoustic = self.acoustic.extract(_noise())
+        dialogue = self.new_dialogue()
+        acoustic, _ = _described(acoustic, speaker="", past=dialogue.prosody)
+        self.classify(acoustic=acoustic, text=text, state=dialogue.state, explain=True)
 
     @property
     def model(self) -> Model:
@@ -171,6 +177,7 @@ class Recognizer(AbstractContextManager["Recognizer"]):
             self._warn_of_other_language(text.transcript)
             if text.window_before != dialogue.window:
                 text = self.encode_text(text.transcript, speaker=speaker, window=dialogue.window)
+        acoustic, prosody = _described(acoustic, speaker=speaker, past=dialogue.prosody)
         number = dialogue.number_of(speaker)
         prediction, state = self.classify(
             acoustic=acoustic,
@@ -181,6 +188,7 @@ class Recognizer(AbstractContextManager["Recognizer"]):
             modalities=modalities,
         )
         dialogue.state = state
+        dialogue.prosody = prosody
         if number == len(dialogue.speakers):
             dialogue.speakers.append(speaker)
         if text is not None and "text" in modalities:
@@ -214,8 +222,9 @@ class Recognizer(AbstractContextManager["Recognizer"]):
         """The utterance's emotion and the dialogue's state after it; the dialogue stays as it is.
 
         Either modality may be missing; one that isn't among ``modalities`` is withheld from the
-        network. ``speaker`` is the number of a speaker in the dialogue, for networks that tell
-        speakers apart. With ``explain``, the prediction has contributions and inferences.
+        network. Prosody among the blocks must be described relative to the dialogue's past, as
+        ``classify_final`` does. ``speaker`` is the number of a speaker in the dialogue, for
+        networks that tell speakers apart. With ``explain``, the prediction has contributions and inferences.
         """
         if "audio" not in modalities:
             acoustic = None
@@ -232,6 +241,30 @@ class Recognizer(AbstractContextManager["Recognizer"]):
         return prediction, after
 
 
+def _noise() -> Int16:
+    """A second that is not silence, of which nothing would be computed."""
+    return np.random.default_rng(0).integers(-99, 99, SAMPLE_RATE_HZ, np.int16)
+
+
+def open_front_end(config: BundleConfig, *, device: str) -> AcousticFrontEnd | None:
+    """What computes a bundle's acoustic input; None for a bundle of text. Raises ModelError."""
+    if config.acoustic_input == NONE:
+        return None
+    blocks = [open_representation(name, device=device) for name in blocks_of(config)]
+    return BlockFrontEnd(AcousticExtractor(), blocks) if blocks else AcousticExtractor()
+
+
+def _described(
+    acoustic: Acoustic | None, *, speaker: str, past: ProsodyPast
+) -> tuple[Acoustic | None, ProsodyPast]:
+    """The features with prosody relative to the dialogue's past, and the past after them."""
+    measured = None if acoustic is None else acoustic.blocks.get(PROSODY)
+    if acoustic is None or measured is None:
+        return acoustic, past
+    described, after = describe_next(measured, speaker=speaker, past=past)
+    return replace(acoustic, blocks={**acoustic.blocks, PROSODY: described}), after
+
+
 def require_inferences(config: Config, bundle: Bundle) -> None:
     """Raise ConfigError if inferences are asked for and the bundle has no phrases for them."""
     if config.inferences and bundle.inferences is None:
@@ -243,11 +276,12 @@ def require_inferences(config: Config, bundle: Bundle) -> None:
 
 def require_live(config: BundleConfig) -> None:
     """Raise BundleError if the network's input can't be computed while sound comes in."""
-    if config.acoustic_input not in (FUNCTIONALS, LLD, NONE) and whisper_encoder_of(config) is None:
+    if not is_live(config):
+        live = ", ".join((FUNCTIONALS, *BLOCKS, f"{WHISPER}NAME"))
         raise BundleError(
             f"bundle {config.id}: its features '{config.acoustic_input}' can't be computed live; "
-            f"evaluate it offline, or choose one with {FUNCTIONALS}, {WITH_WHISPER}NAME, {LLD} or "
-            f"{NONE}, such as live-en"
+            f"evaluate it offline, or choose one with {LLD}, {NONE}, or {live} joined by +, such "
+            "as live-en"
         )
     if config.network.mode != "live":
         raise BundleError(

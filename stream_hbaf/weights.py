@@ -1,8 +1,9 @@
 """Identifies the pretrained weights that a recogniser builds on by their SHA-256.
 
 A part is named by its kind and its model: ``text:all-MiniLM-L6-v2``, ``whisper:base``,
-``vad:silero``, ``comet:<name>`` or ``speech:<name>``. Packages, folders and the hub bring these
-weights; a bundle only names them, with the digests that they had when it was trained and evaluated.
+``ge2e:resemblyzer``, ``vad:silero``, ``comet:<name>`` or ``speech:<name>``. Packages, folders and
+the hub bring these weights; a bundle only names them, with the digests that they had when it was
+trained and evaluated.
 """
 
 import hashlib
@@ -29,6 +30,12 @@ def find_part(part: str) -> tuple[Path, ...]:
 
             folder = find_whisper(name)
             return () if folder is None else (folder / "model.bin",)
+        case "ge2e":
+            # Importing it loads torch.
+            from stream_hbaf.features.ge2e import find_ge2e
+
+            weights = find_ge2e()
+            return () if weights is None else (weights,)
         case "vad":
             return (find_silero(),) if name == "silero" else ()
         case _:

@@ -1,6 +1,7 @@
 """The recogniser: a dialogue classified utterance by utterance equals the dialogue at once."""
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import permutations
@@ -10,15 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import RECORDINGS
 from numpy.typing import NDArray
 from recognizer_kit import CONTEXT, SENTENCES, TURNS, random_acoustic, transcript
 from tiny_encoder import save_tiny_bert
 
+from stream_hbaf.audio.file import read_audio
 from stream_hbaf.bundle import Bundle, BundleConfig
 from stream_hbaf.config import Config, SourceConfig
 from stream_hbaf.errors import BundleError, ConfigError
 from stream_hbaf.features.acoustic import Acoustic
 from stream_hbaf.features.commonsense import RELATIONS, Event2MindHeads, Inferences
+from stream_hbaf.features.ge2e import Ge2e
+from stream_hbaf.features.prosody import PROSODY_WIDTH, Prosody, describe_prosody
 from stream_hbaf.features.representations import Scaling
 from stream_hbaf.features.text import EMPTY_WINDOW, TextEncoder
 from stream_hbaf.features.whisper import Transcript
@@ -246,14 +251,16 @@ def test_a_bundle_of_text_needs_no_audio_features(recognizer: Recognizer) -> Non
     assert recognizer.bundle.scaling is None
 
 
-@pytest.mark.parametrize("acoustic", ["prosody", "egemaps", "facebook/wav2vec2-base"])
+@pytest.mark.parametrize("acoustic", ["lld+ge2e", "egemaps", "facebook/wav2vec2-base"])
 def test_a_bundle_whose_acoustic_input_is_not_live_is_refused(
     tmp_path: Path, acoustic: str
 ) -> None:
     """Before anything is loaded: which bundle, its acoustic input, and what to take instead."""
     network = HbafConfig(audio_width=9, text_width=16, commonsense_width=6, classes=3)
     config = save_bundle(tmp_path, acoustic=acoustic, network=network)
-    with pytest.raises(BundleError, match=rf"bundle read: .*'{acoustic}'.*live-en") as raised:
+    with pytest.raises(
+        BundleError, match=rf"bundle read: .*'{re.escape(acoustic)}'.*live-en"
+    ) as raised:
         Recognizer(config)
     assert "\n" not in str(raised.value)
 
@@ -349,6 +356,58 @@ def test_the_mean_of_whispers_encoder_is_part_of_the_acoustic_input(tmp_path: Pa
         ]
         for functionals, text in lacks:
             assert network_input(recognizer.bundle, functionals, text).audio is None
+
+
+def test_blocks_of_whole_utterances_are_part_of_the_acoustic_input(tmp_path: Path) -> None:
+    """Streamed with pauses they are what the utterance has at once; prosody is relative to the
+    dialogue's past, and an utterance that lacks a block has no audio."""
+    network = HbafConfig(**SIZES, use_audio=True, audio_width=256 + PROSODY_WIDTH)
+    config = save_bundle(tmp_path, acoustic="prosody+ge2e", network=network)
+    speech = read_audio(RECORDINGS / "jfk.flac")
+    first, second = speech[:48_000], speech[48_000:96_000]
+    with Recognizer(config) as recognizer:
+        assert recognizer.acoustic is not None
+        stream = recognizer.acoustic.open()
+        for piece in np.array_split(first, 5):
+            stream.feed(piece)
+            stream.pause()  # more speech follows, but for the last time
+        streamed, whole = stream.finish(), recognizer.acoustic.extract(first)
+        assert streamed is not None
+        assert whole is not None
+        assert streamed.blocks.keys() == {"prosody", "ge2e"}
+        for name, features in whole.blocks.items():
+            np.testing.assert_array_equal(streamed.blocks[name], features)
+        np.testing.assert_array_equal(whole.blocks["ge2e"], Ge2e().extract(first))
+
+        inputs = given_to_the_network(recognizer)
+        dialogue = recognizer.new_dialogue()
+        for samples in (first, second):
+            acoustic = recognizer.acoustic.extract(samples)
+            recognizer.classify_final(acoustic=acoustic, text=None, dialogue=dialogue, speaker="a")
+        measured = [Prosody().extract(samples) for samples in (first, second)]
+        described = describe_prosody(np.array(measured), ["a", "a"])
+        for given, row, samples in zip(inputs, described, (first, second), strict=True):
+            embedding = Ge2e().extract(samples)
+            assert embedding is not None
+            expected = recognizer.bundle.scale(np.concatenate([row, embedding])[None])[0]
+            np.testing.assert_array_equal(given, expected)
+        lacking = replace(whole, blocks={"ge2e": whole.blocks["ge2e"]})
+        assert network_input(recognizer.bundle, lacking, None).audio is None
+
+
+def given_to_the_network(recognizer: Recognizer) -> list[NDArray[np.float32]]:
+    """The acoustic inputs of the network's steps from now on."""
+    inputs: list[NDArray[np.float32]] = []
+    network = recognizer.bundle.network
+    step = network.step
+
+    def watched(features: Features, state: Any) -> Any:
+        assert features.audio is not None
+        inputs.append(features.audio[-1].numpy())
+        return step(features, state)
+
+    network.step = watched  # type: ignore[method-assign]
+    return inputs
 
 
 def test_contributions_are_shapley_values(bimodal: Recognizer) -> None:

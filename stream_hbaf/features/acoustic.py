@@ -11,9 +11,10 @@ is a dependency, never bundled. A free extractor can replace it behind ``Acousti
 
 import threading
 import weakref
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Literal, Protocol
@@ -60,6 +61,7 @@ class Acoustic:
 
     lld: Float32  # [T, 65], a row every 10 ms
     functionals: Float32  # [6373]
+    blocks: Mapping[str, Float32] = field(default_factory=dict)  # further ones, by representation
 
 
 class AcousticStream(Protocol):
@@ -68,6 +70,7 @@ class AcousticStream(Protocol):
     @property
     def lld(self) -> Float32: ...
     def feed(self, samples: Int16) -> None: ...
+    def pause(self) -> None: ...
     def finish(self) -> Acoustic | None: ...
     def close(self) -> None: ...
 
@@ -189,6 +192,9 @@ class AcousticSession(AbstractContextManager["AcousticSession"]):
         if samples.size:
             self._engine.write(samples.tobytes())
             self._samples += samples.size
+
+    def pause(self) -> None:
+        """Nothing: everything is computed while samples come in."""
 
     def finish(self) -> Acoustic | None:
         """The whole utterance's features; None if it is too short for any.

@@ -183,6 +183,9 @@ class SourcePipeline:
                 await self._feed(utterance, samples)
             case Pause(mean_score=score):
                 self._transcribe_soon(utterance, speech_score=score)
+                if utterance.session is not None:
+                    ahead = self._attempt(utterance, "acoustic", utterance.session.pause)
+                    self._runtime.task(ahead, f"acoustic {utterance.id}")
             case Resume() if utterance.text is not None:
                 utterance.text.cancel()
                 utterance.text = None
