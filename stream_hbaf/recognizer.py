@@ -224,7 +224,8 @@ class Recognizer(AbstractContextManager["Recognizer"]):
         Either modality may be missing; one that isn't among ``modalities`` is withheld from the
         network. Prosody among the blocks must be described relative to the dialogue's past, as
         ``classify_final`` does. ``speaker`` is the number of a speaker in the dialogue, for
-        networks that tell speakers apart. With ``explain``, the prediction has contributions and inferences.
+        networks that tell speakers apart. With ``explain``, the prediction has contributions and
+        inferences.
         """
         if "audio" not in modalities:
             acoustic = None
