@@ -1,8 +1,10 @@
 """Promises of the scaling of acoustic features: what is selected, joined and standardised."""
 
 import numpy as np
+import pytest
 
 from stream_hbaf.corpora.dataset import NO_LABEL
+from stream_hbaf.errors import CorpusError
 from stream_hbaf.training.audio_features import class_balanced, fit_components, select_features
 from stream_hbaf.training.recipe import SelectionConfig
 
@@ -65,3 +67,11 @@ def test_every_class_of_every_corpus_weighs_the_same() -> None:
     weights = class_balanced([np.array([0, 0, 1]), np.array([1, 1, 1, 1, NO_LABEL])])
     np.testing.assert_allclose(weights[:3] / weights[2], [0.5, 0.5, 1.0])
     np.testing.assert_allclose(weights[3:] / weights[2], [0.25, 0.25, 0.25, 0.25, 0.0])
+
+
+def test_audio_that_never_varies_is_refused() -> None:
+    """Clips of silence, or one clip again and again, teach nothing: one line, not a tensor error."""
+    with pytest.raises(
+        CorpusError, match=r"^audio: none of 5 features varies over the train split's"
+    ):
+        select_features(np.ones((9, 5), np.float32), np.arange(9) % 2, None)

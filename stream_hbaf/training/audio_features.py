@@ -254,4 +254,9 @@ def _standardise(measured: Float32) -> Scaling:
     mean: NDArray[np.float64] = np.asarray(np.nanmean(present, axis=0, dtype=np.float64))
     deviation: NDArray[np.float64] = np.asarray(np.nanstd(present, axis=0, dtype=np.float64))
     usable = np.flatnonzero(deviation > 1e-9 * np.maximum(np.abs(mean), 1.0))
+    if not len(usable):
+        raise CorpusError(
+            f"audio: none of {len(mean)} features varies over the train split's {len(present)} "
+            "utterances with audio; look at the clips"
+        )
     return Scaling(usable, mean[usable].astype(np.float32), deviation[usable].astype(np.float32))
