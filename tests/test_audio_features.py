@@ -70,8 +70,6 @@ def test_every_class_of_every_corpus_weighs_the_same() -> None:
 
 
 def test_audio_that_never_varies_is_refused() -> None:
-    """Clips of silence, or one clip again and again, teach nothing: one line, not a tensor error."""
-    with pytest.raises(
-        CorpusError, match=r"^audio: none of 5 features varies over the train split's"
-    ):
+    """Clips of silence, or one clip again and again: one line instead of a tensor error."""
+    with pytest.raises(CorpusError, match=r"^audio: none of 5 features varies over the train spl"):
         select_features(np.ones((9, 5), np.float32), np.arange(9) % 2, None)

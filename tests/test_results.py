@@ -8,8 +8,10 @@ from results_kit import cost_of, run_of, two_systems, weighted_f1_of
 
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.training.results import (
+    ComparisonRecord,
     Results,
     compare_rows,
+    correct,
     predictions_file,
     read_results,
     summarise,
@@ -104,3 +106,26 @@ def test_a_comparison_needs_the_same_utterances(tmp_path: Path) -> None:
         np.savez(predictions_file(tmp_path, run), **arrays)
     with pytest.raises(ConfigError, match="they were measured on different utterances"):
         compare_rows(runs, PAIR, predictions=tmp_path)
+
+
+def test_p_is_corrected_for_the_number_of_comparisons() -> None:
+    """Holm's own example: 0.01, 0.04, 0.03, 0.005 of four; those of another corpus apart."""
+
+    def comparison(p: float, corpus: str = "meld") -> ComparisonRecord:
+        numbers = dict.fromkeys(("gain", "sd", "low", "high", "p"), 0.0)
+        return ComparisonRecord(
+            experiment="x",
+            corpus=corpus,
+            compare=("a", "b"),
+            recipes=("", ""),
+            better=0,
+            seeds=3,
+            p_dialogues=p,
+            **numbers,
+        )
+
+    four = [comparison(p) for p in (0.01, 0.04, 0.03, 0.005)]
+    assert correct(four) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert correct([*four, comparison(0.04, "iemocap")])[-1] == pytest.approx(0.04)
+    assert correct([comparison(0.6), comparison(0.7)]) == [1.0, 1.0]
+    assert correct([]) == []

@@ -91,6 +91,9 @@ def test_the_page_shows_comparisons(tmp_path: Path) -> None:
     page = page_of(tmp_path, runs=runs, comparisons=[found])
     shown = f"| test | {100 * found.gain:.1f} ± {100 * found.sd:.1f} | 3 of 3 |"
     assert f"| meld | both | text {shown}" in page
+    assert (
+        f"| {found.p_dialogues:.4f} | {found.p_dialogues:.4f} |" in page
+    )  # one: nothing to correct
 
 
 def test_the_page_shows_networks_side_by_side(tmp_path: Path) -> None:

@@ -240,6 +240,24 @@ def compare_rows(
     )
 
 
+def correct(comparisons: Sequence[ComparisonRecord]) -> list[float]:
+    """Each comparison's ``p_dialogues``, corrected for those of its experiment and corpus.
+
+    By Holm's step-down method (1979): the chance of any false discovery among them is at most p.
+    """
+    corrected = [1.0] * len(comparisons)
+    families: dict[tuple[str, str], list[int]] = {}
+    for number, one in enumerate(comparisons):
+        families.setdefault((one.experiment, one.corpus), []).append(number)
+    for family in families.values():
+        highest = 0.0
+        for rank, number in enumerate(sorted(family, key=lambda n: comparisons[n].p_dialogues)):
+            p = (len(family) - rank) * comparisons[number].p_dialogues
+            highest = min(1.0, max(highest, p))
+            corrected[number] = highest
+    return corrected
+
+
 def summarise(runs: Sequence[RunRecord]) -> list[RowSummary]:
     """One summary for each row of each experiment, in the order of their first seeds."""
     groups: dict[tuple[str, str], list[RunRecord]] = {}

@@ -20,6 +20,7 @@ from stream_hbaf.training.results import (
     ComparisonRecord,
     Results,
     RowSummary,
+    correct,
     format_percent,
     read_all,
     selection_score,
@@ -102,7 +103,7 @@ def write_page(results: Path) -> Path:
             for own in experiments
             if _is_ablation(own[0])
         ],
-        "comparisons": known.comparisons,
+        "comparisons": list(zip(known.comparisons, correct(known.comparisons), strict=True)),
         "windows": list(_draw_windows(experiments, results=results)),
         "draws": DRAWS,
         "paper_figure": paper_figure,
