@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from stream_hbaf.errors import BundleError
+from stream_hbaf.features.ge2e import INSTALL, find_ge2e
 from stream_hbaf.features.pretrained import find_weights, resolve_encoder
 from stream_hbaf.speech.vad import find_silero
 
@@ -31,9 +32,6 @@ def find_part(part: str) -> tuple[Path, ...]:
             folder = find_whisper(name)
             return () if folder is None else (folder / "model.bin",)
         case "ge2e":
-            # Importing it loads torch.
-            from stream_hbaf.features.ge2e import find_ge2e
-
             weights = find_ge2e()
             return () if weights is None else (weights,)
         case "vad":
@@ -83,6 +81,8 @@ def combine(bundle: str, digests: Mapping[str, str]) -> str:
 def _remedy(part: str) -> str:
     if part.startswith("vad:"):
         return "pip install faster-whisper==1.2.1, or choose --set vad.engine=webrtc"
+    if part.startswith("ge2e:"):
+        return f"{INSTALL} --force-reinstall"
     if part.startswith(("comet:", "speech:")):
         return "get the model again that the bundle was trained with"
     return f"delete that folder and get them again: {REINSTALL}"

@@ -19,6 +19,7 @@ from stream_hbaf.corpora.dialogue import LABELS
 from stream_hbaf.errors import BundleError
 from stream_hbaf.features.acoustic import FUNCTIONALS_WIDTH
 from stream_hbaf.features.commonsense import Event2MindHeads, NoCommonsense
+from stream_hbaf.features.ge2e import SHA256
 from stream_hbaf.features.pretrained import resolve_encoder
 from stream_hbaf.features.representations import Scaling
 from stream_hbaf.features.text import ContextConfig, TextEncoder, Turn
@@ -27,7 +28,7 @@ from stream_hbaf.networks.calibration import Calibration
 from stream_hbaf.networks.hbaf import HBAF, HbafConfig
 from stream_hbaf.networks.network import Features
 from stream_hbaf.speech.vad import find_silero
-from stream_hbaf.weights import combine, digest_part
+from stream_hbaf.weights import combine, digest_part, digest_parts
 
 AUDIO = 12
 LAYER = "encoder.layer.5.output.dense.bias"
@@ -187,6 +188,23 @@ def test_a_saved_bundle_records_the_weights_that_it_builds_on(saved: Path) -> No
         "whisper:base": sha256(whisper / "model.bin"),
         "vad:silero": sha256(find_silero()),
     }
+
+
+def test_weights_of_the_speaker_encoder_are_a_bundles_part() -> None:
+    """A bundle that takes its embedding depends on them; other weights are refused, with advice."""
+    config = settings_of_ge2e()
+    assert "ge2e:resemblyzer" in config.parts
+    assert digest_part("ge2e:resemblyzer") == SHA256
+    with pytest.raises(BundleError, match=r"--no-deps resemblyzer==0\.1\.4 --force-reinstall$"):
+        digest_parts(config.parts, known={"ge2e:resemblyzer": "0" * 64}, bundle="x")
+
+
+def settings_of_ge2e() -> BundleConfig:
+    network = HbafConfig(audio_width=279, text_width=384, commonsense_width=6, classes=3)
+    encoder, labels = "all-MiniLM-L6-v2", ("a", "b", "c")
+    return BundleConfig(
+        id="x", labels=labels, encoder=encoder, acoustic="prosody+ge2e", network=network
+    )
 
 
 @pytest.mark.parametrize("name", ["live-en", "mgcma-en"])

@@ -6,7 +6,6 @@ mel bands, windows of 1.6 s that overlap by half. tests/test_ge2e.py compares wi
 """
 
 import hashlib
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from stream_hbaf.config import SAMPLE_RATE_HZ
 from stream_hbaf.errors import ModelError
+from stream_hbaf.features.pretrained import package_folder
 from stream_hbaf.speech.vad import webrtc_flags
 
 Float32 = NDArray[np.float32]
@@ -135,11 +135,9 @@ def mel_bands() -> Float32:
 
 def find_ge2e() -> Path | None:
     """The file of the encoder's weights, without importing the package; None if not installed."""
-    spec = find_spec("resemblyzer")
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    weights = Path(spec.submodule_search_locations[0]) / "pretrained.pt"
-    return weights if weights.is_file() else None
+    folder = package_folder("resemblyzer")
+    weights = None if folder is None else folder / "pretrained.pt"
+    return weights if weights is not None and weights.is_file() else None
 
 
 def raise_level(audio: Float32) -> Float32:

@@ -8,6 +8,7 @@ live use alike.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -29,7 +30,6 @@ from stream_hbaf.features.prosody import Prosody
 
 if TYPE_CHECKING:
     from stream_hbaf.features.speech_encoder import SpeechEncoder
-from dataclasses import dataclass
 
 Float32 = NDArray[np.float32]
 

@@ -32,7 +32,8 @@ NETWORKS = {  # by kind; baselines ship in no bundle of their own
 }
 REPRESENTATIONS = {
     "none": "none",
-    "prosody": "eight published prosody measurements, relative to the dialogue's past",
+    "prosody": "eight prosodic measurements, relative to the dialogue's past",
+    "ge2e": "the GE2E speaker encoder's embedding",
     "compare": "openSMILE's ComParE 2016 functionals",
     "egemaps": "openSMILE's eGeMAPS functionals",
     "mfcc": "openSMILE's MFCC",
