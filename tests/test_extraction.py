@@ -39,7 +39,7 @@ from stream_hbaf.corpora.extraction import (
 )
 from stream_hbaf.errors import ConfigError, CorpusError, StreamHbafError
 from stream_hbaf.features import representations
-from stream_hbaf.features.prosody import PROSODY_WIDTH, describe_prosody
+from stream_hbaf.features.prosody import PROSODY_WIDTH, Prosody, describe_prosody
 from stream_hbaf.features.representations import open_representation
 
 Samples = NDArray[np.int16]
@@ -657,3 +657,34 @@ def test_sounds_are_part_of_the_cache(tmp_path: Path) -> None:
     ]
     np.testing.assert_array_equal(rows[0][0], rows[1][0])
     assert len(finished(tmp_path)) == 1 + 2 + 2
+
+
+def test_published_embeddings_stand_beside_prosody(tmp_path: Path) -> None:
+    """Of a corpus without clips; an utterance that lacks either has no features and is named."""
+    tables = np.arange(24.0).reshape(3, 8) + 1
+    voices = np.eye(3, 256, dtype=np.float32)
+    turns = [
+        utterance(None, name="0", prosody=tuple(tables[0]), ge2e=voices[0]),
+        utterance(None, name="unmeasured", ge2e=voices[1]),
+        utterance(None, name="voiceless", prosody=tuple(tables[2])),
+    ]
+    voice = run(one_dialogue(*turns), tmp_path, representation="ge2e")
+    np.testing.assert_array_equal(voice.features["train"][:2], voices[:2])
+    assert [one.id for one in voice.skipped] == ["voiceless"]
+    both = run(one_dialogue(*turns), tmp_path, representation="prosody+ge2e")
+    described = describe_prosody(np.array([tables[0], [np.nan] * 8, tables[2]]), ["Ross"] * 3)
+    np.testing.assert_array_equal(
+        both.features["train"][0], np.concatenate([described[0], voices[0]])
+    )
+    assert np.isnan(both.features["train"][1:]).all()
+    assert {one.id for one in both.skipped} == {"unmeasured", "voiceless"}
+
+
+def test_prosody_of_clips_is_relative_to_their_dialogue(raw: Path, tmp_path: Path) -> None:
+    """Without tables the clips are measured; each is described as live, after those before it."""
+    clips = [raw / "train_splits" / f"dia0_utt{n}.mp4" for n in range(2)]
+    found = run(one_dialogue(*map(utterance, clips)), tmp_path, representation="prosody")
+    measured = [Prosody().extract(read_audio(clip)) for clip in clips]
+    expected = describe_prosody(np.array(measured), ["Ross"] * 2)
+    np.testing.assert_array_equal(found.features["train"], expected)
+    assert found.skipped == ()

@@ -11,10 +11,12 @@ from training_kit import ONE, SEVERAL, make_corpora, make_meld, make_recipe, sil
 
 from stream_hbaf.corpora.dialogue import LABELS
 from stream_hbaf.errors import ConfigError, CorpusError, ModelError
-from stream_hbaf.features.prosody import PROSODY_WIDTH
+from stream_hbaf.features.prosody import PROSODY, PROSODY_WIDTH
 from stream_hbaf.features.text import Turn
 from stream_hbaf.training.preparation import Prepared, prepare
 from stream_hbaf.training.recipe_corpora import open_corpora
+
+TABLE_HEADER = ",".join(("video_id", "segment_id", "emotion", "gender", "mode", "text", *PROSODY))
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +135,38 @@ def test_one_corpus_may_have_asr_errors_and_augmented_audio(place: Path) -> None
     for features in train.audio.values():
         np.testing.assert_array_equal(features[:36], features[36:])
     assert len(prepared.scored["dev"][0].gold.audio) == 5
+
+
+@pytest.mark.parametrize("audio", [{"copies": 2}, {"cut": "segmenter"}])
+def test_what_cannot_be_done_to_published_features_is_refused(
+    place: Path, audio: dict[str, Any]
+) -> None:
+    """Tables can't be augmented, nor cut otherwise: a setting is honoured or refused."""
+    with pytest.raises(
+        ConfigError, match=r"^audio: prosody of meld is of whole dialogues .*; leave"
+    ):
+        prepare_tiny(place, ONE, audio={"representation": "prosody"} | audio)
+
+
+def test_a_session_of_iemocap_is_dev_if_the_recipe_says_so(tmp_path: Path) -> None:
+    """``dev_fold`` reaches the reader's corpus: other sessions train, test is the published one."""
+    rows, times = [TABLE_HEADER], ["name,start_s,end_s"]
+    for session in range(1, 6):
+        for number, emotion in enumerate(("ang", "exc", "fru", "hap", "neu", "sad")):
+            name = f"Ses0{session}F_impro01"
+            mode = {1: "valid", 5: "test"}.get(session, "train")
+            rows.append(f"{name},{number},{emotion},F,{mode},Hi.{',1' * 8}")
+            times.append(f"{name}_F{number:03d},{number},{number + 1}")
+    (tmp_path / "iemocap").mkdir()
+    (tmp_path / "iemocap" / "utterances.csv").write_text("\n".join(rows))
+    (tmp_path / "iemocap" / "order.csv").write_text("\n".join(times))
+    recipe = make_recipe(tmp_path, ONE, corpora={"iemocap": {"dev_fold": 3}})
+    splits = open_corpora(recipe, tmp_path).dialogues["iemocap"].splits
+    assert {split: [d.id[:5] for d in dialogues] for split, dialogues in splits.items()} == {
+        "train": ["Ses01", "Ses02", "Ses04"],
+        "dev": ["Ses03"],
+        "test": ["Ses05"],
+    }
 
 
 def test_at_most_so_many_dialogues_are_trained_on(place: Path) -> None:

@@ -182,21 +182,24 @@ def utterances_of(dialogues: Sequence[Dialogue]) -> list[LabelledUtterance]:
     return [utterance for dialogue in dialogues for utterance in dialogue.utterances]
 
 
-def published_features(dialogues: Sequence[Dialogue], representation: str) -> Float32 | None:
-    """Features [N, W] that a corpus publishes itself, NaN for an utterance without any.
-
-    "prosody" describes the measurements of its tables, and "ge2e" are embeddings of audio that
-    isn't published. None if it publishes none of that kind.
-    """
+def is_published(dialogues: Sequence[Dialogue], representation: str) -> bool:
+    """Whether a corpus publishes these features itself: "prosody" in tables, or "ge2e"."""
     utterances = utterances_of(dialogues)
-    if representation == "prosody" and any(one.prosody for one in utterances):
+    if representation == "prosody":
+        return any(one.prosody for one in utterances)
+    return representation == "ge2e" and any(one.ge2e is not None for one in utterances)
+
+
+def published_features(dialogues: Sequence[Dialogue], representation: str) -> Float32:
+    """Features [N, W] that a corpus publishes itself, NaN for an utterance without any."""
+    utterances = utterances_of(dialogues)
+    if representation == "prosody":
         measured = np.array([one.prosody or UNMEASURED for one in utterances])
         return describe_dialogues(measured, dialogues)
-    if representation == "ge2e" and any(one.ge2e is not None for one in utterances):
-        absent = np.full(next(u.ge2e for u in utterances if u.ge2e is not None).shape, np.nan)
-        rows = [absent if one.ge2e is None else one.ge2e for one in utterances]
-        return np.stack(rows).astype(np.float32)
-    return None
+    width = next(len(one.ge2e) for one in utterances if one.ge2e is not None)
+    absent = np.full(width, np.nan)
+    rows = [absent if one.ge2e is None else one.ge2e for one in utterances]
+    return np.stack(rows).astype(np.float32)
 
 
 def describe_dialogues(measured: NDArray[np.floating], dialogues: Sequence[Dialogue]) -> Float32:

@@ -25,6 +25,7 @@ from stream_hbaf.corpora.dialogue import (
     Dialogue,
     Split,
     describe_dialogues,
+    is_published,
     published_features,
     utterances_of,
 )
@@ -89,9 +90,9 @@ def extract_corpus(
     """Extract a row of features for every utterance of ``corpus``, cut by its times.
 
     What the corpus publishes itself, "prosody" or "ge2e", is taken from there, everything else from
-    its clips as ``extract_features`` says. Of "prosody+ge2e", an
-    utterance has both or none. Raises CorpusError if no utterance has what the representation
-    needs; other errors are those of ``extract_features``.
+    its clips as ``extract_features`` says. Of "prosody+ge2e", an utterance has both or none. Raises
+    CorpusError if no utterance has what the representation needs; other errors are those of
+    ``extract_features``.
     """
     dialogues = [dialogue for part in corpus.splits.values() for dialogue in part]
     measure = partial(
@@ -114,8 +115,8 @@ def is_of_corpus(corpus: Corpus, representation: str) -> bool:
     """Whether any part of the representation needs more than clips: what the corpus publishes, or
     the dialogues that prosody is relative to."""
     dialogues = [dialogue for part in corpus.splits.values() for dialogue in part]
-    published = (published_features(dialogues, part) for part in representation.split("+"))
-    return PROSODY in representation.split("+") or any(one is not None for one in published)
+    parts = representation.split("+")
+    return PROSODY in parts or any(is_published(dialogues, part) for part in parts)
 
 
 def _read_or_measure(
@@ -126,8 +127,8 @@ def _read_or_measure(
 ) -> Extracted[Float32]:
     """One representation of all utterances, published by the corpus or measured from its clips."""
     utterances = utterances_of(dialogues)
-    published = published_features(dialogues, representation)
-    if published is not None:
+    if is_published(dialogues, representation):
+        published = published_features(dialogues, representation)
         reason = f"the corpus has no {representation} of it"
         missing = np.flatnonzero(np.isnan(published).all(axis=1)).tolist()
         return Extracted(published, tuple(Skipped(utterances[n].id, None, reason) for n in missing))

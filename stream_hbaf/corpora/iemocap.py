@@ -80,7 +80,7 @@ EVALUATED = re.compile(
 )
 TRANSCRIBED = re.compile(r"(?P<id>\S+_[FM]\d+)\s+\[[^\]]*\]:(?P<text>.*)")
 Times = Mapping[str, tuple[float, float]]  # by turn: start and end in its dialogue, s
-Prosody = Mapping[str, tuple[float, ...]]
+Measurements = Mapping[str, tuple[float, ...]]  # by turn: the eight of prosody
 Embeddings = Mapping[str, NDArray[np.float32]]
 
 
@@ -114,7 +114,7 @@ def split_of(dialogue: str) -> Split:
 
 
 def _read_release(
-    folder: Path, *, split: Split, prosody: Prosody, embeddings: Embeddings
+    folder: Path, *, split: Split, prosody: Measurements, embeddings: Embeddings
 ) -> list[Dialogue]:
     dialogues = []
     for session in SESSIONS:
@@ -135,7 +135,7 @@ def _read_release(
 
 
 def _read_dialogue(
-    evaluation: Path, *, session: Path, prosody: Prosody, embeddings: Embeddings
+    evaluation: Path, *, session: Path, prosody: Measurements, embeddings: Embeddings
 ) -> Dialogue:
     name = evaluation.stem
     transcription = require_file(
@@ -273,7 +273,7 @@ def _embedding(turn: str, embeddings: Embeddings) -> NDArray[np.float32] | None:
     return embeddings.get(turn)
 
 
-def _read_prosody(path: Path) -> Prosody:
+def _read_prosody(path: Path) -> Measurements:
     return {
         _turn_id(row, where=where): read_measurements(row, where=where)
         for where, row in _table_rows(path)

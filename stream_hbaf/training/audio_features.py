@@ -30,7 +30,7 @@ from stream_hbaf.corpora.extraction import (
     extract_features,
     is_of_corpus,
 )
-from stream_hbaf.errors import CorpusError
+from stream_hbaf.errors import ConfigError, CorpusError
 from stream_hbaf.features.acoustic import COMPARE
 from stream_hbaf.features.representations import Scaling, shape_for
 from stream_hbaf.training.recipe import AudioConfig, Recipe, SelectionConfig
@@ -76,7 +76,8 @@ def measure_corpus(
     """Measure the utterances of some splits, train's also augmented as the recipe says.
 
     With augmentation, dev and test are measured under every one of CONDITIONS. Raises CorpusError
-    if no utterance of train has anything to measure.
+    if no utterance of train has anything to measure, ConfigError for augmentation or a cut of
+    features that don't come from clips.
     """
     audio = recipe.audio
 
@@ -88,6 +89,11 @@ def measure_corpus(
     extracted: Extracted[Any]
     parts = replace(corpus, splits={split: corpus.splits[split] for split in splits})
     if is_of_corpus(parts, audio.representation):
+        if audio.copies or audio.cut != "annotated":
+            raise ConfigError(
+                f"audio: {audio.representation} of {corpus.name} is of whole dialogues as they are "
+                "annotated; leave copies and cut out, or choose features of clips"
+            )
         extracted = extract_corpus(
             parts,
             representation=audio.representation,

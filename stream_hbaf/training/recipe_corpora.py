@@ -38,6 +38,17 @@ from stream_hbaf.training.recipe import AsrErrorConfig, CorpusConfig, Recipe, Tu
 DISTINCTIVE = 5  # words; two corpora that share so long a text hold the same scene of one series
 DRAW_SEED = 0  # of the dialogues that ``max_dialogues`` keeps
 
+T = TypeVar("T")
+Draw = np.random.Generator
+Figure = Callable[[Labels, Labels], float]  # gold [N], predicted [N]
+
+FIGURES: Mapping[FigureName, Figure] = {
+    "weighted_f1": weighted_f1,
+    "macro_f1": macro_f1,
+    "accuracy": accuracy,
+    "uar": unweighted_recall,
+}
+
 
 @dataclass(frozen=True)
 class RecipeCorpora:
@@ -165,18 +176,6 @@ def _at_most(corpus: Corpus, most: int | None) -> Corpus:
 def _distinctive_texts(dialogues: Iterable[Dialogue]) -> set[str]:
     texts = (words_of(u.text) for dialogue in dialogues for u in dialogue.utterances)
     return {" ".join(words) for words in texts if len(words) >= DISTINCTIVE}
-
-
-T = TypeVar("T")
-Draw = np.random.Generator
-Figure = Callable[[Labels, Labels], float]  # gold [N], predicted [N]
-
-FIGURES: Mapping[FigureName, Figure] = {
-    "weighted_f1": weighted_f1,
-    "macro_f1": macro_f1,
-    "accuracy": accuracy,
-    "uar": unweighted_recall,
-}
 
 
 @dataclass(frozen=True, slots=True)
