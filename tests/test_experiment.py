@@ -253,3 +253,5 @@ def test_settings_are_selected_before_the_runs(tmp_path: Path) -> None:
     place.run(rows={"both": {}}, select=select, seeds=[0], compare=[])
     assert place.trained() == []
     assert place.results.candidates == candidates
+    place.run(rows={"other": {}}, select=select, seeds=[0], compare=[])
+    assert {run.row for run in place.results.candidates} == {"other"}  # none of a row that is gone

@@ -99,7 +99,9 @@ def run_experiment(
         found, known, failed = read_results(out), read_all(results), Failures(progress)
         train = partial(_train, prepare=make, folder=folder, workers=workers, failed=failed)
         candidates = experiment.candidates()
-        for records in train(found.candidates, candidates, known=known.candidates, splits=DEV):
+        tried = {run.facts.identity for run in candidates}  # without those of rows that are gone
+        kept = tuple(record for record in found.candidates if record.identity in tried)
+        for records in train(kept, candidates, known=known.candidates, splits=DEV):
             found = found.model_copy(update={"candidates": records})
             write_results(out, found)
         failed.raise_any(among=len(candidates))

@@ -126,9 +126,11 @@ class Experiment:
 
         Of equally good ones the first; nothing without a selection.
         """
-        chosen: dict[str, dict[str, Any]] = {}
-        for row in self.rows if self.settings.select else ():
-            points = _product(self.settings.select.grid) if self.settings.select else []
+        if self.settings.select is None:
+            return {}
+        points = _product(self.settings.select.grid)
+        chosen = {}
+        for row in self.rows:
             own = [one for one in candidates if one.row == row.name]
             scores = [
                 mean(one.dev.weighted_f1 for one in own if point.items() <= one.overrides.items())
