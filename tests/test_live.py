@@ -17,6 +17,7 @@ from stream_hbaf.audio.source import Chunk
 from stream_hbaf.config import SAMPLE_RATE_HZ
 from stream_hbaf.errors import ModelError
 from stream_hbaf.events import AnyEvent, Level, Partial, Speech, Status, Utterance
+from stream_hbaf.features.blocks import BlockFrontEnd
 from stream_hbaf.features.commonsense import Inferences
 from stream_hbaf.features.whisper import Transcript
 from stream_hbaf.live.pipeline import LivePipeline
@@ -322,3 +323,37 @@ def test_recording_replayed_from_a_file_equals_live(
         recognizer, FileSource(path, speed=None, chunk_ms=320, on_status=lambda *_: None)
     )
     assert_same(recognise(recognizer, RandomChunks(sentences[2], seed=8, pace=4)), replayed)
+
+
+class Watched:
+    """A representation that notes, of each utterance it is given, how many had ended by then."""
+
+    name, version, width = "watched", "1", 1
+
+    def __init__(self, log: EventLog) -> None:
+        self.given: list[tuple[int, int]] = []  # samples, utterances that had ended
+        self._log = log
+
+    def extract(self, samples: Sound) -> NDArray[np.float32]:
+        ended = sum(isinstance(one, Speech) and not one.on for one in self._log.events)
+        self.given.append((len(samples), ended))
+        return np.array([len(samples)], np.float32)
+
+    def close(self) -> None:
+        pass
+
+
+def test_what_needs_the_whole_utterance_is_there_when_it_ends(
+    recognizer: Recognizer, sentences: list[Sound], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks are computed at the pause, before the endpoint is confirmed, and not once more."""
+    assert recognizer.acoustic is not None
+    log = EventLog()
+    watched = Watched(log)
+    monkeypatch.setattr(recognizer, "acoustic", BlockFrontEnd(recognizer.acoustic, [watched]))
+    found = recognise(recognizer, RandomChunks(sentences[4], seed=8, pace=1), [log])
+    assert found
+    for number, one in enumerate(found):
+        assert one.acoustic is not None
+        length = int(one.acoustic.blocks["watched"][0])
+        assert [ended for samples, ended in watched.given if samples == length] == [number]
