@@ -271,7 +271,9 @@ def main() -> None:
             feature_level=opensmile.FeatureLevel.Functionals,
         )
         whisper = WhisperModel(
-            str(find_whisper(TranscriptConfig().model)), compute_type="int8", cpu_threads=2
+            str(find_whisper(TranscriptConfig().model) or TranscriptConfig().model),
+            compute_type="int8",
+            cpu_threads=2,
         )
         spans = [stream[r.finish.start : r.finish.end] for r in recognitions]
         sides = {}
