@@ -1,5 +1,6 @@
 """Promises of fitting: networks overfit, ignore what is masked, and repeat themselves by seed."""
 
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
@@ -12,10 +13,10 @@ from stream_hbaf.corpora.dataset import NO_LABEL, Dataset, class_weights, predic
 from stream_hbaf.corpora.dialogue import LABELS
 from stream_hbaf.features.representations import Scaling
 from stream_hbaf.training import fitting
-from stream_hbaf.training.batches import Clips, TrainingSet
-from stream_hbaf.training.fitting import Fitted, fit_network
+from stream_hbaf.training.batches import Clips, TrainingSet, dialogue_batch
+from stream_hbaf.training.fitting import Fitted, batch_loss, fit_network, objective_of
 from stream_hbaf.training.preparation import Prepared
-from stream_hbaf.training.recipe import Recipe
+from stream_hbaf.training.recipe import BatchConfig, Recipe
 from stream_hbaf.training.scoring import GOLD, ScoredCorpus
 
 NETWORK = {"hidden": 32, "heads": 2, "layers": 1, "dropout": 0.0}
@@ -25,13 +26,14 @@ def recipe(
     batches: dict[str, float] | None = None,
     network: dict[str, Any] | None = None,
     balanced: bool = False,
+    losses: dict[str, float] | None = None,
     **fit: Any,
 ) -> Recipe:
     return Recipe(
         id="tiny",
         corpora="meld",
         network=NETWORK | (network or {}),
-        losses={"balanced": balanced},
+        losses={"balanced": balanced} | (losses or {}),
         batches=batches or {},
         fit={"epochs": 25, "patience": 25, "rate": 1e-2, "batch": 2} | fit,
     )
@@ -89,6 +91,58 @@ def test_utterances_without_a_label_are_context_only() -> None:
     assert fitted.evaluation.main("dev").count == 6
     assert fitted.evaluation.main("dev").weighted_f1 == 1.0
     assert fitted.evaluation.probabilities["dev"].shape == (8, 4)
+
+
+def test_undecided_utterances_may_learn_from_votes() -> None:
+    """Without a label an utterance is learnt as its annotators voted, if votes weigh anything."""
+    labels = np.array([0, 1, 2, NO_LABEL, 0, 1, NO_LABEL, 3])
+    votes = np.zeros((8, 4), np.float32)
+    votes[3, 3] = 1.0
+    dataset = make_dataset(labels=labels, votes=votes)
+    context_only, learnt = (
+        fit_one(dataset, losses={"votes": weight}).evaluation.probabilities["dev"]
+        for weight in (0.0, 1.0)
+    )
+    assert learnt[3, 3] > 0.8
+    assert context_only[3, 3] < 0.5
+
+
+def test_the_loss_of_votes_is_the_mean_over_both_kinds() -> None:
+    """A labelled utterance weighs 1, an undecided one the votes' weight; others nothing."""
+    labels = np.array([0, 1, NO_LABEL, NO_LABEL])
+    votes = np.zeros((4, 4), np.float32)
+    votes[2] = [0.25, 0.75, 0.0, 0.0]
+    dataset = make_dataset(labels=np.tile(labels, 2), votes=np.tile(votes, (2, 1)))
+    training = TrainingSet(dataset, tuple((rows,) for rows in dataset.dialogues))
+    network = objective_of(recipe(), prepared(training, classes=4)).network.eval()
+    batch = dialogue_batch(
+        training, [np.arange(4)], plan=BatchConfig(), draw=np.random.default_rng(0)
+    )
+    logs = network(batch.features).logits[0].log_softmax(-1)
+    soft = -(0.25 * logs[2, 0] + 0.75 * logs[2, 1])
+    expected = (-logs[0, 0] - logs[1, 1] + 0.5 * soft) / 2.5
+    assert batch_loss(network, (), batch, votes=0.5).item() == pytest.approx(expected.item(), 1e-5)
+    hard = (-logs[0, 0] - logs[1, 1]) / 2
+    assert batch_loss(network, (), batch).item() == pytest.approx(hard.item(), 1e-5)
+    undecided = replace(batch, labels=torch.full((1, 4), NO_LABEL))
+    loss = batch_loss(network, (), undecided, votes=0.5).item()
+    assert loss == pytest.approx(soft.item(), 1e-5)
+
+
+def test_unimodal_losses_are_trained_beside_the_others() -> None:
+    """The setting adds their heads to what is trained, and nothing to the network."""
+    dataset = make_dataset()
+    training = TrainingSet(dataset, tuple((rows,) for rows in dataset.dialogues))
+    plain, beside = (
+        objective_of(recipe(losses={"unimodal": weight}), prepared(training, classes=4))
+        for weight in (0.0, 0.3)
+    )
+    added = set(beside.module.state_dict()) - set(plain.module.state_dict())
+    assert {name.rpartition(".")[0] for name in added} == {
+        "criteria.1.heads.a",
+        "criteria.1.heads.l",
+    }
+    assert fit_one(dataset, losses={"unimodal": 0.3}).evaluation.main("dev").weighted_f1 == 1.0
 
 
 def test_audio_that_is_masked_is_never_read() -> None:

@@ -17,7 +17,17 @@ from networks_kit import absent_as_nan, stepped, tensor, utterance, utterances_a
 from torch import Tensor
 
 from stream_hbaf.errors import ConfigError, ModelError
-from stream_hbaf.networks.hbaf import HBAF, DialogueState, HbafConfig, InterModalLoss, total_loss
+from stream_hbaf.networks.hbaf import (
+    ATTENTIONS,
+    HBAF,
+    DialogueState,
+    HbafConfig,
+    InterModalLoss,
+    SpeakerBaseline,
+    TrainingOutput,
+    UnimodalLoss,
+    total_loss,
+)
 from stream_hbaf.networks.network import Features, Output
 
 SMALL = HbafConfig(
@@ -64,7 +74,7 @@ def parts(output: Output) -> list[Tensor]:
     seed=st.integers(0, 1000),
     present=st.sampled_from([0.0, 0.4, 0.8, 1.0]),
     window=st.integers(1, 6),
-    attention=st.sampled_from(["scalar", "literal", "query"]),
+    attention=st.sampled_from(ATTENTIONS),
 )
 def test_step_of_each_utterance_equals_batch(
     lengths: list[int], seed: int, present: float, window: int, attention: str
@@ -90,6 +100,11 @@ SWITCHES = [
     {"use_bimodal_attention": False, "use_gate": False, "use_residual": False},
     {"literal_cross": True},
     {"by_speaker": True},
+    {"text_skip": True},
+    {"audio_baseline": True},
+    {"audio_baseline": True, "use_audio_context": False},
+    {"attention": "speakers", "memory": 6},
+    {"attention": "query", "memory": 0},
 ]
 
 
@@ -124,7 +139,7 @@ def test_step_of_many_streams_equals_each_alone() -> None:
         torch.testing.assert_close(torch.stack(logits)[:, b], alone, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("attention", ["scalar", "literal", "query"])
+@pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("t", range(1, 9))
 def test_live_output_never_depends_on_a_later_utterance(attention: str, t: int) -> None:
     """Changing utterance t moves no output before t, not by a single bit, but t's own."""
@@ -183,7 +198,7 @@ def test_offline_network_refuses_to_step() -> None:
 
 
 @pytest.mark.parametrize("mode", ["live", "offline"])
-@pytest.mark.parametrize("attention", ["scalar", "literal", "query"])
+@pytest.mark.parametrize("attention", ATTENTIONS)
 def test_padding_never_changes_a_result(mode: str, attention: str) -> None:
     """A dialogue gives the same alone and padded in a batch, though the padding is NaN."""
     net = network(mode=mode, attention=attention)
@@ -267,7 +282,7 @@ def test_absent_vectors_are_learned() -> None:
 # --- state --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("attention", ["scalar", "literal", "query"])
+@pytest.mark.parametrize("attention", ATTENTIONS)
 def test_state_size_does_not_grow(attention: str) -> None:
     """The state of turn 1000 has the bytes of turn 10's, its tensors' storage included."""
     net, features = network(attention=attention), dialogues(10)
@@ -328,6 +343,87 @@ def test_state_of_a_speaker_depends_on_own_turns_alone() -> None:
     assert not torch.equal(first.external, second.external)
 
 
+def test_speaker_baseline_is_of_the_speakers_earlier_audio() -> None:
+    """Mean and deviation as plain loops have them; utterances without audio don't count."""
+    audio = torch.randn(1, 9, 4, dtype=torch.float64)
+    speaker = torch.tensor([[0, 1, 0, 0, 1, 11, 0, 1, 0]]).clamp(max=8)
+    present = torch.tensor([[True, True, True, False, True, True, True, True, True]])
+    state = network(audio_width=4, audio_baseline=True).blank(1).map(lambda part: part.double())
+    found, after = SpeakerBaseline()(audio, present, speaker, state)
+    assert torch.equal(found[..., :4], audio)
+    for t in range(9):
+        past = [i for i in range(t) if speaker[0, i] == speaker[0, t] and present[0, i]]
+        for d in range(4):
+            heard = [float(audio[0, i, d]) for i in past]
+            mean = sum(heard) / (len(heard) + 1)
+            variance = (sum(x * x for x in heard) + 1) / (len(heard) + 1) - mean**2
+            relative = (float(audio[0, t, d]) - mean) / max(variance, 0.1) ** 0.5
+            expected = relative if present[0, t] else 0.0
+            assert found[0, t, 4 + d].item() == pytest.approx(expected, abs=1e-12)
+    assert after.audio_count[0].tolist() == [4, 3, 0, 0, 0, 0, 0, 0, 1]
+
+
+def test_attention_of_speakers_tells_own_past_from_the_others() -> None:
+    """Who said an earlier utterance matters, though not by which number the speaker goes."""
+    net, features = network(attention="speakers", memory=5), dialogues(6)
+    with torch.no_grad():
+        one = net(replace(features, speaker=torch.tensor([[0, 1, 0, 1, 0, 1]]))).logits
+        same = net(replace(features, speaker=torch.tensor([[4, 2, 4, 2, 4, 2]]))).logits
+        other = net(replace(features, speaker=torch.tensor([[0, 0, 0, 1, 0, 1]]))).logits
+    assert torch.equal(one, same)
+    assert torch.equal(one[:, 0], other[:, 0])
+    assert not torch.allclose(one[:, 4], other[:, 4])
+
+
+def test_attention_with_a_query_reaches_as_far_as_its_memory() -> None:
+    """l_t^c depends on the last ``memory`` utterances, whatever the window."""
+    net, features = network(attention="query", memory=2, window=1), dialogues(6)
+    utterances, mask = torch.randn(1, 6, SMALL.hidden), torch.ones(1, 6, dtype=torch.bool)
+    changed = utterances.clone()
+    changed[0, 1] += 1
+    attention: Any = net.text_context.attention
+    with torch.no_grad():
+        before, after = (attention(x, mask, net.blank(1))[0] for x in (utterances, changed))
+    moved = (before != after).any(-1)[0]
+    assert moved[2:].tolist() == [True, True, False, False]
+    assert net.blank(1).past_window.shape[1] == 2
+    assert features.text is not None
+
+
+def test_unimodal_losses_are_cross_entropies_before_the_fusion() -> None:
+    """Of H_a and H_l, of the labelled utterances that have both; nothing of the fusion."""
+    net, features = network(), dialogues(5, 3, present=0.8)
+    net.train()
+    output, labels = net(features), torch.tensor([[0, 1, -1, 2, 3], [4, 5, 6, -1, -1]])
+    assert isinstance(output, TrainingOutput)
+    mask = kit.both_present(features)
+    criterion = UnimodalLoss(SMALL.hidden, SMALL.classes, weight=0.5)
+    loss = criterion(output, mask, labels)
+    known = mask & (labels >= 0)
+    expected = 0.0
+    for m, states in (("a", tensor(output.H_a)), ("l", tensor(output.H_l))):
+        weight, bias = (criterion.heads.get_parameter(f"{m}.{name}") for name in ("weight", "bias"))
+        logits = states[known] @ weight.T + bias
+        shares = logits.softmax(-1)[range(int(known.sum())), labels[known]]
+        expected += 0.5 * -shares.log().mean().item() / 2
+    assert loss.item() == pytest.approx(expected, abs=1e-6)
+    loss.backward()
+    assert all(weight.grad is None for weight in net.fusion.parameters())
+    assert tensor(net.text_context.project.weight.grad).any()
+    assert not isinstance(net.eval()(features), TrainingOutput)
+
+
+def test_unimodal_losses_without_a_pair_are_zero_with_a_gradient() -> None:
+    """A batch without an utterance that has both trains on."""
+    net, features = network(), dialogues(3)
+    net.train()
+    criterion = UnimodalLoss(SMALL.hidden, SMALL.classes, weight=0.5)
+    mask = torch.zeros(1, 3, dtype=torch.bool)
+    loss = criterion(net(features), mask, torch.zeros(1, 3, dtype=torch.long))
+    loss.backward()
+    assert loss.item() == 0.0
+
+
 def test_dialogue_of_one_speaker_is_the_same_by_speaker() -> None:
     """With one speaker the switch ``by_speaker`` changes nothing."""
     features = replace(dialogues(6, 3, 9), speaker=None)
@@ -336,9 +432,14 @@ def test_dialogue_of_one_speaker_is_the_same_by_speaker() -> None:
     torch.testing.assert_close(plain.logits, apart.logits, atol=1e-5, rtol=0)
 
 
-def test_streams_step_with_speakers_of_their_own() -> None:
+@pytest.mark.parametrize(
+    "switches",
+    [{"by_speaker": True}, {"attention": "speakers", "memory": 3}, {"audio_baseline": True}],
+    ids=str,
+)
+def test_streams_step_with_speakers_of_their_own(switches: dict[str, Any]) -> None:
     """Stepped together, each dialogue keeps its own speakers' states."""
-    net, features = network(by_speaker=True), dialogues(5, 5, 5)
+    net, features = network(**switches), dialogues(5, 5, 5)
     together, logits = net.initial_state(3), []
     for t in range(5):
         one, together = net.step(utterances_at(features, t), together)
@@ -428,6 +529,16 @@ def test_switch_audio_skip_adds_a_linear_map() -> None:
         assert not torch.allclose(plain(dialogues(4)).logits, skipping(dialogues(4)).logits)
 
 
+def test_switch_text_skip_adds_a_linear_map() -> None:
+    """The skip adds its own two tensors, and moves the output."""
+    plain, skipping = network(), network(text_skip=True)
+    added = set(skipping.state_dict()) - set(plain.state_dict())
+    assert added == {"text_context.skip.weight", "text_context.skip.bias"}
+    plain.load_state_dict(skipping.state_dict(), strict=False)
+    with torch.no_grad():
+        assert not torch.allclose(plain(dialogues(4)).logits, skipping(dialogues(4)).logits)
+
+
 @pytest.mark.parametrize(
     "switches", [{"literal_cross": True}, {"mode": "offline"}, {"window": 2}], ids=str
 )
@@ -446,6 +557,11 @@ def test_switch_without_weights_of_its_own_changes_the_output(switches: dict[str
         ("scalar", {"project.weight", "project.bias", "score.weight"}),
         ("literal", {"project.weight", "project.bias"}),
         ("query", {"project.weight", "project.bias", "query.weight"}),
+        (
+            "speakers",
+            {"project.weight", "project.bias", "query.weight", "query_others.weight"}
+            | {"join.weight", "join.bias"},
+        ),
     ],
 )
 def test_switch_attention_has_its_own_weights(attention: str, own: set[str]) -> None:
@@ -460,7 +576,8 @@ def test_switch_attention_has_its_own_weights(attention: str, own: set[str]) -> 
         ({"hidden": 18, "heads": 4}, "must divide"),
         ({"window": 0}, "at least 1"),
         ({"mode": "online"}, "live or offline"),
-        ({"attention": "dot"}, "scalar, literal or query"),
+        ({"attention": "dot"}, "scalar, literal, query, speakers"),
+        ({"memory": -1}, "0 or more"),
     ],
 )
 def test_config_that_cannot_be_built_is_refused(switches: dict[str, Any], complaint: str) -> None:

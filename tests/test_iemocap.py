@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stream_hbaf.corpora.dataset import vote_shares
 from stream_hbaf.corpora.dialogue import SPLITS, LabelledUtterance
 from stream_hbaf.corpora.iemocap import DEV_DIALOGUES, IEMOCAP_LABELS, read_iemocap, split_of
 from stream_hbaf.corpora.open_corpus import open_corpus
@@ -226,6 +227,34 @@ def test_table_without_its_order_is_refused(tmp_path: Path) -> None:
     write_table(tmp_path, *table_of(("F", 0, "neu")))
     with pytest.raises(CorpusError, match=r"^IEMOCAP: .*order\.csv is missing; put the corpus"):
         read_iemocap(tmp_path, "test")
+
+
+def test_undecided_turns_have_their_annotators_votes(release: Path, tmp_path: Path) -> None:
+    """Of an undecided turn each annotator's labels; those outside the six keep their names."""
+    rows = [
+        f"{NAME}_F000,{NAME},Ses05F,0,1,xxx,Frustration/Anger|Neutral|Other",
+        f"{NAME}_M000,{NAME},Ses05M,1,2,sad,",
+    ]
+    (tmp_path / "order.csv").write_text("\n".join([ORDER_HEADER, *rows]))
+    write_table(tmp_path, *table_of(("F", 0, "xxx"), ("M", 0, "sad")))
+    first, second = read_iemocap(tmp_path, "test")[0].utterances
+    assert first.votes == (("frustration", "anger"), ("neutral",), ("Other",))
+    assert second.votes == ()
+    shares = vote_shares((first, second), IEMOCAP_LABELS)
+    assert shares is not None
+    assert shares[0].tolist() == pytest.approx([0.25, 0, 0.25, 0, 0.5, 0])
+    assert not shares[1].any()
+    of_release = read_iemocap(release, "test")[0].utterances
+    assert {one.votes for one in of_release} == {(("neutral",),)}
+    labelled = [one for one in of_release if one.label]
+    assert vote_shares(labelled, IEMOCAP_LABELS) is None
+
+
+def test_dialogues_are_improvised_or_scripted(release: Path) -> None:
+    """As their names say."""
+    parts = {one.id: one.part for split in SPLITS for one in read_iemocap(release, split)}
+    assert parts["Ses04M_script01_1"] == "scripted"
+    assert parts["Ses05F_impro01"] == "improvised"
 
 
 def test_turns_have_their_embeddings(release: Path, tmp_path: Path) -> None:

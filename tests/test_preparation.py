@@ -14,8 +14,12 @@ from stream_hbaf.errors import ConfigError, CorpusError, ModelError
 from stream_hbaf.features.prosody import PROSODY, PROSODY_WIDTH
 from stream_hbaf.features.text import Turn
 from stream_hbaf.training.preparation import Prepared, prepare
+from stream_hbaf.training.recipe import Recipe
 from stream_hbaf.training.recipe_corpora import open_corpora
 
+# Words that the tiny encoder knows: of each emotion, and of each session.
+WORDS = ("angry", "great", "bad", "happy", "is", "sad")
+SESSION_WORDS = ("i", "you", "it", "the", "rachel")
 TABLE_HEADER = ",".join(("video_id", "segment_id", "emotion", "gender", "mode", "text", *PROSODY))
 
 
@@ -148,18 +152,24 @@ def test_what_cannot_be_done_to_published_features_is_refused(
         prepare_tiny(place, ONE, audio={"representation": "prosody"} | audio)
 
 
-def test_a_session_of_iemocap_is_dev_if_the_recipe_says_so(tmp_path: Path) -> None:
-    """``dev_fold`` reaches the reader's corpus: other sessions train, test is the published one."""
+def make_iemocap(root: Path) -> None:
+    """A dialogue of six turns for each session; the first session's is dev, the last's test."""
     rows, times = [TABLE_HEADER], ["name,start_s,end_s"]
     for session in range(1, 6):
         for number, emotion in enumerate(("ang", "exc", "fru", "hap", "neu", "sad")):
             name = f"Ses0{session}F_impro01"
+            text = f"{WORDS[number]} {SESSION_WORDS[session - 1]}"
             mode = {1: "valid", 5: "test"}.get(session, "train")
-            rows.append(f"{name},{number},{emotion},F,{mode},Hi.{',1' * 8}")
+            rows.append(f"{name},{number},{emotion},F,{mode},{text}{',1' * 8}")
             times.append(f"{name}_F{number:03d},{number},{number + 1}")
-    (tmp_path / "iemocap").mkdir()
-    (tmp_path / "iemocap" / "utterances.csv").write_text("\n".join(rows))
-    (tmp_path / "iemocap" / "order.csv").write_text("\n".join(times))
+    (root / "iemocap").mkdir()
+    (root / "iemocap" / "utterances.csv").write_text("\n".join(rows))
+    (root / "iemocap" / "order.csv").write_text("\n".join(times))
+
+
+def test_a_session_of_iemocap_is_dev_if_the_recipe_says_so(tmp_path: Path) -> None:
+    """``dev_fold`` reaches the reader's corpus: other sessions train, test is the published one."""
+    make_iemocap(tmp_path)
     recipe = make_recipe(tmp_path, ONE, corpora={"iemocap": {"dev_fold": 3}})
     splits = open_corpora(recipe, tmp_path).dialogues["iemocap"].splits
     assert {split: [d.id[:5] for d in dialogues] for split, dialogues in splits.items()} == {
@@ -167,6 +177,46 @@ def test_a_session_of_iemocap_is_dev_if_the_recipe_says_so(tmp_path: Path) -> No
         "dev": ["Ses03"],
         "test": ["Ses05"],
     }
+
+
+def test_text_of_train_may_be_by_encoders_that_have_not_seen_its_labels(
+    place: Path, tmp_path: Path
+) -> None:
+    """Out of fold, each session's features are those that it has as ``dev_fold``; dev and test are
+    unchanged."""
+    make_iemocap(tmp_path)
+
+    def prepared(*, out_of_fold: bool, **corpus: int) -> Prepared:
+        tuning = {"epochs": 3, "layers": 1, "rate": 3e-2, "out_of_fold": out_of_fold}
+        encoder = {"name": str(place / "bert")} | tuning
+        changes = {"corpora": {"iemocap": corpus}, "text_encoder": encoder}
+        recipe = make_recipe(tmp_path, ONE, **changes, audio={"representation": "none"})
+        return prepare(recipe, tmp_path, cache=tmp_path / "cache", progress=silent)
+
+    plain, apart = (prepared(out_of_fold=flag) for flag in (False, True))
+    for split in ("dev", "test"):
+        own, other = (one.scored[split][0].gold.text for one in (plain, apart))
+        assert np.array_equal(own, other)
+    for number, session in enumerate((2, 3, 4)):
+        rows = slice(6 * number, 6 * number + 6)
+        held_out = prepared(out_of_fold=False, dev_fold=session).scored["dev"][0].gold.text
+        np.testing.assert_allclose(apart.training.dialogues.text[rows], held_out, atol=1e-6)
+        assert np.abs(
+            apart.training.dialogues.text[rows] - plain.training.dialogues.text[rows]
+        ).any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"corpora": "meld"}, "needs a corpus of sessions; take iemocap alone"),
+        ({"corpora": "iemocap", "asr_errors": {"versions": 1}}, "is of gold texts; leave out"),
+    ],
+)
+def test_what_cannot_be_out_of_fold_is_refused(changes: dict[str, Any], complaint: str) -> None:
+    """A corpus without sessions, and simulated errors."""
+    with pytest.raises(ValueError, match=complaint):
+        Recipe(id="tiny", text_encoder={"out_of_fold": True}, **changes)
 
 
 def test_at_most_so_many_dialogues_are_trained_on(place: Path) -> None:

@@ -12,6 +12,7 @@ from stream_hbaf.errors import ConfigError
 from stream_hbaf.training.results import (
     ComparisonRecord,
     CostRecord,
+    Figures,
     Results,
     RunRecord,
     compare_rows,
@@ -55,6 +56,17 @@ def test_the_page_shows_every_row_beside_the_paper(tmp_path: Path) -> None:
         "| 55.0 ± 0.0 | 65.0 ± 0.0 | 65.0 ± 0.0 | 65.0 ± 0.0 | 0123456+changes |" in page
     )
     assert "| meld | both | live | 65.0 ± 0.0 | 67.1 | -2.1 |" in page
+
+
+def test_the_page_shows_the_parts_of_a_test_split(tmp_path: Path) -> None:
+    """Improvised and scripted apart, for the rows that were measured so."""
+    names = Figures.model_fields
+    parts = {"improvised": dict.fromkeys(names, 0.62), "scripted": dict.fromkeys(names, 0.7)}
+    runs = (run_of("both", 0, 0.6, test_parts=parts), run_of("text", 0, 0.6))
+    page = page_of(tmp_path, runs=runs)
+    assert "| corpus | experiment | row | improvised | scripted |" in page
+    assert "| meld | meld | both | 62.0 | 70.0 |" in page
+    assert "| meld | meld | text | 6" not in page
 
 
 def test_a_row_of_dev_alone_stands_beside_no_figure_of_the_papers(tmp_path: Path) -> None:

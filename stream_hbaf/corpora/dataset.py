@@ -35,6 +35,8 @@ class Dataset:
     audio_mask: Flags | None = None  # [N], True = has audio; None: all have
     text_mask: Flags | None = None  # [N], True = has text; None: all have
     speakers: NDArray[np.int64] | None = None  # [N], by first turn; None: one speaker a dialogue
+    votes: Float32 | None = None  # [N, C], annotators' shares where there is no label; zero: none
+    parts: tuple[str, ...] = ()  # of a corpus with parts, each dialogue's, such as "scripted"
 
     @property
     def labelled(self) -> Flags:
@@ -140,7 +142,7 @@ def class_weights(labels: NDArray[np.int64], *, classes: int) -> Tensor:
 def digest_of_dataset(dataset: Dataset) -> str:
     """SHA-256 of all arrays: the key under which a training's checkpoints are kept."""
     digest = hashlib.sha256(repr([rows.tolist() for rows in dataset.dialogues]).encode())
-    optional = (dataset.audio_mask, dataset.text_mask, dataset.speakers)
+    optional = (dataset.audio_mask, dataset.text_mask, dataset.speakers, dataset.votes)
     arrays = [dataset.labels, dataset.text, dataset.commonsense, *dataset.audio.values()]
     for array in [*arrays, *(one for one in optional if one is not None)]:
         digest.update(np.ascontiguousarray(array).tobytes())
@@ -168,3 +170,18 @@ def label_indices(
     """Each utterance's index among ``labels``, NO_LABEL where it has none."""
     indices = [NO_LABEL if u.label is None else labels.index(u.label) for u in utterances]
     return np.array(indices, dtype=np.int64)
+
+
+def vote_shares(utterances: Sequence[LabelledUtterance], labels: tuple[str, ...]) -> Float32 | None:
+    """[N, C], each label's share of annotators' votes where an utterance has no label.
+
+    An annotator of several labels gives each a part of the vote; votes for what isn't among
+    ``labels`` don't count. Zero where no vote is left; None where there are none at all.
+    """
+    shares = np.zeros((len(utterances), len(labels)), np.float32)
+    for row, utterance in zip(shares, utterances, strict=True):
+        for vote in () if utterance.label else utterance.votes:
+            for label in set(vote) & set(labels):
+                row[labels.index(label)] += 1 / len(vote)
+    sums = shares.sum(1, keepdims=True)
+    return shares / np.maximum(sums, 1e-9) if shares.any() else None

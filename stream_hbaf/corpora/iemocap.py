@@ -13,8 +13,9 @@ split.
 import math
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +46,16 @@ EMOTIONS = {
 }
 IEMOCAP_LABELS = tuple(EMOTIONS.values())
 OTHERS = ("xxx", "sur", "fea", "dis", "oth")
+# What an annotator's vote is called in the evaluation files; others are outside the six classes.
+VOTES = {
+    "Anger": "anger",
+    "Excited": "excitement",
+    "Frustration": "frustration",
+    "Happiness": "happiness",
+    "Neutral": "neutral",
+    "Neutral state": "neutral",
+    "Sadness": "sadness",
+}
 # Names that a text encoder knows, the same in every session: the corpus has only F and M.
 SPEAKERS = {"F": "Mary", "M": "James"}
 SESSIONS = range(1, 6)
@@ -73,15 +84,25 @@ EMBEDDINGS = "ge2e.npz"  # arrays `name` [N] and `embedding` [N, 256]
 EMBEDDING_WIDTH = 256
 COLUMNS = ("video_id", "segment_id", "emotion", "gender", "mode", "text", *PROSODY)
 ORDER_COLUMNS = ("name", "start_s", "end_s")
+VOTES_COLUMN = "votes_if_undecided"  # annotators between |, several labels of one between /
 
 EVALUATED = re.compile(
     r"\[\s*(?P<start>\d+\.?\d*)\s*-\s*(?P<end>\d+\.?\d*)\s*\]"
     r"\s+(?P<id>\S+_[FM]\d+)\s+(?P<emotion>[a-z]{3})\b"
 )
+VOTED = re.compile(r"C-E\d+:\s*(?P<labels>[^(]*)")
 TRANSCRIBED = re.compile(r"(?P<id>\S+_[FM]\d+)\s+\[[^\]]*\]:(?P<text>.*)")
 Times = Mapping[str, tuple[float, float]]  # by turn: start and end in its dialogue, s
 Measurements = Mapping[str, tuple[float, ...]]  # by turn: the eight of prosody
+Votes = tuple[tuple[str, ...], ...]  # each annotator's labels
 Embeddings = Mapping[str, NDArray[np.float32]]
+
+
+class Placed(NamedTuple):
+    """What ``order.csv`` says of a turn."""
+
+    times: tuple[float, float]
+    votes: Votes
 
 
 def read_iemocap(folder: Path, split: Split) -> list[Dialogue]:
@@ -102,8 +123,8 @@ def read_iemocap(folder: Path, split: Split) -> list[Dialogue]:
             f"IEMOCAP: {folder} holds neither IEMOCAP_full_release/Session1 nor {TABLE}; "
             "put the corpus there or correct --corpora"
         )
-    times = _read_times(require_file(folder / ORDER, corpus="IEMOCAP"))
-    return _read_table(table, split=split, times=times, embeddings=embeddings)
+    order = _read_order(require_file(folder / ORDER, corpus="IEMOCAP"))
+    return _read_table(table, split=split, order=order, embeddings=embeddings)
 
 
 def split_of(dialogue: str) -> Split:
@@ -145,7 +166,7 @@ def _read_dialogue(
     clips = session / "sentences" / "wav"
     turns: dict[str, LabelledUtterance] = {}
     times = {}
-    for where, found in _evaluated(evaluation):
+    for where, found, votes in _evaluated(evaluation):
         turn = found["id"]
         if turn in turns:
             raise CorpusError(f"{where}: turn {turn} stands here twice; remove one of them")
@@ -158,22 +179,25 @@ def _read_dialogue(
             label=_label(found["emotion"], where=where),
             audio=clips / name / f"{turn}.wav" if clips.is_dir() else None,
             prosody=prosody.get(turn),
+            votes=votes,
             ge2e=_embedding(turn, embeddings),
         )
         times[turn] = (float(found["start"]), float(found["end"]))
-    return Dialogue(name, _in_time(turns, times))
+    return _dialogue(name, turns, times)
 
 
-def _evaluated(path: Path) -> list[tuple[str, re.Match[str]]]:
-    """The turns' summary lines; the head and the annotators' single votes are left out."""
-    summaries = []
+def _evaluated(path: Path) -> list[tuple[str, re.Match[str], Votes]]:
+    """The turns' summary lines with the votes below them; the head is left out."""
+    summaries: list[tuple[str, re.Match[str], list[list[str]]]] = []
     for where, line in _lines(path):
         if line.startswith("["):
             found = EVALUATED.match(line)
             if not found:
                 raise CorpusError(f"{where}: not '[start - end] turn emotion'; unpack it again")
-            summaries.append((where, found))
-    return summaries
+            summaries.append((where, found, []))
+        elif summaries and (vote := VOTED.match(line)):
+            summaries[-1][2].append(vote["labels"].split(";"))
+    return [(where, found, _votes(votes)) for where, found, votes in summaries]
 
 
 def _read_transcription(path: Path) -> dict[str, str]:
@@ -188,7 +212,7 @@ def _lines(path: Path) -> list[tuple[str, str]]:
 
 
 def _read_table(
-    path: Path, *, split: Split, times: Times, embeddings: Embeddings
+    path: Path, *, split: Split, order: Mapping[str, Placed], embeddings: Embeddings
 ) -> list[Dialogue]:
     turns: dict[str, dict[str, LabelledUtterance]] = {}
     for where, row in _table_rows(path):
@@ -200,7 +224,7 @@ def _read_table(
         dialogue = turns.setdefault(row["video_id"], {})
         if turn in dialogue:
             raise CorpusError(f"{where}: turn {turn} stands here twice; remove one of them")
-        if turn not in times:
+        if turn not in order:
             raise CorpusError(f"{where}: turn {turn} isn't in {ORDER} beside it; add its times")
         dialogue[turn] = LabelledUtterance(
             id=turn,
@@ -208,22 +232,25 @@ def _read_table(
             text=" ".join(row["text"].split()),
             label=_label(row["emotion"], where=where),
             prosody=read_measurements(row, where=where),
+            votes=order[turn].votes,
             ge2e=_embedding(turn, embeddings),
         )
-    return [Dialogue(name, _in_time(own, times)) for name, own in sorted(turns.items())]
+    times = {turn: placed.times for turn, placed in order.items()}
+    return [_dialogue(name, own, times) for name, own in sorted(turns.items())]
 
 
-def _in_time(turns: Mapping[str, LabelledUtterance], times: Times) -> tuple[LabelledUtterance, ...]:
+def _dialogue(name: str, turns: Mapping[str, LabelledUtterance], times: Times) -> Dialogue:
     """The turns in the order in which they end, and begin where they end at once."""
-    return tuple(turns[turn] for turn in sorted(turns, key=lambda turn: times[turn][::-1]))
+    in_order = tuple(turns[turn] for turn in sorted(turns, key=lambda turn: times[turn][::-1]))
+    return Dialogue(name, in_order, part="scripted" if "script" in name else "improvised")
 
 
-def _read_times(path: Path) -> Times:
-    """Start and end of every turn, by its name."""
-    times: dict[str, tuple[float, float]] = {}
+def _read_order(path: Path) -> Mapping[str, Placed]:
+    """When every turn is, and the votes of an undecided one, by its name."""
+    found: dict[str, Placed] = {}
     for where, row in read_rows(read_utf8(path), path=path, columns=ORDER_COLUMNS):
         turn = row["name"]
-        if turn in times:
+        if turn in found:
             raise CorpusError(f"{where}: turn {turn} stands here twice; remove one of them")
         try:
             start_s, end_s = float(row["start_s"]), float(row["end_s"])
@@ -234,8 +261,15 @@ def _read_times(path: Path) -> Times:
                 f"{where}: turn {turn} is from '{row['start_s']}' to '{row['end_s']}'; start_s and "
                 "end_s must be seconds, the start before the end"
             )
-        times[turn] = (start_s, end_s)
-    return times
+        votes = [vote.split("/") for vote in row.get(VOTES_COLUMN, "").split("|")]
+        found[turn] = Placed((start_s, end_s), _votes(votes))
+    return found
+
+
+def _votes(annotators: Iterable[Iterable[str]]) -> Votes:
+    """The labels that each annotator gave; one outside the six classes keeps its name."""
+    named = (tuple(name.strip() for name in vote if name.strip()) for vote in annotators)
+    return tuple(tuple(VOTES.get(name, name) for name in vote) for vote in named if vote)
 
 
 def _read_embeddings(path: Path) -> Embeddings:

@@ -142,6 +142,11 @@ def select(
     return selected
 
 
+def training_sessions(fold: int | None = None) -> list[int]:
+    """IEMOCAP's sessions but the one that is the test split: ``fold``, or the published one."""
+    return [session for session in IEMOCAP_SESSIONS if session != (fold or TEST_SESSION)]
+
+
 def _merge_classes(corpus: Corpus, classes: Classes) -> Corpus:
     """Utterances of a label that belongs to no class become context only; where such an utterance
     is its dialogue's only one, the dialogue is left out."""
@@ -216,5 +221,12 @@ def _require_labels(corpus: Corpus, classes: Classes) -> None:
 
 
 def _relabel(dialogue: Dialogue, class_of: Mapping[str, str]) -> Dialogue:
-    relabelled = (replace(u, label=class_of.get(u.label or "")) for u in dialogue.utterances)
+    relabelled = (
+        replace(
+            one,
+            label=class_of.get(one.label or ""),
+            votes=tuple(tuple(class_of.get(name, name) for name in vote) for vote in one.votes),
+        )
+        for one in dialogue.utterances
+    )
     return replace(dialogue, utterances=tuple(relabelled))

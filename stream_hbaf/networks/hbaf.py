@@ -4,6 +4,7 @@ recognition", sections 3.1 to 3.5, in the paper's order.
 | section | equations | here |
 | --- | --- | --- |
 | 3.1.1 audio context network | – | ``AudioContextNetwork`` |
+| | – | ``SpeakerBaseline``, not in the paper |
 | 3.1.2 textual context network | 1-3 | ``SoftAttention``, ``QueryAttention`` |
 | | 4-6 | ``TextContextNetwork``: ``external``, ``internal``, ``purpose`` |
 | 3.2.1 bimodal attention network | 7-9 | ``BimodalAttention`` |
@@ -28,7 +29,7 @@ relative, COSMIC (Ghosal et al. 2020), decides. Padding and windows are in windo
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +49,9 @@ from stream_hbaf.networks.network import (
 )
 from stream_hbaf.networks.windows import ByModality, Sequences, Windows
 
+Attention = Literal["scalar", "literal", "query", "speakers"]
+ATTENTIONS = get_args(Attention)
+WITH_QUERY = ("query", "speakers")  # whose past must be kept
 RELATIONS = ("external", "internal", "purpose")  # COMET's oReact, xReact, xIntent
 OF_THE_SPEAKER = ("internal", "purpose")  # with ``by_speaker``
 
@@ -64,8 +68,11 @@ class HbafConfig(NetworkConfig):
     heads: int = 8
     layers: int = 3  # of the Transformer encoder
     window: int = 8  # W, utterances, the current one included; of no meaning offline
-    attention: Literal["scalar", "literal", "query"] = "scalar"  # over past utterances, eqs 1-3
+    attention: Attention = "scalar"  # over past utterances, eqs 1-3
+    memory: int | None = None  # past utterances that "query" and "speakers" attend to; None: W - 1
     by_speaker: bool = False  # internal and purpose states of each speaker, not of the dialogue
+    text_skip: bool = False  # a linear map of the utterance itself added to H_l
+    audio_baseline: bool = False  # beside the audio how it differs from the speaker's earlier audio
     standardise_text: bool = True  # text features, by the training set's mean and deviation
     use_audio_context: bool = True  # else a linear map in the audio context network's place
     audio_skip: bool = False  # a linear map added to the audio context network
@@ -80,10 +87,22 @@ class HbafConfig(NetworkConfig):
             raise ConfigError(f"network: hidden {self.hidden} must divide by 2 and by heads")
         if self.window < 1:
             raise ConfigError(f"network: window {self.window} must be at least 1 utterance")
-        if self.attention not in ("scalar", "literal", "query"):
+        if self.attention not in ATTENTIONS:
             raise ConfigError(
-                f"network: attention '{self.attention}' must be scalar, literal or query"
+                f"network: attention '{self.attention}' must be one of {', '.join(ATTENTIONS)}"
             )
+        if self.memory is not None and self.memory < 0:
+            raise ConfigError(f"network: memory {self.memory} must be 0 or more utterances")
+
+    @property
+    def audio_input(self) -> int:
+        """The width of what section 3.1.1 is given of an utterance's audio."""
+        return self.audio_width * (2 if self.audio_baseline else 1)
+
+    @property
+    def reach(self) -> int:
+        """How many past utterances an attention with a query sees live."""
+        return self.window - 1 if self.memory is None else self.memory
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,20 +116,60 @@ class DialogueState(State):
 
     OWN: ClassVar[int] = 2
 
-    audio_window: Tensor  # [.., W-1, A] audio features, absent ones replaced
+    audio_window: Tensor  # [.., W-1, A] audio features, absent ones replaced; 2A with a baseline
     text_window: Tensor  # [.., W-1, H] text representations H_l
     window_mask: Tensor  # [.., W-1]
     score_max: Tensor  # [.., E] soft attention: largest score so far; E = 1, or H if literal
     score_sum: Tensor  # [.., E] sum of exp(score - score_max)
     weighted_sum: Tensor  # [.., H] sum of exp(score - score_max) * l
-    past_window: Tensor  # [.., W-1, H] "query" attention only: the past utterances l themselves
-    past_mask: Tensor  # [.., W-1] False where an utterance had no text
+    past_window: Tensor  # [.., M, H] attention with a query only: the past utterances l themselves
+    past_mask: Tensor  # [.., M] False where an utterance had no text
+    past_speaker: Tensor  # [.., M] int64, whose they were
     external: Tensor  # [.., H] GRU states
     internal: Tensor  # [.., H], or by speaker [.., PARTIES, H]
     purpose: Tensor  # likewise
+    audio_count: Tensor  # [.., PARTIES] of each speaker's utterances with audio; width 0 if unused
+    audio_sums: Tensor  # [.., PARTIES, 2A] sums of their features and of the squares
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingOutput(Output):
+    """What HBAF gives while it is trained: also H_a and H_l of section 3.1, before the fusion."""
+
+    H_a: Tensor | None = None  # [B, U, H]
+    H_l: Tensor | None = None  # [B, U, H]
 
 
 # --- 3.1.1 Audio features extraction and context network ------------------------------------------
+
+
+class SpeakerBaseline(nn.Module):
+    """Audio features a [S, U, A] → [S, U, 2A]: beside a, (a - mean) / deviation of its speaker.
+
+    Not in the paper. Mean and deviation are of the speaker's earlier utterances in the dialogue,
+    begun as if one utterance had been heard whose features were those of the training set, mean 0
+    and deviation 1. Zero for an utterance without audio, which doesn't count either.
+    """
+
+    PRIOR = 1.0  # utterances' worth of the training set
+    LEAST_VARIANCE = 0.1  # of two or three alike
+
+    def forward(
+        self, audio: Tensor, present: Tensor, speaker: Tensor, state: DialogueState
+    ) -> tuple[Tensor, DialogueState]:
+        own = F.one_hot(speaker, PARTIES).to(audio.dtype) * present[..., None]  # [S, U, PARTIES]
+        terms = torch.cat([audio, audio**2], dim=-1)  # [S, U, 2A]
+        # Each speaker's count and sums after each utterance, the earlier part's at the front.
+        counts = (own.cumsum(1) + state.audio_count[:, None])[..., None]  # [S, U, PARTIES, 1]
+        sums = (own[..., None] * terms[:, :, None]).cumsum(1) + state.audio_sums[:, None]
+        chosen = speaker[..., None, None]
+        count = torch.take_along_dim(counts, chosen, dim=2)[:, :, 0] - present[..., None].float()
+        total = torch.take_along_dim(sums, chosen, dim=2)[:, :, 0] - terms * present[..., None]
+        first, second = (total / (count + self.PRIOR)).chunk(2, dim=-1)
+        variance = second + self.PRIOR / (count + self.PRIOR) - first**2
+        relative = (audio - first) / variance.clamp_min(self.LEAST_VARIANCE).sqrt()
+        state = replace(state, audio_count=counts[:, -1, :, 0], audio_sums=sums[:, -1])
+        return torch.cat([audio, relative * present[..., None]], dim=-1), state
 
 
 class AudioContextNetwork(nn.Module):
@@ -127,7 +186,7 @@ class AudioContextNetwork(nn.Module):
     def __init__(self, config: HbafConfig) -> None:
         super().__init__()
         hidden = config.hidden
-        self.convolution = nn.Conv1d(config.audio_width, config.filters, kernel_size=3, padding=1)
+        self.convolution = nn.Conv1d(config.audio_input, config.filters, kernel_size=3, padding=1)
         self.lstm = nn.LSTM(
             config.filters,
             hidden // 2,
@@ -137,7 +196,7 @@ class AudioContextNetwork(nn.Module):
             batch_first=True,
         )
         self.transformer = TransformerEncoder(config)
-        self.skip = nn.Linear(config.audio_width, hidden) if config.audio_skip else None
+        self.skip = nn.Linear(config.audio_input, hidden) if config.audio_skip else None
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, audio: Tensor) -> Tensor:
@@ -221,7 +280,12 @@ class SoftAttention(nn.Module):
         self.score = nn.Linear(hidden, 1, bias=False) if scalar else nn.Identity()  # w
 
     def forward(
-        self, utterances: Tensor, text_mask: Tensor, state: DialogueState
+        self,
+        utterances: Tensor,
+        text_mask: Tensor,
+        state: DialogueState,
+        *,
+        speaker: Tensor | None = None,  # of no meaning here
     ) -> tuple[Tensor, DialogueState]:
         scores = self.score(torch.tanh(self.project(utterances)))  # [S, U, E]
         scores = scores.masked_fill(~text_mask[..., None], -torch.inf)
@@ -266,28 +330,60 @@ class QueryAttention(nn.Module):
     """Equations 1-3 with a query: score (W_q l_t)ᵀ tanh(W_s l_i + b_s); shapes as SoftAttention.
 
     Departure: the current utterance stands in for the fixed vector w, so that the score depends
-    on t and the past must be kept: live the last W-1 utterances, offline all of them.
+    on t and the past must be kept: live the last M utterances, offline all of them. "speakers",
+    not in the paper: one such context of the speaker's own past and one of the others', each with
+    a query of its own, as in CMN (Hazarika et al. 2018); l_t^c is a linear map of both.
     """
 
     def __init__(self, config: HbafConfig) -> None:
         super().__init__()
-        self.project = nn.Linear(config.hidden, config.hidden)  # W_s, b_s
-        self.query = nn.Linear(config.hidden, config.hidden, bias=False)  # W_q
-        self.reach = config.window - 1 if config.mode == "live" else None
+        hidden = config.hidden
+        self.project = nn.Linear(hidden, hidden)  # W_s, b_s
+        self.query = nn.Linear(hidden, hidden, bias=False)  # W_q
+        self.apart = config.attention == "speakers"
+        if self.apart:
+            self.query_others = nn.Linear(hidden, hidden, bias=False)
+            self.join = nn.Linear(2 * hidden, hidden)
+        self.reach = config.reach if config.mode == "live" else None
 
     def forward(
-        self, utterances: Tensor, text_mask: Tensor, state: DialogueState
+        self,
+        utterances: Tensor,
+        text_mask: Tensor,
+        state: DialogueState,
+        *,
+        speaker: Tensor | None = None,  # [S, U] int64; None: one speaker
     ) -> tuple[Tensor, DialogueState]:
+        speaker = torch.zeros_like(text_mask, dtype=torch.long) if speaker is None else speaker
         kept = state.past_window.shape[1]
         past = torch.cat([state.past_window, utterances], dim=1)  # [S, i, H]
         mask = torch.cat([state.past_mask, text_mask], dim=1)
-        scores = self.query(utterances) @ torch.tanh(self.project(past)).transpose(1, 2)
-        before = scores.new_ones(scores.shape[1:], dtype=torch.bool).tril(kept - 1)  # [t, i]
+        whose = torch.cat([state.past_speaker, speaker], dim=1)
+        keys = torch.tanh(self.project(past)).transpose(1, 2)
+        before = torch.ones(utterances.shape[1], past.shape[1], dtype=torch.bool).tril(kept - 1)
         if self.reach is not None:
             before = before.triu(kept - self.reach)
-        contexts = masked_softmax(scores, before & mask[:, None]) @ past
+        included = before.to(mask.device) & mask[:, None]  # [S, t, i]
+        if self.apart:
+            own = whose[:, None] == speaker[..., None]
+            contexts = self.join(
+                torch.cat(
+                    [
+                        masked_softmax(query(utterances) @ keys, included & of) @ past
+                        for query, of in ((self.query, own), (self.query_others, ~own))
+                    ],
+                    dim=-1,
+                )
+            )
+        else:
+            contexts = masked_softmax(self.query(utterances) @ keys, included) @ past
         surplus = 0 if self.reach is None else past.shape[1] - self.reach
-        return contexts, replace(state, past_window=past[:, surplus:], past_mask=mask[:, surplus:])
+        return contexts, replace(
+            state,
+            past_window=past[:, surplus:],
+            past_mask=mask[:, surplus:],
+            past_speaker=whose[:, surplus:],
+        )
 
 
 class TextContextNetwork(nn.Module):
@@ -304,6 +400,8 @@ class TextContextNetwork(nn.Module):
     3H → H by ``reduce``, since eq 7 needs one width. An utterance without text is a learned vector
     with no commonsense. ``by_speaker``, not in the paper: the states of what a speaker feels and
     wants belong to that speaker, as in COSMIC, and that of what others feel to the dialogue.
+    ``text_skip``, not in the paper either: a linear map of l_t^r is added to H_l, so that the
+    current utterance reaches the fusion past the GRUs.
     """
 
     def __init__(self, config: HbafConfig) -> None:
@@ -313,7 +411,7 @@ class TextContextNetwork(nn.Module):
         self.standardise = Standardise(config.text_width)
         self.project = nn.Linear(config.text_width, hidden)
         self.absent = nn.Parameter(torch.zeros(hidden))
-        query = config.attention == "query"
+        query = config.attention in WITH_QUERY
         self.attention = QueryAttention(config) if query else SoftAttention(config)
         combined = 2 * hidden + self.relation_width
         self.combine = nn.ModuleDict({name: nn.Linear(combined, hidden) for name in RELATIONS})
@@ -321,6 +419,7 @@ class TextContextNetwork(nn.Module):
         self.internal = nn.GRU(hidden, hidden, batch_first=True)  # eq 5
         self.purpose = nn.GRU(hidden, hidden, batch_first=True)  # eq 6
         self.reduce = nn.Linear(3 * hidden, hidden)
+        self.skip = nn.Linear(config.text_width, hidden) if config.text_skip else None
         self.dropout = nn.Dropout(config.dropout)
         self.by_speaker = config.by_speaker
 
@@ -330,17 +429,23 @@ class TextContextNetwork(nn.Module):
         """H_l of U more utterances after ``state``, and the state after them."""
         dialogues = Sequences.of_dialogues(mask)  # only V utterances that exist are multiplied
         text_mask = features.given("l", mask)
-        l = self.dropout(self._utterances(features, text_mask, dialogues))
-        l_c, state = self.attention(l, text_mask, state)  # eqs 1-3
+        speaker = features.parties(mask)
+        present = dialogues.pack(text_mask)[:, None]
+        l_r = self._features(features, present, dialogues)
+        l = torch.where(present, self.project(l_r), self.absent)
+        l = self.dropout(dialogues.pad(l))
+        l_c, state = self.attention(l, text_mask, state, speaker=speaker)  # eqs 1-3
         current = torch.cat([dialogues.pack(l), dialogues.pack(l_c)], dim=-1)
         relations = self._relations(features, text_mask, dialogues, like=current)
         x = {
             name: self.combine[name](torch.cat([current, relations[:, k]], dim=-1))
             for k, name in enumerate(RELATIONS)
         }
-        states, state = self._states(x, dialogues, features.parties(mask), state)  # eqs 4-6
+        states, state = self._states(x, dialogues, speaker, state)  # eqs 4-6
         joined = torch.cat([states[name] for name in RELATIONS], dim=-1)
         H_l = self.reduce(self.dropout(joined))
+        if self.skip is not None:
+            H_l = H_l + self.skip(self.dropout(l_r))
         return dialogues.pad(H_l), state
 
     def _states(
@@ -375,13 +480,12 @@ class TextContextNetwork(nn.Module):
         found: nn.GRU = getattr(self, relation)
         return found
 
-    def _utterances(self, features: Features, text_mask: Tensor, dialogues: Sequences) -> Tensor:
-        """l [S, U, H]: a learned vector where there is no text."""
+    def _features(self, features: Features, present: Tensor, dialogues: Sequences) -> Tensor:
+        """l^r [V, L], standardised; zero where there is no text."""
         if features.text is None:
-            return self.absent.expand(*text_mask.shape, -1)
-        present = dialogues.pack(text_mask)[:, None]
-        l_r = self.standardise(dialogues.pack(features.text)).masked_fill(~present, 0.0)
-        return dialogues.pad(torch.where(present, self.project(l_r), self.absent))
+            return self.project.weight.new_zeros(len(present), self.project.in_features)
+        l_r: Tensor = self.standardise(dialogues.pack(features.text))
+        return l_r.masked_fill(~present, 0.0)
 
     def _relations(
         self, features: Features, text_mask: Tensor, dialogues: Sequences, *, like: Tensor
@@ -577,6 +681,32 @@ def inter_modal_loss(
     )
 
 
+class UnimodalLoss(Criterion[TrainingOutput]):
+    """Cross entropy of each modality by itself, a linear map of H_a and one of H_l; their mean.
+
+    Not in the paper. Text alone is fitted within an epoch or two, and what the fusion then still
+    gets wrong teaches the audio branch little; here that branch learns from every utterance.
+    """
+
+    def __init__(self, hidden: int, classes: int, *, weight: float) -> None:
+        super().__init__()
+        self.weight = weight
+        self.heads = nn.ModuleDict({m: nn.Linear(hidden, classes) for m in ("a", "l")})
+
+    def forward(self, output: TrainingOutput, mask: Tensor, labels: Tensor) -> Tensor:
+        """Of the labelled utterances that have both. ValueError for a network of one modality."""
+        if output.H_a is None or output.H_l is None:
+            raise ValueError("a network of one modality has no unimodal losses; leave them out")
+        known = mask & (labels >= 0)
+        if not known.any():
+            return (output.H_a.sum() + output.H_l.sum()) * 0.0
+        each = [
+            F.cross_entropy(self.heads[m](H_m[known]), labels[known])
+            for m, H_m in (("a", output.H_a), ("l", output.H_l))
+        ]
+        return self.weight * torch.stack(each).mean()
+
+
 class InterModalLoss(Criterion):
     """μ L_inter, the second term of equation 23, of a network's output.
 
@@ -654,8 +784,9 @@ class HBAF(Recurrent[DialogueState]):
             self.audio_context = (
                 AudioContextNetwork(config)
                 if config.use_audio_context
-                else nn.Linear(config.audio_width, config.hidden)
+                else nn.Linear(config.audio_input, config.hidden)
             )
+            self.baseline = SpeakerBaseline() if config.audio_baseline else None
         if config.use_text:
             self.text_context = TextContextNetwork(config)
         self.fusion = Fusion(config)
@@ -678,20 +809,26 @@ class HBAF(Recurrent[DialogueState]):
         modalities, new = self.config.modalities, mask.shape[1]
         a = H_l = self.classifier.weight.new_zeros(*mask.shape, 0)  # width 0 if not in use
         if "a" in modalities:
-            a = self._audio(features, mask)
+            a, state = self._audio(features, mask, state)
         if "l" in modalities:
             H_l, state = self.text_context(features, mask, state)  # section 3.1.2, eqs 1-6
         a, H_l = torch.cat([state.audio_window, a], 1), torch.cat([state.text_window, H_l], 1)
         offline = self.config.mode == "offline"
         windows = Windows.offline(mask) if offline else Windows.live(state.window_mask, mask)
         H = [self._in_context(each) for each in windows.of({"a": a, "l": H_l}, modalities)]
-        h = self.fusion([(windows.targets(each), each) for each in H])  # section 3.2, eqs 7-17
+        groups = [(windows.targets(each), each) for each in H]
+        h = self.fusion(groups)  # section 3.2, eqs 7-17
         h_m = torch.cat([h[m] for m in modalities], dim=-1).to(self.classifier.weight.dtype)
         h_m = windows.scatter(h_m)
         logits = self.classifier(self.dropout(h_m)).masked_fill(~mask[..., None], 0.0)  # eq 22
         parts = dict(zip(modalities, torch.split(h_m, self.config.hidden, dim=-1), strict=True))
+        output = Output(logits, parts.get("a"), parts.get("l"), h_m)
+        if self.training:
+            before = _joined([targets for targets, _ in groups])
+            H_m = {m: windows.scatter(rows) for m, rows in before.items()}
+            output = TrainingOutput(logits, output.h_a, output.h_l, h_m, H_m.get("a"), H_m.get("l"))
         # The oldest of the W-1+U utterances leave the window.
-        return Output(logits, parts.get("a"), parts.get("l"), h_m), replace(
+        return output, replace(
             state,
             audio_window=a[:, new:],
             text_window=H_l[:, new:],
@@ -704,12 +841,20 @@ class HBAF(Recurrent[DialogueState]):
             return window
         return {**window, "a": self.audio_context(window["a"])}
 
-    def _audio(self, features: Features, mask: Tensor) -> Tensor:
-        """a [S, U, A]: a learned vector stands where there is no audio."""
-        if features.audio is None:
-            return self.absent_audio.expand(*mask.shape, -1)
+    def _audio(
+        self, features: Features, mask: Tensor, state: DialogueState
+    ) -> tuple[Tensor, DialogueState]:
+        """a [S, U, A], or with its baseline [S, U, 2A]; a learned vector where there is none."""
         present = features.given("a", mask)
-        return torch.where(present[..., None], features.audio, self.absent_audio)
+        a = self.absent_audio.expand(*mask.shape, -1)
+        if features.audio is not None:
+            a = torch.where(present[..., None], features.audio, self.absent_audio)
+        if self.baseline is None:
+            return a, state
+        found: tuple[Tensor, DialogueState] = self.baseline(
+            a, present, features.parties(mask), state
+        )
+        return found
 
     @torch.no_grad()
     def standardise(self, text: Tensor) -> None:
@@ -719,18 +864,19 @@ class HBAF(Recurrent[DialogueState]):
 
     def blank(self, streams: int) -> DialogueState:
         config, weight = self.config, self.classifier.weight
-        live, query = config.mode == "live", config.attention == "query"
+        live, query = config.mode == "live", config.attention in WITH_QUERY
         slots = config.window - 1 if live else 0
         hidden = config.hidden if config.use_text else 0
-        scores = {"scalar": min(hidden, 1), "literal": hidden, "query": 0}[config.attention]
+        scores = {"scalar": min(hidden, 1), "literal": hidden}.get(config.attention, 0)
         own = (PARTIES, hidden) if config.by_speaker else (hidden,)
-        past = slots if query and config.use_text else 0
+        past = config.reach if live and query and config.use_text else 0
+        parties = PARTIES if config.use_audio and config.audio_baseline else 0
 
         def zeros(*shape: int) -> Tensor:
             return weight.new_zeros(streams, *shape)
 
         return DialogueState(
-            audio_window=zeros(slots, config.audio_width if config.use_audio else 0),
+            audio_window=zeros(slots, config.audio_input if config.use_audio else 0),
             text_window=zeros(slots, hidden),
             window_mask=zeros(slots).bool(),
             score_max=zeros(scores) - torch.inf,
@@ -738,7 +884,10 @@ class HBAF(Recurrent[DialogueState]):
             weighted_sum=zeros(0 if query else hidden),
             past_window=zeros(past, hidden),
             past_mask=zeros(past).bool(),
+            past_speaker=zeros(past).long(),
             external=zeros(hidden),
             internal=zeros(*own),
             purpose=zeros(*own),
+            audio_count=zeros(parties),
+            audio_sums=zeros(parties, 2 * config.audio_width),
         )

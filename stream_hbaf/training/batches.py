@@ -62,6 +62,7 @@ class Batch:
     labels: Tensor  # [B, U], NO_LABEL: not part of the loss
     paired: Tensor  # [B, U], True where audio and text are one utterance's, or of one label
     weights: Tensor | None = None  # [B, U] of the utterances in the loss; None: all the same
+    votes: Tensor | None = None  # [B, U, C] of utterances without a label; zero: none
 
 
 def draw_steps(
@@ -148,7 +149,10 @@ def dialogue_batch(
     text_mask = present & _mask(dataset.text_mask, index)
     features = features_of(dataset, index, audio=audio, audio_mask=audio_mask, text_mask=text_mask)
     labels = torch.from_numpy(np.where(present, dataset.labels[index], NO_LABEL))
-    return Batch(features, labels, torch.from_numpy(audio_mask & text_mask))
+    votes = None
+    if dataset.votes is not None:
+        votes = torch.from_numpy(dataset.votes[index] * present[..., None])
+    return Batch(features, labels, torch.from_numpy(audio_mask & text_mask), votes=votes)
 
 
 def _paired_batch(

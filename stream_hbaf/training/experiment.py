@@ -22,13 +22,14 @@ from torch import nn
 from stream_hbaf.corpora.dataset import Dataset, Rows, all_features, pad_dialogues
 from stream_hbaf.corpora.dialogue import Split
 from stream_hbaf.errors import ConfigError, ModelError, StreamHbafError
-from stream_hbaf.evaluation.metrics import Score
+from stream_hbaf.evaluation.metrics import Score, score
 from stream_hbaf.files import atomic_write, lock_file
 from stream_hbaf.networks.network import Network
 from stream_hbaf.processes import map_as_completed
 from stream_hbaf.training.batches import draw_steps
 from stream_hbaf.training.experiment_file import Experiment, Run, by_preparation, read_experiment
 from stream_hbaf.training.fitting import (
+    Fitted,
     Objective,
     fit_network,
     make_optimizer,
@@ -199,10 +200,24 @@ def _train_one(
         **run.facts.model_dump(),
         dev=figures["dev"],
         test=figures.get("test"),
+        test_parts=_parts(prepared.scored["test"][0].gold, fitted) if "test" in splits else None,
         dev_by_loss={"weighted_f1": fitted.dev_by_loss},
         epoch=fitted.history.best_epoch,
         seconds=round(fitted.history.seconds, 1),
     )
+
+
+def _parts(dataset: Dataset, fitted: Fitted) -> dict[str, Figures] | None:
+    """Test's figures by part of the corpus; None for one without parts."""
+    known, part_of = dataset.labelled, np.empty(len(dataset.labels), object)
+    for rows, part in zip(dataset.dialogues, dataset.parts, strict=False):
+        part_of[rows] = part
+    probabilities = fitted.evaluation.probabilities["test"]
+    return {
+        part: _figures(score(dataset.labels[chosen], probabilities[chosen]))
+        for part in sorted(set(dataset.parts) - {""})
+        if (chosen := known & (part_of == part)).any()
+    } or None
 
 
 def _predictions(

@@ -2,7 +2,7 @@
 with its own.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,8 +17,8 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from stream_hbaf.corpora.dataset import NO_LABEL, class_weights, on_device_of
 from stream_hbaf.corpora.dialogue import Split
-from stream_hbaf.networks.hbaf import HBAF, InterModalLoss
-from stream_hbaf.networks.network import Criterion, Network
+from stream_hbaf.networks.hbaf import HBAF, InterModalLoss, UnimodalLoss
+from stream_hbaf.networks.network import Network
 from stream_hbaf.networks.registry import build
 from stream_hbaf.training.batches import (
     Batch,
@@ -66,7 +66,7 @@ class Objective:
     """A new network, and all that training it needs."""
 
     network: Network
-    module: nn.Module  # the network and its criterion, which is trained along
+    module: nn.Module  # the network and its criteria, which are trained along
     training: TrainingSet
     loss: Callable[[Step], Tensor]
     balance: Tensor | None  # weights [C] of the classes in the cross entropy; None: all the same
@@ -118,15 +118,15 @@ def objective_of(recipe: Recipe, prepared: Prepared) -> Objective:
     clips = training.clips
     standard = training.dialogues if clips is None or training.versions else clips.dataset
     network.standardise(torch.from_numpy(standard.text_features))
-    criterion = _criterion(network, recipe.losses)
+    criteria = _criteria(network, recipe.losses)
     balance = None
     if recipe.losses.balanced:
         balance = class_weights(training.dialogues.labels, classes=config.classes)
     return Objective(
         network,
-        nn.ModuleDict({"network": network} | ({"criterion": criterion} if criterion else {})),
+        nn.ModuleDict({"network": network, "criteria": criteria}),
         training,
-        partial(step_loss, network, criterion, training, recipe=recipe, balance=balance),
+        partial(step_loss, network, criteria, training, recipe=recipe, balance=balance),
         balance,
     )
 
@@ -152,20 +152,28 @@ def make_optimizer(
     return optimizer, LambdaLR(optimizer, lambda step: max(SLOWEST, 1.0 - step / steps))
 
 
-def _criterion(network: Network, losses: LossConfig) -> Criterion | None:
+def _criteria(network: Network, losses: LossConfig) -> nn.ModuleList:
     """What the network is trained with beside cross entropy; HBAF as ``losses`` say."""
     if not isinstance(network, HBAF):
-        return network.criterion()
-    if losses.weights is None or len(network.config.modalities) < 2:
-        return None
-    return InterModalLoss(
-        network.config.hidden, mu=losses.mu, weights=losses.weights, temperature=losses.temperature
-    )
+        own = network.criterion()
+        return nn.ModuleList([] if own is None else [own])
+    config, criteria = network.config, nn.ModuleList()
+    if len(config.modalities) < 2:
+        return criteria
+    if losses.weights is not None:
+        criteria.append(
+            InterModalLoss(
+                config.hidden, mu=losses.mu, weights=losses.weights, temperature=losses.temperature
+            )
+        )
+    if losses.unimodal:
+        criteria.append(UnimodalLoss(config.hidden, config.classes, weight=losses.unimodal))
+    return criteria
 
 
 def step_loss(
     network: Network,
-    criterion: Criterion | None,
+    criteria: Iterable[nn.Module],
     training: TrainingSet,
     step: Step,
     *,
@@ -181,32 +189,36 @@ def step_loss(
     if step.clips and training.clips is not None:
         clips = clip_batch(training, training.clips, step.clips, plan=plan, draw=draw)
         smoothing = plan.clip_label_smoothing
-        of_clips = batch_loss(network, criterion, clips, smoothing=smoothing)
+        of_clips = batch_loss(network, criteria, clips, smoothing=smoothing)
         parts.append(plan.clip_weight * of_clips)
     if dialogues is not None:
-        parts.append(batch_loss(network, criterion, dialogues, balance=balance))
+        votes = recipe.losses.votes
+        parts.append(batch_loss(network, criteria, dialogues, balance=balance, votes=votes))
     return torch.stack(parts).sum()
 
 
 def batch_loss(
     network: Network,
-    criterion: Criterion | None,
+    criteria: Iterable[nn.Module],
     batch: Batch,
     *,
     balance: Tensor | None = None,
     smoothing: float = 0.0,
+    votes: float = 0.0,
 ) -> Tensor:
-    """Cross entropy of the labelled utterances (eq 22), and the criterion's loss (eq 23).
+    """Cross entropy of the labelled utterances (eq 22), and the criteria's losses (eq 23).
 
     ``balance`` [C] weighs the classes, ``batch.weights`` the utterances; the mean is
-    weighted as well.
+    weighted as well. Undecided utterances weigh ``votes``; their targets are annotators' votes.
     """
     output = network(on_device_of(network, batch.features))
     device = output.logits.device
     labels = batch.labels.to(device)
-    between = 0.0 if criterion is None else criterion(output, batch.paired.to(device), labels)
+    paired = batch.paired.to(device)
+    between = sum((criterion(output, paired, labels) for criterion in criteria), start=0.0)
     known = labels != NO_LABEL
-    if not known.any():  # a batch of context only: a mean over nothing would be NaN
+    voted = torch.zeros_like(known) if batch.votes is None else batch.votes.to(device).any(-1)
+    if not known.any() and not (votes and voted.any()):  # a mean over nothing would be NaN
         nothing: Tensor = output.logits.sum() * 0.0 + between
         return nothing
     entropy = F.cross_entropy(
@@ -219,5 +231,10 @@ def batch_loss(
     if batch.weights is not None:
         weights = batch.weights.to(device)[known]
         entropy = (entropy * weights).sum() / weights.sum()
+    if votes and batch.votes is not None and voted.any():
+        undecided = F.cross_entropy(output.logits[voted], batch.votes.to(device)[voted])
+        # As many votes' worth of utterances beside the labelled ones.
+        share = votes * voted.sum() / (known.sum() + votes * voted.sum())
+        entropy = torch.lerp(entropy.nan_to_num(), undecided, share)
     whole: Tensor = entropy + between
     return whole

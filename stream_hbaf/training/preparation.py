@@ -23,9 +23,10 @@ from stream_hbaf.corpora.dataset import (
     label_indices,
     number_speakers,
     rows_of,
+    vote_shares,
 )
 from stream_hbaf.corpora.dialogue import LabelledUtterance, Split, utterances_of
-from stream_hbaf.corpora.open_corpus import publication_of
+from stream_hbaf.corpora.open_corpus import publication_of, training_sessions
 from stream_hbaf.errors import ModelError
 from stream_hbaf.features.commonsense import Commonsense
 from stream_hbaf.features.representations import Scaling
@@ -113,7 +114,14 @@ def prepare(
         progress=progress,
     )
     scaling = fit_scaling(audio, opened.used, recipe.audio)
-    maker = _DatasetMaker(recipe, opened, encoder, commonsense.model, audio, scaling, cache)
+    out_of_fold: Mapping[str, Float32] = {}
+    if recipe.text_encoder.out_of_fold:
+        out_of_fold = encode_out_of_fold(
+            recipe, corpora, device=device, cache=cache, progress=progress
+        )
+    maker = _DatasetMaker(
+        recipe, opened, encoder, commonsense.model, audio, scaling, cache, out_of_fold
+    )
     return Prepared(
         labels=opened.labels,
         training=maker.training_set(),
@@ -147,6 +155,32 @@ def _prepare_encoder(
     return encoder, tuned
 
 
+def encode_out_of_fold(
+    recipe: Recipe, corpora: Path, *, device: str, cache: Path, progress: Progress
+) -> dict[str, Float32]:
+    """Text features [U, L] of the dialogues of IEMOCAP's training sessions, by their names: of each
+    session by an encoder that was tuned without it.
+
+    On its own labels an encoder is surer than it will ever be again, so that a network which is
+    trained on such features learns to trust the text alone (stacked generalisation, Wolpert 1992).
+    The encoders are the same whatever ``dev_fold`` the recipe has.
+    """
+    name, config = next(iter(recipe.corpora.items()))
+    features: dict[str, Float32] = {}
+    for session in training_sessions(config.fold):
+        settings = {name: config.model_copy(update={"dev_fold": session})}
+        fold = recipe.model_copy(update={"corpora": settings})
+        opened = open_corpora(fold, corpora)
+        encoder, _ = _prepare_encoder(fold, opened, device=device, cache=cache, progress=progress)
+        held_out = opened.used[name].splits["dev"]
+        turns = [tuple(Turn(u.speaker, u.text) for u in one.utterances) for one in held_out]
+        rows = cached_dialogue_encoder(encoder, cache / "text")(turns)
+        ends = np.cumsum([len(dialogue) for dialogue in turns])
+        of_dialogue = np.split(rows, ends[:-1])
+        features |= {one.id: own for one, own in zip(held_out, of_dialogue, strict=True)}
+    return features
+
+
 @dataclass(frozen=True)
 class _DatasetMaker:
     """Makes datasets: holds what all corpora and splits share."""
@@ -158,6 +192,7 @@ class _DatasetMaker:
     audio: Mapping[str, CorpusAudio]
     scaling: Scaling | None
     cache: Path
+    out_of_fold: Mapping[str, Float32]  # text features of train dialogues; empty: the encoder's
 
     @cached_property
     def encode(self) -> EncodeDialogues:
@@ -185,7 +220,7 @@ class _DatasetMaker:
             for dialogue in dialogues
         ]
         texts = [turn.text for dialogue in turns for turn in dialogue]
-        text = self.encode(turns)
+        text = self._encode(name, split, turns)
         commonsense = infer_commonsense(
             self.commonsense, texts, features=text, cache=self.cache / "commonsense"
         )
@@ -205,7 +240,18 @@ class _DatasetMaker:
             audio_mask=mask,
             text_mask=np.array([bool(one.strip()) for one in texts]),
             speakers=number_speakers(dialogues),
+            votes=vote_shares(utterances, corpus.labels),
+            parts=tuple(dialogue.part for dialogue in dialogues),
         )
+
+    def _encode(self, name: str, split: Split, turns: Sequence[Sequence[Turn]]) -> Float32:
+        """Text features of a split; of train from encoders that haven't seen its labels, if so
+        configured.
+        """
+        if split != "train" or not self.out_of_fold:
+            return self.encode(turns)
+        found = [self.out_of_fold[dialogue.id] for dialogue in self.opened.used[name].splits[split]]
+        return np.concatenate(found)
 
     def training_set(self) -> TrainingSet:
         """All train splits: the main corpus's in every version of its texts, the others'."""
@@ -287,7 +333,7 @@ def _join(parts: Sequence[Dataset]) -> tuple[Dataset, list[tuple[Rows, ...]]]:
         arrays = [getattr(part, name) for part in parts]
         return None if any(array is None for array in arrays) else np.concatenate(arrays)
 
-    names = ("labels", "text", "commonsense", "audio_mask", "text_mask", "speakers")
+    names = ("labels", "text", "commonsense", "audio_mask", "text_mask", "speakers", "votes")
     together = Dataset(
         audio={
             version: np.concatenate([part.audio[version] for part in parts])

@@ -22,7 +22,7 @@ from pydantic import (
 from stream_hbaf.bundle import EVENT2MIND, NONE, PACKAGE
 from stream_hbaf.config import Positive, Probability, Section, read_yaml
 from stream_hbaf.corpora.augment import AugmentationConfig
-from stream_hbaf.corpora.open_corpus import CORPORA, MANIFEST, SESSIONS
+from stream_hbaf.corpora.open_corpus import CORPORA, MANIFEST, SESSIONS, WITH_SESSIONS
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.evaluation.metrics import FigureName
 from stream_hbaf.features.comet import is_comet
@@ -120,6 +120,8 @@ class TextEncoderConfig(TuningConfig):
     epochs: Count = 0
     soup: tuple[TuningConfig, ...] = ()  # further tunings; the weights are the mean of all
     compress_to_rank: Positive | None = None  # of what tuning changed in whole layers; None: all
+    # Train features of each session from an encoder that was tuned without it, of IEMOCAP.
+    out_of_fold: bool = False
 
     @model_validator(mode="after")
     def _can_be_averaged(self) -> Self:
@@ -153,14 +155,17 @@ class CommonsenseConfig(Section):
 class LossConfig(Section):
     """Equation 23: cross entropy and, μ times, what draws the two modalities together.
 
-    All but ``balanced`` is HBAF's; the weights of other networks' losses stand in their settings.
+    All but ``balanced`` and ``votes`` is HBAF's; the weights of other networks' losses stand in
+    their settings. λ1 = λ2 = λ3 = 1 instead of 1/3 is a ``mu`` three times as large.
     """
 
     mu: Weight = 0.2
     absolute: bool = True  # eqs 18 and 19
     relative: bool = True  # eq 20
     temperature: Annotated[float, Field(gt=0.0)] = 0.1
+    unimodal: Weight = 0.0  # of the cross entropy of each modality by itself
     balanced: bool = False  # rare classes weigh as much as frequent ones
+    votes: Weight = 0.0  # of utterances without a label, whose targets are annotators' votes
 
     @property
     def weights(self) -> tuple[float, float, float] | None:
@@ -270,6 +275,20 @@ class Recipe(Section):
         if tokens and network is not None and not read_network(network).takes_tokens:
             raise ValueError(f"'{name}' is tokens, which only mgcma takes; choose another")
         return audio
+
+    @model_validator(mode="after")
+    def _can_be_out_of_fold(self) -> Self:
+        if self.text_encoder.out_of_fold:
+            if list(self.corpora) != [WITH_SESSIONS]:
+                raise ValueError(
+                    f"text_encoder.out_of_fold: needs a corpus of sessions; take {WITH_SESSIONS} "
+                    "alone, or leave it out"
+                )
+            if self.asr_errors.versions:
+                raise ValueError(
+                    "text_encoder.out_of_fold: is of gold texts; leave out asr_errors.versions"
+                )
+        return self
 
     @property
     def takes_tokens(self) -> bool:

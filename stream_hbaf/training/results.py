@@ -63,6 +63,7 @@ class RunRecord(RunFacts):
 
     dev: Figures
     test: Figures | None = None  # measured only where the experiment asks for it
+    test_parts: dict[str, Figures] | None = None  # of a corpus with parts, such as "scripted"
     dev_by_loss: dict[str, float]  # weighted F1 of the epoch of the lowest dev loss
     epoch: int
     seconds: float
@@ -124,6 +125,7 @@ class RowSummary:
     seeds: tuple[int, ...]
     commits: tuple[str, ...]  # short; "unknown" where the code was in no checkout
     figures: Mapping[tuple[Split, str], Spread]
+    parts: Mapping[str, Spread]  # weighted F1 of test's parts, where it has any
 
     @property
     def experiment(self) -> str:
@@ -136,6 +138,11 @@ class RowSummary:
     def percent(self, split: Split, figure: str = "weighted_f1") -> str:
         """A figure as ``format_percent`` has it; empty where it was not measured."""
         found = self.figures.get((split, figure))
+        return "" if found is None else format_percent(found, seeds=len(self.seeds))
+
+    def percent_of_part(self, part: str) -> str:
+        """A part's test weighted F1, likewise."""
+        found = self.parts.get(part)
         return "" if found is None else format_percent(found, seeds=len(self.seeds))
 
     def test_gain(self, reference: float) -> str:
@@ -298,6 +305,11 @@ def _summarise(runs: Sequence[RunRecord]) -> RowSummary:
             (split, figure): spread([getattr(one, figure) for one in of_split])
             for split, of_split in measured.items()
             for figure in Figures.model_fields
+        },
+        parts={
+            part: spread([run.test_parts[part].weighted_f1 for run in runs if run.test_parts])
+            for part in (runs[0].test_parts or {})
+            if all(run.test_parts for run in runs)
         },
     )
 

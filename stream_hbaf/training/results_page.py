@@ -83,10 +83,14 @@ def write_page(results: Path) -> Path:
     page = check_page(results)
     known = read_all(results)
     rows = summarise(known.runs)
+    parts = sorted({part for row in rows for part in row.parts})
     experiments = [list(own) for _, own in groupby(rows, key=attrgetter("experiment"))]
     context = {
         "corpora": {row.first.corpus for row in rows},
         "rows": rows,
+        "parts": parts,
+        "in_parts": [row for row in rows if row.parts],
+        "percents_of_parts": lambda row: [row.percent_of_part(part) for part in parts],
         "selected": [
             {"row": row, "score": found[0], "runs": found[1]}
             for row in rows
