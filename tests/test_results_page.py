@@ -44,7 +44,7 @@ def test_the_projects_page_is_made_from_its_records(tmp_path: Path) -> None:
     written = write_page(tmp_path / "results").read_text(encoding="utf-8")
     assert written == (MODELS / "README.md").read_text(encoding="utf-8")
     pictures = sorted((tmp_path / "results").glob("*.svg"))
-    assert [picture.name for picture in pictures] == ["iemocap-window.svg", "meld-window.svg"]
+    assert [picture.name for picture in pictures] == ["meld-window.svg"]
     assert all((MODELS / "results" / picture.name).is_file() for picture in pictures)
 
 

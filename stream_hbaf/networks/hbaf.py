@@ -536,11 +536,13 @@ class BimodalAttention(nn.Module):
 
         The same products in another order: W_k and W_v meet one target, not a window's n.
         """
-        H_m = window[m]
-        scores = (Q @ self.key[m].get_parameter("weight")) @ H_m.transpose(1, 2)
-        weights = torch.softmax(scores / Q.shape[-1] ** 0.5, dim=-1)
-        attended: Tensor = self.value[m](weights @ H_m)
+        attended: Tensor = self.value[m](self.weights(Q, window, m) @ window[m])
         return attended
+
+    def weights(self, Q: Tensor, window: ByModality, m: str) -> Tensor:
+        """softmax(Q Kᵀ/√d), of queries [N, Q, H] over the window's utterances: [N, Q, n]."""
+        scores = (Q @ self.key[m].get_parameter("weight")) @ window[m].transpose(1, 2)
+        return torch.softmax(scores / Q.shape[-1] ** 0.5, dim=-1)
 
 
 class DynamicFilterGate(nn.Module):
@@ -555,8 +557,12 @@ class DynamicFilterGate(nn.Module):
         self.cross = nn.Linear(hidden, hidden, bias=False)  # W_ca or W_cl
 
     def forward(self, own: Tensor, cross: Tensor) -> Tensor:
-        G = torch.sigmoid(self.own(own) + self.cross(cross))
+        G = self.gate(own, cross)
         return G * own + (1 - G) * cross
+
+    def gate(self, own: Tensor, cross: Tensor) -> Tensor:
+        """G [.., H], the share of a modality's own."""
+        return torch.sigmoid(self.own(own) + self.cross(cross))
 
 
 class Residual(nn.Module):

@@ -86,7 +86,6 @@ def write_page(results: Path) -> Path:
     parts = sorted({part for row in rows for part in row.parts})
     experiments = [list(own) for _, own in groupby(rows, key=attrgetter("experiment"))]
     context = {
-        "corpora": {row.first.corpus for row in rows},
         "rows": rows,
         "parts": parts,
         "in_parts": [row for row in rows if row.parts],
