@@ -53,8 +53,8 @@ class SourceConfig(Section):
     name: TopicLevel = "microphone"
     """Level of its MQTT topics; ``file`` for a recording unless it is set."""
     where: str = "mic"
-    """``mic``, ``mic:NAME``, a file, a URL, ``ws://HOST:PORT``, ``wyoming://HOST:PORT``,
-    ``satellite://HOST:PORT`` or ``browser``."""
+    """``mic``, ``mic:NAME``, a file, ``-`` (standard input), a URL, ``ws://HOST:PORT``,
+    ``wyoming://HOST:PORT``, ``satellite://HOST:PORT`` or ``browser``."""
     speaker: str = ""
     """Name of the only speaker at this source; empty if unknown."""
     dialogue: str = ""

@@ -21,7 +21,8 @@ def open_source(
     """The source that ``where`` names, still to be entered with ``async with``.
 
         mic, mic:NAME, mic:INDEX    a microphone, by part of its name or by number
-        PATH                        a recording (./mic is a file of that name)
+        PATH                        a recording, or a pipe (./mic is a file of that name)
+        -                           standard input, to its end
         ws://HOST:PORT              a WebSocket server opened here, for browsers and programs
         wyoming://HOST:PORT         a Wyoming server opened here, for programs that send
         satellite://HOST:PORT       the Wyoming satellite there, which is connected to

@@ -12,7 +12,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal, NotRequired, Protocol, Self, TypedDict
 from urllib.parse import urlsplit
 
@@ -35,6 +35,10 @@ RATE_HZ: Final = 16_000  # config.SAMPLE_RATE_HZ again, without pydantic; a test
 SampleFormat = Literal["s16le", "s32le", "f32le"]
 WIDTHS: Final[dict[SampleFormat, int]] = {"s16le": 2, "s32le": 4, "f32le": 4}  # bytes
 FIRST_RETRY_S = 0.5
+# Channels cancel each other if their mean has less than a hundredth of their power. So much sound
+# tells: 0.2 s at -40 dB relative to full scale.
+CANCELLED_SHARE, TELLING = 0.01, 0.2 * 1e-4
+CANCELS = "its channels cancel each other out; choose one, such as channel=0"
 SETTLED_S = 10.0  # without loss, after which a degraded source counts as online again
 
 
@@ -150,6 +154,7 @@ class Resampler:
         self.channels = channels
         self.behind_s = 0.0
         self._picked = slice(None) if channel is None else slice(channel, channel + 1)
+        self._power_s = self._mean_power_s = 0.0  # of the channels and of their mean, by seconds
         self._stream = (
             None
             if rate_hz == RATE_HZ
@@ -160,9 +165,18 @@ class Resampler:
         """The next resampled samples; ``samples`` is [n, channels]."""
         if samples.ndim != 2 or samples.shape[1] != self.channels:
             raise ValueError(f"expected [n, {self.channels}] samples, not {samples.shape}")
-        resampled = self._resample(_mean(samples[:, self._picked]), last=False)
+        mono = _mean(samples[:, self._picked])
+        if self.channels > 1:
+            self._power_s += float(np.square(samples).mean(axis=1).sum()) / self.rate_hz
+            self._mean_power_s += float(np.square(mono).sum()) / self.rate_hz
+        resampled = self._resample(mono, last=False)
         self.behind_s += len(samples) / self.rate_hz - len(resampled) / RATE_HZ
         return resampled
+
+    @property
+    def cancels(self) -> bool:
+        """Whether the channels cancel each other in their mean, as with one wired in reverse."""
+        return self._power_s > TELLING and self._mean_power_s < CANCELLED_SHARE * self._power_s
 
     def finish(self) -> Samples:
         """The samples held back; nothing may be fed afterwards."""
@@ -209,6 +223,12 @@ class Chunker:
             yield self._cut(len(self._held))
         self._after_gap = self._position > 0
 
+    def skip_to(self, start: int) -> Iterator[Chunk]:
+        """The rest, if sound is missing before the next sample, which has the number ``start``."""
+        if start > self._position + len(self._held):
+            yield from self.flush()
+            self._position = start
+
     def drop(self) -> None:
         """Drop what borders on a gap; the next chunk is one after it."""
         self._held = self._held[:0]
@@ -242,23 +262,20 @@ class LossReport:
             self._on_status("online", f"{self._name}: sound complete again")
 
 
-async def pace(pieces: AsyncIterator[Samples], *, speed: float | None) -> AsyncIterator[Chunk]:
-    """Recorded sound as chunks: at ``speed`` times real time, or at once (None).
+async def pace(chunks: AsyncIterator[Chunk], *, speed: float | None) -> AsyncIterator[Chunk]:
+    """Recorded sound at ``speed`` times real time, or at once (None).
 
     With a speed, a chunk is given once its last sample would have been captured, by the monotonic
     clock and without drift, and ``captured_at`` is that moment even if the consumer comes late.
     """
     started = time.monotonic()
-    position = 0
-    async for samples in pieces:
-        end = position + len(samples)
+    async for chunk in chunks:
         captured_at = time.monotonic()
         if speed is not None:
-            due = started + end / RATE_HZ / speed
+            due = started + (chunk.start + len(chunk.samples)) / RATE_HZ / speed
             await asyncio.sleep(max(0.0, due - captured_at))
             captured_at = due
-        yield Chunk(position, samples, captured_at)
-        position = end
+        yield replace(chunk, captured_at=captured_at)
 
 
 async def retries(closed: asyncio.Event, *, longest_s: float) -> AsyncIterator[None]:
@@ -299,8 +316,10 @@ class MemorySource:
         """The sound in chunks."""
         return pace(self._cut(), speed=self._speed)
 
-    async def _cut(self) -> AsyncIterator[Samples]:
-        pieces = iter(self._pieces)
+    async def _cut(self) -> AsyncIterator[Chunk]:
+        pieces, position = iter(self._pieces), 0
         while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
             for start in range(0, len(piece), self._chunk_samples):
-                yield piece[start : start + self._chunk_samples]
+                samples = piece[start : start + self._chunk_samples]
+                yield Chunk(position, samples, captured_at=0.0)
+                position += len(samples)

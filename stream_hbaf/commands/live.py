@@ -51,7 +51,9 @@ def add_listen_options(parser: argparse.ArgumentParser) -> None:
     where.add_argument(
         "--mic", nargs="?", const="", metavar="NAME|INDEX", help="listen to a microphone"
     )
-    where.add_argument("--file", metavar="PATH|URL", help="listen to a recording or a stream")
+    where.add_argument(
+        "--file", metavar="PATH|URL|-", help="listen to a recording, a stream or a pipe"
+    )
     where.add_argument(
         "--source",
         action="append",

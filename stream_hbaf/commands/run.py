@@ -3,9 +3,10 @@
 import asyncio
 import contextlib
 import signal
+from collections.abc import Coroutine
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from stream_hbaf import __version__
 from stream_hbaf.audio.capture import list_devices
@@ -27,6 +28,8 @@ from stream_hbaf.sessions.recorder import SessionRecorder
 
 if TYPE_CHECKING:  # an extra
     from stream_hbaf.dashboard.server import Dashboard
+
+T = TypeVar("T")
 
 EXAMPLE = Path(__file__).parent.parent / "audio" / "example.flac"
 # At full speed, larger chunks save switches between threads; they never change the result.
@@ -57,7 +60,10 @@ async def listen(config: Config, *, speed: float | None, json: bool) -> None:
         sources: dict[SourceConfig, AudioSource] = {}
         for source in _sources(config):
             found = _open_source(source, speed, page, on_status=partial(report, source.name))
-            sources[source] = await opened.enter_async_context(found)
+            entered = await _unless(stop, opened.enter_async_context(found))
+            if entered is None:
+                return
+            sources[source] = entered
         config = await _with_broker(config, opened)
         print_status("loading the models")
         recognizer = await asyncio.to_thread(Recognizer, config)
@@ -76,6 +82,17 @@ def _asked_to_stop() -> asyncio.Event:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     return stop
+
+
+async def _unless(stop: asyncio.Event, opening: Coroutine[object, object, T]) -> T | None:
+    """Open something that may have to be waited for, such as a pipe; None if ``stop`` is set."""
+    task, stopping = asyncio.ensure_future(opening), asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() else None
+    finally:
+        task.cancel()
+        stopping.cancel()
 
 
 class _Run:

@@ -28,7 +28,12 @@ from stream_hbaf.speech.vad import SpeechDetector, open_detector
 LONGEST = 30 * SAMPLE_RATE_HZ
 # Modules and packages that compute a job's samples, by step.
 CODE = {
-    "decoding": ("stream_hbaf.audio.file", "stream_hbaf.audio.source", "stream_hbaf.corpora.clips"),
+    "decoding": (
+        "stream_hbaf.audio.decode",
+        "stream_hbaf.audio.file",
+        "stream_hbaf.audio.source",
+        "stream_hbaf.corpora.clips",
+    ),
     "segmentation": ("stream_hbaf.speech.segmenter", "stream_hbaf.speech.vad"),
     "condition": ("stream_hbaf.corpora.augment",),
 }

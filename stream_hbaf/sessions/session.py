@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from stream_hbaf.audio.file import Decoder
+from stream_hbaf.audio.decode import Decoder, fill_gaps
 from stream_hbaf.config import SAMPLE_RATE_HZ
 from stream_hbaf.errors import CorpusError
 from stream_hbaf.events import Feedback, Switch, Utterance
@@ -199,7 +199,7 @@ def is_being_recorded(folder: Path) -> bool:
 def decode_audio(path: Path) -> Iterator[Samples]:
     """A source's audio in batches; none if no audio was recorded."""
     if path.is_file() and path.stat().st_size > HEADER_BYTES:
-        yield from Decoder(path)
+        yield from fill_gaps(Decoder(path))
 
 
 def _folders(folder: Path) -> list[Path]:
