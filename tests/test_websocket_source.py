@@ -20,7 +20,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from stream_hbaf.audio.file import read_audio
 from stream_hbaf.audio.push_source import Address, PushSource
-from stream_hbaf.audio.source import to_int16
+from stream_hbaf.audio.source import CANCELS, to_int16
 from stream_hbaf.audio.websocket import WebSocketSource, receive
 from stream_hbaf.errors import AudioError, DeviceError
 
@@ -150,6 +150,20 @@ def test_websocket_channel() -> None:
 
     assert set(run(scene, channel=1).samples.tolist()) == {-7}
     assert set(run(scene, channel=0).samples.tolist()) == {300}
+
+
+def test_websocket_channels_cancel() -> None:
+    """A sender whose channels cancel each other out is reported, once."""
+    wave = 9_000 * np.sin(np.arange(8_000) / 5)
+    stereo = np.stack([wave, -wave], axis=1).astype("<i2").tobytes()
+
+    async def scene(source: WebSocketSource, received: SourceLog) -> None:
+        await send(source, json.dumps({"rate": 16_000, "channels": 2}), stereo, stereo)
+        await received.until(gone(received))
+
+    received = run(scene)
+    assert received.states == ["offline", "online", "degraded", "offline"]
+    assert received.statuses[2][1].endswith(f": {CANCELS}")
 
 
 def test_websocket_senders_after_each_other() -> None:
@@ -382,6 +396,28 @@ def test_websocket_admission(path: str, headers: dict[str, str], admitted: bool)
             assert refused.value.response.status_code == 403
 
     assert ("online" in run(scene, token="secret").states) == admitted
+
+
+@pytest.mark.parametrize(
+    ("origin", "admitted"),
+    [("http://{own}", True), ("http://localhost:8000", False), ("http://127.0.0.1", False)],
+)
+def test_websocket_page_without_token(origin: str, admitted: bool) -> None:
+    """Without a token, no page of another port may send sound."""
+
+    async def scene(source: WebSocketSource, received: SourceLog) -> None:
+        headers = {"Origin": origin.format(own=source.address)}
+        connecting = connect(address(source), additional_headers=headers)
+        if admitted:
+            async with connecting as connection:
+                await connection.send(S16_16K)
+                await received.until(lambda: "online" in received.states)
+        else:
+            with pytest.raises(InvalidStatus) as refused:
+                await connecting
+            assert refused.value.response.status_code == 403
+
+    assert ("online" in run(scene).states) == admitted
 
 
 def opening_error(place: Address) -> str:

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_hbaf.audio.source import RATE_HZ, Chunker, LossReport, Resampler, no_channel
+from stream_hbaf.audio.source import CANCELS, RATE_HZ, Chunker, LossReport, Resampler, no_channel
 from stream_hbaf.errors import DeviceError
 
 # captured_at (seconds of CLOCK_MONOTONIC, which all processes share), after_gap
@@ -254,12 +254,16 @@ def _capture(
     resampler = Resampler(rate_hz, stream.channels, channel=channel)
     chunker = Chunker(chunk_ms=options.chunk_ms)
     losses = LossReport(name, report)
+    cancelled = False
     while (block := intake.take()) is not None:
         losses.update(intake.loss() if block.after_gap else "", now=time.monotonic())
         if block.after_gap:
             resampler = Resampler(rate_hz, stream.channels, channel=channel)
             chunker.drop()
         resampled = resampler.feed(block.samples)
+        if resampler.cancels and not cancelled:
+            cancelled = True
+            report("degraded", f"{name}: {CANCELS}")
         for chunk in chunker.feed(resampled, captured_at=block.captured_at - resampler.behind_s):
             header = HEADER.pack(chunk.captured_at, chunk.after_gap)
             write(header + chunk.samples.astype("<i2").tobytes())

@@ -8,7 +8,7 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,7 +92,7 @@ class Decoder:
         """Close the recording."""
         self._batches.close()
 
-    def _join(self) -> Any:
+    def _join(self) -> Generator[Piece]:
         """Join frames of a few hundred samples to batches, one for each call to the thread."""
         held: list[Piece] = []
         for piece in self._resample():

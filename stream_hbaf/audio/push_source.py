@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 import numpy as np
 
 from stream_hbaf.audio.source import (
+    CANCELS,
     RATE_HZ,
     Chunk,
     Chunker,
@@ -158,7 +159,7 @@ class PushSource:
         finally:
             sender.pause()
             self._sender = self.speaker = ""
-            if self.state == "online" or fault:
+            if self.state != "offline" or fault:
                 reason = f"{who}{fault or ' has left'} ({self.outlook})"
                 self.report("offline", f"{self.name}: {reason}")
 
@@ -248,6 +249,8 @@ class Sender:
         sample_format, channels = self.audio_format.sample_format, self.audio_format.channels
         samples = from_bytes(content, sample_format=sample_format, channels=channels)
         resampled = self._resampler.feed(samples)
+        if self._resampler.cancels and self._source.state == "online":
+            self._source.report("degraded", f"{self._source.name}: {CANCELS}")
         self._source.feed(resampled, captured_at=time.monotonic() - self._resampler.behind_s)
 
     def pause(self) -> None:

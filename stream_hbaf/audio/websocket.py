@@ -16,8 +16,9 @@ Nothing is answered. A message that breaks a rule closes the connection with cod
 reason; 1013 means that another connection is sending.
 
 Any web page may make a browser connect to any address, this machine's own included. So a browser
-is let in only from a page of the same host, and where other machines can connect, a token is
-asked for as well: ``ws://HOST:PORT/?token=TOKEN``, or the header ``Authorization: Bearer TOKEN``.
+is let in only from a page of the same host, and without a token only of the same port, too. Where
+other machines can connect, a token must be set. It is sent in the address,
+``ws://HOST:PORT/?token=TOKEN``, or in the header ``Authorization: Bearer TOKEN``.
 """
 
 import asyncio
@@ -149,12 +150,12 @@ class WebSocketSource(PushSource):
         token = parse_qs(address.query).get("token", [bearer])[0]
         if self._token and not secrets.compare_digest(token.encode(), self._token.encode()):
             return connection.respond(HTTPStatus.FORBIDDEN, "wrong or missing token\n")
-        if not is_same_site(
-            origin=request.headers.get("Origin"),
-            host=request.headers.get("Host", ""),
-            local=is_loopback(self.address.host),
-        ):
+        origin, host = request.headers.get("Origin"), request.headers.get("Host", "")
+        if not is_same_site(origin=origin, host=host, local=is_loopback(self.address.host)):
             return connection.respond(HTTPStatus.FORBIDDEN, "a page of another host\n")
+        if not self._token and origin is not None and origin.partition("://")[2] != host:
+            line = "a page of another port; set a token (source.token) and send it\n"
+            return connection.respond(HTTPStatus.FORBIDDEN, line)
         return None
 
     async def _serve(self, connection: ServerConnection) -> None:
