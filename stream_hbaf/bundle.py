@@ -14,27 +14,48 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Timer
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import numpy as np
-import torch
 import yaml
 from numpy.typing import NDArray
-from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, field_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from stream_hbaf.config import Positive, Section, TranscriptConfig, VadConfig
-from stream_hbaf.errors import BundleError, ConfigError, ModelError
+from stream_hbaf.bundle_weights import (
+    narrow,
+    read_scaling,
+    read_weights,
+    require_finite,
+    scaling_tensors,
+    tensors_under,
+    widen,
+)
+from stream_hbaf.config import Section, TranscriptConfig, VadConfig
+from stream_hbaf.errors import BundleError, ConfigError, ModelError, shorten
 from stream_hbaf.features.comet import is_comet, open_comet
 from stream_hbaf.features.commonsense import Commonsense, Event2MindHeads, Inferences, NoCommonsense
 from stream_hbaf.features.representations import Scaling
 from stream_hbaf.features.text import ContextConfig, TextEncoder
-from stream_hbaf.files import atomic_write_bytes, atomic_write_text
+from stream_hbaf.files import atomic_write_bytes, atomic_write_text, is_file, is_folder
 from stream_hbaf.networks.calibration import Calibration
 from stream_hbaf.networks.network import Network, NetworkConfig
-from stream_hbaf.networks.registry import build, join, read_network
+from stream_hbaf.networks.registry import read_network
+from stream_hbaf.untrusted import (
+    SETTINGS_BYTES,
+    UntrustedError,
+    parse_yaml,
+    read_limited,
+)
 from stream_hbaf.weights import digest_parts
 
 Float32 = NDArray[np.float32]
@@ -50,14 +71,21 @@ CONFIG, WEIGHTS, SUMS = "config.yaml", "model.safetensors", "SHA256SUMS"
 METRICS, CARD = "metrics.json", "README.md"
 SUMMED = (CONFIG, WEIGHTS)  # all that predictions depend on; figures and card may change later
 REPAIR = "get it again, or train it with 'stream-hbaf train'"
+WEIGHTS_BYTES = 4 << 30  # of a bundle: a hundred times the shipped one
+MOST_MEMBERS, MOST_LABELS = 32, 256
 PACKAGE = Path(__file__).parent
 PLACES = (PACKAGE.parent / "models", PACKAGE / "models")  # in a clone, in an installed package
 
 
+Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,200}$")]  # a name in events and messages
+
+
 def _checked(settings: Any) -> NetworkConfig:
+    if not isinstance(settings, NetworkConfig | Mapping):
+        raise ValueError("is no mapping from names to values")
     try:
         return read_network(settings)
-    except (AttributeError, ConfigError) as error:
+    except ConfigError as error:
         raise ValueError(str(error)) from None
 
 
@@ -65,8 +93,8 @@ class BundleConfig(Section):
     """What ``config.yaml`` holds."""
 
     format: int = FORMAT
-    id: str
-    labels: tuple[str, ...]
+    id: Line
+    labels: Annotated[tuple[Line, ...], Field(min_length=1, max_length=MOST_LABELS)]
     encoder: str  # the text encoder, whose top layers the bundle replaces
     language: str = "en"  # of the text that the network was trained on
     context: ContextConfig = ContextConfig()  # how much of the dialogue the encoder is given
@@ -77,7 +105,8 @@ class BundleConfig(Section):
         "non-commercial: openSMILE's licence, and RAVDESS (CC BY-NC-SA 4.0) in the trained weights"
     )
     network: Annotated[SerializeAsAny[NetworkConfig], BeforeValidator(_checked)]
-    members: Positive = 1  # networks of that configuration, whose probabilities are averaged
+    # Networks of that configuration, whose probabilities are averaged.
+    members: Annotated[int, Field(gt=0, le=MOST_MEMBERS)] = 1
     digests: dict[str, str] = Field(default_factory=dict)  # of pretrained parts, see weights.py
     replaces: tuple[str, ...] = ()  # published SHA-256 of earlier editions with the same weights
 
@@ -87,6 +116,12 @@ class BundleConfig(Section):
         if commonsense not in (EVENT2MIND, NONE) and not is_comet(commonsense):
             raise ValueError(f"'{commonsense}' is not event2mind, none or comet:<name>")
         return commonsense
+
+    @model_validator(mode="after")
+    def _has_a_label_for_each_class(self) -> Self:
+        if len(set(self.labels)) != self.network.classes:
+            raise ValueError(f"{self.network.classes} classes need as many labels, all different")
+        return self
 
     @property
     def acoustic_input(self) -> str:
@@ -156,7 +191,7 @@ class Bundle:
         config = self.config.model_copy(update={"digests": digests})
         settings = config.model_dump(mode="json")
         atomic_write_text(folder / CONFIG, yaml.safe_dump(settings, sort_keys=False))
-        atomic_write_bytes(folder / WEIGHTS, save(_narrow(self._tensors())))
+        atomic_write_bytes(folder / WEIGHTS, save(narrow(self._tensors())))
         self.describe(folder, metrics=metrics, card=card)
         sums = [f"{_digest((folder / name).read_bytes())}  {name}\n" for name in SUMMED]
         atomic_write_text(folder / SUMS, "".join(sums))
@@ -184,25 +219,26 @@ class Bundle:
         config = _read_config(folder, contents[CONFIG])
         try:
             tensors = load(contents[WEIGHTS])
+            require_finite(tensors)
             tuned = tensors_under(tensors, "encoder.")
             encoder = TextEncoder(
                 config.encoder,
                 device=device,
-                tuned=_widen(tuned),
+                tuned=widen(tuned),
                 context=config.context,
                 tokens=config.network.takes_tokens,
             )
-            network = join([build(config.network) for _ in range(config.members)])
-            network.load_state_dict(_widen(tensors_under(tensors, "network.")))
-            scaling = _scaling(tensors) if config.network.use_audio else None
+            network = read_weights(config.network, tensors, members=config.members)
+            width = config.network.audio_width
+            scaling = read_scaling(tensors, width=width) if config.network.use_audio else None
             commonsense = _commonsense(config, tensors, device=device)
             phrases = tensors_under(tensors, "inferences.")
             inferences = Inferences.from_tensors(phrases) if phrases else None
             digest_parts(config.parts, known=config.digests, bundle=config.id)
         except ModelError as error:
             raise BundleError(f"bundle {config.id}: {error}") from None
-        except (SafetensorError, KeyError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0]
+        except (SafetensorError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            reason = shorten(str(error).strip().partition("\n")[0], limit=200)
             raise BundleError(
                 f"bundle {folder}: {WEIGHTS} doesn't fit {CONFIG} ({reason}); {REPAIR}"
             ) from None
@@ -215,14 +251,7 @@ class Bundle:
             "encoder.": self.tuned,
         }
         if self.scaling is not None:
-            arrays = {
-                "selected": self.scaling.selected.astype(np.int32),
-                "mean": self.scaling.mean,
-                "deviation": self.scaling.deviation,
-                "components": self.scaling.components,
-            }
-            found = {n: torch.from_numpy(array) for n, array in arrays.items() if array is not None}
-            parts["acoustic."] = found
+            parts[""] = scaling_tensors(self.scaling)
         if isinstance(self.commonsense, Event2MindHeads):
             parts["commonsense."] = self.commonsense.state_dict()
         if self.inferences is not None:
@@ -233,10 +262,10 @@ class Bundle:
 def resolve_bundle(name: str) -> Path:
     """The folder of a bundle given by folder or name, or BundleError listing the names."""
     folder = Path(name)
-    if folder.is_dir():
+    if is_folder(folder):
         return folder
     for place in PLACES:
-        if (place / name / CONFIG).is_file():
+        if is_file(place / name / CONFIG):
             return place / name
     known = sorted({path.parent.name for place in PLACES for path in place.glob(f"*/{CONFIG}")})
     raise BundleError(
@@ -268,11 +297,14 @@ def announced(step: str, *, after_s: float = ANNOUNCED_AFTER_S) -> Iterator[None
 
 def _read(folder: Path, name: str) -> bytes:
     try:
-        return (folder / name).read_bytes()
+        limit = WEIGHTS_BYTES if name == WEIGHTS else SETTINGS_BYTES
+        return read_limited(folder / name, limit=limit)
     except OSError as error:
         raise BundleError(
             f"bundle {folder}: {name} can't be read ({error.strerror}); {REPAIR}"
         ) from None
+    except UntrustedError as error:
+        raise BundleError(f"bundle {folder}: {name} can't be read ({error}); {REPAIR}") from None
 
 
 def _read_checked(folder: Path) -> tuple[dict[str, bytes], str]:
@@ -289,27 +321,22 @@ def _read_checked(folder: Path) -> tuple[dict[str, bytes], str]:
 
 def _read_config(folder: Path, content: bytes) -> BundleConfig:
     try:
-        settings = yaml.safe_load(content)
+        settings = parse_yaml(content)
         found = settings.get("format") if isinstance(settings, dict) else None
         if found != FORMAT:
             raise BundleError(
-                f"bundle {folder}: format {found}, but this version reads format {FORMAT}; "
-                "install the version of stream-hbaf that the bundle was made with"
+                f"bundle {folder}: format {shorten(str(found))}, but this version reads format "
+                f"{FORMAT}; install the version of stream-hbaf that the bundle was made with"
             )
         return BundleConfig.model_validate(settings)
-    except (yaml.YAMLError, ValidationError, ConfigError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        reason = shorten(f"'{key}': {first['msg'].removeprefix('Value error, ')}", limit=200)
         raise BundleError(f"bundle {folder}: {CONFIG} isn't valid ({reason}); {REPAIR}") from None
-
-
-def _scaling(tensors: Mapping[str, Tensor]) -> Scaling:
-    components = tensors.get("acoustic.components")
-    return Scaling(
-        selected=tensors["acoustic.selected"].numpy().astype(np.int64),
-        mean=tensors["acoustic.mean"].numpy(),
-        deviation=tensors["acoustic.deviation"].numpy(),
-        components=None if components is None else components.numpy(),
-    )
+    except UntrustedError as error:
+        reason = f"line {error.line}: {error}" if error.line else str(error)
+        raise BundleError(f"bundle {folder}: {CONFIG} isn't valid ({reason}); {REPAIR}") from None
 
 
 def _commonsense(
@@ -320,24 +347,6 @@ def _commonsense(
     if is_comet(config.commonsense):
         return open_comet(config.commonsense, device=device)
     return Event2MindHeads.from_tensors(tensors_under(tensors, "commonsense.")).to(device)
-
-
-def _narrow(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights in float16, which halves the file; scaling in float32, for its range of values."""
-    narrow = {
-        name: t.half() if t.is_floating_point() and not name.startswith("acoustic.") else t
-        for name, t in tensors.items()
-    }
-    return {name: tensor.cpu().contiguous() for name, tensor in narrow.items()}
-
-
-def _widen(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
-
-
-def tensors_under(tensors: Mapping[str, Tensor], start: str) -> dict[str, Tensor]:
-    """Those whose names begin with ``start``, without it."""
-    return {name.removeprefix(start): t for name, t in tensors.items() if name.startswith(start)}
 
 
 def _digest(content: bytes) -> str:

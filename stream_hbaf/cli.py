@@ -5,6 +5,7 @@ The commands about the program itself stand here too: schema, settings, completi
 
 import argparse
 import difflib
+import io
 import json
 import logging
 import os
@@ -21,7 +22,7 @@ from stream_hbaf import __version__
 from stream_hbaf.commands import Commands, add_command, add_verbose, print_line
 from stream_hbaf.commands.live import add_listen_options, add_live_commands, add_session_commands
 from stream_hbaf.commands.research import add_research_commands
-from stream_hbaf.errors import ConfigError, StreamHbafError
+from stream_hbaf.errors import ConfigError, StreamHbafError, printable
 
 FOLDERS = ("record", "out", "corpora", "cache", "results", "session", "folder")  # options for one
 
@@ -158,6 +159,8 @@ Each command has a --help of its own."""
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit status: 0, or 2 after one line that says what is wrong."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that it can't hold ends no command
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         options = parse(sys.argv[1:] if arguments is None else arguments)
         with shown_log(getattr(options, "verbose", 0)):
@@ -299,7 +302,7 @@ def _first(error: BaseException) -> BaseException:
 
 
 def _report(message: str) -> int:
-    sys.stderr.write(f"stream-hbaf: {' '.join(message.split())}\n")
+    sys.stderr.write(f"stream-hbaf: {printable(' '.join(message.split()))}\n")
     return USER_ERROR
 
 

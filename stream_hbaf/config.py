@@ -15,27 +15,35 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 
-from stream_hbaf.errors import ConfigError
+from stream_hbaf.errors import ConfigError, shorten
+from stream_hbaf.untrusted import (
+    SETTINGS_BYTES,
+    UntrustedError,
+    parse_yaml,
+    read_limited,
+)
 
 SAMPLE_RATE_HZ = 16_000
 ENVIRONMENT_PREFIX = "STREAM_HBAF_"
 SECRETS = ("mqtt.password", "dashboard.token", "source.token")
 RESERVED_NAMES = ("request", "response")  # first topic levels that belong to no source
 
-# The types of settings, annotated with their limits and units.
-Positive = Annotated[int, Field(gt=0)]
-Milliseconds = Annotated[int, Field(gt=0), "ms"]
-Seconds = Annotated[int, Field(gt=0), "s"]
-Hours = Annotated[int, Field(gt=0), "h"]
+# The types of settings, annotated with their limits and units. The upper limits are far beyond all
+# use, and keep a wrong number from using up memory or time.
+Positive = Annotated[int, Field(gt=0, le=1_000_000)]
+Milliseconds = Annotated[int, Field(gt=0, le=3_600_000), "ms"]
+ChunkMilliseconds = Annotated[int, Field(gt=0, le=10_000), "ms"]
+Seconds = Annotated[int, Field(gt=0, le=86_400), "s"]
+UtteranceSeconds = Annotated[int, Field(gt=0, le=600), "s"]
+Hours = Annotated[int, Field(gt=0, le=87_600), "h"]
 Probability = Annotated[float, Field(ge=0.0, le=1.0), "probability"]
-LogProbability = Annotated[float, "natural logarithm"]
-Messages = Annotated[int, Field(gt=0), "messages"]
+LogProbability = Annotated[float, Field(ge=-100.0, le=100.0), "natural logarithm"]
+Messages = Annotated[int, Field(gt=0, le=1_000_000), "messages"]
 Port = Annotated[int, Field(ge=0, le=65535), "TCP port"]
-Index = Annotated[int | None, Field(ge=0), "index from 0"]
+Index = Annotated[int | None, Field(ge=0, le=1023), "index from 0"]
 Host = Annotated[str, Field(pattern=r"^[^\s:/]+$|^[0-9A-Fa-f:.]+$")]  # a name, IPv4 or IPv6
 TopicPath = Annotated[str, Field(pattern=r"^[^+#\s\x00-\x1f\x7f]+$")]
 TopicLevel = Annotated[str, Field(pattern=r"^[^/+#\s\x00-\x1f\x7f]+$")]
@@ -45,6 +53,13 @@ class Section(BaseModel):
     """A group of settings: immutable, and unknown names are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _has_no_nul(cls, value: Any) -> Any:
+        if isinstance(value, str) and "\0" in value:
+            raise ValueError("holds a NUL character, which no name or path can; leave it out")
+        return value
 
 
 class SourceConfig(Section):
@@ -63,7 +78,7 @@ class SourceConfig(Section):
     """Channel of the audio to use; unset: the mean of all."""
     token: SecretStr | None = None
     """Password that senders to a WebSocket source must give."""
-    chunk_ms: Milliseconds = 64
+    chunk_ms: ChunkMilliseconds = 64
     """Length of the chunks that the source delivers; results do not depend on it."""
 
     @field_validator("name")
@@ -98,9 +113,9 @@ class SegmenterConfig(Section):
     """Audio kept from before the first speech frame."""
     post_roll_ms: Milliseconds = 160
     """Audio kept from after the last speech frame, at most ``pause_ms``."""
-    max_utterance_s: Seconds = 20
+    max_utterance_s: UtteranceSeconds = 20
     """Length at which an utterance is cut."""
-    soft_limit_s: Seconds = 15
+    soft_limit_s: UtteranceSeconds = 15
     """Length from which any pause ends the utterance."""
 
 
@@ -277,13 +292,12 @@ def read_yaml(file: Path, *, example: str) -> dict[str, Any]:
     naming the file and, where it is known, the line.
     """
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = parse_yaml(read_limited(file, limit=SETTINGS_BYTES))
     except OSError as error:
         raise ConfigError(f"{file}: can't be read ({error.strerror}); check its name") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{file}:{mark.line + 1}" if mark else str(file)
-        raise ConfigError(f"{where}: not valid YAML; correct that line") from None
+    except UntrustedError as error:
+        where, what = (file, "file") if error.line is None else (f"{file}:{error.line}", "line")
+        raise ConfigError(f"{where}: not valid YAML ({error}); correct that {what}") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -309,10 +323,12 @@ def _explain(error: ValidationError, origins: Mapping[str, str]) -> str:
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(key, [key for key, _ in iter_fields()], n=1, cutoff=0.5)
         meant = f"; did you mean '{near[0]}'?" if near else "; stream-hbaf settings lists all"
-        return f"{origin}: unknown setting '{key}'{meant}"
+        return f"{origin}: unknown setting '{shorten(key)}'{meant}"
     if first["type"] == "value_error":  # raised by a validator above, with a complete message
         return f"{origin}: '{key}': {first['ctx']['error']}"
+    # A section or a list may hold a secret, and may be long.
     is_secret = key.rpartition(".")[2] in {secret.rpartition(".")[2] for secret in SECRETS}
-    value = "" if is_secret else f", not {first['input']!r}"
+    is_secret = is_secret or isinstance(first["input"], dict | list | tuple)
+    value = "" if is_secret else f", not {shorten(repr(first['input']))}"
     message = re.sub(".*should be ", "must be ", first["msg"], count=1)
     return f"{origin}: '{key}' {message}{value}"

@@ -34,3 +34,14 @@ class CorpusError(StreamHbafError):
 
 class BrokerError(StreamHbafError):
     """The MQTT broker refuses, or can't be reached."""
+
+
+def printable(text: str) -> str:
+    """The text with a replacement character for each control character."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def shorten(text: str, *, limit: int = 80) -> str:
+    """The text in one printable line of at most ``limit`` characters, for messages that name it."""
+    line = printable(" ".join(text[: 4 * limit].split()))
+    return line if len(line) <= limit else f"{line[: limit - 1]}…"

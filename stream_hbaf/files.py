@@ -9,6 +9,7 @@ import fcntl
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -90,6 +91,33 @@ def write_error(path: Path, error: OSError) -> WriteError:
     return WriteError(
         f"{path}: can't be written ({error.strerror}); correct the folder or its permissions", error
     )
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is such a folder; False for a name that no folder can have."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # longer than the file system allows, or with a NUL
+        return False
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file, or a link to one; False for a name that none can have."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def is_own_file(path: Path) -> bool:
+    """Whether it is a regular file itself: a symbolic link, a pipe or a device is none.
+
+    What somebody places in a folder of ours must not lead out of it.
+    """
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except (OSError, ValueError):
+        return False
 
 
 def state_folder() -> Path:

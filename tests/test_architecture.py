@@ -11,13 +11,13 @@ PACKAGE = Path(__file__).parent.parent / "stream_hbaf"
 # A room imports only from its own line or from those above it. Each file and folder right under
 # the package is a room.
 ROOMS = (
-    ("errors", "config", "events", "files", "processes", "__init__"),
+    ("errors", "config", "events", "files", "processes", "untrusted", "__init__"),
     ("audio",),
     ("networks",),
     ("features", "speech"),
     ("publish", "client"),
     ("weights",),
-    ("bundle", "prediction", "recognizer"),
+    ("bundle", "bundle_weights", "prediction", "recognizer"),
     ("corpora", "sessions"),
     ("live",),
     ("training", "evaluation"),

@@ -10,8 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
+from damages import YAML, as_text, change, complaint, damage
 from numpy.typing import NDArray
 from pydantic import ValidationError
+from safetensors.torch import load, save
 from tiny_encoder import save_tiny_mpnet
 
 from stream_hbaf.bundle import Bundle, BundleConfig, read_bundle_config, resolve_bundle
@@ -433,3 +436,109 @@ def test_the_shipped_bundle_is_small_and_was_evaluated_streaming() -> None:
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert f"| {100 * live['ravdess_uar']:.1f} |" in card
     assert "Art. 5(1)(f)" in card
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that loads in a moment."""
+    place = tmp_path_factory.mktemp("small")
+    make_tiny(place / "encoder", audio_width=5).save(place / "read", metrics={}, card="")
+    return place / "read"
+
+
+def rewritten(small: Path, to: Path, **files: bytes) -> Path:
+    """The bundle with other ``config`` or ``weights``, and sums that are right."""
+    shutil.copytree(small, to)
+    names = {"config": "config.yaml", "weights": "model.safetensors"}
+    for key, content in files.items():
+        (to / names[key]).write_bytes(content)
+    sums = [f"{sha256(to / name)}  {name}\n" for name in names.values()]
+    (to / "SHA256SUMS").write_text("".join(sums))
+    return to
+
+
+def settings_of(small: Path) -> dict[str, Any]:
+    settings = yaml.safe_load((small / "config.yaml").read_text())
+    assert isinstance(settings, dict)
+    return settings
+
+
+@pytest.mark.parametrize("number", range(len(YAML)))
+def test_a_hostile_configuration_is_one_line(small: Path, tmp_path: Path, number: int) -> None:
+    """Bombs, endless nesting and the like: an error that names the bundle, and quickly."""
+    folder = rewritten(small, tmp_path / "b", config=YAML[number].encode())
+    assert complaint(lambda: Bundle.load(str(folder))).startswith(f"bundle {folder}: ")
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_damaged_bundle_is_one_line(small: Path, tmp_path: Path, seed: int) -> None:
+    """Wrong settings, a damaged header, tensors of other shapes, types and values."""
+    match seed % 3:
+        case 0:
+            content = as_text(change(settings_of(small), seed))
+            folder = rewritten(small, tmp_path / "b", config=content)
+        case 1:
+            content = damage((small / "model.safetensors").read_bytes(), seed)
+            folder = rewritten(small, tmp_path / "b", weights=content)
+        case _:
+            tensors = load((small / "model.safetensors").read_bytes())
+            name = sorted(tensors)[seed * 7 % len(tensors)]
+            shapes = (tensors[name].flatten()[:3], tensors[name][None], torch.zeros(0))
+            tensors[name] = shapes[seed // 3 % 3].contiguous()
+            folder = rewritten(small, tmp_path / "b", weights=save(tensors))
+    said = complaint(lambda: Bundle.load(str(folder)))
+    assert said.isprintable()
+    assert len(said) < 600
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"members": 100_000}, "'members': Input should be less than or equal to 32"),
+        ({"members": 2}, r"model\.safetensors doesn't fit config\.yaml"),
+        ({"network.hidden": 60_000}, "doesn't fit config.yaml .the network has other sizes"),
+        ({"network.hidden": 10**9}, "'network': network: hidden must be from 1 to 65536"),
+        ({"network.window": 10**9}, "'network': network: window must be from 1 to 256"),
+        ({"network.layers": 10**6}, "'network': network: layers must be from 1 to 64"),
+        ({"network.heads": 0}, "'network': network: heads must be from 1 to 65536"),
+        ({"network.classes": 5}, ": 5 classes need as many labels"),
+        ({"network": 3}, "'network': is no mapping from names to values"),
+        ({"labels": ["a", "a", "b", "c"]}, ": 4 classes need as many labels, all different"),
+        ({"labels": ["a", "b\n", "c", "d"]}, "'labels.1'"),
+        ({"calibration.temperatures.audio": 1e-300}, "'calibration.temperatures.audio'"),
+        ({"context.tokens": 10**9}, "'context.tokens'"),
+        ({"id": "x" * 5000}, "'id'"),
+    ],
+)
+def test_every_number_of_a_bundle_has_a_limit(
+    small: Path, tmp_path: Path, changes: dict[str, Any], reason: str
+) -> None:
+    """What would run away with the memory, or fail at the first utterance, is refused."""
+    settings = settings_of(small)
+    for key, value in changes.items():
+        *sections, leaf = key.split(".")
+        place = settings
+        for section in sections:
+            place = place[section]
+        place[leaf] = value
+    folder = rewritten(small, tmp_path / "b", config=as_text(settings))
+    with pytest.raises(BundleError, match=reason):
+        Bundle.load(str(folder))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_is_no_number_is_named(small: Path, tmp_path: Path, value: float) -> None:
+    """Every prediction would be undefined."""
+    tensors = load((small / "model.safetensors").read_bytes())
+    name = next(name for name in sorted(tensors) if name.startswith("network."))
+    tensors[name].flatten()[-1] = value
+    folder = rewritten(small, tmp_path / "b", weights=save(tensors))
+    with pytest.raises(BundleError, match=f"{name} holds a number that isn't finite"):
+        Bundle.load(str(folder))
+
+
+def test_a_name_that_no_folder_can_have_is_unknown() -> None:
+    """Too long for the file system, or with a NUL: as any other unknown name."""
+    for name in ("x" * 5000, "a\0b"):
+        with pytest.raises(BundleError, match="no such folder and no such name"):
+            resolve_bundle(name)

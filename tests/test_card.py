@@ -4,7 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from damages import as_text, change, complaint
 
+from stream_hbaf.bundle import resolve_bundle
+from stream_hbaf.commands.research import _read_metrics
 from stream_hbaf.corpora.open_corpus import CORPORA, PUBLICATIONS
 from stream_hbaf.training.card import licence_of, model_card
 from stream_hbaf.training.recipe import Recipe, read_recipe
@@ -55,3 +58,11 @@ def test_a_licence_names_every_corpus_and_openSMILE() -> None:
     }
     assert licence_of(own).startswith("own/manifest.csv: the corpus's own terms")
     assert "openSMILE" not in licence_of(own)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_damaged_metrics_are_one_line(tmp_path: Path, seed: int) -> None:
+    """Of a bundle whose card is to be updated: wrong values at every place."""
+    metrics = json.loads((resolve_bundle("live-en") / "metrics.json").read_text(encoding="utf-8"))
+    (tmp_path / "metrics.json").write_bytes(as_text(change(metrics, seed)))
+    assert complaint(lambda: _read_metrics(str(tmp_path))).isprintable()

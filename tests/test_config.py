@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
+from damages import YAML, as_text, change, complaint, damage
 
-from stream_hbaf.config import load_config
+from stream_hbaf.config import Config, load_config
 from stream_hbaf.errors import ConfigError
 
 
@@ -88,3 +89,50 @@ def test_broken_file_is_named_with_its_line(tmp_path: Path) -> None:
         load_config(file=file)
     with pytest.raises(ConfigError, match="can't be read"):
         load_config(file=tmp_path / "absent.yaml")
+
+
+def test_a_file_of_another_size_is_refused() -> None:
+    """A device, which has no end, is named after a moment."""
+    with pytest.raises(ConfigError, match=r"/dev/zero: not valid YAML \(it has more than 262,144"):
+        load_config(file=Path("/dev/zero"))
+
+
+@pytest.mark.parametrize("number", range(len(YAML)))
+def test_hostile_settings_are_one_line(tmp_path: Path, number: int) -> None:
+    """Bombs, endless nesting and the like: read, or one line, never a traceback."""
+    assert complaint(lambda: load_config(file=write(tmp_path, YAML[number]))).isprintable()
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_damaged_settings_are_one_line(tmp_path: Path, seed: int) -> None:
+    """Wrong values at every place, and damaged text: one printable line that isn't long."""
+    base = Config().model_dump(mode="json", exclude={"record"})
+    base |= {"sources": [{"name": "a", "where": "mic"}], "dashboard": {"port": 1}}
+    file = tmp_path / "settings.yaml"
+    file.write_bytes(damage(as_text(base), seed) if seed % 3 == 0 else as_text(change(base, seed)))
+    said = complaint(lambda: load_config(file=file))
+    assert said.isprintable()
+    assert len(said) < 600
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("mqtt.outbox", "1000000000000"),
+        ("segmenter.max_utterance_s", "100000"),
+        ("source.chunk_ms", "1000000000"),
+        ("source.channel", "1000000"),
+        ("transcript.min_avg_logprob", "nan"),
+    ],
+)
+def test_every_number_has_a_limit(key: str, value: str) -> None:
+    """A number beyond all use is refused, before it takes memory."""
+    with pytest.raises(ConfigError, match=f"--set {key}"):
+        load_config(overrides={key: value})
+
+
+def test_a_list_in_the_place_of_a_section_is_not_repeated(tmp_path: Path) -> None:
+    """It may hold a password."""
+    with pytest.raises(ConfigError) as raised:
+        load_config(file=write(tmp_path, "mqtt: [{password: hunter2}]\n"))
+    assert "hunter2" not in str(raised.value)

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
+from damages import as_text, change, complaint
 from training_kit import ONE, make_recipe, write_recipe
 
 from stream_hbaf.errors import ConfigError
@@ -17,6 +18,13 @@ from stream_hbaf.training.recipe import (
     read_recipe,
 )
 
+# Every section with a list or a mapping of its own.
+WHOLE = Recipe(
+    id="x",
+    corpora={"meld": {}, "ravdess": {"classes": {"a": ["b"]}}},
+    network={"hidden": 128, "heads": 4},
+    text_encoder={"soup": [{"layers": 2}]},
+).model_dump(mode="json")
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 
@@ -166,3 +174,45 @@ def test_switches_of_the_loss_are_its_weights(
 ) -> None:
     """Absolute only, relative only, both, neither: equation 21's weights."""
     assert losses.weights == weights
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_damaged_recipe_is_one_line(tmp_path: Path, seed: int) -> None:
+    """Wrong values at every place: read, or a printable line that isn't long."""
+    file = tmp_path / "recipe.yaml"
+    whole = WHOLE | {"extends": "meld", "without": ["meld"]} if seed % 2 else WHOLE
+    file.write_bytes(as_text(change(whole, seed)))
+    said = complaint(lambda: read_recipe(file))
+    assert said.isprintable()
+    assert len(said) < 1000
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("corpora: [[meld]]", "'corpora'"),
+        ("corpora: meld\nwithout: 5", "'without': there is no corpus '5'"),
+        ("corpora: meld\nwithout: [[a]]", r"'without': there is no corpus '\['a'\]'"),
+        (f"extends: {'x' * 5000}", "x…: no such file or recipe"),
+        ("network: {heads: 0}", "'network': network: heads must be from 1"),
+        ("network: {hidden: 1000000000}", "'network': network: hidden must be from 1 to 65536"),
+        ("network: {layers: 100000}", "'network': network: layers must be from 1 to 64"),
+        ("network: {dropout: 2}", "'network': network: dropout must be from 0 to 1"),
+        ("text_encoder: {dropout: 2}", r"'text_encoder\.dropout'"),
+        ("fit: {seeds: [-1]}", r"'fit\.seeds\.0'"),
+        ("fit: {epochs: 100000000}", r"'fit\.epochs'"),
+    ],
+)
+def test_what_no_recipe_holds_is_named(tmp_path: Path, text: str, message: str) -> None:
+    """In one line, whatever stands there."""
+    file = tmp_path / "recipe.yaml"
+    file.write_text(f"id: x\n{text}\n" + ("" if "corpora" in text else "corpora: meld\n"))
+    with pytest.raises(ConfigError, match=message):
+        read_recipe(file)
+
+
+def test_recipes_that_extend_each_other_by_any_path_are_refused(tmp_path: Path) -> None:
+    """Two names of one file are one file."""
+    (tmp_path / "a.yaml").write_text(f"extends: ../{tmp_path.name}/a.yaml\n")
+    with pytest.raises(ConfigError, match="extends itself; name another recipe"):
+        read_recipe(tmp_path / "a.yaml")

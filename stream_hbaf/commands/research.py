@@ -1,7 +1,6 @@
 """The commands on corpora: extract, train, evaluate, experiment."""
 
 import argparse
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,9 +15,10 @@ from stream_hbaf.commands import (
     print_line,
     read_speed,
 )
-from stream_hbaf.errors import BundleError, ConfigError
+from stream_hbaf.errors import BundleError, ConfigError, shorten
 
 OFFLINE_ONLY = ("against", "cache", "workers")
+METRICS_BYTES = 1 << 24  # of a bundle's metrics.json; those shipped have at most 50 kB
 LIVE_ONLY = ("conditions", "speed", "held_out", "single_modality", "resume", "update_card")
 
 
@@ -286,15 +286,17 @@ def _read_metrics(bundle: str) -> dict[str, Any]:
     """A bundle's metrics.json; BundleError if no model card can be written from it."""
     from stream_hbaf.bundle import METRICS, resolve_bundle
     from stream_hbaf.training.card import model_card
+    from stream_hbaf.untrusted import parse_json, read_limited
 
     file = resolve_bundle(bundle) / METRICS
     try:
-        metrics: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        metrics: dict[str, Any] = parse_json(read_limited(file, limit=METRICS_BYTES))
         model_card(metrics)
-    except (OSError, ValueError, LookupError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        reason = f"{type(error).__name__}: {shorten(str(error))}"
         raise BundleError(
-            f"--update-card: {file} isn't what a model card is written from "
-            f"({type(error).__name__}: {error}); train the bundle with 'stream-hbaf train'"
+            f"--update-card: {file} isn't what a model card is written from ({reason}); "
+            "train the bundle with 'stream-hbaf train'"
         ) from None
     return metrics
 

@@ -6,9 +6,11 @@ A corpus is one room and one microphone; a model that is trained on nothing else
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 from scipy import signal
 
 from stream_hbaf.audio.file import read_audio
@@ -23,6 +25,7 @@ SPEEDS = tuple(Fraction(n, 20) for n in (17, 18, 19, 21, 22, 23))
 BANDS = ((80.0, 7000.0), (150.0, 5500.0), (300.0, 3400.0))
 COMPANDING = 255.0  # mu of G.711, the telephone's codec
 SUFFIXES = (".flac", ".wav")
+Level = Annotated[float, Field(ge=-120.0, le=0.0)]  # dBFS
 
 
 @dataclass(frozen=True)
@@ -62,10 +65,11 @@ CONDITIONS = {
 class AugmentationConfig(Section):
     """How training clips are augmented."""
 
-    copies: int = 4  # augmented versions of each training clip, beside the recording itself
-    quietest_dbfs: float = -62.0  # RMS of an augmented version is drawn between these two
-    loudest_dbfs: float = -12.0
-    seed: int = 0
+    # Augmented versions of each training clip, beside the recording itself.
+    copies: Annotated[int, Field(ge=0, le=1000)] = 4
+    quietest_dbfs: Level = -62.0  # RMS of an augmented version is drawn between these two
+    loudest_dbfs: Level = -12.0
+    seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
 
 
 def training_conditions(index: int, config: AugmentationConfig) -> list[Condition]:

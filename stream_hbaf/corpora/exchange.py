@@ -19,8 +19,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
-
 from stream_hbaf.corpora.dialogue import (
     SPLITS,
     LabelledUtterance,
@@ -34,6 +32,7 @@ from stream_hbaf.corpora.session_corpus import BY_MODEL, CLIPS, ExportedUtteranc
 from stream_hbaf.errors import CorpusError, StreamHbafError
 from stream_hbaf.files import atomic_write_text
 from stream_hbaf.sessions.format import read_json_lines
+from stream_hbaf.untrusted import UntrustedError, parse_yaml
 
 # ---- AudioFolder
 
@@ -237,14 +236,6 @@ def import_audformat(folder: Path, table: Path) -> int:
     return import_clips(table, clips)
 
 
-class _PlainLoader(yaml.SafeLoader):
-    """Plain data only; no merged mappings, of which a short header could make a very long one."""
-
-    def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
-            raise yaml.YAMLError("mappings are merged with <<")
-
-
 def _read_header(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise CorpusError(
@@ -252,13 +243,9 @@ def _read_header(path: Path) -> Mapping[str, Any]:
         )
     _require_size(path, limit=HEADER_BYTES)
     try:
-        header = yaml.load(read_utf8(path), Loader=_PlainLoader)
-    except RecursionError:
-        _refuse(path, "it is nested too deeply")
-    except (yaml.YAMLError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f"line {mark.line + 1}: " if mark is not None else ""
-        _refuse(path, f"{line}{getattr(error, 'problem', None) or error}")
+        header = parse_yaml(path.read_bytes())
+    except UntrustedError as error:
+        _refuse(path, f"line {error.line}: {error}" if error.line else error)
     if not isinstance(header, dict):
         _refuse(path, "it isn't a mapping")
     return header

@@ -301,8 +301,10 @@ def _read_report(
 ) -> dict[str, Any] | None:
     """The report in ``out``, if it has this description and these conditions, else None."""
     try:
-        report: dict[str, Any] = json.loads((out / METRICS).read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+        report = json.loads((out / METRICS).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError, RecursionError):
+        return None
+    if not isinstance(report, dict):
         return None
     same = all(report.get(key) == value for key, value in described.items())
     return report if same and list(report.get("conditions", ())) == list(conditions) else None

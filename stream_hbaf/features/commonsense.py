@@ -94,9 +94,14 @@ class Event2MindHeads(nn.Module):
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "Event2MindHeads":
-        """Heads with the sizes and weights of a state_dict."""
+        """Heads with the sizes and weights of a state_dict.
+
+        Raises LookupError, RuntimeError or ValueError if the tensors don't fit each other.
+        """
         hidden, text_width = tensors["heads.external.layers.1.weight"].shape
-        width = len(tensors["heads.external.layers.4.weight"])
+        width, hidden_again = tensors["heads.external.layers.4.weight"].shape
+        if hidden_again != hidden:  # so that what is built is no larger than the tensors are
+            raise ValueError(f"commonsense heads are {hidden} and {hidden_again} wide")
         heads = cls(text_width=text_width, width=width, hidden=hidden)
         heads.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
         return heads.eval()

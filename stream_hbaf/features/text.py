@@ -45,7 +45,7 @@ Ids = tuple[int, ...]  # token ids of one turn, its end (sep) included
 class ContextConfig(Section):
     """How much of the dialogue the text encoder is given with an utterance."""
 
-    tokens: Annotated[int, Field(ge=0)] = 0  # of a window; 0: every utterance by itself
+    tokens: Annotated[int, Field(ge=0, le=8192)] = 0  # of a window; 0: every utterance by itself
     speakers: bool = False  # encode "Speaker: text" rather than "text"
 
     @field_validator("tokens")

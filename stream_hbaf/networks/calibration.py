@@ -22,6 +22,7 @@ Pattern = Literal["", "audio", "text", "audio+text"]  # the modalities given; ""
 PATTERNS: tuple[Pattern, ...] = get_args(Pattern)
 Flags = NDArray[np.bool_]
 Probabilities = NDArray[np.float64]
+Temperature = Annotated[float, Field(ge=1e-3, le=1e3)]  # beyond it every logit is the same, or all
 
 VALENCE = {
     "anger": -1,
@@ -44,7 +45,7 @@ class Calibration(Section):
     El-Yaniv 2017). ``training/scoring.py`` fits all three.
     """
 
-    temperatures: dict[Pattern, Annotated[float, Field(gt=0.0)]]  # logits are divided by it
+    temperatures: dict[Pattern, Temperature]  # logits are divided by it
     thresholds: dict[Pattern, Probability]  # labels at least as likely are in the set; 0: all
     coverage: Probability = 0.9  # share of sets with the right label, for which they were fitted
     answers_above: dict[Pattern, Probability]  # abstain if the best label is less likely; 1: always

@@ -6,8 +6,8 @@ the widths of audio, text and commonsense features, F and T tokens of speech and
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import ClassVar, Generic, Literal, Self
+from dataclasses import Field, dataclass, fields, replace
+from typing import Any, ClassVar, Generic, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,15 @@ from typing_extensions import TypeVar
 
 from stream_hbaf.errors import ConfigError, ModelError
 
+# The largest numbers in a network's settings, which a file may bring: by name, and all others. They
+# are far beyond every network here, and keep a wrong one from using up memory.
+LARGEST: dict[str, float] = {
+    **dict.fromkeys(("layers", "encoders", "fusions", "hops"), 64),
+    **dict.fromkeys(("dropout", "dropped", "perturbed"), 1),
+    "window": 256,
+    "memory": 1024,
+}
+LARGEST_SIZE, LARGEST_WEIGHT = 65_536, 1000.0
 PARTIES = 9  # speakers of a dialogue that are told apart; all further ones share the ninth number
 
 
@@ -166,6 +175,8 @@ class NetworkConfig:
     use_commonsense: bool = True  # where the network has a use for it
 
     def __post_init__(self) -> None:
+        for setting in fields(self):
+            _require_in_limits(setting, getattr(self, setting.name))
         if not self.modalities:
             raise ConfigError("network: use_audio and use_text are both off; switch one on")
         if self.mode not in ("live", "offline"):
@@ -178,6 +189,16 @@ class NetworkConfig:
     def modalities(self) -> tuple[str, ...]:
         """The letters of the modalities in use: "a" audio, "l" text."""
         return ("a",) * self.use_audio + ("l",) * self.use_text
+
+
+def _require_in_limits(setting: "Field[Any]", value: Any) -> None:
+    """Raises ConfigError for a number that no network has."""
+    if setting.type not in (int, float):
+        return
+    least = 1 if setting.type is int else 0
+    most = LARGEST.get(setting.name, LARGEST_SIZE if setting.type is int else LARGEST_WEIGHT)
+    if not least <= value <= most:
+        raise ConfigError(f"network: {setting.name} must be from {least} to {most:g}")
 
 
 @dataclass(frozen=True, slots=True)

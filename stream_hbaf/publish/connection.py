@@ -18,7 +18,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from stream_hbaf.config import MqttConfig
-from stream_hbaf.errors import BrokerError, ConfigError
+from stream_hbaf.errors import BrokerError, ConfigError, printable
 from stream_hbaf.publish.messages import Message
 
 __all__ = ["Client", "MqttError"]  # no other file imports aiomqtt
@@ -249,11 +249,6 @@ def _properties(
         plain = [(name, printable(value)[:LONGEST_PROPERTY]) for name, value in message.properties]
         properties.UserProperty = plain
     return properties
-
-
-def printable(text: str) -> str:
-    """The text with a replacement character for each control character."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 async def _check_reachable(address: Address, context: ssl.SSLContext | None) -> None:

@@ -7,6 +7,7 @@ grid that is the same for all rows.
 import hashlib
 import itertools
 import json
+import math
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from stream_hbaf.bundle import PACKAGE
 from stream_hbaf.config import Section, flatten, read_yaml
-from stream_hbaf.errors import ConfigError
+from stream_hbaf.errors import ConfigError, shorten
 from stream_hbaf.networks.registry import read_network
 from stream_hbaf.training.recipe import Recipe, merge_settings, read_settings, validate
 from stream_hbaf.training.results import RunFacts, RunRecord
@@ -28,6 +29,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]  # also a 
 ROOT = PACKAGE.resolve().parent  # of the checkout, if this is one
 # A recipe's settings that don't change the features, and those that don't change the result.
 FITTED = {"id", "network", "losses", "batches", "fit", "calibration", "workers"}
+MOST_COMBINATIONS = 10_000  # of a grid or of folds: each is a training
 IRRELEVANT: dict[str, bool | set[str]] = {"id": True, "workers": True, "fit": {"seeds", "ship"}}
 
 
@@ -241,7 +243,10 @@ def by_preparation(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def _product(values: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
-    """One value for each key, in all combinations."""
+    """One value for each key, in all combinations. Raises ConfigError for far too many."""
+    if (count := math.prod(map(len, values.values()))) > MOST_COMBINATIONS:
+        keys = shorten(", ".join(values))
+        raise ConfigError(f"{keys}: {count:.3g} combinations; leave values out")
     return [dict(zip(values, each, strict=True)) for each in itertools.product(*values.values())]
 
 
@@ -251,7 +256,9 @@ def _overrides(
     """A row's overrides of one of the recipes, by dotted keys."""
     own = settings.get(recipe, {}) if recipe else {}
     if not isinstance(own, Mapping):
-        raise ConfigError(f"{where}: '{recipe}': must hold settings, not {own!r}; correct it")
+        raise ConfigError(
+            f"{where}: '{recipe}': must hold settings, not {shorten(repr(own))}; correct it"
+        )
     return flatten({key: v for key, v in settings.items() if key not in every}) | flatten(own)
 
 

@@ -23,12 +23,13 @@ from stream_hbaf.bundle import EVENT2MIND, NONE, PACKAGE
 from stream_hbaf.config import Positive, Probability, Section, read_yaml
 from stream_hbaf.corpora.augment import AugmentationConfig
 from stream_hbaf.corpora.open_corpus import CORPORA, MANIFEST, SESSIONS, WITH_SESSIONS
-from stream_hbaf.errors import ConfigError
+from stream_hbaf.errors import ConfigError, shorten
 from stream_hbaf.evaluation.metrics import FigureName
 from stream_hbaf.features.comet import is_comet
 from stream_hbaf.features.pretrained import DEFAULT_ENCODER
 from stream_hbaf.features.representations import LLD, TOKENS
 from stream_hbaf.features.text import ContextConfig
+from stream_hbaf.files import is_file
 from stream_hbaf.networks.network import NetworkConfig
 from stream_hbaf.networks.registry import read_network
 from stream_hbaf.training.trainer import TrainerConfig, Weight
@@ -40,8 +41,11 @@ COMMON = {setting.name for setting in fields(NetworkConfig)} - {"kind", "mode"}
 PLACES = (PACKAGE.parent / "configs", PACKAGE / "configs")  # a clone's, an installed package's
 EXAMPLE = "id: mine"  # what a recipe's line looks like
 
-Count = Annotated[int, Field(ge=0)]
-Seeds = Annotated[tuple[int, ...], Field(min_length=1)]
+Count = Annotated[int, Field(ge=0, le=1_000_000)]
+Seed = Annotated[int, Field(ge=0, lt=1 << 32)]  # what numpy's generators take
+Seeds = Annotated[tuple[Seed, ...], Field(min_length=1, max_length=100)]
+Rate = Annotated[float, Field(ge=0.0, le=1000.0)]
+Temperature = Annotated[float, Field(gt=0.0, le=1000.0)]
 Checked = TypeVar("Checked", bound=Section)
 
 
@@ -58,7 +62,7 @@ class SelectionConfig(Section):
     """Which functionals are kept: those of the largest weights of a linear SVM."""
 
     width: Positive = 512
-    penalty: float = 1e-4  # the SVM's C
+    penalty: Rate = 1e-4  # the SVM's C
     iterations: Positive = 200
 
 
@@ -83,7 +87,7 @@ class AsrErrorConfig(Section):
     unpunctuated_share: Probability = 0.4  # of the changed texts lose case and punctuation
     word_error_share: Probability = 0.8  # of the texts changed for the text encoder; else only that
     dev_error_rate: Probability = 0.15  # of dev's version with errors
-    seed: int = 0
+    seed: Seed = 0
 
 
 class TuningConfig(Section):
@@ -95,10 +99,10 @@ class TuningConfig(Section):
     epochs: Count = 5  # 0: the encoder stays as it is
     patience: Positive = 5  # epochs without a better dev score after which tuning stops
     tokens_per_batch: Positive = 512  # padding counted
-    rate: float = 1e-4
-    head_rate: float = 1e-3
-    dropout: float = 0.2  # before the head
-    smoothing: float = 0.05  # of the labels
+    rate: Rate = 1e-4
+    head_rate: Rate = 1e-3
+    dropout: Probability = 0.2  # before the head
+    smoothing: Probability = 0.05  # of the labels
     class_balance: Probability = 0.0  # classes weigh their share to the power of minus this
     asr_error_share: Probability = 0.0  # of the train texts are changed, in each epoch anew
     dialogues_per_epoch: dict[str, Positive] = Field({})  # by corpus, at most, drawn anew
@@ -137,12 +141,12 @@ class CommonsenseConfig(Section):
     source: str = EVENT2MIND  # event2mind, none, or comet:<folder or hub name>
     atomic: bool = False  # ATOMIC beside Event2Mind, in training and in the test
     hidden: Positive = 256
-    dropout: float = 0.2
+    dropout: Probability = 0.2
     epochs: Positive = 12
     batch: Positive = 512
-    rate: float = 1e-3
-    temperature: float = 0.07
-    seed: int = 0
+    rate: Rate = 1e-3
+    temperature: Temperature = 0.07
+    seed: Seed = 0
 
     @field_validator("source")
     @classmethod
@@ -162,7 +166,7 @@ class LossConfig(Section):
     mu: Weight = 0.2
     absolute: bool = True  # eqs 18 and 19
     relative: bool = True  # eq 20
-    temperature: Annotated[float, Field(gt=0.0)] = 0.1
+    temperature: Temperature = 0.1
     unimodal: Weight = 0.0  # of the cross entropy of each modality by itself
     balanced: bool = False  # rare classes weigh as much as frequent ones
     votes: Weight = 0.0  # of utterances without a label, whose targets are annotators' votes
@@ -207,7 +211,7 @@ class FitConfig(TrainerConfig):
     patience: Positive = 15
     batch: Positive = 8  # dialogues of the main corpus in a step
     optimizer: Literal["adamw", "adam"] = "adamw"  # adam: the paper's, L2 and a constant rate
-    rate: float = 5e-4  # falls linearly with adamw
+    rate: Rate = 5e-4  # falls linearly with adamw
     decay: Weight = 1e-2
     seeds: Seeds = (0, 1, 2, 3, 4)
     ship: Literal["best_seed", "ensemble"] = "best_seed"  # by dev score; of all seeds' networks
@@ -225,7 +229,8 @@ def _by_name(corpora: Any) -> Any:
     names = (corpora,) if isinstance(corpora, str) else corpora
     if isinstance(names, Mapping):
         return {name: {} if settings is None else settings for name, settings in names.items()}
-    return {name: {} for name in names} if isinstance(names, list | tuple) else names
+    are_names = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+    return {name: {} for name in names} if are_names else names
 
 
 class Recipe(Section):
@@ -312,13 +317,13 @@ def find_recipe(name: str | Path, *, beside: Path = Path()) -> Path:
 
     A path is relative to the folder ``beside``. Raises ConfigError that lists the names.
     """
-    if (path := beside / name).is_file():
+    if is_file(path := beside / name):
         return path
     for place in PLACES:
-        if (path := place / f"{name}.yaml").is_file():
+        if is_file(path := place / f"{name}.yaml"):
             return path
     names = sorted({path.stem for place in PLACES for path in place.glob("*.yaml")})
-    raise ConfigError(f"{name}: no such file or recipe; there is {', '.join(names)}")
+    raise ConfigError(f"{shorten(str(name))}: no such file or recipe; there is {', '.join(names)}")
 
 
 def read_recipe(file: Path) -> Recipe:
@@ -333,7 +338,7 @@ def read_settings(file: Path, *, extended_by: tuple[Path, ...] = ()) -> dict[str
     here. Raises ConfigError for a file that can't be read or extends itself, an unknown recipe, or
     a corpus that isn't there to be left out.
     """
-    if file in extended_by:
+    if any(file.samefile(other) for other in extended_by):
         raise ConfigError(f"{file}: extends itself; name another recipe")
     settings = read_yaml(file, example=EXAMPLE)
     if "corpora" in settings:
@@ -344,10 +349,12 @@ def read_settings(file: Path, *, extended_by: tuple[Path, ...] = ()) -> dict[str
         settings = merge_settings(
             read_settings(base_file, extended_by=(*extended_by, file)), settings
         )
-    for name in without:
-        if name not in settings.get("corpora", {}):
-            raise ConfigError(f"{file}: 'without': there is no corpus '{name}' to leave out")
-        del settings["corpora"][name]
+    corpora = settings.get("corpora", {})
+    for name in without if isinstance(without, list) else [without]:
+        if not isinstance(name, str) or not isinstance(corpora, dict) or name not in corpora:
+            shown = shorten(str(name))
+            raise ConfigError(f"{file}: 'without': there is no corpus '{shown}' to leave out")
+        del corpora[name]
     return settings
 
 
@@ -373,6 +380,6 @@ def validate(kind: type[Checked], settings: Any, *, where: str) -> Checked:
         return kind.model_validate(settings)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "file"
-        message = first["msg"].removeprefix("Value error, ")
+        key = shorten(".".join(str(part) for part in first["loc"])) or "file"
+        message = shorten(first["msg"].removeprefix("Value error, "), limit=400)
         raise ConfigError(f"{where}: '{key}': {message}; correct that setting") from None

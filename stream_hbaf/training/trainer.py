@@ -27,7 +27,7 @@ from stream_hbaf.errors import ModelError
 from stream_hbaf.files import atomic_write
 from stream_hbaf.training.distributed import Processes, join_processes
 
-Weight = Annotated[float, Field(ge=0.0)]
+Weight = Annotated[float, Field(ge=0.0, le=1e6)]
 
 CHECKPOINT = "last.ckpt"
 
