@@ -8,7 +8,9 @@ The docstring below a field is its description in ``docs/mqtt.md`` and in the JS
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from stream_hbaf.untrusted import as_unicode
 
 Stage = Literal["capture", "vad", "transcript", "acoustic", "classifier"]
 State = Literal["online", "offline", "degraded"]
@@ -21,6 +23,12 @@ class Part(BaseModel):
     """An immutable part of an event."""
 
     model_config = ConfigDict(frozen=True, populate_by_name=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_unicode(cls, value: Any) -> Any:
+        """A file's name that isn't UTF-8 may stand in a detail; JSON and MQTT can't hold it."""
+        return as_unicode(value) if isinstance(value, str) and not value.isascii() else value
 
 
 class Event(Part):

@@ -6,6 +6,7 @@ The ``watch`` command prints the messages of any recogniser, as they are publish
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import sys
 from collections.abc import AsyncGenerator, Callable, Iterator
@@ -21,6 +22,7 @@ from rich.live import Live
 from rich.progress import Progress, TextColumn
 from rich.text import Text
 
+from stream_hbaf.errors import printable
 from stream_hbaf.events import (
     AnyEvent,
     Emotion,
@@ -32,7 +34,10 @@ from stream_hbaf.events import (
     Status,
     Utterance,
 )
-from stream_hbaf.publish.connection import Received, printable
+from stream_hbaf.publish.connection import Received
+from stream_hbaf.untrusted import as_unicode
+
+LOG = logging.getLogger(__name__)
 
 COLOURS = {
     "anger": "red",
@@ -174,13 +179,15 @@ class JsonLines:
     """Writes events, except levels, as one JSON object a line.
 
     A thread writes, because a pipe blocks when its reader is slow. Meanwhile partials are dropped,
-    and other events wait. When the reader has closed the pipe, ``stop`` is set.
+    and other events wait. When the reader has closed the pipe, ``stop`` is set. A full disk is
+    logged, and ends nothing.
     """
 
     def __init__(self, *, stop: asyncio.Event, out: TextIO | None = None) -> None:
         self._out = out or sys.stdout
         self._stop = stop
         self._closed = False  # by the reader
+        self._failing = False  # the disk behind it refuses
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="stdout")
         self._writing = 0
 
@@ -192,7 +199,7 @@ class JsonLines:
         try:
             loop = asyncio.get_running_loop()
             await loop.run_in_executor(self._writer, self._write, event_line(event))
-        except (BrokenPipeError, ValueError):
+        except BrokenPipeError:
             self._closed = True
             self._stop.set()
         finally:
@@ -207,15 +214,32 @@ class JsonLines:
         self._writer.shutdown(wait=False)
 
     def _write(self, line: str) -> None:
-        if not self._closed:
+        if self._out.closed:
+            raise BrokenPipeError
+        if self._closed:
+            return
+        try:
             self._out.write(line + "\n")
             self._out.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            if not self._failing:
+                LOG.warning("stdout: can't be written (%s); make room", error.strerror)
+            self._failing = True
+        else:
+            self._failing = False
 
 
 def event_line(event: Event) -> str:
     """One JSON object: the event's fields, and its type in ``event``."""
     fields = event.model_dump(mode="json", by_alias=True, exclude_none=True)
-    return json.dumps({"event": type(event).__name__.lower(), **fields}, ensure_ascii=False)
+    return _json({"event": type(event).__name__.lower(), **fields})
+
+
+def _json(fields: dict[str, Any]) -> str:
+    """One line that UTF-8 can hold, whatever the names in it are."""
+    return as_unicode(json.dumps(fields, ensure_ascii=False))
 
 
 @contextlib.contextmanager
@@ -246,7 +270,7 @@ async def watch(
 def json_line(message: Received) -> str:
     """``{"topic": …, "payload": …}``; the payload is an object if it holds one, else text."""
     payload = _decode(message.payload)
-    return json.dumps({"topic": message.topic, "payload": payload}, ensure_ascii=False)
+    return _json({"topic": message.topic, "payload": payload})
 
 
 def human_line(message: Received, *, prefix: str, at: datetime) -> str:
@@ -282,7 +306,8 @@ def _utterance(payload: dict[str, Any]) -> str:
     if isinstance(emotion, dict):
         label = f"{emotion.get('label', '')}{'?' * (emotion.get('abstained') is True)}"
         score = emotion.get("score")
-        parts.append(f"{label} {score:.2f}" if isinstance(score, int | float) else f"{label} ")
+        is_share = isinstance(score, int | float) and 0 <= score <= 1  # else of any size
+        parts.append(f"{label} {score:.2f}" if is_share else f"{label} ")
     if payload.get("conflict") is True:
         parts.append(CONFLICT)
     if text := payload.get("text"):
