@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Timer
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 import numpy as np
 import yaml
@@ -25,7 +25,6 @@ from pydantic import (
     SerializeAsAny,
     ValidationError,
     field_validator,
-    model_validator,
 )
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -116,12 +115,6 @@ class BundleConfig(Section):
         if commonsense not in (EVENT2MIND, NONE) and not is_comet(commonsense):
             raise ValueError(f"'{commonsense}' is not event2mind, none or comet:<name>")
         return commonsense
-
-    @model_validator(mode="after")
-    def _has_a_label_for_each_class(self) -> Self:
-        if len(set(self.labels)) != self.network.classes:
-            raise ValueError(f"{self.network.classes} classes need as many labels, all different")
-        return self
 
     @property
     def acoustic_input(self) -> str:
@@ -328,7 +321,10 @@ def _read_config(folder: Path, content: bytes) -> BundleConfig:
                 f"bundle {folder}: format {shorten(str(found))}, but this version reads format "
                 f"{FORMAT}; install the version of stream-hbaf that the bundle was made with"
             )
-        return BundleConfig.model_validate(settings)
+        config = BundleConfig.model_validate(settings)
+        if len(set(config.labels)) != config.network.classes:
+            raise UntrustedError(f"{config.network.classes} classes need as many labels")
+        return config
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))

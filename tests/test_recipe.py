@@ -196,7 +196,7 @@ def test_a_damaged_recipe_is_one_line(tmp_path: Path, seed: int) -> None:
         (f"extends: {'x' * 5000}", "x…: no such file or recipe"),
         ("network: {heads: 0}", "'network': network: heads must be from 1"),
         ("network: {hidden: 1000000000}", "'network': network: hidden must be from 1 to 65536"),
-        ("network: {layers: 100000}", "'network': network: layers must be from 1 to 64"),
+        ("network: {layers: 100000}", "'network': network: layers must be from 0 to 64"),
         ("network: {dropout: 2}", "'network': network: dropout must be from 0 to 1"),
         ("text_encoder: {dropout: 2}", r"'text_encoder\.dropout'"),
         ("fit: {seeds: [-1]}", r"'fit\.seeds\.0'"),

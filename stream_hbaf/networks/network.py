@@ -15,15 +15,16 @@ from typing_extensions import TypeVar
 
 from stream_hbaf.errors import ConfigError, ModelError
 
-# The largest numbers in a network's settings, which a file may bring: by name, and all others. They
-# are far beyond every network here, and keep a wrong one from using up memory.
-LARGEST: dict[str, float] = {
-    **dict.fromkeys(("layers", "encoders", "fusions", "hops"), 64),
-    **dict.fromkeys(("dropout", "dropped", "perturbed"), 1),
-    "window": 256,
-    "memory": 1024,
+# The least and the largest number of a network's settings, which a file may bring: by name, and of
+# all other sizes and weights. They are beyond every network here: a wrong number uses up no memory.
+LIMITS: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("layers", "encoders", "fusions", "hops"), (0, 64)),
+    **dict.fromkeys(("dropout", "dropped", "perturbed"), (0, 1)),
+    **dict.fromkeys(("hidden", "classes", "filters", "heads", "states", "nodes"), (1, 65_536)),
+    "window": (0, 256),
+    "memory": (0, 1024),
 }
-LARGEST_SIZE, LARGEST_WEIGHT = 65_536, 1000.0
+SIZES, WEIGHTS = (0, 65_536), (-1000.0, 1000.0)
 PARTIES = 9  # speakers of a dialogue that are told apart; all further ones share the ninth number
 
 
@@ -195,10 +196,9 @@ def _require_in_limits(setting: "Field[Any]", value: Any) -> None:
     """Raises ConfigError for a number that no network has."""
     if setting.type not in (int, float):
         return
-    least = 1 if setting.type is int else 0
-    most = LARGEST.get(setting.name, LARGEST_SIZE if setting.type is int else LARGEST_WEIGHT)
+    least, most = LIMITS.get(setting.name, SIZES if setting.type is int else WEIGHTS)
     if not least <= value <= most:
-        raise ConfigError(f"network: {setting.name} must be from {least} to {most:g}")
+        raise ConfigError(f"network: {setting.name} must be from {least} to {most}")
 
 
 @dataclass(frozen=True, slots=True)
