@@ -22,6 +22,7 @@ from typing_extensions import TypeVar
 from stream_hbaf.config import MqttConfig
 from stream_hbaf.errors import BrokerError, StreamHbafError
 from stream_hbaf.events import Event, Response, Speech, Status, Switch, Utterance
+from stream_hbaf.publish.address import read_address
 from stream_hbaf.publish.connection import (
     MqttError,
     OnConnectionStatus,
@@ -29,7 +30,6 @@ from stream_hbaf.publish.connection import (
     backoff,
     close_client,
     open_client,
-    read_address,
     receive,
     subscribe_to,
 )

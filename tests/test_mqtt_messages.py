@@ -22,7 +22,8 @@ from stream_hbaf.events import (
     Switch,
     Utterance,
 )
-from stream_hbaf.publish.connection import Address, backoff, node_name, read_address
+from stream_hbaf.publish.address import Address, node_name, read_address
+from stream_hbaf.publish.connection import backoff
 from stream_hbaf.publish.messages import Message, available, encode, messages
 
 
@@ -290,6 +291,16 @@ def test_not_a_number_is_refused() -> None:
             "wss://broker:9001/a/b",
         ),
         ("mqtt://eve@broker/", Address("broker", 1883, username="eve"), "mqtt://broker:1883"),
+        (
+            "mqtt://ann%40example.org@broker",
+            Address("broker", 1883, username="ann@example.org"),
+            "mqtt://broker:1883",
+        ),
+        (
+            "ws://zo%C3%AB%3A1@[fe80::1%25eth0]:9001/a b",
+            Address("fe80::1%eth0", 9001, username="zoë:1", path="/a%20b"),
+            "ws://[fe80::1%25eth0]:9001/a%20b",
+        ),
         ("embedded", Address("127.0.0.1", 1883), "mqtt://127.0.0.1:1883"),
     ],
 )
@@ -309,6 +320,9 @@ def test_url_forms(url: str, address: Address, shown: str) -> None:
         ("broker", "mqtt://HOST:PORT"),
         ("mqtt://broker:port", "malformed"),
         ("mqtt://broker:99999", "malformed"),
+        ("mqtt://::1:1883", r"brackets: mqtt://\[::1\]"),
+        ("mqtt://%FF@broker", "set mqtt.username"),
+        ("mqtt://a%00b@broker", "set mqtt.username"),
         ("mqtt://", "mqtt://HOST:PORT"),
         ("mqtt://broker/topic", "has a path"),
         ("none", "there is no broker"),

@@ -20,8 +20,7 @@ from stream_hbaf.live.control import Controls
 from stream_hbaf.live.pipeline import LivePipeline
 from stream_hbaf.live.runtime import Publisher
 from stream_hbaf.publish.broker import embedded_broker
-from stream_hbaf.publish.connection import close_client, open_client
-from stream_hbaf.publish.mqtt import MqttPublisher
+from stream_hbaf.publish.mqtt import MqttPublisher, check_broker
 from stream_hbaf.publish.terminal import JsonLines, Terminal
 from stream_hbaf.recognizer import Recognizer
 from stream_hbaf.sessions.recorder import SessionRecorder
@@ -226,5 +225,5 @@ async def _with_broker(config: Config, opened: contextlib.AsyncExitStack) -> Con
         broker = await opened.enter_async_context(embedded_broker(mqtt.port))
         if broker.started:  # else the publisher has to check whose broker it is, each time
             mqtt = mqtt.model_copy(update={"url": broker.url})
-    await close_client(await open_client(mqtt))
+    await check_broker(mqtt)
     return config.model_copy(update={"mqtt": mqtt})

@@ -17,7 +17,8 @@ from amqtt.errors import BrokerError as NotStarted
 
 from stream_hbaf.errors import BrokerError
 from stream_hbaf.files import is_locked, lock_file, state_folder
-from stream_hbaf.publish.connection import Address, speaks_mqtt
+from stream_hbaf.publish.address import Address
+from stream_hbaf.publish.connection import speaks_mqtt
 
 LOOPBACK = "127.0.0.1"  # the broker asks for no password, so no other machine may reach it
 GRACE_S = 30  # amqtt cuts a client off after exactly its keepalive, before most have pinged

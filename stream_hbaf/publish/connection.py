@@ -1,38 +1,38 @@
-"""Connections to an MQTT broker: addresses, opening, publishing, subscribing, and their errors."""
+"""Connections to an MQTT broker: opening, publishing, subscribing, and their errors."""
 
 import asyncio
 import contextlib
 import logging
 import random
-import re
 import socket
 import ssl
-import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass
-from urllib.parse import SplitResult, urlsplit
+from dataclasses import dataclass, replace
+from typing import Any
 
-from aiomqtt import Client, MqttCodeError, MqttError, ProtocolVersion, Will
+import aiomqtt
+from aiomqtt import MqttCodeError, MqttError, ProtocolVersion, Will
+from paho.mqtt.client import DisconnectFlags
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
 
 from stream_hbaf.config import MqttConfig
-from stream_hbaf.errors import BrokerError, ConfigError, printable
+from stream_hbaf.errors import BrokerError, printable
+from stream_hbaf.publish.address import Address, read_address
 from stream_hbaf.publish.messages import Message
+from stream_hbaf.publish.reachable import CONNECT_TIMEOUT_S, check_reachable, tls_context
 
-__all__ = ["Client", "MqttError"]  # no other file imports aiomqtt
+__all__ = ["MqttError"]  # no other file imports aiomqtt
 
 # Called with whether the broker is connected, and a line for people.
 OnConnectionStatus = Callable[[bool, str], None]
 
-DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
-DEFAULT_PATH = "/mqtt"  # of MQTT over WebSocket, where most brokers expect it
-CONNECT_TIMEOUT_S = 5.0
 ACKNOWLEDGE_TIMEOUT_S = 10.0  # after that the connection counts as lost
 KEEPALIVE_S = 15  # also how long an abandoned connection attempt keeps its socket
 FIRST_DELAY_S = 0.5
 LONGEST_DELAY_S = 30.0
+STEADY_S = 5.0  # a connection that lasted as long is no sign of a broker that hangs up at once
 INCOMING_LIMIT = 10_000  # received messages that wait to be read
 
 # Without it Nagle's algorithm delays a message that follows another at once by up to 40 ms.
@@ -44,75 +44,102 @@ LONGEST_PROPERTY = 200  # characters
 SUBSCRIPTION_REFUSED = 0x80
 UNKNOWN_VERSION = 132  # reason codes, as paho maps CONNACK 1, 4 and 5
 WRONG_PASSWORD, NOT_AUTHORIZED = 134, 135
-NAME_MISMATCH, IP_MISMATCH = 62, 64  # OpenSSL's X509_V_ERR_HOSTNAME_MISMATCH, ..._IP_...
+KEEPALIVE_TIMEOUT, PACKET_TOO_LARGE = 141, 149
+NO_RETAIN, NO_QOS_1 = 154, 155
+IN_USE, QUOTA_EXCEEDED = 145, 151  # these may pass by themselves
+LARGEST_PACKET = 268_435_460  # bytes: what MQTT's length field can say, and the field itself
 
 # Errors are reported in one line here; the client would log them with tracebacks.
 SILENT = logging.Logger("mqtt", level=logging.CRITICAL + 1)
 
+LACKING = {
+    NO_RETAIN: "keeps no retained messages, which are needed; "
+    "allow them at the broker (mosquitto: retain_available)",
+    NO_QOS_1: "takes no messages with QoS 1, which are needed; "
+    "allow them at the broker (mosquitto: max_qos)",
+}
+
+
+class HungUpError(MqttError):
+    """The broker closed the connection instead of answering the request for one."""
+
+
+class RefusedError(Exception):
+    """The broker has answered that it does not take a message (MQTT 5)."""
+
+    def __init__(self, code: ReasonCode) -> None:
+        super().__init__(str(code))
+        self.code = code.value
+        self.passes = self.code in (IN_USE, QUOTA_EXCEEDED)
+
 
 @dataclass(frozen=True, slots=True)
-class Address:
-    """A broker's host and port, and which transport to use."""
+class Limits:
+    """What an MQTT 5 broker says that it takes; others say nothing."""
 
-    host: str
-    port: int
-    tls: bool = False
-    username: str | None = None
-    path: str | None = None  # of MQTT over WebSocket; None: plain MQTT
+    packet_size: int = LARGEST_PACKET
+    in_flight: int = 65_535
+    lacking: int = 0  # the reason code of what the recogniser needs and the broker lacks
 
-    def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        scheme = "mqtt" if self.path is None else "ws"
-        return f"{scheme}{'s' if self.tls else ''}://{host}:{self.port}{self.path or ''}"
-
-
-def read_address(config: MqttConfig) -> Address:
-    """The address in ``mqtt.url``; ``embedded`` is this machine.
-
-    Raises ConfigError if the URL is malformed, holds a password, or is ``none``.
-    """
-    if config.url == "embedded":
-        return Address("127.0.0.1", config.port)
-    if config.url == "none":
-        raise ConfigError("mqtt.url is 'none': there is no broker; use --mqtt mqtt://HOST")
-    try:
-        parts = urlsplit(config.url)
-        port = parts.port
-    except ValueError:
-        raise ConfigError("mqtt.url: the host or port is malformed; use mqtt://HOST:PORT") from None
-    _check_url(parts, config.url)
-    return Address(
-        host=parts.hostname or "",
-        port=DEFAULT_PORTS[parts.scheme] if port is None else port,
-        tls=parts.scheme in ("mqtts", "wss"),
-        username=parts.username,
-        path=(parts.path or DEFAULT_PATH) if parts.scheme in ("ws", "wss") else None,
-    )
-
-
-def _check_url(parts: SplitResult, url: str) -> None:
-    """The messages leave out what stands before an @: it may hold a password."""
-    url = url.rpartition("@")[2]
-    if parts.password is not None:
-        raise ConfigError(
-            "mqtt.url: a password in a url is visible to everybody on this machine; "
-            "set STREAM_HBAF_MQTT__PASSWORD, or mqtt.password in a --config file"
-        )
-    if parts.scheme not in DEFAULT_PORTS or not parts.hostname:
-        raise ConfigError(
-            f"mqtt.url: '{url}' is not a broker's address; use mqtt://HOST:PORT, mqtts://HOST, "
-            "or ws:// and wss:// for MQTT over WebSocket"
-        )
-    path = "" if parts.scheme in ("ws", "wss") else parts.path
-    if path not in ("", "/") or parts.query or parts.fragment:
-        raise ConfigError(
-            f"mqtt.url: '{url}' has a path, a query or a fragment; use mqtt://HOST:PORT"
+    @classmethod
+    def of(cls, properties: Properties | None) -> "Limits":
+        """The limits in the properties of a CONNACK."""
+        stated = vars(properties) if properties else {}
+        lacks = [NO_RETAIN] * (stated.get("RetainAvailable") == 0)
+        lacks += [NO_QOS_1] * (stated.get("MaximumQoS") == 0)
+        return cls(
+            packet_size=stated.get("MaximumPacketSize", LARGEST_PACKET),
+            in_flight=stated.get("ReceiveMaximum", 65_535),
+            lacking=lacks[0] if lacks else 0,
         )
 
 
-def node_name(config: MqttConfig) -> str:
-    """The configured node, else the host name with other than letters and digits replaced."""
-    return config.node or re.sub(r"[^A-Za-z0-9_-]+", "_", socket.gethostname()).strip("_") or "node"
+class Client(aiomqtt.Client):
+    """aiomqtt's client, and what that one ignores: what a broker allows, that it refuses a
+    message, and how it ended the connection. Needs methods of aiomqtt 2 that begin with _."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.limits = Limits()
+        self.ending = ""  # why the broker ended the connection, if it said so
+        self.hung_up = False  # the broker ended the connection; it did not fall silent
+        self._refused: dict[int, ReasonCode] = {}  # by the number of the message
+
+    def _on_connect(
+        self, client: Any, userdata: Any, flags: Any, reason_code: Any, properties: Any = None
+    ) -> None:
+        self.limits = Limits.of(properties)
+        super()._on_connect(client, userdata, flags, reason_code, properties)
+
+    def _on_disconnect(
+        self,
+        client: Any,
+        userdata: Any,
+        flags: DisconnectFlags,
+        reason_code: ReasonCode,
+        properties: Any = None,
+    ) -> None:
+        self.hung_up = reason_code.value != KEEPALIVE_TIMEOUT
+        if flags.is_disconnect_packet_from_server:
+            self.ending = str(reason_code)
+        if self._lock.locked() and not self._connected.done():  # ``__aenter__`` waits for it
+            self._connected.set_exception(HungUpError("hung up"))
+        super()._on_disconnect(client, userdata, flags, reason_code, properties)
+
+    def _on_publish(
+        self, client: Any, userdata: Any, mid: int, reason_code: ReasonCode, properties: Any
+    ) -> None:
+        if reason_code.is_failure:
+            self._refused[mid] = reason_code
+        super()._on_publish(client, userdata, mid, reason_code, properties)
+
+    @contextlib.contextmanager
+    def _pending_call(self, mid: int, value: Any, pending_dict: dict[int, Any]) -> Iterator[None]:
+        self._refused.pop(mid, None)
+        with super()._pending_call(mid, value, pending_dict):
+            yield
+        if code := self._refused.pop(mid, None):
+            raise RefusedError(code)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,24 +165,44 @@ def backoff() -> Iterator[float]:
 async def open_client(config: MqttConfig, *, will: Message | None = None) -> Client:
     """A connected client; ``will`` is its last will.
 
-    Raises BrokerError if the broker can't be reached or refuses, ConfigError for wrong settings.
+    Raises BrokerError if the broker can't be reached, refuses, or lacks what a publisher needs,
+    ConfigError for wrong settings.
     """
     address = read_address(config)
-    context = await asyncio.to_thread(_tls_context, config) if address.tls else None
+    context = await asyncio.to_thread(tls_context, config) if address.tls else None
+    await check_reachable(address, context)
     try:
-        await _check_reachable(address, context)
-    except (OSError, UnicodeError) as error:
-        raise BrokerError(f"{address}: {_explain(error, address)}") from None
-    username = config.username or address.username
+        client = await _connected(config, address, context, will=will)
+    except MqttError as error:
+        reason = _explain_refusal(error, config.username or address.username)
+        if will and isinstance(error, HungUpError):
+            reason = await _explain_hang_up(config, address, context, will=will) or reason
+        raise BrokerError(f"{address}: {reason}") from None
+    if will and client.limits.lacking:
+        await close_client(client)
+        raise BrokerError(f"{address}: {LACKING[client.limits.lacking]}")
+    return client
+
+
+async def _connected(
+    config: MqttConfig,
+    address: Address,
+    context: ssl.SSLContext | None,
+    *,
+    will: Message | None,
+) -> Client:
+    """A connected client. Raises MqttError."""
+    is_ipv6 = ":" in address.host  # then paho makes a header that is not valid
     client = Client(
         hostname=address.host,
         port=address.port,
-        username=username,
+        username=config.username or address.username,
         password=config.password.get_secret_value() if config.password else None,
         logger=SILENT,
         protocol=PROTOCOLS[config.version],
         transport="tcp" if address.path is None else "websockets",
         websocket_path=address.path,
+        websocket_headers={"Host": address.authority} if is_ipv6 else None,
         will=_last_will(will, version=config.version) if will else None,
         timeout=CONNECT_TIMEOUT_S,
         keepalive=KEEPALIVE_S,
@@ -163,11 +210,25 @@ async def open_client(config: MqttConfig, *, will: Message | None = None) -> Cli
         socket_options=[NO_DELAY],
         tls_context=context,
     )
-    try:
-        await client.__aenter__()
-    except MqttError as error:
-        raise BrokerError(f"{address}: {_explain_refusal(error, username)}") from None
+    await client.__aenter__()
     return client
+
+
+async def _explain_hang_up(
+    config: MqttConfig, address: Address, context: ssl.SSLContext | None, *, will: Message
+) -> str:
+    """What of the last will makes the broker hang up; "" if it is not the will.
+
+    With MQTT 3.1.1 a broker can't say that it keeps no retained messages, or allows no QoS 1.
+    """
+    for tried, code in ((replace(will, retain=False), NO_RETAIN), (replace(will, qos=0), NO_QOS_1)):
+        with contextlib.suppress(MqttError):
+            await close_client(await _connected(config, address, context, will=tried))
+            return LACKING[code]
+    with contextlib.suppress(MqttError):
+        await close_client(await _connected(config, address, context, will=None))
+        return f"hangs up at the last will, {will.topic}; check its access rules and its settings"
+    return ""
 
 
 async def close_client(client: Client) -> None:
@@ -179,7 +240,8 @@ async def close_client(client: Client) -> None:
 async def publish(client: Client, message: Message, *, version: str) -> None:
     """Publish a message; returns when it is acknowledged (QoS 1) or sent (QoS 0).
 
-    Raises MqttError when the connection breaks, or the acknowledgement takes too long.
+    Raises RefusedError when the broker answers that it does not take the message, MqttError when
+    the connection breaks, or the acknowledgement takes too long.
     """
     await client.publish(
         message.topic,
@@ -189,6 +251,14 @@ async def publish(client: Client, message: Message, *, version: str) -> None:
         properties=_properties(message, version=version),
         timeout=ACKNOWLEDGE_TIMEOUT_S,
     )
+
+
+def packet_size(message: Message, *, version: str) -> int:
+    """The bytes of a message as it is sent, its topic and properties included."""
+    properties = _properties(message, version=version)
+    rest = 2 + len(message.topic.encode()) + (2 if message.qos else 0) + len(message.payload)
+    rest += len(properties.pack()) if properties else 0  # type: ignore[no-untyped-call]
+    return 1 + max(1, (rest.bit_length() + 6) // 7) + rest  # 7 bits of the length a byte
 
 
 async def subscribe_to(client: Client, topics: Sequence[str]) -> bool:
@@ -251,75 +321,6 @@ def _properties(
     return properties
 
 
-async def _check_reachable(address: Address, context: ssl.SSLContext | None) -> None:
-    """Open and close a TCP (and TLS) connection. Raises OSError or UnicodeError if that fails.
-
-    The MQTT client connects in one of asyncio's threads, which the program waits for when it
-    ends: a broker that doesn't answer would delay Ctrl-C. So a daemon thread connects first.
-    """
-    outcome: Future[None] = Future()
-    outcome.set_running_or_notify_cancel()  # from here on the thread may settle it at any time
-
-    def attempt() -> None:
-        try:
-            _connect(address, context)
-        except (OSError, UnicodeError) as error:
-            outcome.set_exception(error)
-        else:
-            outcome.set_result(None)
-
-    threading.Thread(target=attempt, name="mqtt-reach", daemon=True).start()
-    async with asyncio.timeout(CONNECT_TIMEOUT_S):
-        await asyncio.wrap_future(outcome)
-
-
-def _connect(address: Address, context: ssl.SSLContext | None) -> None:
-    with socket.create_connection((address.host, address.port), CONNECT_TIMEOUT_S) as plain:
-        if context:
-            try:
-                context.wrap_socket(plain, server_hostname=address.host).close()
-            except ConnectionError as error:  # the server did not understand the handshake
-                raise ssl.SSLError(str(error)) from None
-
-
-def _tls_context(config: MqttConfig) -> ssl.SSLContext:
-    setting, file = "mqtt.ca_file", config.ca_file
-    try:
-        context = ssl.create_default_context(cafile=config.ca_file)
-        if config.certificate is not None:
-            setting, file = "mqtt.certificate", config.certificate
-            # Without a password OpenSSL would ask for that of an encrypted key on the terminal.
-            context.load_cert_chain(config.certificate, config.key, password="")
-    except OSError as error:  # ssl.SSLError is one
-        is_ssl = isinstance(error, ssl.SSLError)
-        reason = "is not a PEM certificate" if is_ssl else error.strerror or "can't be read"
-        if setting == "mqtt.certificate":
-            reason += ", or mqtt.key is not its key"
-        raise ConfigError(f"{setting}: {file}: {reason}; check the path") from None
-    return context
-
-
-def _explain(error: OSError | UnicodeError, address: Address) -> str:
-    match error:
-        case ssl.SSLCertVerificationError(verify_code=code) if code in (NAME_MISMATCH, IP_MISMATCH):
-            return f"its certificate is not for '{address.host}'; use the name it was made for"
-        case ssl.SSLCertVerificationError():
-            return (
-                f"its certificate is not trusted ({error.verify_message}); "
-                "set mqtt.ca_file to the certificate of its authority"
-            )
-        case ssl.SSLError():
-            return "does not speak TLS at this port; use mqtt:// or the broker's TLS port"
-        case socket.gaierror() | UnicodeError():
-            return f"no host '{address.host}' is known; check mqtt.url (--mqtt)"
-        case ConnectionRefusedError():
-            return "nothing listens there; start the broker, or check mqtt.url (--mqtt)"
-        case TimeoutError():
-            return f"no answer within {CONNECT_TIMEOUT_S:g} s; check mqtt.url and the firewall"
-        case _:
-            return f"{error.strerror or error}; check mqtt.url (--mqtt) and the network"
-
-
 def _explain_refusal(error: MqttError, username: str | None) -> str:
     code = getattr(getattr(error, "rc", None), "value", None)
     if code in (WRONG_PASSWORD, NOT_AUTHORIZED):
@@ -331,6 +332,8 @@ def _explain_refusal(error: MqttError, username: str | None) -> str:
         )
     if code == UNKNOWN_VERSION:
         return "does not speak this version of MQTT; set mqtt.version to 3.1.1"
+    if code in LACKING:
+        return LACKING[code]
     if code is not None:
         return f"the broker refuses ({error}); check its settings"
     return (

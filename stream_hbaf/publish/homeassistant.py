@@ -7,7 +7,7 @@ from typing import Any
 
 from stream_hbaf.config import MqttConfig
 from stream_hbaf.events import Info, SwitchName
-from stream_hbaf.publish.connection import node_name
+from stream_hbaf.publish.address import node_name
 from stream_hbaf.publish.messages import Message
 
 EMOTION_S = 600  # an emotion becomes unknown after that

@@ -10,6 +10,7 @@ from stream_hbaf.config import MqttConfig
 from stream_hbaf.errors import BrokerError, StreamHbafError
 from stream_hbaf.events import AnyEvent, Info, Speech, Utterance
 from stream_hbaf.files import is_locked
+from stream_hbaf.publish.address import node_name, read_address
 from stream_hbaf.publish.broker import broker_lock
 from stream_hbaf.publish.connection import (
     Client,
@@ -17,10 +18,8 @@ from stream_hbaf.publish.connection import (
     OnConnectionStatus,
     backoff,
     close_client,
-    node_name,
     open_client,
     publish,
-    read_address,
     receive,
     subscribe_to,
 )
@@ -33,6 +32,12 @@ IN_FLIGHT = 16  # messages sent before the first is acknowledged; mosquitto acce
 DROPPABLE = 16  # droppable messages that may wait; the oldest are dropped and counted
 FAREWELL_S = 0.5  # part of the time to close that is reserved for ``stopped``
 CLOSING_DELAY_S = 0.25  # between attempts to reach the broker when the program ends
+
+
+async def check_broker(config: MqttConfig) -> None:
+    """Connect as a publisher does, and disconnect. Raises BrokerError or ConfigError."""
+    will = available("offline", prefix=config.prefix, node=node_name(config))
+    await close_client(await open_client(config, will=will))
 
 
 class MqttPublisher:

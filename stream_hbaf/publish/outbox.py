@@ -21,7 +21,7 @@ from typing import TextIO
 
 from stream_hbaf.config import MqttConfig
 from stream_hbaf.files import lock_file, state_folder
-from stream_hbaf.publish.connection import node_name, read_address
+from stream_hbaf.publish.address import node_name, read_address
 from stream_hbaf.publish.messages import Message
 
 MAX_FILES = 100  # recognisers on one machine that share broker, prefix and node
