@@ -29,7 +29,7 @@ ROOMS = (
 # Each outside library is known to these files only, so that it can be replaced there.
 LIBRARIES = {
     "aiohttp": {"dashboard/server.py"},
-    "aiomqtt": {"publish/connection.py"},
+    "aiomqtt": {"publish/connection.py", "publish/mqtt_client.py"},
     "amqtt": {"publish/broker.py"},
     "audformat": {"corpora/exchange.py"},
     "av": {"audio/decode.py", "sessions/format.py"},
@@ -43,7 +43,7 @@ LIBRARIES = {
     "jiwer": {"evaluation/metrics.py"},
     "markupsafe": {"evaluation/report.py"},
     "matplotlib": {"evaluation/plots.py"},
-    "paho": {"publish/connection.py"},
+    "paho": {"publish/connection.py", "publish/mqtt_client.py"},
     "peft": {"training/text_encoder.py"},
     "shtab": {"cli.py"},
     "safetensors": {

@@ -4,7 +4,6 @@ import asyncio
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ import pytest
 from stream_hbaf.config import MqttConfig
 from stream_hbaf.publish.messages import Message
 from stream_hbaf.publish.outbox import Outbox
+from stream_hbaf.publish.outbox_rows import Moment
 
 CONFIG = MqttConfig(url="mqtt://broker", prefix="p", node="n", outbox=5)
 
@@ -104,25 +104,122 @@ def test_too_many_messages_while_the_broker_is_away() -> None:
     asyncio.run(main())
 
 
+class Clock:
+    """The clocks of a machine, which a test sets."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.boot, self.since_boot, self.at = "boot 1", 100.0, 1_800_000_000.0
+        for module in ("outbox", "outbox_file"):
+            monkeypatch.setattr(f"stream_hbaf.publish.{module}.present", self)
+
+    def __call__(self) -> Moment:
+        return Moment(self.boot, self.since_boot, self.at)
+
+    def wait(self, hours: float) -> None:
+        self.since_boot += hours * 3600
+        self.at += hours * 3600
+
+    def set(self, hours: float) -> None:
+        """Set the wall clock forward."""
+        self.at += hours * 3600
+
+    def boot_again(self, number: int = 2) -> None:
+        self.boot, self.since_boot = f"boot {number}", 10.0
+
+
+TWO_HOURS = CONFIG.model_copy(update={"outbox_age_h": 2})
+
+
 def test_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Messages older than `outbox_age_h` are dropped and counted, also at the next start."""
-    config = CONFIG.model_copy(update={"outbox_age_h": 2})
-    now = time.time()
-    clock = [now - 4 * 3600]
-    monkeypatch.setattr("time.time", lambda: clock[0])
+    """Messages older than `outbox_age_h` are dropped and counted, also at the next start and
+    after another boot."""
+    clock = Clock(monkeypatch)
 
     async def main() -> list[str]:
-        first = await filled("old", config=config)
-        clock[0] = now - 3600
+        lines: list[str] = []
+        first = Outbox(TWO_HOURS, on_report=lines.append)
+        await first.put([stored("old")], broker_away=True)
+        clock.wait(3)
         await first.put([stored("young")], broker_away=True)
         assert (payloads(first), first.dropped) == (["young"], 1)
         await first.close()
-        clock[0] = now + 2 * 3600
-        lines: list[str] = []
-        assert await left(config, lines=lines) == []
+        clock.wait(3)
+        assert await left(TWO_HOURS, lines=lines) == []
+        await (await filled("again", config=TWO_HOURS)).close()
+        clock.boot_again()
+        clock.wait(3)
+        assert await left(TWO_HOURS, lines=lines) == []
         return lines
 
-    assert asyncio.run(main()) == ["outbox: messages of an earlier run dropped, too old: 1"]
+    assert [line for line in asyncio.run(main()) if "kept" not in line] == [
+        "outbox: messages dropped, too old: 1",
+        "outbox: messages of an earlier run dropped, too old: 1",
+        "outbox: messages of an earlier run dropped, too old: 1",
+    ]
+
+
+@pytest.mark.parametrize("wrong_by_h", [-500_000, -240, 240, 500_000])
+def test_clock_that_is_set(monkeypatch: pytest.MonkeyPatch, wrong_by_h: float) -> None:
+    """A wall clock that was wrong makes no message old: neither in the same run, nor in the next
+    one, nor, if it was set before a message came, after another boot."""
+    clock = Clock(monkeypatch)
+    clock.set(wrong_by_h)
+
+    async def main() -> None:
+        outbox = await filled("one", config=TWO_HOURS)
+        clock.set(-wrong_by_h)
+        await outbox.put([stored("two")], broker_away=True)
+        assert (payloads(outbox), outbox.dropped) == (["one", "two"], 0)
+        await outbox.close()
+        assert await left(TWO_HOURS) == [stored("one"), stored("two")]
+        clock.boot_again()
+        clock.set(1)
+        assert await left(TWO_HOURS) == [stored("one"), stored("two")]
+
+    asyncio.run(main())
+
+
+def test_clock_that_was_impossible_at_an_earlier_boot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without a clock begins in 1970: what it kept counts as new, and grows old."""
+    clock = Clock(monkeypatch)
+    clock.set(-500_000)
+
+    async def main() -> None:
+        await (await filled("one", config=TWO_HOURS)).close()
+        clock.boot_again()
+        clock.set(500_000)
+        assert await left(TWO_HOURS) == [stored("one")]
+        clock.wait(1)
+        assert await left(TWO_HOURS) == [stored("one")]
+        clock.wait(2)
+        assert await left(TWO_HOURS) == []
+
+    asyncio.run(main())
+
+
+def test_order_of_merged_files_with_a_clock_that_steps_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Within each file messages stay in their order, whatever the clock showed."""
+    clock = Clock(monkeypatch)
+
+    async def main() -> list[str]:
+        first, second = await filled("a1"), await filled("b1")
+        clock.boot_again()
+        clock.set(-1)
+        for outbox, word in ((second, "b2"), (first, "a2")):
+            clock.wait(0.1)
+            await outbox.put([stored(word)], broker_away=True)
+        await first.close()
+        await second.close()
+        clock.boot_again(3)
+        clock.wait(0.1)
+        return [message.payload.decode() for message in await left()]
+
+    found = asyncio.run(main())
+    assert sorted(found) == ["a1", "a2", "b1", "b2"]
+    assert found.index("a1") < found.index("a2")
+    assert found.index("b1") < found.index("b2")
 
 
 def test_forgotten_dialogue_is_gone_from_the_disk(state: Path) -> None:

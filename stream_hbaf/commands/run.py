@@ -20,7 +20,8 @@ from stream_hbaf.live.control import Controls
 from stream_hbaf.live.pipeline import LivePipeline
 from stream_hbaf.live.runtime import Publisher
 from stream_hbaf.publish.broker import embedded_broker
-from stream_hbaf.publish.mqtt import MqttPublisher, check_broker
+from stream_hbaf.publish.connection import check_broker
+from stream_hbaf.publish.mqtt import MqttPublisher
 from stream_hbaf.publish.terminal import JsonLines, Terminal
 from stream_hbaf.recognizer import Recognizer
 from stream_hbaf.sessions.recorder import SessionRecorder

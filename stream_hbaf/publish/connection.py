@@ -8,22 +8,26 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-import aiomqtt
 from aiomqtt import MqttCodeError, MqttError, ProtocolVersion, Will
-from paho.mqtt.client import DisconnectFlags
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
-from paho.mqtt.reasoncodes import ReasonCode
 
 from stream_hbaf.config import MqttConfig
 from stream_hbaf.errors import BrokerError, printable
-from stream_hbaf.publish.address import Address, read_address
-from stream_hbaf.publish.messages import Message
+from stream_hbaf.publish.address import Address, node_name, read_address
+from stream_hbaf.publish.messages import Message, available
+from stream_hbaf.publish.mqtt_client import (
+    LACKING,
+    NO_QOS_1,
+    NO_RETAIN,
+    NOT_AUTHORIZED,
+    Client,
+    HungUpError,
+)
 from stream_hbaf.publish.reachable import CONNECT_TIMEOUT_S, check_reachable, tls_context
 
-__all__ = ["MqttError"]  # no other file imports aiomqtt
+__all__ = ["Client", "MqttError"]  # few files import aiomqtt
 
 # Called with whether the broker is connected, and a line for people.
 OnConnectionStatus = Callable[[bool, str], None]
@@ -43,103 +47,10 @@ UTF_8 = 1  # MQTT 5's payload format indicator
 LONGEST_PROPERTY = 200  # characters
 SUBSCRIPTION_REFUSED = 0x80
 UNKNOWN_VERSION = 132  # reason codes, as paho maps CONNACK 1, 4 and 5
-WRONG_PASSWORD, NOT_AUTHORIZED = 134, 135
-KEEPALIVE_TIMEOUT, PACKET_TOO_LARGE = 141, 149
-NO_RETAIN, NO_QOS_1 = 154, 155
-IN_USE, QUOTA_EXCEEDED = 145, 151  # these may pass by themselves
-LARGEST_PACKET = 268_435_460  # bytes: what MQTT's length field can say, and the field itself
+WRONG_PASSWORD = 134
 
 # Errors are reported in one line here; the client would log them with tracebacks.
 SILENT = logging.Logger("mqtt", level=logging.CRITICAL + 1)
-
-LACKING = {
-    NO_RETAIN: "keeps no retained messages, which are needed; "
-    "allow them at the broker (mosquitto: retain_available)",
-    NO_QOS_1: "takes no messages with QoS 1, which are needed; "
-    "allow them at the broker (mosquitto: max_qos)",
-}
-
-
-class HungUpError(MqttError):
-    """The broker closed the connection instead of answering the request for one."""
-
-
-class RefusedError(Exception):
-    """The broker has answered that it does not take a message (MQTT 5)."""
-
-    def __init__(self, code: ReasonCode) -> None:
-        super().__init__(str(code))
-        self.code = code.value
-        self.passes = self.code in (IN_USE, QUOTA_EXCEEDED)
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What an MQTT 5 broker says that it takes; others say nothing."""
-
-    packet_size: int = LARGEST_PACKET
-    in_flight: int = 65_535
-    lacking: int = 0  # the reason code of what the recogniser needs and the broker lacks
-
-    @classmethod
-    def of(cls, properties: Properties | None) -> "Limits":
-        """The limits in the properties of a CONNACK."""
-        stated = vars(properties) if properties else {}
-        lacks = [NO_RETAIN] * (stated.get("RetainAvailable") == 0)
-        lacks += [NO_QOS_1] * (stated.get("MaximumQoS") == 0)
-        return cls(
-            packet_size=stated.get("MaximumPacketSize", LARGEST_PACKET),
-            in_flight=stated.get("ReceiveMaximum", 65_535),
-            lacking=lacks[0] if lacks else 0,
-        )
-
-
-class Client(aiomqtt.Client):
-    """aiomqtt's client, and what that one ignores: what a broker allows, that it refuses a
-    message, and how it ended the connection. Needs methods of aiomqtt 2 that begin with _."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.limits = Limits()
-        self.ending = ""  # why the broker ended the connection, if it said so
-        self.hung_up = False  # the broker ended the connection; it did not fall silent
-        self._refused: dict[int, ReasonCode] = {}  # by the number of the message
-
-    def _on_connect(
-        self, client: Any, userdata: Any, flags: Any, reason_code: Any, properties: Any = None
-    ) -> None:
-        self.limits = Limits.of(properties)
-        super()._on_connect(client, userdata, flags, reason_code, properties)
-
-    def _on_disconnect(
-        self,
-        client: Any,
-        userdata: Any,
-        flags: DisconnectFlags,
-        reason_code: ReasonCode,
-        properties: Any = None,
-    ) -> None:
-        self.hung_up = reason_code.value != KEEPALIVE_TIMEOUT
-        if flags.is_disconnect_packet_from_server:
-            self.ending = str(reason_code)
-        if self._lock.locked() and not self._connected.done():  # ``__aenter__`` waits for it
-            self._connected.set_exception(HungUpError("hung up"))
-        super()._on_disconnect(client, userdata, flags, reason_code, properties)
-
-    def _on_publish(
-        self, client: Any, userdata: Any, mid: int, reason_code: ReasonCode, properties: Any
-    ) -> None:
-        if reason_code.is_failure:
-            self._refused[mid] = reason_code
-        super()._on_publish(client, userdata, mid, reason_code, properties)
-
-    @contextlib.contextmanager
-    def _pending_call(self, mid: int, value: Any, pending_dict: dict[int, Any]) -> Iterator[None]:
-        self._refused.pop(mid, None)
-        with super()._pending_call(mid, value, pending_dict):
-            yield
-        if code := self._refused.pop(mid, None):
-            raise RefusedError(code)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +93,12 @@ async def open_client(config: MqttConfig, *, will: Message | None = None) -> Cli
         await close_client(client)
         raise BrokerError(f"{address}: {LACKING[client.limits.lacking]}")
     return client
+
+
+async def check_broker(config: MqttConfig) -> None:
+    """Connect as a publisher does, and disconnect. Raises BrokerError or ConfigError."""
+    will = available("offline", prefix=config.prefix, node=node_name(config))
+    await close_client(await open_client(config, will=will))
 
 
 async def _connected(

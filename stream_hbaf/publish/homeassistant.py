@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from stream_hbaf.config import MqttConfig
@@ -39,8 +40,14 @@ EVENT = "{{ dict(value_json, event_type=value_json.type) | tojson if " + ENDED +
 AVAILABLE = "{{ 'online' if value == 'online' else 'offline' }}"
 
 
-def discovery(info: Info, config: MqttConfig) -> Message:
-    """The discovery message: one device with all its entities. Needs Home Assistant 2024.11."""
+def discovery(
+    info: Info, config: MqttConfig, *, removed: Mapping[str, str] | None = None
+) -> Message:
+    """The discovery message: one device with all its entities. Needs Home Assistant 2024.11.
+
+    ``removed`` are entities of before, platforms by key: Home Assistant removes an entity that is
+    announced with its platform alone, and keeps one that is left out.
+    """
     node = node_name(config)
     root = f"{config.prefix}/{node}"
     device = _identifier(f"{config.prefix}_{node}")
@@ -63,10 +70,18 @@ def discovery(info: Info, config: MqttConfig) -> Message:
             }
         ],
         "qos": 1,
-        "cmps": entities,
+        "cmps": entities | {key: {"p": platform} for key, platform in (removed or {}).items()},
     }
     topic = f"{config.homeassistant}/device/{device}/config"
     return Message(topic, json.dumps(payload, ensure_ascii=False).encode(), retain=True)
+
+
+def platforms(message: Message) -> dict[str, str]:
+    """The entities that a discovery message announces, platforms by key; none of others."""
+    if not message.topic.endswith("/config") or not message.payload:
+        return {}
+    entities = json.loads(message.payload)["cmps"]
+    return {key: entity["p"] for key, entity in entities.items()}
 
 
 def _entities(root: str, *, labels: list[str]) -> dict[str, dict[str, Any]]:

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Sequence
-from functools import partial
 
 from stream_hbaf.config import MqttConfig
 from stream_hbaf.errors import BrokerError, StreamHbafError
@@ -13,31 +12,27 @@ from stream_hbaf.files import is_locked
 from stream_hbaf.publish.address import node_name, read_address
 from stream_hbaf.publish.broker import broker_lock
 from stream_hbaf.publish.connection import (
+    STEADY_S,
     Client,
     MqttError,
     OnConnectionStatus,
     backoff,
     close_client,
     open_client,
-    publish,
     receive,
     subscribe_to,
 )
-from stream_hbaf.publish.homeassistant import discovery
 from stream_hbaf.publish.messages import Message, available, erasure, messages
 from stream_hbaf.publish.outbox import Outbox
+from stream_hbaf.publish.outbox_rows import Queued
+from stream_hbaf.publish.refusals import IN_FLIGHT, Refusals
 from stream_hbaf.publish.requests import Control, Requests
+from stream_hbaf.publish.retained import RetainedState
 
-IN_FLIGHT = 16  # messages sent before the first is acknowledged; mosquitto accepts 20
 DROPPABLE = 16  # droppable messages that may wait; the oldest are dropped and counted
 FAREWELL_S = 0.5  # part of the time to close that is reserved for ``stopped``
+AGAIN_S = 60.0  # until a message is sent again whose refusal may pass by itself
 CLOSING_DELAY_S = 0.25  # between attempts to reach the broker when the program ends
-
-
-async def check_broker(config: MqttConfig) -> None:
-    """Connect as a publisher does, and disconnect. Raises BrokerError or ConfigError."""
-    will = available("offline", prefix=config.prefix, node=node_name(config))
-    await close_client(await open_client(config, will=will))
 
 
 class MqttPublisher:
@@ -61,21 +56,22 @@ class MqttPublisher:
         self.address = read_address(config)
         self._config = config
         self._names = {"prefix": config.prefix, "node": node_name(config)}
-        self._info = info
         self._on_status = on_status or (lambda _connected, _line: None)
         self._client: Client | None = None
         self._delivery: asyncio.Task[None] | None = None
         self._outbox = Outbox(config, on_report=self._report)
         self._droppable: deque[Message] = deque(maxlen=DROPPABLE)
         self._dropped = 0
-        self._retained: dict[str, Message] = {}  # by topic: what the broker should hold
-        self._speech: dict[str, Message] = {}  # by topic: the latest ON or OFF
+        self._state = RetainedState(config, info, self._outbox)
         self._labels: dict[str, str] = {}  # by source: the label published last
         self._wake = asyncio.Event()  # something is to be sent
         self._room = asyncio.Event()  # the outbox has become shorter, or the connection is lost
         self._closing = asyncio.Event()
         self._republish_due = False
-        self._publish = partial(publish, version=config.version)
+        self._refusals = Refusals(str(self.address), version=config.version, on_report=self._report)
+        self._delays = backoff()
+        self._connected_at = 0.0  # in the loop's time
+        self._again: asyncio.TimerHandle | None = None
         self._requests = Requests(
             control,
             **self._names,
@@ -87,7 +83,7 @@ class MqttPublisher:
     @property
     def outbox_depth(self) -> int:
         """The number of messages that the broker has not acknowledged yet."""
-        return len(self._outbox)
+        return self._outbox.depth
 
     @property
     def dropped(self) -> dict[str, int]:
@@ -106,7 +102,7 @@ class MqttPublisher:
         will = available("offline", **self._names)
         client = await open_client(self._config, will=will)
         await self._outbox.open()
-        self._client = client
+        self._client, self._connected_at = client, asyncio.get_running_loop().time()
 
     async def run(self) -> None:
         """Deliver messages until ``close``; to be run as a task."""
@@ -129,9 +125,9 @@ class MqttPublisher:
         if isinstance(event, Utterance) and event.type == "end" and event.emotion:
             self._labels[source] = event.emotion.label
         if isinstance(event, Speech):
-            self._speech |= {message.topic: message for message in found}
+            self._state.hold_speech(found)
         if isinstance(event, Info):
-            self._info, self._republish_due = event, True
+            self._state.info, self._republish_due = event, True
             self._wake.set()
         elif any(not message.droppable for message in found):
             await self._enqueue(found)
@@ -147,7 +143,7 @@ class MqttPublisher:
         for message in droppable:
             self._droppable.remove(message)
         waiting = await self._outbox.forget(dialogue_id)
-        retained = [m for m in self._retained.values() if m.dialogue_id == dialogue_id]
+        retained = self._state.of_dialogue(dialogue_id)
         self._labels.clear()  # the next label is published even if it is the erased one
         await self._enqueue([erasure(message) for message in retained])
         return len(droppable) + waiting + len(retained)
@@ -163,6 +159,8 @@ class MqttPublisher:
         self._closing.set()
         self._wake.set()
         self._room.set()
+        if self._again:
+            self._again.cancel()
         if self._delivery is None or self._delivery.done():
             self._delivery = asyncio.create_task(self._deliver(), name="mqtt-delivery")
         await asyncio.wait({self._delivery}, timeout=timeout_s - min(FAREWELL_S, timeout_s / 4))
@@ -185,7 +183,7 @@ class MqttPublisher:
                 await self._room.wait()
         finally:  # a cancelled call stores its messages as well
             if self._client is None:
-                self._retained |= {message.topic: message for message in found if message.retain}
+                self._state.hold(found)
                 found = [message for message in found if not message.retain]
             self._wake.set()  # delivery need not wait for the disk
             await self._outbox.put(found, broker_away=self._client is None)
@@ -200,22 +198,31 @@ class MqttPublisher:
                     await self._use_connection(self._client)
                 except* MqttError:  # whose text is about aiomqtt's internals
                     lost, self._client = self._client, None
-                    self._retained |= {m.topic: m for m in self._outbox.pop_retained()}
-                    self._room.set()
-                    self._on_status(False, f"{self.address}: connection lost; trying again")
+                    self._connection_lost(lost)
                     await close_client(lost)
                 else:
                     break
             answering.cancel()
 
+    def _connection_lost(self, lost: Client) -> None:
+        self._state.hold(self._outbox.pop_retained())
+        self._room.set()
+        why = f" ({lost.ending})" if lost.ending else ""
+        self._on_status(False, f"{self.address}: connection lost{why}; trying again")
+        lasted_s = asyncio.get_running_loop().time() - self._connected_at
+        if self._refusals.connection_lost(lost) or lasted_s > STEADY_S:
+            self._delays = backoff()  # else it goes on: the broker may hang up at once for ever
+
     async def _reconnect(self) -> bool:
         """Try until the connection is there: True; or closing with nothing to send: False."""
         reported = ""
-        for delay_s in backoff():
+        for delay_s in self._delays:
             await self._wait_or_closing(delay_s)
             try:
                 await self.connect()
             except StreamHbafError as error:
+                self._refusals.broker_was_away()
+                self._outbox.take_back()
                 if self._closing.is_set() and not len(self._outbox):
                     return False
                 if str(error) != reported:
@@ -237,7 +244,7 @@ class MqttPublisher:
     async def _use_connection(self, client: Client) -> None:
         """Send and receive over one connection. Returns when closing and everything is delivered;
         raises MqttError when the connection breaks."""
-        kept = [m for m in self._droppable if m.topic not in self._speech]
+        kept = [m for m in self._droppable if not self._state.is_speech(m)]
         self._droppable = deque(kept, maxlen=DROPPABLE)
         self._republish_due = True
         async with asyncio.TaskGroup() as group:
@@ -262,15 +269,23 @@ class MqttPublisher:
                 self._wake.set()
 
     async def _republish(self, client: Client) -> None:
-        """Publish what is retained: a restarted broker has forgotten it."""
+        """Publish what is retained: a restarted broker has forgotten it. First clear what ended
+        runs left."""
         self._republish_due = False
-        known = [available("online", **self._names), *messages(self._info, **self._names)]
-        if self._config.homeassistant:
-            known.append(discovery(self._info, self._config))
-        for message in [*known, *self._retained.values(), *self._speech.values()]:
-            await self._publish(client, message)
-            if not message.payload:  # an erasure, done now
-                self._retained.pop(message.topic, None)
+        for message in self._state.known():
+            await self._publish_retained(client, message)
+        await self._state.announced()
+        cleared = self._state.erasures()
+        for message in cleared:
+            await self._refusals.publish(client, message)
+        await self._state.published(cleared)
+        for message in self._state.held():
+            await self._publish_retained(client, message)
+
+    async def _publish_retained(self, client: Client, message: Message) -> None:
+        await self._state.note([message])
+        if await self._refusals.publish(client, message) and not message.payload:
+            await self._state.published([message])
 
     async def _send_queued(self, client: Client) -> None:
         while True:
@@ -281,7 +296,7 @@ class MqttPublisher:
             elif self._droppable:
                 message = self._droppable.popleft()
                 try:
-                    await self._publish(client, message)
+                    self._dropped += not await self._refusals.publish(client, message)
                 except MqttError:
                     self._dropped += 1
                     raise
@@ -294,40 +309,47 @@ class MqttPublisher:
     async def _send_outbox(self, client: Client) -> None:
         """Send the oldest messages, several at once, so that the round trip doesn't limit the rate.
 
-        They are sent in order. Only those acknowledged with all before them leave the outbox:
-        after a broken connection the others are sent again, in order.
+        They are sent in order. Only those that are answered, with all before them, leave the
+        outbox: after a broken connection the others are sent again, in order.
         """
-        oldest = self._outbox.first(IN_FLIGHT)
-        sent: list[asyncio.Task[None]] = []
+        oldest = self._refusals.select(self._outbox.first(IN_FLIGHT), client)
+        await self._state.note([each.message for each in oldest])
+        sent: list[asyncio.Task[bool]] = []
         try:
             async with asyncio.TaskGroup() as group:
                 for each in oldest:
-                    sent.append(group.create_task(self._publish(client, each.message)))
+                    sent.append(group.create_task(self._refusals.publish(client, each.message)))
         finally:
-            acknowledged = []
+            answered: list[tuple[Queued, bool]] = []
             for each, task in zip(oldest, sent, strict=False):
                 if not task.done() or task.cancelled() or task.exception():
                     break
-                acknowledged.append(each)
-                if each.message.retain:
-                    self._update_retained(each.message, forgotten=each not in self._outbox)
-            await self._outbox.remove(acknowledged)
-            self._room.set()
+                answered.append((each, task.result()))
+            await self._leave_outbox(answered)
 
-    def _update_retained(self, message: Message, *, forgotten: bool) -> None:
-        """Note what the broker holds; a message ``forgotten`` meanwhile is erased there as well."""
-        if forgotten:
-            self._retained[message.topic] = erasure(message)
-            self._republish_due = True
-        elif message.payload:
-            self._retained[message.topic] = message
-        else:
-            self._retained.pop(message.topic, None)
+    async def _leave_outbox(self, answered: Sequence[tuple[Queued, bool]]) -> None:
+        """Note what the broker takes; a message forgotten meanwhile is erased there as well."""
+        taken = [each for each, is_taken in answered if is_taken]
+        retained = [each for each in taken if each.message.retain]
+        gone = [erasure(each.message) for each in retained if each not in self._outbox]
+        self._state.hold(gone)
+        self._republish_due |= bool(gone)
+        await self._state.published([e.message for e in retained if e in self._outbox])
+        await self._outbox.remove(taken)
+        await self._outbox.set_aside([each for each, is_taken in answered if not is_taken])
+        if self._refusals.may_pass and not self._again and not self._closing.is_set():
+            self._again = asyncio.get_running_loop().call_later(AGAIN_S, self._try_again)
+        self._room.set()
+
+    def _try_again(self) -> None:
+        self._again, self._refusals.may_pass = None, False
+        self._outbox.take_back()
+        self._wake.set()
 
     async def _publish_stopped(self) -> None:
         client, self._client = self._client, None
         if client:
-            await self._publish(client, available("stopped", **self._names))
+            await self._refusals.publish(client, available("stopped", **self._names))
             await close_client(client)
 
     def _report(self, line: str) -> None:

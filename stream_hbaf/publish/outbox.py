@@ -6,45 +6,21 @@ by the next run.
 
 import asyncio
 import hashlib
-import json
-import os
 import re
 import sqlite3
-import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from dataclasses import dataclass, replace
-from itertools import islice, takewhile
-from pathlib import Path
-from typing import TextIO
+from dataclasses import replace
+from itertools import islice
 
 from stream_hbaf.config import MqttConfig
-from stream_hbaf.files import lock_file, state_folder
+from stream_hbaf.files import is_locked, state_folder
 from stream_hbaf.publish.address import node_name, read_address
 from stream_hbaf.publish.messages import Message
+from stream_hbaf.publish.outbox_file import OutboxFile
+from stream_hbaf.publish.outbox_rows import Left, Queued, present
 
-MAX_FILES = 100  # recognisers on one machine that share broker, prefix and node
-# NORMAL: a commit survives a crash of this program, but perhaps not a power cut. It takes 0.05 ms
-# (99th percentile: 0.2 ms), where FULL, which waits for the disk, takes 1 ms (13 ms, at most 83).
-SETUP = """
-pragma journal_mode = wal;
-pragma synchronous = normal;
-pragma secure_delete = on;
-create table if not exists waiting (
-    number integer primary key, at real, topic text, payload blob, dialogue_id text, properties text
-);
-"""
-COLUMNS = "number, at, topic, payload, dialogue_id, properties"
-
-
-@dataclass(frozen=True, slots=True)
-class Queued:
-    """A message in the outbox."""
-
-    number: int  # rises from message to message
-    at: float  # Unix time when it was put here
-    message: Message
+CHECK_AGE_S = 1.0  # between two looks for messages that are too old
 
 
 class Outbox:
@@ -61,7 +37,14 @@ class Outbox:
         self._max_age_s = config.outbox_age_h * 3600
         self._report = on_report
         self._queued: dict[int, Queued] = {}  # by number, in order
-        self._store = _Store(state_folder(), name=_file_name(config))
+        self._aside: dict[int, Queued] = {}  # the same, of those that the broker does not take
+        self._store = OutboxFile(
+            state_folder(),
+            name=_file_name(config),
+            broker=str(read_address(config)),
+            root=f"{config.prefix}/{node_name(config)}/",
+            max_age_s=self._max_age_s,
+        )
         # A commit may have to wait for the disk; the event loop must not.
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="outbox")
         self._opening = asyncio.Lock()
@@ -69,12 +52,24 @@ class Outbox:
         self._last_number = 0
         self._disk_failed = False
         self._overflowing = False
+        self._reported: set[str] = set()
+        self._age_checked = -CHECK_AGE_S  # seconds since the boot
 
     def __len__(self) -> int:
         return len(self._queued)
 
     def __contains__(self, queued: Queued) -> bool:
         return queued.number in self._queued
+
+    @property
+    def depth(self) -> int:
+        """The number of messages that the broker has not taken, those set aside included."""
+        return len(self._queued) + len(self._aside)
+
+    @property
+    def left(self) -> list[Left]:
+        """The topics that ended runs left retained at the broker; known after ``open``."""
+        return self._store.left
 
     @property
     def full(self) -> bool:
@@ -88,12 +83,9 @@ class Outbox:
                 return
             left: list[Queued] = []
             await self._attempt(lambda: left.extend(self._store.open()))
-            if self._store.remark:
-                self._report(self._store.remark)
             self._queued = {queued.number: queued for queued in left}
             self._last_number = max(self._queued, default=0)
-            if old := await self._drop_old():
-                self._report(f"outbox: messages of an earlier run dropped, too old: {old}")
+            await self._drop_old("messages of an earlier run")
             if self._queued:
                 self._report(f"outbox: messages of an earlier run, sent first: {len(self._queued)}")
             self._opened = True
@@ -109,11 +101,12 @@ class Outbox:
         new = []
         for message in messages:  # without an await, so that a cancelled put loses nothing
             self._last_number += 1
-            new.append(Queued(self._last_number, time.time(), message))
+            new.append(Queued(self._last_number, present(), message))
         self._queued |= {queued.number: queued for queued in new}
         await self._write(new=new)
+        if broker_away or self._aside:
+            await self._drop_old("messages")
         if broker_away:
-            await self._drop_old()
             await self._drop_oldest()
 
     def first(self, count: int) -> list[Queued]:
@@ -133,14 +126,54 @@ class Outbox:
         gone = list(gone)
         for queued in gone:
             self._queued.pop(queued.number, None)
+            self._aside.pop(queued.number, None)
         self._overflowing = self._overflowing and self.full
         await self._write(gone=gone)
 
+    async def set_aside(self, refused: Sequence[Queued]) -> None:
+        """Keep messages that the broker does not take for the next run, which sends them last; of
+        messages that are not durable nothing is kept."""
+        kept = [replace(queued, aside=True) for queued in refused if queued.message.durable]
+        for queued in kept:
+            self._queued.pop(queued.number, None)
+        self._aside |= {queued.number: queued for queued in kept}
+        await self.remove([queued for queued in refused if not queued.message.durable])
+        numbers = [queued.number for queued in kept]
+        if kept and not self._disk_failed:  # else ``rewrite`` marks them
+            await self._attempt(lambda: self._store.set_aside(numbers))
+        surplus = max(0, self.depth - self._limit)
+        await self._drop(
+            list(islice(self._aside.values(), surplus)), "messages set aside dropped, too many"
+        )
+
+    def take_back(self) -> None:
+        """Queue what was set aside once more, in its old place."""
+        again = self._queued | {n: replace(q, aside=False) for n, q in self._aside.items()}
+        self._aside.clear()
+        self._queued = {number: again[number] for number in sorted(again)}
+
+    async def note_retained(self, topics: Sequence[Left]) -> None:
+        """Note on disk that topics are about to be retained, so that the next run can clear them
+        even if this one is killed."""
+        if topics and not self._disk_failed:
+            await self._attempt(lambda: self._store.note(topics))
+
+    def may_clear(self, left: Left) -> bool:
+        """Whether the run that left a retained topic has not begun again meanwhile."""
+        return left.origin is None or not is_locked(left.origin.with_suffix(".lock"))
+
+    async def cleared(self, topics: Sequence[Left]) -> None:
+        """Note that topics are retained no longer."""
+        if topics and not self._disk_failed:
+            await self._attempt(lambda: self._store.cleared(topics))
+
     async def forget(self, dialogue_id: str) -> int:
         """Erase the messages of a dialogue, and their bytes on disk; returns how many."""
-        found = [q.number for q in self._queued.values() if q.message.dialogue_id == dialogue_id]
+        waiting = (*self._queued.values(), *self._aside.values())
+        found = [queued.number for queued in waiting if queued.message.dialogue_id == dialogue_id]
         for number in found:
-            del self._queued[number]
+            self._queued.pop(number, None)
+            self._aside.pop(number, None)
         await self._attempt(lambda: self._store.erase(dialogue_id))
         return len(found)
 
@@ -150,6 +183,7 @@ class Outbox:
         ``put`` must not be called afterwards.
         """
         durable = sum(queued.message.durable for queued in self._queued.values())
+        durable += len(self._aside)
         await self._attempt(self._store.close)
         self._disk.shutdown(wait=False)
         if durable and self._disk_failed:
@@ -161,12 +195,14 @@ class Outbox:
             self._report(f"outbox: messages kept for the next start: {durable}")
         return durable
 
-    async def _drop_old(self) -> int:
-        """Drop the messages that are too old; returns how many."""
-        since = time.time() - self._max_age_s
-        old = list(takewhile(lambda queued: queued.at < since, self._queued.values()))
-        await self._drop(old)
-        return len(old)
+    async def _drop_old(self, which: str) -> None:
+        """Drop the messages that are too old, and report how many."""
+        now = present()
+        if now.since_boot - self._age_checked >= CHECK_AGE_S:
+            self._age_checked = now.since_boot
+            waiting = (*self._aside.values(), *self._queued.values())
+            old = [queued for queued in waiting if queued.made.age_s(now) > self._max_age_s]
+            await self._drop(old, f"{which} dropped, too old")
 
     async def _drop_oldest(self) -> None:
         surplus = self.first(len(self._queued) - self._limit) if self.full else []
@@ -175,15 +211,19 @@ class Outbox:
             self._report(f"outbox: full with {self._limit} messages; the oldest are dropped")
         await self._drop(surplus)
 
-    async def _drop(self, surplus: Sequence[Queued]) -> None:
+    async def _drop(self, surplus: Sequence[Queued], report: str = "") -> None:
         if surplus:
             self.dropped += sum(queued.message.durable for queued in surplus)
             await self.remove(surplus)
+            if report and report not in self._reported:  # then ``health`` counts them
+                self._reported.add(report)
+                self._report(f"outbox: {report}: {len(surplus)}")
 
     async def _write(self, *, new: Iterable[Queued] = (), gone: Iterable[Queued] = ()) -> None:
         """Write a change to the disk; after a failure, all durable messages."""
         if self._disk_failed:
-            kept = [queued for queued in self._queued.values() if queued.message.durable]
+            waiting = (*self._aside.values(), *self._queued.values())
+            kept = [queued for queued in waiting if queued.message.durable]
             await self._attempt(lambda: self._store.rewrite(kept), mends=True)
             return
         added = [queued for queued in new if queued.message.durable]
@@ -210,92 +250,11 @@ class Outbox:
                 )
             self._disk_failed = True
         else:
+            while self._store.remarks:
+                self._report(self._store.remarks.pop(0))
             if self._disk_failed and mends:
                 self._disk_failed = False
                 self._report(f"outbox: {self._store.folder}: messages are kept on disk again")
-
-
-class _Store:
-    """The outbox's SQLite file. Used in one thread; methods raise sqlite3.Error or OSError."""
-
-    def __init__(self, folder: Path, *, name: str) -> None:
-        self.folder = folder
-        self.remark = ""  # a line for people about opening the file
-        self._name = name
-        self._database: sqlite3.Connection | None = None
-        self._lock: TextIO | None = None  # held as long as the file is open
-
-    def open(self) -> list[Queued]:
-        """Open the first file that no other process has locked, and move into it what processes
-        that have ended left in others."""
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        left: list[Queued] = []
-        for number in range(MAX_FILES):
-            path = self.folder / f"{self._name}-{number}.sqlite"
-            if (self._database and not path.exists()) or not (
-                lock := lock_file(path.with_suffix(".lock"))
-            ):
-                continue
-            if self._database is None:
-                self._lock, self._database = lock, self._connect(path)
-                left = _rows(self._database)
-            else:
-                with lock:
-                    left = self._merge(path, left)
-        return left
-
-    def change(self, new: Iterable[Queued], gone: Iterable[int]) -> None:
-        """Add messages, and delete those with the numbers ``gone``."""
-        with self._opened as database:
-            _insert(database, new)
-            numbers = [(number,) for number in gone]
-            database.executemany("delete from waiting where number = ?", numbers)
-
-    def rewrite(self, kept: Iterable[Queued]) -> None:
-        """Hold these messages and no others."""
-        with self._opened as database:
-            database.execute("delete from waiting")
-            _insert(database, kept)
-
-    def erase(self, dialogue_id: str) -> None:
-        """Delete the messages of a dialogue, also from the write-ahead log, which has copies."""
-        with self._opened as database:
-            database.execute("delete from waiting where dialogue_id = ?", (dialogue_id,))
-        database.execute("pragma wal_checkpoint(truncate)")
-
-    def close(self) -> None:
-        if self._database is not None:
-            self._database.close()
-            self._database = None
-        if self._lock is not None:
-            self._lock.close()
-
-    @property
-    def _opened(self) -> sqlite3.Connection:
-        if self._database is None:
-            raise OSError("not open")
-        return self._database
-
-    def _merge(self, path: Path, own: Sequence[Queued]) -> list[Queued]:
-        """Move the messages of another file into this one; all are sorted by age and renumbered."""
-        with closing(self._connect(path)) as theirs:
-            left = sorted([*own, *_rows(theirs)], key=lambda queued: queued.at)
-        left = [replace(queued, number=n) for n, queued in enumerate(left, start=1)]
-        self.rewrite(left)
-        path.unlink()
-        return left
-
-    def _connect(self, path: Path) -> sqlite3.Connection:
-        """Open or create a file, readable by its owner only; a damaged one is renamed."""
-        try:
-            return _set_up(path)
-        except sqlite3.OperationalError:
-            raise
-        except sqlite3.DatabaseError as error:
-            aside = path.with_suffix(".damaged")
-            path.replace(aside)
-            self.remark = f"outbox: {path}: {error}; renamed to {aside.name}, and a new file begun"
-            return _set_up(path)
 
 
 def _file_name(config: MqttConfig) -> str:
@@ -304,32 +263,3 @@ def _file_name(config: MqttConfig) -> str:
     key = f"{read_address(config)} {config.prefix} {node}"
     readable = re.sub(r"[^A-Za-z0-9_-]+", "_", node)[:40]
     return f"outbox-{readable}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
-
-
-def _set_up(path: Path) -> sqlite3.Connection:
-    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-    database = sqlite3.connect(path)
-    try:
-        database.executescript(SETUP)
-    except sqlite3.Error:
-        database.close()
-        raise
-    return database
-
-
-def _insert(database: sqlite3.Connection, new: Iterable[Queued]) -> None:
-    rows = [
-        (w.number, w.at, m.topic, m.payload, m.dialogue_id, json.dumps(m.properties))
-        for w in new
-        for m in (w.message,)
-    ]
-    database.executemany(f"insert into waiting ({COLUMNS}) values (?, ?, ?, ?, ?, ?)", rows)
-
-
-def _rows(database: sqlite3.Connection) -> list[Queued]:
-    found = database.execute(f"select {COLUMNS} from waiting order by number")
-    return [
-        Queued(number, at, Message(topic, payload, dialogue_id=dialogue_id, properties=pairs))
-        for number, at, topic, payload, dialogue_id, properties in found
-        for pairs in (tuple((name, value) for name, value in json.loads(properties)),)
-    ]
