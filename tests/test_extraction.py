@@ -346,6 +346,22 @@ def test_cuts_from_one_recording(tmp_path: Path) -> None:
     assert calls == [(2, 2, clip)]  # two recordings, of which one can't be read
 
 
+def test_a_clip_far_longer_than_its_table_says_is_skipped(raw: Path, tmp_path: Path) -> None:
+    """What isn't the utterance isn't measured as one; tables are rounded, so some more is."""
+    clip = tmp_path / "long.mp4"
+    write_mp4(clip, np.tile(SPEECH[:RATE], 9))
+    corpus = one_dialogue(
+        utterance(clip, name="far", length_s=1.3),
+        utterance(clip, name="near", length_s=2.0),
+        utterance(raw / "train_splits/dia0_utt0.mp4", name="right", length_s=1.9),
+    )
+    found = run(corpus, tmp_path / "cache")
+    assert [str(one) for one in found.skipped] == [
+        f"far: {clip}: 1.3 s by the table, but the clip lasts 9.1 s"
+    ]
+    assert np.isnan(found.features["train"]).all(axis=1).tolist() == [True, False, False]
+
+
 def test_corpus_without_sound(tmp_path: Path) -> None:
     """A corpus that names no clip at all can't be extracted, and says so at once."""
     with pytest.raises(

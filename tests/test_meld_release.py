@@ -30,6 +30,17 @@ def write_release(folder: Path) -> Path:
     return folder
 
 
+def test_meld_reads_the_length_of_each_clip(tmp_path: Path) -> None:
+    """The table's times give each clip's length; times that are none give no length."""
+    write_release(tmp_path)
+    times = ("StartTime,EndTime", '"00:59:59,900","01:00:01,200"', '"0:1","00:00:02,000"')
+    table = "\n".join(f"{line},{time}" for line, time in zip(LINES, times, strict=True))
+    (tmp_path / "dev_sent_emo.csv").write_text(table)
+    first, second = read_meld(tmp_path, "dev")[0].utterances
+    assert first.length_s == pytest.approx(1.3)
+    assert second.length_s is None
+
+
 @pytest.mark.parametrize(
     ("split", "clips"),
     [

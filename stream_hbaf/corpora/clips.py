@@ -42,6 +42,7 @@ LIBRARIES = {
     "segmentation": ("faster-whisper", "onnxruntime", "webrtcvad-wheels"),
     "condition": ("scipy",),
 }
+OVERLONG, OVERLONG_S = 3, 5.0  # times its table's length and so much more: it's another clip
 OVERRUN_S = 0.5  # times are rounded, and encoders pad: a cut may end this far after its clip
 
 
@@ -58,6 +59,7 @@ class ClipJob:
     end_s: float | None = None  # None: to its end
     segmented: bool = False  # the longest utterance that the segmenter finds in the cut
     condition: Condition = CLEAN
+    length_s: float | None = None  # of the clip, as the corpus's table has it
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,13 @@ def cut_clip(samples: Samples, start_s: float | None, end_s: float | None) -> Sa
     return samples[start:end]
 
 
+def require_length(samples: Samples, length_s: float | None) -> None:
+    """Raise AudioError for a clip that is far longer than the corpus's table says."""
+    found_s = len(samples) / SAMPLE_RATE_HZ
+    if length_s is not None and found_s > OVERLONG * length_s + OVERLONG_S:
+        raise AudioError(f"{length_s:.1f} s by the table, but the clip lasts {found_s:.1f} s")
+
+
 @dataclass(frozen=True, eq=False)  # compared by identity, as arrays have no equality
 class Preparation:
     """How the clips of jobs are cut and augmented."""
@@ -134,8 +143,9 @@ class Preparation:
     def cut(self, samples: Samples, job: ClipJob) -> Samples:
         """The part of a clip's samples that a job is about.
 
-        Raises AudioError for times outside the clip.
+        Raises AudioError for times outside the clip, or if its length isn't the table's.
         """
+        require_length(samples, job.length_s)
         cut = cut_clip(samples, job.start_s, job.end_s)
         return self.segmentation.longest_utterance(cut) if job.segmented else cut
 
@@ -229,6 +239,7 @@ class Playlist:
             raise AudioError("the corpus names no clip")
         try:
             whole = decode_clip(utterance.audio)
+            require_length(whole, utterance.length_s)
             clip = cut_clip(whole, utterance.start_s, utterance.end_s)
         except AudioError as error:
             raise AudioError(f"{utterance.audio}: {error}") from None

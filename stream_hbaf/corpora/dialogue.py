@@ -46,6 +46,7 @@ class LabelledUtterance:
     prosody: tuple[float, ...] | None = None  # 8 published measurements, nan: not measurable
     start_s: float | None = None  # in `audio`; None: from its beginning
     end_s: float | None = None  # in `audio`; None: to its end
+    length_s: float | None = None  # of its own clip, as the corpus's table has it
     votes: tuple[tuple[str, ...], ...] = ()  # without a label: the labels that each annotator gave
     # Published embedding [256] of its audio, for a corpus whose audio isn't.
     ge2e: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)

@@ -138,7 +138,10 @@ def _read_or_measure(
             f"{corpus}: no utterance has a clip; "
             f"put the corpus's {tables}clips there or choose another representation"
         )
-    jobs = [ClipJob(one.id, one.audio, one.start_s, one.end_s) for one in utterances]
+    jobs = [
+        ClipJob(one.id, one.audio, one.start_s, one.end_s, length_s=one.length_s)
+        for one in utterances
+    ]
     measured = measure(jobs, representation=representation)
     if representation == PROSODY:
         return replace(measured, features=describe_dialogues(measured.features, dialogues))

@@ -167,6 +167,7 @@ MELD_CLIPS: dict[Split, str] = {
     "dev": "dev_splits_complete",
     "test": "output_repeated_splits_test",
 }
+TIME = re.compile(r"(\d+):(\d+):(\d+)[,.](\d{3})")
 EMORYNLP_NUMBERS = ("Season", "Episode", "Scene_ID", "Utterance_ID")
 # Peaceful and powerful are moods of either valence: none of the seven labels.
 EMORYNLP_EMOTIONS: dict[str, str | None] = {
@@ -200,6 +201,7 @@ def read_meld(folder: Path, split: Split) -> list[Dialogue]:
             label=_label(row["Emotion"], MELD_EMOTIONS, corpus="MELD", where=where),
             audio=clips / f"{name}.mp4" if clips else None,
             prosody=None if prosody is None else prosody.get(name, UNMEASURED),
+            length_s=_length_s(row.get("StartTime", ""), row.get("EndTime", "")),
         )
 
     table = f"{split}_sent_emo.csv"
@@ -260,6 +262,19 @@ def _read_scenes(
         Dialogue(f"{split}/{name.format(*scene)}", tuple(turns[place] for place in places))
         for scene, places in groupby(sorted(turns), key=lambda place: place[:-1])
     ]
+
+
+def _length_s(start: str, end: str) -> float | None:
+    """Seconds between two times such as ``00:14:38,127``; None for any that isn't one."""
+    found = [TIME.fullmatch(time.strip()) for time in (start, end)]
+    if not all(found):
+        return None
+    start_s, end_s = (
+        int(time[1]) * 3600 + int(time[2]) * 60 + int(time[3]) + int(time[4]) / 1000
+        for time in found
+        if time
+    )
+    return end_s - start_s if end_s > start_s else None
 
 
 def _read_prosody(path: Path | None) -> dict[str, tuple[float, ...]] | None:

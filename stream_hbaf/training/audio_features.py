@@ -137,6 +137,7 @@ def _jobs(corpus: Corpus, split: Split, audio: AudioConfig) -> dict[str, list[Cl
                 end_s=one.end_s,
                 segmented=audio.cut == "segmenter",
                 condition=condition,
+                length_s=one.length_s,
             )
             jobs.setdefault(name, []).append(job)
     return jobs
