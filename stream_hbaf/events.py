@@ -234,6 +234,9 @@ class Health(Event):
     """Messages dropped since the start, by kind: ``partials``, ``utterances``."""
     latency_ms: dict[str, Quantiles]
     """By stage, as in an ``end``."""
+    hints: list[str] = []
+    """What a person should check, a line for each source: nothing but silence, sound without any
+    speech, channels that cancel each other out. Published at once; usually empty."""
 
 
 class DialogueSummary(Event):

@@ -15,7 +15,7 @@ from stream_hbaf.audio.source import AudioSource, OnStatus
 from stream_hbaf.commands import print_status
 from stream_hbaf.config import Config, SourceConfig
 from stream_hbaf.errors import DeviceError
-from stream_hbaf.events import Info, State
+from stream_hbaf.events import Health, Info, State
 from stream_hbaf.live.control import Controls
 from stream_hbaf.live.pipeline import LivePipeline
 from stream_hbaf.live.runtime import Publisher
@@ -111,6 +111,7 @@ class _Run:
             self._publishers,
             on_audio=self._recorder.on_audio if self._recorder else None,
             recording=self._recorder is not None,
+            complete_health=self._complete_health,
         )
 
     async def start(self, screen: Publisher) -> None:
@@ -158,13 +159,15 @@ class _Run:
         """Publish the pipeline's health every minute."""
         while True:
             await asyncio.sleep(HEALTH_EVERY_S)
-            health = self.pipeline.health()
-            if self._mqtt is not None:
-                queues = health.queues | {"outbox": self._mqtt.outbox_depth}
-                health = health.model_copy(
-                    update={"queues": queues, "dropped": health.dropped | self._mqtt.dropped}
-                )
-            await self.pipeline.publish(health)
+            await self.pipeline.publish_health()
+
+    def _complete_health(self, health: Health) -> Health:
+        """The health with the publisher's queue and losses."""
+        if self._mqtt is None:
+            return health
+        queues = health.queues | {"outbox": self._mqtt.outbox_depth}
+        dropped = health.dropped | self._mqtt.dropped
+        return health.model_copy(update={"queues": queues, "dropped": dropped})
 
 
 def _fall_back(config: Config, speed: float | None) -> tuple[Config, float | None]:

@@ -30,8 +30,10 @@ class LivePipeline:
         on_audio: OnAudio | None = None,
         recording: bool = False,
         modalities: Collection[Modality] = MODALITIES,
+        complete_health: Callable[[Health], Health] = lambda health: health,
     ) -> None:
         """``on_audio`` gets every chunk. With ``recording``, each source has a switch for it, on.
+        ``complete_health`` adds what publishers know, such as their queues.
 
         A modality that isn't among ``modalities`` is withheld from the network, though it is
         transcribed or measured all the same.
@@ -42,6 +44,7 @@ class LivePipeline:
         )
         self._on_audio = on_audio or (lambda source, audio: None)
         self._recording = recording
+        self._complete_health = complete_health
 
     @property
     def recognizer(self) -> Recognizer:
@@ -67,7 +70,11 @@ class LivePipeline:
             source = {runtime.config.source: source}
         self.sources = {
             config.name: SourcePipeline(
-                runtime, config, on_audio=self._on_audio, recording=self._recording
+                runtime,
+                config,
+                on_audio=self._on_audio,
+                on_hint=self.publish_health,
+                recording=self._recording,
             )
             for config in source
         }
@@ -162,16 +169,22 @@ class LivePipeline:
         }
 
     def health(self) -> Health:
-        """The pipeline's memory, queues and latency now; publishers' queues are not included."""
+        """Memory, queues, latency and hints now."""
         waiting = [pipeline.queue_lengths() for pipeline in self.sources.values()]
-        return Health(
+        health = Health(
             uptime_s=round(time.monotonic() - self._runtime.began_at, 1),
             memory_mb=round(_resident_mb(), 1),
             utterances=self._runtime.utterances,
             queues={name: sum(one[name] for one in waiting) for name in ("chunks", "finished")},
             dropped={},
             latency_ms=self._runtime.latency(),
+            hints=list(self._runtime.hints.values()),
         )
+        return self._complete_health(health)
+
+    async def publish_health(self) -> None:
+        """Publish the health now."""
+        await self.publish(self.health())
 
     async def publish(self, event: AnyEvent) -> None:
         """Publish an event that isn't about a source's sound."""

@@ -135,6 +135,7 @@ class Runtime:
         self.modalities = modalities
         self.decoding = 0  # final transcripts queued or running; partials are abandoned for them
         self.utterances = 0  # finished
+        self.hints: dict[str, str] = {}  # what a person should check, by source
         self.began_at = time.monotonic()
         self.executors: Mapping[Stage, ThreadPoolExecutor] = {}
         self.tasks: asyncio.TaskGroup | None = None  # while it runs

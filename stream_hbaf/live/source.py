@@ -11,18 +11,15 @@ dropped whenever a final one is due; finished utterances never are.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from typing import TypeVar
-
-import numpy as np
 
 from stream_hbaf.audio.source import AudioSource, Chunk, Cut
 from stream_hbaf.config import SAMPLE_RATE_HZ, SourceConfig
 from stream_hbaf.errors import StreamHbafError
 from stream_hbaf.events import (
     AnyEvent,
-    Level,
     Speech,
     Stage,
     State,
@@ -33,6 +30,7 @@ from stream_hbaf.events import (
 )
 from stream_hbaf.features.acoustic import Acoustic
 from stream_hbaf.live.runtime import STAGES, Recognition, Runtime
+from stream_hbaf.live.sound_monitor import SoundMonitor
 from stream_hbaf.live.utterance import LiveUtterance
 from stream_hbaf.prediction import TextFeatures
 from stream_hbaf.recognizer import Int16
@@ -51,7 +49,6 @@ T = TypeVar("T")
 # What a model may raise on one utterance without danger to the next one; anything else is a
 # programming error and ends the pipeline.
 UTTERANCE_ERRORS = (StreamHbafError, RuntimeError, MemoryError)
-LEVEL_EVERY_S = 0.1
 CHUNKS_WAITING = 16
 FINISHED_WAITING = 4
 
@@ -62,9 +59,18 @@ class SourcePipeline:
     """Recognises the utterances of one source and publishes their events."""
 
     def __init__(
-        self, runtime: Runtime, config: SourceConfig, *, on_audio: OnAudio, recording: bool
+        self,
+        runtime: Runtime,
+        config: SourceConfig,
+        *,
+        on_audio: OnAudio,
+        on_hint: Callable[[], Awaitable[None]],
+        recording: bool,
     ) -> None:
-        """``on_audio`` gets every chunk that is recognised, and every cut between chunks."""
+        """``on_audio`` gets every chunk that is recognised, and every cut between chunks.
+
+        ``on_hint`` is called when the source's hint in ``runtime.hints`` has changed.
+        """
         self.config = config
         self.switches: dict[SwitchName, bool] = {"listening": True, "transcribe": True}
         if recording:
@@ -74,6 +80,7 @@ class SourcePipeline:
         self.tracker = runtime.tracker(config)
         self._partial_every = runtime.config.transcript.partial_every_ms * SAMPLE_RATE_HZ // 1000
         self._detector = UtteranceDetector(runtime.config)
+        self._monitor = SoundMonitor(config.name, runtime, on_hint=on_hint)
         self._chunks: asyncio.Queue[Chunk | Cut | None] = asyncio.Queue(CHUNKS_WAITING)
         self._newest: Chunk | None = None  # that was captured
         self._finished: asyncio.Queue[LiveUtterance | None] = asyncio.Queue(FINISHED_WAITING)
@@ -81,7 +88,6 @@ class SourcePipeline:
         self._capturing: asyncio.Task[None] | None = None
         self._partial: asyncio.Task[None] | None = None
         self._states: dict[Stage, State] = {}
-        self._level_due = 0.0
 
     async def run(self, source: AudioSource, *, since: float) -> None:
         """Recognise until the source ends or ``stop``, then finish the utterances.
@@ -164,7 +170,9 @@ class SourcePipeline:
                 assert chunk is not None
                 utterance = await self._follow(action, utterance=utterance, chunk=chunk)
             if chunk is audio:
-                await self._publish_level(chunk, speech=utterance is not None)
+                score, is_speech = self._detector.highest_score, utterance is not None
+                await self._monitor.add(chunk, is_speech=is_speech, highest_score=score)
+        await self._monitor.end(highest_score=self._detector.highest_score)
         if chunk is not None:
             for action in self._detector.flush(resume_at=0):
                 utterance = await self._follow(action, utterance=utterance, chunk=chunk)
@@ -195,6 +203,7 @@ class SourcePipeline:
         return utterance
 
     async def _begin(self, begin: Begin, *, chunk: Chunk) -> LiveUtterance:
+        await self._monitor.begin_utterance()
         recognizer = self._runtime.recognizer
         dialogue, turn = self.tracker.next_turn(recognizer, at_s=begin.start / SAMPLE_RATE_HZ)
         self._runtime.open_utterance(dialogue.id)
@@ -310,14 +319,6 @@ class SourcePipeline:
         utterance.timing.acoustic = time.monotonic()
         return acoustic
 
-    async def _publish_level(self, chunk: Chunk, *, speech: bool) -> None:
-        if chunk.captured_at < self._level_due or not len(chunk.samples):
-            return
-        self._level_due = chunk.captured_at + LEVEL_EVERY_S
-        power = float(np.mean(np.square(chunk.samples.astype(np.float32) / 32768)))
-        dbfs = 10 * float(np.log10(power + 1e-10))
-        await self._runtime.publish(Level(source=self.config.name, dbfs=dbfs, speech=speech))
-
     async def _attempt(
         self, utterance: LiveUtterance, stage: Stage, model: Callable[..., T], *arguments: object
     ) -> T | None:
@@ -341,6 +342,7 @@ class SourcePipeline:
             await self._runtime.publish(
                 Status(source=self.config.name, stage=stage, state=state, detail=detail)
             )
+            await self._monitor.report(detail)
 
 
 async def _drain(queue: "asyncio.Queue[T | None]") -> AsyncIterator[T]:

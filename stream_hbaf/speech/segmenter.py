@@ -257,6 +257,7 @@ class UtteranceDetector:
     def __init__(self, config: Config, *, vad: SpeechDetector | None = None) -> None:
         self.vad = vad or open_detector(config.vad.engine)
         self.score = 0.0  # of the newest frame
+        self.highest_score = 0.0  # of all frames
         self._config = config
         self._held_start = 0
         self._held: Int16 = np.zeros(0, np.int16)
@@ -268,6 +269,7 @@ class UtteranceDetector:
         actions: list[UtteranceAction] = []
         for score in self.vad.feed(samples):
             self.score = float(score)
+            self.highest_score = max(self.highest_score, self.score)
             actions += map(self._with_samples, self._segmenter.feed(self.score))
         keep_from = self._segmenter.keep_from
         self._held = self._held[keep_from - self._held_start :]

@@ -47,6 +47,7 @@ function figures(health) {
     milliseconds(p95),
   ]);
   return [
+    ...(health.hints ?? []).map((hint) => html("p", {}, `▲ ${hint}`)),
     html(
       "dl",
       {},
