@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from stream_hbaf.config import TranscriptConfig
 from stream_hbaf.errors import ConfigError, ModelError
 from stream_hbaf.features import whisper_encoder as weights
-from stream_hbaf.features.whisper import Transcriber, find_loop
+from stream_hbaf.features.whisper import Transcriber, find_loop, shorten_loops
 from stream_hbaf.features.whisper_encoder import WhisperEncoder, find_whisper, log_mel
 
 RECORDINGS = Path(__file__).parent / "recordings"
@@ -245,6 +245,36 @@ def test_log_mel_beside_whispers_own(samples: int) -> None:
 def test_find_loop_in_text(text: str, words: int | None) -> None:
     """A loop is three words or more repeated at once; a short word may be repeated."""
     assert find_loop(text) == words
+
+
+@pytest.mark.parametrize(
+    ("text", "short"),
+    [
+        ("No, no, no, no, no, no, no, no", "No, no, no,"),
+        (
+            "Stop it! Stop it! Stop it! Stop it! Get out of here.",
+            "Stop it! Stop it! Get out of here.",
+        ),
+        ("I love you. I love you. I love you. I love", "I love you."),
+        ("Hahahahahahaha!", "Hahaha!"),
+        ("Buh-buh-buh-buh-buh-", "Buh-buh-buh-"),
+        (
+            "It costs 1000000 dollars, very, very much.",
+            "It costs 1000000 dollars, very, very much.",
+        ),
+        ("", ""),
+    ],
+)
+def test_shorten_loops_in_text(text: str, short: str) -> None:
+    """What is repeated is there once, and what follows it stays."""
+    assert shorten_loops(text) == short
+
+
+def test_final_of_repeated_words(transcriber: Transcriber) -> None:
+    """Repetitions are shortened where the detector is sure of speech, else they are left out."""
+    sound = read(RECORDINGS / "espeak_no_no_no.flac")
+    assert plain(transcriber.final(sound, speech_score=0.81).text) == "no no no"
+    assert transcriber.final(sound, speech_score=0.45).text == ""
 
 
 def packaged() -> Path:

@@ -1,9 +1,11 @@
 """Transcribes utterances with Whisper, and gives no text where there is no speech.
 
-An utterance is decoded greedily in a short window (``whisper_encoder``). Output that repeats itself
-is decoded again in Whisper's full window of 30 s; what remains doubtful is discarded.
+An utterance is decoded greedily in a short window (``whisper_encoder``). Text that repeats itself
+is decoded again in Whisper's full window of 30 s. If it still does, it is shortened where somebody
+certainly speaks; what remains doubtful is discarded.
 """
 
+import re
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,6 +32,13 @@ TOKENS_FREE = 8
 MAX_WORDS_PER_S = 7.0
 MAX_COMPRESSION = 2.4  # text that compresses better repeats itself (Whisper's own limit)
 SHORTEST_LOOP = 3  # words; "no no" is real speech, the same three twice in a row seldom
+# Repetitions that somebody really says have at least these mean speech scores and log probabilities
+# (ten read repetitions: 0.59 and -0.53), and at most this no-speech probability (0.67).
+SURE_SPEECH, SURE_LOGPROB, SURE_NO_SPEECH = 0.5, -0.6, 0.75
+STUTTER = re.compile(
+    r"([^\W\d_][\w'-]{0,7}?)\1{3,}", re.IGNORECASE
+)  # "hahahaha", "Buh-buh-buh-buh"
+STUTTERS_KEPT = 3
 
 
 @dataclass(frozen=True)
@@ -111,8 +120,12 @@ class Transcriber:
         if not decoded.is_complete or find_loop(decoded.text) is not None:
             encoded = self._encoder.encode(samples, window_s=LONGEST_S)
             decoded = self._generate(encoded, limit=_token_limit(samples))
-        if self._is_invented(decoded, duration_s=len(samples) / SAMPLE_RATE_HZ):
-            decoded = replace(decoded, text="")
+        duration_s = len(samples) / SAMPLE_RATE_HZ
+        if self._is_invented(decoded, duration_s=duration_s):
+            short = replace(decoded, text=shorten_loops(decoded.text), is_complete=True)
+            is_said = _is_repetition(decoded, speech_score=speech_score)
+            invented = not is_said or self._is_invented(short, duration_s=duration_s)
+            decoded = replace(decoded, text="") if invented else short
         return self._transcript(decoded, encoder_mean=mean)
 
     def partial(self, samples: Int16, abandon: Callable[[], bool]) -> Transcript | None:
@@ -133,9 +146,8 @@ class Transcriber:
         if (other := self._other_language(encoded)) is not None:
             return self._transcript(NOTHING_DECODED, language=other)
         decoded = self._generate(encoded, limit=_token_limit(samples))
-        # A repetition is cut off, not decoded again, for the next partial is near.
-        loop = find_loop(decoded.text)
-        text = "" if self._is_uncertain(decoded) else " ".join(decoded.text.split()[:loop])
+        # A repetition is shortened, not decoded again, for the next partial is near.
+        text = "" if self._is_uncertain(decoded) else shorten_loops(decoded.text)
         return self._transcript(replace(decoded, text=text))
 
     def _other_language(self, encoded: Any) -> str | None:
@@ -199,12 +211,50 @@ class Transcriber:
 
 def find_loop(text: str) -> int | None:
     """The number of words after which at least the last three of them are repeated."""
-    words = ["".join(filter(str.isalnum, word)).lower() for word in text.split()]
+    loop = _find_loop(_plain_words(text))
+    return loop[0] if loop else None
+
+
+def shorten_loops(text: str) -> str:
+    """The text with each repetition once: "No, no, no, no, no, no! Stop." is "No, no, no, Stop."
+
+    Within a word three repetitions are left.
+    """
+    words, plain = text.split(), _plain_words(text)
+    while loop := _find_loop(plain):
+        start, n = loop
+        end = start
+        while end < len(plain) and plain[end] == plain[end - n]:
+            end += 1
+        del words[start:end], plain[start:end]
+
+    def shorten(found: re.Match[str]) -> str:
+        return found[0][: STUTTERS_KEPT * len(found[1])]
+
+    return STUTTER.sub(shorten, " ".join(words))
+
+
+def _plain_words(text: str) -> list[str]:
+    return ["".join(filter(str.isalnum, word)).lower() for word in text.split()]
+
+
+def _find_loop(words: Sequence[str]) -> tuple[int, int] | None:
+    """Where the first repetition begins, and how many words it repeats."""
     for end in range(SHORTEST_LOOP, len(words)):
         for n in range(SHORTEST_LOOP, min(end, len(words) - end) + 1):
             if words[end - n : end] == words[end : end + n]:
-                return end
+                return end, n
     return None
+
+
+def _is_repetition(decoded: _Decoded, *, speech_score: float) -> bool:
+    """Whether somebody certainly speaks, and repeats words or syllables."""
+    return (
+        shorten_loops(decoded.text) != decoded.text
+        and speech_score >= SURE_SPEECH
+        and decoded.avg_logprob >= SURE_LOGPROB
+        and decoded.no_speech_prob <= SURE_NO_SPEECH
+    )
 
 
 def _check_language(config: TranscriptConfig, *, known: Sequence[str]) -> None:
