@@ -12,9 +12,8 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 from stream_hbaf.errors import StreamHbafError
 
@@ -65,15 +64,17 @@ def atomic_write(path: Path, *, mode: int = 0o666, durable: bool = False) -> Ite
         raise write_error(path, error) from None
 
 
-def atomic_write_bytes(path: Path, content: bytes, *, durable: bool = False) -> None:
+def atomic_write_bytes(
+    path: Path, content: bytes, *, mode: int = 0o666, durable: bool = False
+) -> None:
     """Replace ``path`` by a file of these bytes, as ``atomic_write`` does."""
-    with atomic_write(path, durable=durable) as part:
+    with atomic_write(path, mode=mode, durable=durable) as part:
         part.write_bytes(content)
 
 
-def atomic_write_text(path: Path, text: str, *, durable: bool = False) -> None:
+def atomic_write_text(path: Path, text: str, *, mode: int = 0o666, durable: bool = False) -> None:
     """Replace ``path`` by a file of this text in UTF-8, as ``atomic_write`` does."""
-    atomic_write_bytes(path, text.encode(), durable=durable)
+    atomic_write_bytes(path, text.encode(), mode=mode, durable=durable)
 
 
 def remove_unfinished(path: Path) -> None:
@@ -120,6 +121,16 @@ def is_own_file(path: Path) -> bool:
         return False
 
 
+def open_own_file(path: Path) -> BinaryIO:
+    """Open a regular file to be read. Raises OSError for anything else, a symbolic link too."""
+    # A pipe would block without O_NONBLOCK, which means nothing for a regular file.
+    file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise OSError(errno.EINVAL, "Not a regular file", str(path))
+    return os.fdopen(file, "rb")
+
+
 def state_folder() -> Path:
     """The folder for files that outlive a run, by the XDG base directory specification."""
     home = os.environ.get("XDG_STATE_HOME")
@@ -132,7 +143,7 @@ def lock_file(path: Path) -> TextIO | None:
     Locks end with their process, however it ends. The locked file is never the database itself:
     closing any handle of a database's file would give up SQLite's own locks.
     """
-    lock = open(path, "a", opener=partial(os.open, mode=0o600))  # noqa: SIM115  it stays open
+    lock = open(path, "a", opener=_open_lock)  # noqa: SIM115  it stays open
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -149,6 +160,10 @@ def is_locked(path: Path) -> bool:
     if lock is not None:
         lock.close()
     return lock is None
+
+
+def _open_lock(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
 
 
 def _sync(path: Path) -> None:

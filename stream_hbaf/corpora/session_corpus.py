@@ -32,8 +32,9 @@ from stream_hbaf.corpora.dialogue import (
 from stream_hbaf.corpora.manifest import ManifestRow, write_manifest, write_table
 from stream_hbaf.errors import CorpusError
 from stream_hbaf.events import Feedback, Utterance
+from stream_hbaf.files import is_folder, is_own_file
 from stream_hbaf.sessions.format import FlacWriter, Samples
-from stream_hbaf.sessions.session import Session, decode_audio, is_session, open_sessions
+from stream_hbaf.sessions.session import Session, decode_audio, open_sessions, session_folders
 from stream_hbaf.sessions.writer import add_feedback
 
 HELD_OUT = 0.15  # the share of dialogues in dev, and in test
@@ -43,7 +44,7 @@ BY_MODEL = "model:"  # prefix of ``by`` where a bundle gave the label
 
 def holds_sessions(folder: Path) -> bool:
     """Whether the folder is a session, or a folder of them."""
-    return is_session(folder) or (folder.is_dir() and any(map(is_session, folder.iterdir())))
+    return is_folder(folder) and bool(session_folders(folder))
 
 
 def read_sessions(folder: Path) -> Corpus:
@@ -190,7 +191,7 @@ def _labelled(session: Session, end: Utterance, *, own_labels: bool) -> Labelled
     label = None if given is None else given.label
     part, audio = session.clip(end), session.audio_file(end.source)
     utterance = LabelledUtterance(end.id, end.speaker or end.source, end.text, label)
-    if part is None or not audio.is_file():
+    if part is None or not is_own_file(audio):
         return utterance
     start_s, end_s = (sample / SAMPLE_RATE_HZ for sample in part)
     return replace(utterance, audio=audio, start_s=start_s, end_s=end_s)

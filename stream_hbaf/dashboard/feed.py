@@ -15,14 +15,15 @@ from typing import Any
 from stream_hbaf.config import SAMPLE_RATE_HZ
 from stream_hbaf.errors import CorpusError
 from stream_hbaf.events import Event, Feedback, Health, Info, Speech, Status, Switch, Utterance
+from stream_hbaf.files import is_own_file
 from stream_hbaf.publish.messages import encode
 from stream_hbaf.sessions.format import Stretch, flac_length
 from stream_hbaf.sessions.session import (
     Session,
     SessionSummary,
-    is_session,
     list_sessions,
     open_session,
+    session_folders,
 )
 
 MAX_EVENTS = 2000  # utterances, statuses and so on of this run that are kept for snapshots
@@ -145,14 +146,14 @@ class Recordings:
     def audio(self, name: str, source: str) -> Path:
         """The audio file of a source. Raises CorpusError if there is none."""
         path = self._find(name).audio_file(source)
-        if not path.is_file():
+        if not is_own_file(path):
             raise CorpusError(f"{name}: no sound of '{source}'")
         return path
 
     def _find(self, name: str) -> Session:
         """By comparison with the list, so that no name can lead to another path."""
-        for folder in self.folder.iterdir() if self.folder and self.folder.is_dir() else ():
-            if folder.name == name and is_session(folder):
+        for folder in session_folders(self.folder) if self.folder and self.folder.is_dir() else ():
+            if folder.name == name:
                 return open_session(folder)
         raise CorpusError(f"no recording '{name}' here")
 

@@ -10,24 +10,25 @@ The last three grow by whole lines and frames only: what a kill leaves is readab
 
 import contextlib
 import hashlib
-import json
 import os
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import quote
 
 import av
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stream_hbaf.config import SAMPLE_RATE_HZ, Config
-from stream_hbaf.errors import CorpusError
+from stream_hbaf.errors import CorpusError, shorten
 from stream_hbaf.events import DialogueSummary, Feedback, Model, Switch, Trigger, Utterance
+from stream_hbaf.files import is_own_file, open_own_file
+from stream_hbaf.untrusted import UntrustedError, parse_json
 
 T = TypeVar("T", bound=BaseModel)
 Why = Literal["begin", "gap", "pause", "cut", "lost"]
@@ -79,8 +80,8 @@ class Stretch(_Frozen):
     """
 
     source: str
-    at: int
-    start: int  # since the source was opened
+    at: Annotated[int, Field(ge=0)]
+    start: Annotated[int, Field(ge=0)]  # since the source was opened
     time: str  # when its first sample was captured, ISO 8601, UTC
     why: Why
     """The source began; audio was lost before it came here; listening or recording was paused; the
@@ -145,8 +146,15 @@ def parse(kind: type[T], row: dict[str, Any], *, where: str) -> T:
         return kind.model_validate(row)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
+        key = shorten(".".join(map(str, first["loc"])))
         raise CorpusError(f"{where}: '{key}': {first['msg'].lower()}; mend that line") from None
+
+
+def parse_event(row: dict[str, Any], *, where: str) -> SessionEvent:
+    """A row of ``events.jsonl``. Raises CorpusError as ``parse`` does."""
+    schema = row.get("schema")
+    kind = SCHEMAS.get(schema, Switch) if isinstance(schema, str) else Switch
+    return parse(kind, row, where=where)
 
 
 def read_json_lines(
@@ -154,13 +162,18 @@ def read_json_lines(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each line's JSON object with its ``file:line``. Raises CorpusError for a line without one."""
     for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict):
-            raise CorpusError(f"{path}:{number}: isn't a JSON object; mend or remove that line")
-        yield f"{path}:{number}", row
+        yield f"{path}:{number}", parse_row(line, where=f"{path}:{number}")
+
+
+def parse_row(line: str | bytes, *, where: str) -> dict[str, Any]:
+    """A line's JSON object. Raises CorpusError for a line without one."""
+    try:
+        row = parse_json(line)
+    except UntrustedError:
+        row = None
+    if not isinstance(row, dict):
+        raise CorpusError(f"{where}: isn't a JSON object; mend or remove that line")
+    return row
 
 
 # ---- audio
@@ -193,7 +206,12 @@ class FlacWriter:
         self._encoder.format = "s16"
         self._encoder.open()
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        append(self._file, MAGIC + LAST_BLOCK_STREAMINFO + bytes(self._encoder.extradata or b""))
+        try:
+            header = MAGIC + LAST_BLOCK_STREAMINFO + bytes(self._encoder.extradata or b"")
+            append(self._file, header)
+        except OSError:
+            os.close(self._file)
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -238,9 +256,9 @@ class FlacWriter:
 
 def flac_length(path: Path) -> int:
     """The number of samples in a FlacWriter's file; 0 without a file."""
-    if not path.is_file():
+    if not is_own_file(path):
         return 0
-    with path.open("rb") as file:
+    with open_own_file(path) as file:
         file.seek(LENGTH_AT)
         found = file.read(5)
     return int.from_bytes(found, "big") & 0xF_FFFF_FFFF

@@ -12,6 +12,7 @@ import logging
 import math
 import queue
 import threading
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
@@ -20,11 +21,12 @@ from typing import TYPE_CHECKING, TypeVar
 
 from stream_hbaf.audio.source import Chunk
 from stream_hbaf.config import SAMPLE_RATE_HZ, Config, SourceConfig
-from stream_hbaf.errors import ConfigError, StreamHbafError
+from stream_hbaf.errors import ConfigError, CorpusError, StreamHbafError
 from stream_hbaf.events import AnyEvent, DialogueSummary, Feedback, Switch, Trigger, Utterance
+from stream_hbaf.sessions.erasing import erase_dialogue, find_dialogue
 from stream_hbaf.sessions.format import SessionEvent, new_header, sample_at
-from stream_hbaf.sessions.session import is_being_recorded, open_sessions
-from stream_hbaf.sessions.writer import SessionWriter, add_feedback, erase_dialogue
+from stream_hbaf.sessions.session import Session, is_being_recorded, session_folders
+from stream_hbaf.sessions.writer import SessionWriter, add_feedback
 
 if TYPE_CHECKING:  # torch, which no recording needs
     from stream_hbaf.audio.source import Cut
@@ -43,9 +45,10 @@ class SessionRecorder:
     """A publisher that writes sessions, with their audio, into ``folder``.
 
     All sources are recorded until ``record`` turns one off. An utterance is recorded if its source
-    was recorded for all of it. Where the disk fails, one warning is logged, and nothing more is
-    recorded until ``record`` turns a source on. Raises ConfigError for a privacy mode that forbids
-    to store text, and for a folder that can't be made.
+    was recorded for all of it. Where the disk fails, one warning is logged, and no more audio is
+    recorded until ``record`` turns a source on; events still are, as long as there is room for
+    them. What could not be recorded is logged in the end. Raises ConfigError for a privacy mode
+    that forbids to store text, and for a folder that can't be made.
     """
 
     def __init__(self, folder: Path, *, config: Config, recognizer: "Recognizer") -> None:
@@ -68,7 +71,9 @@ class SessionRecorder:
         self._dropped: dict[str, int] = {}  # samples dropped since the last chunk, by source
         self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._crashed: Future[None] = Future()  # gets the exception of a bug
-        self._failed = False  # the disk has refused
+        self._failed = False  # the disk has refused audio
+        self._lost_samples: Counter[str] = Counter()  # by source, since then
+        self._lost_ends = 0  # finished utterances
         self._writer: SessionWriter | None = None  # the thread's own; opened with the first audio
         self._switches: dict[str, Switch] = {}  # each source's last ``transcribe`` event
         self._thread = threading.Thread(target=self._work, name="record", daemon=True)
@@ -196,33 +201,59 @@ class SessionRecorder:
                 try:
                     call()
                 except (OSError, StreamHbafError) as error:
-                    self._stop_recording(error)
-            if self._writer is not None:
-                self._writer.close()
-        except OSError as error:
-            LOG.warning("%s; its last audio is missing", self._unwritable(error))
+                    self._stop_audio(error)
+            self._close_session()
         except BaseException as error:  # noqa: BLE001  # a bug: ``run`` raises it
             self._crashed.set_exception(error)
 
-    def _stop_recording(self, error: OSError | StreamHbafError) -> None:
+    def _stop_audio(self, error: OSError | StreamHbafError) -> None:
+        if self._failed:
+            return
         self._failed = True
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            with contextlib.suppress(OSError):  # logged already
-                writer.close()
-        after = "nothing more is recorded until 'record' is turned on again"
-        LOG.warning("%s; %s", self._unwritable(error), after)
+        if self._writer is not None:
+            with contextlib.suppress(OSError):  # logged now
+                self._writer.close_audio()
+        LOG.warning(
+            "%s; nothing more is recorded until 'record' is turned on again, but for the lines of "
+            "utterances, as long as there is room",
+            self._unwritable(error),
+        )
 
     def _resume(self) -> None:
+        if self._failed:  # what comes is another session
+            self._close_session()
         self._failed = False
+
+    def _close_session(self) -> None:
+        """Close the open session, and log what could not be recorded since the disk failed."""
+        writer, self._writer = self._writer, None
+        try:
+            if writer is not None:
+                writer.close()
+        except OSError as error:
+            LOG.warning("%s; its last audio is missing", self._unwritable(error))
+        lost = [f"{n / SAMPLE_RATE_HZ:.1f} s of {name}" for name, n in self._lost_samples.items()]
+        if self._lost_ends:
+            lost.append(f"{self._lost_ends} finished utterances")
+        if lost:
+            LOG.warning("recording: not recorded, the disk refused: %s", ", ".join(lost))
+        self._lost_samples.clear()
+        self._lost_ends = 0
 
     def _unwritable(self, error: OSError | StreamHbafError) -> str:
         reason = getattr(error, "strerror", None) or str(error)
         return f"recording: {self.folder} can't be written ({reason})"
 
     def _write_audio(self, source: str, chunk: Chunk, *, after_loss: bool) -> None:
+        try:
+            if not self._failed:
+                self._open_session().write_audio(source, chunk, after_loss=after_loss)
+        except OSError as error:
+            self._stop_audio(error)
         if self._failed:
-            return
+            self._lost_samples[source] += len(chunk.samples)
+
+    def _open_session(self) -> SessionWriter:
         if self._writer is None:
             model, labels = self._recognizer.model, self._recognizer.bundle.labels
             header = new_header(self._config, model=model, labels=labels)
@@ -230,18 +261,24 @@ class SessionRecorder:
             LOG.info("recording: %s", self._writer.folder)
             for switch in self._switches.values():
                 self._writer.write_event(switch)
-        self._writer.write_audio(source, chunk, after_loss=after_loss)
+        return self._writer
 
     def _cut(self, source: str, *, resume_at: int, trigger: Trigger) -> None:
         if self._writer is not None:
             self._writer.write_cut(source, resume_at=resume_at, trigger=trigger)
 
     def _write_event(self, event: SessionEvent, written: Future[None]) -> None:
+        is_end = isinstance(event, Utterance) and event.type == "end"
         try:
             if isinstance(event, Switch):
                 self._switches[event.source] = event
             if self._writer is not None:
                 self._writer.write_event(event)
+            elif self._failed:  # not even a session could be opened
+                self._lost_ends += is_end
+        except OSError as error:
+            self._lost_ends += is_end
+            self._stop_audio(error)
         finally:
             written.set_result(None)
 
@@ -249,20 +286,42 @@ class SessionRecorder:
         if self._writer is not None and feedback.id in self._writer.ids:
             self._writer.write_event(feedback)
             return True
-        for session in open_sessions(self.folder):
-            if any(end.id == feedback.id for end in session.ends):
+        for folder in session_folders(self.folder):
+            session = Session(folder)
+            try:
+                known = any(
+                    isinstance(event, Utterance) and event.type == "end" and event.id == feedback.id
+                    for event in session.read_events()
+                )
+            except CorpusError as error:
+                LOG.warning("feedback: not looked for in %s", error)
+                continue
+            if known:
                 add_feedback(session, [feedback])
                 return True
         return False
 
     def _forget(self, dialogue_id: str) -> int:
-        own = self._writer
-        erased = own.erase_dialogue(dialogue_id) if own is not None else 0
-        for session in open_sessions(self.folder):
-            if own is not None and session.folder == own.folder:
+        """All sessions are tried, whatever one raises. Raises ConfigError for what is left."""
+        own, erased, problems = self._writer, 0, []
+        if own is not None:
+            try:
+                erased += own.erase_dialogue(dialogue_id)
+            except (OSError, StreamHbafError) as error:
+                problems.append(self._unwritable(error))
+                self._stop_audio(error)
+        for folder in session_folders(self.folder):
+            if own is not None and folder == own.folder:
                 continue
-            if is_being_recorded(session.folder):
-                LOG.warning("forget: %s is being recorded; ask its recogniser", session.folder)
-            else:
-                erased += erase_dialogue(session, dialogue_id)
+            session = Session(folder)
+            try:
+                if not is_being_recorded(folder):
+                    erased += erase_dialogue(session, dialogue_id)
+                elif find_dialogue(session, dialogue_id).lines:
+                    problems.append(f"{folder} is being recorded; ask its recogniser, too")
+            except (OSError, StreamHbafError) as error:
+                problems.append(str(error))
+        if problems:
+            more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+            raise ConfigError(f"forget: not all was erased: {problems[0]}{more}; then ask again")
         return erased

@@ -1,26 +1,30 @@
-"""Reads recorded sessions: their events, their corrections, and where each utterance's audio is."""
+"""Reads recorded sessions: their events, their corrections, and where each utterance's audio is.
 
-import json
+A session's files may be half written, or somebody else's: what can't be read is an error that names
+it, every line has a limit, and a symbolic link is never followed.
+"""
+
+import logging
 import sys
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from stream_hbaf.audio.decode import Decoder, fill_gaps
 from stream_hbaf.config import SAMPLE_RATE_HZ
-from stream_hbaf.errors import CorpusError
-from stream_hbaf.events import Feedback, Switch, Utterance
-from stream_hbaf.files import is_locked
+from stream_hbaf.errors import CorpusError, shorten
+from stream_hbaf.events import Feedback, Utterance
+from stream_hbaf.files import is_folder, is_locked, is_own_file, open_own_file
 from stream_hbaf.sessions.format import (
     EVENTS_FILE,
     FORMAT,
     HEADER_BYTES,
     HEADER_FILE,
-    SCHEMAS,
     STRETCHES_FILE,
     Header,
     Samples,
@@ -29,9 +33,17 @@ from stream_hbaf.sessions.format import (
     audio_file_name,
     flac_length,
     parse,
+    parse_event,
     read_json_lines,
     sample_at,
 )
+from stream_hbaf.untrusted import UntrustedError, parse_json
+
+LOG = logging.getLogger(__name__)
+
+ENDLESS = 1 << 60  # samples: more than any file holds
+HEADER_LIMIT, LINE_LIMIT = 1 << 20, 1 << 20  # bytes; a line of ours has about 1 kB
+EVENTS_LIMIT = 1 << 27  # bytes that are held at once: two days of talk without a pause
 
 
 @dataclass(frozen=True)
@@ -39,15 +51,42 @@ class Session:
     """A recorded session; its files are read when they are first needed."""
 
     folder: Path
-    header: Header
+
+    @cached_property
+    def header(self) -> Header:
+        """Raises CorpusError if there is none of this format."""
+        path = self.folder / HEADER_FILE
+        try:
+            with open_own_file(path) as file:
+                content = parse_json(file.read(HEADER_LIMIT))
+        except OSError as error:
+            raise CorpusError(
+                f"{path}: can't be read ({error.strerror}); give the folder of a recorded session"
+            ) from None
+        except UntrustedError:
+            raise CorpusError(f"{path}: isn't JSON; get the session again from a copy") from None
+        found = content.get("format") if isinstance(content, dict) else None
+        if found != FORMAT:
+            raise CorpusError(
+                f"{path}: format {shorten(str(found))}, but this version reads format {FORMAT}; "
+                "install the version of stream-hbaf that the session was recorded with"
+            )
+        return parse(Header, content, where=str(path))
+
+    def read_events(self) -> Iterator[SessionEvent]:
+        """All events in their order, one at a time. Raises CorpusError with file and line."""
+        for where, row in _read_table(self.folder / EVENTS_FILE):
+            yield parse_event(row, where=where)
 
     @cached_property
     def events(self) -> tuple[SessionEvent, ...]:
-        """All events in their order. Raises CorpusError with file and line."""
-        return tuple(
-            parse(SCHEMAS.get(row.get("schema", ""), Switch), row, where=where)
-            for where, row in _read_table(self.folder / EVENTS_FILE)
-        )
+        """All events in their order. Raises CorpusError as ``read_events`` does, and for a file
+        that is too large."""
+        path = self.folder / EVENTS_FILE
+        if is_own_file(path) and path.stat().st_size > EVENTS_LIMIT:
+            limit = f"{EVENTS_LIMIT >> 20} MB"
+            raise CorpusError(f"{path}: more than {limit} of events; divide that session")
+        return tuple(self.read_events())
 
     @property
     def ends(self) -> list[Utterance]:
@@ -102,6 +141,22 @@ class Session:
             return start, max(start, stretches[number + 1].at)
         return start, sys.maxsize
 
+    def positions(self, source: str, first: int, last: int | None) -> list[tuple[int, int]]:
+        """Where a source's samples [first, last) are in its file, all but those that are missing.
+
+        Without ``last`` all that follow ``first``.
+        """
+        stretches = self.stretches.get(source, [])
+        last = ENDLESS if last is None else last
+        found = []
+        for stretch, following in zip_longest(stretches, stretches[1:]):
+            length = ENDLESS if following is None else following.at - stretch.at
+            start, stop = max(first, stretch.start), min(last, stretch.start + length)
+            if start < stop:
+                moved = stretch.at - stretch.start
+                found.append((start + moved, stop + moved))
+        return found
+
     def audio(self, source: str) -> Iterator[Stretch | Samples]:
         """The audio of a source in pieces, each stretch before its samples."""
         due = deque(self.stretches.get(source, ()))
@@ -132,31 +187,33 @@ class SessionSummary:
 
 
 def open_session(folder: Path) -> Session:
-    """Read a session's header. Raises CorpusError if there is none of this format."""
-    path = folder / HEADER_FILE
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CorpusError(
-            f"{path}: can't be read ({error.strerror}); give the folder of a recorded session"
-        ) from None
-    except ValueError:
-        raise CorpusError(f"{path}: isn't JSON; get the session again from a copy") from None
-    found = content.get("format") if isinstance(content, dict) else None
-    if found != FORMAT:
-        raise CorpusError(
-            f"{path}: format {found}, but this version reads format {FORMAT}; "
-            "install the version of stream-hbaf that the session was recorded with"
-        )
-    return Session(folder, parse(Header, content, where=str(path)))
+    """A session whose header can be read. Raises CorpusError if there is none of this format."""
+    session = Session(folder)
+    _ = session.header
+    return session
 
 
 def open_sessions(folder: Path) -> list[Session]:
-    """All sessions in a folder of sessions, or the one that it is itself, oldest first.
+    """The sessions in a folder of sessions, or the one that it is itself, oldest first.
 
-    Raises CorpusError if there is no such folder, or one of them can't be read.
+    One that can't be read is logged and left out. Raises CorpusError if there is no such folder, or
+    none of its sessions can be read.
     """
-    return sorted(map(open_session, _folders(folder)), key=lambda session: session.header.began)
+    found: list[Session] = []
+    errors: list[CorpusError] = []
+    for one in session_folders(folder):
+        session = Session(one)
+        try:
+            _ = session.header, session.events, session.stretches
+        except CorpusError as error:
+            errors.append(error)
+        else:
+            found.append(session)
+    if errors and not found:
+        raise errors[0]
+    for error in errors:
+        LOG.warning("session left out: %s", error)
+    return sorted(found, key=lambda session: session.header.began)
 
 
 def list_sessions(folder: Path) -> list[SessionSummary]:
@@ -165,9 +222,9 @@ def list_sessions(folder: Path) -> list[SessionSummary]:
     Raises CorpusError if there is no such folder.
     """
     found = []
-    for one in _folders(folder):
+    for one in session_folders(folder):
         try:
-            found.append(summarise(open_session(one)))
+            found.append(summarise(Session(one)))
         except CorpusError as error:
             found.append(SessionSummary(one, error=str(error)))
     return found
@@ -175,20 +232,27 @@ def list_sessions(folder: Path) -> list[SessionSummary]:
 
 def summarise(session: Session) -> SessionSummary:
     """A session in figures. Raises CorpusError if it can't be read."""
-    ends = session.ends
+    began, length_s, utterances = session.header.began, session.length_s, 0
+    speakers, corrected = set(), set()
+    for event in session.read_events():  # not held: a list may be of many sessions
+        if isinstance(event, Feedback):
+            corrected.add(event.id)
+        elif isinstance(event, Utterance) and event.type == "end":
+            utterances += 1
+            speakers.add(event.speaker)
     return SessionSummary(
         folder=session.folder,
-        began=session.header.began,
-        length_s=session.length_s,
-        utterances=len(ends),
-        speakers=tuple(sorted({end.speaker for end in ends if end.speaker})),
-        corrections=len(session.corrections),
+        began=began,
+        length_s=length_s,
+        utterances=utterances,
+        speakers=tuple(sorted(speakers - {""})),
+        corrections=len(corrected),
     )
 
 
 def is_session(folder: Path) -> bool:
     """Whether the folder is a recorded session."""
-    return (folder / HEADER_FILE).is_file()
+    return is_own_file(folder / HEADER_FILE)
 
 
 def is_being_recorded(folder: Path) -> bool:
@@ -198,20 +262,44 @@ def is_being_recorded(folder: Path) -> bool:
 
 def decode_audio(path: Path) -> Iterator[Samples]:
     """A source's audio in batches; none if no audio was recorded."""
-    if path.is_file() and path.stat().st_size > HEADER_BYTES:
+    if is_own_file(path) and path.stat().st_size > HEADER_BYTES:
         yield from fill_gaps(Decoder(path))
 
 
-def _folders(folder: Path) -> list[Path]:
-    """Sorted by name, which begins with the session's time."""
+def session_folders(folder: Path) -> list[Path]:
+    """The folders of the sessions in a folder, by name, which begins with the time; or itself.
+
+    A symbolic link in it is none. Raises CorpusError if there is no such folder.
+    """
     if is_session(folder):
         return [folder]
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise CorpusError(f"{folder}: no such folder; give the one that --record wrote to")
-    return sorted(filter(is_session, folder.iterdir()))
+    try:
+        every = sorted(folder.iterdir())
+    except OSError as error:
+        raise CorpusError(
+            f"{folder}: can't be read ({error.strerror}); correct its permissions"
+        ) from None
+    return [one for one in every if not one.is_symlink() and is_session(one)]
+
+
+def read_lines(path: Path) -> Iterator[bytes]:
+    """The whole lines of a table; half a line at the end is left out, a missing one has none.
+
+    Raises CorpusError if it can't be read, or has a line that is longer than any of ours.
+    """
+    try:
+        with open_own_file(path) as file:
+            while (line := file.readline(LINE_LIMIT)).endswith(b"\n"):
+                yield line[:-1]
+            if len(line) == LINE_LIMIT:
+                raise CorpusError(f"{path}: a line of more than {LINE_LIMIT:,} bytes; remove it")
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise CorpusError(f"{path}: can't be read ({error.strerror}); mend that file") from None
 
 
 def _read_table(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows of a table; half a line at the end is left out, and a missing one has none."""
-    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
-    return read_json_lines(lines, path=path)
+    return read_json_lines(read_lines(path), path=path)

@@ -1,24 +1,31 @@
 """Writes recorded sessions: appends audio and events, adds corrections, erases dialogues.
 
-Erasing a dialogue removes its lines and replaces its audio with silence. All calls are plain and
-from one thread.
+All calls are plain and from one thread.
 """
 
+import contextlib
+import errno
 import fcntl
 import os
+import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
-
 from stream_hbaf.audio.source import Chunk
 from stream_hbaf.config import SAMPLE_RATE_HZ
 from stream_hbaf.events import Feedback, Trigger, Utterance
-from stream_hbaf.files import atomic_write, remove_unfinished
+from stream_hbaf.sessions.erasing import (
+    PRIVATE_FILE,
+    Found,
+    Part,
+    erase_lines,
+    find_dialogue,
+    parts_of,
+    silence,
+)
 from stream_hbaf.sessions.format import (
     EVENTS_FILE,
     HEADER_FILE,
@@ -32,10 +39,13 @@ from stream_hbaf.sessions.format import (
     audio_file_name,
     encode_line,
 )
-from stream_hbaf.sessions.session import Session, decode_audio
+from stream_hbaf.sessions.session import Session
 
-PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700
-Part = tuple[int, int]  # samples [start, stop) of a file
+PRIVATE_FOLDER = 0o700
+# Left free on the disk by audio, or a tenth of a small disk: room for the lines of a thousand
+# utterances.
+LEFT_FREE_BYTES = 1 << 20
+CHECKED_EVERY = SAMPLE_RATE_HZ  # samples between two looks at the disk
 
 
 @dataclass(slots=True)
@@ -59,19 +69,24 @@ class SessionWriter:
         self.ids: set[str] = set()  # of the finished utterances that are recorded
         self._erased: set[str] = set()  # dialogues, of which events may still come
         self._tracks: dict[str, _Track] = {}
-        self._header = header
-        self._stretches = _open_private(self.folder / STRETCHES_FILE)
-        self._events = _open_private(self.folder / EVENTS_FILE)
-        # The header comes last: where there is one, there is a session. It stays locked.
-        self._locked = _open_private(self.folder / HEADER_FILE)
-        fcntl.flock(self._locked, fcntl.LOCK_EX)
-        append(self._locked, header.model_dump_json(indent=1).encode() + b"\n")
+        self._unchecked = CHECKED_EVERY  # samples since the last look at the disk
+        with contextlib.ExitStack() as undo:  # half a session would be none
+            undo.callback(shutil.rmtree, self.folder, ignore_errors=True)
+            self._stretches = _open_private(self.folder / STRETCHES_FILE)
+            self._events = _open_private(self.folder / EVENTS_FILE)
+            # The header comes last: where there is one, there is a session. It stays locked.
+            self._locked = _open_private(self.folder / HEADER_FILE)
+            fcntl.flock(self._locked, fcntl.LOCK_EX)
+            append(self._locked, header.model_dump_json(indent=1).encode() + b"\n")
+            undo.pop_all()
 
     def write_audio(self, source: str, chunk: Chunk, *, after_loss: bool = False) -> None:
         """Write a chunk; a new stretch begins where samples before it are missing.
 
-        ``after_loss`` says that they were lost since the disk was too slow.
+        ``after_loss`` says that they were lost since the disk was too slow. A disk that is nearly
+        full is refused for audio, so that events still find room.
         """
+        self._require_room(len(chunk.samples))
         track = self._tracks.get(source)
         why: Why | None = None
         if track is None:
@@ -101,7 +116,11 @@ class SessionWriter:
         """Write an event; of an erased dialogue only its audio is erased, once that is known."""
         if getattr(event, "dialogue_id", None) in self._erased:
             if isinstance(event, Utterance) and event.type == "end":
-                self._silence([event])
+                try:
+                    self._silence(parts_of(Session(self.folder), Found([event])))
+                except OSError:
+                    append(self._events, encode_line(event))  # with it, it can be tried again
+                    raise
             return
         append(self._events, encode_line(event))
         if isinstance(event, Utterance) and event.type == "end":
@@ -111,28 +130,42 @@ class SessionWriter:
         """Erase a dialogue's events and audio, also those to come; returns how many utterances it
         had."""
         self._erased.add(dialogue_id)
-        session = Session(self.folder, self._header)
-        utterances = _utterances_of(session, dialogue_id)
-        ids = {one.id for one in utterances}
-        if utterances:
+        session = Session(self.folder)
+        found = find_dialogue(session, dialogue_id)
+        self._silence(parts_of(session, found))
+        if found.lines:  # only now: with them it can be tried again
             os.close(self._events)
             try:
-                _erase_lines(session, dialogue_id, ids)
+                erase_lines(session, dialogue_id, found.ids)
             finally:
                 self._events = _open_private(self.folder / EVENTS_FILE)
-            self._silence(utterances)
-        self.ids -= ids
-        return len(ids)
+        self.ids -= found.ids
+        return len(found.ids)
+
+    def close_audio(self) -> None:
+        """Finish the audio files; events may still be written."""
+        tracks, self._tracks = self._tracks, {}
+        with contextlib.ExitStack() as closing:  # all of them, whatever one raises
+            for track in tracks.values():
+                closing.callback(track.flac.close)
 
     def close(self) -> None:
         """Finish all files; once."""
         try:
-            for track in self._tracks.values():
-                track.flac.close()
+            self.close_audio()
         finally:
             for file in (self._stretches, self._events, self._locked):
                 os.close(file)
-            self._tracks = {}
+
+    def _require_room(self, samples: int) -> None:
+        self._unchecked += samples
+        if self._unchecked < CHECKED_EVERY:
+            return
+        disk = os.statvfs(self.folder)
+        left_free = min(LEFT_FREE_BYTES, disk.f_blocks * disk.f_frsize // 10)
+        if disk.f_bavail * disk.f_frsize < left_free:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._unchecked = 0
 
     def _begin_stretch(
         self,
@@ -154,27 +187,17 @@ class SessionWriter:
         )
         append(self._stretches, encode_line(stretch))
 
-    def _silence(self, utterances: Iterable[Utterance]) -> None:
-        """Rewrite the files that hold the utterances, with silence in their place, and continue in
-        the new files."""
-        session = Session(self.folder, self._header)
-        for source, parts in _parts(session, utterances).items():
-            track = self._tracks[source]
-            track.flac.close()
-            track.flac = _silenced(session.audio_file(source), parts)
-
-
-def erase_dialogue(session: Session, dialogue_id: str) -> int:
-    """Erase a dialogue of a session that isn't being recorded, as ``SessionWriter`` does."""
-    utterances = _utterances_of(session, dialogue_id)
-    ids = {one.id for one in utterances}
-    if utterances:
-        parts_of = _parts(session, utterances)
-        _erase_lines(session, dialogue_id, ids)
-        for source, parts in parts_of.items():
-            if session.audio_file(source).is_file():
-                _silenced(session.audio_file(source), parts).close()
-    return len(ids)
+    def _silence(self, parts_of_source: Mapping[str, Sequence[Part]]) -> None:
+        """Rewrite the files that hold the parts, with silence in their place, and continue in the
+        new files."""
+        for source, parts in parts_of_source.items():
+            path = Session(self.folder).audio_file(source)
+            track = self._tracks.get(source)
+            if track is None:  # nothing more is recorded of it
+                silence(path, parts).close()
+            else:
+                track.flac.close()  # writes its last samples
+                track.flac = silence(path, parts)
 
 
 def add_feedback(session: Session, corrections: Sequence[Feedback]) -> None:
@@ -187,62 +210,6 @@ def add_feedback(session: Session, corrections: Sequence[Feedback]) -> None:
         os.close(file)
 
 
-def _utterances_of(session: Session, dialogue_id: str) -> list[Utterance]:
-    """All events of a dialogue's utterances, finished or not."""
-    return [
-        event
-        for event in session.events
-        if isinstance(event, Utterance) and event.dialogue_id == dialogue_id
-    ]
-
-
-def _parts(session: Session, utterances: Iterable[Utterance]) -> dict[str, list[Part]]:
-    """Where utterances are in their sources' files; one that never ended, to its stretch's end."""
-    latest = {one.id: one for one in utterances}  # an utterance's ``end`` is its last event
-    found: dict[str, list[Part]] = {}
-    for one in latest.values():
-        part = session.clip(one) if one.type == "end" else session.stretch_from(one)
-        if part is not None:
-            found.setdefault(one.source, []).append(part)
-    return found
-
-
-def _erase_lines(session: Session, dialogue_id: str, ids: set[str]) -> None:
-    kept = (
-        event
-        for event in session.events
-        if getattr(event, "dialogue_id", None) != dialogue_id
-        and not (isinstance(event, Feedback) and event.id in ids)
-    )
-    with _replacing(session.folder / EVENTS_FILE) as part:
-        part.write_bytes(b"".join(map(encode_line, kept)))
-
-
-def _silenced(path: Path, parts: Sequence[Part]) -> FlacWriter:
-    """Replace a file by one with silence in the parts; returns its writer, to continue."""
-    with _replacing(path) as unfinished:
-        unfinished.unlink()  # the writer makes its own
-        writer = FlacWriter(unfinished)
-        try:
-            for batch in decode_audio(path):
-                samples = batch.copy()
-                for part in parts:
-                    first, last = np.clip(np.array(part) - writer.length, 0, len(samples))
-                    samples[first:last] = 0
-                writer.write(samples)
-        except BaseException:
-            writer.close()
-            raise
-    return writer
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A private temporary file that replaces ``path``."""
-    remove_unfinished(path)  # a killed process may have left what is to be erased now
-    with atomic_write(path, mode=PRIVATE_FILE) as part:
-        yield part
-
-
 def _open_private(path: Path) -> int:
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, PRIVATE_FILE)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+    return os.open(path, flags, PRIVATE_FILE)
