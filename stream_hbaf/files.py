@@ -18,6 +18,7 @@ from typing import BinaryIO, TextIO
 from stream_hbaf.errors import StreamHbafError
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+PRIVATE = 0o600  # mode of files that hold what people said
 UNFINISHED = ".part"  # suffix of the temporary files
 
 
@@ -75,6 +76,19 @@ def atomic_write_bytes(
 def atomic_write_text(path: Path, text: str, *, mode: int = 0o666, durable: bool = False) -> None:
     """Replace ``path`` by a file of this text in UTF-8, as ``atomic_write`` does."""
     atomic_write_bytes(path, text.encode(), mode=mode, durable=durable)
+
+
+@contextmanager
+def private_files() -> Iterator[None]:
+    """Let every file and folder that is made in the block be readable by its owner alone.
+
+    For libraries that write files themselves. It holds for the whole process.
+    """
+    former = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(former)
 
 
 def remove_unfinished(path: Path) -> None:

@@ -1,8 +1,10 @@
 """Promises of a session on disk: whole after a kill, and every sample has its place."""
 
+import contextlib
 import hashlib
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,15 +14,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from damages import JSON, as_text, change, complaint, damage
 from session_samples import RECORDING, Samples, all_of, chunk, header, utterance
 
 from stream_hbaf.audio.file import read_audio
+from stream_hbaf.commands.live import _line
 from stream_hbaf.config import SAMPLE_RATE_HZ
+from stream_hbaf.dashboard.feed import Recordings
 from stream_hbaf.errors import CorpusError
 from stream_hbaf.events import Feedback, Utterance
+from stream_hbaf.sessions.erasing import erase_dialogue
 from stream_hbaf.sessions.format import EVENTS_FILE, FlacWriter, flac_length
-from stream_hbaf.sessions.session import is_being_recorded, open_session, open_sessions
-from stream_hbaf.sessions.writer import SessionWriter
+from stream_hbaf.sessions.session import (
+    Session,
+    is_being_recorded,
+    list_sessions,
+    open_session,
+    open_sessions,
+)
+from stream_hbaf.sessions.writer import SessionWriter, add_feedback
 
 
 @pytest.fixture(scope="module")
@@ -191,3 +203,117 @@ def test_names_that_no_file_can_have_are_escaped(speech: Samples, tmp_path: Path
     samples = [*session.audio("küche\x00")][1]
     assert isinstance(samples, np.ndarray)
     assert np.array_equal(samples, speech[:2000])
+
+
+TABLES = ("session.json", "events.jsonl", "sound.jsonl")
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory, speech: Samples) -> Path:
+    """A folder with the sessions "bad" and "good", each with one utterance."""
+    folder = tmp_path_factory.mktemp("two")
+    for name in ("bad", "good"):
+        writer = SessionWriter(folder, header=header(name))
+        writer.write_audio("a", chunk(speech, 0, 3 * SAMPLE_RATE_HZ))
+        for event in (utterance("new", dialogue=name), utterance("end", dialogue=name)):
+            writer.write_event(event)
+        writer.write_event(Feedback(id=f"{name}-1", label="joy"))
+        writer.close()
+    return folder
+
+
+def damaged(two: Path, to: Path, name: str, content: bytes) -> Path:
+    shutil.copytree(two, to)
+    (to / "bad" / name).write_bytes(content)
+    return to
+
+
+def assert_rest_goes_on(folder: Path) -> None:
+    """The list has both sessions, the good one whole; of the bad one there is a line or a page."""
+    listed = {one.folder.name: one for one in list_sessions(folder)}
+    assert listed.keys() == {"bad", "good"}
+    assert (listed["good"].utterances, listed["good"].error) == (1, "")
+    for one in listed.values():
+        assert _line(one).isprintable()
+    json.dumps(Recordings(folder).summaries())
+    assert complaint(lambda: Recordings(folder).session("bad").encode()).isprintable()
+    complaint(lambda: [*open_session(folder / "bad").audio("a")])
+    assert open_sessions(folder)[-1].ends[0].id == "good-1"
+    assert erase_dialogue(open_session(folder / "good"), "good") == 1
+
+
+@pytest.mark.parametrize("text", JSON, ids=lambda text: repr(text[:20]))
+@pytest.mark.parametrize("name", TABLES)
+def test_a_hostile_table_harms_its_session_only(
+    two: Path, tmp_path: Path, name: str, text: str
+) -> None:
+    """Endless nesting, half a surrogate, no object: named, and the rest goes on."""
+    assert_rest_goes_on(damaged(two, tmp_path / "x", name, text.encode() + b"\n"))
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_damaged_table_harms_its_session_only(two: Path, tmp_path: Path, seed: int) -> None:
+    """Bytes changed, wrong values at every place, numbers out of all bounds."""
+    name = TABLES[seed % 3]
+    content = (two / "bad" / name).read_bytes()
+    if seed % 2:
+        rows = [
+            json.loads(line) for line in (content.splitlines() if name[-1] == "l" else [content])
+        ]
+        content = b"".join(as_text(change(row, seed + n)) + b"\n" for n, row in enumerate(rows))
+    else:
+        content = damage(content, seed)
+    assert_rest_goes_on(damaged(two, tmp_path / "x", name, content))
+
+
+def test_a_line_without_an_end_is_not_read_to_it(two: Path, tmp_path: Path) -> None:
+    """Nor is a header."""
+    for name, reason in (("events.jsonl", "a line of more than"), ("session.json", "isn't JSON")):
+        folder = damaged(two, tmp_path / name, name, b" " * 3_000_000)
+        (bad, good) = list_sessions(folder)
+        assert reason in bad.error
+        assert good.utterances == 1
+
+
+@pytest.mark.parametrize("name", [*TABLES, "a.flac"])
+def test_a_symbolic_link_in_a_session_is_not_followed(two: Path, tmp_path: Path, name: str) -> None:
+    """What it leads to is neither read, nor served, nor written."""
+    folder = tmp_path / "x"
+    shutil.copytree(two, folder)
+    outside = tmp_path / "outside"
+    (folder / "bad" / name).rename(outside)
+    (folder / "bad" / name).symlink_to(outside)
+    before = outside.read_bytes()
+    recordings = Recordings(folder)
+    if name == "a.flac":
+        with pytest.raises(CorpusError, match="bad: no sound of 'a'"):
+            recordings.audio("bad", "a")
+        pieces = [*open_session(folder / "bad").audio("a")]
+        assert not any(isinstance(piece, np.ndarray) for piece in pieces)
+    else:
+        with pytest.raises(CorpusError):
+            recordings.session("bad")
+    with contextlib.suppress(OSError):
+        add_feedback(Session(folder / "bad"), [Feedback(id="bad-1", label="joy")])
+    if name != "session.json":  # which isn't needed for it
+        with pytest.raises(CorpusError):
+            erase_dialogue(Session(folder / "bad"), "bad")
+    assert outside.read_bytes() == before
+
+
+def test_a_link_to_a_session_is_none(two: Path, tmp_path: Path) -> None:
+    """A folder that is given may be a link itself."""
+    folder = tmp_path / "x"
+    folder.mkdir()
+    (folder / "good").symlink_to(two / "good")
+    assert list_sessions(folder) == []
+    with pytest.raises(CorpusError, match="no recording 'good' here"):
+        Recordings(folder).session("good")
+    (tmp_path / "link").symlink_to(two)
+    assert len(list_sessions(tmp_path / "link")) == 2
+
+
+def test_a_source_whose_name_no_file_can_have_is_one_line(two: Path, tmp_path: Path) -> None:
+    """The file system's limit is no reason to end the list."""
+    row = {"source": "x" * 5000, "at": 0, "start": 0, "time": "", "why": "begin"}
+    assert_rest_goes_on(damaged(two, tmp_path / "x", "sound.jsonl", as_text(row) + b"\n"))

@@ -216,6 +216,29 @@ def test_export_comes_back_as_it_went(
     assert_same_corpus(Corpus("manifest", found.labels, splits), speech)
 
 
+@pytest.mark.parametrize("export", [export_manifest, export_audformat, export_audiofolder])
+def test_exports_are_readable_by_their_owner_only(
+    sessions: Path, tmp_path: Path, export: Callable[[Path, Path], int]
+) -> None:
+    """Tables and clips hold what people said."""
+    export(sessions, tmp_path / "out")
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert len(files) > 10
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
+
+
+def test_one_damaged_session_is_left_out(
+    sessions: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is named; the others are the corpus."""
+    before = open_corpus("sessions/", sessions.parent)
+    damaged = sessions / "20200101T000000Z-000000"
+    damaged.mkdir()
+    (damaged / "session.json").write_text('{"format":1,')
+    assert open_corpus("sessions/", sessions.parent) == before
+    assert f"session left out: {damaged}/session.json: isn't JSON" in caplog.text
+
+
 def test_own_labels_are_marked(sessions: Path, tmp_path: Path) -> None:
     """On demand the recogniser's labels stand in, and say so; they never come in as corrections."""
     export_manifest(sessions, tmp_path / "out", own_labels=True)

@@ -1,6 +1,8 @@
 """Promises of the recorder: a run is recorded, can be erased in part, and is never held up."""
 
 import asyncio
+import os
+import re
 import resource
 import threading
 from collections.abc import Callable, Coroutine
@@ -259,6 +261,75 @@ def test_full_disk_ends_the_recording_and_not_the_run(
     assert np.array_equal(kept, speech[: len(kept)])
     assert len(kept) > 2 * SAMPLE_RATE_HZ
     assert np.array_equal(read_audio(after.audio_file("a")), speech[:5000])
+
+
+def test_a_full_disk_keeps_the_lines_of_utterances(
+    recognizer: Recognizer, speech: Samples, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Audio is refused, what people said still finds room; in the end it is said what is lost."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    async def story(recorder: SessionRecorder) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, hard))
+        try:
+            for start in range(0, len(speech), 1000):
+                recorder.on_audio(ANN, chunk(speech, start, start + 1000))
+            for turn in (1, 2):
+                for kind in ("new", "end"):
+                    await recorder.send(utterance(kind, turn=turn, start_ms=5000.0 * turn))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+            await recorder.send(utterance("new", turn=3))
+            await recorder.send(utterance("end", turn=3))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert await recorder.forget("nothing") == 0
+
+    record(tmp_path, recognizer, story)
+    (session,) = open_sessions(tmp_path)
+    assert [end.id for end in session.ends] == ["d1-1", "d1-2"]
+    kept = read_audio(session.audio_file("a"))
+    assert np.array_equal(kept, speech[: len(kept)])
+    lost_s = (len(speech) - len(kept)) / SAMPLE_RATE_HZ
+    assert caplog.text.count("nothing more is recorded until 'record' is turned on again") == 1
+    found = re.search(r"the disk refused: (\S+) s of a, 1 finished utterances", caplog.text)
+    assert found is not None
+    assert float(found[1]) == pytest.approx(lost_s, abs=0.3)  # half a frame, and the last chunk
+
+
+def test_audio_leaves_room_on_the_disk(
+    speech: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last megabyte, of a small disk a tenth, is for events; a look every second is enough."""
+    disk = os.statvfs(tmp_path)
+    left = [1 << 40, (1 << 20) - 1]
+
+    def nearly_full(path: Path) -> os.statvfs_result:
+        free = left.pop(0) // disk.f_frsize
+        return os.statvfs_result((*disk[:4], free, *disk[5:]))
+
+    writer = SessionWriter(tmp_path, header=header())
+    monkeypatch.setattr(os, "statvfs", nearly_full)
+    for start in range(0, SAMPLE_RATE_HZ, 1000):
+        writer.write_audio("a", chunk(speech, start, start + 1000))
+    with pytest.raises(OSError, match="No space left on device"):
+        writer.write_audio("a", chunk(speech, SAMPLE_RATE_HZ, 2 * SAMPLE_RATE_HZ))
+    writer.write_event(utterance("end"))
+    writer.close()
+    (session,) = open_sessions(tmp_path)
+    assert [end.id for end in session.ends] == ["d1-1"]
+    assert np.array_equal(read_audio(session.audio_file("a")), speech[:SAMPLE_RATE_HZ])
+
+
+def test_a_session_that_cannot_begin_leaves_nothing(tmp_path: Path) -> None:
+    """Half a header would be a damaged session."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            SessionWriter(tmp_path, header=header())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_unknown_privacy_and_folders_are_refused(recognizer: Recognizer, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from stream_hbaf.commands import (
     print_status,
     read_speed,
 )
-from stream_hbaf.errors import ConfigError
+from stream_hbaf.errors import ConfigError, printable
 
 if TYPE_CHECKING:
     from stream_hbaf.config import Config
@@ -299,10 +299,10 @@ def _list(options: argparse.Namespace) -> None:
 
 def _line(summary: "SessionSummary") -> str:
     if summary.error:
-        return f"{summary.folder.name}  {summary.error}"
+        return printable(f"{summary.folder.name}  {summary.error}")
     minutes, seconds = divmod(round(summary.length_s), 60)
     speakers = f"  {', '.join(summary.speakers)}" if summary.speakers else ""
-    return (
+    return printable(  # the names are others'
         f"{summary.folder.name}  {minutes}:{seconds:02}  {summary.utterances} utterances  "
         f"{summary.corrections} corrections{speakers}"
     )

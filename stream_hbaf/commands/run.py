@@ -16,12 +16,13 @@ from stream_hbaf.commands import print_status
 from stream_hbaf.config import Config, SourceConfig
 from stream_hbaf.errors import DeviceError
 from stream_hbaf.events import Health, Info, State
-from stream_hbaf.live.control import Controls
+from stream_hbaf.live.control import Controls, DialogueStore
 from stream_hbaf.live.pipeline import LivePipeline
 from stream_hbaf.live.runtime import Publisher
 from stream_hbaf.publish.broker import embedded_broker
 from stream_hbaf.publish.connection import check_broker
 from stream_hbaf.publish.mqtt import MqttPublisher
+from stream_hbaf.publish.outbox import LeftOutboxes
 from stream_hbaf.publish.terminal import JsonLines, Terminal
 from stream_hbaf.recognizer import Recognizer
 from stream_hbaf.sessions.recorder import SessionRecorder
@@ -120,7 +121,7 @@ class _Run:
             self.pipeline,
             info=self._info,
             recording=self._recorder,
-            stores=lambda: [s for s in (self._mqtt, self._recorder, self._page) if s is not None],
+            stores=self._stores,
         )
         if self._config.mqtt.url != "none":
             self._mqtt = MqttPublisher(
@@ -141,6 +142,11 @@ class _Run:
             self._publishers.append(self._page)
             print_status(f"showing all of it at {self._page.address}")
         self._publishers.append(screen)
+
+    def _stores(self) -> list[DialogueStore]:
+        """Everything that holds parts of dialogues; without a broker, what other runs left."""
+        stores = (self._mqtt or LeftOutboxes(), self._recorder, self._page)
+        return [store for store in stores if store is not None]
 
     def _info(self) -> Info:
         """The description of this recogniser, as of now."""

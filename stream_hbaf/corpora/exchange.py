@@ -29,8 +29,8 @@ from stream_hbaf.corpora.dialogue import (
 )
 from stream_hbaf.corpora.manifest import ManifestRow, import_clips
 from stream_hbaf.corpora.session_corpus import BY_MODEL, CLIPS, ExportedUtterance, export_clips
-from stream_hbaf.errors import CorpusError, StreamHbafError
-from stream_hbaf.files import atomic_write_text
+from stream_hbaf.errors import CorpusError, StreamHbafError, shorten
+from stream_hbaf.files import PRIVATE, atomic_write_text, is_file, private_files
 from stream_hbaf.sessions.format import read_json_lines
 from stream_hbaf.untrusted import UntrustedError, parse_yaml
 
@@ -68,7 +68,8 @@ def export_audiofolder(folder: Path, out: Path, *, own_labels: bool = False) -> 
             }
             lines.setdefault(one.split, []).append(json.dumps(row, ensure_ascii=False) + "\n")
     for split, of_split in lines.items():
-        atomic_write_text(out / FOLDERS[split] / TABLES[1], "".join(of_split))
+        table = out / FOLDERS[split] / TABLES[1]
+        atomic_write_text(table, "".join(of_split), mode=PRIVATE)
     return sum(map(len, lines.values()))
 
 
@@ -103,8 +104,10 @@ def _listed_clips(table: Path, folder: Path) -> Iterator[ManifestRow]:
         rows = read_rows(content, path=table, columns=("file_name",))
     for where, row in rows:
         clip = table.parent / row.get("file_name", "")
-        if not clip.is_file():
-            raise CorpusError(f"{where}: {clip} is missing; correct file_name")
+        if not is_file(clip):
+            raise CorpusError(
+                f"{where}: {shorten(str(clip), limit=200)} is missing; correct file_name"
+            )
         utterance = LabelledUtterance(
             id=_first_cell(row, "id", "utterance") or clip.stem,
             speaker=_first_cell(row, "speaker", "speaker_id"),
@@ -184,7 +187,11 @@ def export_audformat(folder: Path, out: Path, *, own_labels: bool = False) -> in
                 scheme = column.partition(".")[0]
                 table[column] = audformat.Column(scheme_id=scheme, rater_id=rater)
                 table[column].set(values)
-    database.save(str(out), storage_format="csv")
+    with private_files():
+        for earlier in (out / HEADER, *out.glob("db.*.csv")):
+            if is_file(earlier):
+                earlier.chmod(PRIVATE)  # it is written over, and keeps its mode
+        database.save(str(out), storage_format="csv")
     return len(exported)
 
 
@@ -277,8 +284,8 @@ def _section(entry: object, name: str, *, where: Path) -> Mapping[str, Any]:
 
 def _read_table(folder: Path, name: str, *, column: str, split: Split) -> Iterator[ManifestRow]:
     path = folder / f"db.{name}.csv"
-    if not path.is_file() or path.parent != folder:
-        others = (kind for kind in ("parquet", "pkl") if path.with_suffix(f".{kind}").is_file())
+    if not is_file(path) or path.parent != folder:
+        others = (kind for kind in ("parquet", "pkl") if is_file(path.with_suffix(f".{kind}")))
         other = next(others, None)
         reason = f"only as .{other}, which isn't read" if other else "missing"
         raise CorpusError(
@@ -288,8 +295,9 @@ def _read_table(folder: Path, name: str, *, column: str, split: Split) -> Iterat
     for where, row in read_rows(read_utf8(path), path=path, columns=("file", column)):
         cells = {name: "" if cell.strip() in ABSENT else cell.strip() for name, cell in row.items()}
         audio = folder / cells["file"]
-        if not audio.is_file():
-            raise CorpusError(f"{where}: {audio} is missing; get the database's media, too")
+        if not is_file(audio):
+            shown = shorten(str(audio), limit=200)
+            raise CorpusError(f"{where}: {shown} is missing; get the database's media, too")
         start_s = _seconds(cells.get("start", ""), where=where) or None
         place = f"@{start_s:g}" if start_s else ""
         utterance = LabelledUtterance(

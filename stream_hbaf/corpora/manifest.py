@@ -34,7 +34,7 @@ from stream_hbaf.corpora.dialogue import (
     require_file,
 )
 from stream_hbaf.errors import CorpusError
-from stream_hbaf.files import atomic_write_text
+from stream_hbaf.files import PRIVATE, atomic_write_text
 
 REQUIRED = ("dialogue", "id", "speaker", "text", "label", "split")
 COLUMNS = (*REQUIRED, "audio", "start", "end")
@@ -196,7 +196,10 @@ def import_clips(table: Path, clips: Sequence[ManifestRow]) -> int:
 
 
 def write_manifest(path: Path, rows: Iterable[ManifestRow]) -> None:
-    """Write a manifest; paths of audio are relative to it, or absolute. Raises WriteError."""
+    """Write a manifest; paths of audio are relative to it, or absolute. Raises WriteError.
+
+    Only its owner may read it, since it may hold what people said.
+    """
     cells = (
         {
             "dialogue": row.dialogue,
@@ -215,9 +218,12 @@ def write_manifest(path: Path, rows: Iterable[ManifestRow]) -> None:
 
 
 def write_table(path: Path, *, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a comma-separated table; None is an empty cell. Raises WriteError."""
+    """Write a comma-separated table, which only its owner may read; None is an empty cell.
+
+    Raises WriteError.
+    """
     content = io.StringIO()
     writer = csv.DictWriter(content, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    atomic_write_text(path, content.getvalue())
+    atomic_write_text(path, content.getvalue(), mode=PRIVATE)

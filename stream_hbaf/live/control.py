@@ -28,7 +28,10 @@ class DialogueStore(Protocol):
     """Anything that stores parts of a dialogue: outbox, recorder, dashboard."""
 
     async def forget(self, dialogue_id: str) -> int:
-        """Erase a dialogue; returns how many stored items were erased."""
+        """Erase a dialogue; returns how many stored items were erased.
+
+        All of it, or a StreamHbafError after which it can be tried again.
+        """
 
 
 class Recording(Protocol):
@@ -140,8 +143,14 @@ class Controls:
             raise ConfigError("forget: give the dialogue's id as 'dialogue_id'")
         # An utterance that is still open would be published, and stored, after the erasure.
         erased = await self._pipeline.finish_dialogue(dialogue_id)
-        for store in self._stores():
-            erased += await store.forget(dialogue_id)
+        problems: list[str] = []
+        for store in self._stores():  # all of them, whatever one raises
+            try:
+                erased += await store.forget(dialogue_id)
+            except StreamHbafError as error:
+                problems.append(str(error))
+        if problems:
+            raise ConfigError(" · ".join(problems))
         return {"erased": erased}
 
     async def _devices(self, arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -138,14 +138,17 @@ class MqttPublisher:
             self._wake.set()
 
     async def forget(self, dialogue_id: str) -> int:
-        """Erase a dialogue's messages from memory, disk and broker; returns how many they were."""
+        """Erase a dialogue's messages from memory, disk and broker; returns how many they were.
+
+        Raises ConfigError if the disk refuses; then it can be tried again.
+        """
         droppable = [m for m in self._droppable if m.dialogue_id == dialogue_id]
         for message in droppable:
             self._droppable.remove(message)
-        waiting = await self._outbox.forget(dialogue_id)
         retained = self._state.of_dialogue(dialogue_id)
         self._labels.clear()  # the next label is published even if it is the erased one
         await self._enqueue([erasure(message) for message in retained])
+        waiting = await self._outbox.forget(dialogue_id)
         return len(droppable) + waiting + len(retained)
 
     async def close(self, timeout_s: float) -> int:

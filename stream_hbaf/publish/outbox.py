@@ -14,6 +14,7 @@ from dataclasses import replace
 from itertools import islice
 
 from stream_hbaf.config import MqttConfig
+from stream_hbaf.errors import ConfigError
 from stream_hbaf.files import is_locked, state_folder
 from stream_hbaf.publish.address import node_name, read_address
 from stream_hbaf.publish.messages import Message
@@ -168,14 +169,18 @@ class Outbox:
             await self._attempt(lambda: self._store.cleared(topics))
 
     async def forget(self, dialogue_id: str) -> int:
-        """Erase the messages of a dialogue, and their bytes on disk; returns how many."""
+        """Erase the messages of a dialogue, and their bytes on disk; returns how many.
+
+        Raises ConfigError if the disk refuses; then it can be tried again.
+        """
         waiting = (*self._queued.values(), *self._aside.values())
         found = [queued.number for queued in waiting if queued.message.dialogue_id == dialogue_id]
         for number in found:
             self._queued.pop(number, None)
             self._aside.pop(number, None)
-        await self._attempt(lambda: self._store.erase(dialogue_id))
-        return len(found)
+        loop = asyncio.get_running_loop()
+        erasing = loop.run_in_executor(self._disk, erase_from_disk, self._store, dialogue_id)
+        return max(len(found), await asyncio.shield(erasing))
 
     async def close(self) -> int:
         """Close the file; returns how many messages it holds for the next start.
@@ -255,6 +260,28 @@ class Outbox:
             if self._disk_failed and mends:
                 self._disk_failed = False
                 self._report(f"outbox: {self._store.folder}: messages are kept on disk again")
+
+
+class LeftOutboxes:
+    """What runs with a broker have left on disk, for a run without one."""
+
+    async def forget(self, dialogue_id: str) -> int:
+        """Erase a dialogue as ``Outbox.forget`` does."""
+        if not (folder := state_folder()).is_dir():
+            return 0
+        store = OutboxFile(folder, name="", broker="", root="", max_age_s=0.0)  # never opened
+        return await asyncio.to_thread(erase_from_disk, store, dialogue_id)
+
+
+def erase_from_disk(store: OutboxFile, dialogue_id: str) -> int:
+    """``OutboxFile.erase``, with ConfigError for its errors."""
+    try:
+        return store.erase(dialogue_id)
+    except (sqlite3.Error, OSError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(
+            f"forget: not all was erased: outbox: {store.folder}: {reason}; then ask again"
+        ) from None
 
 
 def _file_name(config: MqttConfig) -> str:

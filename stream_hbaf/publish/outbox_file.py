@@ -4,6 +4,7 @@ Each process has a file of its own. A file with anything wrong in it is renamed 
 and a new one begun with the messages that could be read.
 """
 
+import errno
 import heapq
 import os
 import sqlite3
@@ -23,6 +24,7 @@ from stream_hbaf.publish.outbox_rows import (
     check,
     connect,
     erase,
+    holds_dialogue,
     insert,
     is_damage,
     note,
@@ -124,17 +126,29 @@ class OutboxFile:
                 with lock, closing(connect(origin)) as other, other:
                     other.executemany(gone, theirs)
 
-    def erase(self, dialogue_id: str) -> None:
+    def erase(self, dialogue_id: str) -> int:
         """Delete the messages of a dialogue, also from the write-ahead log, which has copies, and
-        from what ended runs left: outboxes for other brokers, and damaged files."""
-        erase(self._opened, dialogue_id)
+        from what ended runs left: outboxes for other brokers, and damaged files, of which nobody
+        can tell what they hold. Returns how many messages they were.
+
+        Raises OSError for an outbox with such messages that another process has open.
+        """
+        count = erase(self._database, dialogue_id) if self._database is not None else 0
+        in_use = []
         for path in self.folder.glob("outbox-*.sqlite"):
-            if path != self._path and (lock := lock_file(path.with_suffix(".lock"))):
+            if path == self._path:
+                continue
+            if lock := lock_file(path.with_suffix(".lock")):
                 with lock, closing(self._read(path, root="")[0]) as other:
-                    erase(other, dialogue_id)
+                    count += erase(other, dialogue_id)
+            elif holds_dialogue(path, dialogue_id):
+                in_use.append(path.name)
         for path in self.folder.glob("outbox-*.damaged"):
-            if path.is_file() and dialogue_id.encode() in path.read_bytes():
+            if path.is_file():
                 path.unlink()
+        if in_use:
+            raise OSError(errno.EBUSY, f"a recogniser that runs has {in_use[0]}; ask it first")
+        return count
 
     def close(self) -> None:
         """Close the file; idempotent."""

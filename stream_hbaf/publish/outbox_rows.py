@@ -234,12 +234,25 @@ def note(database: sqlite3.Connection, retained: Iterable[Left], *, broker: str)
     database.executemany("insert or replace into retained values (?, ?, ?)", rows)
 
 
-def erase(database: sqlite3.Connection, dialogue_id: str) -> None:
-    """Delete the messages of a dialogue, also from the write-ahead log, which has copies."""
+def erase(database: sqlite3.Connection, dialogue_id: str) -> int:
+    """Delete the messages of a dialogue, also from the write-ahead log, which has copies; returns
+    how many they were."""
     database.execute("pragma secure_delete = on")
     with database:
-        database.execute("delete from waiting where dialogue_id = ?", (dialogue_id,))
-    database.execute("pragma wal_checkpoint(truncate)")
+        gone = "delete from waiting where dialogue_id = ?"
+        count = database.execute(gone, (dialogue_id,)).rowcount
+    busy, *_ = database.execute("pragma wal_checkpoint(truncate)").fetchone()
+    if busy:
+        raise sqlite3.OperationalError("its log is being read by another program")
+    return count
+
+
+def holds_dialogue(path: Path, dialogue_id: str) -> bool:
+    """Whether an outbox that another process has open holds messages of a dialogue."""
+    where = f"{path.absolute().as_uri()}?mode=ro"
+    with contextlib.closing(sqlite3.connect(where, uri=True)) as database:
+        query = "select 1 from waiting where dialogue_id = ? limit 1"
+        return database.execute(query, (dialogue_id,)).fetchone() is not None
 
 
 def _column_names(database: sqlite3.Connection) -> set[str]:

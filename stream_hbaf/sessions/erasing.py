@@ -5,6 +5,7 @@ can't be read, but name the dialogue, stay and are reported: without them nobody
 there is more to erase.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ import numpy as np
 
 from stream_hbaf.errors import CorpusError
 from stream_hbaf.events import Feedback, Utterance
-from stream_hbaf.files import UNFINISHED, atomic_write, is_own_file
+from stream_hbaf.files import PRIVATE, atomic_write, is_own_file, remove_unfinished
 from stream_hbaf.sessions.format import (
     EVENTS_FILE,
     FlacWriter,
@@ -25,7 +26,6 @@ from stream_hbaf.sessions.format import (
 )
 from stream_hbaf.sessions.session import Session, decode_audio, read_lines
 
-PRIVATE_FILE = 0o600
 Part = tuple[int, int]  # samples [start, stop) of a file
 
 
@@ -60,11 +60,14 @@ def erase_dialogue(session: Session, dialogue_id: str) -> int:
     """
     found = find_dialogue(session, dialogue_id)
     if found.lines:
-        for part in session.folder.glob(f".*{UNFINISHED}"):
-            part.unlink(missing_ok=True)  # a killed process may have left what is to go now
+        for path in [*session.folder.iterdir()]:
+            remove_unfinished(path)  # a killed process may have left what is to go now
         for source, parts in parts_of(session, found).items():
-            if is_own_file(session.audio_file(source)):
-                silence(session.audio_file(source), parts).close()
+            path = session.audio_file(source)
+            if is_own_file(path):
+                silence(path, parts).close()
+            elif os.path.lexists(path):
+                raise CorpusError(f"{path}: is no file of its own; put the audio itself there")
         erase_lines(session, dialogue_id, found.ids)
     if found.unreadable:
         raise CorpusError(
@@ -142,5 +145,5 @@ def silence(path: Path, parts: Sequence[Part]) -> FlacWriter:
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A private temporary file that replaces ``path``."""
-    with atomic_write(path, mode=PRIVATE_FILE) as part:
+    with atomic_write(path, mode=PRIVATE) as part:
         yield part

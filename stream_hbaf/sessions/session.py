@@ -41,6 +41,7 @@ from stream_hbaf.untrusted import UntrustedError, parse_json
 
 LOG = logging.getLogger(__name__)
 
+LONGEST_CLIP = 600 * SAMPLE_RATE_HZ  # samples; segmenter.max_utterance_s has this limit
 ENDLESS = 1 << 60  # samples: more than any file holds
 HEADER_LIMIT, LINE_LIMIT = 1 << 20, 1 << 20  # bytes; a line of ours has about 1 kB
 EVENTS_LIMIT = 1 << 27  # bytes that are held at once: two days of talk without a pause
@@ -120,14 +121,15 @@ class Session:
     def clip(self, end: Utterance) -> tuple[int, int] | None:
         """Where a finished utterance is in its source's file: samples [start, stop).
 
-        None where it isn't whole, because audio was lost before it could be written.
+        None where it isn't whole, because audio was lost before it could be written, and where it
+        is longer than any utterance.
         """
         stretch = self.stretch_from(end)
         if stretch is None or end.audio_end_ms is None:
             return None
         start, stretch_stop = stretch
         stop = start + sample_at(end.audio_end_ms) - sample_at(end.audio_start_ms)
-        return (start, stop) if stop <= stretch_stop else None
+        return (start, stop) if stop <= min(stretch_stop, start + LONGEST_CLIP) else None
 
     def stretch_from(self, utterance: Utterance) -> tuple[int, int] | None:
         """An utterance's stretch from the utterance's beginning on, in samples as ``clip``."""

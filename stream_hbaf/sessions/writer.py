@@ -17,8 +17,8 @@ from pathlib import Path
 from stream_hbaf.audio.source import Chunk
 from stream_hbaf.config import SAMPLE_RATE_HZ
 from stream_hbaf.events import Feedback, Trigger, Utterance
+from stream_hbaf.files import PRIVATE
 from stream_hbaf.sessions.erasing import (
-    PRIVATE_FILE,
     Found,
     Part,
     erase_lines,
@@ -212,4 +212,4 @@ def add_feedback(session: Session, corrections: Sequence[Feedback]) -> None:
 
 def _open_private(path: Path) -> int:
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
-    return os.open(path, flags, PRIVATE_FILE)
+    return os.open(path, flags, PRIVATE)
