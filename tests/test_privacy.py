@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from live_kit import EventLog
 from mosquitto import Mosquitto, Subscriber, mosquitto, require_mosquitto
 
+from stream_hbaf.audio.push_source import AudioFormat, PushSource
 from stream_hbaf.events import (
     AnyEvent,
     Asr,
@@ -22,10 +24,13 @@ from stream_hbaf.events import (
     Partial,
     Privacy,
     Speech,
+    State,
     Status,
     Utterance,
 )
+from stream_hbaf.live.pipeline import LivePipeline
 from stream_hbaf.live.runtime import redact
+from stream_hbaf.recognizer import Recognizer
 
 SECRET = "the cellar key"
 EMOTION = Emotion(
@@ -130,6 +135,51 @@ def test_label_only_summarises_by_labels() -> None:
     seen = redact(SUMMARY, "label_only")
     assert isinstance(seen, DialogueSummary)
     assert (seen.emotions, seen.speakers, seen.probabilities) == ({"joy": 1}, {}, {})
+
+
+@pytest.mark.parametrize("state", ["online", "offline", "degraded"])
+def test_label_only_names_no_sender(state: State) -> None:
+    """A source's state is known; who sends, and from which address, isn't."""
+    detail = "hall: 192.168.1.7 (Ann) is sending"
+    seen = redact(Status(source="hall", stage="capture", state=state, detail=detail), "label_only")
+    assert isinstance(seen, Status)
+    assert (seen.state, seen.source) == (state, "hall")
+    assert seen.detail in ("sound comes in", "no sound comes in", "sound is lost or incomplete")
+
+
+def test_label_only_names_no_sender_of_a_source(recognizer: Recognizer) -> None:
+    """From a sender that says its name, through a real source, to all that is published."""
+    log = EventLog()
+
+    def said(state: State) -> list[str]:
+        found = [event for event in log.events if isinstance(event, Status)]
+        return [one.detail for one in found if one.stage == "capture" and one.state == state]
+
+    config = recognizer.config.model_copy(update={"privacy": "label_only"})
+
+    async def main() -> None:
+        pipeline = LivePipeline(recognizer, [log])
+        source = PushSource("hall", chunk_ms=64, on_status=pipeline.report_capture)
+        stop = asyncio.Event()
+        async with source:
+            running = asyncio.create_task(pipeline.run(source, stop=stop))
+            await asyncio.sleep(0.2)
+            with source.sender("192.168.1.7") as sender:
+                sender.begin(AudioFormat(16_000, 1, "s16le"), speaker="Ann")
+                await log.until(lambda: said("online") != [])
+            await log.until(lambda: "no sound comes in" in said("offline"))
+            stop.set()
+            await running
+
+    original, recognizer.config = recognizer.config, config
+    try:
+        asyncio.run(main())
+    finally:
+        recognizer.config = original
+    assert "sound comes in" in said("online")
+    everything = "".join(event.model_dump_json() for event in log.events)
+    assert "Ann" not in everything
+    assert "192.168" not in everything
 
 
 @pytest.mark.parametrize("event", WORDLESS)

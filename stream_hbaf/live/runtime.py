@@ -26,6 +26,8 @@ from stream_hbaf.events import (
     Privacy,
     Quantiles,
     Stage,
+    State,
+    Status,
     Utterance,
 )
 from stream_hbaf.features.acoustic import Acoustic
@@ -42,6 +44,14 @@ LATENCIES = 100  # newest utterances that the quantiles are computed over
 UNREDACTED = {
     *("id", "rev", "type", "source", "dialogue_id", "turn"),
     *("start_time", "end_time", "audio_start_ms", "audio_end_ms"),
+}
+
+
+# A source's detail may name who sends, and from where; under label_only these stand for it.
+UNNAMED: Mapping[State, str] = {
+    "online": "sound comes in",
+    "offline": "no sound comes in",
+    "degraded": "sound is lost or incomplete",
 }
 
 
@@ -222,7 +232,7 @@ def redact(event: AnyEvent, privacy: Privacy) -> AnyEvent | None:
     full        everything is published
     no_text     everything but the text, and the inferences that are made from it
     label_only  the label and the times of each finished utterance; nothing of utterances before
-                that
+                that, and nobody's name or address
     """
     match privacy, event:
         case "no_text", Utterance():
@@ -234,6 +244,8 @@ def redact(event: AnyEvent, privacy: Privacy) -> AnyEvent | None:
             return Utterance(**event.model_dump(include=UNREDACTED), speaker="", emotion=label)
         case "label_only", Utterance() | Partial():
             return None
+        case "label_only", Status(stage="capture", state=state) if event.detail:
+            return event.model_copy(update={"detail": UNNAMED[state]})
         case "label_only", DialogueSummary():
             return event.model_copy(update={"speakers": {}, "probabilities": {}})
     return event

@@ -174,7 +174,8 @@ COMMANDS = (
         result="the fields of `info`; `health`, `switches` by source, `dialogues`",
     ),
     Command(
-        "forget", "erases a dialogue from memory, outbox and recorded sessions",
+        "forget",
+        "erases a dialogue from memory, outboxes and recorded sessions; after an error ask again",
         {"dialogue_id": "the dialogue's id"}, "`erased`: the number of erased messages and events",
     ),
     Command(
