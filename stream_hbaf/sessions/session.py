@@ -213,8 +213,8 @@ def open_sessions(folder: Path) -> list[Session]:
             found.append(session)
     if errors and not found:
         raise errors[0]
-    for error in errors:
-        LOG.warning("session left out: %s", error)
+    for problem in errors:
+        LOG.warning("session left out: %s", problem)
     return sorted(found, key=lambda session: session.header.began)
 
 
