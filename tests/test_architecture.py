@@ -28,7 +28,7 @@ ROOMS = (
 
 # Each outside library is known to these files only, so that it can be replaced there.
 LIBRARIES = {
-    "aiohttp": {"dashboard/server.py"},
+    "aiohttp": {"dashboard/access.py", "dashboard/server.py"},
     "aiomqtt": {"publish/connection.py", "publish/mqtt_client.py"},
     "amqtt": {"publish/broker.py"},
     "audformat": {"corpora/exchange.py"},

@@ -18,6 +18,7 @@ from recording_control import RecordingControl
 from stream_hbaf.audio.file import read_audio
 from stream_hbaf.audio.source import Chunk
 from stream_hbaf.config import DashboardConfig, SourceConfig
+from stream_hbaf.dashboard.access import AccessControl
 from stream_hbaf.dashboard.feed import (
     MAX_EVENTS,
     MAX_QUEUED,
@@ -26,7 +27,7 @@ from stream_hbaf.dashboard.feed import (
     Recordings,
     page_message,
 )
-from stream_hbaf.dashboard.server import MAX_PAGES, AccessControl, Dashboard
+from stream_hbaf.dashboard.server import MAX_PAGES, Dashboard
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.events import Feedback, Info, Level, Request, Response, Status, Utterance
 from stream_hbaf.sessions.writer import SessionWriter

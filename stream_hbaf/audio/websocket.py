@@ -33,6 +33,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 
+from stream_hbaf.audio.port import Port, open_port
 from stream_hbaf.audio.push_source import (
     Address,
     AlreadySendingError,
@@ -110,6 +111,7 @@ class WebSocketSource(PushSource):
         super().__init__(f"ws://{address}", **options)
         self.address = address
         self._token = token
+        self._port: Port | None = None
         self._server: Server | None = None
 
     async def __aenter__(self) -> Self:
@@ -119,10 +121,10 @@ class WebSocketSource(PushSource):
                 "set a token (source.token), or listen on 127.0.0.1"
             )
         try:
+            self._port = await open_port(self.name, self.address.host, self.address.port)
             self._server = await serve(
                 self._serve,
-                self.address.host,
-                self.address.port,
+                sock=self._port,
                 process_request=self._admit,
                 compression=None,  # sound doesn't shrink
                 max_size=LARGEST_MESSAGE,
@@ -156,6 +158,8 @@ class WebSocketSource(PushSource):
         if not self._token and origin is not None and origin.partition("://")[2] != host:
             line = "a page of another port; set a token (source.token) and send it\n"
             return connection.respond(HTTPStatus.FORBIDDEN, line)
+        if self._port is not None:
+            self._port.establish(connection.remote_address)
         return None
 
     async def _serve(self, connection: ServerConnection) -> None:

@@ -14,11 +14,13 @@ The protocol has neither passwords nor encryption: use it in a trusted network o
 import asyncio
 import contextlib
 import json
+import logging
 import socket
 from dataclasses import dataclass, field
 from typing import Any, Self, Unpack
 
 from stream_hbaf import __version__
+from stream_hbaf.audio.port import Port, open_port
 from stream_hbaf.audio.push_source import (
     Address,
     AlreadySendingError,
@@ -26,15 +28,19 @@ from stream_hbaf.audio.push_source import (
     PushSource,
     Sender,
     cannot_listen,
+    is_loopback,
     json_object,
     plain_reason,
 )
 from stream_hbaf.audio.source import RATE_HZ, SampleFormat, SourceOptions, retries
 from stream_hbaf.errors import AudioError, DeviceError
 
+LOG = logging.getLogger(__name__)
+
 LONGEST_LINE, LARGEST_PAYLOAD = 1 << 16, 1 << 17  # bytes; of sound that is four seconds
 FORMATS: dict[int, SampleFormat] = {2: "s16le", 4: "s32le"}  # by bytes a sample
 MOST_CONNECTIONS = 16
+IDLE_S = 60.0  # between two events of a connection that sends no sound
 CONNECT_S = 5.0
 PING_S, GONE_S = 4.0, 12.0  # between two pings to a satellite; without an event until it is lost
 LAST_RETRY_S = 5.0
@@ -125,12 +131,20 @@ class WyomingSource(PushSource):
         super().__init__(f"wyoming://{address}", **options)
         self.address = address
         self._connections: set[asyncio.Task[None]] = set()
+        self._port: Port | None = None
         self._server: asyncio.Server | None = None
 
     async def __aenter__(self) -> Self:
+        if not is_loopback(self.address.host):
+            LOG.warning(
+                "%s: anybody on the network can send sound here, for the protocol has no password; "
+                "listen on 127.0.0.1 unless all of the network is trusted",
+                self.name,
+            )
         try:
+            self._port = await open_port(self.name, self.address.host, self.address.port)
             self._server = await asyncio.start_server(
-                self._accept, self.address.host, self.address.port, limit=LONGEST_LINE
+                self._accept, sock=self._port, limit=LONGEST_LINE
             )
         except OSError as error:
             raise cannot_listen(self.name, error) from None
@@ -171,13 +185,18 @@ class WyomingSource(PushSource):
             sender: Sender | None = None
             while True:
                 try:
-                    event = await read_event(reader)
+                    async with asyncio.timeout(IDLE_S if sender is None else None):
+                        event = await read_event(reader)
+                except TimeoutError:
+                    return
                 except AudioError as error:
                     if sender is None:  # else it is reported when the sender is released
                         self.report(self.state, f"{self.name}: {who}: {error}")
                     raise
                 if event is None:
                     return
+                if self._port is not None:
+                    self._port.establish(writer.get_extra_info("peername"))
                 if event.type == "describe":
                     await _send(writer, WyomingEvent("info", SELF_DESCRIPTION))
                 elif event.type == "ping":

@@ -8,10 +8,8 @@
 
 import asyncio
 import contextlib
-import hmac
 import json
 import logging
-import secrets
 import socket
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -21,11 +19,11 @@ from urllib.parse import quote, unquote
 from aiohttp import WSCloseCode, WSMsgType, web
 from pydantic import ValidationError
 
+from stream_hbaf.audio.port import Port, open_port
 from stream_hbaf.audio.push_source import (
     Address,
     AlreadySendingError,
     PushSource,
-    is_loopback,
     plain_reason,
 )
 from stream_hbaf.audio.source import OnStatus
@@ -34,10 +32,10 @@ from stream_hbaf.audio.websocket import (
     RULE_BROKEN,
     TRY_LATER,
     close_reason,
-    hostname,
     receive,
 )
 from stream_hbaf.config import DashboardConfig, SourceConfig
+from stream_hbaf.dashboard.access import AccessControl, add_headers
 from stream_hbaf.dashboard.feed import LatestEvents, PageQueue, Recordings, page_message
 from stream_hbaf.errors import AudioError, ConfigError, CorpusError, StreamHbafError
 from stream_hbaf.events import (
@@ -53,63 +51,17 @@ from stream_hbaf.events import (
 )
 from stream_hbaf.publish.requests import Control
 
-TOKEN_BYTES = 24
 PAGE = Path(__file__).parent / "page"
 ANY_ADDRESS = ("0.0.0.0", "::")  # to listen on all interfaces; not an address to connect to
 MAX_PAGES = 32
 MAX_REQUEST = 1 << 14  # bytes
 HEARTBEAT_S = 20.0  # between two pings of a page
+IDLE_S = 15.0  # of a connection after a request
 PRIVATE = {"Cache-Control": "no-store"}  # transcripts and audio stay out of the browser's cache
-
-# The page loads only its own files, runs no inline scripts, and can't be framed.
-HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'; object-src 'none'",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Permissions-Policy": "microphone=(self), camera=(), geolocation=()",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-}
 
 LOG = logging.getLogger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-class AccessControl:
-    """Checks each request: transcripts and audio are private.
-
-    Any web page in a browser on this machine could connect to the server. So requests from pages
-    of other origins are refused. A server on the loopback address needs no token, but answers
-    requests for a loopback host name only, because a foreign name may resolve to this machine (DNS
-    rebinding). On other addresses, or where a token is configured, the token is required: once in
-    the address of the page, from then on as a cookie. ``token`` is empty where none is needed.
-    """
-
-    def __init__(self, config: DashboardConfig) -> None:
-        self._loopback_only = is_loopback(config.host)
-        self._host = config.host
-        drawn = "" if self._loopback_only else secrets.token_urlsafe(TOKEN_BYTES)
-        self.token = config.token.get_secret_value() if config.token else drawn
-
-    def refuse(self, *, host: str, origin: str | None, token: str) -> web.Response | None:
-        """None if the request is allowed. ``host`` and ``origin`` are its headers (programs other
-        than browsers send no origin); ``token`` is from its address or cookie."""
-        name = hostname(f"//{host}")
-        if self._loopback_only and not is_loopback(name) and name != self._host:
-            return _refusal(421, "this page answers to localhost only")
-        if origin is not None and origin.partition("://")[2] != host:
-            return _refusal(403, "pages of other sites are refused")
-        # The time of the comparison must not depend on how much of the token is right.
-        given, needed = token.encode(errors="replace"), self.token.encode()
-        if self.token and not hmac.compare_digest(given, needed):
-            return _refusal(401, "open the address that stream-hbaf printed: it holds the token")
-        return None
-
-
-def _refusal(status: int, line: str) -> web.Response:
-    return web.Response(status=status, text=f"stream-hbaf: {line}\n")
 
 
 class Dashboard:
@@ -136,7 +88,10 @@ class Dashboard:
         self._latest = LatestEvents()
         self._pages: dict[web.WebSocketResponse, PageQueue] = {}
         self._microphones: dict[str, PushSource] = {}
-        self._runner = web.AppRunner(self._application(), access_log=None, shutdown_timeout=1)
+        self._runner = web.AppRunner(
+            self._application(), access_log=None, shutdown_timeout=1, keepalive_timeout=IDLE_S
+        )
+        self._listening: Port | None = None
         self._port = config.port
 
     @property
@@ -151,18 +106,17 @@ class Dashboard:
     async def start(self) -> None:
         """Open the port. Raises ConfigError if it can't be opened."""
         assert self.info is not None
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, self._config.host, self._config.port)
+        where = Address(self._config.host, self._config.port)
         try:
-            await site.start()
+            self._listening = await open_port("dashboard", where.host, where.port)
         except OSError as error:
-            await self._runner.cleanup()
-            where = Address(self._config.host, self._config.port)
             raise ConfigError(
                 f"dashboard: can't listen on {where} ({plain_reason(error)}); choose another "
                 "dashboard.port, or end the program that uses it"
             ) from None
-        self._port = self._runner.addresses[0][1]
+        await self._runner.setup()
+        await web.SockSite(self._runner, self._listening).start()
+        self._port = self._listening.getsockname()[1]
 
     def microphone(self, source: SourceConfig, *, on_status: OnStatus) -> PushSource:
         """A source whose audio comes from the microphone of a browser with an open page."""
@@ -213,7 +167,7 @@ class Dashboard:
 
     def _application(self) -> web.Application:
         application = web.Application(middlewares=[self._check_access], client_max_size=MAX_REQUEST)
-        application.on_response_prepare.append(_add_headers)
+        application.on_response_prepare.append(add_headers)
         application.add_routes(
             [
                 web.get("/", self._index),
@@ -230,6 +184,8 @@ class Dashboard:
     @web.middleware
     async def _check_access(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Middleware for every request, WebSockets included."""
+        if self._listening is not None and request.transport is not None:
+            self._listening.establish(request.transport.get_extra_info("peername"))
         token = request.query.get("token", "") if request.path == "/" else ""
         cookie = f"stream_hbaf_{self._port}"  # cookies are shared between ports
         refusal = self._access.refuse(
@@ -349,9 +305,3 @@ class Dashboard:
             code = TRY_LATER if isinstance(error, AlreadySendingError) else RULE_BROKEN
             await browser.close(code=code, message=close_reason(error).encode())
         return browser
-
-
-async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
-    response.headers.update(HEADERS)
-    # The page and its modules must be of one version.
-    response.headers.setdefault("Cache-Control", "no-cache")
