@@ -21,7 +21,6 @@ from stream_hbaf.recognizer import Recognizer
 LOG = logging.getLogger(__name__)
 
 Command = Callable[[Mapping[str, Any]], Awaitable[dict[str, Any]]]
-FINISH_S = 60.0  # an utterance that began with the former bundle is over by then
 
 
 class DialogueStore(Protocol):
@@ -61,6 +60,8 @@ class Controls:
         self._recording = recording
         self._stores = stores
         self._loading = asyncio.Lock()  # one bundle after another
+        self._wanted = 0  # the number of the newest request for a bundle
+        self._retiring: asyncio.Task[None] | None = None  # of the former bundle
         self._commands: dict[str, Command] = {
             "ping": self._ping,
             "reset": self._reset,
@@ -119,13 +120,17 @@ class Controls:
     async def _set_model(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         if not (name := _text(arguments, "model")):
             raise ConfigError("set_model: give a bundle's name or folder as 'model'")
+        self._wanted = number = self._wanted + 1
         async with self._loading:
+            if self._retiring is not None:  # two bundles in memory are enough
+                await self._retiring
+            if number != self._wanted:
+                raise ConfigError("set_model: a later request took the place of this one")
             config: Config = self._pipeline.recognizer.config.model_copy(update={"model": name})
             recognizer = await asyncio.to_thread(Recognizer, config)
             former = self._pipeline.swap_recognizer(recognizer)
             await self._pipeline.publish(self._info())
-            # Utterances that began with it are still being finished.
-            asyncio.get_running_loop().call_later(FINISH_S, former.close)
+            self._retiring = asyncio.create_task(self._pipeline.retire(former), name="retire")
         return {"model": recognizer.model.id, "sha256": recognizer.model.sha256}
 
     async def _get_state(self, arguments: Mapping[str, Any]) -> dict[str, Any]:

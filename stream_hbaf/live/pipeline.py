@@ -2,6 +2,7 @@
 blocking the event loop."""
 
 import asyncio
+import logging
 import resource
 import time
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
@@ -15,7 +16,10 @@ from stream_hbaf.live.source import OnAudio, SourcePipeline
 from stream_hbaf.networks.calibration import MODALITIES, Modality
 from stream_hbaf.recognizer import Recognizer
 
+LOG = logging.getLogger(__name__)
+
 GOODBYE_S = 1.0  # for each publisher to deliver what is finished
+FINISH_S = 60.0  # an utterance that began with the former recogniser is over by then
 
 
 class LivePipeline:
@@ -117,11 +121,23 @@ class LivePipeline:
     def swap_recognizer(self, recognizer: Recognizer) -> Recognizer:
         """Let another recogniser begin the next utterances; returns the former one.
 
-        The former one is needed until the utterances that began with it are finished. Each source
-        begins a new dialogue.
+        The former one is needed until ``retire`` has finished. Each source begins a new dialogue.
         """
         former, self._runtime.recognizer = self._runtime.recognizer, recognizer
         return former
+
+    async def retire(self, former: Recognizer) -> None:
+        """Close a former recogniser once the utterances that began with it are published."""
+        try:
+            async with asyncio.timeout(FINISH_S):
+                await self._runtime.wait_closed(*self._runtime.open_dialogues)
+        except TimeoutError:
+            LOG.warning("an utterance of bundle %s hasn't ended; it goes on", former.model.id)
+        finally:
+            for tracker in {pipeline.tracker for pipeline in self.sources.values()}:
+                if tracker.recognizer is former:
+                    tracker.end()
+            former.close()
 
     async def cut(self, trigger: Trigger, *, source: str = "") -> None:
         """End the open utterance of a source, or of all. Raises ConfigError for an unknown one."""

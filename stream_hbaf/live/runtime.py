@@ -11,7 +11,7 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -89,7 +89,8 @@ class DialogueTracker:
     dialogue: LiveDialogue | None = None
     recognizer: Recognizer | None = None  # the one whose states the dialogue holds
     last_end_s: float = 0.0  # end of the newest utterance, since the sources were opened
-    ends: list[Utterance] = field(default_factory=list)  # without their text
+    _summary: DialogueSummary | None = None  # of the dialogue so far
+    _emotions: int = 0  # utterances with an emotion that are in it
 
     def next_turn(self, recognizer: Recognizer, *, at_s: float) -> tuple[LiveDialogue, int]:
         """The dialogue of an utterance that begins at ``at_s`` seconds, and its turn there."""
@@ -102,29 +103,35 @@ class DialogueTracker:
 
     def end(self) -> None:
         """End the dialogue: the next utterance is the first of a new one."""
-        self.dialogue = self.recognizer = None
-        self.ends = []
+        self.dialogue = self.recognizer = self._summary = None
+        self._emotions = 0
 
     def summarise(self, end: Utterance) -> DialogueSummary | None:
         """The dialogue including its newest ``end``; None if that is of an earlier dialogue."""
         if self.dialogue is None or end.dialogue_id != self.dialogue.id:
             return None
-        self.ends.append(end.model_copy(update={"text": "", "inferences": None}))
-        emotions = [one.emotion for one in self.ends if one.emotion is not None]
-        labels = emotions[0].probabilities if emotions else {}
-        return DialogueSummary(
+        before = self._summary
+        speakers = dict(before.speakers) if before else {}
+        emotions = Counter(before.emotions if before else {})
+        means = dict(before.probabilities) if before else {}
+        if end.emotion is not None:
+            self._emotions += 1
+            speakers[end.speaker] = end.emotion.label
+            emotions[end.emotion.label] += 1
+            for label, probability in end.emotion.probabilities.items():
+                mean = means.get(label, 0.0)
+                means[label] = mean + (probability - mean) / self._emotions
+        self._summary = DialogueSummary(
             source=end.source,
             dialogue_id=end.dialogue_id,
-            start_time=self.ends[0].start_time,
+            start_time=before.start_time if before else end.start_time,
             end_time=end.end_time or end.start_time,
-            turns=len(self.ends),
-            speakers={one.speaker: one.emotion.label for one in self.ends if one.emotion},
-            emotions=dict(Counter(emotion.label for emotion in emotions)),
-            probabilities={
-                label: float(np.mean([emotion.probabilities[label] for emotion in emotions]))
-                for label in labels
-            },
+            turns=(before.turns if before else 0) + 1,
+            speakers=speakers,
+            emotions=dict(emotions),
+            probabilities=means,
         )
+        return self._summary
 
 
 class Runtime:
@@ -209,10 +216,15 @@ class Runtime:
                 del self._open[end.dialogue_id]
             self._closed.notify_all()
 
-    async def wait_closed(self, dialogue_id: str) -> None:
-        """Wait until every utterance of a dialogue that has begun is published."""
+    @property
+    def open_dialogues(self) -> tuple[str, ...]:
+        """The dialogues of which an utterance has begun and isn't published yet."""
+        return tuple(self._open)
+
+    async def wait_closed(self, *dialogue_ids: str) -> None:
+        """Wait until every utterance of some dialogues that has begun is published."""
         async with self._closed:
-            await self._closed.wait_for(lambda: dialogue_id not in self._open)
+            await self._closed.wait_for(lambda: not self._open.keys() & set(dialogue_ids))
 
     def latency(self) -> dict[str, Quantiles]:
         """Quantiles by stage over the newest utterances; empty before the first."""
