@@ -71,12 +71,14 @@ METRICS, CARD = "metrics.json", "README.md"
 SUMMED = (CONFIG, WEIGHTS)  # all that predictions depend on; figures and card may change later
 REPAIR = "get it again, or train it with 'stream-hbaf train'"
 WEIGHTS_BYTES = 4 << 30  # of a bundle: a hundred times the shipped one
-MOST_MEMBERS, MOST_LABELS = 32, 256
+MOST_MEMBERS, MOST_LABELS, MOST_PARTS = 32, 256, 8
 PACKAGE = Path(__file__).parent
 PLACES = (PACKAGE.parent / "models", PACKAGE / "models")  # in a clone, in an installed package
 
 
-Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,200}$")]  # a name in events and messages
+# Names in events and messages, and of pretrained parts or their folders.
+Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,200}$")]
+Part = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,2000}$")]
 
 
 def _checked(settings: Any) -> NetworkConfig:
@@ -94,11 +96,11 @@ class BundleConfig(Section):
     format: int = FORMAT
     id: Line
     labels: Annotated[tuple[Line, ...], Field(min_length=1, max_length=MOST_LABELS)]
-    encoder: str  # the text encoder, whose top layers the bundle replaces
-    language: str = "en"  # of the text that the network was trained on
+    encoder: Part  # the text encoder, whose top layers the bundle replaces
+    language: Line = "en"  # of the text that the network was trained on
     context: ContextConfig = ContextConfig()  # how much of the dialogue the encoder is given
-    acoustic: str = "compare"  # acoustic features, named as in features/representations.py
-    commonsense: str = "event2mind"  # event2mind, none, or comet:<name>
+    acoustic: Part = "compare"  # acoustic features, named as in features/representations.py
+    commonsense: Part = "event2mind"  # event2mind, none, or comet:<name>
     calibration: Calibration = Calibration.of_temperature(1.0)  # fitted on the dev set
     licence: str = (  # published with the predictions
         "non-commercial: openSMILE's licence, and RAVDESS (CC BY-NC-SA 4.0) in the trained weights"
@@ -115,6 +117,14 @@ class BundleConfig(Section):
         if commonsense not in (EVENT2MIND, NONE) and not is_comet(commonsense):
             raise ValueError(f"'{commonsense}' is not event2mind, none or comet:<name>")
         return commonsense
+
+    @field_validator("acoustic")
+    @classmethod
+    def _differ(cls, acoustic: str) -> str:
+        parts = acoustic.split("+")
+        if len(parts) > len(set(parts)) or len(parts) > MOST_PARTS:
+            raise ValueError(f"names a part twice, or more than {MOST_PARTS} parts")
+        return acoustic
 
     @property
     def acoustic_input(self) -> str:

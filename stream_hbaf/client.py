@@ -38,6 +38,7 @@ from stream_hbaf.publish.messages import TOPICS, Topic, find_topic
 E_co = TypeVar("E_co", bound=Event, covariant=True, default=Event)
 
 MAX_REVISIONS = 20_000  # utterances whose latest revision is kept: more than an outbox resends
+LONGEST_ID = 200  # characters, of an utterance that is kept; those of a recogniser have 20
 
 
 class Availability(Event):
@@ -117,9 +118,12 @@ class Subscription(AsyncIterator[E_co], Generic[E_co]):
             return None
         if self._source is not None and levels.get("source") != self._source:
             return None
+        event: Event | None
         try:
             event = _decode(message.payload, topic=topic, levels=levels)
         except ValueError:
+            event = None
+        if event is None or len(getattr(event, "id", "")) > LONGEST_ID:
             self.damaged += 1
             return None
         if isinstance(event, Utterance) and not self._is_new(event, node=levels["node"]):

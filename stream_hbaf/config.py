@@ -15,13 +15,22 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic.fields import FieldInfo
 
 from stream_hbaf.errors import ConfigError, shorten
 from stream_hbaf.untrusted import (
     SETTINGS_BYTES,
     UntrustedError,
+    as_unicode,
     parse_yaml,
     read_limited,
 )
@@ -29,6 +38,7 @@ from stream_hbaf.untrusted import (
 SAMPLE_RATE_HZ = 16_000
 ENVIRONMENT_PREFIX = "STREAM_HBAF_"
 SECRETS = ("mqtt.password", "dashboard.token", "source.token")
+PATHS = ("where", "model", "record", "ca_file", "certificate", "key")  # may be other than UTF-8
 RESERVED_NAMES = ("request", "response")  # first topic levels that belong to no source
 
 # The types of settings, annotated with their limits and units. The upper limits are far beyond all
@@ -56,9 +66,11 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _has_no_nul(cls, value: Any) -> Any:
+    def _is_text(cls, value: Any, about: ValidationInfo) -> Any:
         if isinstance(value, str) and "\0" in value:
             raise ValueError("holds a NUL character, which no name or path can; leave it out")
+        if isinstance(value, str) and about.field_name not in PATHS and value != as_unicode(value):
+            raise ValueError("isn't UTF-8; write it in UTF-8")
         return value
 
 

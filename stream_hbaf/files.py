@@ -116,6 +116,15 @@ def is_folder(path: Path) -> bool:
         return False
 
 
+def folder_named(name: str) -> Path | None:
+    """The folder of this name, in which ``~`` is a home; None if there is none of it."""
+    try:
+        folder = Path(name).expanduser()
+    except RuntimeError:  # the home of an unknown user
+        return None
+    return folder if is_folder(folder) else None
+
+
 def is_file(path: Path) -> bool:
     """Whether there is such a file, or a link to one; False for a name that none can have."""
     try:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from stream_hbaf.bundle import NONE, Bundle, BundleConfig, read_bundle_config
 from stream_hbaf.config import SAMPLE_RATE_HZ, Config
-from stream_hbaf.errors import BundleError, ConfigError
+from stream_hbaf.errors import BundleError, ConfigError, shorten
 from stream_hbaf.events import Inferred, Model
 from stream_hbaf.features.acoustic import Acoustic, AcousticExtractor, AcousticFrontEnd
 from stream_hbaf.features.blocks import BlockFrontEnd
@@ -128,7 +128,14 @@ class Recognizer(AbstractContextManager["Recognizer"]):
             acoustic = self.acoustic.extract(_noise())
         dialogue = self.new_dialogue()
         acoustic, _ = _described(acoustic, speaker="", past=dialogue.prosody)
-        self.classify(acoustic=acoustic, text=text, state=dialogue.state, explain=True)
+        try:
+            self.classify(acoustic=acoustic, text=text, state=dialogue.state, explain=True)
+        except (LookupError, RuntimeError, ValueError) as error:
+            reason = shorten(str(error))
+            raise BundleError(
+                f"bundle {self.bundle.id}: its network takes other features than "
+                f"'{self.bundle.config.acoustic_input}' are here ({reason}); train it again"
+            ) from error
 
     @property
     def model(self) -> Model:

@@ -508,6 +508,10 @@ def test_a_damaged_bundle_is_one_line(small: Path, tmp_path: Path, seed: int) ->
         ({"calibration.temperatures.audio": 1e-300}, "'calibration.temperatures.audio'"),
         ({"context.tokens": 10**9}, "'context.tokens'"),
         ({"id": "x" * 5000}, "'id'"),
+        ({"encoder": "x" * 1500}, "bundle read: text encoder x"),
+        ({"commonsense": f"comet:{'x' * 1500}"}, "bundle read: COMET x"),
+        ({"acoustic": "ge2e+ge2e"}, "'acoustic': names a part twice"),
+        ({"acoustic": "+".join("abcdefghi")}, "'acoustic': names a part twice, or more than 8"),
     ],
 )
 def test_every_number_of_a_bundle_has_a_limit(

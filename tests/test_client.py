@@ -192,6 +192,7 @@ def test_damaged_messages_are_counted_and_skipped(tmp_path: Path) -> None:
             f"{root}/utterance", json.dumps(fields | {"audio_start_ms": float("nan")}).encode()
         ),
         Message(f"{root}/utterance", json.dumps(fields | {"schema": "another/2"}).encode()),
+        Message(f"{root}/utterance", json.dumps(fields | {"id": "x" * 10_000}).encode()),
         Message(f"{root}/speech", b"MAYBE"),
         Message(f"{root}/status/vad", b"\xff"),
     ]

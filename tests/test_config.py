@@ -136,3 +136,17 @@ def test_a_list_in_the_place_of_a_section_is_not_repeated(tmp_path: Path) -> Non
     with pytest.raises(ConfigError) as raised:
         load_config(file=write(tmp_path, "mqtt: [{password: hunter2}]\n"))
     assert "hunter2" not in str(raised.value)
+
+
+@pytest.mark.parametrize("key", ["source.speaker", "mqtt.username", "mqtt.node", "source.name"])
+def test_names_are_utf_8(key: str) -> None:
+    """They are published; bytes of the command line that are none would fail on the way."""
+    with pytest.raises(ConfigError, match=f"--set {key}: '{key}'"):
+        load_config(overrides={key: "caf\udce9"})
+
+
+def test_paths_may_be_in_any_encoding() -> None:
+    """File systems know bytes only; a NUL is in none of their names."""
+    assert load_config(overrides={"source.where": "caf\udce9.wav"}).source.where == "caf\udce9.wav"
+    with pytest.raises(ConfigError, match="'record': holds a NUL character"):
+        load_config(overrides={"record": "a\0b"})

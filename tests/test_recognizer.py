@@ -1,7 +1,9 @@
 """The recogniser: a dialogue classified utterance by utterance equals the dialogue at once."""
 
+import hashlib
 import json
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import permutations
@@ -14,11 +16,12 @@ import torch
 from conftest import RECORDINGS
 from numpy.typing import NDArray
 from recognizer_kit import CONTEXT, SENTENCES, TURNS, random_acoustic, transcript
+from safetensors.torch import load, save
 from tiny_encoder import save_tiny_bert
 
 from stream_hbaf.audio.file import read_audio
-from stream_hbaf.bundle import Bundle, BundleConfig
-from stream_hbaf.config import Config, SourceConfig
+from stream_hbaf.bundle import Bundle, BundleConfig, resolve_bundle
+from stream_hbaf.config import Config, SourceConfig, load_config
 from stream_hbaf.errors import BundleError, ConfigError
 from stream_hbaf.features.acoustic import Acoustic
 from stream_hbaf.features.commonsense import RELATIONS, Event2MindHeads, Inferences
@@ -619,3 +622,18 @@ def test_the_published_digest_tells_another_speech_recogniser(recognizer: Recogn
         assert other.bundle.sha256 == recognizer.bundle.sha256
         assert other.model.id == recognizer.model.id
         assert other.model.sha256 != recognizer.model.sha256
+
+
+def test_a_bundle_whose_features_are_not_those_here_is_refused(tmp_path: Path) -> None:
+    """At the start, not at the first utterance: here it takes a column that openSMILE hasn't."""
+    folder = shutil.copytree(resolve_bundle("live-en"), tmp_path / "b")
+    weights = folder / "model.safetensors"
+    tensors = load(weights.read_bytes())
+    tensors["acoustic.selected"][0] = 60_000
+    weights.write_bytes(save(tensors))
+    names = ("config.yaml", "model.safetensors")
+    sums = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+    (folder / "SHA256SUMS").write_text("".join(f"{sums[name]}  {name}\n" for name in names))
+    config = load_config(overrides={"model": str(folder), "device": "cpu"})
+    with pytest.raises(BundleError, match=r"takes other features than 'compare\+whisper:base'"):
+        Recognizer(config)

@@ -314,6 +314,15 @@ def test_audiofolder_without_a_table_is_labelled_by_its_folders(
         import_audiofolder(tmp_path / "listed", tmp_path / "listed.csv")
 
 
+def test_a_clip_whose_name_is_not_utf_8_is_named(speech: Samples, tmp_path: Path) -> None:
+    """A table can't hold the name."""
+    (tmp_path / "in" / "joy").mkdir(parents=True)
+    with FlacWriter(tmp_path / "in" / "joy" / "caf\udce9.flac") as writer:
+        writer.write(speech[:SECOND])
+    with pytest.raises(CorpusError, match=r"caf\ufffd\S*' isn't UTF-8; rename that file"):
+        import_audiofolder(tmp_path / "in", tmp_path / "in.csv")
+
+
 def test_corrections_come_in_from_a_table(sessions: Path, tmp_path: Path) -> None:
     """What is new is added to its session, once; a wrong line is named and nothing is added."""
     table = tmp_path / "labels.csv"

@@ -1,6 +1,7 @@
 """Promises of the recorder: a run is recorded, can be erased in part, and is never held up."""
 
 import asyncio
+import json
 import os
 import re
 import resource
@@ -17,9 +18,10 @@ from stream_hbaf.audio.file import read_audio
 from stream_hbaf.audio.source import Cut
 from stream_hbaf.config import SAMPLE_RATE_HZ, Config, SourceConfig
 from stream_hbaf.errors import ConfigError
-from stream_hbaf.events import Feedback, Utterance
+from stream_hbaf.events import Feedback, Model, Utterance
 from stream_hbaf.recognizer import Recognizer
 from stream_hbaf.sessions import recorder as recorder_module
+from stream_hbaf.sessions.format import new_header
 from stream_hbaf.sessions.recorder import SessionRecorder
 from stream_hbaf.sessions.session import list_sessions, open_sessions
 from stream_hbaf.sessions.writer import SessionWriter
@@ -318,6 +320,13 @@ def test_audio_leaves_room_on_the_disk(
     (session,) = open_sessions(tmp_path)
     assert [end.id for end in session.ends] == ["d1-1"]
     assert np.array_equal(read_audio(session.audio_file("a")), speech[:SAMPLE_RATE_HZ])
+
+
+def test_settings_with_a_path_that_is_not_utf_8_are_recorded() -> None:
+    """A bundle's folder may be called anything."""
+    model = Model(id="x", sha256="")
+    found = new_header(Config(model="/caf\udce9"), model=model, labels=("joy",))
+    assert json.loads(found.model_dump_json())["settings"]["model"] == "/caf\ufffd"
 
 
 def test_a_session_that_cannot_begin_leaves_nothing(tmp_path: Path) -> None:

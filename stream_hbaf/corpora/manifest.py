@@ -33,8 +33,9 @@ from stream_hbaf.corpora.dialogue import (
     read_utf8,
     require_file,
 )
-from stream_hbaf.errors import CorpusError
-from stream_hbaf.files import PRIVATE, atomic_write_text
+from stream_hbaf.errors import CorpusError, shorten
+from stream_hbaf.files import PRIVATE, atomic_write_text, is_file
+from stream_hbaf.untrusted import as_unicode
 
 REQUIRED = ("dialogue", "id", "speaker", "text", "label", "split")
 COLUMNS = (*REQUIRED, "audio", "start", "end")
@@ -103,8 +104,9 @@ def _entry(row: TableRow, *, where: str, folder: Path) -> ManifestRow:
     if split is None:
         raise CorpusError(f"{where}: split '{cells['split']}' isn't one of {', '.join(SPLITS)}")
     audio = folder / row["audio"].strip() if cells.get("audio") else None
-    if audio is not None and not audio.is_file():
-        raise CorpusError(f"{where}: {audio} is missing; correct the path or leave it empty")
+    if audio is not None and not is_file(audio):
+        shown = shorten(str(audio), limit=200)
+        raise CorpusError(f"{where}: {shown} is missing; correct the path or leave it empty")
     if audio is None and not cells["text"]:
         raise CorpusError(f"{where}: neither text nor audio; fill in one or remove the line")
     utterance = LabelledUtterance(
@@ -220,10 +222,15 @@ def write_manifest(path: Path, rows: Iterable[ManifestRow]) -> None:
 def write_table(path: Path, *, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
     """Write a comma-separated table, which only its owner may read; None is an empty cell.
 
-    Raises WriteError.
+    Raises WriteError, and CorpusError for a file's name that isn't UTF-8.
     """
     content = io.StringIO()
     writer = csv.DictWriter(content, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    for row in rows:
+        for cell in map(str, row.values()):
+            if cell != as_unicode(cell):
+                shown = as_unicode(shorten(cell, limit=200))
+                raise CorpusError(f"{path}: '{shown}' isn't UTF-8; rename that file")
+        writer.writerow(row)
     atomic_write_text(path, content.getvalue(), mode=PRIVATE)

@@ -20,6 +20,7 @@ from stream_hbaf.corpora.published import (
 )
 from stream_hbaf.corpora.session_corpus import holds_sessions, read_sessions
 from stream_hbaf.errors import ConfigError, CorpusError
+from stream_hbaf.files import is_file, is_folder
 
 Classes = Mapping[str, Sequence[str]]  # a class: the corpus's labels that are merged into it
 
@@ -88,7 +89,8 @@ def open_corpus(
     ``labels``, those of a trained bundle, train may be as well, and a manifest needs fewer columns:
     see ``read_manifest``.
     """
-    place = Path(name) if Path(name).exists() else corpora / name
+    given = Path(name)
+    place = given if is_file(given) or is_folder(given) else corpora / name
     read = publication_of(name).read
     if name.endswith(MANIFEST):
         corpus = read_manifest(place, labels=labels)

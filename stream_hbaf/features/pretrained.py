@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from stream_hbaf.errors import ModelError
+from stream_hbaf.files import folder_named, is_folder
 
 LOG = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ def find_folder(name: str) -> Path | None:
 
     None if the model is not on this machine.
     """
-    if (given := Path(name).expanduser()).is_dir():
+    if (given := folder_named(name)) is not None:
         return given
     try:
         found = try_to_load_from_cache(name, "config.json")
@@ -167,7 +168,7 @@ def resolve_encoder(name: str) -> str:
     Packages are located without an import, which may load all of sentence-transformers. Raises
     ModelError if only some of an encoder's packages are installed.
     """
-    if Path(name).is_dir():
+    if is_folder(Path(name)):
         return name
     if name in PACKAGED:
         package, inner = PACKAGED[name]

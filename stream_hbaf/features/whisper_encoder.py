@@ -20,9 +20,9 @@ from faster_whisper.utils import download_model
 from numpy.typing import NDArray
 
 from stream_hbaf.config import SAMPLE_RATE_HZ
-from stream_hbaf.errors import ModelError
+from stream_hbaf.errors import ModelError, shorten
 from stream_hbaf.features.pretrained import cache_folder, concatenate, download, package_folder
-from stream_hbaf.files import atomic_write
+from stream_hbaf.files import atomic_write, folder_named
 
 LOG = logging.getLogger(__name__)
 
@@ -124,11 +124,11 @@ def find_whisper(name: str) -> Path | None:
     Packages are found without being imported. Raises ModelError when ``name`` is a folder that
     isn't there, or when half of a model is missing.
     """
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    if (folder := folder_named(name)) is not None:
         return folder
     if name.startswith((".", "/", "~")):
-        raise ModelError(f"speech recognition: {folder} is not a folder; correct --asr")
+        shown = shorten(name)
+        raise ModelError(f"speech recognition: {shown} is not a folder; correct --asr")
     package, inner = PACKAGED.get(name, ("", ""))
     if package and (found := package_folder(package)) is not None:
         return found / inner

@@ -10,6 +10,7 @@ The last three grow by whole lines and frames only: what a kill leaves is readab
 
 import contextlib
 import hashlib
+import json
 import os
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,7 +29,7 @@ from stream_hbaf.config import SAMPLE_RATE_HZ, Config
 from stream_hbaf.errors import CorpusError, shorten
 from stream_hbaf.events import DialogueSummary, Feedback, Model, Switch, Trigger, Utterance
 from stream_hbaf.files import is_own_file, open_own_file
-from stream_hbaf.untrusted import UntrustedError, parse_json
+from stream_hbaf.untrusted import UntrustedError, as_unicode, parse_json
 
 T = TypeVar("T", bound=BaseModel)
 Why = Literal["begin", "gap", "pause", "cut", "lost"]
@@ -92,12 +93,13 @@ class Stretch(_Frozen):
 def new_header(config: Config, *, model: Model, labels: Sequence[str]) -> Header:
     """The header of a session that begins now."""
     now = datetime.now(UTC)
+    settings = config.model_dump(mode="json", exclude=NOT_RECORDED)  # with paths in any encoding
     return Header(
         id=f"{now:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}",
         began=now.isoformat(timespec="milliseconds"),
         model=model,
         labels=tuple(labels),
-        settings=config.model_dump(mode="json", exclude=NOT_RECORDED),
+        settings=json.loads(as_unicode(json.dumps(settings, ensure_ascii=False))),
         versions=package_versions(),
     )
 
