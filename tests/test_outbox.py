@@ -4,6 +4,7 @@ import asyncio
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -242,6 +243,29 @@ def test_forgotten_dialogue_is_gone_from_the_disk(state: Path) -> None:
     asyncio.run(main())
 
 
+def test_forgotten_dialogue_is_gone_from_what_other_runs_left(state: Path) -> None:
+    """Also from outboxes for other brokers and nodes, and from damaged files."""
+
+    async def main() -> None:
+        secret = stored("secret", dialogue_id="gone")
+        for other in ({"url": "mqtt://elsewhere"}, {"node": "o"}):
+            outbox = Outbox(CONFIG.model_copy(update=other), on_report=lambda line: None)
+            await outbox.put([replace(secret, topic="p/o/m/utterance")], broker_away=True)
+            await outbox.put([stored("public")], broker_away=True)
+            await outbox.close()
+        (state / "outbox-n-0.damaged").write_bytes(b"rubbish gone secret")
+        (state / "outbox-n-0.1.damaged").write_bytes(b"public")
+        ours = await filled("ours")
+        await ours.forget("gone")
+        await ours.close()
+
+    asyncio.run(main())
+    content = b"".join(path.read_bytes() for path in state.iterdir())
+    assert b"secret" not in content
+    assert content.count(b"public") == 2
+    assert not files(state, "*.damaged")  # nobody can tell what they hold
+
+
 def test_readable_by_its_owner_only(state: Path) -> None:
     """Folder, file, log and lock are private: they hold transcripts."""
 
@@ -345,6 +369,45 @@ def test_full_disk(state: Path) -> None:
     assert (kept, count) == ("outbox: messages kept for the next start: 4", "4")
     found = [message.payload.decode()[:5] for message in asyncio.run(left())]
     assert found == ["small", "xxxxx", "yyyyy", "last"]
+
+
+FORGET_ON_A_FULL_DISK = """
+    import asyncio, resource
+    from stream_hbaf.errors import ConfigError
+    from test_outbox import CONFIG, Outbox, stored
+    def allow(size):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+    async def main():
+        outbox = Outbox(CONFIG, on_report=print)
+        await outbox.put([stored("secret" * 1000)], broker_away=False)
+        allow(10)
+        try:
+            await outbox.forget("d")
+        except ConfigError as error:
+            print(error)
+        print(len(outbox))
+        allow(resource.RLIM_INFINITY)
+        print(await outbox.forget("d"))
+        await outbox.close()
+    asyncio.run(main())
+"""
+
+
+def test_forget_on_a_full_disk(state: Path) -> None:
+    """It is an error that says so, and can be repeated; meanwhile nothing is sent."""
+    child = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(FORGET_ON_A_FULL_DISK)],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    error, *counts = child.stdout.splitlines()
+    assert error.startswith("forget: not all was erased: outbox: ")
+    assert error.endswith("; then ask again")
+    assert counts == ["0", "1"]
+    assert b"secret" not in b"".join(path.read_bytes() for path in state.iterdir())
 
 
 def test_damaged_file(state: Path) -> None:

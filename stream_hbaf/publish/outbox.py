@@ -7,7 +7,6 @@ by the next run.
 import asyncio
 import hashlib
 import re
-import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -19,7 +18,7 @@ from stream_hbaf.files import is_locked, state_folder
 from stream_hbaf.publish.address import node_name, read_address
 from stream_hbaf.publish.messages import Message
 from stream_hbaf.publish.outbox_file import OutboxFile
-from stream_hbaf.publish.outbox_rows import Left, Queued, present
+from stream_hbaf.publish.outbox_rows import FAULTS, Left, Queued, present
 
 CHECK_AGE_S = 1.0  # between two looks for messages that are too old
 
@@ -246,7 +245,7 @@ class Outbox:
     async def _on_disk(self, work: Callable[[], None], *, mends: bool) -> None:
         try:
             await asyncio.get_running_loop().run_in_executor(self._disk, work)
-        except (sqlite3.Error, OSError) as error:
+        except (*FAULTS, OSError) as error:
             if not self._disk_failed:
                 reason = getattr(error, "strerror", None) or error
                 self._report(
@@ -277,7 +276,7 @@ def erase_from_disk(store: OutboxFile, dialogue_id: str) -> int:
     """``OutboxFile.erase``, with ConfigError for its errors."""
     try:
         return store.erase(dialogue_id)
-    except (sqlite3.Error, OSError) as error:
+    except (*FAULTS, OSError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(
             f"forget: not all was erased: outbox: {store.folder}: {reason}; then ask again"

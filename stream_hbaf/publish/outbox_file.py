@@ -6,11 +6,12 @@ and a new one begun with the messages that could be read.
 
 import errno
 import heapq
+import mmap
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Sequence
-from contextlib import closing, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -18,10 +19,12 @@ from typing import TextIO
 
 from stream_hbaf.files import lock_file
 from stream_hbaf.publish.outbox_rows import (
+    FAULTS,
     DamageError,
     Left,
     Queued,
-    check,
+    check_pages,
+    check_schema,
     connect,
     erase,
     holds_dialogue,
@@ -38,6 +41,7 @@ from stream_hbaf.publish.outbox_rows import (
 
 MAX_FILES = 100  # recognisers on one machine that share broker, prefix and node
 MAX_DAMAGED = 10  # damaged files that are kept of one file
+LOG_HEADER, FRAME_HEADER = 32, 24  # bytes, in SQLite's write-ahead log
 STEP_S = 1.0  # a wall clock that was set moves by more
 
 
@@ -80,8 +84,9 @@ class OutboxFile:
                     found = self._merge(path, found)
         self.left += self._left_by_other_nodes()
         for path in self.folder.glob(f"{self._name}-*.damaged"):
-            if path.stat().st_mtime < time.time() - self._max_age_s:
-                path.unlink()
+            with suppress(OSError):
+                if path.stat().st_mtime < time.time() - self._max_age_s:
+                    path.unlink()
         return self._put_in_order(found)
 
     def change(self, new: Iterable[Queued], gone: Iterable[int]) -> None:
@@ -98,7 +103,7 @@ class OutboxFile:
             with self._opened as database:
                 database.execute("delete from waiting")
                 insert(database, kept)
-        except sqlite3.Error as error:
+        except FAULTS as error:
             if not is_damage(error, self._path):
                 raise
             self._opened.close()
@@ -123,7 +128,7 @@ class OutboxFile:
         for origin in {left.origin for left in topics if left.origin}:
             if lock := lock_file(origin.with_suffix(".lock")):
                 theirs = [(left.topic,) for left in topics if left.origin == origin]
-                with lock, closing(connect(origin)) as other, other:
+                with lock, suppress(*FAULTS), closing(connect(origin)) as other, other:
                     other.executemany(gone, theirs)
 
     def erase(self, dialogue_id: str) -> int:
@@ -179,10 +184,12 @@ class OutboxFile:
             with time_limit(database):
                 found, problem = read_messages(database, root=root)
                 left = read_retained(database, broker=self._broker)
-                check(database)
+                check_schema(database)
+                check_pages(database)
+                _check_log(database, path)
             set_up(database)
-        except (sqlite3.Error, DamageError) as error:
-            if isinstance(error, sqlite3.Error) and not is_damage(error, path):
+        except FAULTS as error:
+            if not is_damage(error, path):
                 raise
             problem = problem or str(error)
         if problem or database is None:
@@ -246,7 +253,7 @@ class OutboxFile:
                     database.execute("insert or ignore into peers values (?)", (name,))
                 continue
             # A damaged file is reported by a run under that name.
-            with lock, suppress(sqlite3.Error, DamageError), closing(connect(path)) as them:
+            with lock, suppress(*FAULTS), closing(connect(path)) as them:
                 with time_limit(them):
                     is_peer = name in read_peers(self._opened) or self._name in read_peers(them)
                     theirs = [] if is_peer else read_retained(them, broker=self._broker)
@@ -274,6 +281,37 @@ def _check_kind(path: Path) -> None:
 def _parts(path: Path) -> list[Path]:
     """The file, its write-ahead log, and the index of that."""
     return [path, *(path.with_name(path.name + end) for end in ("-wal", "-shm"))]
+
+
+def _check_log(database: sqlite3.Connection, path: Path) -> None:
+    """Raises DamageError if there is a commit in the write-ahead log that SQLite has passed over:
+    it reads up to the first damaged place, and says nothing.
+
+    A log has a header with the salts at 16, and frames: a page, behind a header with the size of
+    the database at 4, which is 0 unless the frame ends a commit, and the salts at 8. Frames with
+    other salts are outdated.
+    """
+    _, used, _ = database.execute("pragma wal_checkpoint(passive)").fetchone()
+    with _content(_parts(path)[1]) as content:
+        if used < 0 or len(content) < LOG_HEADER + FRAME_HEADER:
+            return
+        end = LOG_HEADER + used * (int.from_bytes(content[8:12]) + FRAME_HEADER)
+        for salts in {content[16:24], content[16:24] if used else content[40:48]}:
+            place = content.find(salts, end)
+            while place >= 0:
+                if any(content[place - 4 : place]):
+                    raise DamageError("its log is damaged, and the last messages can't be read")
+                place = content.find(salts, place + 1)
+
+
+@contextmanager
+def _content(path: Path) -> Iterator[mmap.mmap | bytes]:
+    """The content of a file, which may be large; nothing if it is empty or no file."""
+    if not path.is_file() or not path.stat().st_size:
+        yield b""
+        return
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        yield content
 
 
 def _rename(path: Path) -> Path:
