@@ -1,18 +1,23 @@
 """An MQTT broker inside the recogniser, for machines that have none.
 
 It listens on the loopback address only, asks for no password, speaks MQTT 3.1.1 and keeps nothing
-on disk.
+on disk. Every account of this machine can read and publish there: so it takes a limited number of
+clients and bytes, and nothing that a client does ends it or floods the log.
 """
 
 import asyncio
 import contextlib
 import logging
 import pwd
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import amqtt
+from amqtt.adapters import StreamReaderAdapter, StreamWriterAdapter
 from amqtt.broker import Broker
+from amqtt.errors import AMQTTError, NoDataError
 from amqtt.errors import BrokerError as NotStarted
 
 from stream_hbaf.errors import BrokerError
@@ -20,10 +25,16 @@ from stream_hbaf.files import is_locked, lock_file, state_folder
 from stream_hbaf.publish.address import Address
 from stream_hbaf.publish.connection import speaks_mqtt
 
+LOG = logging.getLogger(__name__)
+
 LOOPBACK = "127.0.0.1"  # the broker asks for no password, so no other machine may reach it
+MAX_CLIENTS = 100  # at once, connections that haven't said what they want included
+MAX_PACKET = 16 * 2**20  # bytes; MQTT allows 256 MiB, which would be held in memory
+CONNECT_S = 10.0  # within which a client says that it speaks MQTT
 GRACE_S = 30  # amqtt cuts a client off after exactly its keepalive, before most have pinged
 FORWARD_S = 0.2  # amqtt acknowledges before it forwards, and forgets what it hasn't forwarded
 SHUTDOWN_S = 1.0
+UNAVAILABLE = bytes([0x20, 2, 0, 3])  # a CONNACK
 LISTEN = "0A"  # a socket's state in /proc/net/tcp
 
 
@@ -58,6 +69,7 @@ async def embedded_broker(port: int) -> AsyncIterator[LocalBroker]:
         return
     try:
         with contextlib.ExitStack() as held:
+            held.enter_context(_quiet_tasks())
             # Without a state folder the broker runs all the same; nobody shares it then.
             with contextlib.suppress(OSError):
                 lock.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -71,6 +83,85 @@ async def embedded_broker(port: int) -> AsyncIterator[LocalBroker]:
                 await broker.shutdown()
 
 
+class _Reader(StreamReaderAdapter):  # type: ignore[misc]  # amqtt has no types
+    """Reads packets of a limited size; the connection of a larger one is closed."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        super().__init__(reader)
+        self._writer = writer
+
+    async def read(self, n: int = -1) -> bytes:
+        if n > MAX_PACKET:
+            self._writer.close()
+            raise NoDataError(f"a packet of {n} bytes")
+        content: bytes = await super().read(n)
+        return content
+
+
+class _Writer(StreamWriterAdapter):  # type: ignore[misc]
+    """Writes nothing to a client that has gone: asyncio would log that."""
+
+    def write(self, data: bytes) -> None:
+        if not self._writer.is_closing():
+            super().write(data)
+
+
+class _Broker(Broker):  # type: ignore[misc]
+    """amqtt's broker, with limits, and without errors that are the clients'."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        super().__init__(settings)
+        self._clients = 0
+
+    async def stream_connected(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, listener_name: str
+    ) -> None:
+        self._clients += 1
+        try:
+            if self._clients <= MAX_CLIENTS:
+                await self._client_connected(
+                    listener_name, _Reader(reader, writer), _Writer(writer)
+                )
+            else:
+                writer.write(UNAVAILABLE)
+        except Exception:  # whatever a client sends, or if it vanishes: amqtt may fail anywhere
+            LOG.debug("a client of the embedded broker failed", exc_info=True)
+        finally:
+            self._clients -= 1
+            writer.close()
+
+    async def _initialize_client_session(self, *connection: Any) -> Any:
+        """Await the first packet, from which the session is made."""
+        try:
+            async with asyncio.timeout(CONNECT_S):
+                return await super()._initialize_client_session(*connection)
+        except TimeoutError:
+            raise AMQTTError("no CONNECT came") from None
+
+
+@contextlib.contextmanager
+def _quiet_tasks() -> Iterator[None]:
+    """amqtt leaves tasks that failed because their client has gone: they are no errors of ours."""
+    loop = asyncio.get_running_loop()
+    before = loop.get_exception_handler()
+
+    def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        task = context.get("future") or context.get("task")
+        code = getattr(task.get_coro(), "cr_code", None) if isinstance(task, asyncio.Task) else None
+        if code and Path(amqtt.__file__).parent in Path(code.co_filename).parents:
+            LOG.debug("%s", context.get("message"), exc_info=context.get("exception"))
+        elif before:
+            before(loop, context)
+        else:
+            loop.default_exception_handler(context)
+
+    loop.set_exception_handler(handle)
+    try:
+        yield
+    finally:
+        loop.set_exception_handler(before)
+
+
 async def _start(port: int) -> Broker | None:
     """A broker that runs; None if the port is taken."""
     for name in ("amqtt", "transitions"):  # they log an error for each client that hangs up
@@ -81,7 +172,7 @@ async def _start(port: int) -> Broker | None:
         "plugins": anonymous,
         "timeout_disconnect_delay": GRACE_S,
     }
-    broker = Broker(settings)
+    broker = _Broker(settings)
     try:
         await broker.start()
     except NotStarted as error:
