@@ -11,8 +11,8 @@ import pytest
 
 from stream_hbaf.config import MqttConfig
 from stream_hbaf.publish.messages import Message
+from stream_hbaf.publish.moment import Moment
 from stream_hbaf.publish.outbox import Outbox
-from stream_hbaf.publish.outbox_rows import Moment
 
 CONFIG = MqttConfig(url="mqtt://broker", prefix="p", node="n", outbox=5)
 

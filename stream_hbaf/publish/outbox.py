@@ -17,8 +17,9 @@ from stream_hbaf.errors import ConfigError
 from stream_hbaf.files import is_locked, state_folder
 from stream_hbaf.publish.address import node_name, read_address
 from stream_hbaf.publish.messages import Message
+from stream_hbaf.publish.moment import present
 from stream_hbaf.publish.outbox_file import OutboxFile
-from stream_hbaf.publish.outbox_rows import FAULTS, Left, Queued, present
+from stream_hbaf.publish.outbox_rows import FAULTS, Left, Queued
 
 CHECK_AGE_S = 1.0  # between two looks for messages that are too old
 

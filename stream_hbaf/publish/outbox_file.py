@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TextIO
 
 from stream_hbaf.files import lock_file
+from stream_hbaf.publish.moment import present
 from stream_hbaf.publish.outbox_rows import (
     FAULTS,
     DamageError,
@@ -31,7 +32,6 @@ from stream_hbaf.publish.outbox_rows import (
     insert,
     is_damage,
     note,
-    present,
     read_messages,
     read_peers,
     read_retained,

@@ -7,19 +7,18 @@ checksum.
 import contextlib
 import json
 import os
-import secrets
 import sqlite3
 import time
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from pydantic_core import from_json
 
 from stream_hbaf.publish.messages import Message, find_topic
+from stream_hbaf.publish.moment import Moment
 
 # What is read from a file, at most. The longest transcript that was tried takes 2 MB.
 MAX_MESSAGES = 1_000_000
@@ -32,10 +31,6 @@ MAX_NUMBER = 2**53
 MAX_RETAINED = 10_000  # topics
 MAX_ENTITIES = 1000  # of Home Assistant, in a topic
 MAX_READING_S = 20.0  # reading 10,000 messages takes 0.3 s
-
-DAY_S = 86_400
-EARLIEST = 1_735_689_600  # 2025-01-01: a clock that shows an earlier time is wrong
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 # NORMAL: a commit survives a crash of this program, but perhaps not a power cut. It takes 0.05 ms
 # (99th percentile: 0.2 ms), where FULL, which waits for the disk, takes 1 ms (13 ms, at most 83).
@@ -60,41 +55,6 @@ OUTSIDE = {
     sqlite3.SQLITE_PERM, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM,
     sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN,
 }  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Moment:
-    """When a message was made: by a clock that nobody sets, and by the wall clock."""
-
-    boot: str  # the machine's boot
-    since_boot: float  # seconds, sleep included
-    at: float  # Unix time
-
-    def age_s(self, now: "Moment") -> float:
-        """The age in seconds. After another boot it is that of the wall clock; 0 if one of the two
-        moments is impossible."""
-        if self.boot == now.boot:
-            return max(0.0, now.since_boot - self.since_boot) if self.since_boot >= 0 else 0.0
-        return max(0.0, now.at - self.at) if self.at > EARLIEST else 0.0
-
-    def is_possible(self, now: "Moment") -> bool:
-        """Whether it may have been before ``now``, as far as the clock can be trusted."""
-        if self.boot == now.boot:
-            return 0 <= self.since_boot <= now.since_boot
-        return EARLIEST < self.at < now.at + DAY_S
-
-
-def present() -> Moment:
-    """The present moment."""
-    clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-    return Moment(_boot_id(), time.clock_gettime(clock), time.time())
-
-
-@cache
-def _boot_id() -> str:
-    with contextlib.suppress(OSError):
-        return BOOT_ID.read_text(encoding="ascii").strip()
-    return secrets.token_hex(8)  # not Linux: as if each process had a boot of its own
 
 
 @dataclass(frozen=True, slots=True)
