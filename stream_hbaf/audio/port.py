@@ -5,12 +5,12 @@ process's file descriptors, and the recogniser can neither publish nor log.
 """
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
 import socket
 import time
-from collections import Counter
 from typing import Any
 
 LOG = logging.getLogger(__name__)
@@ -28,17 +28,17 @@ Peer = tuple[Any, ...]  # the address of a connection's other end
 
 
 class Port(socket.socket):
-    """A listening socket that refuses connections beyond the limits, for an asyncio server.
+    """A listening socket with limits, for an asyncio server.
 
-    A connection that hasn't been declared established within ``FIRST_S`` is ended. Refusals are
-    logged once a minute.
+    A connection that hasn't been declared established within ``FIRST_S`` is ended. A new one beyond
+    the limits takes the place of the oldest of these, else it is refused; both is logged once a
+    minute.
     """
 
     def __init__(self, name: str, family: int) -> None:
         super().__init__(family, socket.SOCK_STREAM)
         self._name = name
         self._connections: dict[Peer, _Connection] = {}
-        self._peers: Counter[str] = Counter()
         self._complain_at = 0.0
         self._paused_until = 0.0
         self._spare = os.open(os.devnull, os.O_RDONLY)  # closed to accept, and refuse, the last one
@@ -57,37 +57,46 @@ class Port(socket.socket):
                 self._shed()
             raise BlockingIOError from None
         connection = _Connection(self, peer, descriptor)
-        host = str(peer[0]) if peer else ""
-        is_crowd = self._peers[host] > MOST_OF_PEER and not _is_local(host)
-        if is_crowd or len(self._connections) > MOST_CONNECTIONS:
-            self._complain(f"too many connections{f' from {host}' if is_crowd else ''}")
+        if self._is_beyond(connection):
             connection.close()
             raise BlockingIOError
         return connection, peer
+
+    def _is_beyond(self, newest: "_Connection") -> bool:
+        """Whether a connection is refused, since there is none to end for it."""
+        rivals = [one for one in self._connections.values() if one is not newest]
+        crowd = [one for one in rivals if one.host == newest.host]
+        if len(crowd) >= MOST_OF_PEER and not _is_local(newest.host):
+            rivals, whose = crowd, f" from {newest.host}"
+        elif len(rivals) >= MOST_CONNECTIONS:
+            whose = ""
+        else:
+            return False
+        self._complain(f"too many connections{whose}")
+        oldest = next((one for one in rivals if one.is_waiting), None)
+        if oldest is None or len(self._connections) > 2 * MOST_CONNECTIONS:
+            return True
+        oldest.end()
+        return False
 
     def establish(self, peer: Peer | None) -> None:
         """A connection has sent what its protocol asks for first: it may stay."""
         connection = self._connections.get(peer or ())
         if connection is not None:
-            connection.timer.cancel()
+            connection.stop_waiting()
 
     def close(self) -> None:
         """Stop listening; connections stay."""
         super().close()
-        if self._spare >= 0:
-            os.close(self._spare)
-            self._spare = -1
+        self._close_spare()
 
-    def count(self, connection: "_Connection", *, is_open: bool) -> None:
-        """Count a connection that has been opened or closed."""
-        host = str(connection.peer[0]) if connection.peer else ""
-        if is_open:
-            self._connections[connection.peer] = connection
-            self._peers[host] += 1
-        elif self._connections.pop(connection.peer, None) is not None:
-            self._peers[host] -= 1
-            if not self._peers[host]:
-                del self._peers[host]
+    def add(self, connection: "_Connection") -> None:
+        """Count a connection."""
+        self._connections[connection.peer] = connection
+
+    def remove(self, connection: "_Connection") -> None:
+        """A connection has been closed."""
+        self._connections.pop(connection.peer, None)
 
     def _shed(self) -> None:
         """Accept one connection and close it, since it would be announced for ever.
@@ -96,19 +105,25 @@ class Port(socket.socket):
         that each time it is raised.
         """
         self._paused_until = time.monotonic() + SHED_S
-        os.close(self._spare)
+        self._close_spare()
         try:
             descriptor, _ = self._accept()  # type: ignore[attr-defined]
             os.close(descriptor)
             self._paused_until = 0.0
         finally:
-            self._spare = os.open(os.devnull, os.O_RDONLY)
+            with contextlib.suppress(OSError):  # another thread was faster
+                self._spare = os.open(os.devnull, os.O_RDONLY)
+
+    def _close_spare(self) -> None:
+        if self._spare >= 0:
+            os.close(self._spare)
+        self._spare = -1
 
     def _complain(self, reason: str) -> None:
         now = time.monotonic()
         if now >= self._complain_at:
             self._complain_at = now + COMPLAIN_EVERY_S
-            LOG.warning("%s: %s; new ones are refused for now", self._name, reason)
+            LOG.warning("%s: %s; some are refused for now", self._name, reason)
 
 
 class _Connection(socket.socket):
@@ -117,21 +132,27 @@ class _Connection(socket.socket):
     def __init__(self, port: Port, peer: Peer, descriptor: int) -> None:
         super().__init__(port.family, port.type, port.proto, fileno=descriptor)
         self.peer = peer
+        self.host = str(peer[0]) if peer else ""
+        self.is_waiting = True  # for its first request
         self._port = port
-        self.timer = asyncio.get_running_loop().call_later(FIRST_S, self._end)
-        port.count(self, is_open=True)
+        self._timer = asyncio.get_running_loop().call_later(FIRST_S, self.end)
+        port.add(self)
 
-    def _end(self) -> None:
-        # Its owner sees the end of the stream, and closes it.
-        try:
+    def stop_waiting(self) -> None:
+        """It may stay."""
+        self.is_waiting = False
+        self._timer.cancel()
+
+    def end(self) -> None:
+        """End the stream in both directions: its owner notices, and closes it."""
+        self.stop_waiting()
+        with contextlib.suppress(OSError):  # the peer has hung up already
             self.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            LOG.debug("%s has hung up already", self.peer)
 
     def close(self) -> None:
         """Close it; called by asyncio."""
-        self.timer.cancel()
-        self._port.count(self, is_open=False)
+        self.stop_waiting()
+        self._port.remove(self)
         super().close()
 
 

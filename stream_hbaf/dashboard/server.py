@@ -184,8 +184,6 @@ class Dashboard:
     @web.middleware
     async def _check_access(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Middleware for every request, WebSockets included."""
-        if self._listening is not None and request.transport is not None:
-            self._listening.establish(request.transport.get_extra_info("peername"))
         token = request.query.get("token", "") if request.path == "/" else ""
         cookie = f"stream_hbaf_{self._port}"  # cookies are shared between ports
         refusal = self._access.refuse(
@@ -195,6 +193,8 @@ class Dashboard:
         )
         if refusal is not None:
             return refusal
+        if self._listening is not None and request.transport is not None:
+            self._listening.establish(request.transport.get_extra_info("peername"))
         if token:  # moved from the address, which the browser shows and stores, to the cookie
             moved = web.Response(status=303, headers={"Location": "/"})
             moved.set_cookie(cookie, quote(token), httponly=True, samesite="Lax", path="/")
