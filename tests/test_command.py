@@ -1,7 +1,9 @@
 """The command as a process: how it ends, what it leaves on the broker, what it prints."""
 
 import asyncio
+import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -70,6 +72,25 @@ def interrupted(speech: Path) -> float:
 def test_interrupt_finishes_what_was_heard_and_exits_0(long_speech: Path) -> None:
     """Within 3 s; a machine that others keep busy may have three tries."""
     assert any(interrupted(long_speech) < 3 for _ in range(3))
+
+
+def test_interrupt_while_nothing_comes_from_a_pipe(tmp_path: Path) -> None:
+    """A pipe whose writer sends nothing can be given up."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    command = [*COMMAND, "--file", str(pipe), "--mqtt", "none", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        deadline, writer = time.monotonic() + 30, -1
+        while writer < 0:
+            with contextlib.suppress(OSError):  # nobody reads it yet
+                writer = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        output = process.communicate(timeout=20)
+        os.close(writer)
+    assert output == (b"", b"")
+    assert process.returncode == 0
 
 
 def test_json_output_is_nothing_but_json() -> None:

@@ -41,20 +41,22 @@ def write(
     codec: str,
     *,
     rate_hz: int = RATE_HZ,
+    channels: int = 1,
     kept: Callable[[float], bool] = lambda at: True,
     late_s: float = 0.0,
     with_video: bool = False,
 ) -> Path:
     """Four seconds of a tone, without the packets that aren't ``kept``, and ``late_s`` late."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=rate_hz, layout="mono")
+        layout = "mono" if channels == 1 else "stereo"
+        stream = container.add_stream(codec, rate=rate_hz, layout=layout)
         assert isinstance(stream, av.AudioStream)
         picture = None
         if with_video:
             picture = container.add_stream("mpeg4", rate=5)
             picture.width = picture.height = 32
-        at = np.repeat(tone(4.0), rate_hz // RATE_HZ)
-        frame = av.AudioFrame.from_ndarray(at[None], format="s16", layout="mono")
+        at = np.repeat(tone(4.0), rate_hz // RATE_HZ * channels)
+        frame = av.AudioFrame.from_ndarray(at[None], format="s16", layout=layout)
         frame.sample_rate, frame.pts, frame.time_base = rate_hz, 0, Fraction(1, rate_hz)
         packets = [*stream.encode(frame), *stream.encode(None)]
         if picture is not None:
@@ -359,6 +361,17 @@ def test_decode_damaged(kind: str, tmp_path: Path) -> None:
             line = str(error)
         assert line.startswith(f"{path}: ")
         assert "\n" not in line
+
+
+def test_decode_channel_that_ends(tmp_path: Path) -> None:
+    """A recording that goes on without the channel ends there, with a line, and not by an error."""
+    path = tmp_path / "x.aac"
+    both, one = write(tmp_path / "2.aac", "aac", channels=2), write(tmp_path / "1.aac", "aac")
+    path.write_bytes(both.read_bytes() + one.read_bytes())
+    decoder = Decoder(path, channel=1)
+    assert max(piece.end for piece in decoder) == pytest.approx(4 * RATE_HZ, abs=2_000)
+    assert decoder.complaint.startswith(f"{path}: damaged or cut short at 4.")
+    assert "(no channel 1 from there on)" in decoder.complaint
 
 
 def test_decode_rate_out_of_range(tmp_path: Path) -> None:

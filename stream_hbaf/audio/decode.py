@@ -121,7 +121,13 @@ class Decoder:
             if resampler is None or changed or gap_s >= BREAK_S:  # chained streams may change it
                 if resampler is not None:
                     yield self._place(resampler.finish())
-                resampler = Resampler(*layout, channel=self._channel, where=self._name)
+                try:
+                    resampler = Resampler(*layout, channel=self._channel, where=self._name)
+                except AudioError:
+                    if not self._has_sound:
+                        raise
+                    self._complain(f"no channel {self._channel} from there on")
+                    return
                 self._position = max(self._position, round((self._at_s + gap_s) * RATE_HZ))
             elif gap_s:
                 silence = np.zeros((round(gap_s * frame.sample_rate), layout[1]), np.float32)
