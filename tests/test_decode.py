@@ -363,6 +363,20 @@ def test_decode_damaged(kind: str, tmp_path: Path) -> None:
         assert "\n" not in line
 
 
+@pytest.mark.skipif(not shutil.which("ffmpeg"), reason="apt-get install ffmpeg")
+def test_decode_more_planes_than_pyav_reads(tmp_path: Path) -> None:
+    """PyAV 18 crashes on more than eight planar channels; packed ones are read."""
+    code = "import sys; from stream_hbaf.audio.file import read_audio; read_audio(sys.argv[1])"
+    path = tmp_path / "x.mka"
+    source = ["-f", "lavfi", "-i", "sine=duration=1", "-ac", "16"]
+    for codec, error in (("aac", "nothing in it can be decoded"), ("pcm_s16le", "")):
+        made = ["ffmpeg", "-loglevel", "error", "-y", *source, "-c:a", codec]
+        subprocess.run([*made, str(path)], check=True)
+        done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True)
+        assert done.returncode == bool(error)
+        assert error in done.stderr.decode()
+
+
 def test_decode_channel_that_ends(tmp_path: Path) -> None:
     """A recording that goes on without the channel ends there, with a line, and not by an error."""
     path = tmp_path / "x.aac"

@@ -29,6 +29,8 @@ STALLED = "it stopped sending"
 STDIN = ("-", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0")
 LOWEST_HZ, HIGHEST_HZ = 2_000, 768_000  # resampling from less multiplies what a damaged header says
 
+MOST_PLANES = 8  # of planar samples: PyAV would read further ones from elsewhere, and crash
+
 MISSING_S = 0.5  # a recording may be this much shorter than it declares
 # Containers whose header declares a length. Ogg has none: a truncated one looks like a shorter one.
 DECLARING = {"wav", "flac", "mov", "matroska", "aiff", "caf", "w64"}
@@ -330,14 +332,15 @@ def _is_streamed(where: Where) -> bool:
 
 
 class _UnusableError(Exception):
-    """A frame that no recording has: its packet is damaged."""
+    """A frame that hardly any recording has: its packet is damaged."""
 
 
 def _usable(frames: list[Any]) -> Iterator[Any]:
     for frame in frames:
         channels = len(frame.layout.channels)
         known = frame.format.name.removesuffix("p") in {"u8", *FULL_SCALE}
-        if not (channels and known and LOWEST_HZ <= frame.sample_rate <= HIGHEST_HZ):
+        can_be_read = channels > 0 and (channels <= MOST_PLANES or not frame.format.is_planar)
+        if not (can_be_read and known and LOWEST_HZ <= frame.sample_rate <= HIGHEST_HZ):
             raise _UnusableError
         yield frame
 
