@@ -11,7 +11,7 @@ from mqtt_kit import INFO, StatusLog, config, partial, utterance, utterance_ids
 
 from stream_hbaf.config import MqttConfig
 from stream_hbaf.errors import BrokerError
-from stream_hbaf.events import AnyEvent, Status
+from stream_hbaf.events import AnyEvent, Speech, Status
 from stream_hbaf.publish import mqtt
 from stream_hbaf.publish.connection import check_broker
 from stream_hbaf.publish.mqtt import MqttPublisher
@@ -105,13 +105,15 @@ def sized(turn: int, size: int) -> AnyEvent:
 def test_message_that_is_too_large(tmp_path: Path, version: str) -> None:
     """It is set aside after a few tries and named once with its size; everything else arrives;
     the next run delivers first what can be delivered."""
-    events = [sized(n, size) for n, size in enumerate((10, 1500, 20, 1400, 30, 1600, 40))]
+    sizes = enumerate((10, 1500, 20, 1400, 30, 1600, 40))
+    events = [Speech(source="m", on=True), *(sized(n, size) for n, size in sizes)]
     with mosquitto(tmp_path, "max_packet_size 1000") as broker:
         settings = config(broker.url, version=version)
         lines, reports, _ = asyncio.run(life(settings, *events, port=broker.port))
         again, _, publisher = asyncio.run(life(settings, sized(9, 10), port=broker.port))
     assert list(dict.fromkeys(utterance_ids(lines))) == ["u0", "u2", "u4", "u6"]
-    (line,) = [report for report in reports if "p/n/m/utterance" in report]
+    (line,) = [report for report in reports if "a message on" in report]
+    assert "p/n/m/utterance" in line
     assert "stays in the outbox; raise the broker's limit" in line
     assert ("(1836 bytes" if version == "3.1.1" else "(1920 bytes, of at most 1000)") in line
     hang_ups = sum(line.endswith("available offline") for line in lines)

@@ -89,18 +89,19 @@ class Refusals:
         if not client.hung_up or not unconfirmed:
             return False
         kept = [message for message in unconfirmed if not message.droppable]
-        dropped = [message for message in unconfirmed if message.droppable]
         for message in kept:
             self._hang_ups[message] = self._hang_ups.get(message, 0) + 1
-        given_up = False
-        if dropped:
-            largest = max(dropped, key=self._size)
-            count, size = self._droppable.get(largest.topic, (0, sys.maxsize))
-            self._droppable[largest.topic] = count + 1, min(size, self._size(largest))
-            given_up = count + 1 >= HANG_UPS and self._give_up(largest)
-        if len(kept) == 1 and self._is_reason(kept[0], client):
-            given_up |= self._give_up(kept[0])
-        return given_up
+        if len(kept) == 1 and self._is_reason(kept[0], client) and self._give_up(kept[0]):
+            self._droppable.clear()  # those were innocent
+            return True
+        # Beside another message a partial is the reason only if it is larger than all before.
+        dropped = [m for m in unconfirmed if m.droppable]
+        largest = max(dropped, key=self._size, default=None)
+        if largest is None or (kept and self._size(largest) <= self._largest):
+            return False
+        count, size = self._droppable.get(largest.topic, (0, sys.maxsize))
+        self._droppable[largest.topic] = count + 1, min(size, self._size(largest))
+        return count + 1 >= HANG_UPS and self._give_up(largest)
 
     def broker_was_away(self) -> None:
         """Forget what was learnt from hang-ups: the broker may have other settings now, or it hung
