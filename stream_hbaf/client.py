@@ -10,6 +10,7 @@ place of the URL; it also holds prefix, user, password and certificates.
 import asyncio
 import contextlib
 import json
+import time
 import uuid
 from collections import OrderedDict, defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Collection
@@ -24,6 +25,7 @@ from stream_hbaf.errors import BrokerError, StreamHbafError
 from stream_hbaf.events import Event, Response, Speech, Status, Switch, Utterance
 from stream_hbaf.publish.address import read_address
 from stream_hbaf.publish.connection import (
+    STEADY_S,
     MqttError,
     OnConnectionStatus,
     Received,
@@ -34,6 +36,7 @@ from stream_hbaf.publish.connection import (
     subscribe_to,
 )
 from stream_hbaf.publish.messages import TOPICS, Topic, find_topic
+from stream_hbaf.publish.mqtt_client import RefusedError
 
 E_co = TypeVar("E_co", bound=Event, covariant=True, default=Event)
 
@@ -172,7 +175,7 @@ async def request(
 ) -> Response:
     """Send a command to a recogniser and return its response, whose ``status`` may be ``error``.
 
-    Raises BrokerError if the broker can't be reached, or there is no response in time.
+    Raises BrokerError if the broker can't be reached or denies it, or there is no response in time.
     """
     config = MqttConfig(url=where) if isinstance(where, str) else where
     root = f"{config.prefix}/{node}"
@@ -181,7 +184,11 @@ async def request(
     client = await open_client(config)
     try:
         async with asyncio.timeout(timeout_s):
-            await client.subscribe(f"{root}/response/{command}", qos=1)
+            if not await subscribe_to(client, [f"{root}/response/{command}"]):
+                raise BrokerError(
+                    f"{read_address(config)}: may not subscribe to {root}/response/{command}; "
+                    "check the broker's access rules"
+                )
             await client.publish(f"{root}/request/{command}", payload, qos=1)
             async for message in receive(client):
                 with contextlib.suppress(ValidationError):  # anybody may publish there
@@ -193,6 +200,11 @@ async def request(
         raise BrokerError(
             f"{read_address(config)}: '{node}' does not answer '{command}' within {timeout_s:g} s; "
             f"check that it is {config.prefix}/{node}, and running"
+        ) from None
+    except RefusedError as error:
+        raise BrokerError(
+            f"{read_address(config)}: may not publish to {root}/request/{command} ({error}); "
+            "check the broker's access rules"
         ) from None
     except MqttError:
         raise BrokerError(
@@ -213,7 +225,9 @@ async def follow(
     on_status = on_status or (lambda _connected, _line: None)
     address = read_address(config)
     client = await open_client(config)
+    delays = backoff()
     while True:
+        connected_at = time.monotonic()
         try:
             if not await subscribe_to(client, [topic]):
                 advice = "check the broker's access rules"
@@ -224,7 +238,9 @@ async def follow(
             on_status(False, f"{address}: connection lost; trying again")
         finally:
             await close_client(client)
-        for delay_s in backoff():
+        if time.monotonic() - connected_at > STEADY_S:
+            delays = backoff()
+        for delay_s in delays:
             await asyncio.sleep(delay_s)
             with contextlib.suppress(StreamHbafError):
                 client = await open_client(config)

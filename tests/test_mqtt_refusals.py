@@ -9,6 +9,7 @@ import pytest
 from mosquitto import Subscriber, free_port, mosquitto, password_file, require_mosquitto
 from mqtt_kit import INFO, StatusLog, config, partial, utterance, utterance_ids
 
+from stream_hbaf.client import request
 from stream_hbaf.config import MqttConfig
 from stream_hbaf.errors import BrokerError
 from stream_hbaf.events import AnyEvent, Speech, Status
@@ -190,6 +191,28 @@ def test_topic_that_may_not_be_published(tmp_path: Path) -> None:
     with mosquitto(tmp_path, port=broker.port) as broker:
         lines, _, _ = asyncio.run(life(settings, port=broker.port))
     assert utterance_ids(lines) == ["u1", "u2"]
+
+
+def test_request_that_is_denied(tmp_path: Path) -> None:
+    """MQTT 5: one line says so at once."""
+    rules = tmp_path / "rules"
+    rules.write_text("topic readwrite #\ntopic deny p/n/request/ping\n")
+    rules.chmod(0o644)
+    tmp_path.chmod(0o755)
+    with mosquitto(tmp_path, f"acl_file {rules}", "user root") as broker:
+        settings = config(broker.url, version="5")
+        with pytest.raises(BrokerError, match=r"may not publish to p/n/request/ping \(Not auth"):
+            asyncio.run(request(settings, "ping", node="n"))
+
+
+def test_broker_that_wants_few_messages_in_flight(tmp_path: Path) -> None:
+    """MQTT 5: a broker that receives two at once gets no more, and all arrive in order."""
+    with mosquitto(tmp_path, "max_inflight_messages 2") as broker:
+        settings = config(broker.url, version="5")
+        events = [utterance(turn) for turn in range(40)]
+        lines, reports, _ = asyncio.run(life(settings, *events, port=broker.port))
+    assert utterance_ids(lines) == [f"u{turn}" for turn in range(40)]
+    assert reports == []
 
 
 class Broker5:
