@@ -306,7 +306,8 @@ def read_yaml(file: Path, *, example: str) -> dict[str, Any]:
     try:
         content = parse_yaml(read_limited(file, limit=SETTINGS_BYTES))
     except OSError as error:
-        raise ConfigError(f"{file}: can't be read ({error.strerror}); check its name") from None
+        name = shorten(str(file), limit=200)
+        raise ConfigError(f"{name}: can't be read ({error.strerror}); check its name") from None
     except UntrustedError as error:
         where, what = (file, "file") if error.line is None else (f"{file}:{error.line}", "line")
         raise ConfigError(f"{where}: not valid YAML ({error}); correct that {what}") from None

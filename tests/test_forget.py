@@ -143,6 +143,18 @@ def test_a_damaged_line_that_names_the_dialogue_is_reported(
     assert np.array_equal(read_audio(kept.audio_file("a")), silenced(speech))
 
 
+def test_a_line_of_extreme_length_is_no_obstacle(speech: Samples, tmp_path: Path) -> None:
+    """It keeps its bytes, unless it names the dialogue: then it is reported."""
+    kept = session(tmp_path, speech)
+    endless = b'{"x":"' + b"y" * 2_500_000
+    (kept.folder / "events.jsonl").write_bytes(endless + b'"}\n' + lines(kept) + endless)
+    assert erase_dialogue(kept, "d1") == 1
+    assert lines(kept) == endless + b'"}\n' + endless
+    (kept.folder / "events.jsonl").write_bytes(endless + b"d1\n")
+    with pytest.raises(CorpusError, match=r"events\.jsonl:1: can't be read, and names the"):
+        erase_dialogue(Session(kept.folder), "d1")
+
+
 def test_one_session_that_fails_keeps_no_other(
     recognizer: Recognizer, speech: Samples, tmp_path: Path
 ) -> None:

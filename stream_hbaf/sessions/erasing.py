@@ -5,9 +5,10 @@ can't be read, but name the dialogue, stay and are reported: without them nobody
 there is more to erase.
 """
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +16,13 @@ import numpy as np
 
 from stream_hbaf.errors import CorpusError
 from stream_hbaf.events import Feedback, Utterance
-from stream_hbaf.files import PRIVATE, atomic_write, is_own_file, remove_unfinished
+from stream_hbaf.files import (
+    PRIVATE,
+    atomic_write,
+    is_own_file,
+    open_own_file,
+    remove_unfinished,
+)
 from stream_hbaf.sessions.format import (
     EVENTS_FILE,
     FlacWriter,
@@ -24,7 +31,9 @@ from stream_hbaf.sessions.format import (
     parse_row,
     sample_at,
 )
-from stream_hbaf.sessions.session import Session, decode_audio, read_lines
+from stream_hbaf.sessions.session import LINE_LIMIT, Session, decode_audio
+
+LOG = logging.getLogger(__name__)
 
 Part = tuple[int, int]  # samples [start, stop) of a file
 
@@ -48,7 +57,7 @@ class Found:
         if utterance.audio_end_ms is not None:
             return sample_at(utterance.audio_end_ms)
         first = sample_at(utterance.audio_start_ms)
-        later = (start for start in self.starts[utterance.source] if start > first)
+        later = (start for start in self.starts.get(utterance.source, ()) if start > first)
         return min(later, default=None)
 
 
@@ -110,18 +119,43 @@ def erase_lines(session: Session, dialogue_id: str, ids: set[str]) -> None:
         for _, line, event in _lines(session):
             its = getattr(event, "dialogue_id", None) == dialogue_id
             if not its and not (isinstance(event, Feedback) and event.id in ids):
-                kept.write(line + b"\n")
+                kept.write(line)
 
 
 def _lines(session: Session) -> Iterator[tuple[str, bytes, SessionEvent | None]]:
-    """Each line of the events with its ``file:line`` and its event; None if it can't be read."""
+    """Each line of the events, as it stands there, with its ``file:line`` and its event.
+
+    The event is None if it can't be read; a line of extreme length comes in pieces. Half a line at
+    the end is left out. Raises CorpusError if the file can't be read.
+    """
     path = session.folder / EVENTS_FILE
-    for number, line in enumerate(read_lines(path), start=1):
-        where = f"{path}:{number}"
-        try:
-            yield where, line, parse_event(parse_row(line, where=where), where=where)
-        except CorpusError:
-            yield where, line, None
+    number, whole = 0, True
+    for piece in _pieces(path):
+        number += whole
+        where, starts = f"{path}:{number}", whole
+        whole = piece.endswith(b"\n")
+        event = None
+        if starts and whole:
+            with suppress(CorpusError):
+                event = parse_event(parse_row(piece, where=where), where=where)
+        if not starts or whole or len(piece) == LINE_LIMIT:
+            yield where, piece, event
+
+
+def _pieces(path: Path) -> Iterator[bytes]:
+    """The lines of a file with their ends, at most LINE_LIMIT bytes at once; none without a file of
+    ours."""
+    if os.path.lexists(path) and not is_own_file(path):
+        LOG.warning("forget: not looked for in %s, which is no file of its own", path)
+        return
+    try:
+        with open_own_file(path) as file:
+            while piece := file.readline(LINE_LIMIT):
+                yield piece
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise CorpusError(f"{path}: can't be read ({error.strerror}); mend that file") from None
 
 
 def silence(path: Path, parts: Sequence[Part]) -> FlacWriter:

@@ -286,7 +286,7 @@ def session_folders(folder: Path) -> list[Path]:
     return [one for one in every if not one.is_symlink() and is_session(one)]
 
 
-def read_lines(path: Path) -> Iterator[bytes]:
+def _read_lines(path: Path) -> Iterator[bytes]:
     """The whole lines of a table; half a line at the end is left out, a missing one has none.
 
     Raises CorpusError if it can't be read, or has a line that is longer than any of ours.
@@ -304,4 +304,4 @@ def read_lines(path: Path) -> Iterator[bytes]:
 
 
 def _read_table(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    return read_json_lines(read_lines(path), path=path)
+    return read_json_lines(_read_lines(path), path=path)
