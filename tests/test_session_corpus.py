@@ -239,6 +239,19 @@ def test_one_damaged_session_is_left_out(
     assert f"session left out: {damaged}/session.json: isn't JSON" in caplog.text
 
 
+def test_sound_that_cannot_be_decoded_is_left_out(
+    sessions: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is named; its utterances keep their text."""
+    (audio,) = sessions.glob("*/*.flac")
+    audio.write_bytes(b"fLaC" + bytes(5000))
+    assert export_manifest(sessions, tmp_path / "out") == 10
+    assert not (tmp_path / "out" / "clips").exists()
+    with (tmp_path / "out" / "manifest.csv").open(encoding="utf-8") as table:
+        assert [row["audio"] for row in csv.DictReader(table) if row["text"]] == [""] * 10
+    assert f"clips left out: {audio}" in caplog.text
+
+
 def test_own_labels_are_marked(sessions: Path, tmp_path: Path) -> None:
     """On demand the recogniser's labels stand in, and say so; they never come in as corrections."""
     export_manifest(sessions, tmp_path / "out", own_labels=True)

@@ -11,6 +11,7 @@ An export holds::
     clips/         the audio of each utterance
 """
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -30,13 +31,16 @@ from stream_hbaf.corpora.dialogue import (
     read_utf8,
 )
 from stream_hbaf.corpora.manifest import ManifestRow, write_manifest, write_table
-from stream_hbaf.errors import CorpusError
+from stream_hbaf.errors import AudioError, CorpusError
 from stream_hbaf.events import Feedback, Utterance
 from stream_hbaf.files import is_folder, is_own_file
 from stream_hbaf.sessions.format import FlacWriter, Samples
 from stream_hbaf.sessions.session import Session, decode_audio, open_sessions, session_folders
 from stream_hbaf.sessions.writer import add_feedback
 
+LOG = logging.getLogger(__name__)
+
+LONGEST = 200  # characters of a clip's name; ids of ours have 20
 HELD_OUT = 0.15  # the share of dialogues in dev, and in test
 MANIFEST_TABLE, LABELS_TABLE, CLIPS = "manifest.csv", "labels.csv", "clips"
 BY_MODEL = "model:"  # prefix of ``by`` where a bundle gave the label
@@ -251,12 +255,15 @@ def _write_clips(
             of_audio.setdefault(one.utterance.audio, []).append(one)
     written: dict[str, Path] = {}
     for audio, held in of_audio.items():
-        for one, samples in _cut(audio, held):
-            clip = Path(clips(one.split), f"{quote(one.utterance.id, safe='')}.flac")
-            (out / clip).parent.mkdir(parents=True, exist_ok=True)
-            with FlacWriter(out / clip) as writer:
-                writer.write(samples)
-            written[one.utterance.id] = clip
+        try:
+            for one, samples in _cut(audio, held):
+                clip = Path(clips(one.split), f"{quote(one.utterance.id, safe='')[:LONGEST]}.flac")
+                (out / clip).parent.mkdir(parents=True, exist_ok=True)
+                with FlacWriter(out / clip) as writer:
+                    writer.write(samples)
+                written[one.utterance.id] = clip
+        except AudioError as error:  # the others' clips are whole
+            LOG.warning("clips left out: %s", error)
     # A session that was killed may hold an utterance whose last audio is missing.
     clipped = (
         replace(one.utterance, audio=written.get(one.utterance.id), start_s=None, end_s=None)
