@@ -205,22 +205,17 @@ def test_request_that_is_denied(tmp_path: Path) -> None:
             asyncio.run(request(settings, "ping", node="n"))
 
 
-def test_broker_that_wants_few_messages_in_flight(tmp_path: Path) -> None:
-    """MQTT 5: a broker that receives two at once gets no more, and all arrive in order."""
-    with mosquitto(tmp_path, "max_inflight_messages 2") as broker:
-        settings = config(broker.url, version="5")
-        events = [utterance(turn) for turn in range(40)]
-        lines, reports, _ = asyncio.run(life(settings, *events, port=broker.port))
-    assert utterance_ids(lines) == [f"u{turn}" for turn in range(40)]
-    assert reports == []
-
-
 class Broker5:
     """An MQTT 5 broker that answers each publication as a test says."""
 
-    def __init__(self, *, connack: bytes = b"", answers: dict[bytes, list[int]]) -> None:
-        """``answers``: by the end of the topic, the reason codes of the acknowledgements in turn;
-        255 hangs up, 149 after a DISCONNECT that says so. The last one stays."""
+    def __init__(
+        self, *, answers: dict[bytes, list[int]], connack: bytes = b"", delay_s: float = 0.0
+    ) -> None:
+        """``answers``: by the end of the topic, the reason codes of the acknowledgements in turn,
+        the last one for ever; 255 hangs up. ``connack`` are properties."""
+        self.most_in_flight = 0
+        self._in_flight = 0
+        self._delay_s = delay_s
         self.topics: list[str] = []
         self.connections = 0
         self._connack = connack
@@ -256,12 +251,19 @@ class Broker5:
                     return False
                 if code == 0:
                     self.topics.append(topic.decode())
-                writer.write(b"\x40\x03" + number + bytes([code]))
+                self._in_flight += 1
+                self.most_in_flight = max(self.most_in_flight, self._in_flight)
+                answer = b"\x40\x03" + number + bytes([code])
+                asyncio.get_running_loop().call_later(self._delay_s, self._send, writer, answer)
             case 8:
                 writer.write(b"\x90\x04" + body[:2] + b"\x00\x01")
             case 12:
                 writer.write(b"\xd0\x00")
         return True
+
+    def _send(self, writer: asyncio.StreamWriter, answer: bytes) -> None:
+        self._in_flight -= 1
+        writer.write(answer)
 
     def _code(self, topic: bytes) -> int:
         for end, codes in self._answers.items():
@@ -304,6 +306,15 @@ def test_negative_acknowledgement(code: int, reason: str) -> None:
     assert lines[0].partition("p/n/m/utterance ")[2].startswith(reason)
     assert lines[1:] == ["outbox: messages kept for the next start: 2"]
     assert broker.topics[-2:] == ["p/n/m/emotion", "p/n/available"]
+
+
+def test_broker_that_receives_few_messages_at_once() -> None:
+    """Its Receive Maximum is kept to: a broker ends the connection of who exceeds it."""
+    broker = Broker5(answers={}, connack=b"\x21\x00\x02", delay_s=0.01)
+    lines = asyncio.run(against(broker, *(utterance(turn) for turn in range(20))))
+    assert broker.most_in_flight == 2
+    assert broker.topics.count("p/n/m/utterance") == 20
+    assert lines == []
 
 
 def test_quota_that_passes(monkeypatch: pytest.MonkeyPatch) -> None:
