@@ -428,6 +428,33 @@ def test_damaged_file(state: Path) -> None:
     assert lines[0].endswith(f"renamed to {damaged.name}, and a new file begun")
 
 
+def test_messages_set_aside() -> None:
+    """They come last at the next start, count towards the limit, and are forgotten like others."""
+
+    async def main() -> None:
+        outbox = await filled("a", "b", "c")
+        a, b, _ = outbox.first(3)
+        await outbox.set_aside([a, b])
+        assert (payloads(outbox), len(outbox), outbox.depth) == (["c"], 1, 3)
+        outbox.take_back()
+        assert payloads(outbox) == ["a", "b", "c"]
+        await outbox.set_aside([a, b])
+        for word in "defg":
+            await outbox.put([stored(word, dialogue_id="other")], broker_away=False)
+        await outbox.set_aside(outbox.first(1))
+        assert (outbox.dropped, outbox.depth) == (2, 5)
+        assert await outbox.close() == 5
+        assert [message.payload for message in await left()] == [b"d", b"e", b"f", b"g", b"c"]
+        again = await filled()
+        gone = again.first(5)
+        assert await again.forget("d") == 1
+        await again.set_aside(gone[-1:])  # it was refused while it was being forgotten
+        assert again.depth == 4
+        await again.close()
+
+    asyncio.run(main())
+
+
 def test_cancelled_put_stores_its_message() -> None:
     """The message is stored all the same."""
 

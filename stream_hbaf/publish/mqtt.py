@@ -99,8 +99,7 @@ class MqttPublisher:
         port = self._config.port
         if self._config.url == "embedded" and not is_locked(broker_lock(port)):
             raise BrokerError(f"{self.address}: the embedded broker that was shared has ended")
-        will = available("offline", **self._names)
-        client = await open_client(self._config, will=will)
+        client = await open_client(self._config, will=available("offline", **self._names))
         await self._outbox.open()
         self._client, self._connected_at = client, asyncio.get_running_loop().time()
 
@@ -157,8 +156,7 @@ class MqttPublisher:
         Returns the number of messages that stay on disk for the next start; ``on_status`` is
         called with it as well.
         """
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout_s
+        deadline = asyncio.get_running_loop().time() + timeout_s
         self._closing.set()
         self._wake.set()
         self._room.set()
@@ -178,8 +176,8 @@ class MqttPublisher:
         return kept
 
     async def _enqueue(self, found: Sequence[Message]) -> None:
-        """Put messages in the outbox, in order. While the broker is away, retained messages go to
-        ``_retained`` instead, where only the latest of each topic is kept."""
+        """Put messages in the outbox, in order. While the broker is away, of retained messages only
+        the latest of each topic is kept, in ``_state``."""
         try:
             while self._client and self._outbox.full and not self._closing.is_set():
                 self._room.clear()

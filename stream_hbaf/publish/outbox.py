@@ -134,9 +134,10 @@ class Outbox:
     async def set_aside(self, refused: Sequence[Queued]) -> None:
         """Keep messages that the broker does not take for the next run, which sends them last; of
         messages that are not durable nothing is kept."""
+        refused = [queued for queued in refused if queued in self]  # not forgotten meanwhile
         kept = [replace(queued, aside=True) for queued in refused if queued.message.durable]
         for queued in kept:
-            self._queued.pop(queued.number, None)
+            del self._queued[queued.number]
         self._aside |= {queued.number: queued for queued in kept}
         await self.remove([queued for queued in refused if not queued.message.durable])
         numbers = [queued.number for queued in kept]
