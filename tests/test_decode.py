@@ -159,9 +159,10 @@ def test_file_gap_in_chunks(tmp_path: Path) -> None:
 
     for chunk_ms in (10, 64, 320):
         chunks = asyncio.run(play(chunk_ms))
-        gaps = [chunk.start for chunk in chunks if chunk.after_gap]
-        assert len(gaps) == 1
-        assert gaps[0] == pytest.approx(3 * RATE_HZ, abs=4_608)
+        end, start = [chunk for chunk in chunks if chunk.after_gap]
+        assert len(end.samples) == 0
+        assert end.start == pytest.approx(RATE_HZ, abs=4_608)
+        assert start.start == pytest.approx(3 * RATE_HZ, abs=4_608)
         for chunk in chunks:
             assert np.array_equal(
                 expected[chunk.start : chunk.start + len(chunk.samples)], chunk.samples
@@ -169,7 +170,7 @@ def test_file_gap_in_chunks(tmp_path: Path) -> None:
 
 
 def test_file_gap_in_real_time(tmp_path: Path) -> None:
-    """A gap lasts as long as it does in the recording."""
+    """A gap lasts as long as it does in the recording; what is open ends when it begins."""
     path = write(tmp_path / "x.mkv", "flac", kept=lambda at: not 1 <= at < 3)
 
     async def play() -> list[Chunk]:
@@ -178,9 +179,10 @@ def test_file_gap_in_real_time(tmp_path: Path) -> None:
             return [chunk async for chunk in source.chunks()]
 
     chunks = asyncio.run(play())
-    [after] = [number for number, chunk in enumerate(chunks) if chunk.after_gap]
-    waited_s = chunks[after].captured_at - chunks[after - 1].captured_at
-    assert waited_s * 20 == pytest.approx(2.3, abs=0.5)
+    [number, _] = [number for number, chunk in enumerate(chunks) if chunk.after_gap]
+    before, end, start = chunks[number - 1 : number + 2]
+    assert end.captured_at == before.captured_at
+    assert (start.captured_at - end.captured_at) * 20 == pytest.approx(2.3, abs=0.5)
 
 
 # ---- placeholder sizes

@@ -56,8 +56,9 @@ class FileSource:
     """Anything that FFmpeg can read, a file or behind a URL, as a source.
 
     A recording is given at ``speed`` times real time, or as fast as it is consumed (None); its last
-    chunk may be shorter. Samples have the numbers of the recording's own times: the first chunk
-    after half a second or more that these leave out has ``after_gap``. A pipe is a recording.
+    chunk may be shorter. Samples have the numbers of the recording's own times. Where these leave
+    out half a second or more, an empty chunk stands, and it and the next have ``after_gap``. A pipe
+    is a recording.
 
     A URL that declares no length is a live stream: it is given as it comes; when it breaks off,
     that is reported to ``on_status``, it is reopened, and the first chunk after that has

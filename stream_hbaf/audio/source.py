@@ -224,9 +224,15 @@ class Chunker:
         self._after_gap = self._position > 0
 
     def skip_to(self, start: int) -> Iterator[Chunk]:
-        """The rest, if sound is missing before the next sample, which has the number ``start``."""
+        """The rest, if sound is missing before the next sample, which has the number ``start``.
+
+        An empty chunk follows: what is open ends now, and not when the gap is over.
+        """
         if start > self._position + len(self._held):
             yield from self.flush()
+            if self._after_gap:
+                yield self._cut(0)
+            self._after_gap = self._position > 0
             self._position = start
 
     def drop(self) -> None:

@@ -6,6 +6,7 @@ threshold is too high for whispers.
 
 import logging
 from collections.abc import Awaitable, Callable
+from math import floor
 
 import numpy as np
 
@@ -77,7 +78,8 @@ class SoundMonitor:
             threshold = self._runtime.config.vad.threshold
             found = (
                 f"sound, but no speech found in {length} (speech score at most "
-                f"{highest_score:.2f}, vad.threshold {threshold:g}); lower vad.threshold"
+                f"{floor(100 * highest_score) / 100}, vad.threshold {threshold:g}); "
+                "lower vad.threshold"
             )
         hint = f"{self._name}: {found}, or choose another device or channel"
         self._runtime.hints[self._name] = hint
