@@ -9,7 +9,7 @@ import pytest
 from mosquitto import Subscriber, free_port, mosquitto, password_file, require_mosquitto
 from mqtt_kit import INFO, StatusLog, config, partial, utterance, utterance_ids
 
-from stream_hbaf.client import request
+from stream_hbaf.client import follow, request
 from stream_hbaf.config import MqttConfig
 from stream_hbaf.errors import BrokerError
 from stream_hbaf.events import AnyEvent, Speech, Status
@@ -345,3 +345,23 @@ def test_broker_that_hangs_up_at_everything() -> None:
     assert broker.connections <= 6
     assert sum("makes the broker hang up, as any" in line for line in lines) == 1
     assert lines[-1] == "outbox: messages kept for the next start: 1"
+
+
+def test_subscriber_that_is_hung_up_on() -> None:
+    """It tries less and less often as well, though each connection is accepted."""
+
+    class Ending(Broker5):
+        def _answer(self, kind: int, body: bytes, writer: asyncio.StreamWriter) -> bool:
+            return super()._answer(kind, body, writer) and kind >> 4 != 8  # SUBSCRIBE
+
+    async def main(broker: Broker5) -> None:
+        async with await asyncio.start_server(broker, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            received = follow(config(f"mqtt://127.0.0.1:{port}", version="5"), topic="#")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(3), contextlib.aclosing(received):
+                    await anext(received)
+
+    broker = Ending(answers={})
+    asyncio.run(main(broker))
+    assert 2 <= broker.connections <= 5
