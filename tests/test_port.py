@@ -8,8 +8,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
+from websockets.asyncio.client import connect as ws_connect
+from websockets.exceptions import ConnectionClosed
 
-from stream_hbaf.audio import port, wyoming
+from stream_hbaf.audio import port, websocket, wyoming
 from stream_hbaf.audio.port import MOST_CONNECTIONS, Port, open_port
 from stream_hbaf.audio.push_source import Address
 from stream_hbaf.audio.websocket import WebSocketSource
@@ -212,7 +214,7 @@ def test_sources_end_half_open_connections(
 
 def test_wyoming_ends_idle_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that has asked for a description may not stay for ever."""
-    monkeypatch.setattr(wyoming, "IDLE_S", 0.3)
+    monkeypatch.setattr(wyoming, "SILENT_S", 0.3)
 
     async def scene() -> None:
         address = Address("127.0.0.1", 0)
@@ -270,3 +272,26 @@ def test_port_without_files_left() -> None:
     assert complaints.splitlines() == [
         "here: can't accept connections (Too many open files); some are refused for now"
     ]
+
+
+def test_idle_senders_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sender that sends nothing for minutes doesn't keep the source to itself."""
+    monkeypatch.setattr(websocket, "IDLE_S", 0.3)
+    monkeypatch.setattr(wyoming, "IDLE_S", 0.3)
+    address = Address("127.0.0.1", 0)
+
+    async def scene() -> None:
+        source = WebSocketSource(address, chunk_ms=32, on_status=lambda *_: None)
+        async with source, ws_connect(f"ws://{source.address}") as sender:
+            await sender.send('{"rate": 16000}')
+            with pytest.raises(ConnectionClosed) as closed:
+                await asyncio.wait_for(sender.recv(), 5)
+            assert closed.value.rcvd is not None
+            assert closed.value.rcvd.reason == "nothing came"
+        async with WyomingSource(address, chunk_ms=32, on_status=lambda *_: None) as wyo:
+            [(reader, writer)] = await connect(wyo.address.port, count=1)
+            start = '{"type": "audio-start", "data": {"rate": 16000, "width": 2, "channels": 1}}'
+            writer.write(start.encode() + b"\n")
+            assert await asyncio.wait_for(reader.read(), 5) == b""
+
+    run(scene)

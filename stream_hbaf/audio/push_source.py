@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from stream_hbaf.events import State
 
 QUEUE_S = 5  # sound that is held while nothing consumes it; then the oldest is dropped
+IDLE_S = 600.0  # after which a sender that sends nothing makes room for another
 SILENCE_S = 2.0  # a sender that sends nothing for this long has paused: the utterance ends
 LOWEST_HZ, HIGHEST_HZ, MOST_CHANNELS = 8_000, 192_000, 8  # of a sender
 

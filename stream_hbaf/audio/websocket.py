@@ -12,8 +12,8 @@ Then binary messages of at most 64 KiB: whole frames, interleaved, as they are c
 100 ms each. A sender that is faster than real time may lose sound: five seconds are held. The text
 message ``{"pause": true}`` ends the open utterance; sound may follow it.
 
-Nothing is answered. A message that breaks a rule closes the connection with code 1008 and the
-reason; 1013 means that another connection is sending.
+Nothing is answered. A message that breaks a rule, or ten minutes without any, closes the connection
+with code 1008 and the reason; 1013 means that another connection is sending.
 
 Any web page may make a browser connect to any address, this machine's own included. So a browser
 is let in only from a page of the same host, and without a token only of the same port, too. Where
@@ -35,6 +35,7 @@ from websockets.http11 import Request, Response
 
 from stream_hbaf.audio.port import Port, open_port
 from stream_hbaf.audio.push_source import (
+    IDLE_S,
     Address,
     AlreadySendingError,
     AudioFormat,
@@ -167,13 +168,13 @@ class WebSocketSource(PushSource):
         try:
             with self.sender(str(peer[0])) as sender:
                 while True:
-                    async with asyncio.timeout(None if sender.audio_format else FORMAT_S):
+                    async with asyncio.timeout(IDLE_S if sender.audio_format else FORMAT_S):
                         message = await _next_message(connection)
                     receive(message, sender=sender)
         except ConnectionClosed:
             pass
         except TimeoutError:
-            await connection.close(RULE_BROKEN, "no format came")
+            await connection.close(RULE_BROKEN, "nothing came")
         except AlreadySendingError as error:
             await connection.close(TRY_LATER, close_reason(error))
         except AudioError as error:

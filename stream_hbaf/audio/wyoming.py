@@ -22,6 +22,7 @@ from typing import Any, Self, Unpack
 from stream_hbaf import __version__
 from stream_hbaf.audio.port import Port, open_port
 from stream_hbaf.audio.push_source import (
+    IDLE_S,
     Address,
     AlreadySendingError,
     AudioFormat,
@@ -40,7 +41,7 @@ LOG = logging.getLogger(__name__)
 LONGEST_LINE, LARGEST_PAYLOAD = 1 << 16, 1 << 17  # bytes; of sound that is four seconds
 FORMATS: dict[int, SampleFormat] = {2: "s16le", 4: "s32le"}  # by bytes a sample
 MOST_CONNECTIONS = 16
-IDLE_S = 60.0  # between two events of a connection that sends no sound
+SILENT_S = 60.0  # between two events of a connection that sends no sound
 CONNECT_S = 5.0
 PING_S, GONE_S = 4.0, 12.0  # between two pings to a satellite; without an event until it is lost
 LAST_RETRY_S = 5.0
@@ -185,7 +186,7 @@ class WyomingSource(PushSource):
             sender: Sender | None = None
             while True:
                 try:
-                    async with asyncio.timeout(IDLE_S if sender is None else None):
+                    async with asyncio.timeout(SILENT_S if sender is None else IDLE_S):
                         event = await read_event(reader)
                 except TimeoutError:
                     return

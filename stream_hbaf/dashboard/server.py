@@ -20,6 +20,7 @@ from aiohttp import WSCloseCode, WSMsgType, web
 from pydantic import ValidationError
 
 from stream_hbaf.audio.port import Port, open_port
+from stream_hbaf.audio.push_source import IDLE_S as SENDER_IDLE_S
 from stream_hbaf.audio.push_source import (
     Address,
     AlreadySendingError,
@@ -293,7 +294,10 @@ class Dashboard:
         if source is None:
             raise web.HTTPNotFound(text="no source here is a browser's microphone\n")
         browser = web.WebSocketResponse(
-            heartbeat=HEARTBEAT_S, max_msg_size=2 * LARGEST_MESSAGE, compress=False
+            heartbeat=HEARTBEAT_S,
+            receive_timeout=SENDER_IDLE_S,
+            max_msg_size=2 * LARGEST_MESSAGE,
+            compress=False,
         )
         await browser.prepare(request)
         try:
@@ -301,6 +305,8 @@ class Dashboard:
                 async for message in browser:
                     if message.type in (WSMsgType.TEXT, WSMsgType.BINARY):
                         receive(message.data, sender=sender)
+        except TimeoutError:
+            await browser.close(code=RULE_BROKEN, message=b"nothing came")
         except AudioError as error:
             code = TRY_LATER if isinstance(error, AlreadySendingError) else RULE_BROKEN
             await browser.close(code=code, message=close_reason(error).encode())

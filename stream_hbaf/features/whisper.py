@@ -33,8 +33,8 @@ MAX_WORDS_PER_S = 7.0
 MAX_COMPRESSION = 2.4  # text that compresses better repeats itself (Whisper's own limit)
 SHORTEST_LOOP = 3  # words; "no no" is real speech, the same three twice in a row seldom
 # Repetitions that somebody really says have at least these mean speech scores and log probabilities
-# (ten read repetitions: 0.59 and -0.53), and at most this no-speech probability (0.67).
-SURE_SPEECH, SURE_LOGPROB, SURE_NO_SPEECH = 0.5, -0.6, 0.75
+# (twenty read repetitions: 0.58 and -0.53), and at most this no-speech probability (0.76).
+SURE_SPEECH, SURE_LOGPROB, SURE_NO_SPEECH = 0.5, -0.6, 0.8
 STUTTER = re.compile(
     r"([^\W\d_][\w'-]{0,7}?)\1{3,}", re.IGNORECASE
 )  # "hahahaha", "Buh-buh-buh-buh"
