@@ -54,9 +54,10 @@ LogProbability = Annotated[float, Field(ge=-100.0, le=100.0), "natural logarithm
 Messages = Annotated[int, Field(gt=0, le=1_000_000), "messages"]
 Port = Annotated[int, Field(ge=0, le=65535), "TCP port"]
 Index = Annotated[int | None, Field(ge=0, le=1023), "index from 0"]
-Host = Annotated[str, Field(pattern=r"^[^\s:/]+$|^[0-9A-Fa-f:.]+$")]  # a name, IPv4 or IPv6
-TopicPath = Annotated[str, Field(pattern=r"^[^+#\s\x00-\x1f\x7f]+$")]
-TopicLevel = Annotated[str, Field(pattern=r"^[^/+#\s\x00-\x1f\x7f]+$")]
+# A name, IPv4 or IPv6; parts of topics, which MQTT limits to 65,535 bytes.
+Host = Annotated[str, Field(pattern=r"^[^\s:/]+$|^[0-9A-Fa-f:.]+$", max_length=255)]
+TopicPath = Annotated[str, Field(pattern=r"^[^+#\s\x00-\x1f\x7f]+$", max_length=1000)]
+TopicLevel = Annotated[str, Field(pattern=r"^[^/+#\s\x00-\x1f\x7f]+$", max_length=200)]
 
 
 class Section(BaseModel):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from damages import as_text, change, complaint
 from experiment_kit import RECIPE, write_experiment
 
 from stream_hbaf.errors import ConfigError
@@ -43,6 +44,26 @@ def test_a_wrong_experiment_is_named_with_its_key(
     with pytest.raises(ConfigError, match=message) as raised:
         read_experiment(write_experiment(tmp_path, **changed))
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_damaged_experiment_is_one_line(tmp_path: Path, seed: int) -> None:
+    """Wrong values at every place: read, or a printable line that isn't long."""
+    file = write_experiment(tmp_path, select=SELECT, rows={"a": {"losses.mu": 0.1}, "b": {}})
+    settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+    file.write_bytes(as_text(change(settings, seed)))
+    said = complaint(lambda: read_experiment(file))
+    assert said.isprintable()
+    assert len(said) < 1000
+
+
+def test_a_grid_without_end_is_refused(tmp_path: Path) -> None:
+    """Each combination is a training, and a value in memory."""
+    many = {f"losses.{name}": list(range(100)) for name in ("mu", "temperature", "votes")}
+    with pytest.raises(ConfigError, match="1e\\+06 combinations; leave values out"):
+        read_experiment(
+            write_experiment(tmp_path, select={"grid": many}, rows={"a": {}}, compare=[])
+        )
 
 
 def test_rows_of_the_same_features_share_a_preparation(tmp_path: Path) -> None:

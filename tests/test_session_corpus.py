@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from damages import as_text, change, damage
 from numpy.typing import NDArray
 from tiny_encoder import save_tiny_bert
 
@@ -237,6 +238,26 @@ def test_one_damaged_session_is_left_out(
     (damaged / "session.json").write_text('{"format":1,')
     assert open_corpus("sessions/", sessions.parent) == before
     assert f"session left out: {damaged}/session.json: isn't JSON" in caplog.text
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_damaged_session_keeps_no_other_from_being_exported(
+    sessions: Path, speech: Samples, tmp_path: Path, seed: int
+) -> None:
+    """Wrong values and damaged bytes in any of its files."""
+    more = record(tmp_path / "more", speech, dialogues=1, corrected={"d0-1": "joy"})
+    (damaged,) = more.iterdir()
+    shutil.move(damaged, sessions / "bad")
+    path = sessions / "bad" / ("session.json", "events.jsonl", "kitchen.flac")[seed % 3]
+    content = path.read_bytes()
+    if seed % 3 == 1:
+        rows = [json.loads(line) for line in content.splitlines()]
+        path.write_bytes(b"".join(as_text(change(row, seed)) + b"\n" for row in rows))
+    else:
+        path.write_bytes(damage(content, seed))
+    export_audiofolder(sessions, tmp_path / "out")
+    clips = {clip.stem for clip in (tmp_path / "out").rglob("*.flac")}
+    assert {f"d{n}-{turn}" for n in range(1, 5) for turn in (1, 2)} <= clips
 
 
 def test_sound_that_cannot_be_decoded_is_left_out(
