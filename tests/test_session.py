@@ -23,6 +23,7 @@ from stream_hbaf.config import SAMPLE_RATE_HZ
 from stream_hbaf.dashboard.feed import Recordings
 from stream_hbaf.errors import CorpusError
 from stream_hbaf.events import Feedback, Utterance
+from stream_hbaf.sessions import session as session_module
 from stream_hbaf.sessions.erasing import erase_dialogue
 from stream_hbaf.sessions.format import EVENTS_FILE, FlacWriter, flac_length
 from stream_hbaf.sessions.session import (
@@ -139,6 +140,35 @@ def test_half_a_line_is_left_out(speech: Samples, tmp_path: Path) -> None:
     events.write_bytes(whole[:100] + b"\n" + whole)
     with pytest.raises(CorpusError, match=r"events\.jsonl:1: isn't a JSON object"):
         _ = open_session(writer.folder).events
+
+
+def test_a_correction_behind_half_a_line_is_whole(tmp_path: Path) -> None:
+    """The half is cut off; without it the line is appended as it is."""
+    writer = SessionWriter(tmp_path, header=header())
+    writer.write_event(utterance("end"))
+    writer.close()
+    events = writer.folder / EVENTS_FILE
+    whole = events.read_bytes()
+    for half in (whole[:100], b"", b"\x00"):
+        events.write_bytes(whole + half)
+        add_feedback(Session(writer.folder), [Feedback(id="d1-1", label="joy")])
+        assert open_session(writer.folder).corrections["d1-1"].label == "joy"
+        assert events.read_bytes().startswith(whole)
+    events.write_bytes(whole[:100])
+    add_feedback(Session(writer.folder), [Feedback(id="d1-1", label="joy")])
+    assert [*open_session(writer.folder).corrections] == ["d1-1"]
+
+
+def test_tables_have_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session that would fill the memory is named."""
+    writer = SessionWriter(tmp_path, header=header())
+    for _ in range(20):
+        writer.write_event(utterance("end"))
+    writer.close()
+    monkeypatch.setattr(session_module, "EVENTS_LIMIT", 5000)
+    (listed,) = list_sessions(tmp_path)
+    assert listed.error.endswith("events.jsonl: has more than 0 MB; divide that session")
+    assert erase_dialogue(Session(writer.folder), "d1") == 1
 
 
 def test_missing_audio_keeps_its_place(speech: Samples, tmp_path: Path) -> None:

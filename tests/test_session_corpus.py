@@ -2,6 +2,7 @@
 
 import csv
 import json
+import resource
 import shutil
 import time
 from collections.abc import Callable
@@ -31,7 +32,7 @@ from stream_hbaf.corpora.session_corpus import (
     import_corrections,
     split_by_time,
 )
-from stream_hbaf.errors import ConfigError, CorpusError
+from stream_hbaf.errors import ConfigError, CorpusError, StreamHbafError
 from stream_hbaf.evaluation.offline import predict_corpus
 from stream_hbaf.events import Emotion, Feedback, Model, Utterance
 from stream_hbaf.sessions.format import FlacWriter, Header
@@ -375,6 +376,23 @@ def test_corrections_come_in_from_a_table(sessions: Path, tmp_path: Path) -> Non
     with pytest.raises(CorpusError, match=r"none\.csv: can't be read \(No such file"):
         import_corrections(sessions, tmp_path / "none.csv")
     assert "d2-2" not in open_sessions(sessions)[0].corrections
+
+
+def test_a_disk_that_refuses_is_one_line(sessions: Path, tmp_path: Path) -> None:
+    """Corrections, and each format."""
+    table = tmp_path / "labels.csv"
+    table.write_text("id,label\nd2-1,anger\n", encoding="utf-8")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        with pytest.raises(StreamHbafError, match=r"disk full \(File too large"):
+            import_corrections(sessions, table)
+        for export in (export_manifest, export_audformat, export_audiofolder):
+            with pytest.raises(StreamHbafError, match="File too large"):
+                export(sessions, tmp_path / export.__name__)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert import_corrections(sessions, table) == 1
 
 
 def test_clip_that_is_not_whole_is_left_out(tmp_path: Path, speech: Samples) -> None:

@@ -30,7 +30,7 @@ from stream_hbaf.corpora.dialogue import (
 from stream_hbaf.corpora.manifest import ManifestRow, import_clips
 from stream_hbaf.corpora.session_corpus import BY_MODEL, CLIPS, ExportedUtterance, export_clips
 from stream_hbaf.errors import CorpusError, StreamHbafError, shorten
-from stream_hbaf.files import PRIVATE, atomic_write_text, is_file, private_files
+from stream_hbaf.files import PRIVATE, atomic_write_text, is_file, private_files, write_error
 from stream_hbaf.sessions.format import read_json_lines
 from stream_hbaf.untrusted import UntrustedError, parse_yaml
 
@@ -191,7 +191,10 @@ def export_audformat(folder: Path, out: Path, *, own_labels: bool = False) -> in
         for earlier in (out / HEADER, *out.glob("db.*.csv")):
             if is_file(earlier):
                 earlier.chmod(PRIVATE)  # it is written over, and keeps its mode
-        database.save(str(out), storage_format="csv")
+        try:
+            database.save(str(out), storage_format="csv")
+        except OSError as error:
+            raise write_error(out / HEADER, error) from None
     return len(exported)
 
 

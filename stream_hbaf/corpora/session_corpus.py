@@ -33,8 +33,8 @@ from stream_hbaf.corpora.dialogue import (
 from stream_hbaf.corpora.manifest import ManifestRow, write_manifest, write_table
 from stream_hbaf.errors import AudioError, CorpusError
 from stream_hbaf.events import Feedback, Utterance
-from stream_hbaf.files import is_folder, is_own_file
-from stream_hbaf.sessions.format import FlacWriter, Samples
+from stream_hbaf.files import is_folder, is_own_file, write_error
+from stream_hbaf.sessions.format import EVENTS_FILE, FlacWriter, Samples
 from stream_hbaf.sessions.session import Session, decode_audio, open_sessions, session_folders
 from stream_hbaf.sessions.writer import add_feedback
 
@@ -160,7 +160,7 @@ def import_corrections(folder: Path, table: Path) -> int:
     """Add the corrections of a table of id,label,by to their sessions; returns how many are new.
 
     Lines without a label, or with a model's, are skipped. Raises CorpusError with file and line for
-    an unknown id or label: then nothing is added.
+    an unknown id or label: then nothing is added; WriteError where the disk refuses.
     """
     sessions = open_sessions(folder)
     session_of = {end.id: session for session in sessions for end in session.ends}
@@ -183,7 +183,10 @@ def import_corrections(folder: Path, table: Path) -> int:
         if known is None or known.label != label:
             new.setdefault(session.folder, []).append(Feedback(id=name, label=label, by=by))
     for session in sessions:
-        add_feedback(session, new.get(session.folder, ()))
+        try:
+            add_feedback(session, new.get(session.folder, ()))
+        except OSError as error:
+            raise write_error(session.folder / EVENTS_FILE, error) from None
     return sum(map(len, new.values()))
 
 

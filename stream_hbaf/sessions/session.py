@@ -44,7 +44,8 @@ LOG = logging.getLogger(__name__)
 LONGEST_CLIP = 600 * SAMPLE_RATE_HZ  # samples; segmenter.max_utterance_s has this limit
 ENDLESS = 1 << 60  # samples: more than any file holds
 HEADER_LIMIT, LINE_LIMIT = 1 << 20, 1 << 20  # bytes; a line of ours has about 1 kB
-EVENTS_LIMIT = 1 << 27  # bytes that are held at once: two days of talk without a pause
+EVENTS_LIMIT = 1 << 27  # bytes of a session: two days of talk without a pause
+STRETCHES_LIMIT = 1 << 24  # bytes: a hundred thousand pauses and gaps
 
 
 @dataclass(frozen=True)
@@ -75,18 +76,14 @@ class Session:
         return parse(Header, content, where=str(path))
 
     def read_events(self) -> Iterator[SessionEvent]:
-        """All events in their order, one at a time. Raises CorpusError with file and line."""
-        for where, row in _read_table(self.folder / EVENTS_FILE):
+        """All events in their order, one at a time. Raises CorpusError with file and line, and for
+        a file that is too large."""
+        for where, row in _read_table(self.folder / EVENTS_FILE, limit=EVENTS_LIMIT):
             yield parse_event(row, where=where)
 
     @cached_property
     def events(self) -> tuple[SessionEvent, ...]:
-        """All events in their order. Raises CorpusError as ``read_events`` does, and for a file
-        that is too large."""
-        path = self.folder / EVENTS_FILE
-        if is_own_file(path) and path.stat().st_size > EVENTS_LIMIT:
-            limit = f"{EVENTS_LIMIT >> 20} MB"
-            raise CorpusError(f"{path}: more than {limit} of events; divide that session")
+        """All events in their order. Raises CorpusError as ``read_events`` does."""
         return tuple(self.read_events())
 
     @property
@@ -103,7 +100,7 @@ class Session:
     def stretches(self) -> dict[str, list[Stretch]]:
         """By source, in their order. Raises CorpusError with file and line."""
         found: dict[str, list[Stretch]] = {}
-        for where, row in _read_table(self.folder / STRETCHES_FILE):
+        for where, row in _read_table(self.folder / STRETCHES_FILE, limit=STRETCHES_LIMIT):
             stretch = parse(Stretch, row, where=where)
             found.setdefault(stretch.source, []).append(stretch)
         return found
@@ -286,15 +283,19 @@ def session_folders(folder: Path) -> list[Path]:
     return [one for one in every if not one.is_symlink() and is_session(one)]
 
 
-def _read_lines(path: Path) -> Iterator[bytes]:
+def _read_lines(path: Path, *, limit: int) -> Iterator[bytes]:
     """The whole lines of a table; half a line at the end is left out, a missing one has none.
 
-    Raises CorpusError if it can't be read, or has a line that is longer than any of ours.
+    Raises CorpusError if it can't be read, is larger than ``limit``, or has a line that is longer
+    than any of ours.
     """
     try:
         with open_own_file(path) as file:
             while (line := file.readline(LINE_LIMIT)).endswith(b"\n"):
                 yield line[:-1]
+                if file.tell() > limit:
+                    size = f"{limit >> 20} MB"
+                    raise CorpusError(f"{path}: has more than {size}; divide that session")
             if len(line) == LINE_LIMIT:
                 raise CorpusError(f"{path}: a line of more than {LINE_LIMIT:,} bytes; remove it")
     except FileNotFoundError:
@@ -303,5 +304,5 @@ def _read_lines(path: Path) -> Iterator[bytes]:
         raise CorpusError(f"{path}: can't be read ({error.strerror}); mend that file") from None
 
 
-def _read_table(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    return read_json_lines(_read_lines(path), path=path)
+def _read_table(path: Path, *, limit: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    return read_json_lines(_read_lines(path, limit=limit), path=path)

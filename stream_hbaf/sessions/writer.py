@@ -39,7 +39,7 @@ from stream_hbaf.sessions.format import (
     audio_file_name,
     encode_line,
 )
-from stream_hbaf.sessions.session import Session
+from stream_hbaf.sessions.session import LINE_LIMIT, Session, is_being_recorded
 
 PRIVATE_FOLDER = 0o700
 # Left free on the disk by audio, or a tenth of a small disk: room for the lines of a thousand
@@ -204,12 +204,24 @@ def add_feedback(session: Session, corrections: Sequence[Feedback]) -> None:
     """Append corrections to a session, whether or not it is being recorded. Raises OSError."""
     file = _open_private(session.folder / EVENTS_FILE)
     try:
+        if corrections and not is_being_recorded(session.folder):
+            _remove_half_line(file)
         for one in corrections:
             append(file, encode_line(one))
     finally:
         os.close(file)
 
 
+def _remove_half_line(file: int) -> None:
+    """Cut off what a loss of power left behind the last whole line: a line behind it would be
+    damaged."""
+    size = os.fstat(file).st_size
+    begin = max(0, size - LINE_LIMIT)
+    whole = os.pread(file, size - begin, begin).rfind(b"\n") + 1
+    if whole > 0 or begin == 0:
+        os.ftruncate(file, begin + whole)
+
+
 def _open_private(path: Path) -> int:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
     return os.open(path, flags, PRIVATE)
