@@ -5,6 +5,7 @@ stack, or hold a number that no field can. Such a text is refused with the reaso
 """
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,9 @@ def read_limited(path: Path, *, limit: int) -> bytes:
     A device or a pipe without an end isn't read further than that.
     """
     with path.open("rb") as file:
-        content = file.read(limit + 1)
-    if len(content) > limit:
+        is_larger = os.fstat(file.fileno()).st_size > limit  # known of files, not of pipes
+        content = b"" if is_larger else file.read(limit + 1)
+    if is_larger or len(content) > limit:
         raise UntrustedError(f"it has more than {limit:,} bytes")
     return content
 

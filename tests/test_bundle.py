@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -539,6 +540,23 @@ def test_a_weight_that_is_no_number_is_named(small: Path, tmp_path: Path, value:
     folder = rewritten(small, tmp_path / "b", weights=save(tensors))
     with pytest.raises(BundleError, match=f"{name} holds a number that isn't finite"):
         Bundle.load(str(folder))
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "model.safetensors", "SHA256SUMS"])
+def test_a_file_without_an_end_is_not_read(small: Path, tmp_path: Path, name: str) -> None:
+    """A device in a file's place, or a file that is larger than any bundle."""
+    folder = shutil.copytree(small, tmp_path / "b")
+    (folder / name).unlink()
+    (folder / name).symlink_to("/dev/zero")
+    with pytest.raises(BundleError, match=rf"{name} can't be read \(it is no file\)"):
+        Bundle.load(str(folder))
+    (folder / name).unlink()
+    with (folder / name).open("wb") as file:
+        file.truncate(2 << 30)
+    began = time.monotonic()
+    with pytest.raises(BundleError, match=rf"{name} can't be read \(it has more than"):
+        Bundle.load(str(folder))
+    assert time.monotonic() - began < 1.0
 
 
 def test_a_name_that_no_folder_can_have_is_unknown() -> None:
