@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from stream_hbaf.audio.file import read_audio
-from stream_hbaf.config import SegmenterConfig, VadConfig
+from stream_hbaf.config import Config, SegmenterConfig, VadConfig
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.speech.segmenter import (
     Begin,
@@ -19,10 +20,12 @@ from stream_hbaf.speech.segmenter import (
     Resume,
     Segmenter,
     SegmenterAction,
+    UtteranceDetector,
 )
 from stream_hbaf.speech.vad import open_detector
 
 RECORDINGS = Path(__file__).parent / "recordings"
+SENTENCES = sorted(RECORDINGS.glob("sense_and_sensibility_*.flac"))
 F = 320  # samples a frame: 20 ms
 VAD = VadConfig(threshold=0.5, release=0.3)
 # In frames: 3 of speech begin, 3 of silence pause, 6 end; rolls of 4 and 2; limits of 50 and 100.
@@ -428,3 +431,39 @@ def test_actions_no_future(scores: list[float], config: SegmenterConfig) -> None
     actions = [segmenter.feed(score) for score in scores]
     again = Segmenter(config, VAD, frame_samples=F)
     assert [again.feed(score) for score in scores[:half]] == actions[:half]
+
+
+# ---- utterances of real sound
+
+
+def utterances(sound: NDArray[np.int16], *, forget: bool, splits: list[int]) -> list[Finish]:
+    """The utterances in a sound that comes in pieces, which end at ``splits``."""
+    detector = UtteranceDetector(Config(vad=VadConfig(forget=forget)))
+    actions = [one for piece in np.split(sound, splits) for one in detector.feed(piece)]
+    actions += detector.flush(resume_at=len(sound))
+    return [action for action in actions if isinstance(action, Finish)]
+
+
+def test_forget_finds_quiet_speech_after_loud_speech() -> None:
+    """Silero's network misses a sentence 36 dB below the one before, and finds it alone."""
+    loud, sentence = (read_audio(path) for path in SENTENCES[:2])
+    quiet = (sentence * 10 ** (-36 / 20)).astype(np.int16)
+    silence = np.zeros(3 * 8192 - len(loud) % 512, np.int16)
+    pair = np.concatenate([loud, silence, quiet, silence])
+    at = len(loud) + len(silence)
+    [alone] = utterances(np.concatenate([quiet, silence]), forget=True, splits=[])
+    assert len(utterances(pair, forget=False, splits=[])) == 1
+    _, second = utterances(pair, forget=True, splits=[])
+    assert (second.speech_end - at, second.end - at) == (alone.speech_end, alone.end)
+
+
+@given(st.lists(st.integers(0, 200_000), max_size=20))
+@settings(max_examples=5, deadline=None)
+def test_forget_whatever_the_split(splits: list[int]) -> None:
+    """The next frame is scored anew also if it came with the one that ended the utterance."""
+    first, second = (read_audio(path) for path in SENTENCES[:2])
+    silence = np.zeros(16_000, np.int16)
+    sound = np.concatenate([first, silence, second, silence])
+    whole = utterances(sound, forget=True, splits=[])
+    assert len(whole) >= 2
+    assert utterances(sound, forget=True, splits=sorted(splits)) == whole

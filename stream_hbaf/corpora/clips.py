@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from stream_hbaf.audio.file import read_audio
-from stream_hbaf.config import SAMPLE_RATE_HZ, SegmenterConfig, VadConfig
+from stream_hbaf.config import SAMPLE_RATE_HZ, Config, SegmenterConfig, VadConfig
 from stream_hbaf.corpora.augment import CLEAN, Condition, NoisesAndRooms, Samples, augment, level_db
 from stream_hbaf.corpora.cache import digest_code, library_versions
 from stream_hbaf.corpora.dialogue import Dialogue
 from stream_hbaf.errors import AudioError
-from stream_hbaf.speech.segmenter import Finish, Segmenter
+from stream_hbaf.speech.segmenter import Finish, UtteranceDetector
 from stream_hbaf.speech.vad import SpeechDetector, open_detector
 
 # Of an utterance that the segmenter cut, at most so much is measured: as much as Whisper's encoder
@@ -79,11 +79,10 @@ class Segmentation:
 
         Live utterances never have the second of silence at either end that studio clips have.
         """
-        segmenter = Segmenter(self.segmenter, self.vad, frame_samples=self.detector.frame_samples)
-        self.detector.reset()
-        scores = self.detector.feed(samples)
-        actions = [action for score in scores for action in segmenter.feed(float(score))]
-        found = [action for action in [*actions, *segmenter.flush()] if isinstance(action, Finish)]
+        config = Config(segmenter=self.segmenter, vad=self.vad)
+        live = UtteranceDetector(config, vad=self.detector)
+        actions = [*live.feed(samples), *live.flush(resume_at=0)]
+        found = [action for action in actions if isinstance(action, Finish)]
         if not found:
             return samples
         longest = max(found, key=lambda utterance: utterance.end - utterance.start)

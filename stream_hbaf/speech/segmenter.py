@@ -232,6 +232,10 @@ def _check(config: SegmenterConfig, vad: VadConfig) -> None:
             )
 
 
+def _ended_by_silence(action: SegmenterAction) -> bool:
+    return isinstance(action, Finish) and action.trigger == "silence"
+
+
 Int16 = NDArray[np.int16]
 
 
@@ -267,10 +271,15 @@ class UtteranceDetector:
         """What the next samples bring about, in order."""
         self._held = np.concatenate([self._held, samples])
         actions: list[UtteranceAction] = []
-        for score in self.vad.feed(samples):
-            self.score = float(score)
-            self.highest_score = max(self.highest_score, self.score)
-            actions += map(self._with_samples, self._segmenter.feed(self.score))
+        # Frame by frame, because an utterance's end may change the score of the next frame.
+        for start in range(0, len(samples), self.vad.frame_samples):
+            for score in self.vad.feed(samples[start : start + self.vad.frame_samples]):
+                self.score = float(score)
+                self.highest_score = max(self.highest_score, self.score)
+                found = self._segmenter.feed(self.score)
+                actions += map(self._with_samples, found)
+                if self._config.vad.forget and any(map(_ended_by_silence, found)):
+                    self.vad.forget()
         keep_from = self._segmenter.keep_from
         self._held = self._held[keep_from - self._held_start :]
         self._held_start = keep_from

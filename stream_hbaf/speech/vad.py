@@ -43,6 +43,9 @@ class SpeechDetector(Protocol):
     def reset(self) -> None:
         """Forget all sound so far, a frame not yet complete included."""
 
+    def forget(self) -> None:
+        """Forget how earlier frames sounded; samples of a frame not yet complete are kept."""
+
 
 class SileroDetector:
     """Silero's network, the one in faster-whisper's package, run without torch.
@@ -87,6 +90,10 @@ class SileroDetector:
         self._unclipped = CLIPPED_FRAMES
         self._pending = np.empty(0, np.int16)
         self._window = np.zeros((1, SILERO_CONTEXT + SILERO_FRAME), np.float32)
+        self.forget()
+
+    def forget(self) -> None:
+        # The states hold how loud speech was: 30 dB weaker speech after it is silence to them.
         self._hidden = np.zeros(SILERO_STATE, np.float32)
         self._cell = np.zeros(SILERO_STATE, np.float32)
 
@@ -122,6 +129,9 @@ class WebRtcDetector:
         self._vad = webrtcvad.Vad(self._aggressiveness)
         self._pending = np.empty(0, np.int16)
         self._recent = deque(maxlen=self._smoothing)
+
+    def forget(self) -> None:
+        pass  # it adapts to noise, and its scores last for ``smoothing_ms``
 
 
 def webrtc_flags(samples: NDArray[np.int16], *, frame_ms: int) -> NDArray[np.bool_]:
