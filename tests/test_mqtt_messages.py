@@ -201,7 +201,7 @@ def test_health_and_dialogue_are_retained() -> None:
             "p/n/health",
             b'{"schema":"stream_hbaf/health/1","uptime_s":60.0,"memory_mb":512.5,"utterances":3,'
             b'"queues":{"outbox":0},"dropped":{"partials":2},'
-            b'"latency_ms":{"total":{"p50":611.4,"p95":700.0}}}',
+            b'"latency_ms":{"total":{"p50":611.4,"p95":700.0}},"hints":[]}',
             retain=True,
             properties=(("schema", "stream_hbaf/health/1"),),
         )
