@@ -158,7 +158,7 @@ def test_websocket_channels_cancel() -> None:
     stereo = np.stack([wave, -wave], axis=1).astype("<i2").tobytes()
 
     async def scene(source: WebSocketSource, received: SourceLog) -> None:
-        await send(source, json.dumps({"rate": 16_000, "channels": 2}), stereo, stereo)
+        await send(source, json.dumps({"rate": 16_000, "channels": 2}), *[stereo] * 6)
         await received.until(gone(received))
 
     received = run(scene)

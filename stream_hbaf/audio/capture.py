@@ -261,7 +261,7 @@ def _capture(
             resampler = Resampler(rate_hz, stream.channels, channel=channel)
             chunker.drop()
         resampled = resampler.feed(block.samples)
-        if resampler.cancels and not cancelled:
+        if resampler.cancels() and not cancelled:
             cancelled = True
             report("degraded", f"{name}: {CANCELS}")
         for chunk in chunker.feed(resampled, captured_at=block.captured_at - resampler.behind_s):

@@ -18,7 +18,15 @@ import av.logging
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_hbaf.audio.source import CANCELS, RATE_HZ, Resampler, Samples, is_url, public_name
+from stream_hbaf.audio.source import (
+    CANCELS,
+    RATE_HZ,
+    SHORTEST_TELLING_S,
+    Resampler,
+    Samples,
+    is_url,
+    public_name,
+)
 from stream_hbaf.errors import AudioError
 
 Where = str | os.PathLike[str]
@@ -136,10 +144,12 @@ class Decoder:
                 yield self._place(resampler.feed(silence))
             self._at_s += gap_s + frame.samples / frame.sample_rate
             yield self._place(resampler.feed(_to_float(frame)))
-            if resampler.cancels and not self.complaint:
+            if resampler.cancels() and not self.complaint:
                 self.complaint = f"{self._name}: {CANCELS}"
         if resampler is not None:
             yield self._place(resampler.finish())
+            if resampler.cancels(after_s=SHORTEST_TELLING_S) and not self.complaint:
+                self.complaint = f"{self._name}: {CANCELS}"
 
     def _place(self, samples: Samples) -> Piece:
         piece = Piece(self._position, samples)

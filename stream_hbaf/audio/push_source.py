@@ -250,7 +250,7 @@ class Sender:
         sample_format, channels = self.audio_format.sample_format, self.audio_format.channels
         samples = from_bytes(content, sample_format=sample_format, channels=channels)
         resampled = self._resampler.feed(samples)
-        if self._resampler.cancels and self._source.state == "online":
+        if self._resampler.cancels() and self._source.state == "online":
             self._source.report("degraded", f"{self._source.name}: {CANCELS}")
         self._source.feed(resampled, captured_at=time.monotonic() - self._resampler.behind_s)
 

@@ -35,9 +35,10 @@ RATE_HZ: Final = 16_000  # config.SAMPLE_RATE_HZ again, without pydantic; a test
 SampleFormat = Literal["s16le", "s32le", "f32le"]
 WIDTHS: Final[dict[SampleFormat, int]] = {"s16le": 2, "s32le": 4, "f32le": 4}  # bytes
 FIRST_RETRY_S = 0.5
-# Channels cancel each other if their mean has less than a hundredth of their power. So much sound
-# tells: 0.2 s at -40 dB relative to full scale.
-CANCELLED_SHARE, TELLING = 0.01, 0.2 * 1e-4
+# Channels cancel each other if their mean has less than a hundredth of their power, in so many
+# seconds of frames above -60 dB relative to full scale. Less is enough where no more comes.
+CANCELLED_SHARE, AUDIBLE = 0.01, 1e-6
+TELLING_S, SHORTEST_TELLING_S = 2.0, 0.2
 CANCELS = "its channels cancel each other out; choose one, such as channel=0"
 SETTLED_S = 10.0  # without loss, after which a degraded source counts as online again
 
@@ -154,7 +155,8 @@ class Resampler:
         self.channels = channels
         self.behind_s = 0.0
         self._picked = slice(None) if channel is None else slice(channel, channel + 1)
-        self._power_s = self._mean_power_s = 0.0  # of the channels and of their mean, by seconds
+        self._power = self._mean_power = 0.0  # of the channels and of their mean, summed
+        self._audible = 0  # frames
         self._stream = (
             None
             if rate_hz == RATE_HZ
@@ -167,16 +169,21 @@ class Resampler:
             raise ValueError(f"expected [n, {self.channels}] samples, not {samples.shape}")
         mono = _mean(samples[:, self._picked])
         if self.channels > 1:
-            self._power_s += float(np.square(samples).mean(axis=1).sum()) / self.rate_hz
-            self._mean_power_s += float(np.square(mono).sum()) / self.rate_hz
+            power = np.square(samples).mean(axis=1)
+            self._power += float(power.sum())
+            self._mean_power += float(np.square(mono).sum())
+            self._audible += int((power > AUDIBLE).sum())
         resampled = self._resample(mono, last=False)
         self.behind_s += len(samples) / self.rate_hz - len(resampled) / RATE_HZ
         return resampled
 
-    @property
-    def cancels(self) -> bool:
-        """Whether the channels cancel each other in their mean, as with one wired in reverse."""
-        return self._power_s > TELLING and self._mean_power_s < CANCELLED_SHARE * self._power_s
+    def cancels(self, *, after_s: float = TELLING_S) -> bool:
+        """Whether the channels cancel each other in their mean, as with one wired in reverse.
+
+        ``after_s`` seconds of audible sound are needed to tell.
+        """
+        is_telling = self._audible >= after_s * self.rate_hz > 0
+        return is_telling and self._mean_power < CANCELLED_SHARE * self._power
 
     def finish(self) -> Samples:
         """The samples held back; nothing may be fed afterwards."""
