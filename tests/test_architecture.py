@@ -32,7 +32,7 @@ LIBRARIES = {
     "aiomqtt": {"publish/connection.py", "publish/mqtt_client.py"},
     "amqtt": {"publish/broker.py"},
     "audformat": {"corpora/exchange.py"},
-    "av": {"audio/decode.py", "sessions/format.py"},
+    "av": {"audio/container.py", "audio/decode.py", "sessions/format.py"},
     "faster_whisper": {"features/whisper_encoder.py"},
     "huggingface_hub": {"features/pretrained.py"},
     "onnxruntime": {"speech/vad.py"},

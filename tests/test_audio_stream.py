@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from stream_hbaf.audio import decode
+from stream_hbaf.audio import container, decode
 from stream_hbaf.audio.file import FileSource, read_audio
 from stream_hbaf.audio.source import Chunk
 from stream_hbaf.errors import AudioError
@@ -227,7 +227,8 @@ def test_stream_server_away() -> None:
 
 def test_stream_stalls(radio: Radio, monkeypatch: pytest.MonkeyPatch) -> None:
     """A live stream that stays connected and falls silent counts as broken off."""
-    monkeypatch.setattr(decode, "STALL_S", 0.3)
+    for module in (container, decode):
+        monkeypatch.setattr(module, "STALL_S", 0.3)
     radio.broadcasts = [np.ones(16_000, np.int16)]
     statuses = Statuses()
 
@@ -290,7 +291,7 @@ def test_stream_unreachable(radio: Radio) -> None:
 
 def test_stream_silent_server(radio: Radio, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that takes the connection and says nothing is one line, too."""
-    monkeypatch.setattr(decode, "OPEN_S", 0.3)
+    monkeypatch.setattr(container, "OPEN_S", 0.3)
     url = radio.url("mute")
     assert opening_error(url) == (
         f"{url}: can't be read (it stopped sending); check the URL and its server"

@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from stream_hbaf.audio.decode import Decoder, is_pipe
+from stream_hbaf.audio.container import is_pipe
+from stream_hbaf.audio.decode import Decoder
 from stream_hbaf.audio.file import FileSource, read_audio
 from stream_hbaf.audio.source import CANCELS, Chunk, Resampler
 from stream_hbaf.errors import AudioError
@@ -201,6 +202,18 @@ def test_decode_streamed_wav(declared: int, tmp_path: Path) -> None:
     path.write_bytes(wav(declared, sound))
     assert stretches(path) == ([(0.0, 1.3)], "")
     assert np.array_equal(read_audio(path), sound)
+
+
+def test_decode_streamed_wav_as_standard_input(tmp_path: Path) -> None:
+    """Its placeholder is seen in a file that is standard input, too."""
+    path = tmp_path / "x.wav"
+    path.write_bytes(wav(0xFFFFFFFF, tone(1.3)))
+    code = "from stream_hbaf.audio.file import read_audio; read_audio('-', on_status=print)"
+    with path.open("rb") as content:
+        done = subprocess.run(
+            [sys.executable, "-c", code], stdin=content, capture_output=True, check=True
+        )
+    assert (done.stdout, done.stderr) == (b"", b"")
 
 
 def test_decode_truncated_wav(tmp_path: Path) -> None:

@@ -1,23 +1,28 @@
-"""Decodes sound with FFmpeg: any format, from a file, a pipe or a URL, at a recording's own times.
+"""Decodes sound with FFmpeg: a recording's samples at its own times, or a stream's as they come."""
 
-User name, password and query of a URL don't appear in messages. A pipe is read once, from its
-beginning to its end.
-"""
-
-import os
-import stat
-import sys
 import time
 from collections.abc import Generator, Iterable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import av
 import av.error
-import av.logging
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_hbaf.audio.container import (
+    STALL_S,
+    STALLED,
+    Where,
+    declared_end_of,
+    is_pcm,
+    is_pipe,
+    is_streamed,
+    name_of,
+    not_from_a_pipe,
+    open_container,
+    origin_of,
+    reason_of,
+)
 from stream_hbaf.audio.source import (
     CANCELS,
     RATE_HZ,
@@ -25,33 +30,18 @@ from stream_hbaf.audio.source import (
     Resampler,
     Samples,
     is_url,
-    public_name,
 )
 from stream_hbaf.errors import AudioError
 
-Where = str | os.PathLike[str]
-
 BATCH_S = 4  # sound of a recording that is decoded in one call to the thread
-OPEN_S, STALL_S = 10.0, 15.0  # timeouts of a URL: HLS pauses for the length of a segment
-STALLED = "it stopped sending"
-STDIN = ("-", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0")
 LOWEST_HZ, HIGHEST_HZ = 2_000, 768_000  # resampling from less multiplies what a damaged header says
-
 MOST_PLANES = 8  # of planar samples: PyAV would read further ones from elsewhere, and crash
-
 MISSING_S = 0.5  # a recording may be this much shorter than it declares
-# Containers whose header declares a length. Ogg has none: a truncated one looks like a shorter one.
-DECLARING = {"wav", "flac", "mov", "matroska", "aiff", "caf", "w64"}
-# A program that streams a wave file can't know its size. It writes none, the largest that the field
-# holds, or the largest signed one, less headers and whole blocks.
-PLACEHOLDER_BYTES = (1 << 31) - (1 << 16)
-WAV_HEADER_BYTES = 1 << 14
 
 # Timestamps: their rounding and a clock's drift stay below GAP_S. Less than BREAK_S is filled with
 # silence: lost packets don't end an utterance, which 0.6 s of silence would do.
 GAP_S, BREAK_S = 0.1, 0.5
 LONGEST_GAP_S = 4 * 3600.0  # longer ones are timestamps that began anew, or are broken
-FROM_ZERO = {"mov", "matroska"}  # containers whose timestamps count from the recording's beginning
 
 FULL_SCALE = {"s8": 2.0**7, "s16": 2.0**15, "s32": 2.0**31, "s64": 2.0**63, "flt": 1.0, "dbl": 1.0}
 
@@ -80,7 +70,7 @@ class Decoder:
         self, where: Where, *, channel: int | None = None, batch_s: float = BATCH_S
     ) -> None:
         self._where = where
-        self._name = _name_of(where)
+        self._name = name_of(where)
         self._channel = channel
         self.batch_s = batch_s
         self._batches = self._join()
@@ -118,7 +108,7 @@ class Decoder:
             yield _joined(held)
         if not self._has_sound:
             if self.complaint and is_pipe(self._where):
-                raise _not_from_a_pipe(self._name)
+                raise not_from_a_pipe(self._name)
             reason = "nothing in it can be decoded" if self.complaint else "it holds no sound"
             raise AudioError(f"{self._name}: {reason}; give a recording with sound")
 
@@ -182,8 +172,8 @@ class Decoder:
             declares_length = container.duration is not None or stream.duration is not None
             self.endless = is_url(self._where) and not declares_length
             if not self.endless:
-                self._origin_s = _origin_s(container)
-            declared_s = _declared_s(container, stream)
+                self._origin_s = origin_of(container)
+            declared_s = declared_end_of(container, stream)
             damaged = False  # reported when more follows: live streams end in a truncated packet
             for packet in self._packets(container.demux(stream), declared_s=declared_s):
                 is_last = packet is not None and not packet.size  # asks for what is decoded
@@ -197,7 +187,7 @@ class Decoder:
                         break
                     except (av.error.FFmpegError, _UnusableError):
                         damaged = True  # the next packet may be valid again
-            if damaged and not (_is_pcm(stream) and _is_streamed(self._where)):
+            if damaged and not (is_pcm(stream) and is_streamed(self._where)):
                 self._complain("damaged")
             self.ending = self.ending or "it ended"
             if self._at_s < declared_s - MISSING_S:
@@ -215,7 +205,7 @@ class Decoder:
                 yield None
             except av.error.FFmpegError as error:
                 stalled = time.monotonic() - asked_at >= STALL_S
-                self.ending = STALLED if stalled else _reason(error)
+                self.ending = STALLED if stalled else reason_of(error)
                 # A server that declares no length may close the connection after all of it.
                 if not declared_s or self._at_s < declared_s - MISSING_S:
                     self._complain(self.ending)
@@ -237,108 +227,6 @@ def fill_gaps(pieces: Iterable[Piece]) -> Iterator[Samples]:
             yield np.zeros(piece.start - end, np.int16)
         yield piece.samples
         end = piece.end
-
-
-def is_pipe(where: Where) -> bool:
-    """Whether sound comes from standard input or a named pipe, and can be read only once."""
-    if is_url(where):
-        return False
-    try:
-        mode = os.fstat(0).st_mode if str(where) in STDIN else Path(where).stat().st_mode
-    except (OSError, ValueError):
-        return False
-    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
-
-
-def open_container(where: Where) -> Any:
-    """Open a file, a pipe or a URL. Raises AudioError if FFmpeg can't read it."""
-    av.logging.set_level(None)  # FFmpeg would write its own messages to the terminal
-    name = _name_of(where)
-    try:
-        if isinstance(where, str) and is_url(where):
-            return av.open(where, metadata_errors="replace", timeout=(OPEN_S, STALL_S))
-        return av.open(_readable(where), metadata_errors="replace")
-    except (av.error.InvalidDataError, av.error.EOFError):
-        pass
-    except (av.error.FFmpegError, OSError, ValueError) as error:
-        check = "the URL and its server" if is_url(where) else "the path"
-        raise AudioError(f"{name}: can't be read ({_reason(error)}); check {check}") from None
-    if is_url(where):
-        raise AudioError(f"{name}: no sound that FFmpeg can read; check what the URL gives")
-    if is_pipe(where):
-        raise _not_from_a_pipe(name)
-    raise AudioError(f"{name}: not a sound file, or damaged; give wav, flac, mp3, ogg, m4a or mp4")
-
-
-def _not_from_a_pipe(name: str) -> AudioError:
-    """The error of a pipe, in which FFmpeg can't seek as it must in most mp4 and m4a files."""
-    return AudioError(
-        f"{name}: no sound that can be read from a pipe; send wav, flac, mp3 or ogg, "
-        "or give the file by its path"
-    )
-
-
-def _readable(where: Where) -> str:
-    """What FFmpeg opens for a path. Raises AudioError where there is nothing to open."""
-    name, path = _name_of(where), Path(where)
-    if str(where) in STDIN:
-        if sys.stdin is None or os.isatty(0):
-            raise AudioError(f"{name}: is a terminal; pipe sound into it, or give a file")
-        if is_pipe(where):
-            return "pipe:0"
-        path = Path("/dev/stdin")  # a file: FFmpeg can seek in it
-    if path.is_dir():
-        raise AudioError(f"{name}: is a folder; give a sound file")
-    status = path.stat()
-    if stat.S_ISREG(status.st_mode) and status.st_size == 0:
-        raise AudioError(f"{name}: is empty; give a recording with sound")
-    return str(path.absolute())
-
-
-def _name_of(where: Where) -> str:
-    return "standard input" if str(where) == "-" else public_name(where)
-
-
-def _reason(error: Any) -> str:
-    if isinstance(error, av.error.ExitError):  # our timeouts raise it
-        return STALLED
-    return str(getattr(error, "strerror", None) or error)
-
-
-def _origin_s(container: Any) -> float:
-    """The timestamp at which a recording begins: often 0, in others that of its first stream."""
-    if FROM_ZERO & set(container.format.name.split(",")) or container.start_time is None:
-        return 0.0
-    return float(container.start_time / av.time_base)
-
-
-def _declared_s(container: Any, stream: Any) -> float:
-    """The end in seconds that a header declares; 0.0 where FFmpeg only estimates one."""
-    names = set(container.format.name.split(","))
-    # An mp3 with a LAME header declares its length, and starts late by the encoder's delay.
-    if not (names & DECLARING or ("mp3" in names and stream.start_time)):
-        return 0.0
-    if stream.duration:
-        end_s = float(((stream.start_time or 0) + stream.duration) * stream.time_base)
-        return end_s - _origin_s(container)
-    if len(container.streams) > 1:  # the container declares that of the longest
-        return 0.0
-    return float((container.duration or 0) / av.time_base)
-
-
-def _is_pcm(stream: Any) -> bool:
-    return bool(stream.codec_context.name.startswith("pcm_"))
-
-
-def _is_streamed(where: Where) -> bool:
-    """Whether its size wasn't known when it was written, so that its end looks cut off."""
-    if is_url(where) or is_pipe(where):
-        return True
-    with Path(where).open("rb") as content:
-        header = content.read(WAV_HEADER_BYTES)
-    at = header.find(b"data")
-    size = int.from_bytes(header[at + 4 : at + 8], "little")
-    return header[:2] == b"RI" and at > 0 and (size == 0 or size >= PLACEHOLDER_BYTES)
 
 
 class _UnusableError(Exception):

@@ -11,7 +11,8 @@ from typing import Any, Self, TypeVar, Unpack
 
 import numpy as np
 
-from stream_hbaf.audio.decode import BATCH_S, Decoder, Piece, Where, fill_gaps, is_pipe
+from stream_hbaf.audio.container import Where, is_pipe
+from stream_hbaf.audio.decode import BATCH_S, Decoder, Piece, fill_gaps
 from stream_hbaf.audio.source import (
     RATE_HZ,
     Chunk,

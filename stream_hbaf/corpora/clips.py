@@ -29,6 +29,7 @@ LONGEST = 30 * SAMPLE_RATE_HZ
 # Modules and packages that compute a job's samples, by step.
 CODE = {
     "decoding": (
+        "stream_hbaf.audio.container",
         "stream_hbaf.audio.decode",
         "stream_hbaf.audio.file",
         "stream_hbaf.audio.source",
