@@ -22,7 +22,7 @@ from stream_hbaf import __version__
 from stream_hbaf.commands import Commands, add_command, add_verbose, print_line
 from stream_hbaf.commands.live import add_listen_options, add_live_commands, add_session_commands
 from stream_hbaf.commands.research import add_research_commands
-from stream_hbaf.errors import ConfigError, StreamHbafError, printable
+from stream_hbaf.errors import ConfigError, StreamHbafError, shorten
 
 FOLDERS = ("record", "out", "corpora", "cache", "results", "session", "folder")  # options for one
 
@@ -135,6 +135,7 @@ def _complete_paths(parser: argparse.ArgumentParser, *, file: Any, folder: Any) 
 
 VERBOSE = re.compile("-v+")
 USER_ERROR = 2  # exit status of every error that the user can correct
+LONGEST_REPORT = 2000  # characters of an error, which may name what a damaged file holds
 INTERRUPTED = 130  # as shells have it for Ctrl-C
 FORMAT, VERBOSE_FORMAT = (
     "stream-hbaf: %(message)s",
@@ -302,7 +303,7 @@ def _first(error: BaseException) -> BaseException:
 
 
 def _report(message: str) -> int:
-    sys.stderr.write(f"stream-hbaf: {printable(' '.join(message.split()))}\n")
+    sys.stderr.write(f"stream-hbaf: {shorten(message, limit=LONGEST_REPORT)}\n")
     return USER_ERROR
 
 

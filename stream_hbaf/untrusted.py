@@ -15,6 +15,9 @@ from pydantic_core import from_json
 from stream_hbaf.errors import shorten
 
 SETTINGS_BYTES = 1 << 18  # of a file of settings; those here have at most 3 kB
+PIECE_BYTES = (
+    1 << 20
+)  # read at once: Python allocates all that is asked for, however short the file
 MAX_DEPTH = 32  # mappings and lists within each other; settings and events need six
 MAX_VALUES = 100_000  # of one text, each alias counted as all that it stands for
 MAX_NUMBER = 1 << 53  # larger integers aren't the same in all JSON readers (RFC 8259, section 6)
@@ -36,11 +39,14 @@ def read_limited(path: Path, *, limit: int) -> bytes:
     A device or a pipe without an end isn't read further than that.
     """
     with path.open("rb") as file:
-        is_larger = os.fstat(file.fileno()).st_size > limit  # known of files, not of pipes
-        content = b"" if is_larger else file.read(limit + 1)
-    if is_larger or len(content) > limit:
+        left = limit if os.fstat(file.fileno()).st_size <= limit else -1  # pipes have no size
+        parts = []
+        while left >= 0 and (part := file.read(min(left + 1, PIECE_BYTES))):
+            parts.append(part)
+            left -= len(part)
+    if left < 0:
         raise UntrustedError(f"it has more than {limit:,} bytes")
-    return content
+    return b"".join(parts)
 
 
 def parse_yaml(content: bytes) -> Any:

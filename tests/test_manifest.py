@@ -168,6 +168,8 @@ def test_manifest_for_evaluation_keeps_the_columns_that_are_there(tmp_path: Path
     ("row", "complaint"),
     [
         ("one.wav,bored", r"own\.csv:3: unknown label 'bored'; the bundle has fear, joy"),
+        (f"one.wav,{'x' * 999}", "unknown label 'x{79}…'; the bundle has fear, joy"),
+        ("one.wav,\x1b[31m", "unknown label '\N{REPLACEMENT CHARACTER}"),
         (",joy", r"own\.csv:3: neither text nor audio; fill in one or remove the line"),
         ("two.wav,joy", r"own\.csv:3: .*two\.wav is missing; correct the path"),
     ],

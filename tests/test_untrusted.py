@@ -1,6 +1,7 @@
 """Texts that others wrote: plain values within limits, or one line, and quickly."""
 
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,19 @@ def test_a_file_without_an_end_is_not_read_to_it() -> None:
     """A device gives as many bytes as are asked for."""
     with pytest.raises(UntrustedError, match="it has more than 1,000 bytes"):
         read_limited(Path("/dev/zero"), limit=1000)
+
+
+def test_a_large_limit_takes_no_memory_of_its_own(tmp_path: Path) -> None:
+    """Of a short file, and of one as long as the limit, in pieces."""
+    for length in (0, 5, 3 << 20):
+        (tmp_path / "x").write_bytes(b"a" * length)
+        tracemalloc.start()
+        assert len(read_limited(tmp_path / "x", limit=max(length, 1 << 34))) == length
+        assert tracemalloc.get_traced_memory()[1] < 3 * length + (2 << 20)
+        tracemalloc.stop()
+        assert len(read_limited(tmp_path / "x", limit=length)) == length
+        with pytest.raises(UntrustedError):
+            read_limited(tmp_path / "x", limit=length - 1)
 
 
 def test_names_that_are_not_utf_8_become_text() -> None:

@@ -174,6 +174,10 @@ def header(**fields: object) -> bytes:
             'a "payload_length" that is no number from 0 to 131072',
         ),
         (
+            header(type="audio-start", data={"rate": 16_000, "channels": 1, "width": {"a": 2}}),
+            'an audio-start without "rate", "channels" and a "width" of 2 or 4 bytes',
+        ),
+        (
             header(type="audio-start", data={"rate": 16_000, "channels": 1, "width": 1}),
             'an audio-start without "rate", "channels" and a "width" of 2 or 4 bytes',
         ),

@@ -114,7 +114,12 @@ def apply_event(event: WyomingEvent, *, sender: Sender) -> None:
 
 def _audio_format(event: WyomingEvent) -> AudioFormat:
     rate_hz, width, channels = (event.fields.get(key) for key in ("rate", "width", "channels"))
-    if type(rate_hz) is not int or type(channels) is not int or width not in FORMATS:
+    if (
+        type(rate_hz) is not int
+        or type(channels) is not int
+        or type(width) is not int  # nothing that can't be looked up
+        or width not in FORMATS
+    ):
         raise AudioError(
             f'an {event.type} without "rate", "channels" and a "width" of 2 or 4 bytes'
         )

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_hbaf.errors import CorpusError
+from stream_hbaf.errors import CorpusError, shorten
 from stream_hbaf.features.prosody import PROSODY, PROSODY_WIDTH, describe_prosody
 
 # MELD's and RAVDESS's seven, alphabetical as every corpus's labels are: the order of every
@@ -174,7 +174,7 @@ def read_measurements(row: TableRow, *, where: str) -> tuple[float, ...]:
             value = float(cell) if cell else math.nan
         except ValueError:
             raise CorpusError(
-                f"{where}: {name} is '{cell}', not a number; mend or empty that cell"
+                f"{where}: {name} is '{shorten(cell)}', not a number; mend or empty that cell"
             ) from None
         values.append(value if math.isfinite(value) else math.nan)
     return tuple(values)

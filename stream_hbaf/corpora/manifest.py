@@ -68,15 +68,17 @@ def read_manifest(path: Path, *, labels: Sequence[str] = ()) -> Corpus:
     for column in rows[0][1]:  # a misspelt ``Audio`` must not mean that there is no audio
         if column not in COLUMNS:
             raise CorpusError(
-                f"{path}:1: unknown column '{column}'; rename or remove it: {', '.join(COLUMNS)}"
+                f"{path}:1: unknown column '{shorten(column)}'; "
+                f"rename or remove it: {', '.join(COLUMNS)}"
             )
     entries = [_entry(row, where=where, folder=path.parent) for where, row in rows]
     whose = "the bundle has" if labels else "the train rows have"
     known = sorted(labels) or _trained_labels(entries, path=path)
     for entry in entries:
         label = entry.utterance.label
-        if label not in (None, *known):
-            raise CorpusError(f"{entry.where}: unknown label '{label}'; {whose} {', '.join(known)}")
+        if label is not None and label not in known:
+            names = shorten(", ".join(known), limit=300)
+            raise CorpusError(f"{entry.where}: unknown label '{shorten(label)}'; {whose} {names}")
     splits: dict[Split, list[Dialogue]] = {split: [] for split in SPLITS}
     for name, turns in _gather(entries).items():
         _check_times(turns)
@@ -102,7 +104,8 @@ def _entry(row: TableRow, *, where: str, folder: Path) -> ManifestRow:
             raise CorpusError(f"{where}: {column} is empty; fill it in")
     split = next((split for split in SPLITS if split == cells["split"]), None)
     if split is None:
-        raise CorpusError(f"{where}: split '{cells['split']}' isn't one of {', '.join(SPLITS)}")
+        other = shorten(cells["split"])
+        raise CorpusError(f"{where}: split '{other}' isn't one of {', '.join(SPLITS)}")
     audio = folder / row["audio"].strip() if cells.get("audio") else None
     if audio is not None and not is_file(audio):
         shown = shorten(str(audio), limit=200)
@@ -130,7 +133,7 @@ def _seconds(column: str, cells: TableRow, *, where: str) -> float | None:
     except ValueError:
         seconds = math.nan
     if not (math.isfinite(seconds) and seconds >= 0):
-        raise CorpusError(f"{where}: {column} is '{cell}', not a time in seconds; mend it")
+        raise CorpusError(f"{where}: {column} is '{shorten(cell)}', not a time in seconds; mend it")
     return seconds
 
 
@@ -142,15 +145,15 @@ def _gather(entries: Sequence[ManifestRow]) -> dict[str, list[ManifestRow]]:
         before = first.setdefault(entry.utterance.id, entry)
         if before is not entry:
             raise CorpusError(
-                f"{entry.where}: id '{entry.utterance.id}' stands already at {before.where}; "
-                "rename one of them"
+                f"{entry.where}: id '{shorten(entry.utterance.id)}' stands already at "
+                f"{before.where}; rename one of them"
             )
         turns = dialogues.setdefault(entry.dialogue, [])
         turns.append(entry)
         if entry.split != turns[0].split:
             raise CorpusError(
-                f"{entry.where}: dialogue '{entry.dialogue}' is in {entry.split} here but in "
-                f"{turns[0].split} at {turns[0].where}; a dialogue has one split"
+                f"{entry.where}: dialogue '{shorten(entry.dialogue)}' is in {entry.split} here but "
+                f"in {turns[0].split} at {turns[0].where}; a dialogue has one split"
             )
     return dialogues
 
