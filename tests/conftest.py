@@ -37,6 +37,7 @@ SLOW = [
     "experiment_networks",
     "extraction",
     "fitting",
+    "fuzz",
     "live",
     "live_replay",
     "preparation",

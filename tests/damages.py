@@ -3,7 +3,9 @@
 import copy
 import json
 import random
+import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from stream_hbaf.errors import StreamHbafError
@@ -66,6 +68,10 @@ JSON = (
     *('{"format":1}', '{"format":1,"id":"' + "x" * 3_000_000 + '"}'),
 )
 
+# Containers of sound, and how FFmpeg is told the codec.
+CODECS = {"flac": (), "wav": (), "ogg": ("-c:a", "libopus"), "mkv": ("-c:a", "libopus"), "mp3": ()}
+CODECS |= {"m4a": (), "ts": (), "au": (), "avi": ("-c:a", "mp3"), "caf": ("-c:a", "pcm_s16le")}
+
 
 def complaint(read: Callable[[], object]) -> str:
     """What is said of a file that can't be read; empty if it can. Other errors are raised."""
@@ -92,6 +98,32 @@ def damage(content: bytes, seed: int) -> bytes:
             case _:
                 raw[at:at] = draw.choice(BYTES)
     return bytes(raw)
+
+
+def damage_sound(content: bytes, seed: int) -> bytes:
+    """Bits flipped, the end cut off, bytes cut out or inserted; half of it near the header."""
+    chance, found = random.Random(seed), bytearray(content)
+    near = chance.randrange(min(300, len(found)))
+    at = chance.choice([near, chance.randrange(len(found))])
+    match seed % 4:
+        case 0:
+            for _ in range(chance.choice([1, 3, 20])):
+                found[chance.randrange(at + 1)] ^= 1 << chance.randrange(8)
+        case 1:
+            del found[at:]
+        case 2:
+            del found[at : at + chance.choice([1, 10, 1000])]
+        case _:
+            found[at:at] = chance.randbytes(chance.choice([1, 10, 1000]))
+    return bytes(found)
+
+
+def one_second(recording: Path, to: Path) -> Path:
+    """A recording's first second in the container that the name of ``to`` says, by FFmpeg."""
+    kind = to.suffix.removeprefix(".")
+    command = ["ffmpeg", "-loglevel", "error", "-y", "-i", str(recording), "-t", "1"]
+    subprocess.run([*command, *CODECS[kind], str(to)], check=True)
+    return to
 
 
 def change(tree: Any, seed: int) -> Any:

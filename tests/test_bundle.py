@@ -1,6 +1,5 @@
 """Promises of the bundle: what was saved is what is loaded, every byte of it, or a clear error."""
 
-import hashlib
 import json
 import shutil
 import time
@@ -11,18 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
+from bundle_kit import make_tiny, rewritten, settings_of, sha256
 from damages import YAML, as_text, change, complaint, damage
 from numpy.typing import NDArray
 from pydantic import ValidationError
 from safetensors.torch import load, save
-from tiny_encoder import save_tiny_mpnet
 
 from stream_hbaf.bundle import Bundle, BundleConfig, read_bundle_config, resolve_bundle
 from stream_hbaf.corpora.dialogue import LABELS
 from stream_hbaf.errors import BundleError
 from stream_hbaf.features.acoustic import FUNCTIONALS_WIDTH
-from stream_hbaf.features.commonsense import Event2MindHeads, NoCommonsense
+from stream_hbaf.features.commonsense import Event2MindHeads
 from stream_hbaf.features.ge2e import SHA256
 from stream_hbaf.features.pretrained import resolve_encoder
 from stream_hbaf.features.representations import Scaling
@@ -178,10 +176,6 @@ def test_a_damaged_file_is_named(copied: Path, name: str) -> None:
         Bundle.load(str(copied))
 
 
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def test_a_saved_bundle_records_the_weights_that_it_builds_on(saved: Path) -> None:
     """The encoder's frozen layers, and what a live bundle is used with: as sha256sum has them."""
     encoder = Path(resolve_encoder("all-MiniLM-L6-v2")) / "model.safetensors"
@@ -299,46 +293,6 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
         resolve_bundle("live-en-9")
 
 
-def make_tiny(place: Path, **settings: Any) -> Bundle:
-    """A bundle of a tiny encoder with adapters, which reads dialogues; four labels of its own."""
-    torch.manual_seed(0)
-    context = ContextConfig(tokens=32, speakers=True)
-    adapters = {
-        "encoder.layer.3.attention.attn.v.weight.lora_a": torch.randn(2, 16).half(),
-        "encoder.layer.3.attention.attn.v.weight.lora_b": torch.randn(16, 2).half(),
-    }
-    sizes: dict[str, Any] = {
-        "hidden": 16,
-        "heads": 2,
-        "layers": 1,
-        "filters": 4,
-        "window": 3,
-        "classes": 4,
-    }
-    network = HbafConfig(text_width=16, commonsense_width=4, **{**sizes, **settings})
-    place.mkdir()
-    folder = str(save_tiny_mpnet(place))
-    every = np.arange(network.audio_width)
-    return Bundle(
-        config=BundleConfig(
-            id="read",
-            labels=("ang", "hap", "neu", "sad"),
-            encoder=folder,
-            context=context,
-            acoustic="prosody" if network.use_audio else "none",
-            commonsense="none",
-            network=network,
-        ),
-        scaling=Scaling(every, every.astype(np.float32), np.ones(len(every), np.float32))
-        if network.use_audio
-        else None,
-        encoder=TextEncoder(folder, tuned=adapters, context=context),
-        commonsense=NoCommonsense(4),
-        network=HBAF(network).half().float().eval(),
-        tuned=adapters,
-    )
-
-
 def test_a_bundle_that_reads_dialogues_survives(tmp_path: Path) -> None:
     """Context, adapters and labels come back, and so does every feature and logit."""
     bundle = make_tiny(tmp_path / "encoder", use_audio=False)
@@ -445,23 +399,6 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("small")
     make_tiny(place / "encoder", audio_width=5).save(place / "read", metrics={}, card="")
     return place / "read"
-
-
-def rewritten(small: Path, to: Path, **files: bytes) -> Path:
-    """The bundle with other ``config`` or ``weights``, and sums that are right."""
-    shutil.copytree(small, to)
-    names = {"config": "config.yaml", "weights": "model.safetensors"}
-    for key, content in files.items():
-        (to / names[key]).write_bytes(content)
-    sums = [f"{sha256(to / name)}  {name}\n" for name in names.values()]
-    (to / "SHA256SUMS").write_text("".join(sums))
-    return to
-
-
-def settings_of(small: Path) -> dict[str, Any]:
-    settings = yaml.safe_load((small / "config.yaml").read_text())
-    assert isinstance(settings, dict)
-    return settings
 
 
 @pytest.mark.parametrize("number", range(len(YAML)))

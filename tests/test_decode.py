@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import io
 import os
-import random
 import shutil
 import struct
 import subprocess
@@ -17,6 +16,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from damages import CODECS, damage_sound, one_second
 from numpy.typing import NDArray
 
 from stream_hbaf.audio.container import is_pipe
@@ -338,38 +338,15 @@ def test_file_channels_cancel(chunk_ms: int, tmp_path: Path) -> None:
 
 # ---- damage
 
-DAMAGED = {"flac": (), "wav": (), "ogg": ("-c:a", "libopus"), "mkv": ("-c:a", "libopus"), "mp3": ()}
-DAMAGED |= {"m4a": (), "ts": (), "au": (), "avi": ("-c:a", "mp3"), "caf": ("-c:a", "pcm_s16le")}
-
-
-def damage(content: bytes, *, seed: int) -> bytes:
-    """Bits flipped, the end cut off, bytes cut out or inserted; half of it near the header."""
-    chance, found = random.Random(seed), bytearray(content)
-    near = chance.randrange(min(300, len(found)))
-    at = chance.choice([near, chance.randrange(len(found))])
-    match seed % 4:
-        case 0:
-            for _ in range(chance.choice([1, 3, 20])):
-                found[chance.randrange(at + 1)] ^= 1 << chance.randrange(8)
-        case 1:
-            del found[at:]
-        case 2:
-            del found[at : at + chance.choice([1, 10, 1000])]
-        case _:
-            found[at:at] = chance.randbytes(chance.choice([1, 10, 1000]))
-    return bytes(found)
-
 
 @pytest.mark.skipif(not shutil.which("ffmpeg"), reason="apt-get install ffmpeg")
-@pytest.mark.parametrize("kind", DAMAGED)
+@pytest.mark.parametrize("kind", CODECS)
 def test_decode_damaged(kind: str, tmp_path: Path) -> None:
     """Of a damaged container there is sound, or an error of one line."""
-    whole = tmp_path / f"whole.{kind}"
-    command = ["ffmpeg", "-loglevel", "error", "-i", str(SPEECH), "-t", "1", *DAMAGED[kind]]
-    subprocess.run([*command, str(whole)], check=True)
+    whole = one_second(SPEECH, tmp_path / f"whole.{kind}")
     path = tmp_path / f"damaged.{kind}"
     for seed in range(40):
-        path.write_bytes(damage(whole.read_bytes(), seed=seed))
+        path.write_bytes(damage_sound(whole.read_bytes(), seed))
         line = f"{path}: "
         try:
             assert len(read_audio(path)) > 0

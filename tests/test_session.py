@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from damages import JSON, as_text, change, complaint, damage
+from damages import JSON, as_text
+from session_damages import TABLES, assert_rest_goes_on, damage_table, damaged, record_two
 from session_samples import RECORDING, Samples, all_of, chunk, header, utterance
 
 from stream_hbaf.audio.file import read_audio
-from stream_hbaf.commands.live import _line
 from stream_hbaf.config import SAMPLE_RATE_HZ
 from stream_hbaf.dashboard.feed import Recordings
 from stream_hbaf.errors import CorpusError
@@ -235,41 +235,10 @@ def test_names_that_no_file_can_have_are_escaped(speech: Samples, tmp_path: Path
     assert np.array_equal(samples, speech[:2000])
 
 
-TABLES = ("session.json", "events.jsonl", "sound.jsonl")
-
-
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory, speech: Samples) -> Path:
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the sessions "bad" and "good", each with one utterance."""
-    folder = tmp_path_factory.mktemp("two")
-    for name in ("bad", "good"):
-        writer = SessionWriter(folder, header=header(name))
-        writer.write_audio("a", chunk(speech, 0, 3 * SAMPLE_RATE_HZ))
-        for event in (utterance("new", dialogue=name), utterance("end", dialogue=name)):
-            writer.write_event(event)
-        writer.write_event(Feedback(id=f"{name}-1", label="joy"))
-        writer.close()
-    return folder
-
-
-def damaged(two: Path, to: Path, name: str, content: bytes) -> Path:
-    shutil.copytree(two, to)
-    (to / "bad" / name).write_bytes(content)
-    return to
-
-
-def assert_rest_goes_on(folder: Path) -> None:
-    """The list has both sessions, the good one whole; of the bad one there is a line or a page."""
-    listed = {one.folder.name: one for one in list_sessions(folder)}
-    assert listed.keys() == {"bad", "good"}
-    assert (listed["good"].utterances, listed["good"].error) == (1, "")
-    for one in listed.values():
-        assert _line(one).isprintable()
-    json.dumps(Recordings(folder).summaries())
-    assert complaint(lambda: Recordings(folder).session("bad").encode()).isprintable()
-    complaint(lambda: [*open_session(folder / "bad").audio("a")])
-    assert open_sessions(folder)[-1].ends[0].id == "good-1"
-    assert erase_dialogue(open_session(folder / "good"), "good") == 1
+    return record_two(tmp_path_factory.mktemp("two"))
 
 
 @pytest.mark.parametrize("text", JSON, ids=lambda text: repr(text[:20]))
@@ -285,14 +254,7 @@ def test_a_hostile_table_harms_its_session_only(
 def test_a_damaged_table_harms_its_session_only(two: Path, tmp_path: Path, seed: int) -> None:
     """Bytes changed, wrong values at every place, numbers out of all bounds."""
     name = TABLES[seed % 3]
-    content = (two / "bad" / name).read_bytes()
-    if seed % 2:
-        rows = [
-            json.loads(line) for line in (content.splitlines() if name[-1] == "l" else [content])
-        ]
-        content = b"".join(as_text(change(row, seed + n)) + b"\n" for n, row in enumerate(rows))
-    else:
-        content = damage(content, seed)
+    content = damage_table((two / "bad" / name).read_bytes(), name, seed)
     assert_rest_goes_on(damaged(two, tmp_path / "x", name, content))
 
 
