@@ -31,6 +31,7 @@ SLOW = [
     "command",
     "control",
     "downloads",
+    "drill",
     "evaluation_offline",
     "evaluation_streaming",
     "experiment",

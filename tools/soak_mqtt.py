@@ -16,6 +16,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -36,8 +37,6 @@ SILENCE_S = 1.0  # ends an utterance
 TOPIC = "stream_hbaf/soak/file/utterance"
 # mosquitto keeps acknowledged messages when it is killed only if it saves each change.
 SETTINGS = """
-listener {port} 127.0.0.1
-allow_anonymous true
 persistence true
 persistence_location {folder}/
 autosave_on_changes true
@@ -45,6 +44,7 @@ autosave_interval 1
 max_inflight_messages 0
 max_queued_messages 0
 user root
+listener {port} 127.0.0.1
 """
 
 
@@ -52,12 +52,19 @@ class Broker:
     """A mosquitto that can be killed and started again at the same port."""
 
     def __init__(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
+        self._folder = folder
         self._file = folder / "mosquitto.conf"
-        self._file.write_text(SETTINGS.format(port=self.port, folder=folder))
         self._child: asyncio.subprocess.Process | None = None
+        self.configure("allow_anonymous true")
+
+    def configure(self, *settings: str) -> None:
+        """Set lines of mosquitto.conf about the listener, for the next start."""
+        whole = SETTINGS.format(port=self.port, folder=self._folder)
+        self._file.write_text("\n".join([whole, *settings, ""]))
 
     async def start(self) -> None:
         self._child = await asyncio.create_subprocess_exec(
@@ -74,6 +81,11 @@ class Broker:
         if self._child is not None:
             self._child.kill()
             await self._child.wait()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Stop it, or let it go on."""
+        assert self._child
+        self._child.send_signal(number)
 
 
 @dataclass
