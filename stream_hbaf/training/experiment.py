@@ -55,8 +55,8 @@ from stream_hbaf.training.results import (
 from stream_hbaf.training.results_page import check_page, write_page
 
 Progress = Callable[[str], None]
-Prepare = Callable[[Recipe], Prepared]
 Splits = tuple[Split, ...]
+Prepare = Callable[[Recipe, Splits], Prepared]
 Records = tuple[RunRecord, ...]
 
 DEV: Splits = ("dev",)
@@ -91,7 +91,12 @@ def run_experiment(
     splits: Splits = (*DEV, "test") if test or experiment.settings.test else DEV
     check_page(results)  # before hours of work, not after
     folder, out = cache / "experiments", results / f"{name}.json"
-    make = partial(prepare, corpora=corpora, cache=cache, device=device, progress=progress)
+
+    def make(recipe: Recipe, splits: Splits) -> Prepared:
+        return prepare(
+            recipe, corpora, splits=splits, cache=cache, device=device, progress=progress
+        )
+
     folder.mkdir(parents=True, exist_ok=True)
     lock = lock_file(folder / f"{name}.lock")  # two processes would lose each other's records
     if lock is None:
@@ -161,7 +166,7 @@ def _train(
         failed.progress(f"{runs[0].facts.experiment}: {done} of {len(runs)} runs are done")
     yield records
     for group in by_preparation(missing):
-        shared = (prepare(group[0].recipe), folder, splits)
+        shared = (prepare(group[0].recipe, splits), folder, splits)
         for index, record in map_as_completed(_train_one, group, workers=workers, shared=shared):
             run = group[index]
             if isinstance(record, StreamHbafError):
@@ -310,7 +315,7 @@ def _measure_costs(
             costs += [known[key] for key in keys]
             continue
         progress(f"{group[0].facts.experiment}: measuring the costs of {len(group)} networks")
-        costs += measure_costs(group, prepare(group[0].recipe))
+        costs += measure_costs(group, prepare(group[0].recipe, DEV))
     return results.model_copy(update={"costs": tuple(costs)})
 
 

@@ -25,7 +25,7 @@ from stream_hbaf.corpora.dataset import (
     rows_of,
     vote_shares,
 )
-from stream_hbaf.corpora.dialogue import LabelledUtterance, Split, utterances_of
+from stream_hbaf.corpora.dialogue import SPLITS, LabelledUtterance, Split, utterances_of
 from stream_hbaf.corpora.open_corpus import publication_of, training_sessions
 from stream_hbaf.errors import ModelError
 from stream_hbaf.features.commonsense import Commonsense
@@ -87,15 +87,16 @@ def prepare(
     recipe: Recipe,
     corpora: Path,
     *,
+    splits: Sequence[Split] = SPLITS,
     cache: Path = Path("cache"),
     device: str = "cpu",
     progress: Progress = print,
 ) -> Prepared:
     """Read the recipe's corpora under ``corpora`` and give each utterance its features.
 
-    Interrupted, it takes up what is in ``cache``. Raises CorpusError for a corpus that can't be
-    used, ConfigError for corpora that don't fit together, ModelError for an encoder or for text
-    features that aren't finite.
+    Dev and test are prepared if they are among ``splits``. Interrupted, it takes up what is in
+    ``cache``. Raises CorpusError for a corpus that can't be used, ConfigError for corpora that
+    don't fit together, ModelError for an encoder or for text features that aren't finite.
     """
     opened = open_corpora(recipe, corpora)
     measure = partial(measure_corpus, recipe=recipe, corpora=corpora, splits=opened.splits)
@@ -125,7 +126,7 @@ def prepare(
     return Prepared(
         labels=opened.labels,
         training=maker.training_set(),
-        scored={split: maker.scored(split) for split in opened.splits[1:]},
+        scored={split: maker.scored(split) for split in opened.splits[1:] if split in splits},
         scaling=scaling,
         encoder=encoder,
         tuned=tuned,
