@@ -44,7 +44,7 @@ def again(done: Workspace) -> Again:
     changed = {
         "both": {},
         "text": {"network.use_audio": False, "losses.mu": 0.1},
-        "wild": {"fit.rate": 1e30},
+        "wild": {"fit.rate": 1000.0, "fit.decay": 1000.0},
     }
     with pytest.raises(ModelError) as raised:
         done.run(rows=changed)
