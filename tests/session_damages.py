@@ -57,5 +57,5 @@ def assert_rest_goes_on(folder: Path) -> None:
     json.dumps(Recordings(folder).summaries())
     assert complaint(lambda: Recordings(folder).session("bad").encode()).isprintable()
     complaint(lambda: [*open_session(folder / "bad").audio("a")])
-    assert open_sessions(folder)[-1].ends[0].id == "good-1"
+    assert "good-1" in [session.ends[0].id for session in open_sessions(folder) if session.ends]
     assert erase_dialogue(open_session(folder / "good"), "good") == 1

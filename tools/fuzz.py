@@ -33,6 +33,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent / "tests"), str(HERE.parent)]  # damages and samples of the tests
 
 import fuzz_kinds  # noqa: E402
+import fuzz_mqtt  # noqa: E402
 from fuzz_kinds import Kind  # noqa: E402
 from fuzz_senders import WebSockets, Wyoming  # noqa: E402
 
@@ -43,11 +44,12 @@ KINDS: dict[str, type[Kind]] = {
     "manifests": fuzz_kinds.Manifests,
     "bundles": fuzz_kinds.Bundles,
     "sessions": fuzz_kinds.Sessions,
-    "mqtt": fuzz_kinds.Messages,
+    "mqtt": fuzz_mqtt.Messages,
+    "outbox": fuzz_mqtt.Outboxes,
     "websocket": WebSockets,
     "wyoming": Wyoming,
 }
-SOCKETS = ("mqtt", "websocket", "wyoming")  # which no file can be given for
+WITHOUT_COMMAND = ("mqtt", "outbox", "websocket", "wyoming")  # no file can be given
 
 CASE_S = 10.0  # for one input; the slowest take under a second
 PREPARE_S = 120.0  # for a kind's imports and its whole input
@@ -223,7 +225,7 @@ def run_command(outcome: Outcome, kind: Kind, seed: int, folder: Path) -> None:
 
 def run_commands(outcome: Outcome, seeds: range) -> None:
     """A few of the inputs through the real command line, where the kind has one."""
-    if not seeds or outcome.kind in SOCKETS:
+    if not seeds or outcome.kind in WITHOUT_COMMAND:
         return
     with tempfile.TemporaryDirectory() as folder:
         kind = KINDS[outcome.kind](Path(folder))

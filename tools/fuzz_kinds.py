@@ -3,19 +3,15 @@
 The imports of a kind stand in it: it is prepared in a process of its own, whose memory is measured.
 """
 
-import asyncio
-import json
 import random
 import shutil
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 from damages import (
     CODECS,
     JSON,
-    NAMES,
     VALUES,
     YAML,
     as_text,
@@ -217,90 +213,3 @@ class Sessions:
     def read(self) -> str:
         self._kit.assert_rest_goes_on(self._path)
         return ""
-
-
-class Messages:
-    """MQTT messages as anybody may publish them: to ``watch``, to the client, and as requests."""
-
-    command = ()
-    TOPICS: ClassVar = (
-        *("p/n/m/utterance", "p/n/m/partial", "p/n/m/dialogue", "p/n/m/status/capture"),
-        *("p/n/m/speech", "p/n/m/emotion", "p/n/info", "p/n/health", "p/n/available"),
-        *("p/n/request/ping", "p/n/response/ping", "p/n/m/feedback", "p/n/m/record/set", "p//"),
-    )
-
-    def __init__(self, folder: Path) -> None:
-        from mqtt_kit import END, INFO, partial
-
-        self._trees = [event.model_dump(mode="json") for event in (END, INFO, partial(1))]
-        self._trees += [{"id": "u1", "label": "joy", "by": "Ann"}, {"transaction": "t", "a": [1]}]
-
-    def write(self, seed: int) -> None:
-        from stream_hbaf.publish.connection import Received
-
-        draw = random.Random(seed)
-        topic = draw.choice(self.TOPICS)
-        if draw.random() < 0.2:
-            topic += f"/{draw.choice(NAMES)}"
-        payload = damaged_text(draw.choice(self._trees), seed, fixed=JSON)
-        payload = draw.choice((payload, payload, payload, b"ON", b"\xff\xfe", b""))
-        self._message = Received(topic, payload, retained=draw.random() < 0.2)
-
-    def read(self) -> str:
-        from stream_hbaf.publish.terminal import human_line, json_line
-
-        json.loads(json_line(self._message).encode())
-        line = human_line(self._message, prefix="p", at=datetime(2026, 1, 1, tzinfo=UTC))
-        assert line.isprintable(), repr(line[:200])
-        line.encode()
-        asyncio.run(self._follow())
-        return asyncio.run(self._request())
-
-    async def _follow(self) -> None:
-        from stream_hbaf.client import KINDS, Subscription
-        from stream_hbaf.publish.connection import Received
-
-        async def received() -> Any:
-            yield self._message
-
-        stream: Any = received()
-        assert isinstance(self._message, Received)
-        kinds = [*KINDS.values()]
-        async for _ in Subscription(stream, prefix="p", source=None, kinds=kinds):
-            ...
-
-    async def _request(self) -> str:
-        from stream_hbaf.publish.messages import Message
-        from stream_hbaf.publish.requests import Requests
-
-        said: list[str] = []
-
-        async def send(message: Message) -> None:
-            json.loads(message.payload)
-
-        names = {"prefix": "p", "node": "n"}
-        requests = Requests(Echo(), **names, sources=["m"], send=send, on_report=said.append)
-        requests.put(self._message)
-        running = asyncio.create_task(requests.run())
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        if running.done():
-            await running
-        running.cancel()
-        return " ".join(said)
-
-
-class Echo:
-    """Carries nothing out, and answers a request with its arguments."""
-
-    async def answer(self, request: Any) -> Any:
-        from stream_hbaf.events import Response
-
-        known = {"command": request.command, "transaction": request.transaction}
-        return Response(status="ok", content=dict(request.arguments), **known)
-
-    async def set_switch(self, source: str, *, switch: Any, on: bool) -> None:
-        """Every source has every switch."""
-
-    async def correct(self, feedback: Any) -> None:
-        """Every correction is taken."""
