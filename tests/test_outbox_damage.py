@@ -87,6 +87,7 @@ def check(state: Path, *, what: str) -> list[int]:
     found, lines = start(message(100))
     numbers = [MESSAGES.index(each) for each in found]  # so each is as it was written
     assert numbers == sorted(numbers), what
+    assert all(line.isprintable() for line in lines), what
     named = [line for line in lines if "renamed to" in line]
     assert len(named) <= 1, what
     assert len(list(state.glob("*[0-9].damaged"))) == len(named), what
@@ -158,6 +159,11 @@ def test_random_damage(state: Path) -> None:
         ("update waiting set properties = '[[1, 2], [3]]', checksum = null where number < 2", 19),
         ("update waiting set dialogue_id = 5 where number < 2", 19),
         ("update waiting set payload = 7 where number < 3", 18),
+        (
+            "pragma writable_schema = on; update sqlite_schema set sql = 'create table waiting ('"
+            " || char(127) || ')' where name = 'waiting'",
+            0,
+        ),
         ("create table others (x)", 20),
         ("create trigger t before delete on waiting begin select raise(abort, 'no'); end", 20),
         ("alter table waiting rename column at to bt", 0),

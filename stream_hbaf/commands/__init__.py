@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import TypeAlias
 
-from stream_hbaf.errors import ConfigError
+from stream_hbaf.errors import ConfigError, printable
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -67,7 +67,7 @@ def limit_library_threads() -> None:
 
 def print_status(line: str) -> None:
     """Tell the person at the terminal what happens: on stderr, since stdout is for results."""
-    sys.stderr.write(f"stream-hbaf: {line}\n")
+    sys.stderr.write(f"stream-hbaf: {printable(line)}\n")  # it may name what a file holds
     sys.stderr.flush()
 
 

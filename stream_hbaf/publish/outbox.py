@@ -13,7 +13,7 @@ from dataclasses import replace
 from itertools import islice
 
 from stream_hbaf.config import MqttConfig
-from stream_hbaf.errors import ConfigError
+from stream_hbaf.errors import ConfigError, shorten
 from stream_hbaf.files import is_locked, state_folder
 from stream_hbaf.publish.address import node_name, read_address
 from stream_hbaf.publish.messages import Message
@@ -249,7 +249,7 @@ class Outbox:
             await asyncio.get_running_loop().run_in_executor(self._disk, work)
         except (*FAULTS, OSError) as error:
             if not self._disk_failed:
-                reason = getattr(error, "strerror", None) or error
+                reason = getattr(error, "strerror", None) or shorten(str(error))
                 self._report(
                     f"outbox: {self._store.folder}: {reason}; messages are kept in memory "
                     "only: free some space there, or set XDG_STATE_HOME to another folder"
@@ -279,7 +279,7 @@ def erase_from_disk(store: OutboxFile, dialogue_id: str) -> int:
     try:
         return store.erase(dialogue_id)
     except (*FAULTS, OSError) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = getattr(error, "strerror", None) or shorten(str(error))
         raise ConfigError(
             f"forget: not all was erased: outbox: {store.folder}: {reason}; then ask again"
         ) from None

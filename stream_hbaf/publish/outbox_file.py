@@ -17,6 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TextIO
 
+from stream_hbaf.errors import shorten
 from stream_hbaf.files import lock_file
 from stream_hbaf.publish.moment import present
 from stream_hbaf.publish.outbox_rows import (
@@ -107,7 +108,7 @@ class OutboxFile:
             if not is_damage(error, self._path):
                 raise
             self._opened.close()
-            self._database = self._replace(self._path, str(error), kept, [])
+            self._database = self._replace(self._path, shorten(str(error)), kept, [])
 
     def set_aside(self, numbers: Iterable[int]) -> None:
         """Mark messages: the next run sends them last."""
@@ -191,7 +192,7 @@ class OutboxFile:
         except FAULTS as error:
             if not is_damage(error, path):
                 raise
-            problem = problem or str(error)
+            problem = problem or shorten(str(error))
         if problem or database is None:
             if database is not None:
                 database.close()
