@@ -4,10 +4,11 @@
     tools/drill.py [--only kill,tls]
 
 Kills, full and read-only disks, damaged state, two instances, a clock that steps, brokers that
-vanish, stop, refuse or don't answer, too little memory; each with a recording of the tests at full
-speed and a real mosquitto on the loopback interface, within two minutes. A subscriber with a
-persistent session must receive every `end` that was reported on stdout, at the latest after the
-next run; no run may end with a traceback. Prints a table; the status is 1 if a drill fails.
+vanish, stop, refuse or don't answer, hostile messages, too little memory; each with a recording of
+the tests at full speed and a real mosquitto on the loopback interface, within two minutes. A
+subscriber with a persistent session must receive every `end` that was reported on stdout, at the
+latest after the next run; no run may end with a traceback. Prints a table; the status is 1 if a
+drill fails.
 
 Needs mosquitto and openssl; faketime for the clock. Who may mount gets a real full disk; without,
 the size of files is limited.
@@ -17,6 +18,7 @@ import argparse
 import asyncio
 import sys
 import tempfile
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,18 +46,20 @@ class Outcome:
     def row(self) -> str:
         what = " ".join(self.what.split())
         failed = "FAILED " if self.failed else ""
-        return f"{self.drill:<15}{self.reported:>9}{self.lost:>6}  {failed}{what}"
+        return f"{self.drill:<18}{self.reported:>9}{self.lost:>6}  {failed}{what}"
 
 
-HEAD = f"{'drill':<15}{'reported':>9}{'lost':>6}  what happened"
+HEAD = f"{'drill':<18}{'reported':>9}{'lost':>6}  what happened"
 
 
 async def run_drill(drill: Drill, folder: Path) -> Outcome:
     """Run a drill, and count what was reported and what never arrived."""
     name = drill.__name__
-    broker = Broker(folder)
-    await broker.start()
-    async with subscriber(broker.port) as received:
+    async with AsyncExitStack() as opened:
+        broker = Broker(folder)
+        await broker.start()
+        opened.push_async_callback(broker.kill)
+        received = await opened.enter_async_context(subscriber(broker.port))
         stage, failed = Stage(folder, broker, received), True
         try:
             async with asyncio.timeout(DRILL_S):
@@ -66,12 +70,12 @@ async def run_drill(drill: Drill, folder: Path) -> Outcome:
             what = str(error)
         except TimeoutError:
             what = f"takes longer than {DRILL_S:g} s"
-        for run in stage.runs:
-            await run.kill()
+        finally:
+            for run in stage.runs:
+                await run.kill()
         due = set(stage.reported) - stage.excused
         await settle(received, sorted(due))
         lost = due - set(received.ends)
-    await broker.kill()
     return Outcome(name, what, len(stage.reported), len(lost), failed or bool(lost))
 
 

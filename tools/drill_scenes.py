@@ -10,12 +10,15 @@ import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
+import aiomqtt
 from damages import damage
 from drill_stage import Stage
-from soak_mqtt import Broker, restart
+from fuzz_mqtt import Messages
+from soak_mqtt import Broker, restart, until
 
 SMALL_KB = 400  # of the disk that fills up
 MEMORY = 8 << 20  # bytes that may still be allocated
+HOSTILE = 500  # messages
 LONG_AGO = "-400d"  # a clock that has not been set
 # All topics but that of utterances.
 ALLOWED = [
@@ -210,6 +213,34 @@ async def memory(stage: Stage) -> str:
     return f"status {status} after {len(run.reported)} utterances: {said}"
 
 
+async def hostile_messages(stage: Stage) -> str:
+    """Anybody publishes anything, also as requests, while a run and ``watch`` are connected."""
+    watching = await stage.command("watch", "--json", "--mqtt", stage.url)
+    run = await stage.start()
+    await until(lambda: watching.printed > 0)
+    async with aiomqtt.Client("127.0.0.1", stage.broker.port) as client:
+        sent = hostile(stage.folder)
+        for topic, payload in sent:
+            await client.publish(topic, payload, qos=1)
+    await run.ends(0)
+    await until(lambda: watching.printed > len(sent) or watching.child.returncode is not None)
+    watching.child.send_signal(signal.SIGINT)
+    await watching.ends(0)
+    return f"{len(sent)} messages; watch printed {watching.printed} lines, and both went on"
+
+
+def hostile(folder: Path) -> list[tuple[str, bytes]]:
+    """Messages for topics of a run, as the fuzzer has them."""
+    messages, found = Messages(folder), []
+    for seed in range(HOSTILE):
+        messages.write(seed)
+        topic = messages.message.topic.replace("p/n/m/utterance", "p/n/m/partial")
+        topic = topic.replace("p/n/m/", "p/n/file/").replace("p/n/", "stream_hbaf/soak/")
+        if topic.isprintable() and topic.startswith("stream_hbaf"):
+            found.append((topic, messages.message.payload))
+    return found
+
+
 def false_clock(offset: Path) -> dict[str, str]:
     """The environment of a program whose clock is wrong by what a file holds. Raises Skipped."""
     if not (faketime := shutil.which("faketime")):
@@ -272,5 +303,5 @@ async def other_broker(folder: Path, *settings: str) -> AsyncIterator[Broker]:
 Drill = Callable[[Stage], Awaitable[str]]
 DRILLS: tuple[Drill, ...] = (
     *(kill, kill_broker, kill_both, stop_broker, silent_broker, refuse_user, refuse_topic, tls),
-    *(damaged_state, two_instances, clock, full_disk, read_only, memory),
+    *(damaged_state, two_instances, clock, full_disk, read_only, memory, hostile_messages),
 )

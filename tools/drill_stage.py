@@ -12,6 +12,7 @@ from soak_mqtt import Broker, Received, end_of, lines, long_recording, until
 
 ROOT = Path(__file__).parent.parent
 UTTERANCES = 6  # of a recording
+LONGEST_LINE = 1 << 22  # bytes on stdout
 
 
 class Failed(Exception):  # noqa: N818  of a drill
@@ -24,6 +25,7 @@ class Run:
     def __init__(self, child: asyncio.subprocess.Process, *, log: Path) -> None:
         self.child = child
         self.reported: list[tuple[str, int]] = []
+        self.printed = 0  # lines on stdout
         self._log = log
         self._reading = asyncio.create_task(self._read())
 
@@ -64,6 +66,7 @@ class Run:
 
     async def _read(self) -> None:
         async for line in lines(self.child):
+            self.printed += 1
             if (event := end_of(line)) is not None:
                 self.reported.append((event["id"], event["rev"]))
 
@@ -89,27 +92,33 @@ class Stage:
     ) -> Run:
         """Start the command; ``limit`` is called in its process before."""
         recording = long_recording(self.folder, utterances)
+        arguments = ["--file", str(recording), "--speed", "max", "--json", "--asr", "tiny.en"]
+        arguments += ["--mqtt", mqtt or self.url, "--set", "mqtt.node=soak", *options]
+        environ = {"XDG_STATE_HOME": str(state or self.folder)} | (environ or {})
+        return await self.command(*arguments, environ=environ, limit=limit)
+
+    async def command(
+        self,
+        *arguments: str,
+        environ: dict[str, str] | None = None,
+        limit: Callable[[], None] | None = None,
+    ) -> Run:
+        """Start the command with these arguments."""
         log = self.folder / f"stderr-{len(self.runs)}"
         child = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "stream_hbaf.cli", "--file", str(recording), "--speed", "max"),
-            *(
-                "--json",
-                "--asr",
-                "tiny.en",
-                "--mqtt",
-                mqtt or f"mqtt://127.0.0.1:{self.broker.port}",
-            ),
-            *("--set", "mqtt.node=soak", *options),
+            *(sys.executable, "-m", "stream_hbaf.cli", *arguments),
             stdout=asyncio.subprocess.PIPE,
             stderr=log.open("wb"),
-            env=os.environ
-            | {"XDG_STATE_HOME": str(state or self.folder), "PYTHONPATH": str(ROOT)}
-            | (environ or {}),
-            limit=2**20,
+            env=os.environ | {"PYTHONPATH": str(ROOT)} | (environ or {}),
+            limit=LONGEST_LINE,
             preexec_fn=limit,
         )
         self.runs.append(Run(child, log=log))
         return self.runs[-1]
+
+    @property
+    def url(self) -> str:
+        return f"mqtt://127.0.0.1:{self.broker.port}"
 
     async def deliver(self) -> None:
         """A run that ends in order, and delivers what others have left."""

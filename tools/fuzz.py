@@ -98,17 +98,23 @@ HEAD = f"{'kind':<10}{'inputs':>8}{'commands':>10}{'tracebacks':>12}{'hangs':>7}
 HEAD += f"{'memory':>11}"
 
 
+def is_line(text: str) -> bool:
+    """Whether a complaint is one short line that controls no terminal."""
+    return text.isprintable() and len(text) <= LONGEST_LINE
+
+
 class Errors(logging.Handler):
-    """Keeps what is logged as an error or with a traceback: a fault that was caught too late."""
+    """Keeps what is logged as an error, with a traceback, or not as one short printable line."""
 
     def __init__(self) -> None:
         super().__init__()
         self.found: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno >= logging.ERROR or record.exc_info:
+        line = record.getMessage()
+        if record.levelno >= logging.ERROR or record.exc_info or not is_line(line):
             error = record.exc_info[1] if record.exc_info else ""
-            self.found.append(f"logged: {record.getMessage()} {error!r}"[:300])
+            self.found.append(f"logged: {line[:300]!r} {error!r}")
 
 
 # ---- in a child process
@@ -123,7 +129,7 @@ def fault_of(kind: Kind, seed: int, errors: Errors) -> str:
     except Exception as error:  # noqa: BLE001  any kind of error is what is looked for
         where = traceback.extract_tb(error.__traceback__)[-1]
         return f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"[:300]
-    if not said.isprintable() or len(said) > LONGEST_LINE:
+    if not is_line(said):
         return f"not one short line: {said[:200]!r}"
     return errors.found[0] if errors.found else ""
 

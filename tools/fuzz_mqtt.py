@@ -38,13 +38,13 @@ class Messages:
             topic += f"/{draw.choice(NAMES)}"
         payload = damaged_text(draw.choice(self._trees), seed, fixed=JSON)
         payload = draw.choice((payload, payload, payload, b"ON", b"\xff\xfe", b""))
-        self._message = Received(topic, payload, retained=draw.random() < 0.2)
+        self.message = Received(topic, payload, retained=draw.random() < 0.2)
 
     def read(self) -> str:
         from stream_hbaf.publish.terminal import human_line, json_line
 
-        json.loads(json_line(self._message).encode())
-        line = human_line(self._message, prefix="p", at=datetime(2026, 1, 1, tzinfo=UTC))
+        json.loads(json_line(self.message).encode())
+        line = human_line(self.message, prefix="p", at=datetime(2026, 1, 1, tzinfo=UTC))
         assert line.isprintable(), repr(line[:200])
         line.encode()
         asyncio.run(self._follow())
@@ -55,10 +55,10 @@ class Messages:
         from stream_hbaf.publish.connection import Received
 
         async def received() -> Any:
-            yield self._message
+            yield self.message
 
         stream: Any = received()
-        assert isinstance(self._message, Received)
+        assert isinstance(self.message, Received)
         kinds = [*KINDS.values()]
         async for _ in Subscription(stream, prefix="p", source=None, kinds=kinds):
             ...
@@ -74,7 +74,7 @@ class Messages:
 
         names = {"prefix": "p", "node": "n"}
         requests = Requests(Echo(), **names, sources=["m"], send=send, on_report=said.append)
-        requests.put(self._message)
+        requests.put(self.message)
         running = asyncio.create_task(requests.run())
         await asyncio.sleep(0)
         await asyncio.sleep(0)

@@ -128,11 +128,13 @@ async def subscriber(port: int) -> AsyncIterator[Received]:
                 received.ends.append((event["id"], event["rev"]))
 
     reading = asyncio.create_task(read())
-    await until(lambda: received.connections > 0)
-    yield received
-    reading.cancel()
-    child.kill()
-    await child.wait()
+    try:
+        await until(lambda: received.connections > 0)
+        yield received
+    finally:
+        reading.cancel()
+        child.kill()
+        await child.wait()
 
 
 async def lines(child: asyncio.subprocess.Process) -> AsyncIterator[str]:
