@@ -177,16 +177,36 @@ def test_dashboard_ends_idle_connections(monkeypatch: pytest.MonkeyPatch) -> Non
     run(scene)
 
 
+HANDSHAKE = (
+    b"GET /events HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+GARBAGE = (
+    *(b"\x16\x03\x01\x02\x00", b"GET\r\n\r\n", b"\0" * 9_000, b"A" * 70_000),
+    REQUEST + b"\r\nabc",
+    b"GET / HTTP/1.1\r\n\r\n",
+    b"GET /\xff HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    b"GET / HTTP/9.9.9\r\nHost: localhost\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHo\x00st: localhost\r\n\r\n",
+    REQUEST.replace(b"/ ", b"/" + b"x" * 300 + b" ") + b"\r\n",
+    HANDSHAKE.replace(b"dGhl", b"\xff\xfe"),
+)
+
+
 def test_dashboard_logs_no_garbage(caplog: pytest.LogCaptureFixture) -> None:
     """Whatever a peer sends, there is no traceback."""
 
     async def scene() -> None:
         async with dashboard() as number:
-            for garbage in (b"\x16\x03\x01\x02\x00", b"GET\r\n\r\n", b"\0" * 9_000, b"A" * 70_000):
+            for garbage in GARBAGE:
                 [connection] = await connect(number, count=1)
                 connection[1].write(garbage)
                 connection[1].write_eof()
                 await asyncio.wait_for(connection[0].read(), 5)
+            for _ in range(20):  # vanish during the handshake
+                [connection] = await connect(number, count=1)
+                connection[1].write(HANDSHAKE)
+                connection[1].transport.abort()
             [connection] = await connect(number, count=1)
             assert await answer(connection) == b"HTTP/1.1 200"
 

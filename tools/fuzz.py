@@ -35,6 +35,7 @@ sys.path[:0] = [str(HERE.parent / "tests"), str(HERE.parent)]  # damages and sam
 import fuzz_kinds  # noqa: E402
 import fuzz_mqtt  # noqa: E402
 from fuzz_kinds import Kind  # noqa: E402
+from fuzz_page import Requests  # noqa: E402
 from fuzz_senders import WebSockets, Wyoming  # noqa: E402
 
 KINDS: dict[str, type[Kind]] = {
@@ -48,8 +49,9 @@ KINDS: dict[str, type[Kind]] = {
     "outbox": fuzz_mqtt.Outboxes,
     "websocket": WebSockets,
     "wyoming": Wyoming,
+    "dashboard": Requests,
 }
-WITHOUT_COMMAND = ("mqtt", "outbox", "websocket", "wyoming")  # no file can be given
+WITHOUT_COMMAND = ("mqtt", "outbox", "websocket", "wyoming", "dashboard")  # no file can be given
 
 CASE_S = 10.0  # for one input; the slowest take under a second
 PREPARE_S = 120.0  # for a kind's imports and its whole input

@@ -25,6 +25,20 @@ PCM = {"rate": 16_000, "width": 2, "channels": 1}
 LINES = ('{"a":' * 10_000, "[" * 10_000, "", "null", "[]", '"\\ud83d"', '{"type":{}}', "x" * 70_000)
 
 
+async def send_bytes(port: int, content: bytes, *, ended: bool = True) -> bytes:
+    """Send bytes, no more if ``ended``; returns the answer when the server hangs up, or waits."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    answer = b""
+    with contextlib.closing(writer), contextlib.suppress(TimeoutError):
+        writer.write(content)
+        if ended:
+            writer.write_eof()
+        async with asyncio.timeout(ANSWER_S):
+            while part := await reader.read(1 << 16):
+                answer += part
+    return answer
+
+
 class Senders:
     """Listens on a free port; ``read`` sends an input to it, then sound, which must arrive."""
 
@@ -83,13 +97,7 @@ class Senders:
                 await self._log.until(lambda: bool(self._log.chunks))
 
     async def _send_bytes(self, content: bytes) -> None:
-        """Send bytes, then no more; returns when the server hangs up, or waits."""
-        reader, writer = await asyncio.open_connection(self.address.host, self.address.port)
-        with contextlib.closing(writer), contextlib.suppress(TimeoutError):
-            writer.write(content)
-            writer.write_eof()
-            async with asyncio.timeout(ANSWER_S):
-                await reader.read()
+        await send_bytes(self.address.port, content)
 
 
 class WebSockets(Senders):

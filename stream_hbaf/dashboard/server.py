@@ -8,6 +8,7 @@
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
 import socket
@@ -17,6 +18,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 from aiohttp import WSCloseCode, WSMsgType, web
+from aiohttp.http_exceptions import HttpProcessingError
 from pydantic import ValidationError
 
 from stream_hbaf.audio.port import Port, open_port
@@ -90,7 +92,11 @@ class Dashboard:
         self._pages: dict[web.WebSocketResponse, PageQueue] = {}
         self._microphones: dict[str, PushSource] = {}
         self._runner = web.AppRunner(
-            self._application(), access_log=None, shutdown_timeout=1, keepalive_timeout=IDLE_S
+            self._application(),
+            access_log=None,
+            logger=_server_log(),
+            shutdown_timeout=1,
+            keepalive_timeout=IDLE_S,
         )
         self._listening: Port | None = None
         self._port = config.port
@@ -204,6 +210,10 @@ class Dashboard:
             return await handler(request)
         except CorpusError as error:  # no such recording
             raise web.HTTPNotFound(text=f"{error}\n") from None
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:  # of a file of the page
+                raise
+            raise web.HTTPNotFound from None
 
     async def _index(self, request: web.Request) -> web.StreamResponse:
         return web.FileResponse(PAGE / "index.html")
@@ -214,7 +224,7 @@ class Dashboard:
         page = web.WebSocketResponse(
             heartbeat=HEARTBEAT_S, max_msg_size=MAX_REQUEST, compress=False
         )
-        await page.prepare(request)
+        await _open(page, request)
         queue = self._pages[page] = PageQueue()
         sending = asyncio.create_task(self._send_queued(page, queue))
         try:
@@ -299,7 +309,7 @@ class Dashboard:
             max_msg_size=2 * LARGEST_MESSAGE,
             compress=False,
         )
-        await browser.prepare(request)
+        await _open(browser, request)
         try:
             with source.sender("the page") as sender:
                 async for message in browser:
@@ -311,3 +321,24 @@ class Dashboard:
             code = TRY_LATER if isinstance(error, AlreadySendingError) else RULE_BROKEN
             await browser.close(code=code, message=close_reason(error).encode())
         return browser
+
+
+async def _open(socket: web.WebSocketResponse, request: web.Request) -> None:
+    """Answer a WebSocket's handshake."""
+    try:
+        await socket.prepare(request)
+    except ValueError:  # which aiohttp raises for a key that isn't ASCII
+        raise web.HTTPBadRequest(text="a WebSocket's key that is none\n") from None
+
+
+def _server_log() -> logging.Logger:
+    """A log for aiohttp, which logs each bad request with a traceback, without those of peers."""
+    log = LOG.getChild("http")
+    log.addFilter(_is_not_of_a_peer)
+    return log
+
+
+def _is_not_of_a_peer(record: logging.LogRecord) -> bool:
+    """Whether a record is of another error than no HTTP, and a peer that has hung up."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, HttpProcessingError | ConnectionError)
