@@ -33,7 +33,7 @@ def audio_of(name: str) -> NDArray[np.int16]:
 
 
 @pytest.mark.parametrize(
-    "name", [*sorted(path.stem for path in RECORDINGS.glob("*.flac")), "quiet", "short"]
+    "name", sorted(name for name in np.load(REFERENCE).files if not name.endswith("/windows"))
 )
 def test_embeddings_are_those_of_the_package(encoder: Ge2e, name: str) -> None:
     """Of the utterance and of each of its windows: cosine at least 0.9999."""
