@@ -519,21 +519,15 @@ def test_switch_commonsense_off_narrows_the_gru_inputs() -> None:
         assert not torch.equal(network()(features).logits, network()(other).logits)
 
 
-def test_switch_audio_skip_adds_a_linear_map() -> None:
+@pytest.mark.parametrize(
+    ("switch", "place"),
+    [("audio_skip", "audio_context.skip"), ("text_skip", "text_context.skip")],
+)
+def test_switch_of_a_skip_adds_a_linear_map(switch: str, place: str) -> None:
     """The skip adds its own two tensors, and moves the output."""
-    plain, skipping = network(), network(audio_skip=True)
+    plain, skipping = network(), network(**{switch: True})
     added = set(skipping.state_dict()) - set(plain.state_dict())
-    assert added == {"audio_context.skip.weight", "audio_context.skip.bias"}
-    plain.load_state_dict(skipping.state_dict(), strict=False)
-    with torch.no_grad():
-        assert not torch.allclose(plain(dialogues(4)).logits, skipping(dialogues(4)).logits)
-
-
-def test_switch_text_skip_adds_a_linear_map() -> None:
-    """The skip adds its own two tensors, and moves the output."""
-    plain, skipping = network(), network(text_skip=True)
-    added = set(skipping.state_dict()) - set(plain.state_dict())
-    assert added == {"text_context.skip.weight", "text_context.skip.bias"}
+    assert added == {f"{place}.weight", f"{place}.bias"}
     plain.load_state_dict(skipping.state_dict(), strict=False)
     with torch.no_grad():
         assert not torch.allclose(plain(dialogues(4)).logits, skipping(dialogues(4)).logits)

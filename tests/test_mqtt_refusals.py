@@ -80,20 +80,28 @@ def test_ipv6(tmp_path: Path) -> None:
         asyncio.run(main())
 
 
+async def publish(
+    settings: MqttConfig, statuses: StatusLog, *events: AnyEvent, rest_s: float, close_s: float
+) -> MqttPublisher:
+    """A publisher's whole life: it sends the events, rests, and closes."""
+    publisher = MqttPublisher(settings, info=INFO, on_status=statuses)
+    await publisher.connect()
+    running = asyncio.create_task(publisher.run())
+    for event in events:
+        await publisher.send(event)
+    await asyncio.sleep(rest_s)
+    await publisher.close(close_s)
+    await running
+    return publisher
+
+
 async def life(
     settings: MqttConfig, *events: AnyEvent, port: int, rest_s: float = 0.5
 ) -> tuple[list[str], list[str], MqttPublisher]:
     """The lines of a subscriber and the reports of one publisher, from its start to its end."""
     statuses = StatusLog()
     async with Subscriber(port) as subscriber:
-        publisher = MqttPublisher(settings, info=INFO, on_status=statuses)
-        await publisher.connect()
-        running = asyncio.create_task(publisher.run())
-        for event in events:
-            await publisher.send(event)
-        await asyncio.sleep(rest_s)
-        await publisher.close(10)
-        await running
+        publisher = await publish(settings, statuses, *events, rest_s=rest_s, close_s=10)
         lines = await subscriber.until("0 1 p/n/available stopped")
     return lines, statuses.lines, publisher
 
@@ -280,14 +288,7 @@ async def against(
     async with await asyncio.start_server(broker, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         settings = config(f"mqtt://127.0.0.1:{port}", version="5")
-        publisher = MqttPublisher(settings, info=INFO, on_status=statuses)
-        await publisher.connect()
-        running = asyncio.create_task(publisher.run())
-        for event in events:
-            await publisher.send(event)
-        await asyncio.sleep(rest_s)
-        await publisher.close(close_s)
-        await running
+        await publish(settings, statuses, *events, rest_s=rest_s, close_s=close_s)
     return statuses.lines
 
 

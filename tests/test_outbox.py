@@ -352,17 +352,22 @@ FULL_DISK = """
 """
 
 
-def test_full_disk(state: Path) -> None:
-    """One line; messages are held in memory, and all are on disk once there is room again."""
+def lines_of(script: str) -> list[str]:
+    """What a script prints in a process of its own, whose limits are its own too."""
     child = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(FULL_DISK)],
+        [sys.executable, "-c", textwrap.dedent(script)],
         cwd=Path(__file__).parent,
         capture_output=True,
         text=True,
         timeout=60,
         check=True,
     )
-    full, mended, kept, count = child.stdout.splitlines()
+    return child.stdout.splitlines()
+
+
+def test_full_disk(state: Path) -> None:
+    """One line; messages are held in memory, and all are on disk once there is room again."""
+    full, mended, kept, count = lines_of(FULL_DISK)
     assert full.startswith(f"outbox: {state}: ")
     assert "kept in memory only: free some space there" in full
     assert mended == f"outbox: {state}: messages are kept on disk again"
@@ -395,15 +400,7 @@ FORGET_ON_A_FULL_DISK = """
 
 def test_forget_on_a_full_disk(state: Path) -> None:
     """It is an error that says so, and can be repeated; meanwhile nothing is sent."""
-    child = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(FORGET_ON_A_FULL_DISK)],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    error, *counts = child.stdout.splitlines()
+    error, *counts = lines_of(FORGET_ON_A_FULL_DISK)
     assert error.startswith("forget: not all was erased: outbox: ")
     assert error.endswith("; then ask again")
     assert counts == ["0", "1"]

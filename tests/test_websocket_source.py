@@ -361,6 +361,18 @@ def test_websocket_not_a_number() -> None:
     assert run(scene).samples.tolist() == [0, 32767, -32768, 32767, 16384]
 
 
+async def expect(connecting: connect, received: SourceLog, *, admitted: bool) -> None:
+    """A connection that is let in and may send, or is refused with status 403."""
+    if admitted:
+        async with connecting as connection:
+            await connection.send(S16_16K)
+            await received.until(lambda: "online" in received.states)
+    else:
+        with pytest.raises(InvalidStatus) as refused:
+            await connecting
+        assert refused.value.response.status_code == 403
+
+
 @pytest.mark.parametrize(
     ("path", "headers", "admitted"),
     [
@@ -386,14 +398,7 @@ def test_websocket_admission(path: str, headers: dict[str, str], admitted: bool)
             host="127.0.0.1",
             port=source.address.port,
         )
-        if admitted:
-            async with connecting as connection:
-                await connection.send(S16_16K)
-                await received.until(lambda: "online" in received.states)
-        else:
-            with pytest.raises(InvalidStatus) as refused:
-                await connecting
-            assert refused.value.response.status_code == 403
+        await expect(connecting, received, admitted=admitted)
 
     assert ("online" in run(scene, token="secret").states) == admitted
 
@@ -408,14 +413,7 @@ def test_websocket_page_without_token(origin: str, admitted: bool) -> None:
     async def scene(source: WebSocketSource, received: SourceLog) -> None:
         headers = {"Origin": origin.format(own=source.address)}
         connecting = connect(address(source), additional_headers=headers)
-        if admitted:
-            async with connecting as connection:
-                await connection.send(S16_16K)
-                await received.until(lambda: "online" in received.states)
-        else:
-            with pytest.raises(InvalidStatus) as refused:
-                await connecting
-            assert refused.value.response.status_code == 403
+        await expect(connecting, received, admitted=admitted)
 
     assert ("online" in run(scene).states) == admitted
 
