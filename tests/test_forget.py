@@ -1,14 +1,13 @@
 """Erasing a dialogue: everything that was ever written of it, or an error that can be repeated."""
 
 import asyncio
-import resource
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from full_disk import full_disk
 from session_samples import RECORDING, Samples, chunk, header, summary, utterance
 
 from stream_hbaf.audio.file import read_audio
@@ -32,17 +31,6 @@ SECOND = SAMPLE_RATE_HZ
 def speech() -> Samples:
     """Eleven seconds of a speech."""
     return read_audio(RECORDING)
-
-
-@contextmanager
-def full_disk() -> Iterator[None]:
-    """No file can grow: every write fails, as on a disk without room."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def session(folder: Path, speech: Samples, *, name: str = "s", dialogue: str = "d1") -> Session:

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import resource
 import shutil
 import time
 from collections.abc import Callable
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import yaml
 from damages import as_text, change, damage
+from full_disk import full_disk
 from numpy.typing import NDArray
 from tiny_encoder import save_tiny_bert
 
@@ -382,16 +382,12 @@ def test_a_disk_that_refuses_is_one_line(sessions: Path, tmp_path: Path) -> None
     """Corrections, and each format."""
     table = tmp_path / "labels.csv"
     table.write_text("id,label\nd2-1,anger\n", encoding="utf-8")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
-    try:
+    with full_disk():
         with pytest.raises(StreamHbafError, match=r"disk full \(File too large"):
             import_corrections(sessions, table)
         for export in (export_manifest, export_audformat, export_audiofolder):
             with pytest.raises(StreamHbafError, match="File too large"):
                 export(sessions, tmp_path / export.__name__)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert import_corrections(sessions, table) == 1
 
 

@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import re
-import resource
 import threading
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from full_disk import full_disk
 from session_samples import RECORDING, Samples, all_of, chunk, header, summary, utterance
 
 from stream_hbaf.audio.file import read_audio
@@ -239,17 +239,12 @@ def test_full_disk_ends_the_recording_and_not_the_run(
     recognizer: Recognizer, speech: Samples, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is logged once; what was written is valid; turned on again, another session begins."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     async def story(recorder: SessionRecorder) -> None:
-        # A file can't grow beyond this: every write then fails as on a full disk.
-        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, hard))
-        try:
+        with full_disk(room=60_000):
             for start in range(0, len(speech), 1000):
                 recorder.on_audio(ANN, chunk(speech, start, start + 1000))
             assert await recorder.forget("nothing") == 0
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         recorder.on_audio(ANN, chunk(speech, 0, 1000))
         recorder.record("a", on=True)
         recorder.on_audio(ANN, chunk(speech, 0, 5000))
@@ -269,21 +264,17 @@ def test_a_full_disk_keeps_the_lines_of_utterances(
     recognizer: Recognizer, speech: Samples, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Audio is refused, what people said still finds room; in the end it is said what is lost."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     async def story(recorder: SessionRecorder) -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, hard))
-        try:
+        with full_disk(room=60_000):
             for start in range(0, len(speech), 1000):
                 recorder.on_audio(ANN, chunk(speech, start, start + 1000))
             for turn in (1, 2):
                 for kind in ("new", "end"):
                     await recorder.send(utterance(kind, turn=turn, start_ms=5000.0 * turn))
-            resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+        with full_disk(room=100):
             await recorder.send(utterance("new", turn=3))
             await recorder.send(utterance("end", turn=3))
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         assert await recorder.forget("nothing") == 0
 
     record(tmp_path, recognizer, story)
@@ -331,13 +322,8 @@ def test_settings_with_a_path_that_is_not_utf_8_are_recorded() -> None:
 
 def test_a_session_that_cannot_begin_leaves_nothing(tmp_path: Path) -> None:
     """Half a header would be a damaged session."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
-    try:
-        with pytest.raises(OSError, match="File too large"):
-            SessionWriter(tmp_path, header=header())
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with full_disk(room=100), pytest.raises(OSError, match="File too large"):
+        SessionWriter(tmp_path, header=header())
     assert list(tmp_path.iterdir()) == []
 
 
