@@ -572,6 +572,7 @@ def test_switch_attention_has_its_own_weights(attention: str, own: set[str]) -> 
         ({"mode": "online"}, "live or offline"),
         ({"attention": "dot"}, "scalar, literal, query, speakers"),
         ({"memory": -1}, "0 or more"),
+        ({"memory": 10**9}, "at most 1024"),
     ],
 )
 def test_config_that_cannot_be_built_is_refused(switches: dict[str, Any], complaint: str) -> None:

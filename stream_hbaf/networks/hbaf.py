@@ -37,6 +37,7 @@ from torch import Tensor, nn
 
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.networks.network import (
+    LIMITS,
     PARTIES,
     Criterion,
     Features,
@@ -91,8 +92,11 @@ class HbafConfig(NetworkConfig):
             raise ConfigError(
                 f"network: attention '{self.attention}' must be one of {', '.join(ATTENTIONS)}"
             )
-        if self.memory is not None and self.memory < 0:
-            raise ConfigError(f"network: memory {self.memory} must be 0 or more utterances")
+        most = LIMITS["memory"][1]
+        if self.memory is not None and not 0 <= self.memory <= most:
+            raise ConfigError(
+                f"network: memory {self.memory} must be 0 or more utterances, at most {most}"
+            )
 
     @property
     def audio_input(self) -> int:
@@ -360,10 +364,10 @@ class QueryAttention(nn.Module):
         mask = torch.cat([state.past_mask, text_mask], dim=1)
         whose = torch.cat([state.past_speaker, speaker], dim=1)
         keys = torch.tanh(self.project(past)).transpose(1, 2)
-        before = torch.ones(utterances.shape[1], past.shape[1], dtype=torch.bool).tril(kept - 1)
+        before = mask.new_ones(utterances.shape[1], past.shape[1]).tril(kept - 1)  # [t, i]
         if self.reach is not None:
             before = before.triu(kept - self.reach)
-        included = before.to(mask.device) & mask[:, None]  # [S, t, i]
+        included = before & mask[:, None]  # [S, t, i]
         if self.apart:
             own = whose[:, None] == speaker[..., None]
             contexts = self.join(
