@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
-import onnxruntime
 import webrtcvad
 from numpy.typing import NDArray
 
 from stream_hbaf.config import SAMPLE_RATE_HZ
 from stream_hbaf.errors import ModelError
+from stream_hbaf.onnx import open_network
 
 Engine = Literal["silero", "webrtc"]
 
@@ -27,7 +27,9 @@ CLIPPED = 0.97  # of full scale
 CLIPPED_FRAMES = 32  # a second
 ATTENUATION = np.float32(0.25)  # of frames that clip
 SILERO_INPUTS = ("input", "h", "c")
+USE = "voice activity"
 OTHER_ENGINE = "or choose --set vad.engine=webrtc"
+REINSTALL = f"pip install --force-reinstall faster-whisper==1.2.1, {OTHER_ENGINE}"
 
 
 class SpeechDetector(Protocol):
@@ -64,7 +66,9 @@ class SileroDetector:
     _cell: NDArray[np.float32]
 
     def __init__(self, network: Path | None = None) -> None:
-        self._session = _open_session(network or find_silero())
+        self._session = open_network(
+            network or find_silero(), inputs=SILERO_INPUTS, use=USE, remedy=REINSTALL
+        )
         self.reset()
 
     def feed(self, samples: NDArray[np.int16]) -> NDArray[np.float32]:
@@ -162,39 +166,8 @@ def find_silero() -> Path:
     spec = find_spec("faster_whisper")
     if spec is None or not spec.submodule_search_locations:
         raise ModelError(
-            "voice activity: faster-whisper, which carries Silero's network, is not installed; "
+            f"{USE}: faster-whisper, which carries Silero's network, is not installed; "
             f"pip install faster-whisper, {OTHER_ENGINE}"
         )
     assets = Path(spec.submodule_search_locations[0]) / "assets"
     return assets / "silero_vad_v6.onnx"
-
-
-def _open_session(network: Path) -> onnxruntime.InferenceSession:
-    if not network.is_file():
-        raise ModelError(
-            f"voice activity: {network} is missing; reinstall faster-whisper, {OTHER_ENGINE}"
-        )
-    options = onnxruntime.SessionOptions()
-    # The network is far too small to share out, and a spinning thread would eat a core.
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.enable_cpu_mem_arena = False
-    options.log_severity_level = 4
-    try:
-        session = onnxruntime.InferenceSession(
-            str(network), sess_options=options, providers=["CPUExecutionProvider"]
-        )
-    except Exception as error:  # noqa: BLE001  onnxruntime's errors share no narrower class
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(
-            f"voice activity: {network} can't be loaded ({reason}); "
-            f"reinstall faster-whisper, {OTHER_ENGINE}"
-        ) from None
-    inputs = tuple(value.name for value in session.get_inputs())
-    if inputs != SILERO_INPUTS:
-        raise ModelError(
-            f"voice activity: {network} takes {', '.join(inputs)}, not {', '.join(SILERO_INPUTS)}; "
-            f"install faster-whisper 1.2.1, {OTHER_ENGINE}"
-        )
-    return session
