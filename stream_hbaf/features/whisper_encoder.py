@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from faster_whisper import WhisperModel
+from faster_whisper.feature_extractor import FeatureExtractor
 from faster_whisper.tokenizer import Tokenizer
 from faster_whisper.transcribe import get_ctranslate2_storage
 from faster_whisper.utils import _MODELS as HUB_NAMES
@@ -67,7 +68,8 @@ class WhisperEncoder:
 
     def encode(self, samples: Int16, *, window_s: float) -> Any:
         """The encoder's states [1, 50 window_s, D], in CTranslate2's storage."""
-        mel = log_mel(samples, filters=self.whisper.feature_extractor.mel_filters)
+        sound = np.concatenate((samples.astype(np.float32) / 32768, np.zeros(FFT, np.float32)))
+        mel = log_mel(sound, filters=self.whisper.feature_extractor.mel_filters)
         mel += LOUDEST - mel.max()
         frames = round(window_s * SAMPLE_RATE_HZ / HOP)
         # The floor of the spectrogram is what digital silence after the utterance would give.
@@ -99,12 +101,12 @@ def window_of(samples: Int16) -> float:
     return min(float(LONGEST_S), steps * STEP_S + MARGIN_S)
 
 
-def log_mel(samples: Int16, *, filters: Float32) -> Float32:
-    """Whisper's log mel spectrogram of sound with silence after it: [mels, 1 + n // 160 + 1].
+def log_mel(sound: Float32, *, filters: Float32) -> Float32:
+    """Whisper's log mel spectrogram of sound [n] in [-1, 1]: [mels, (n - 200) // 160 + 1].
 
-    Equal to faster-whisper's own; ``filters`` is [mels, 201].
+    Equal to faster-whisper's own, but for frames that would reach beyond the end, which are left
+    out; ``filters`` is [mels, 201].
     """
-    sound = np.concatenate((samples.astype(np.float32) / 32768, np.zeros(FFT, np.float32)))
     padded = np.concatenate((sound[FFT // 2 : 0 : -1], sound))  # frames are centred
     frames = np.lib.stride_tricks.sliding_window_view(padded, FFT)[::HOP]
     hann = np.hanning(FFT + 1)[:-1].astype(np.float32)
@@ -116,6 +118,12 @@ def log_mel(samples: Int16, *, filters: Float32) -> Float32:
     log = np.log10(np.maximum(np.concatenate(blocks, axis=1), 1e-10))
     scaled: Float32 = (np.maximum(log, log.max() - DYNAMIC_RANGE) + 4.0) / 4.0
     return scaled.astype(np.float32)
+
+
+def mel_filters(bands: int) -> Float32:
+    """Whisper's weights [bands, 201] of a spectrum's bins in its mel bands."""
+    filters = FeatureExtractor.get_mel_filters(SAMPLE_RATE_HZ, FFT, n_mels=bands)
+    return np.asarray(filters, np.float32)
 
 
 def find_whisper(name: str) -> Path | None:
