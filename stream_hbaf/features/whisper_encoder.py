@@ -68,7 +68,8 @@ class WhisperEncoder:
 
     def encode(self, samples: Int16, *, window_s: float) -> Any:
         """The encoder's states [1, 50 window_s, D], in CTranslate2's storage."""
-        sound = np.concatenate((samples.astype(np.float32) / 32768, np.zeros(FFT, np.float32)))
+        sound = np.zeros(len(samples) + FFT, np.float32)
+        sound[: len(samples)] = samples.astype(np.float32) / 32768
         mel = log_mel(sound, filters=self.whisper.feature_extractor.mel_filters)
         mel += LOUDEST - mel.max()
         frames = round(window_s * SAMPLE_RATE_HZ / HOP)
