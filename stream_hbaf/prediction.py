@@ -44,6 +44,7 @@ class TextFeatures:
     commonsense: Float32 | None  # [3, K]: external, internal, purpose
     window_before: TurnWindow = EMPTY_WINDOW  # the dialogue's text that it was encoded with
     window_after: TurnWindow = EMPTY_WINDOW  # the one that the next utterance is encoded with
+    speaker: str = ""  # by whom it was thought to be spoken
 
 
 @dataclass(frozen=True, slots=True)

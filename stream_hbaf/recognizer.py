@@ -4,12 +4,12 @@ Plain calls without a clock or an event loop. The live pipeline, the replay of s
 evaluation call the same code.
 """
 
+import copy
 import logging
-import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from stream_hbaf.bundle import NONE, Bundle, BundleConfig, read_bundle_config
 from stream_hbaf.config import SAMPLE_RATE_HZ, Config
+from stream_hbaf.dialogue import ClassifiedTurn, LiveDialogue
 from stream_hbaf.errors import BundleError, ConfigError, shorten
 from stream_hbaf.events import Inferred, Model
 from stream_hbaf.features.acoustic import Acoustic, AcousticExtractor, AcousticFrontEnd
@@ -44,23 +45,6 @@ from stream_hbaf.weights import combine, digest_parts
 LOG = logging.getLogger(__name__)
 
 Int16 = NDArray[np.int16]
-
-
-@dataclass(slots=True)
-class LiveDialogue:
-    """A dialogue that is going on: what is remembered between its utterances."""
-
-    state: State
-    window: TurnWindow = EMPTY_WINDOW  # the text that the next utterance is encoded with
-    prosody: ProsodyPast = field(default_factory=ProsodyPast)  # what the next is relative to
-    id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
-    turns: int = 0
-    speakers: list[str] = field(default_factory=list)  # in order of appearance
-
-    def number_of(self, speaker: str) -> int:
-        """The speaker's place in the order of appearance, the next free one for a new speaker."""
-        known = self.speakers
-        return known.index(speaker) if speaker in known else len(known)
 
 
 class Recognizer(AbstractContextManager["Recognizer"]):
@@ -156,13 +140,13 @@ class Recognizer(AbstractContextManager["Recognizer"]):
         own = self.bundle.config
         reads = own.network.use_text and transcript.language == own.language
         if not (transcript.text and reads):
-            return TextFeatures(transcript, None, None, window, window)
+            return TextFeatures(transcript, None, None, window, window, speaker)
         turn = Turn(speaker, transcript.text)
         embedding, after = self.bundle.encoder.encode_next(turn, window)
         [inferred] = self.bundle.commonsense.infer_texts(
             [transcript.text], features=embedding[None]
         )
-        return TextFeatures(transcript, embedding, inferred, window, after)
+        return TextFeatures(transcript, embedding, inferred, window, after, speaker)
 
     def classify_final(
         self,
@@ -171,23 +155,38 @@ class Recognizer(AbstractContextManager["Recognizer"]):
         text: TextFeatures | None,
         dialogue: LiveDialogue,
         speaker: str = "",
+        turn: int = 0,
         explain: bool = False,
         modalities: Collection[Modality] = MODALITIES,
     ) -> Prediction:
         """The emotion of the dialogue's next utterance, which moves the dialogue on.
 
-        Text that was encoded before an earlier utterance was final is encoded again. Text that is
-        withheld isn't context of later utterances either. When one of the models fails, the
-        dialogue stays as it was. ``explain`` and ``modalities`` as in ``classify``.
+        Text that was encoded before an earlier utterance was final, or before its speaker was
+        known, is encoded again. Text that is withheld isn't context of later utterances either.
+        When one of the models fails, the dialogue stays as it was. With the number of its ``turn``,
+        the utterance can be revised. ``explain`` and ``modalities`` as in ``classify``.
         """
         if text is not None:
             self._warn_of_other_language(text.transcript)
-            if text.window_before != dialogue.window:
+            named = self.bundle.config.context.speakers and text.speaker != speaker
+            if named or text.window_before != dialogue.window:
                 text = self.encode_text(text.transcript, speaker=speaker, window=dialogue.window)
-        acoustic, prosody = _described(acoustic, speaker=speaker, past=dialogue.prosody)
+        kept = ClassifiedTurn(
+            turn=turn,
+            acoustic=self._without_unused(acoustic),
+            text=text,
+            speaker=speaker,
+            explain=explain,
+            modalities=modalities,
+            state=dialogue.state,
+            window=dialogue.window,
+            prosody=dialogue.prosody,
+            speakers=tuple(dialogue.speakers),
+        )
+        described, prosody = _described(acoustic, speaker=speaker, past=dialogue.prosody)
         number = dialogue.number_of(speaker)
         prediction, state = self.classify(
-            acoustic=acoustic,
+            acoustic=described,
             text=text,
             state=dialogue.state,
             speaker=number,
@@ -200,7 +199,47 @@ class Recognizer(AbstractContextManager["Recognizer"]):
             dialogue.speakers.append(speaker)
         if text is not None and "text" in modalities:
             dialogue.window = text.window_after
+        if turn:
+            dialogue.past.append(kept)
         return prediction
+
+    def _without_unused(self, acoustic: Acoustic | None) -> Acoustic | None:
+        """The features without low-level descriptors, unless the network takes them."""
+        if acoustic is None or self.bundle.config.acoustic_input == LLD:
+            return acoustic
+        return replace(acoustic, lld=acoustic.lld[:0])
+
+    def revise(self, dialogue: LiveDialogue, speakers: Mapping[int, str]) -> dict[int, Prediction]:
+        """Classify a dialogue again from the first turn that somebody else has spoken.
+
+        ``speakers`` holds the speakers of turns whose speaker may have changed. Returns the
+        predictions of that turn and all after it, by turn; they, and the dialogue, are as if these
+        speakers had been known from the start. Only the latest turns can be revised. When one of
+        the models fails, the dialogue stays as it was.
+        """
+        changed = [
+            one.turn for one in dialogue.past if speakers.get(one.turn, one.speaker) != one.speaker
+        ]
+        before = copy.copy(dialogue)
+        before.past = dialogue.past.copy()
+        try:
+            return {
+                one.turn: self.classify_final(
+                    acoustic=one.acoustic,
+                    text=one.text,
+                    dialogue=dialogue,
+                    speaker=speakers.get(one.turn, one.speaker),
+                    turn=one.turn,
+                    explain=one.explain,
+                    modalities=one.modalities,
+                )
+                for one in dialogue.rewind(changed)
+            }
+        except BaseException:
+            dialogue.state, dialogue.window = before.state, before.window
+            dialogue.prosody, dialogue.speakers = before.prosody, before.speakers
+            dialogue.past = before.past
+            raise
 
     def _warn_of_other_language(self, transcript: Transcript) -> None:
         """Warn once that text in another language is left out."""

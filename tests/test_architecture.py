@@ -17,7 +17,7 @@ ROOMS = (
     ("features", "speech"),
     ("publish", "client"),
     ("weights",),
-    ("bundle", "bundle_weights", "prediction", "recognizer"),
+    ("bundle", "bundle_weights", "prediction", "dialogue", "recognizer"),
     ("corpora", "sessions"),
     ("live",),
     ("training", "evaluation"),

@@ -140,7 +140,10 @@ def test_the_speaker_matters_to_a_network_that_tracks_speakers(tmp_path: Path) -
                     final = recognizer.classify_final(
                         acoustic=acoustic_of(0),
                         text=replace(
-                            text, window_before=dialogue.window, window_after=dialogue.window
+                            text,
+                            window_before=dialogue.window,
+                            window_after=dialogue.window,
+                            speaker=speaker,
                         ),
                         dialogue=dialogue,
                         speaker=speaker,

@@ -15,77 +15,47 @@ import pytest
 import torch
 from conftest import RECORDINGS
 from numpy.typing import NDArray
-from recognizer_kit import CONTEXT, SENTENCES, TURNS, random_acoustic, transcript
+from recognizer_kit import (
+    LABELS,
+    SENTENCES,
+    SIZES,
+    TURNS,
+    random_acoustic,
+    save_bundle,
+    settings,
+    transcript,
+)
 from safetensors.torch import load, save
-from tiny_encoder import save_tiny_bert
 
 from stream_hbaf.audio.file import read_audio
-from stream_hbaf.bundle import Bundle, BundleConfig, resolve_bundle
-from stream_hbaf.config import Config, SourceConfig, load_config
+from stream_hbaf.bundle import resolve_bundle
+from stream_hbaf.config import SourceConfig, load_config
+from stream_hbaf.dialogue import LiveDialogue
 from stream_hbaf.errors import BundleError, ConfigError
 from stream_hbaf.features.acoustic import Acoustic
-from stream_hbaf.features.commonsense import RELATIONS, Event2MindHeads, Inferences
+from stream_hbaf.features.commonsense import RELATIONS, Inferences
 from stream_hbaf.features.ge2e import Ge2e
 from stream_hbaf.features.prosody import PROSODY_WIDTH, Prosody, describe_prosody
 from stream_hbaf.features.representations import Scaling
-from stream_hbaf.features.text import EMPTY_WINDOW, TextEncoder
+from stream_hbaf.features.text import EMPTY_WINDOW
 from stream_hbaf.features.whisper import Transcript
 from stream_hbaf.live.utterance import LiveUtterance
 from stream_hbaf.networks.calibration import MODALITIES, Calibration, Pattern, pattern_of
 from stream_hbaf.networks.hbaf import HBAF, HbafConfig
 from stream_hbaf.networks.network import Features
-from stream_hbaf.networks.registry import build
 from stream_hbaf.prediction import Prediction, TextFeatures, network_input
 from stream_hbaf.publish.messages import encode
-from stream_hbaf.recognizer import LiveDialogue, Recognizer, require_live
+from stream_hbaf.recognizer import Recognizer, require_live
 from stream_hbaf.speech.segmenter import Finish
 
 Float64 = NDArray[np.float64]
 
-LABELS = ("angry", "happy", "sad")
-SIZES: dict[str, Any] = {
-    "text_width": 16,
-    "commonsense_width": 6,
-    "classes": 3,
-    "hidden": 16,
-    "heads": 2,
-    "layers": 1,
-    "filters": 4,
-    "window": 3,
-}
 CALIBRATION = Calibration(
     temperatures={"": 0.3, "audio": 0.1, "text": 0.08, "audio+text": 0.2},
     thresholds={"": 0.0, "audio": 0.1, "text": 0.2, "audio+text": 0.3},
     answers_above={"": 1.0, "audio": 0.6, "text": 0.7, "audio+text": 0.5},
     risk=0.3,
 )
-
-
-def settings(encoder: str, **changes: Any) -> BundleConfig:
-    network = HbafConfig(**SIZES, use_audio=False)
-    fields: dict[str, Any] = {
-        "labels": LABELS,
-        "acoustic": "none",
-        "context": CONTEXT,
-        "network": network,
-    }
-    return BundleConfig(id="read", encoder=encoder, **fields | changes)
-
-
-def save_bundle(place: Path, *, inferences: Inferences | None = None, **changes: Any) -> Config:
-    """The settings of a recogniser whose bundle has a tiny encoder."""
-    (place / "encoder").mkdir()
-    torch.manual_seed(0)
-    encoder = TextEncoder(str(save_tiny_bert(place / "encoder")), context=CONTEXT)
-    config = settings(encoder.id, **changes)
-    heads = Event2MindHeads(text_width=16, width=6, hidden=8)
-    width = config.network.audio_width
-    scaling = Scaling(np.arange(width), np.zeros(width, np.float32), np.ones(width, np.float32))
-    kept = scaling if config.network.use_audio else None
-    network = build(config.network)
-    bundle = Bundle(config, kept, encoder, heads, network, inferences=inferences)
-    bundle.save(place / "bundle", metrics={}, card="")
-    return Config(model=str(place / "bundle"))
 
 
 @pytest.fixture(scope="module")

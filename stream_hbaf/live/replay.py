@@ -12,11 +12,12 @@ import numpy as np
 from pydantic import ValidationError
 
 from stream_hbaf.config import Config, SourceConfig
+from stream_hbaf.dialogue import LiveDialogue
 from stream_hbaf.errors import BundleError, CorpusError
 from stream_hbaf.events import DialogueSummary, Model, Switch, Utterance
 from stream_hbaf.live.runtime import DialogueTracker, Recognition
 from stream_hbaf.live.utterance import LiveUtterance
-from stream_hbaf.recognizer import Int16, LiveDialogue, Recognizer
+from stream_hbaf.recognizer import Int16, Recognizer
 from stream_hbaf.sessions.format import Stretch, package_versions, sample_at
 from stream_hbaf.sessions.session import Session
 from stream_hbaf.speech.segmenter import Begin, Feed, Finish, UtteranceDetector

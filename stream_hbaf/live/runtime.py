@@ -17,6 +17,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from stream_hbaf.config import Config, SourceConfig
+from stream_hbaf.dialogue import LiveDialogue
 from stream_hbaf.events import (
     AnyEvent,
     DialogueSummary,
@@ -33,7 +34,7 @@ from stream_hbaf.events import (
 from stream_hbaf.features.acoustic import Acoustic
 from stream_hbaf.networks.calibration import MODALITIES, Modality
 from stream_hbaf.prediction import Prediction, TextFeatures
-from stream_hbaf.recognizer import LiveDialogue, Recognizer
+from stream_hbaf.recognizer import Recognizer
 from stream_hbaf.speech.segmenter import Finish
 
 T = TypeVar("T")

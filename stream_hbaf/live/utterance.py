@@ -9,12 +9,13 @@ from typing import Literal
 import numpy as np
 
 from stream_hbaf.config import SAMPLE_RATE_HZ, SourceConfig
+from stream_hbaf.dialogue import LiveDialogue
 from stream_hbaf.events import Asr, Emotion, Latency, Partial, Stage, Utterance
 from stream_hbaf.features.acoustic import Acoustic, AcousticStream
 from stream_hbaf.features.whisper import Transcript
 from stream_hbaf.networks.calibration import MODALITIES, Modality
 from stream_hbaf.prediction import Prediction, TextFeatures
-from stream_hbaf.recognizer import Int16, LiveDialogue, Recognizer
+from stream_hbaf.recognizer import Int16, Recognizer
 from stream_hbaf.speech.segmenter import Finish
 
 
