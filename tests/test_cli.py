@@ -89,7 +89,7 @@ def test_help_imports_no_heavy_library() -> None:
         ),
         (
             ["extract", "mosei", "--corpora", "."],
-            "unknown corpus 'mosei'; choose emorynlp, goemotions",
+            "unknown corpus 'mosei'; choose ased, emorynlp",
         ),
         (["extract", "own.csv", "--corpora", "absent"], "absent/own.csv is missing"),
         (

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from stream_hbaf.corpora.acted import RAVDESS_ACTORS, read_ravdess
 from stream_hbaf.corpora.commonsense import (
     CommonsenseEvent,
     in_first_person,
@@ -12,7 +13,7 @@ from stream_hbaf.corpora.commonsense import (
     read_event2mind,
 )
 from stream_hbaf.corpora.dialogue import Split, normalise_text
-from stream_hbaf.corpora.published import RAVDESS_ACTORS, read_meld, read_ravdess
+from stream_hbaf.corpora.published import read_meld
 from stream_hbaf.errors import CorpusError
 
 HEADER = ["Sr No.", "Utterance", "Speaker", "Emotion", "Sentiment", "Dialogue_ID", "Utterance_ID"]

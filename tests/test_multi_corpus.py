@@ -5,15 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from stream_hbaf.corpora.acted import NEMO_ACTORS, read_clip_table, read_nemo, read_tess
 from stream_hbaf.corpora.dialogue import SPLITS, Dialogue, Split
 from stream_hbaf.corpora.open_corpus import open_corpus
-from stream_hbaf.corpora.published import (
-    NEMO_ACTORS,
-    read_emorynlp,
-    read_goemotions,
-    read_nemo,
-    read_tess,
-)
+from stream_hbaf.corpora.published import read_emorynlp, read_goemotions
 from stream_hbaf.errors import CorpusError
 
 NAMES = "anger\ndisgust\nfear\njoy\nneutral\nsadness\nsurprise\n"
@@ -245,3 +240,48 @@ def test_another_encoding_names_line_and_byte(
     line = 1 if name == "train.tsv" else 2
     with pytest.raises(CorpusError, match=rf"{name}:{line}: byte 4 of the line, 0xe9, isn't UTF-8"):
         read(folder, "train")
+
+
+def write_clip_table(folder: Path, *rows: str) -> Path:
+    for row in rows:
+        (folder / row.split(",")[0]).touch()
+    table = "file,speaker,sex,label,split\n" + "".join(f"{row}\n" for row in rows)
+    (folder / "clips.csv").write_text(table, encoding="utf-8")
+    return folder
+
+
+def test_a_table_of_clips_is_read_by_split(tmp_path: Path) -> None:
+    """Each clip is a dialogue of one utterance, without text, in the split that its row names."""
+    folder = write_clip_table(
+        tmp_path, "a1.ogg,01,female,Anger,train", "b1.ogg,02,male,joy,test", "a2.ogg,01,,fear,train"
+    )
+    found = {split: read_clip_table(folder, split, corpus="ASED") for split in SPLITS}
+    assert {split: [d.id for d in dialogues] for split, dialogues in found.items()} == {
+        "train": ["a1", "a2"],
+        "dev": [],
+        "test": ["b1"],
+    }
+    (utterance,) = found["train"][0].utterances
+    assert (utterance.speaker, utterance.text, utterance.label) == ("01 female", "", "anger")
+    assert utterance.audio == folder / "a1.ogg"
+
+
+@pytest.mark.parametrize(
+    ("row", "complaint"),
+    [
+        ("b.ogg,2,m,calm,train", "clips.csv:3: unknown emotion 'calm'; ASED has anger"),
+        ("b.ogg,2,m,joy,tests", "clips.csv:3: unknown split 'tests'; choose train, dev, test"),
+        ("b.ogg,1,f,joy,dev", "clips.csv:3: speaker 1 f is in train already"),
+        ("a.ogg,1,m,joy,train", "clips.csv:3: clip a stands here twice"),
+        ("c/d.ogg,1,m,joy,train", "d.ogg is missing; unpack the corpus again"),
+    ],
+)
+def test_a_table_of_clips_names_the_row_it_cannot_read(
+    tmp_path: Path, row: str, complaint: str
+) -> None:
+    """A wrong label, split or file, or a speaker of two splits, is an error with its line."""
+    folder = write_clip_table(tmp_path, "a.ogg,1,f,joy,train")
+    with (folder / "clips.csv").open("a", encoding="utf-8") as table:
+        table.write(f"{row}\n")
+    with pytest.raises(CorpusError, match=complaint):
+        read_clip_table(folder, "train", corpus="ASED")

@@ -11,7 +11,10 @@ from stream_hbaf.errors import ConfigError, printable
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 # Those of corpora/open_corpus.py, which imports numpy.
-CORPORA = "emorynlp, goemotions, iemocap, meld, nemo, ravdess, tess, or a manifest .csv"
+CORPORA = (
+    "ased, emorynlp, emospeech-india, goemotions, iemocap, meld, nemo, ravdess, savee, tess, or a "
+    "manifest .csv"
+)
 
 
 def add_command(

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from stream_hbaf.features.prosody import PROSODY, PROSODY_WIDTH, describe_prosod
 LABELS = ("anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise")
 
 Float32 = NDArray[np.float32]
+Label = TypeVar("Label")
 UNMEASURED = (math.nan,) * len(PROSODY)
 
 Split = Literal["train", "dev", "test"]
@@ -214,3 +215,11 @@ def describe_dialogues(measured: NDArray[np.floating], dialogues: Sequence[Dialo
         rows.append(describe_prosody(measured[start : start + len(speakers)], speakers))
         start += len(speakers)
     return np.concatenate(rows)
+
+
+def read_label(emotion: str, labels: Mapping[str, Label], *, corpus: str, where: str) -> Label:
+    """What ``labels`` makes of a corpus's word for an emotion. Raises CorpusError, naming them."""
+    name = emotion.strip().lower()
+    if name not in labels:
+        raise CorpusError(f"{where}: unknown emotion '{name}'; {corpus} has {', '.join(labels)}")
+    return labels[name]

@@ -6,18 +6,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from stream_hbaf.corpora.acted import (
+    read_ased,
+    read_emospeech_india,
+    read_nemo,
+    read_ravdess,
+    read_savee,
+    read_tess,
+)
 from stream_hbaf.corpora.dialogue import LABELS, SPLITS, Corpus, Dialogue, Split
 from stream_hbaf.corpora.iemocap import IEMOCAP_LABELS, TEST_SESSION, read_iemocap
 from stream_hbaf.corpora.iemocap import SESSIONS as IEMOCAP_SESSIONS
 from stream_hbaf.corpora.manifest import read_manifest
-from stream_hbaf.corpora.published import (
-    read_emorynlp,
-    read_goemotions,
-    read_meld,
-    read_nemo,
-    read_ravdess,
-    read_tess,
-)
+from stream_hbaf.corpora.published import read_emorynlp, read_goemotions, read_meld
 from stream_hbaf.corpora.session_corpus import holds_sessions, read_sessions
 from stream_hbaf.errors import ConfigError, CorpusError
 from stream_hbaf.files import is_file, is_folder
@@ -40,8 +41,21 @@ class Publication:
 NON_COMMERCIAL = "CC BY-NC-SA 4.0, non-commercial"
 TELEVISION = "dialogues of a television comedy"
 PUBLICATIONS: Mapping[str, Publication] = {
+    "ased": Publication(
+        "ASED",
+        "Amharic sentences, five emotions",
+        "research use, with a citation (Retta et al. 2022)",
+        language="am",
+        read=read_ased,
+    ),
     "atomic": Publication("ATOMIC", "annotated events", "CC BY 4.0"),
     "emorynlp": Publication("EmoryNLP", TELEVISION, "research use", read=read_emorynlp),
+    "emospeech-india": Publication(
+        "EmoSpeech-India",
+        "single words called into telephones",
+        NON_COMMERCIAL,
+        read=read_emospeech_india,
+    ),
     "event2mind": Publication("Event2Mind", "annotated events", "MIT"),
     "goemotions": Publication(
         "GoEmotions", "comments on the web", "Apache-2.0", read=read_goemotions
@@ -60,6 +74,7 @@ PUBLICATIONS: Mapping[str, Publication] = {
     "ravdess": Publication(
         "RAVDESS", "two sentences by actors in a studio", NON_COMMERCIAL, read=read_ravdess
     ),
+    "savee": Publication("SAVEE", "sentences by four Englishmen", "research use", read=read_savee),
     "tess": Publication(
         "TESS", "one sentence by two actresses", "CC BY-NC-ND 4.0, non-commercial", read=read_tess
     ),

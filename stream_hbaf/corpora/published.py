@@ -1,4 +1,4 @@
-"""Reads published corpora: acted clips (RAVDESS, TESS, nEMO), MELD, EmoryNLP and GoEmotions.
+"""Reads published corpora of dialogues and of texts: MELD, EmoryNLP and GoEmotions.
 
 Readers take a corpus's folder as its authors give it, and a split. They raise CorpusError for a
 file that is missing, and with file and line for what can't be read: a missing column, an unknown
@@ -6,10 +6,9 @@ emotion, a number that is none, an utterance that occurs twice.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from itertools import groupby
 from pathlib import Path
-from typing import TypeVar
 
 from stream_hbaf.corpora.dialogue import (
     LABELS,
@@ -19,144 +18,16 @@ from stream_hbaf.corpora.dialogue import (
     Split,
     TableRow,
     normalise_text,
+    read_label,
     read_measurements,
     read_rows,
     read_tabbed,
     read_text,
     read_utf8,
     require_file,
-    require_folder,
 )
 from stream_hbaf.errors import CorpusError
 from stream_hbaf.features.prosody import PROSODY
-
-Label = TypeVar("Label")
-
-# ---- corpora of acted clips, each a dialogue of one utterance
-
-SUFFIXES = (".flac", ".wav")
-# By code, from "01" on. RAVDESS's calm, "02", counts as neutral: there is no eighth label, and
-# listeners confuse the two.
-RAVDESS_ORDER = ("neutral", "neutral", "joy", "sadness", "anger", "fear", "disgust", "surprise")
-RAVDESS_EMOTIONS = {f"{code:02}": name for code, name in enumerate(RAVDESS_ORDER, start=1)}
-RAVDESS_STATEMENTS = {"01": "Kids are talking by the door.", "02": "Dogs are sitting by the door."}
-RAVDESS_ACTORS: dict[Split, range] = {
-    "train": range(1, 19),
-    "dev": range(19, 21),
-    "test": range(21, 25),
-}
-TESS_EMOTIONS = {
-    "angry": "anger",
-    "disgust": "disgust",
-    "fear": "fear",
-    "happy": "joy",
-    "neutral": "neutral",
-    "ps": "surprise",  # pleasant surprise
-    "sad": "sadness",
-}
-TESS_SPEAKERS = ("OAF", "YAF")  # an older and a younger woman
-NEMO_COLUMNS = ["file_id", "emotion", "speaker_id", "gender", "text"]
-NEMO_EMOTIONS = {
-    "anger": "anger",
-    "fear": "fear",
-    "happiness": "joy",
-    "neutral": "neutral",
-    "sadness": "sadness",
-    "surprised": "surprise",
-}
-NEMO_ACTORS: dict[Split, tuple[str, ...]] = {
-    "train": ("IC0", "KD0", "KS0", "SM0"),
-    "dev": ("MP0",),
-    "test": ("TP0",),
-}
-
-
-def read_ravdess(folder: Path, split: Split) -> list[Dialogue]:
-    """Read one split of RAVDESS: 24 actors, two sentences (Livingstone and Russo 2018).
-
-    A clip's name is modality-channel-emotion-intensity-statement-repetition-actor.
-    """
-    require_folder(folder, corpus="RAVDESS", holds="Actor_01 … Actor_24")
-    dialogues = []
-    for actor in RAVDESS_ACTORS[split]:
-        place = require_folder(
-            folder / f"Actor_{actor:02d}", corpus="RAVDESS", holds="03-01-….flac clips"
-        )
-        for clip in _clips(place, "*", corpus="RAVDESS"):
-            match clip.stem.split("-"):
-                case [_, _, emotion, _, statement, _, actor_code] if (
-                    emotion in RAVDESS_EMOTIONS and statement in RAVDESS_STATEMENTS
-                ):
-                    label, text = RAVDESS_EMOTIONS[emotion], RAVDESS_STATEMENTS[statement]
-                    dialogues.append(_one_clip(clip, f"Actor_{actor_code}", text, label))
-                case _:
-                    raise CorpusError(
-                        f"RAVDESS: {clip}: the name isn't seven two-digit fields such as "
-                        "03-01-05-01-02-01-12; remove or rename the file"
-                    )
-    return dialogues
-
-
-def read_tess(folder: Path, split: Split) -> list[Dialogue]:
-    """Read TESS: two women saying "Say the word …" (Pichora-Fuller and Dupuis 2020).
-
-    A clip's name is speaker_word_emotion. All are train: two speakers can't be divided into splits.
-    """
-    if split != "train":
-        return []
-    require_folder(folder, corpus="TESS", holds="folders such as oaf_angry")
-    dialogues = []
-    for clip in _clips(folder, "*/*", corpus="TESS"):
-        match clip.stem.split("_"):
-            case [speaker, word, emotion] if speaker in TESS_SPEAKERS and emotion in TESS_EMOTIONS:
-                text = f"Say the word {word}."
-                dialogues.append(_one_clip(clip, speaker, text, TESS_EMOTIONS[emotion]))
-            case _:
-                raise CorpusError(
-                    f"TESS: {clip}: the name isn't one such as OAF_back_angry with one of the "
-                    f"emotions {', '.join(TESS_EMOTIONS)}; remove or rename the file"
-                )
-    return dialogues
-
-
-def read_nemo(folder: Path, split: Split) -> list[Dialogue]:
-    """Read one split of nEMO: nine Polish actors, everyday sentences (Christop 2024).
-
-    ``data.tsv`` names each clip, its emotion, actor, gender and text; the speaker is
-    "<actor> <gender>".
-    """
-    path = require_file(folder / "data.tsv", corpus="nEMO")
-    rows = read_tabbed(path, columns=len(NEMO_COLUMNS))
-    if rows and rows[0][1] != NEMO_COLUMNS:
-        raise CorpusError(
-            f"{rows[0][0]}: the first line must be {', '.join(NEMO_COLUMNS)}, with tabs between"
-        )
-    actors = [actor for actors in NEMO_ACTORS.values() for actor in actors]
-    dialogues = []
-    for where, (name, emotion, actor, gender, text) in rows[1:]:
-        label = _label(emotion, NEMO_EMOTIONS, corpus="nEMO", where=where)
-        if actor not in actors:
-            raise CorpusError(f"{where}: unknown actor '{actor}'; choose {', '.join(actors)}")
-        clip = folder / name
-        if not clip.is_file():
-            raise CorpusError(f"{where}: {clip} is missing; unpack the corpus again")
-        if actor in NEMO_ACTORS[split]:
-            dialogues.append(_one_clip(clip, f"{actor} {gender}", normalise_text(text), label))
-    return dialogues
-
-
-def _clips(folder: Path, pattern: str, *, corpus: str) -> list[Path]:
-    clips = sorted(clip for clip in folder.glob(pattern) if clip.suffix.lower() in SUFFIXES)
-    if not clips:
-        raise CorpusError(
-            f"{corpus}: {folder} holds no {pattern}.flac or {pattern}.wav clips; unpack it again"
-        )
-    return clips
-
-
-def _one_clip(clip: Path, speaker: str, text: str, label: str) -> Dialogue:
-    return Dialogue(clip.stem, (LabelledUtterance(clip.stem, speaker, text, label, clip),))
-
 
 # ---- MELD and EmoryNLP, dialogues of a television series
 
@@ -198,7 +69,7 @@ def read_meld(folder: Path, split: Split) -> list[Dialogue]:
             id=name,
             speaker=normalise_text(row["Speaker"]),
             text=normalise_text(row["Utterance"]),
-            label=_label(row["Emotion"], MELD_EMOTIONS, corpus="MELD", where=where),
+            label=read_label(row["Emotion"], MELD_EMOTIONS, corpus="MELD", where=where),
             audio=clips / f"{name}.mp4" if clips else None,
             prosody=None if prosody is None else prosody.get(name, UNMEASURED),
             length_s=_length_s(row.get("StartTime", ""), row.get("EndTime", "")),
@@ -224,7 +95,7 @@ def read_emorynlp(folder: Path, split: Split) -> list[Dialogue]:
             id=name,
             speaker=" and ".join(re.findall(r"""['"]([^,]+)['"]""", row["Speaker"])),
             text=normalise_text(row["Utterance"]),
-            label=_label(row["Emotion"], EMORYNLP_EMOTIONS, corpus="EmoryNLP", where=where),
+            label=read_label(row["Emotion"], EMORYNLP_EMOTIONS, corpus="EmoryNLP", where=where),
         )
 
     path = require_file(folder / f"emorynlp_{split}_final.csv", corpus="EmoryNLP")
@@ -283,13 +154,6 @@ def _read_prosody(path: Path | None) -> dict[str, tuple[float, ...]] | None:
         return None
     rows = read_rows(read_text(path), path=path, columns=("filename", *PROSODY))
     return {Path(row["filename"]).stem: read_measurements(row, where=where) for where, row in rows}
-
-
-def _label(emotion: str, labels: Mapping[str, Label], *, corpus: str, where: str) -> Label:
-    name = emotion.strip().lower()
-    if name not in labels:
-        raise CorpusError(f"{where}: unknown emotion '{name}'; {corpus} has {', '.join(labels)}")
-    return labels[name]
 
 
 # ---- GoEmotions, comments of an internet forum

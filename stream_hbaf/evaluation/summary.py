@@ -177,11 +177,11 @@ def summarise_bundle(
 
 
 def sex_of(speaker: str) -> str:
-    """A speaker's sex as RAVDESS, nEMO and TESS give it; empty where it isn't known."""
+    """A speaker's sex as its corpus gives it; empty where it isn't known."""
     name, _, rest = speaker.partition(" ")
     if name.startswith("Actor_") and name[6:].isdigit():  # RAVDESS: odd numbers are men
         return "male" if int(name[6:]) % 2 else "female"
-    if rest in ("male", "female"):  # nEMO
+    if rest in ("male", "female"):  # nEMO, tables of clips
         return rest
     return "female" if name in ("OAF", "YAF") else ""  # TESS
 
