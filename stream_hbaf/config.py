@@ -53,6 +53,7 @@ Probability = Annotated[float, Field(ge=0.0, le=1.0), "probability"]
 LogProbability = Annotated[float, Field(ge=-100.0, le=100.0), "natural logarithm"]
 Messages = Annotated[int, Field(gt=0, le=1_000_000), "messages"]
 Port = Annotated[int, Field(ge=0, le=65535), "TCP port"]
+Speakers = Annotated[int, Field(gt=0, le=64), "speakers"]
 Index = Annotated[int | None, Field(ge=0, le=1023), "index from 0"]
 # A name, IPv4 or IPv6; parts of topics, which MQTT limits to 65,535 bytes.
 Host = Annotated[str, Field(pattern=r"^[^\s:/]+$|^[0-9A-Fa-f:.]+$", max_length=255)]
@@ -133,6 +134,21 @@ class SegmenterConfig(Section):
     """Length at which an utterance is cut."""
     soft_limit_s: UtteranceSeconds = 15
     """Length from which any pause ends the utterance."""
+
+
+class SpeakersConfig(Section):
+    """Who speaks, found by the voice, at sources without ``source.speaker``."""
+
+    engine: Literal["none", "campplus"] = "none"
+    """``campplus``: the CAM++ speaker encoder; ``none``: speakers are not told apart."""
+    max_speakers: Speakers = 8
+    """Speakers of one dialogue; a further voice is none of them, but not sure."""
+    min_utterance_ms: Milliseconds = 1500
+    """Length below which an utterance's speaker is not sure."""
+    min_score: Probability = 0.6
+    """Probability of the most probable speaker below which an utterance's is not sure."""
+    min_enrolled_score: Probability = 0.9
+    """The same for a speaker who is known by an enrolled voice."""
 
 
 class TranscriptConfig(Section):
@@ -224,6 +240,8 @@ class Config(Section):
     """Voice activity detection."""
     segmenter: SegmenterConfig = SegmenterConfig()
     """How speech scores become utterances."""
+    speakers: SpeakersConfig = SpeakersConfig()
+    """Who speaks, found by the voice."""
     transcript: TranscriptConfig = TranscriptConfig()
     """Speech recognition."""
     dialogue: DialogueConfig = DialogueConfig()

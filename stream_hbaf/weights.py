@@ -1,9 +1,9 @@
 """Identifies the pretrained weights that a recogniser builds on by their SHA-256.
 
 A part is named by its kind and its model: ``text:all-MiniLM-L6-v2``, ``whisper:base``,
-``ge2e:resemblyzer``, ``vad:silero``, ``comet:<name>`` or ``speech:<name>``. Packages, folders and
-the hub bring these weights; a bundle only names them, with the digests that they had when it was
-trained and evaluated.
+``ge2e:resemblyzer``, ``speaker:campplus``, ``vad:silero``, ``comet:<name>`` or ``speech:<name>``.
+Packages, folders and the hub bring these weights; a bundle only names them, with the digests that
+they had when it was trained and evaluated.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from stream_hbaf.errors import BundleError
-from stream_hbaf.features.ge2e import INSTALL, find_ge2e
+from stream_hbaf.features import ge2e, speaker
 from stream_hbaf.features.pretrained import find_weights, resolve_encoder
 from stream_hbaf.speech.vad import find_silero
 
@@ -32,7 +32,10 @@ def find_part(part: str) -> tuple[Path, ...]:
             folder = find_whisper(name)
             return () if folder is None else (folder / "model.bin",)
         case "ge2e":
-            weights = find_ge2e()
+            weights = ge2e.find_ge2e()
+            return () if weights is None else (weights,)
+        case "speaker":
+            weights = speaker.find_campplus()
             return () if weights is None else (weights,)
         case "vad":
             return (find_silero(),) if name == "silero" else ()
@@ -82,7 +85,9 @@ def _remedy(part: str) -> str:
     if part.startswith("vad:"):
         return "pip install faster-whisper==1.2.1, or choose --set vad.engine=webrtc"
     if part.startswith("ge2e:"):
-        return f"{INSTALL} --force-reinstall"
+        return f"{ge2e.INSTALL} --force-reinstall"
+    if part.startswith("speaker:"):
+        return f"{speaker.INSTALL} --force-reinstall"
     if part.startswith(("comet:", "speech:")):
         return "get the model again that the bundle was trained with"
     return f"delete that folder and get them again: {REINSTALL}"

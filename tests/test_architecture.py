@@ -36,6 +36,7 @@ LIBRARIES = {
     "faster_whisper": {"features/whisper_encoder.py"},
     "huggingface_hub": {"features/pretrained.py"},
     "onnxruntime": {"onnx.py"},
+    "kaldi_native_fbank": {"features/speaker.py"},
     "opensmile": {"features/acoustic.py"},
     "rich": {"publish/terminal.py"},
     "jellyfish": {"corpora/asr_errors.py"},
