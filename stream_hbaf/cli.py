@@ -170,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except StreamHbafError as error:
         status = _report(str(error))
     except ModuleNotFoundError as error:
-        package = (error.name or "").split(".")[0]
+        package = (error.name or "").split(".")[0].replace("_", "-")  # as packages are called
         extra = _extra_with(package)
         if extra is None:
             raise

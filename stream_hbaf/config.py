@@ -37,7 +37,7 @@ from stream_hbaf.untrusted import (
 
 SAMPLE_RATE_HZ = 16_000
 ENVIRONMENT_PREFIX = "STREAM_HBAF_"
-SECRETS = ("mqtt.password", "dashboard.token", "source.token")
+SECRETS = ("mqtt.password", "dashboard.token", "metrics.token", "source.token")
 PATHS = ("where", "model", "record", "ca_file", "certificate", "key")  # may be other than UTF-8
 RESERVED_NAMES = ("request", "response")  # first topic levels that belong to no source
 
@@ -219,6 +219,17 @@ class DashboardConfig(Section):
     """Password of the page; unset: a random one, printed at the start."""
 
 
+class MetricsConfig(Section):
+    """The metrics for Prometheus."""
+
+    host: Host = "127.0.0.1"
+    """Address to listen at; anywhere but on this machine readers have to send the token."""
+    port: Port = 8771
+    """Port to listen at; 0: any that is free."""
+    token: SecretStr | None = None
+    """Bearer token of the readers; unset: a random one, printed at the start."""
+
+
 class Config(Section):
     """All settings of one recogniser."""
 
@@ -250,6 +261,8 @@ class Config(Section):
     """The broker, and what is published there."""
     dashboard: DashboardConfig | None = None
     """The web page; unset: no page."""
+    metrics: MetricsConfig | None = None
+    """The metrics for Prometheus; unset: no port for them."""
 
     @field_validator("sources")
     @classmethod

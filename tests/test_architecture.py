@@ -28,7 +28,12 @@ ROOMS = (
 
 # Each outside library is known to these files only, so that it can be replaced there.
 LIBRARIES = {
-    "aiohttp": {"dashboard/access.py", "dashboard/server.py"},
+    "aiohttp": {
+        "dashboard/access.py",
+        "dashboard/http_server.py",
+        "dashboard/metrics_server.py",
+        "dashboard/server.py",
+    },
     "aiomqtt": {"publish/connection.py", "publish/mqtt_client.py"},
     "amqtt": {"publish/broker.py"},
     "audformat": {"corpora/exchange.py"},
@@ -38,6 +43,7 @@ LIBRARIES = {
     "onnxruntime": {"onnx.py"},
     "kaldi_native_fbank": {"features/speaker.py"},
     "opensmile": {"features/acoustic.py"},
+    "prometheus_client": {"publish/metrics.py"},
     "rich": {"publish/terminal.py"},
     "jellyfish": {"corpora/asr_errors.py"},
     "jinja2": {"evaluation/report.py", "training/card.py"},

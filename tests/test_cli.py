@@ -79,6 +79,9 @@ def test_help_imports_no_heavy_library() -> None:
             "anybody on the network could send sound here; set a token",
         ),
         (["--set", "dashboard.token=secret"], "a password on the command line"),
+        (["--metrics", ":x"], "--metrics :x: write it as HOST:PORT, such as 127.0.0.1:8771"),
+        (["--metrics", "70000"], "'metrics.port' must be less than or equal to 65535"),
+        (["--set", "metrics.token=secret"], "a password on the command line"),
         (["--config", "absent.yaml"], "absent.yaml: can't be read"),
         (["--file", str(SPEECH), "--mqtt", "none", "--model", "absent"], "absent"),
         (["--file", str(SPEECH), "--mqtt", "mqtt://127.0.0.1:1"], "127.0.0.1:1"),
@@ -328,6 +331,7 @@ def test_several_sources_have_settings_of_their_own() -> None:
         ("", "127.0.0.1", 8770),
         ("0.0.0.0", "0.0.0.0", 8770),
         (":9000", "127.0.0.1", 9000),
+        ("9000", "127.0.0.1", 9000),
         ("[::1]:9000", "::1", 9000),
     ],
 )

@@ -149,7 +149,7 @@ def test_token_opens_the_page_once_in_the_address_and_then_as_a_cookie() -> None
 
 def test_token_is_drawn_where_others_can_connect() -> None:
     """Bound elsewhere than to this machine the page is never open, and each run draws anew."""
-    checks = [AccessControl(DashboardConfig(host="0.0.0.0")) for _ in range(2)]
+    checks = [AccessControl(DashboardConfig(host="0.0.0.0"), advice="") for _ in range(2)]
     assert len({check.token for check in checks}) == 2
     assert min(len(check.token) for check in checks) >= 32
     host = "192.168.1.5:8770"
@@ -158,7 +158,7 @@ def test_token_is_drawn_where_others_can_connect() -> None:
         refusal = checks[0].refuse(host=host, origin=None, token=token)
         assert refusal is not None
         assert refusal.status == 401
-    assert AccessControl(DashboardConfig(host="localhost")).token == ""
+    assert AccessControl(DashboardConfig(host="localhost"), advice="").token == ""
 
 
 def test_taken_port_is_one_line() -> None:

@@ -17,7 +17,7 @@ from stream_hbaf.audio.push_source import Address
 from stream_hbaf.audio.websocket import WebSocketSource
 from stream_hbaf.audio.wyoming import WyomingSource
 from stream_hbaf.config import DashboardConfig
-from stream_hbaf.dashboard import server
+from stream_hbaf.dashboard import http_server
 from stream_hbaf.dashboard.server import Dashboard
 from stream_hbaf.events import Info, Model
 
@@ -163,7 +163,7 @@ def test_dashboard_answers_beside_half_open_connections() -> None:
 
 def test_dashboard_ends_idle_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also one that begins another request and doesn't complete it."""
-    monkeypatch.setattr(server, "IDLE_S", 0.3)
+    monkeypatch.setattr(http_server, "IDLE_S", 0.3)
 
     async def scene() -> None:
         async with dashboard() as number:

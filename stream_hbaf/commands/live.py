@@ -100,8 +100,15 @@ def add_settings(parser: argparse.ArgumentParser, *, listening: bool = True) -> 
             "--dashboard",
             nargs="?",
             const="",
-            metavar="HOST:PORT",
+            metavar="[HOST:]PORT",
             help="show it on a page (default: 127.0.0.1:8770)",
+        )
+        parser.add_argument(
+            "--metrics",
+            nargs="?",
+            const="",
+            metavar="[HOST:]PORT",
+            help="serve metrics for Prometheus (default: 127.0.0.1:8771)",
         )
         parser.add_argument(
             "--record", type=Path, metavar="DIR", help="write a session: sound and events"
@@ -164,17 +171,26 @@ def _named_settings(options: argparse.Namespace) -> Iterator[tuple[str, str, Any
         yield "--mic", "source.where", f"mic:{options.mic}" if options.mic else "mic"
     if getattr(options, "source", None):
         yield "--source", "sources", [_source(text) for text in options.source]
-    if getattr(options, "dashboard", None) is not None:
-        yield "--dashboard", "dashboard", {}  # there, with its defaults
-        for name, value in _address(options.dashboard).items():
-            yield "--dashboard", f"dashboard.{name}", value
+    for section, port in (("dashboard", 8770), ("metrics", 8771)):
+        text = getattr(options, section, None)
+        if text is None:
+            continue
+        option = f"--{section}"
+        yield option, section, {}  # there, with its defaults
+        parts = _address(text)
+        if parts is None:
+            raise ConfigError(f"{option} {text}: write it as HOST:PORT, such as 127.0.0.1:{port}")
+        for name, value in parts.items():
+            yield option, f"{section}.{name}", value
 
 
-def _address(text: str) -> dict[str, str]:
-    """``HOST:PORT``, ``HOST`` or ``:PORT`` as settings of the dashboard."""
+def _address(text: str) -> dict[str, str] | None:
+    """``HOST:PORT``, ``HOST`` or ``PORT`` as settings of a server; None if it is none of these."""
+    if text.isdecimal():
+        return {"port": text}
     parts = re.fullmatch(r"(\[.+\]|[^:/\s]*)(?::(\d+))?", text)
     if parts is None:
-        raise ConfigError(f"--dashboard {text}: write it as HOST:PORT, such as 127.0.0.1:8770")
+        return None
     found = {"host": parts[1].strip("[]"), "port": parts[2]}
     return {key: value for key, value in found.items() if value}
 

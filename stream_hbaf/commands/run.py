@@ -27,7 +27,8 @@ from stream_hbaf.publish.terminal import JsonLines, Terminal
 from stream_hbaf.recognizer import Recognizer
 from stream_hbaf.sessions.recorder import SessionRecorder
 
-if TYPE_CHECKING:  # an extra
+if TYPE_CHECKING:  # extras
+    from stream_hbaf.dashboard.metrics_server import MetricsServer
     from stream_hbaf.dashboard.server import Dashboard
 
 T = TypeVar("T")
@@ -47,11 +48,7 @@ async def listen(config: Config, *, speed: float | None, json: bool) -> None:
     stop = _asked_to_stop()
     config, speed = _fall_back(config, speed)
     async with contextlib.AsyncExitStack() as opened:
-        page = None
-        if config.dashboard is not None:
-            from stream_hbaf.dashboard.server import Dashboard
-
-            page = Dashboard(config.dashboard, sessions=config.record)
+        page, metrics = _servers(config)
         pipelines: list[LivePipeline] = []
 
         def report(source: str, state: State, detail: str) -> None:
@@ -68,13 +65,27 @@ async def listen(config: Config, *, speed: float | None, json: bool) -> None:
         config = await _with_broker(config, opened)
         print_status("loading the models")
         recognizer = await asyncio.to_thread(Recognizer, config)
-        run = _Run(config, recognizer, page=page)
+        run = _Run(config, recognizer, page=page, metrics=metrics)
         opened.callback(lambda: run.pipeline.recognizer.close())  # it may have been swapped
         await run.start(JsonLines(stop=stop) if json else Terminal())
         pipelines.append(run.pipeline)
         names = ", ".join(source.name for source in sources)
         print_status(f"listening to {names}; Ctrl-C ends")
         await run.pipeline.run(sources, stop=stop, beside=[run.publish_health()])
+
+
+def _servers(config: Config) -> "tuple[Dashboard | None, MetricsServer | None]":
+    """The web page and the metrics' port, not yet open; their libraries are extras."""
+    page = metrics = None
+    if config.dashboard is not None:
+        from stream_hbaf.dashboard.server import Dashboard
+
+        page = Dashboard(config.dashboard, sessions=config.record)
+    if config.metrics is not None:
+        from stream_hbaf.dashboard.metrics_server import MetricsServer
+
+        metrics = MetricsServer(config.metrics)
+    return page, metrics
 
 
 def _asked_to_stop() -> asyncio.Event:
@@ -99,9 +110,17 @@ async def _unless(stop: asyncio.Event, opening: Coroutine[object, object, T]) ->
 class _Run:
     """The pipeline of one run with its publishers and its controls."""
 
-    def __init__(self, config: Config, recognizer: Recognizer, *, page: "Dashboard | None") -> None:
+    def __init__(
+        self,
+        config: Config,
+        recognizer: Recognizer,
+        *,
+        page: "Dashboard | None",
+        metrics: "MetricsServer | None",
+    ) -> None:
         self._config = config
         self._page = page
+        self._metrics = metrics
         self._mqtt: MqttPublisher | None = None
         self._recorder: SessionRecorder | None = None
         if config.record is not None:
@@ -127,7 +146,7 @@ class _Run:
             self._mqtt = MqttPublisher(
                 self._config.mqtt,
                 info=self._info(),
-                on_status=lambda connected, line: print_status(line),
+                on_status=self._report_broker,
                 control=controls,
             )
             await self._mqtt.connect()
@@ -141,7 +160,24 @@ class _Run:
             await self._page.start()
             self._publishers.append(self._page)
             print_status(f"showing all of it at {self._page.address}")
+        if self._metrics is not None:
+            await self._start_metrics(self._metrics)
         self._publishers.append(screen)
+
+    async def _start_metrics(self, server: "MetricsServer") -> None:
+        from stream_hbaf.publish.metrics import Metrics
+
+        server.metrics = Metrics(
+            self._info(), health=self.pipeline.health, has_broker=self._mqtt is not None
+        )
+        await server.start()
+        self._publishers.append(server)
+        print_status(f"metrics are at {server.address}")
+
+    def _report_broker(self, connected: bool, line: str) -> None:
+        print_status(line)
+        if self._metrics is not None and self._metrics.metrics is not None:
+            self._metrics.metrics.broker_is_connected(connected)
 
     def _stores(self) -> list[DialogueStore]:
         """Everything that holds parts of dialogues; without a broker, what other runs left."""

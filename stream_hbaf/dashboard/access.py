@@ -1,4 +1,4 @@
-"""Decides which requests the dashboard answers, and what its answers allow a browser to do."""
+"""Decides which requests are answered, and what the answers allow a browser to do."""
 
 import hmac
 import secrets
@@ -7,7 +7,7 @@ from aiohttp import web
 
 from stream_hbaf.audio.push_source import is_loopback
 from stream_hbaf.audio.websocket import hostname
-from stream_hbaf.config import DashboardConfig
+from stream_hbaf.config import DashboardConfig, MetricsConfig
 
 TOKEN_BYTES = 24
 
@@ -29,11 +29,12 @@ class AccessControl:
     Any web page in a browser on this machine could connect to the server. So requests from pages
     of other origins are refused. A server on the loopback address needs no token, but answers
     requests for a loopback host name only, because a foreign name may resolve to this machine (DNS
-    rebinding). On other addresses, or where a token is configured, the token is required: once in
-    the address of the page, from then on as a cookie. ``token`` is empty where none is needed.
+    rebinding). On other addresses, or where a token is configured, the token is required.
+    ``token`` is empty where none is needed. ``advice`` says how to send it.
     """
 
-    def __init__(self, config: DashboardConfig) -> None:
+    def __init__(self, config: DashboardConfig | MetricsConfig, *, advice: str) -> None:
+        self._advice = advice
         self._loopback_only = is_loopback(config.host)
         self._host = config.host
         drawn = "" if self._loopback_only else secrets.token_urlsafe(TOKEN_BYTES)
@@ -41,16 +42,16 @@ class AccessControl:
 
     def refuse(self, *, host: str, origin: str | None, token: str) -> web.Response | None:
         """None if the request is allowed. ``host`` and ``origin`` are its headers (programs other
-        than browsers send no origin); ``token`` is from its address or cookie."""
+        than browsers send no origin); ``token`` is what it brings."""
         name = hostname(f"//{host}")
         if self._loopback_only and not is_loopback(name) and name != self._host:
-            return _refusal(421, "this page answers to localhost only")
+            return _refusal(421, "this port answers to localhost only")
         if origin is not None and origin.partition("://")[2] != host:
             return _refusal(403, "pages of other sites are refused")
         # The time of the comparison must not depend on how much of the token is right.
         given, needed = token.encode(errors="replace"), self.token.encode()
         if self.token and not hmac.compare_digest(given, needed):
-            return _refusal(401, "open the address that stream-hbaf printed: it holds the token")
+            return _refusal(401, self._advice)
         return None
 
 

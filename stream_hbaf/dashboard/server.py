@@ -11,23 +11,18 @@ import contextlib
 import errno
 import json
 import logging
-import socket
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from urllib.parse import quote, unquote
 
 from aiohttp import WSCloseCode, WSMsgType, web
-from aiohttp.http_exceptions import HttpProcessingError
 from pydantic import ValidationError
 
-from stream_hbaf.audio.port import Port, open_port
 from stream_hbaf.audio.push_source import IDLE_S as SENDER_IDLE_S
 from stream_hbaf.audio.push_source import (
-    Address,
     AlreadySendingError,
     PushSource,
-    plain_reason,
 )
 from stream_hbaf.audio.source import OnStatus
 from stream_hbaf.audio.websocket import (
@@ -38,8 +33,9 @@ from stream_hbaf.audio.websocket import (
     receive,
 )
 from stream_hbaf.config import DashboardConfig, SourceConfig
-from stream_hbaf.dashboard.access import AccessControl, add_headers
+from stream_hbaf.dashboard.access import AccessControl
 from stream_hbaf.dashboard.feed import LatestEvents, PageQueue, Recordings, page_message
+from stream_hbaf.dashboard.http_server import HttpServer
 from stream_hbaf.errors import AudioError, ConfigError, CorpusError, StreamHbafError
 from stream_hbaf.events import (
     AnyEvent,
@@ -55,11 +51,10 @@ from stream_hbaf.events import (
 from stream_hbaf.publish.requests import Control
 
 PAGE = Path(__file__).parent / "page"
-ANY_ADDRESS = ("0.0.0.0", "::")  # to listen on all interfaces; not an address to connect to
+TOKEN_ADVICE = "open the address that stream-hbaf printed: it holds the token"
 MAX_PAGES = 32
 MAX_REQUEST = 1 << 14  # bytes
 HEARTBEAT_S = 20.0  # between two pings of a page
-IDLE_S = 15.0  # of a connection after a request
 PRIVATE = {"Cache-Control": "no-store"}  # transcripts and audio stay out of the browser's cache
 
 LOG = logging.getLogger(__name__)
@@ -85,45 +80,23 @@ class Dashboard:
     ) -> None:
         self.info = info
         self.control = control
-        self._config = config
         self._recordings = Recordings(sessions)
-        self._access = AccessControl(config)
+        self._access = AccessControl(config, advice=TOKEN_ADVICE)
         self._latest = LatestEvents()
         self._pages: dict[web.WebSocketResponse, PageQueue] = {}
         self._microphones: dict[str, PushSource] = {}
-        self._runner = web.AppRunner(
-            self._application(),
-            access_log=None,
-            logger=_server_log(),
-            shutdown_timeout=1,
-            keepalive_timeout=IDLE_S,
-        )
-        self._listening: Port | None = None
-        self._port = config.port
+        self._server = HttpServer(self._application(), section="dashboard", config=config)
 
     @property
     def address(self) -> str:
         """The page's URL, with the token if one is needed."""
-        host = self._config.host
-        if host in ANY_ADDRESS:
-            host = socket.gethostname()
         token = f"?token={quote(self._access.token, safe='')}" if self._access.token else ""
-        return f"http://{Address(host, self._port)}/{token}"
+        return f"http://{self._server.address}/{token}"
 
     async def start(self) -> None:
         """Open the port. Raises ConfigError if it can't be opened."""
         assert self.info is not None
-        where = Address(self._config.host, self._config.port)
-        try:
-            self._listening = await open_port("dashboard", where.host, where.port)
-        except OSError as error:
-            raise ConfigError(
-                f"dashboard: can't listen on {where} ({plain_reason(error)}); choose another "
-                "dashboard.port, or end the program that uses it"
-            ) from None
-        await self._runner.setup()
-        await web.SockSite(self._runner, self._listening).start()
-        self._port = self._listening.getsockname()[1]
+        await self._server.start()
 
     def microphone(self, source: SourceConfig, *, on_status: OnStatus) -> PushSource:
         """A source whose audio comes from the microphone of a browser with an open page."""
@@ -154,7 +127,7 @@ class Dashboard:
                 await asyncio.gather(*leaving)
         except TimeoutError:
             LOG.debug("a page did not close its connection in time")
-        await self._runner.cleanup()
+        await self._server.close()
 
     async def forget(self, dialogue_id: str) -> int:
         """Erase a dialogue here and on all pages; returns how many utterances were erased."""
@@ -174,7 +147,6 @@ class Dashboard:
 
     def _application(self) -> web.Application:
         application = web.Application(middlewares=[self._check_access], client_max_size=MAX_REQUEST)
-        application.on_response_prepare.append(add_headers)
         application.add_routes(
             [
                 web.get("/", self._index),
@@ -192,7 +164,7 @@ class Dashboard:
     async def _check_access(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Middleware for every request, WebSockets included."""
         token = request.query.get("token", "") if request.path == "/" else ""
-        cookie = f"stream_hbaf_{self._port}"  # cookies are shared between ports
+        cookie = f"stream_hbaf_{self._server.port}"  # cookies are shared between ports
         refusal = self._access.refuse(
             host=request.host,
             origin=request.headers.get("Origin"),
@@ -200,8 +172,7 @@ class Dashboard:
         )
         if refusal is not None:
             return refusal
-        if self._listening is not None and request.transport is not None:
-            self._listening.establish(request.transport.get_extra_info("peername"))
+        self._server.establish(request)
         if token:  # moved from the address, which the browser shows and stores, to the cookie
             moved = web.Response(status=303, headers={"Location": "/"})
             moved.set_cookie(cookie, quote(token), httponly=True, samesite="Lax", path="/")
@@ -329,16 +300,3 @@ async def _open(socket: web.WebSocketResponse, request: web.Request) -> None:
         await socket.prepare(request)
     except ValueError:  # which aiohttp raises for a key that isn't ASCII
         raise web.HTTPBadRequest(text="a WebSocket's key that is none\n") from None
-
-
-def _server_log() -> logging.Logger:
-    """A log for aiohttp, which logs each bad request with a traceback, without those of peers."""
-    log = LOG.getChild("http")
-    log.addFilter(_is_not_of_a_peer)
-    return log
-
-
-def _is_not_of_a_peer(record: logging.LogRecord) -> bool:
-    """Whether a record is of another error than no HTTP, and a peer that has hung up."""
-    error = record.exc_info[1] if record.exc_info else None
-    return not isinstance(error, HttpProcessingError | ConnectionError)
