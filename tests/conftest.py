@@ -52,13 +52,29 @@ SLOW = [
     "wheel",
     "whisper",
 ]
+# Of these, what ``tools/test --all`` runs beside the default: attacks and drills, packaging, and
+# training in depth, which take a third of the time of all tests.
+LONG = [
+    "case_study",
+    "downloads",
+    "drill",
+    "experiment_networks",
+    "fitting",
+    "fuzz",
+    "mqtt_refusals",
+    "processes",
+    "train",
+    "trainer",
+    "training_tokens",
+    "wheel",
+]
 
 
-assert all((Path(__file__).parent / f"test_{module}.py").is_file() for module in SLOW)
+assert all((Path(__file__).parent / f"test_{module}.py").is_file() for module in (*SLOW, *LONG))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what ``tools/test --fast`` leaves out: needs other programs, or takes long."""
+    """Mark what ``tools/test`` leaves out unless it is asked for all, and ``--fast`` besides."""
     for item in items:
         assert isinstance(item, pytest.Function)
         for provider in {getattr(value, "__module__", "") for value in vars(item.module).values()}:
@@ -66,6 +82,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(PROVIDERS[provider])
         if item.module.__name__.removeprefix("test_") in SLOW or "recognizer" in item.fixturenames:
             item.add_marker("slow")
+        if item.module.__name__.removeprefix("test_") in LONG:
+            item.add_marker("long")
 
 
 @pytest.fixture(autouse=True)
