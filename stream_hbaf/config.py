@@ -136,6 +136,25 @@ class SegmenterConfig(Section):
     """Length from which any pause ends the utterance."""
 
 
+class EndpointConfig(Section):
+    """When a pause ends an utterance."""
+
+    engine: Literal["silence", "turn", "auto"] = "silence"
+    """``silence``: ``segmenter.min_silence_ms`` decides; ``turn``: a model of turns decides with it;
+    ``auto``: the model where its weights are installed."""
+    silence_ms: Milliseconds = 352
+    """Silence that ends an utterance whose turn sounds finished."""
+    max_silence_ms: Milliseconds = 992
+    """Silence that ends an utterance whose turn sounds unfinished."""
+    finished: Probability = 0.8
+    """The model's probability from which a turn sounds finished."""
+    unfinished: Probability = 0.3
+    """The model's probability below which a turn sounds unfinished."""
+    max_resumed: Probability = 0.2
+    """Share of the source's pauses of ``silence_ms`` after which speech went on, up to which an
+    utterance may end there; 1: always."""
+
+
 class SpeakersConfig(Section):
     """Who speaks, found by the voice, at sources without ``source.speaker``."""
 
@@ -251,6 +270,8 @@ class Config(Section):
     """Voice activity detection."""
     segmenter: SegmenterConfig = SegmenterConfig()
     """How speech scores become utterances."""
+    endpoint: EndpointConfig = EndpointConfig()
+    """When a pause ends an utterance."""
     speakers: SpeakersConfig = SpeakersConfig()
     """Who speaks, found by the voice."""
     transcript: TranscriptConfig = TranscriptConfig()

@@ -14,7 +14,7 @@ from stream_hbaf.untrusted import as_unicode
 
 Stage = Literal["capture", "vad", "transcript", "acoustic", "classifier"]
 State = Literal["online", "offline", "degraded"]
-Trigger = Literal["silence", "length", "end_of_input", "request"]
+Trigger = Literal["silence", "turn", "timeout", "length", "end_of_input", "request"]
 SwitchName = Literal["listening", "transcribe", "record"]
 Privacy = Literal["full", "no_text", "label_only"]
 
@@ -145,7 +145,8 @@ class Utterance(Event):
     audio_end_ms: float | None = None
     """When speech ended, since the source was opened. Only in an ``end``."""
     trigger: Trigger | None = None
-    """What ended the utterance. Only in an ``end``."""
+    """What ended the utterance. Only in an ``end``. ``turn`` is a pause after a turn that sounds
+    finished, ``silence`` a longer one, ``timeout`` the longest, after a turn that doesn't."""
     text: str = ""
     """The transcript; empty if there are no words, or if privacy keeps them back."""
     language: str = ""

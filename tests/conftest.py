@@ -40,6 +40,7 @@ SLOW = [
     "fitting",
     "fuzz",
     "live",
+    "live_endpoints",
     "live_replay",
     "preparation",
     "processes",

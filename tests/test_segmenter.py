@@ -7,20 +7,21 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from stream_hbaf.audio.file import read_audio
-from stream_hbaf.config import Config, SegmenterConfig, VadConfig
+from stream_hbaf.config import Config, EndpointConfig, SegmenterConfig, VadConfig
 from stream_hbaf.errors import ConfigError
+from stream_hbaf.speech.detector import UtteranceDetector
+from stream_hbaf.speech.endpointer import Habit
 from stream_hbaf.speech.segmenter import (
     Begin,
+    Consult,
     Extend,
     Finish,
     Pause,
     Resume,
     Segmenter,
     SegmenterAction,
-    UtteranceDetector,
 )
 from stream_hbaf.speech.vad import open_detector
 
@@ -38,6 +39,8 @@ CONFIG = SegmenterConfig(
     soft_limit_s=1,
     max_utterance_s=2,
 )
+# Questions after 4 frames of silence and after 6; 9 end.
+ENDPOINT = EndpointConfig(silence_ms=80, max_silence_ms=180)
 SCORES = {"s": 0.75, "l": 0.4, ".": 0.1}  # speech, low (between release and threshold), silence
 
 
@@ -65,9 +68,23 @@ def in_frames(actions: Iterable[SegmenterAction]) -> list[tuple[object, ...]]:
                 short.append(("pause", end / F))
             case Resume():
                 short.append(("resume",))
+            case Consult(end=end, trigger=trigger):
+                short.append((f"{trigger}?", end / F))
             case Finish():
                 short.append(("finish", action.start / F, action.end / F, action.trigger))
     return short
+
+
+def consult(pattern: str, *, over: set[str]) -> list[tuple[object, ...]]:
+    """The actions for a pattern when the answer is yes to the questions of these triggers."""
+    segmenter = Segmenter(CONFIG, VAD, frame_samples=F, endpoint=ENDPOINT)
+    actions: list[SegmenterAction] = []
+    for score in scores_of(pattern):
+        found = segmenter.feed(score)
+        actions += found
+        if found and isinstance(found[-1], Consult):
+            actions += segmenter.answer(is_over=found[-1].trigger in over)
+    return in_frames(actions)
 
 
 def test_utterance_in_silence() -> None:
@@ -349,6 +366,100 @@ def test_read_sentences() -> None:
     assert ends[0].mean_score > 0.8
 
 
+def test_consult_ends_a_finished_turn_early() -> None:
+    """Asked after a short silence, a yes ends the utterance there and then."""
+    assert consult("sssss .... sss", over={"turn"})[2:] == [
+        ("pause", 7),
+        ("turn?", 7),
+        ("finish", 0, 7, "turn"),
+        ("begin", 7),
+        ("extend", 7, 12),
+    ]
+
+
+def test_consult_at_the_usual_silence() -> None:
+    """A turn that sounds neither finished nor unfinished ends as silence alone would end it."""
+    assert consult("sssss ......", over={"silence"})[3:] == [
+        ("turn?", 7),
+        ("silence?", 7),
+        ("finish", 0, 7, "silence"),
+    ]
+
+
+def test_consult_waits_for_an_unfinished_turn() -> None:
+    """Two noes: speech that resumes belongs to the utterance, and the longest silence ends it."""
+    assert consult("sssss ........ s .........", over=set())[3:] == [
+        ("turn?", 7),
+        ("silence?", 7),
+        ("resume",),
+        ("extend", 7, 16),
+        ("pause", 16),
+        ("turn?", 16),
+        ("silence?", 16),
+        ("finish", 0, 16, "timeout"),
+    ]
+
+
+def test_no_consult_outside_an_utterance_or_after_its_end() -> None:
+    """Too little speech, an utterance that a pause ends for its length, and a flush ask nothing."""
+    assert consult("ss .........", over=set()) == []
+    assert consult("s" * 49 + " ....", over=set())[-1] == ("finish", 0, 51, "length")
+    segmenter = Segmenter(CONFIG, VAD, frame_samples=F, endpoint=ENDPOINT)
+    actions = [action for score in scores_of("sss ....") for action in segmenter.feed(score)]
+    assert isinstance(actions[-1], Consult)
+    assert in_frames(segmenter.flush()) == [("finish", 0, 5, "end_of_input")]
+    assert segmenter.feed(0.1) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"silence_ms": 40}, r"segmenter\.pause_ms is 60, more than endpoint\.silence_ms's 40"),
+        ({"silence_ms": 140}, r"silence_ms is 140, more than segmenter\.min_silence_ms's 120"),
+        ({"max_silence_ms": 100}, r"min_silence_ms is 120, more than endpoint\.max_silence_ms's"),
+        ({"unfinished": 0.9}, r"endpoint\.unfinished is 0\.9, more than endpoint\.finished's 0"),
+    ],
+)
+def test_contradictory_endpoint_settings(change: dict[str, float], message: str) -> None:
+    """They are refused where they take effect, and ignored where silence alone decides."""
+    endpoint = ENDPOINT.model_copy(update=change)
+    with pytest.raises(ConfigError, match=message):
+        Segmenter(CONFIG, VAD, frame_samples=F, endpoint=endpoint)
+    config = Config(segmenter=CONFIG, vad=VAD, endpoint=endpoint)
+    UtteranceDetector(config)
+
+
+def habits(pattern: str, *, over: set[str]) -> list[float]:
+    """The share of short pauses that comes with each question, in percent."""
+    segmenter = Segmenter(CONFIG, VAD, frame_samples=F, endpoint=ENDPOINT)
+    found = []
+    for score in scores_of(pattern):
+        for action in segmenter.feed(score):
+            if isinstance(action, Consult):
+                found.append(round(100 * action.habit.resumed, 1))
+                segmenter.answer(is_over=action.trigger in over)
+    return found
+
+
+@pytest.mark.parametrize("over", [set(), {"turn", "silence"}])
+def test_habit_of_a_source(over: set[str]) -> None:
+    """Learned from pauses of ``silence_ms``, that of speech going on, whatever is decided there."""
+    assert habits("sssss ....", over=over) == [30]
+    assert habits("sssss ......... sss ....", over=over)[-1] == 27
+    assert habits("sssss ..... sss ....", over=over)[-1] == 37
+
+
+def test_habit_outlasts_a_restart() -> None:
+    """A new segmenter goes on with what was learned; what a flush interrupts isn't counted."""
+    segmenter = Segmenter(CONFIG, VAD, frame_samples=F, endpoint=ENDPOINT, habit=Habit(0.4))
+    for score in scores_of("sssss ...."):
+        segmenter.feed(score)
+    segmenter.flush()
+    for score in scores_of("....."):
+        segmenter.feed(score)
+    assert segmenter.habit == Habit(0.4)
+
+
 # What a source of sound does: stays in one state for a while, then in another.
 stretches = st.lists(
     st.tuples(st.sampled_from([0.0, 0.2, 0.4, 0.6, 1.0]), st.integers(1, 40)), max_size=40
@@ -375,11 +486,28 @@ def configs(draw: st.DrawFn) -> SegmenterConfig:
     )
 
 
+@st.composite
+def endpoints(draw: st.DrawFn, config: SegmenterConfig) -> EndpointConfig | None:
+    """None, or any settings that don't contradict the segmenter's."""
+    if draw(st.booleans()):
+        return None
+    return EndpointConfig(
+        silence_ms=draw(st.integers(config.pause_ms, config.min_silence_ms)),
+        max_silence_ms=draw(st.integers(config.min_silence_ms, 600)),
+    )
+
+
 @settings(max_examples=400, deadline=None)
-@given(scores=any_scores, config=configs(), flush_at=st.integers(0, 400))
-def test_actions_any_scores(scores: list[float], config: SegmenterConfig, flush_at: int) -> None:
-    """Extends tile each utterance; utterances are ordered, apart, announced, and not too long."""
-    segmenter = Segmenter(config, VAD, frame_samples=F)
+@given(data=st.data(), scores=any_scores, config=configs(), flush_at=st.integers(0, 400))
+def test_actions_any_scores(
+    data: st.DataObject, scores: list[float], config: SegmenterConfig, flush_at: int
+) -> None:
+    """Extends tile each utterance; utterances are ordered, apart, announced, and not too long.
+
+    Whatever is answered to the questions, which are asked at a pause only.
+    """
+    endpoint = data.draw(endpoints(config))
+    segmenter = Segmenter(config, VAD, frame_samples=F, endpoint=endpoint)
     last_end = 0
     begin: int | None = None
     fed = 0
@@ -390,8 +518,13 @@ def test_actions_any_scores(scores: list[float], config: SegmenterConfig, flush_
         kept_from = segmenter.keep_from
         actions = segmenter.flush() if score is None or index == flush_at else []
         actions += [] if score is None else segmenter.feed(score)
+        if actions and isinstance(actions[-1], Consult):
+            actions += segmenter.answer(is_over=data.draw(st.booleans()))
         for action in actions:
             match action:
+                case Consult():
+                    assert endpoint is not None
+                    assert action.end == fed == paused_at
                 case Begin(start):
                     assert begin is None
                     assert max(last_end, kept_from) <= start < taken
@@ -431,39 +564,3 @@ def test_actions_no_future(scores: list[float], config: SegmenterConfig) -> None
     actions = [segmenter.feed(score) for score in scores]
     again = Segmenter(config, VAD, frame_samples=F)
     assert [again.feed(score) for score in scores[:half]] == actions[:half]
-
-
-# ---- utterances of real sound
-
-
-def utterances(sound: NDArray[np.int16], *, forget: bool, splits: list[int]) -> list[Finish]:
-    """The utterances in a sound that comes in pieces, which end at ``splits``."""
-    detector = UtteranceDetector(Config(vad=VadConfig(forget=forget)))
-    actions = [one for piece in np.split(sound, splits) for one in detector.feed(piece)]
-    actions += detector.flush(resume_at=len(sound))
-    return [action for action in actions if isinstance(action, Finish)]
-
-
-def test_forget_finds_quiet_speech_after_loud_speech() -> None:
-    """Silero's network misses a sentence 36 dB below the one before, and finds it alone."""
-    loud, sentence = (read_audio(path) for path in SENTENCES[:2])
-    quiet = (sentence * 10 ** (-36 / 20)).astype(np.int16)
-    silence = np.zeros(3 * 8192 - len(loud) % 512, np.int16)
-    pair = np.concatenate([loud, silence, quiet, silence])
-    at = len(loud) + len(silence)
-    [alone] = utterances(np.concatenate([quiet, silence]), forget=True, splits=[])
-    assert len(utterances(pair, forget=False, splits=[])) == 1
-    _, second = utterances(pair, forget=True, splits=[])
-    assert (second.speech_end - at, second.end - at) == (alone.speech_end, alone.end)
-
-
-@given(st.lists(st.integers(0, 200_000), max_size=20))
-@settings(max_examples=5, deadline=None)
-def test_forget_whatever_the_split(splits: list[int]) -> None:
-    """The next frame is scored anew also if it came with the one that ended the utterance."""
-    first, second = (read_audio(path) for path in SENTENCES[:2])
-    silence = np.zeros(16_000, np.int16)
-    sound = np.concatenate([first, silence, second, silence])
-    whole = utterances(sound, forget=True, splits=[])
-    assert len(whole) >= 2
-    assert utterances(sound, forget=True, splits=sorted(splits)) == whole

@@ -25,7 +25,8 @@ from stream_hbaf.config import Config, TranscriptConfig
 from stream_hbaf.evaluation.metrics import word_error_rate
 from stream_hbaf.features import whisper as transcript
 from stream_hbaf.features.whisper_encoder import LONGEST_S, MARGIN_S, find_whisper, window_of
-from stream_hbaf.speech.segmenter import Finish, UtteranceDetector
+from stream_hbaf.speech.detector import UtteranceDetector
+from stream_hbaf.speech.segmenter import Finish
 
 RECORDINGS = Path(__file__).parents[1] / "tests" / "recordings"
 SENTENCES = {"01": "Kids are talking by the door", "02": "Dogs are sitting by the door"}

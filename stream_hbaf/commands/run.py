@@ -16,6 +16,7 @@ from stream_hbaf.commands import print_status
 from stream_hbaf.config import Config, SourceConfig
 from stream_hbaf.errors import DeviceError
 from stream_hbaf.events import Health, Info, State
+from stream_hbaf.features.turn_model import choose_engine
 from stream_hbaf.live.control import Controls, DialogueStore
 from stream_hbaf.live.pipeline import LivePipeline
 from stream_hbaf.live.runtime import Publisher
@@ -46,7 +47,7 @@ async def listen(config: Config, *, speed: float | None, json: bool) -> None:
     Raises a StreamHbafError if a source, the broker, the models or a publisher can't be opened.
     """
     stop = _asked_to_stop()
-    config, speed = _fall_back(config, speed)
+    config, speed = _fall_back(choose_engine(config), speed)
     async with contextlib.AsyncExitStack() as opened:
         page, metrics = _servers(config)
         pipelines: list[LivePipeline] = []

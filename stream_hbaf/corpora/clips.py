@@ -20,7 +20,8 @@ from stream_hbaf.corpora.augment import CLEAN, Condition, NoisesAndRooms, Sample
 from stream_hbaf.corpora.cache import digest_code, library_versions
 from stream_hbaf.corpora.dialogue import Dialogue
 from stream_hbaf.errors import AudioError
-from stream_hbaf.speech.segmenter import Finish, UtteranceDetector
+from stream_hbaf.speech.detector import UtteranceDetector
+from stream_hbaf.speech.segmenter import Finish
 from stream_hbaf.speech.vad import SpeechDetector, open_detector
 
 # Of an utterance that the segmenter cut, at most so much is measured: as much as Whisper's encoder
@@ -35,7 +36,11 @@ CODE = {
         "stream_hbaf.audio.source",
         "stream_hbaf.corpora.clips",
     ),
-    "segmentation": ("stream_hbaf.speech.segmenter", "stream_hbaf.speech.vad"),
+    "segmentation": (
+        "stream_hbaf.speech.detector",
+        "stream_hbaf.speech.segmenter",
+        "stream_hbaf.speech.vad",
+    ),
     "condition": ("stream_hbaf.corpora.augment",),
 }
 LIBRARIES = {

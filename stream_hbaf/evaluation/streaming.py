@@ -28,7 +28,7 @@ from stream_hbaf.live.runtime import Recognition
 from stream_hbaf.networks.calibration import MODALITIES, Modality
 from stream_hbaf.prediction import Prediction
 from stream_hbaf.recognizer import Int16, Recognizer
-from stream_hbaf.speech.segmenter import UtteranceDetector
+from stream_hbaf.speech.detector import UtteranceDetector
 
 Flags = NDArray[np.bool_]
 Milliseconds = NDArray[np.float64]

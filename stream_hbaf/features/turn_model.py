@@ -5,16 +5,20 @@ is Whisper's spectrogram of the last 8 s, normalised, with silence before a shor
 """
 
 import hashlib
+import logging
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_hbaf.config import SAMPLE_RATE_HZ
+from stream_hbaf.config import SAMPLE_RATE_HZ, Config, EndpointConfig
 from stream_hbaf.errors import ModelError
 from stream_hbaf.features.pretrained import package_folder
 from stream_hbaf.features.whisper_encoder import FFT, HOP, log_mel, mel_filters
 from stream_hbaf.onnx import open_network
+from stream_hbaf.speech.segmenter import check_segmentation
+
+LOG = logging.getLogger(__name__)
 
 Float32 = NDArray[np.float32]
 
@@ -35,9 +39,7 @@ class TurnModel:
     """
 
     def __init__(self) -> None:
-        network = find_turn_model()
-        if network is None:
-            raise ModelError(f"{USE}: pipecat-ai, which carries its weights, is missing; {INSTALL}")
+        network = require_turn_model()
         if (digest := hashlib.sha256(network.read_bytes()).hexdigest()) != SHA256:
             raise ModelError(
                 f"{USE}: {network} has SHA-256 {digest}, not {SHA256}; {INSTALL} --force-reinstall"
@@ -50,6 +52,35 @@ class TurnModel:
         """How likely the turn (int16 [n], mono, 16 kHz, to within the pause) is over, 0 to 1."""
         mel = turn_features(samples, filters=self._filters)
         return float(self._session.run(None, {INPUT: mel[None]})[0].item())
+
+
+def choose_engine(config: Config) -> Config:
+    """The settings with ``endpoint.engine`` chosen where it is ``auto``, so that a session holds
+    which one it was; one line is logged where the weights are missing.
+
+    Raises ModelError if a model is asked for that isn't there, and ConfigError when its settings
+    contradict each other.
+    """
+    engine = config.endpoint.engine
+    if engine == "auto" and find_turn_model() is None:
+        LOG.warning(
+            "utterances end after %d ms of silence; %s lets them end sooner",
+            config.segmenter.min_silence_ms,
+            INSTALL,
+        )
+        engine = "silence"
+    if engine != "silence":
+        check_segmentation(config.segmenter, config.vad, config.endpoint)
+        require_turn_model()
+        engine = "turn"
+    endpoint = config.endpoint.model_copy(update={"engine": engine})
+    return config.model_copy(update={"endpoint": endpoint})
+
+
+def open_turn_model(config: EndpointConfig) -> TurnModel | None:
+    """The model; None where silence alone ends utterances. Raises ModelError."""
+    without = config.engine == "silence" or (config.engine == "auto" and not find_turn_model())
+    return None if without else TurnModel()
 
 
 def turn_features(samples: NDArray[np.int16], *, filters: Float32) -> Float32:
@@ -71,3 +102,10 @@ def find_turn_model() -> Path | None:
     folder = package_folder("pipecat")
     network = None if folder is None else folder / INSIDE
     return network if network is not None and network.is_file() else None
+
+
+def require_turn_model() -> Path:
+    """The file of the network. Raises ModelError if it is not installed."""
+    if (network := find_turn_model()) is None:
+        raise ModelError(f"{USE}: pipecat-ai, which carries its weights, is missing; {INSTALL}")
+    return network

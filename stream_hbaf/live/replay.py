@@ -1,12 +1,14 @@
 """Replays a recorded session: the same sound through the same models, in the recorded order.
 
 The recording decides what timing decided live: which dialogue an utterance belonged to, and in
-which order the utterances of several sources were classified. Everything else is computed anew.
+which order the utterances of several sources were classified. It also knows where turns were found
+to be over, so that the turn model isn't needed. Everything else is computed anew.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
@@ -20,10 +22,13 @@ from stream_hbaf.live.utterance import LiveUtterance
 from stream_hbaf.recognizer import Int16, Recognizer
 from stream_hbaf.sessions.format import Stretch, package_versions, sample_at
 from stream_hbaf.sessions.session import Session
-from stream_hbaf.speech.segmenter import Begin, Feed, Finish, UtteranceDetector
+from stream_hbaf.speech.detector import Feed, UtteranceAction, UtteranceDetector
+from stream_hbaf.speech.segmenter import Begin, Consult, Finish
 
 Load = Callable[[Config], AbstractContextManager[Recognizer]]
 Progress = Callable[[str], None]
+# Of sessions that were recorded before there was a choice.
+ENDPOINTS_BEFORE: Mapping[str, Any] = {"endpoint": {"engine": "silence"}}
 RECORDED = {"id", "rev", "start_time", "end_time"}  # fields that are taken from the recording
 
 
@@ -191,15 +196,25 @@ def _ends(session: Session) -> Iterator[tuple[Utterance, bool]]:
 
 def _utterances(session: Session, *, source: str, config: Config) -> Iterator[_Detected]:
     """All utterances in a source's sound, detected as they were live."""
-    detector = UtteranceDetector(config)
+    detector = UtteranceDetector(config, asks=config.endpoint.engine != "silence")
+    recorded = {
+        (sample_at(end.audio_end_ms), end.trigger)
+        for end, _ in _ends(session)
+        if end.source == source and end.audio_end_ms is not None
+    }
+
+    def was_over(asked: Consult) -> bool:
+        return (asked.end, asked.trigger) in recorded
+
     pieces: list[Int16] = []
+    actions: Iterable[UtteranceAction]
     for piece in (*session.audio(source), None):
         if piece is None:
             actions = detector.flush(resume_at=0)
         elif isinstance(piece, Stretch):
             actions = detector.flush(resume_at=piece.start, trigger=piece.trigger)
         else:
-            actions = detector.feed(piece)
+            actions = detector.feed_whole(piece, is_over=was_over)
         for action in actions:
             match action:
                 case Begin():
@@ -212,7 +227,8 @@ def _utterances(session: Session, *, source: str, config: Config) -> Iterator[_D
 
 def _config(session: Session, *, device: str) -> Config:
     try:
-        return Config.model_validate({**session.header.settings, "device": device})
+        settings = {**ENDPOINTS_BEFORE, **session.header.settings, "device": device}
+        return Config.model_validate(settings)
     except ValidationError as error:
         key = ".".join(map(str, error.errors()[0]["loc"]))
         raise CorpusError(

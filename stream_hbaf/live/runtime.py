@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapp
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 
@@ -32,6 +32,7 @@ from stream_hbaf.events import (
     Utterance,
 )
 from stream_hbaf.features.acoustic import Acoustic
+from stream_hbaf.features.turn_model import open_turn_model
 from stream_hbaf.networks.calibration import MODALITIES, Modality
 from stream_hbaf.prediction import Prediction, TextFeatures
 from stream_hbaf.recognizer import Recognizer
@@ -40,6 +41,8 @@ from stream_hbaf.speech.segmenter import Finish
 T = TypeVar("T")
 
 STAGES: tuple[Stage, ...] = ("capture", "vad", "transcript", "acoustic", "classifier")
+Thread = Stage | Literal["turn"]
+THREADS: tuple[Thread, ...] = (*STAGES[1:], "turn")
 LATENCIES = 100  # newest utterances that the quantiles are computed over
 # Fields of a finished utterance that are published under label_only, besides the label.
 UNREDACTED = {
@@ -151,11 +154,12 @@ class Runtime:
         self.publishers = publishers
         self.on_recognition = on_recognition
         self.modalities = modalities
+        self.turn_model = open_turn_model(self.config.endpoint)
         self.decoding = 0  # final transcripts queued or running; partials are abandoned for them
         self.utterances = 0  # finished
         self.hints: dict[str, str] = {}  # what a person should check, by source
         self.began_at = time.monotonic()
-        self.executors: Mapping[Stage, ThreadPoolExecutor] = {}
+        self.executors: Mapping[Thread, ThreadPoolExecutor] = {}
         self.tasks: asyncio.TaskGroup | None = None  # while it runs
         self._open: Counter[str] = Counter()  # utterances without an end event, by dialogue id
         self._closed = asyncio.Condition()  # notified when one of them ends
@@ -167,8 +171,8 @@ class Runtime:
         """Start the models' threads; leaving waits for all tasks, and stops the threads."""
         with ExitStack() as executors:
             self.executors = {
-                stage: executors.enter_context(ThreadPoolExecutor(1, thread_name_prefix=stage))
-                for stage in STAGES[1:]
+                name: executors.enter_context(ThreadPoolExecutor(1, thread_name_prefix=name))
+                for name in THREADS
             }
             async with asyncio.TaskGroup() as tasks:
                 self.tasks = tasks
@@ -180,10 +184,10 @@ class Runtime:
         name = f"dialogue {source.dialogue}" if source.dialogue else f"source {source.name}"
         return self._trackers.setdefault(name, DialogueTracker())
 
-    async def run_model(self, stage: Stage, function: Callable[..., T], *arguments: object) -> T:
-        """Run a model in the thread of its stage."""
+    async def run_model(self, thread: Thread, function: Callable[..., T], *arguments: object) -> T:
+        """Run a model in its thread."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self.executors[stage], function, *arguments)
+        return await loop.run_in_executor(self.executors[thread], function, *arguments)
 
     def task(self, coroutine: Coroutine[object, object, T], name: str) -> "asyncio.Task[T]":
         """Start a task that ends with the run."""

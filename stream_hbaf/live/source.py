@@ -29,20 +29,15 @@ from stream_hbaf.events import (
     Trigger,
 )
 from stream_hbaf.features.acoustic import Acoustic
+from stream_hbaf.features.turn_model import TurnModel
 from stream_hbaf.live.runtime import STAGES, Recognition, Runtime
 from stream_hbaf.live.sound_monitor import SoundMonitor
 from stream_hbaf.live.utterance import LiveUtterance
 from stream_hbaf.prediction import TextFeatures
 from stream_hbaf.recognizer import Int16
-from stream_hbaf.speech.segmenter import (
-    Begin,
-    Feed,
-    Finish,
-    Pause,
-    Resume,
-    UtteranceAction,
-    UtteranceDetector,
-)
+from stream_hbaf.speech.detector import Feed, UtteranceAction, UtteranceDetector
+from stream_hbaf.speech.endpointer import Evidence, is_over
+from stream_hbaf.speech.segmenter import Begin, Consult, Finish, Pause, Resume
 
 T = TypeVar("T")
 
@@ -79,7 +74,8 @@ class SourcePipeline:
         self._on_audio = on_audio
         self.tracker = runtime.tracker(config)
         self._partial_every = runtime.config.transcript.partial_every_ms * SAMPLE_RATE_HZ // 1000
-        self._detector = UtteranceDetector(runtime.config)
+        asks = runtime.turn_model is not None
+        self._detector = UtteranceDetector(runtime.config, asks=asks)
         self._monitor = SoundMonitor(config.name, runtime, on_hint=on_hint)
         self._chunks: asyncio.Queue[Chunk | Cut | None] = asyncio.Queue(CHUNKS_WAITING)
         self._newest: Chunk | None = None  # that was captured
@@ -166,9 +162,11 @@ class SourcePipeline:
                     actions += self._detector.flush(resume_at=audio.start)
                 chunk = audio
                 actions += await self._runtime.run_model("vad", self._detector.feed, chunk.samples)
-            for action in actions:
-                assert chunk is not None
-                utterance = await self._follow(action, utterance=utterance, chunk=chunk)
+            while actions:
+                for action in actions:
+                    assert chunk is not None
+                    utterance = await self._follow(action, utterance=utterance, chunk=chunk)
+                actions = await self._answer(actions[-1], utterance)
             if chunk is audio:
                 score, is_speech = self._detector.highest_score, utterance is not None
                 await self._monitor.add(chunk, is_speech=is_speech, highest_score=score)
@@ -190,17 +188,47 @@ class SourcePipeline:
             case Feed(samples=samples):
                 await self._feed(utterance, samples)
             case Pause(mean_score=score):
+                if self._runtime.turn_model is not None:
+                    ends = self._probability(utterance, self._runtime.turn_model)
+                    utterance.turn_probability = self._runtime.task(ends, f"turn {utterance.id}")
                 self._transcribe_soon(utterance, speech_score=score)
                 if utterance.session is not None:
                     ahead = self._attempt(utterance, "acoustic", utterance.session.pause)
                     self._runtime.task(ahead, f"acoustic {utterance.id}")
             case Resume() if utterance.text is not None:
                 utterance.text.cancel()
-                utterance.text = None
+                utterance.text = utterance.turn_probability = None
             case Finish():
                 await self._end(utterance, finish=action, chunk=chunk)
                 return None
         return utterance
+
+    async def _probability(self, utterance: LiveUtterance, model: TurnModel) -> float | None:
+        """How likely the turn is over; None if the model failed, and silence has to decide."""
+        try:
+            found = await self._runtime.run_model("turn", model.probability, utterance.samples)
+        except UTTERANCE_ERRORS as error:
+            await self.report("vad", "degraded", f"end of turn: {_reason(error)}")
+            return None
+        await self.report("vad", "online")
+        return found
+
+    async def _answer(
+        self, last: UtteranceAction, utterance: LiveUtterance | None
+    ) -> list[UtteranceAction]:
+        """What the answer to a Consult brings about; nothing if the ``last`` action isn't one.
+
+        The answer is waited for, so that it is given at the sample at which it was asked for.
+        """
+        if not isinstance(last, Consult):
+            return []
+        assert utterance is not None
+        assert utterance.turn_probability is not None  # a Pause came before
+        probability = await utterance.turn_probability
+        evidence = Evidence(last.trigger, last.habit, probability)
+        over = is_over(evidence, config=self._runtime.config.endpoint)
+        answer = partial(self._detector.answer, is_over=over)
+        return await self._runtime.run_model("vad", answer)
 
     async def _begin(self, begin: Begin, *, chunk: Chunk) -> LiveUtterance:
         await self._monitor.begin_utterance()
@@ -326,7 +354,7 @@ class SourcePipeline:
         try:
             result = await self._runtime.run_model(stage, model, *arguments)
         except UTTERANCE_ERRORS as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = _reason(error)
             utterance.failures[stage] = reason
             await self.report(stage, "degraded", reason)
             return None
@@ -343,6 +371,11 @@ class SourcePipeline:
                 Status(source=self.config.name, stage=stage, state=state, detail=detail)
             )
             await self._monitor.report(detail)
+
+
+def _reason(error: Exception) -> str:
+    """An error's message in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 async def _drain(queue: "asyncio.Queue[T | None]") -> AsyncIterator[T]:

@@ -65,6 +65,7 @@ class LiveUtterance:
     length: int = 0  # samples in ``pieces``
     partial_due: int = 0  # length at which the next partial transcript is due
     text: "asyncio.Task[TextFeatures | None] | None" = None  # of all samples so far
+    turn_probability: "asyncio.Task[float | None] | None" = None  # that it is over, at the pause
     finish: Finish | None = None
     failures: dict[Stage, str] = field(default_factory=dict)
     timing: Timing = field(default_factory=Timing)

@@ -1,18 +1,17 @@
-"""Decides from speech scores where utterances begin, pause and end, and cuts the audio there.
+"""Decides from speech scores where utterances begin, pause and end.
 
 ``Segmenter`` is a pure state machine: scores in, actions out, without a clock and without audio.
-All positions are sample numbers, a whole number of frames from ``origin``.
+All positions are sample numbers, a whole number of frames from ``origin``. Where it asks whether
+the turn is over, it stops at a fixed number of samples until it has the answer, so that boundaries
+depend on samples and answers alone.
 """
 
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
-from stream_hbaf.config import SAMPLE_RATE_HZ, Config, SegmenterConfig, VadConfig
+from stream_hbaf.config import SAMPLE_RATE_HZ, EndpointConfig, SegmenterConfig, VadConfig
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.events import Trigger
-from stream_hbaf.speech.vad import SpeechDetector, open_detector
+from stream_hbaf.speech.endpointer import Habit
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +43,15 @@ class Resume:
 
 
 @dataclass(frozen=True, slots=True)
+class Consult:
+    """Is the turn over? ``answer`` is due before anything else is fed."""
+
+    end: int  # of the utterance, if it is over; the last Pause's
+    trigger: Trigger  # of Finish, if it is over: "turn" is asked early, "silence" late
+    habit: Habit  # of the source, before this pause
+
+
+@dataclass(frozen=True, slots=True)
 class Finish:
     """The utterance is [start, end)."""
 
@@ -55,7 +63,7 @@ class Finish:
     speech_end: int  # the last speech sample; what follows it until ``end`` is post-roll
 
 
-SegmenterAction = Begin | Extend | Pause | Resume | Finish
+SegmenterAction = Begin | Extend | Pause | Resume | Consult | Finish
 
 
 @dataclass(slots=True)
@@ -81,15 +89,25 @@ class Segmenter:
     """Turns one speech score a frame into utterances that are ordered and never overlap.
 
     Frame ``i`` is the samples ``origin + [i, i + 1) * frame_samples``. Durations are rounded up
-    to whole frames, the two limits on an utterance's length down.
+    to whole frames, the two limits on an utterance's length down. With ``endpoint`` it asks after
+    that one's ``silence_ms`` and after ``min_silence_ms``, and waits for ``max_silence_ms`` at the
+    longest; without, ``min_silence_ms`` of silence decides. ``habit`` is what is known of the
+    source.
 
     Raises ConfigError when the settings contradict each other.
     """
 
     def __init__(
-        self, config: SegmenterConfig, vad: VadConfig, *, frame_samples: int, origin: int = 0
+        self,
+        config: SegmenterConfig,
+        vad: VadConfig,
+        *,
+        frame_samples: int,
+        origin: int = 0,
+        endpoint: EndpointConfig | None = None,
+        habit: Habit | None = None,
     ) -> None:
-        _check(config, vad)
+        check_segmentation(config, vad, endpoint)
 
         def frames(duration_ms: int) -> int:
             return -(-duration_ms * SAMPLE_RATE_HZ // (1000 * frame_samples))
@@ -101,6 +119,13 @@ class Segmenter:
         self._min_speech = frames(config.min_speech_ms)
         self._pause = frames(config.pause_ms)
         self._min_silence = frames(config.min_silence_ms)
+        self._last_silence = frames(endpoint.max_silence_ms) if endpoint else self._min_silence
+        self._questions: dict[int, Trigger] = {}  # by frames of silence
+        if endpoint is not None:
+            self._questions = {
+                frames(endpoint.silence_ms): "turn",
+                self._min_silence: "silence",
+            }
         self._pre_roll = frames(config.pre_roll_ms)
         self._post_roll = frames(config.post_roll_ms)
         self._longest = frames_within(config.max_utterance_s)
@@ -113,6 +138,9 @@ class Segmenter:
         self._floor = 0  # nothing before this may be used again
         self._is_speech = False
         self._run: _Run | None = None
+        self._asked: Trigger | None = None
+        self.habit = habit or Habit()
+        self._watched: int | None = None  # end of speech before a pause that may be short
 
     @property
     def keep_from(self) -> int:
@@ -125,16 +153,27 @@ class Segmenter:
         return self._sample(run.given)
 
     def feed(self, score: float) -> list[SegmenterAction]:
-        """What the next frame's score brings about, in order."""
+        """What the next frame's score brings about, in order; a Consult is the last of it."""
+        assert self._asked is None
         self._is_speech = score >= (self._release if self._is_speech else self._threshold)
         if self._is_speech and self._run is None:
             self._run = _Run(first=self._frames, last=self._frames)
         self._frames += 1
+        self._watch()
         run = self._run
         if run is None:
             return []
         self._count(run, score)
         return self._await_speech(run) if run.begin is None else self._continue(run, run.begin)
+
+    def answer(self, *, is_over: bool) -> list[SegmenterAction]:
+        """What the answer to a Consult brings about: the end, or nothing."""
+        run, trigger = self._run, self._asked
+        assert run is not None
+        assert run.begin is not None
+        assert trigger is not None
+        self._asked = None
+        return [self._finish(run, run.begin, trigger=trigger)] if is_over else []
 
     def flush(self, *, trigger: Trigger = "end_of_input") -> list[SegmenterAction]:
         """End the open utterance: the input is over or has a gap, or the end is requested.
@@ -149,7 +188,16 @@ class Segmenter:
         self._run = None
         self._floor = self._frames
         self._is_speech = False
+        self._asked = self._watched = None
         return actions
+
+    def _watch(self) -> None:
+        """Learn from a pause of ``silence_ms``, whatever was decided then."""
+        if self._watched is None:
+            return
+        if self._is_speech or self._frames - self._watched >= self._min_silence:
+            self.habit = self.habit.after(resumed=self._is_speech)
+            self._watched = None
 
     def _count(self, run: _Run, score: float) -> None:
         if not self._is_speech:
@@ -188,13 +236,19 @@ class Segmenter:
             run.given = belongs_until
         is_pause = silence >= self._pause
         is_long = run.given - begin >= self._soft_limit
-        if silence >= self._min_silence:
-            actions.append(self._finish(run, begin, trigger="silence"))
+        if silence >= self._last_silence:
+            trigger: Trigger = "timeout" if self._questions else "silence"
+            actions.append(self._finish(run, begin, trigger=trigger))
         elif self._frames >= limit or (is_pause and is_long):
             actions.append(self._finish(run, begin, trigger="length"))
         elif is_pause and not run.paused:
             actions.append(Pause(self._sample(run.given), run.mean_score))
             run.paused = True
+        if run is self._run and silence in self._questions:
+            self._asked = self._questions[silence]
+            actions.append(Consult(self._sample(run.given), self._asked, self.habit))
+            if self._asked == "turn":
+                self._watched = run.last
         return actions
 
     def _finish(self, run: _Run, begin: int, *, trigger: Trigger) -> Finish:
@@ -216,97 +270,28 @@ class Segmenter:
         return self._origin + frame * self._frame_samples
 
 
-def _check(config: SegmenterConfig, vad: VadConfig) -> None:
+def check_segmentation(
+    config: SegmenterConfig, vad: VadConfig, endpoint: EndpointConfig | None
+) -> None:
     """Raise ConfigError for settings that would make a pause or a frame's meaning ambiguous."""
     given = {f"segmenter.{name}": value for name, value in config.model_dump().items()}
     given |= {f"vad.{name}": value for name, value in vad.model_dump().items()}
-    for lower, upper in (
+    ordered = [
         ("vad.release", "vad.threshold"),
         ("segmenter.post_roll_ms", "segmenter.pause_ms"),
         ("segmenter.pause_ms", "segmenter.min_silence_ms"),
         ("segmenter.soft_limit_s", "segmenter.max_utterance_s"),
-    ):
+    ]
+    if endpoint is not None:
+        given |= {f"endpoint.{name}": value for name, value in endpoint.model_dump().items()}
+        ordered += [
+            ("segmenter.pause_ms", "endpoint.silence_ms"),
+            ("endpoint.silence_ms", "segmenter.min_silence_ms"),
+            ("segmenter.min_silence_ms", "endpoint.max_silence_ms"),
+            ("endpoint.unfinished", "endpoint.finished"),
+        ]
+    for lower, upper in ordered:
         if given[lower] > given[upper]:
             raise ConfigError(
                 f"{lower} is {given[lower]}, more than {upper}'s {given[upper]}; lower the one"
             )
-
-
-def _ended_by_silence(action: SegmenterAction) -> bool:
-    return isinstance(action, Finish) and action.trigger == "silence"
-
-
-Int16 = NDArray[np.int16]
-
-
-@dataclass(frozen=True, slots=True)
-class Feed:
-    """The utterance's next samples: [start, start + n), no gap since the last ones."""
-
-    start: int
-    samples: Int16
-
-
-UtteranceAction = Begin | Feed | Pause | Resume | Finish
-
-
-class UtteranceDetector:
-    """Turns sound into utterances with the samples that belong to them.
-
-    Sound is held until the segmenter has decided whether it belongs to an utterance. The actions
-    don't depend on how the sound is split. Raises ModelError when the VAD's weights are missing,
-    ConfigError when the settings contradict each other.
-    """
-
-    def __init__(self, config: Config, *, vad: SpeechDetector | None = None) -> None:
-        self.vad = vad or open_detector(config.vad.engine)
-        self.score = 0.0  # of the newest frame
-        self.highest_score = 0.0  # of all frames
-        self._config = config
-        self._held_start = 0
-        self._held: Int16 = np.zeros(0, np.int16)
-        self._restart(0)
-
-    def feed(self, samples: Int16) -> list[UtteranceAction]:
-        """What the next samples bring about, in order."""
-        self._held = np.concatenate([self._held, samples])
-        actions: list[UtteranceAction] = []
-        # Frame by frame, because an utterance's end may change the score of the next frame.
-        for start in range(0, len(samples), self.vad.frame_samples):
-            for score in self.vad.feed(samples[start : start + self.vad.frame_samples]):
-                self.score = float(score)
-                self.highest_score = max(self.highest_score, self.score)
-                found = self._segmenter.feed(self.score)
-                actions += map(self._with_samples, found)
-                if self._config.vad.forget and any(map(_ended_by_silence, found)):
-                    self.vad.forget()
-        keep_from = self._segmenter.keep_from
-        self._held = self._held[keep_from - self._held_start :]
-        self._held_start = keep_from
-        return actions
-
-    def flush(self, *, resume_at: int, trigger: Trigger = "end_of_input") -> list[UtteranceAction]:
-        """End the open utterance: the input ends or has a gap, or the end is requested.
-
-        The next sample that is fed has the number ``resume_at``.
-        """
-        actions = [self._with_samples(action) for action in self._segmenter.flush(trigger=trigger)]
-        self._restart(resume_at)
-        return actions
-
-    def _with_samples(self, action: SegmenterAction) -> UtteranceAction:
-        if not isinstance(action, Extend):
-            return action
-        start, end = (sample - self._held_start for sample in (action.start, action.end))
-        return Feed(action.start, self._held[start:end])
-
-    def _restart(self, origin: int) -> None:
-        self.vad.reset()
-        self._segmenter = Segmenter(
-            self._config.segmenter,
-            self._config.vad,
-            frame_samples=self.vad.frame_samples,
-            origin=origin,
-        )
-        self._held_start = origin
-        self._held = np.zeros(0, np.int16)
