@@ -140,7 +140,7 @@ class EndpointConfig(Section):
     """When a pause ends an utterance."""
 
     engine: Literal["silence", "turn", "auto"] = "silence"
-    """``silence``: ``segmenter.min_silence_ms`` decides; ``turn``: a model of turns decides with it;
+    """``silence``: ``segmenter.min_silence_ms`` decides; ``turn``: a model of turns has a say;
     ``auto``: the model where its weights are installed."""
     silence_ms: Milliseconds = 352
     """Silence that ends an utterance whose turn sounds finished."""

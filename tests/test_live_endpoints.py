@@ -124,7 +124,9 @@ def test_silence_opens_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_wrong_is_said_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Contradictory settings, and a model that was asked for and isn't there."""
     config = Config(endpoint=EndpointConfig(engine="turn", silence_ms=700))
-    with pytest.raises(ConfigError, match=r"endpoint\.silence_ms is 700, more than segmenter\.min_"):
+    with pytest.raises(
+        ConfigError, match=r"endpoint\.silence_ms is 700, more than segmenter\.min_"
+    ):
         choose_engine(config)
     monkeypatch.setattr(turn_model, "package_folder", lambda name: None)
     with pytest.raises(ModelError, match="--no-deps pipecat-ai"):

@@ -45,6 +45,11 @@ class UtteranceDetector:
     weights are missing, ConfigError when the settings contradict each other.
     """
 
+    _segmenter: Segmenter
+    _held: Int16  # samples from _held_start on that may still belong to an utterance
+    _held_start: int
+    _unscored: Int16  # the newest of these, which wait for an answer
+
     def __init__(
         self, config: Config, *, vad: SpeechDetector | None = None, asks: bool = False
     ) -> None:
@@ -53,8 +58,6 @@ class UtteranceDetector:
         self.highest_score = 0.0  # of all frames
         self._config = config
         self._endpoint = config.endpoint if asks else None
-        self._held_start = 0
-        self._held: Int16 = np.zeros(0, np.int16)
         self._restart(0, habit=Habit())
 
     def feed(self, samples: Int16) -> list[UtteranceAction]:
@@ -127,7 +130,7 @@ class UtteranceDetector:
             endpoint=self._endpoint,
             habit=habit,
         )
-        self._unscored: Int16 = np.zeros(0, np.int16)
+        self._unscored = np.zeros(0, np.int16)
         self._held_start = origin
         self._held = np.zeros(0, np.int16)
 
