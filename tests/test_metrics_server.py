@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import wave
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -18,9 +19,8 @@ import numpy as np
 import pytest
 from conftest import RECORDINGS
 from dialogue_samples import INFO, LABELS, MODEL, utterance
-from mosquitto import free_port
+from metrics_kit import HEALTH, Sample, all_metrics, parsed, sample_metrics, values
 from prometheus_client.openmetrics import parser as openmetrics
-from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 
 from stream_hbaf.audio.file import read_audio
@@ -28,42 +28,11 @@ from stream_hbaf.cli import main
 from stream_hbaf.config import SAMPLE_RATE_HZ, MetricsConfig
 from stream_hbaf.dashboard.metrics_server import MetricsServer
 from stream_hbaf.errors import ConfigError
-from stream_hbaf.events import AnyEvent, Health, Info, Privacy, Status, Switch
+from stream_hbaf.events import AnyEvent, Privacy, Status, Switch
 from stream_hbaf.live.runtime import redact
 from stream_hbaf.publish.metrics import BUCKETS_S, PARTS, Metrics, metrics_table
 
 ROOT = Path(__file__).parent.parent
-HEALTH = Health(
-    uptime_s=1,
-    memory_mb=1,
-    utterances=1,
-    queues={"chunks": 2, "finished": 1, "outbox": 40},
-    dropped={"partials": 3, "utterances": 0},
-    latency_ms={},
-    hints=["ann: nothing but silence"],
-)
-Sample = tuple[str, tuple[tuple[str, str], ...]]  # a name with its labels, by their names
-
-
-def metrics(*, privacy: Privacy = "full", has_broker: bool = True, info: Info = INFO) -> Metrics:
-    described = info.model_copy(update={"privacy": privacy})
-    return Metrics(described, health=lambda: HEALTH, has_broker=has_broker)
-
-
-def parsed(text: str) -> dict[Sample, float]:
-    """The samples in Prometheus' text format, each there once."""
-    found: dict[Sample, float] = {}
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            key = sample.name, tuple(sorted(sample.labels.items()))
-            assert key not in found, key
-            found[key] = sample.value
-    return found
-
-
-def values(counted: Metrics) -> dict[Sample, float]:
-    """As a reader without preferences gets them."""
-    return parsed(counted.exposition("")[0].decode())
 
 
 def sample(name: str, **labels: str) -> Sample:
@@ -97,7 +66,7 @@ UTTERANCES: list[AnyEvent] = [
 
 def test_utterances_are_counted_once_each() -> None:
     """By source and label; of the messages about one utterance the end alone."""
-    counted = metrics()
+    counted = sample_metrics()
     count(counted, UTTERANCES)
     found = values(counted)
     assert found[sample("utterances_total", source="ann")] == 2
@@ -115,7 +84,7 @@ def test_utterances_are_counted_once_each() -> None:
 
 def test_latency_is_in_seconds_and_in_its_bucket() -> None:
     """An end 612 ms after the speech lies between 0.5 and 0.75 s."""
-    counted = metrics()
+    counted = sample_metrics()
     count(counted, [utterance(1)])
     found = values(counted)
     assert found[sample("latency_seconds_sum", source="ann")] == pytest.approx(0.612)
@@ -129,7 +98,7 @@ def test_latency_is_in_seconds_and_in_its_bucket() -> None:
 
 
 def test_states_switches_and_reconnections_follow_their_events() -> None:
-    counted = metrics()
+    counted = sample_metrics()
     for state in ("online", "offline", "online", "degraded", "online"):
         counted.count(Status(source="ann", stage="capture", state=state))
     counted.count(Status(source="ann", stage="vad", state="degraded", detail="out of memory"))
@@ -163,7 +132,7 @@ def test_health_is_asked_at_each_reading() -> None:
 
 def test_everything_begins_at_0() -> None:
     """A rate needs a series before its first event; another bundle's labels begin at 0, too."""
-    counted = metrics()
+    counted = sample_metrics()
     found = values(counted)
     for source in INFO.sources:
         assert found[sample("utterances_total", source=source)] == 0
@@ -180,14 +149,14 @@ def test_everything_begins_at_0() -> None:
 
 
 def test_process_is_measured_by_the_client() -> None:
-    found = values(metrics())
+    found = values(sample_metrics())
     assert found["process_resident_memory_bytes", ()] > 1e6
     assert found["process_open_fds", ()] > 0
 
 
 def test_without_a_broker_nothing_is_said_of_one() -> None:
     """A broker that nobody wants must not look like one that is away."""
-    assert not [name for name, _ in values(metrics(has_broker=False)) if "broker" in name]
+    assert not [name for name, _ in values(sample_metrics(has_broker=False)) if "broker" in name]
 
 
 # ---- privacy and size
@@ -198,7 +167,7 @@ def test_nothing_personal_is_in_the_metrics(privacy: Privacy) -> None:
     """In no mode words, speakers or addresses; in private modes what these forbid isn't there."""
     secret = utterance(1, text="Meet Zebulon at noon", speaker="Zebulon", degraded="vad: Zebulon")
     asked = Status(source="ann", stage="capture", state="online", detail="Zebulon at 10.0.0.7")
-    counted = metrics(privacy=privacy)
+    counted = sample_metrics(privacy=privacy)
     count(counted, [secret, asked, ABSTAINED], privacy=privacy)
     text = counted.exposition("")[0].decode()
     for personal in ("Zebulon", "10.0.0.7", "noon", "silence", secret.id):
@@ -212,7 +181,7 @@ def test_nothing_personal_is_in_the_metrics(privacy: Privacy) -> None:
 def test_number_of_series_is_bounded() -> None:
     """Whatever happens, it grows with the configured sources and the bundle's labels alone."""
     info = INFO.model_copy(update={"sources": [f"s{number}" for number in range(16)]})
-    counted = metrics(info=info)
+    counted = sample_metrics(info=info)
     before = len(values(counted))
     for turn in range(200):
         count(counted, [utterance(turn, source=f"s{turn % 16}", dialogue=f"d{turn}")])
@@ -221,7 +190,7 @@ def test_number_of_series_is_bounded() -> None:
 
 def test_names_follow_prometheus_conventions() -> None:
     """A prefix, base units, _total for counters and for nothing else."""
-    for family in metrics().families():
+    for family in sample_metrics().families():
         if family.name.startswith(("process_", "python_")):
             continue
         assert re.fullmatch(r"stream_hbaf(_[a-z]+)+", family.name)
@@ -234,10 +203,7 @@ def test_names_follow_prometheus_conventions() -> None:
 def test_documentation_lists_all_metrics() -> None:
     """To renew it, put what ``metrics_table`` returns into the page."""
     page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
-    counted = metrics()
-    count(counted, [Status(source="ann", stage="vad", state="online")])
-    counted.count(Switch(source="ann", switch="listening", on=True))
-    assert metrics_table(counted.families()) in page
+    assert metrics_table(all_metrics().families()) in page
 
 
 # ---- over HTTP
@@ -246,7 +212,7 @@ def test_documentation_lists_all_metrics() -> None:
 @asynccontextmanager
 async def served(counted: Metrics | None = None, **config: Any) -> AsyncIterator[MetricsServer]:
     server = MetricsServer(MetricsConfig(**{"port": 0, **config}))
-    server.metrics = counted or metrics()
+    server.metrics = counted or sample_metrics()
     await server.start()
     try:
         yield server
@@ -402,28 +368,28 @@ def speech_with_silence() -> bytes:
 @pytest.mark.slow
 def test_metrics_of_a_run_add_up() -> None:
     """The command counts as many utterances, labels and words as it prints."""
-    port = free_port()
     command = [sys.executable, "-m", "stream_hbaf.cli", "--file", "-", "--speed", "max"]
-    command += ["--mqtt", "none", "--asr", "tiny.en", "--json", "--metrics", str(port)]
+    command += ["--mqtt", "none", "--asr", "tiny.en", "--json", "--metrics", "0"]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(speech_with_silence())
-        process.stdin.flush()  # and it stays open: the run goes on
+        assert process.stderr is not None
+        # It stays open, so that the run goes on.
+        threading.Thread(target=process.stdin.write, args=[speech_with_silence()]).start()
+        said = next(line for line in process.stderr if b"metrics are at" in line).decode()
         ends: list[dict[str, Any]] = []
         for line in process.stdout:
             event = json.loads(line)
             ends += [event] if event.get("type") == "end" else []
             if len(ends) == 2:
                 break
-        found = asyncio.run(read(f"http://127.0.0.1:{port}"))
+        found = asyncio.run(read(said.split()[-1]))
         process.send_signal(signal.SIGINT)
-        rest, said = process.communicate(timeout=60)
-    assert process.returncode == 0, said
+        rest, said_last = process.communicate(timeout=60)
+    assert process.returncode == 0, said_last
     assert not [line for line in rest.splitlines() if json.loads(line).get("type") == "end"]
-    assert f"metrics are at http://127.0.0.1:{port}/metrics".encode() in said
 
     def total(name: str, **labels: str) -> float:
         chosen = sample(name, source="file", **labels)
@@ -446,5 +412,5 @@ def test_metrics_of_a_run_add_up() -> None:
 
 async def read(address: str) -> dict[Sample, float]:
     """The metrics, once the utterances that have been printed are counted."""
-    async with aiohttp.ClientSession() as session, session.get(f"{address}/metrics") as answer:
+    async with aiohttp.ClientSession() as session, session.get(address) as answer:
         return parsed(await answer.text())
