@@ -1,7 +1,12 @@
 """Opens small ONNX networks, which run on one thread of the processor."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
+
+# ONNX Runtime reports what it is used for, and on what machine, to Microsoft, unless this is set
+# before it is imported; its own function disable_telemetry_events doesn't keep it from that.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime
 
