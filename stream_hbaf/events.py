@@ -12,11 +12,12 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from stream_hbaf.untrusted import as_unicode
 
-Stage = Literal["capture", "vad", "transcript", "acoustic", "classifier"]
+Stage = Literal["capture", "vad", "transcript", "acoustic", "speaker", "classifier"]
 State = Literal["online", "offline", "degraded"]
 Trigger = Literal["silence", "turn", "timeout", "length", "end_of_input", "request"]
 SwitchName = Literal["listening", "transcribe", "record"]
 Privacy = Literal["full", "no_text", "label_only"]
+SpeakerSource = Literal["", "source", "voice", "enrolled", "corrected"]
 
 
 class Part(BaseModel):
@@ -118,7 +119,8 @@ class Model(Part):
 
 
 class Utterance(Event):
-    """One utterance: ``new`` when speech begins, ``update`` at each pause, ``end`` once."""
+    """One utterance: ``new`` when speech begins, ``update`` at each pause, then ``end``; another
+    ``end`` where it turns out later that somebody else has spoken."""
 
     schema_: Literal["stream_hbaf/utterance/1"] = Field("stream_hbaf/utterance/1", alias="schema")
     id: str
@@ -127,6 +129,8 @@ class Utterance(Event):
     """The revision: rises with every message about the same id."""
     type: Literal["new", "update", "end"]
     """The stage of the utterance."""
+    revision: int | None = None
+    """Only in an ``end`` that replaces an earlier one: how many it has replaced."""
     source: str
     """The name of the audio source, as in the topic."""
     dialogue_id: str
@@ -135,7 +139,14 @@ class Utterance(Event):
     turn: int
     """The position in the dialogue, beginning at 1."""
     speaker: str
-    """The speaker's name as configured for the source; empty if unknown."""
+    """The speaker's name; empty if unknown, or before the ``end`` where the voice decides."""
+    speaker_score: float | None = None
+    """The probability that it is this speaker, or where that is too low to name one, of the most
+    probable speaker. Absent where the voice doesn't decide."""
+    speaker_source: SpeakerSource = ""
+    """What the speaker is known by: the settings of the ``source``, a ``voice`` of this dialogue
+    (``speaker 1``, ``speaker 2`` and so on), an ``enrolled`` voice, or a person who ``corrected``
+    it. Empty if the speaker is unknown."""
     start_time: str
     """When speech began, ISO 8601, UTC. Of a recording at ``--speed max``: when it was played."""
     end_time: str | None = None
@@ -208,6 +219,8 @@ class Info(Event):
     """The names of the audio sources, as in topics."""
     privacy: Privacy = "full"
     """The privacy mode in force."""
+    speakers: list[str] = []
+    """The names of enrolled voices that are recognised."""
 
 
 class Quantiles(Part):
@@ -274,15 +287,22 @@ class Switch(Event):
 
 
 class Feedback(Event):
-    """A correction: the emotion that an utterance really had."""
+    """A correction: the emotion that an utterance really had, who really spoke it, or both."""
 
     schema_: Literal["stream_hbaf/feedback/1"] = Field("stream_hbaf/feedback/1", alias="schema")
     id: str
     """The utterance's id."""
-    label: str
-    """The correct label."""
+    label: str = ""
+    """The correct label; empty if the emotion isn't corrected."""
+    speaker: str = ""
+    """The name of who spoke; empty if the speaker isn't corrected."""
     by: str = ""
     """The annotator's name; may be left out."""
+
+    @property
+    def corrects(self) -> str:
+        """What of the utterance: its label, its speaker, or both."""
+        return " ".join(name for name in ("label", "speaker") if getattr(self, name))
 
 
 class Request(Event):

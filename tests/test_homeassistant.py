@@ -120,6 +120,7 @@ def test_availability(published: str, shown: str) -> None:
 NEW = END.model_copy(update={"type": "new", "emotion": None, "text": ""})
 UPDATE = END.model_copy(update={"type": "update", "emotion": END.emotion})
 MUTE = END.model_copy(update={"emotion": None})
+REVISED = END.model_copy(update={"rev": 4, "revision": 1, "speaker": "Ann"})
 
 
 @pytest.mark.parametrize(
@@ -140,6 +141,33 @@ def test_emotion_state(event: Utterance, before: str, after: str) -> None:
     assert render(template, encode(event).decode(), state=before) == after
 
 
+@pytest.mark.parametrize(("newest", "state"), [("u1", "joy"), ("u2", "anger")])
+def test_only_a_revision_of_the_newest_utterance_changes_the_state(newest: str, state: str) -> None:
+    """A revision of an earlier one leaves state and attributes, and no revision is an event."""
+    entities, revised = discovered()["cmps"], encode(REVISED).decode()
+    before = {"utterance": newest, "speaker": "Zoë"}
+    sensor = entities["m_emotion"]
+    assert render(sensor["value_template"], revised, state="anger", **before) == state
+    shown = json.loads(render(sensor["json_attributes_template"], revised, **before))
+    assert shown["utterance"] == newest
+    assert shown["speaker"] == ("Ann" if newest == "u1" else "Zoë")
+    assert render(entities["m_utterance"]["value_template"], revised, **before) == ""
+
+
+@pytest.mark.parametrize("name", ["Zoë", 'A "quoted" }} {% name', "Ann"])
+def test_each_enrolled_speaker_has_an_event(name: str) -> None:
+    """Of that speaker's utterances at any source, once each; whatever the name is made of."""
+    entities = discovered(INFO.model_copy(update={"speakers": [name]}))["cmps"]
+    (entity,) = (one for one in entities.values() if one["name"] == name)
+    assert (entity["p"], entity["state_topic"]) == ("event", "p/n/+/utterance")
+    own = END.model_copy(update={"speaker": name})
+    event = json.loads(render(entity["value_template"], encode(own).decode()))
+    assert (event["speaker"], event["event_type"]) == (name, "end")
+    others = [own.model_copy(update=change) for change in ({"speaker": "x"}, {"revision": 1})]
+    for other in (*others, own.model_copy(update={"type": "update"})):
+        assert render(entity["value_template"], encode(other).decode()) == ""
+
+
 def test_emotion_attributes() -> None:
     """They hold the whole transcript, of any length, until the next `end`."""
     template = discovered()["cmps"]["m_emotion"]["json_attributes_template"]
@@ -148,13 +176,21 @@ def test_emotion_attributes() -> None:
     assert shown == {
         "text": words.text,
         "speaker": "Zoë",
+        "speaker_score": 0.9123,
         "score": 0.82,
         "abstained": False,
         "utterance": "u1",
     }
     assert json.loads(render(template, encode(NEW).decode(), state="joy", **shown)) == shown
     nothing = json.loads(render(template, encode(NEW).decode()))
-    assert nothing == {"text": "", "speaker": "", "score": None, "abstained": None, "utterance": ""}
+    assert nothing == {
+        "text": "",
+        "speaker": "",
+        "speaker_score": None,
+        "score": None,
+        "abstained": None,
+        "utterance": "",
+    }
     assert json.loads(render(template, encode(MUTE).decode()))["score"] is None
 
 

@@ -32,6 +32,7 @@ def test_utterance_end_is_these_bytes() -> None:
     payload = (
         '{"schema":"stream_hbaf/utterance/1","id":"u1","rev":3,"type":"end",'
         '"source":"microphone","dialogue_id":"d1","turn":2,"speaker":"Zoë",'
+        '"speaker_score":0.9123,"speaker_source":"enrolled",'
         '"start_time":"2026-01-02T03:04:05.600Z","end_time":"2026-01-02T03:04:07.100Z",'
         '"audio_start_ms":1000.0,"audio_end_ms":2500.1,"trigger":"silence",'
         '"text":"I got the “job” 🎉","language":"en",'
@@ -82,7 +83,7 @@ def test_utterance_new_leaves_out_what_is_not_known_yet() -> None:
     (message,) = messages(new, prefix="p", node="n")
     assert message.payload == (
         b'{"schema":"stream_hbaf/utterance/1","id":"u1","rev":1,"type":"new","source":"m",'
-        b'"dialogue_id":"d1","turn":1,"speaker":"","start_time":"t","audio_start_ms":0.0,'
+        b'"dialogue_id":"d1","turn":1,"speaker":"","speaker_source":"","start_time":"t","audio_start_ms":0.0,'
         b'"text":"","language":"","modalities":[],"degraded":""}'
     )
 
@@ -157,7 +158,8 @@ def test_states_are_retained() -> None:
         Message(
             "p/n/info",
             b'{"schema":"stream_hbaf/info/1","version":"0.1.0","model":{"id":"b","sha256":"c"},'
-            b'"labels":["anger","joy"],"licence":"MIT","sources":["m"],"privacy":"full"}',
+            b'"labels":["anger","joy"],"licence":"MIT","sources":["m"],"privacy":"full",'
+                b'"speakers":[]}',
             retain=True,
             properties=(("schema", "stream_hbaf/info/1"),),
         )

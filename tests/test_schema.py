@@ -145,20 +145,21 @@ def test_schema_requires_what_is_always_there() -> None:
     """Only what can be None is not required, in a payload and in its parts."""
     made = json_schema(Utterance)
     assert set(made["properties"]) - set(made["required"]) == {
-        "end_time", "audio_end_ms", "trigger", "asr", "emotion", "contributions", "conflict",
-        "inferences", "latency_ms", "model",
+        "revision", "speaker_score", "end_time", "audio_end_ms", "trigger", "asr", "emotion",
+        "contributions", "conflict", "inferences", "latency_ms", "model",
     }  # fmt: skip
     emotion = made["$defs"]["Emotion"]
     assert set(emotion["properties"]) - set(emotion["required"]) == {"score"}
 
 
 def test_schema_of_what_others_send_asks_for_little() -> None:
-    """A correction needs an id and a label; other fields may come with it."""
+    """A correction needs an id; label or speaker, or both, and other fields may come with it."""
     check = validator(Feedback)
     check.validate({"id": "d-1", "label": "anger"})
+    check.validate({"id": "d-1", "speaker": "Ann"})
     check.validate({"id": "d-1", "label": "anger", "by": "Ann", "app": "mine"})
-    with pytest.raises(ValidationError, match="'label' is a required property"):
-        check.validate({"id": "d-1"})
+    with pytest.raises(ValidationError, match="'id' is a required property"):
+        check.validate({"label": "anger"})
 
 
 def test_every_field_has_a_meaning() -> None:

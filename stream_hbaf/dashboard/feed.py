@@ -33,7 +33,7 @@ MAX_QUEUED = 256  # messages to one page
 # Levels and partials are outdated at once, and pages summarise dialogues themselves.
 KEYS: dict[type[Event], tuple[str, ...]] = {
     Utterance: ("id",),
-    Feedback: ("id",),
+    Feedback: ("id", "corrects"),
     Status: ("source", "stage"),
     Switch: ("source", "switch"),
     Speech: ("source",),

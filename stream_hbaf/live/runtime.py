@@ -46,7 +46,7 @@ THREADS: tuple[Thread, ...] = (*STAGES[1:], "turn")
 LATENCIES = 100  # newest utterances that the quantiles are computed over
 # Fields of a finished utterance that are published under label_only, besides the label.
 UNREDACTED = {
-    *("id", "rev", "type", "source", "dialogue_id", "turn"),
+    *("id", "rev", "type", "revision", "source", "dialogue_id", "turn"),
     *("start_time", "end_time", "audio_start_ms", "audio_end_ms"),
 }
 
@@ -249,7 +249,7 @@ def redact(event: AnyEvent, privacy: Privacy) -> AnyEvent | None:
     full        everything is published
     no_text     everything but the text, and the inferences that are made from it
     label_only  the label and the times of each finished utterance; nothing of utterances before
-                that, and nobody's name or address
+                that, nobody's name or address, and not how many speakers there are
     """
     match privacy, event:
         case "no_text", Utterance():

@@ -21,21 +21,26 @@ SWITCH_ICONS: dict[SwitchName, str] = {
 }
 
 ENDED = "value_json.type == 'end'"
+FIRST = "value_json.revision is not defined"  # else it revises an earlier `end`
+# Of the newest utterance, which a revision of an earlier one isn't.
+NEWEST = f"{ENDED} and ({FIRST} or value_json.id == this.attributes.utterance)"
 # Only an `end` changes the state; an expired state stays unknown until the next one.
 LABEL = (
-    "{{ value_json.emotion.label if " + ENDED + " and value_json.emotion is defined "
+    "{{ value_json.emotion.label if " + NEWEST + " and value_json.emotion is defined "
     "else (this.state if this.state not in ('unavailable', 'unknown') else 'None') }}"
 )
 # A state is limited to 255 characters, attributes are not: so the transcript is an attribute.
 ATTRIBUTES = (
-    "{% set utterance = value_json if " + ENDED + " else this.attributes %}"
-    "{% set emotion = value_json.emotion | default({}) if " + ENDED + " else this.attributes %}"
+    "{% set utterance = value_json if " + NEWEST + " else this.attributes %}"
+    "{% set emotion = value_json.emotion | default({}) if " + NEWEST + " else this.attributes %}"
     "{{ {'text': utterance.text | default(''), 'speaker': utterance.speaker | default(''), "
+    "'speaker_score': utterance.speaker_score | default(none), "
     "'score': emotion.score | default(none), 'abstained': emotion.abstained | default(none), "
-    "'utterance': (utterance.id if " + ENDED + " else utterance.utterance) | default('')} "
+    "'utterance': (utterance.id if " + NEWEST + " else utterance.utterance) | default('')} "
     "| tojson }}"
 )
-EVENT = "{{ dict(value_json, event_type=value_json.type) | tojson if " + ENDED + " else '' }}"
+# One event for each utterance, when it ends.
+EVENT_IF = "{{{{ dict(value_json, event_type=value_json.type) | tojson if {} else '' }}}}"
 # Home Assistant knows two words only: `stopped` is as unavailable as `offline`.
 AVAILABLE = "{{ 'online' if value == 'online' else 'offline' }}"
 
@@ -55,6 +60,8 @@ def discovery(
     for source in info.sources:
         for kind, entity in _entities(f"{root}/{source}", labels=info.labels).items():
             entities[f"{_identifier(source)}_{kind}"] = {"name": f"{source} {kind}", **entity}
+    for name in info.speakers:
+        entities[_identifier(f"speaker_{name}")] = {"name": name, **_speaker(root, name)}
     for key, entity in entities.items():
         entity["unique_id"] = f"{device}_{key}"
     payload = {
@@ -101,7 +108,7 @@ def _entities(root: str, *, labels: list[str]) -> dict[str, dict[str, Any]]:
         "p": "event",
         "event_types": ["end"],
         "state_topic": f"{root}/utterance",
-        "value_template": EVENT,
+        "value_template": EVENT_IF.format(f"{ENDED} and {FIRST}"),
         "icon": "mdi:comment-text-outline",
     }
     speech = {
@@ -121,6 +128,18 @@ def _entities(root: str, *, labels: list[str]) -> dict[str, dict[str, Any]]:
         for name, icon in SWITCH_ICONS.items()
     }
     return {"emotion": emotion, "utterance": utterance, "speech": speech, **switches}
+
+
+def _speaker(root: str, name: str) -> dict[str, Any]:
+    """An event for each utterance of a known speaker, at any source."""
+    spoken = f"{ENDED} and {FIRST} and value_json.speaker == {json.dumps(name, ensure_ascii=False)}"
+    return {
+        "p": "event",
+        "event_types": ["end"],
+        "state_topic": f"{root}/+/utterance",
+        "value_template": EVENT_IF.format(spoken),
+        "icon": "mdi:account-voice",
+    }
 
 
 def _health(root: str) -> dict[str, Any]:

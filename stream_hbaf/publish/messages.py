@@ -94,7 +94,8 @@ TOPICS = (
     ),
     Topic(
         "utterance", f"{SOURCE}/utterance", Utterance,
-        when="`new` when speech begins, `update` at each pause, `end` once; an `end` is never lost",
+        when="`new` when speech begins, `update` at each pause, then `end`, again where the speaker "
+        "is revised; an `end` is never lost",
     ),
     Topic(
         "partial", f"{SOURCE}/partial", Partial, qos=0, expiry_s=TRANSIENT_S,
@@ -117,7 +118,7 @@ TOPICS = (
     ),
     Topic(
         "feedback", f"{SOURCE}/feedback", Feedback, published=False,
-        when="to correct the emotion of an utterance",
+        when="to correct the emotion or the speaker of an utterance",
     ),
     Topic(
         "request", f"{NODE}/request/{{command}}", RequestBody, published=False,
@@ -158,6 +159,7 @@ class Command:
 
 
 ONE_SOURCE = {"source": "the source; all of them if left out"}
+ONE_DIALOGUE = {"dialogue_id": "the dialogue's id; may be left out if one alone is going on"}
 
 COMMANDS = (
     Command("ping", "none: shows that the recogniser answers", result="`time`, in Unix seconds"),
@@ -177,6 +179,16 @@ COMMANDS = (
         "forget",
         "erases a dialogue from memory, outboxes and recorded sessions; after an error ask again",
         {"dialogue_id": "the dialogue's id"}, "`erased`: the number of erased messages and events",
+    ),
+    Command(
+        "rename_speaker", "gives a speaker of a dialogue another name",
+        {"speaker": "the present name", "name": "the new one", **ONE_DIALOGUE},
+        "`changed`: the number of utterances that are revised",
+    ),
+    Command(
+        "merge_speakers", "makes two speakers of a dialogue one",
+        {"speaker": "who is no speaker apart", "into": "who it is", **ONE_DIALOGUE},
+        "`changed`: the number of utterances that are revised",
     ),
     Command(
         "devices", "none: returns the microphones",
@@ -225,7 +237,7 @@ def messages(
     """The messages that an event is published as, in order; none for a ``Level``.
 
     ``last_label`` is the label last sent to the source's ``emotion`` topic, which carries
-    changes only: an ``end`` that repeats it sends no emotion message.
+    changes only: an ``end`` that repeats it, or revises an earlier utterance, sends none.
     """
     levels = {"prefix": prefix, "node": node, **event.__dict__}
     match event:

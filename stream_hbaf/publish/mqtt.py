@@ -63,7 +63,7 @@ class MqttPublisher:
         self._droppable: deque[Message] = deque(maxlen=DROPPABLE)
         self._dropped = 0
         self._state = RetainedState(config, info, self._outbox)
-        self._labels: dict[str, str] = {}  # by source: the label published last
+        self._newest: dict[str, Utterance] = {}  # by source: the one whose label is published
         self._wake = asyncio.Event()  # something is to be sent
         self._room = asyncio.Event()  # the outbox has become shorter, or the connection is lost
         self._closing = asyncio.Event()
@@ -119,10 +119,7 @@ class MqttPublisher:
 
         Waits while the outbox is full and the broker connected, unless the event is droppable.
         """
-        source = event.source if isinstance(event, Utterance) else ""
-        found = messages(event, **self._names, last_label=self._labels.get(source, ""))
-        if isinstance(event, Utterance) and event.type == "end" and event.emotion:
-            self._labels[source] = event.emotion.label
+        found = messages(event, **self._names, last_label=self._last_label(event))
         if isinstance(event, Speech):
             self._state.hold_speech(found)
         if isinstance(event, Info):
@@ -145,7 +142,7 @@ class MqttPublisher:
         for message in droppable:
             self._droppable.remove(message)
         retained = self._state.of_dialogue(dialogue_id)
-        self._labels.clear()  # the next label is published even if it is the erased one
+        self._newest.clear()  # the next label is published even if it is the erased one
         await self._enqueue([erasure(message) for message in retained])
         waiting = await self._outbox.forget(dialogue_id)
         return len(droppable) + waiting + len(retained)
@@ -174,6 +171,17 @@ class MqttPublisher:
         if not self._delivery.cancelled():
             self._delivery.result()  # raises if delivery ended with a programming error
         return kept
+
+    def _last_label(self, event: AnyEvent) -> str:
+        """The label that the source's ``emotion`` topic holds, or should hold: a revision of an
+        earlier utterance doesn't change it."""
+        if not isinstance(event, Utterance) or event.type != "end" or event.emotion is None:
+            return ""
+        newest = self._newest.get(event.source)
+        if event.revision is not None and (newest is None or newest.id != event.id):
+            return event.emotion.label
+        self._newest[event.source] = event
+        return newest.emotion.label if newest is not None and newest.emotion is not None else ""
 
     async def _enqueue(self, found: Sequence[Message]) -> None:
         """Put messages in the outbox, in order. While the broker is away, of retained messages only

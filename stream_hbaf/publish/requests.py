@@ -32,7 +32,7 @@ class Control(Protocol):
         """Set a switch of a source."""
 
     async def correct(self, feedback: Feedback) -> None:
-        """Store a correction of an utterance's emotion."""
+        """Apply or store a correction of an utterance's emotion or speaker."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,9 +185,12 @@ class Requests:
             raise RefusalError("corrections must not be retained: they would come at every start")
         self._check_source(source)
         fields = _parse_object(received.payload)
-        known = {name: _text(fields.get(name, ""), name=name) for name in ("id", "label", "by")}
-        if not known["id"] or not known["label"]:
-            raise RefusalError('a correction is {"id": …, "label": …}, and may have "by"')
+        names = ("id", "label", "speaker", "by")
+        known = {name: _text(fields.get(name, ""), name=name) for name in names}
+        if not known["id"] or not (known["label"] or known["speaker"]):
+            raise RefusalError(
+                'a correction is {"id": …, "label": …} or {"id": …, "speaker": …}, and may have "by"'
+            )
         return Incoming(Feedback.model_validate(known), received)
 
     def _check_source(self, source: str) -> None:

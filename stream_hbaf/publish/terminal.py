@@ -49,6 +49,8 @@ COLOURS = {
     "surprise": "cyan",
 }
 CONFLICT = "≠"  # voice alone and words alone contradict each other
+REVISED = "↺"  # an utterance of before, whose speaker is another than it was
+UNSURE = 0.8  # probability of a speaker below which the name has a question mark
 REDRAW_S = 0.1  # at least, between two redraws of the bottom line
 QUIETEST_DBFS, LOUDEST_DBFS = -60.0, -10.0
 METER_WIDTH = 8
@@ -80,6 +82,8 @@ class Terminal:
             case Utterance(type="update", emotion=emotion):
                 self._running = event.text
                 self._provisional = emotion.label if emotion else ""
+            case Utterance(type="end", revision=int()):
+                self._console.print(_revised(event), soft_wrap=not self._console.is_terminal)
             case Utterance(type="end"):
                 self._running = self._provisional = ""
                 # Lines are wrapped on a terminal only.
@@ -135,8 +139,7 @@ class Terminal:
         head = Text().append(f"{clock} ", "dim").append(f"{label}{doubt}{score} ", style)
         if event.conflict:
             head.append(f"{CONFLICT} ", "bold")
-        if event.speaker:
-            head.append(f"{event.speaker}: ")
+        head.append(_speaker(event))
         head.append(event.text or "(no words)")
         lines = [head, *_inferences(event.inferences)]
         if not self._console.is_terminal:
@@ -160,6 +163,20 @@ class Terminal:
         confirmed, total = event.latency_ms.vad, event.latency_ms.total
         spent = f"  {confirmed:.0f} ms to confirm the end, then {total - confirmed:.0f} ms"
         return Text(f"{spent}  {event.degraded}".rstrip(), "dim")
+
+
+def _speaker(event: Utterance) -> str:
+    """``Ann: ``, with a question mark where the voice says so without certainty; or nothing."""
+    doubt = "?" if event.speaker_score is not None and event.speaker_score < UNSURE else ""
+    return f"{event.speaker}{doubt}: " if event.speaker or doubt else ""
+
+
+def _revised(event: Utterance) -> Text:
+    """One dimmed line: what of an earlier utterance is known better now."""
+    clock = datetime.fromisoformat(event.start_time).astimezone().strftime("%H:%M:%S")
+    label = f"{event.emotion.label} " if event.emotion else ""
+    words = event.text or "(no words)"
+    return Text(f"{clock} {REVISED} {label}{_speaker(event)}{words}", "dim")
 
 
 def _inferences(inferred: Inferred | None) -> list[Text]:
@@ -302,6 +319,8 @@ def _dimmed(message: Received, *, prefix: str, colours: bool) -> str:
 def _utterance(payload: dict[str, Any]) -> str:
     kind = payload.get("type", "partial")
     parts = [str(payload.get("speaker", ""))]
+    if payload.get("revision"):
+        parts.insert(0, REVISED)
     emotion = payload.get("emotion")
     if isinstance(emotion, dict):
         label = f"{emotion.get('label', '')}{'?' * (emotion.get('abstained') is True)}"

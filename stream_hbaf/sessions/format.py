@@ -34,16 +34,10 @@ from stream_hbaf.untrusted import UntrustedError, as_unicode, parse_json
 T = TypeVar("T", bound=BaseModel)
 Why = Literal["begin", "gap", "pause", "cut", "lost"]
 Samples = NDArray[np.int16]
-SessionEvent = Utterance | DialogueSummary | Feedback | Switch  # the events that are recorded
 
 FORMAT = 1
 HEADER_FILE, STRETCHES_FILE, EVENTS_FILE = "session.json", "sound.jsonl", "events.jsonl"
 AUDIO_SUFFIX = ".flac"
-SCHEMAS: dict[str, type[SessionEvent]] = {  # a line without one of these is a Switch
-    "stream_hbaf/utterance/1": Utterance,
-    "stream_hbaf/dialogue/1": DialogueSummary,
-    "stream_hbaf/feedback/1": Feedback,
-}
 # Settings that aren't recorded: where audio came from and events went to, with all secrets.
 NOT_RECORDED = {"source", "sources", "mqtt", "dashboard", "record"}
 # Packages with other versions of which the same audio may be recognised differently.
@@ -88,6 +82,30 @@ class Stretch(_Frozen):
     """The source began; audio was lost before it came here; listening or recording was paused; the
     utterance was ended on request; audio was lost since the disk was too slow."""
     trigger: Trigger = "end_of_input"  # what ended the utterance before it
+
+
+class SpeakerChange(_Frozen):
+    """A person has said who speaks in a dialogue; a line of ``events.jsonl``, since a replay has to
+    do the same."""
+
+    model_config = ConfigDict(frozen=True, populate_by_name=True)
+
+    schema_: Literal["stream_hbaf/speakers/1"] = Field("stream_hbaf/speakers/1", alias="schema")
+    dialogue_id: str
+    change: Literal["correct", "rename", "merge"]
+    """An utterance is corrected, a speaker has another name, or two speakers are one."""
+    turn: int = 0  # the utterance that is corrected
+    speaker: str = ""  # the former name of the speaker who is renamed or merged
+    into: str  # the name from now on
+
+
+SessionEvent = Utterance | DialogueSummary | Feedback | Switch | SpeakerChange  # recorded ones
+SCHEMAS: dict[str, type[SessionEvent]] = {  # a line without one of these is a Switch
+    "stream_hbaf/utterance/1": Utterance,
+    "stream_hbaf/dialogue/1": DialogueSummary,
+    "stream_hbaf/feedback/1": Feedback,
+    "stream_hbaf/speakers/1": SpeakerChange,
+}
 
 
 def new_header(config: Config, *, model: Model, labels: Sequence[str]) -> Header:
