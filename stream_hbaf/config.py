@@ -168,6 +168,8 @@ class SpeakersConfig(Section):
     """Probability of the most probable speaker below which an utterance's is not sure."""
     min_enrolled_score: Probability = 0.9
     """The same for a speaker who is known by an enrolled voice."""
+    enrolled_in_private: bool = False
+    """Name enrolled voices also with another ``privacy`` than ``full``."""
 
 
 class TranscriptConfig(Section):

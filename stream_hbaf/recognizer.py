@@ -25,6 +25,7 @@ from stream_hbaf.features.acoustic import Acoustic, AcousticExtractor, AcousticF
 from stream_hbaf.features.blocks import BlockFrontEnd
 from stream_hbaf.features.prosody import ProsodyPast, describe_next
 from stream_hbaf.features.representations import LLD, PROSODY, WHISPER, open_representation
+from stream_hbaf.features.speaker import SpeakerEncoder, open_speaker_encoder
 from stream_hbaf.features.text import EMPTY_WINDOW, Turn, TurnWindow
 from stream_hbaf.features.whisper import Transcriber, Transcript
 from stream_hbaf.networks.calibration import MODALITIES, Modality
@@ -51,6 +52,7 @@ class Recognizer(AbstractContextManager["Recognizer"]):
     """All models of one recogniser, loaded once. A context manager: openSMILE holds threads."""
 
     acoustic: AcousticFrontEnd | None  # None: the bundle takes text only
+    speaker_encoder: SpeakerEncoder | None  # None: speakers aren't told apart by their voices
 
     def __init__(self, config: Config) -> None:
         """Load all models, in parallel; raises ModelError, BundleError or ConfigError."""
@@ -66,14 +68,18 @@ class Recognizer(AbstractContextManager["Recognizer"]):
                 Transcriber, config.transcript, acoustic_encoder=encoder, device=device
             )
             bundle = pool.submit(Bundle.load, config.model, device=device)
-            extra = (f"whisper:{config.transcript.model}", f"vad:{config.vad.engine}")
+            extra = [f"whisper:{config.transcript.model}", f"vad:{config.vad.engine}"]
+            if config.speakers.engine != NONE:
+                extra.append(f"speaker:{config.speakers.engine}")
             parts = [*settings.parts, *extra]
             verify = partial(digest_parts, parts, known=settings.digests, bundle=settings.id)
             verified = pool.submit(verify)
+            voices = pool.submit(_open_speaker_encoder, config, device=device)
             self.acoustic = open_front_end(settings, device=device)
             try:
                 self.transcriber = transcriber.result()
                 self.bundle = bundle.result()
+                self.speaker_encoder = voices.result()
                 verified.result()
                 self._digests = verify()  # remembered, but for what was downloaded meanwhile
                 require_inferences(config, self.bundle)
@@ -110,6 +116,8 @@ class Recognizer(AbstractContextManager["Recognizer"]):
         acoustic = None
         if self.acoustic is not None:
             acoustic = self.acoustic.extract(_noise())
+        if self.speaker_encoder is not None:
+            self.speaker_encoder.embed(_noise())
         dialogue = self.new_dialogue()
         acoustic, _ = _described(acoustic, speaker="", past=dialogue.prosody)
         try:
@@ -299,6 +307,10 @@ def open_front_end(config: BundleConfig, *, device: str) -> AcousticFrontEnd | N
         return None
     blocks = [open_representation(name, device=device) for name in blocks_of(config)]
     return BlockFrontEnd(AcousticExtractor(), blocks) if blocks else AcousticExtractor()
+
+
+def _open_speaker_encoder(config: Config, *, device: str) -> SpeakerEncoder | None:
+    return None if config.speakers.engine == NONE else open_speaker_encoder(device)
 
 
 def _described(

@@ -9,7 +9,7 @@ from dialogue_samples import LABELS, utterance
 
 from stream_hbaf.dialogue import LiveDialogue
 from stream_hbaf.events import DialogueSummary, Emotion
-from stream_hbaf.live.runtime import DialogueTracker
+from stream_hbaf.live.tracker import DialogueTracker
 
 
 def tracker(dialogue_id: str) -> DialogueTracker:

@@ -159,7 +159,7 @@ def test_states_are_retained() -> None:
             "p/n/info",
             b'{"schema":"stream_hbaf/info/1","version":"0.1.0","model":{"id":"b","sha256":"c"},'
             b'"labels":["anger","joy"],"licence":"MIT","sources":["m"],"privacy":"full",'
-                b'"speakers":[]}',
+            b'"speakers":[]}',
             retain=True,
             properties=(("schema", "stream_hbaf/info/1"),),
         )

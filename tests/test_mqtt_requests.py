@@ -164,7 +164,11 @@ def test_malformed_request(tmp_path: Path, payload: str | bytes, error: str) -> 
         ("m/volume/set", "ON", "there is no such switch; there are listening, transcribe, record"),
         ("x/record/set", "ON", "there is no such source; there are m"),
         ("x/feedback", '{"id": "u", "label": "joy"}', "there is no such source; there are m"),
-        ("m/feedback", '{"id": "u"}', 'a correction is {"id": …, "label": …}, and may have "by"'),
+        (
+            "m/feedback",
+            '{"id": "u"}',
+            'a correction has an "id", and "label" or "speaker" or both; it may have "by"',
+        ),
         ("m/feedback", "secret words", "the payload is not JSON in UTF-8"),
     ],
 )

@@ -131,6 +131,7 @@ class _Run:
             recognizer,
             self._publishers,
             on_audio=self._recorder.on_audio if self._recorder else None,
+            on_speaker_change=self._recorder.on_speaker_change if self._recorder else None,
             recording=self._recorder is not None,
             complete_health=self._complete_health,
         )

@@ -197,7 +197,8 @@ def _labelled(session: Session, end: Utterance, *, own_labels: bool) -> Labelled
     given = session.corrections.get(end.id) or (end.emotion if own_labels else None)
     label = None if given is None else given.label
     part, audio = session.clip(end), session.audio_file(end.source)
-    utterance = LabelledUtterance(end.id, end.speaker or end.source, end.text, label)
+    speaker = session.speakers.get(end.id) or end.speaker or end.source
+    utterance = LabelledUtterance(end.id, speaker, end.text, label)
     if part is None or not is_own_file(audio):
         return utterance
     start_s, end_s = (sample / SAMPLE_RATE_HZ for sample in part)

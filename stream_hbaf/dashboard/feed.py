@@ -139,7 +139,9 @@ class Recordings:
         Raises CorpusError if there is none of this name, or it is damaged.
         """
         session = self._find(name)
-        events = ",".join(page_message(event) for event in session.events)
+        events = ",".join(
+            page_message(event) for event in session.events if isinstance(event, Event)
+        )
         head = json.dumps({"labels": session.header.labels, "sounds": _stretches(session)})
         return f'{head[:-1]},"events":[{events}]}}'
 

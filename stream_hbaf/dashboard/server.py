@@ -242,7 +242,9 @@ class Dashboard:
             if request.command == "correct":
                 feedback = Feedback.model_validate(request.arguments)
                 await self.control.correct(feedback)
-                self._send(feedback)
+                for name in feedback.corrects.split():  # each replaces an earlier one of its kind
+                    other = {"label": "speaker", "speaker": "label"}[name]
+                    self._send(feedback.model_copy(update={other: ""}))
             elif request.command == "set_switch":
                 switch = Switch.model_validate(request.arguments)
                 await self.control.set_switch(switch.source, switch=switch.switch, on=switch.on)

@@ -9,14 +9,16 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from stream_hbaf.audio.capture import list_devices
 from stream_hbaf.config import Config
 from stream_hbaf.errors import ConfigError, StreamHbafError
 from stream_hbaf.events import Feedback, Info, Request, Response, SwitchName
+from stream_hbaf.features.voice_prints import require_name
 from stream_hbaf.live.pipeline import LivePipeline
 from stream_hbaf.recognizer import Recognizer
+from stream_hbaf.sessions.format import SpeakerChange
 
 LOG = logging.getLogger(__name__)
 
@@ -40,7 +42,7 @@ class Recording(Protocol):
         """Begin or end the recording of a source. Raises ConfigError where there is no folder."""
 
     async def correct(self, feedback: Feedback) -> None:
-        """Store a correction of an utterance's emotion."""
+        """Store a correction of an utterance's emotion or speaker."""
 
 
 class Controls:
@@ -69,6 +71,8 @@ class Controls:
             "set_model": self._set_model,
             "get_state": self._get_state,
             "forget": self._forget,
+            "rename_speaker": self._rename_speaker,
+            "merge_speakers": self._merge_speakers,
             "devices": self._devices,
         }
 
@@ -94,16 +98,35 @@ class Controls:
             self._recording.record(source, on=on)
 
     async def correct(self, feedback: Feedback) -> None:
-        """Store a correction with the recorded session.
+        """Apply the correction of a speaker, and store any correction with the recorded session.
 
-        Raises ConfigError for an unknown label, and if nothing is recorded.
+        Raises ConfigError for an unknown label, and if neither can be done: the dialogue is over,
+        and nothing is recorded.
         """
         labels = self._pipeline.recognizer.bundle.labels
-        if feedback.label not in labels:
+        if feedback.label and feedback.label not in labels:
             raise ConfigError(f"no label '{feedback.label}'; there is {', '.join(labels)}")
-        if self._recording is None:
-            raise ConfigError("feedback: nothing is recorded; start with --record DIR")
-        await self._recording.correct(feedback)
+        applied = bool(feedback.speaker) and await self._correct_speaker(feedback)
+        try:
+            if self._recording is None:
+                raise ConfigError("feedback: nothing is recorded; start with --record DIR")
+            await self._recording.correct(feedback)
+        except ConfigError:
+            if feedback.label or not applied:
+                raise
+
+    async def _correct_speaker(self, feedback: Feedback) -> bool:
+        """Whether the utterance is of a dialogue that goes on, where its speaker is corrected."""
+        speaker = require_name(feedback.speaker)
+        dialogue_id, _, turn = feedback.id.rpartition("-")
+        if dialogue_id not in self._pipeline.dialogues().values() or not turn.isdecimal():
+            return False
+        await self._pipeline.change_speakers(
+            SpeakerChange(
+                dialogue_id=dialogue_id, change="correct", turn=int(turn[:9]), into=speaker
+            )
+        )
+        return True
 
     async def _ping(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         return {"time": time.time()}
@@ -157,6 +180,30 @@ class Controls:
         if problems:
             raise ConfigError(" · ".join(problems))
         return {"erased": erased}
+
+    async def _rename_speaker(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        return await self._change_speakers("rename", arguments, into="name")
+
+    async def _merge_speakers(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        return await self._change_speakers("merge", arguments, into="into")
+
+    async def _change_speakers(
+        self, change: Literal["rename", "merge"], arguments: Mapping[str, Any], *, into: str
+    ) -> dict[str, Any]:
+        dialogues = set(self._pipeline.dialogues().values())
+        dialogue_id = _text(arguments, "dialogue_id")
+        if not dialogue_id and len(dialogues) != 1:
+            known = ", ".join(sorted(dialogues)) or "none"
+            raise ConfigError(f"give the dialogue's id as 'dialogue_id'; there is {known}")
+        changed = await self._pipeline.change_speakers(
+            SpeakerChange(
+                dialogue_id=dialogue_id or dialogues.pop(),
+                change=change,
+                speaker=_text(arguments, "speaker"),
+                into=require_name(_text(arguments, into)),
+            )
+        )
+        return {"changed": changed}
 
     async def _devices(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         return {"devices": [asdict(one) for one in await asyncio.to_thread(list_devices)]}

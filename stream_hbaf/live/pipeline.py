@@ -9,12 +9,13 @@ from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 
 from stream_hbaf.audio.source import AudioSource
 from stream_hbaf.config import SourceConfig
-from stream_hbaf.errors import ConfigError
+from stream_hbaf.errors import ConfigError, shorten
 from stream_hbaf.events import AnyEvent, Health, State, SwitchName, Trigger
 from stream_hbaf.live.runtime import Publisher, Recognition, Runtime
 from stream_hbaf.live.source import OnAudio, SourcePipeline
 from stream_hbaf.networks.calibration import MODALITIES, Modality
 from stream_hbaf.recognizer import Recognizer
+from stream_hbaf.sessions.format import SpeakerChange
 
 LOG = logging.getLogger(__name__)
 
@@ -32,12 +33,14 @@ class LivePipeline:
         *,
         on_recognition: Callable[[Recognition], None] = lambda recognition: None,
         on_audio: OnAudio | None = None,
+        on_speaker_change: Callable[[SpeakerChange], None] | None = None,
         recording: bool = False,
         modalities: Collection[Modality] = MODALITIES,
         complete_health: Callable[[Health], Health] = lambda health: health,
     ) -> None:
-        """``on_audio`` gets every chunk. With ``recording``, each source has a switch for it, on.
-        ``complete_health`` adds what publishers know, such as their queues.
+        """``on_audio`` gets every chunk, ``on_speaker_change`` what people say about speakers. With
+        ``recording``, each source has a switch for it, on. ``complete_health`` adds what
+        publishers know, such as their queues.
 
         A modality that isn't among ``modalities`` is withheld from the network, though it is
         transcribed or measured all the same.
@@ -46,6 +49,7 @@ class LivePipeline:
         self._runtime = Runtime(
             recognizer, publishers, on_recognition=on_recognition, modalities=modalities
         )
+        self._on_speaker_change = on_speaker_change or (lambda change: None)
         self._on_audio = on_audio or (lambda source, audio: None)
         self._recording = recording
         self._complete_health = complete_health
@@ -148,6 +152,26 @@ class LivePipeline:
         """Set a source's switch. Raises ConfigError for an unknown source."""
         for pipeline in self._chosen(source):
             await pipeline.set_switch(switch, on=on)
+
+    async def change_speakers(self, change: SpeakerChange) -> int:
+        """Apply what a person says about the speakers of a dialogue, and publish what changes.
+
+        Returns how many utterances changed. Raises ConfigError for a dialogue that isn't going on,
+        and for an utterance or a speaker that isn't there.
+        """
+        for tracker in {pipeline.tracker for pipeline in self.sources.values()}:
+            speakers, dialogue = tracker.speakers, tracker.dialogue
+            if speakers is None or dialogue is None or dialogue.id != change.dialogue_id:
+                continue
+            async with speakers.lock:
+                revisions = await self._runtime.run_model("classifier", speakers.apply, change)
+                self._on_speaker_change(change)
+                await self._runtime.publish_revisions(tracker, revisions)
+            return len(revisions)
+        going_on = ", ".join(sorted(set(self.dialogues().values()))) or "none"
+        raise ConfigError(
+            f"no dialogue '{shorten(change.dialogue_id)}' is going on; there is {going_on}"
+        )
 
     def end_dialogues(self, *, source: str = "", dialogue_id: str = "") -> int:
         """End the dialogues of a source, or one of them, or all; returns how many were ended.

@@ -5,6 +5,7 @@ which order the utterances of several sources were classified. It also knows whe
 to be over, so that the turn model isn't needed. Everything else is computed anew.
 """
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
@@ -15,20 +16,22 @@ from pydantic import ValidationError
 
 from stream_hbaf.config import Config, SourceConfig
 from stream_hbaf.dialogue import LiveDialogue
-from stream_hbaf.errors import BundleError, CorpusError
+from stream_hbaf.errors import BundleError, ConfigError, CorpusError
 from stream_hbaf.events import DialogueSummary, Model, Switch, Utterance
-from stream_hbaf.live.runtime import DialogueTracker, Recognition
+from stream_hbaf.live.runtime import Recognition
+from stream_hbaf.live.speakers import Revision
+from stream_hbaf.live.tracker import DialogueTracker
 from stream_hbaf.live.utterance import LiveUtterance
 from stream_hbaf.recognizer import Int16, Recognizer
-from stream_hbaf.sessions.format import Stretch, package_versions, sample_at
+from stream_hbaf.sessions.format import SpeakerChange, Stretch, package_versions, sample_at
 from stream_hbaf.sessions.session import Session
 from stream_hbaf.speech.detector import Feed, UtteranceAction, UtteranceDetector
 from stream_hbaf.speech.segmenter import Begin, Consult, Finish
 
 Load = Callable[[Config], AbstractContextManager[Recognizer]]
 Progress = Callable[[str], None]
-# Of sessions that were recorded before there was a choice.
-ENDPOINTS_BEFORE: Mapping[str, Any] = {"endpoint": {"engine": "silence"}}
+# Of sessions that were recorded before there was a choice, whatever the defaults are now.
+BEFORE: Mapping[str, Any] = {"endpoint": {"engine": "silence"}, "speakers": {"engine": "none"}}
 RECORDED = {"id", "rev", "start_time", "end_time"}  # fields that are taken from the recording
 
 
@@ -74,7 +77,11 @@ def replay_session(
     replay = _Replay(session, config, on_event=on_event, on_recognition=on_recognition)
     loaded: Model | str | None = None
     with ExitStack() as opened:
-        for end, transcribed in _ends(session):
+        for event, transcribed in _steps(session):
+            if isinstance(event, SpeakerChange):
+                replay.apply(event)
+                continue
+            end = event
             wanted = model or end.model or session.header.model
             if wanted != loaded:
                 opened.close()
@@ -85,6 +92,7 @@ def replay_session(
                     _require_same(session, recognizer=replay.recognizer, live=wanted)
                 loaded = wanted
             replay.recognise(end, transcribed=transcribed)
+    replay.report_other_speakers(progress)
     counted = replay.count()
     if counted.missing:
         progress(f"{session.folder}: {counted.missing} utterances weren't found again")
@@ -104,6 +112,7 @@ class _Replay:
     _detections: dict[str, Iterator[_Detected]] = field(default_factory=dict)  # by source
     _next: dict[str, _Detected] = field(default_factory=dict)  # detected, not matched yet
     _counted: Replayed = field(default_factory=Replayed)
+    _speakers: dict[str, str] = field(default_factory=dict)  # by utterance, as replayed
 
     def recognise(self, end: Utterance, *, transcribed: bool) -> None:
         """Find a recorded utterance in the sound, classify it and pass its events on.
@@ -118,21 +127,60 @@ class _Replay:
         assert tracker.dialogue is not None
         utterance = LiveUtterance(
             recognizer=self.recognizer,
-            source=SourceConfig(name=end.source, speaker=end.speaker),
+            source=SourceConfig(name=end.source, speaker=_fixed_speaker(end)),
             dialogue=tracker.dialogue,
+            speakers=tracker.speakers,
             turn=end.turn,
             start=detected.finish.start,
             started_at=0.0,  # replaced by the recorded times
             finish=detected.finish,
         )
+        revisions = self._attribute(utterance, detected)
         recognition = self._classify(utterance, detected, transcribed=transcribed)
         event = utterance.event(
             "end", text=recognition.text, prediction=recognition.prediction
         ).model_copy(update={**end.model_dump(include=RECORDED), "latency_ms": None})
         self._counted.matched += 1
+        self._speakers[event.id] = event.speaker
         self.on_recognition(recognition)
         self.on_event(event)
+        assert tracker.speakers is not None
+        tracker.speakers.add(event)
         summary = tracker.summarise(event)
+        if summary is not None:
+            self.on_event(summary)
+        self._pass_on(tracker, revisions)
+
+    def apply(self, change: SpeakerChange) -> None:
+        """Do as a person said about the speakers; what can't be done here is passed over."""
+        tracker = self._trackers.get(change.dialogue_id)
+        if tracker is not None and tracker.speakers is not None:
+            with contextlib.suppress(ConfigError):  # of somebody who isn't found in this replay
+                self._pass_on(tracker, tracker.speakers.apply(change))
+
+    def report_other_speakers(self, progress: Progress) -> None:
+        """One line if voices have other names than they had live."""
+        recorded = {end.id: end.speaker for end in self.session.ends}
+        other = [one for one, speaker in self._speakers.items() if recorded[one] != speaker]
+        if other:
+            progress(
+                f"{self.session.folder}: {len(other)} utterances have other speakers than live; "
+                "voices have been enrolled or forgotten since"
+            )
+
+    def _attribute(self, utterance: LiveUtterance, detected: _Detected) -> list[Revision]:
+        """Say by the voice who spoke, where that was done live."""
+        encoder = self.recognizer.speaker_encoder
+        if encoder is None or utterance.speaker or utterance.speakers is None:
+            return []
+        return utterance.speakers.attribute(utterance, encoder.embed(detected.samples))
+
+    def _pass_on(self, tracker: DialogueTracker, revisions: list[Revision]) -> None:
+        summary = None
+        for before, after in revisions:
+            self._speakers[after.id] = after.speaker
+            self.on_event(after)
+            summary = tracker.summarise_revision(before, after) or summary
         if summary is not None:
             self.on_event(summary)
 
@@ -164,7 +212,8 @@ class _Replay:
         known = self._trackers.get(dialogue_id)
         if known is None:
             dialogue = LiveDialogue(self.recognizer.bundle.network.initial_state(), id=dialogue_id)
-            known = DialogueTracker(dialogue=dialogue, recognizer=self.recognizer)
+            known = DialogueTracker()
+            known.begin(self.recognizer, dialogue)
             self._trackers[dialogue_id] = known
         return known
 
@@ -184,14 +233,22 @@ class _Replay:
         return Recognition(utterance.id, finish, acoustic, text, prediction)
 
 
-def _ends(session: Session) -> Iterator[tuple[Utterance, bool]]:
-    """Finished utterances in the order of publication, and whether they were transcribed."""
+def _steps(session: Session) -> Iterator[tuple[Utterance | SpeakerChange, bool]]:
+    """Finished utterances in the order of publication, and whether they were transcribed; between
+    them what people said about the speakers."""
     off: set[str] = set()  # sources that weren't transcribed
     for event in session.events:
         if isinstance(event, Switch) and event.switch == "transcribe":
             (off.discard if event.on else off.add)(event.source)
-        elif isinstance(event, Utterance) and event.type == "end":
+        elif isinstance(event, SpeakerChange):
+            yield event, True
+        elif isinstance(event, Utterance) and event.type == "end" and event.revision is None:
             yield event, event.source not in off
+
+
+def _fixed_speaker(end: Utterance) -> str:
+    """The speaker whom the source's settings named; sessions of before name no other."""
+    return end.speaker if end.speaker_source in ("", "source") else ""
 
 
 def _utterances(session: Session, *, source: str, config: Config) -> Iterator[_Detected]:
@@ -199,8 +256,8 @@ def _utterances(session: Session, *, source: str, config: Config) -> Iterator[_D
     detector = UtteranceDetector(config, asks=config.endpoint.engine != "silence")
     recorded = {
         (sample_at(end.audio_end_ms), end.trigger)
-        for end, _ in _ends(session)
-        if end.source == source and end.audio_end_ms is not None
+        for end, _ in _steps(session)
+        if isinstance(end, Utterance) and end.source == source and end.audio_end_ms is not None
     }
 
     def was_over(asked: Consult) -> bool:
@@ -227,7 +284,7 @@ def _utterances(session: Session, *, source: str, config: Config) -> Iterator[_D
 
 def _config(session: Session, *, device: str) -> Config:
     try:
-        settings = {**ENDPOINTS_BEFORE, **session.header.settings, "device": device}
+        settings = {**BEFORE, **session.header.settings, "device": device}
         return Config.model_validate(settings)
     except ValidationError as error:
         key = ".".join(map(str, error.errors()[0]["loc"]))

@@ -17,7 +17,6 @@ from typing import Literal, Protocol, TypeVar
 import numpy as np
 
 from stream_hbaf.config import Config, SourceConfig
-from stream_hbaf.dialogue import LiveDialogue
 from stream_hbaf.events import (
     AnyEvent,
     DialogueSummary,
@@ -33,6 +32,8 @@ from stream_hbaf.events import (
 )
 from stream_hbaf.features.acoustic import Acoustic
 from stream_hbaf.features.turn_model import open_turn_model
+from stream_hbaf.live.speakers import Revision
+from stream_hbaf.live.tracker import DialogueTracker
 from stream_hbaf.networks.calibration import MODALITIES, Modality
 from stream_hbaf.prediction import Prediction, TextFeatures
 from stream_hbaf.recognizer import Recognizer
@@ -40,7 +41,10 @@ from stream_hbaf.speech.segmenter import Finish
 
 T = TypeVar("T")
 
-STAGES: tuple[Stage, ...] = ("capture", "vad", "transcript", "acoustic", "classifier")
+STAGES: tuple[Stage, ...] = (
+    *("capture", "vad", "transcript", "acoustic", "speaker"),
+    "classifier",
+)
 Thread = Stage | Literal["turn"]
 THREADS: tuple[Thread, ...] = (*STAGES[1:], "turn")
 LATENCIES = 100  # newest utterances that the quantiles are computed over
@@ -81,61 +85,6 @@ class Recognition:
     acoustic: Acoustic | None
     text: TextFeatures | None
     prediction: Prediction
-
-
-@dataclass(slots=True, eq=False)
-class DialogueTracker:
-    """The current dialogue of one source, or of several that share it.
-
-    A long silence or a request ends a dialogue; the next utterance begins another.
-    """
-
-    dialogue: LiveDialogue | None = None
-    recognizer: Recognizer | None = None  # the one whose states the dialogue holds
-    last_end_s: float = 0.0  # end of the newest utterance, since the sources were opened
-    _summary: DialogueSummary | None = None  # of the dialogue so far
-    _emotions: int = 0  # utterances with an emotion that are in it
-
-    def next_turn(self, recognizer: Recognizer, *, at_s: float) -> tuple[LiveDialogue, int]:
-        """The dialogue of an utterance that begins at ``at_s`` seconds, and its turn there."""
-        late = at_s - self.last_end_s > recognizer.config.dialogue.gap_s
-        if self.dialogue is None or self.recognizer is not recognizer or late:
-            self.end()
-            self.dialogue, self.recognizer = recognizer.new_dialogue(), recognizer
-        self.dialogue.turns += 1
-        return self.dialogue, self.dialogue.turns
-
-    def end(self) -> None:
-        """End the dialogue: the next utterance is the first of a new one."""
-        self.dialogue = self.recognizer = self._summary = None
-        self._emotions = 0
-
-    def summarise(self, end: Utterance) -> DialogueSummary | None:
-        """The dialogue including its newest ``end``; None if that is of an earlier dialogue."""
-        if self.dialogue is None or end.dialogue_id != self.dialogue.id:
-            return None
-        before = self._summary
-        speakers = dict(before.speakers) if before else {}
-        emotions = Counter(before.emotions if before else {})
-        means = dict(before.probabilities) if before else {}
-        if end.emotion is not None:
-            self._emotions += 1
-            speakers[end.speaker] = end.emotion.label
-            emotions[end.emotion.label] += 1
-            for label, probability in end.emotion.probabilities.items():
-                mean = means.get(label, 0.0)
-                means[label] = mean + (probability - mean) / self._emotions
-        self._summary = DialogueSummary(
-            source=end.source,
-            dialogue_id=end.dialogue_id,
-            start_time=before.start_time if before else end.start_time,
-            end_time=end.end_time or end.start_time,
-            turns=(before.turns if before else 0) + 1,
-            speakers=speakers,
-            emotions=dict(emotions),
-            probabilities=means,
-        )
-        return self._summary
 
 
 class Runtime:
@@ -189,6 +138,11 @@ class Runtime:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self.executors[thread], function, *arguments)
 
+    def run_soon(self, stage: Stage, function: Callable[..., None], *arguments: object) -> None:
+        """Have a function that raises nothing run in the thread of its stage, after those that
+        wait already."""
+        self.executors[stage].submit(function, *arguments)
+
     def task(self, coroutine: Coroutine[object, object, T], name: str) -> "asyncio.Task[T]":
         """Start a task that ends with the run."""
         assert self.tasks is not None  # everything happens while it is started
@@ -201,6 +155,19 @@ class Runtime:
             return
         for publisher in self.publishers:
             await publisher.send(allowed)
+
+    async def publish_revisions(
+        self, tracker: DialogueTracker, revisions: Sequence[Revision]
+    ) -> None:
+        """Publish the new ``end`` of earlier utterances, and the summary with them."""
+        summary = None
+        for before, after in revisions:
+            was, now = (redact(end, self.config.privacy) for end in (before, after))
+            if was is not None and now is not None and _differ(was, now):
+                await self.publish(after)
+            summary = tracker.summarise_revision(before, after) or summary
+        if summary is not None:
+            await self.publish(summary)
 
     def stop_decoding(self, _: object) -> None:
         """Count down ``decoding``; the callback of a transcript's task."""
@@ -241,6 +208,12 @@ class Runtime:
             p50, p95 = np.quantile([row[stage] for row in table], [0.5, 0.95])
             quantiles[stage] = Quantiles(p50=round(float(p50), 1), p95=round(float(p95), 1))
         return quantiles
+
+
+def _differ(before: AnyEvent, after: AnyEvent) -> bool:
+    """Whether a revision says anything new of what the privacy mode allows."""
+    numbers = {"rev", "revision"}
+    return before.model_dump(exclude=numbers) != after.model_dump(exclude=numbers)
 
 
 def redact(event: AnyEvent, privacy: Privacy) -> AnyEvent | None:

@@ -15,9 +15,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from typing import TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from stream_hbaf.audio.source import AudioSource, Chunk, Cut
 from stream_hbaf.config import SAMPLE_RATE_HZ, SourceConfig
-from stream_hbaf.errors import StreamHbafError
 from stream_hbaf.events import (
     AnyEvent,
     Speech,
@@ -32,7 +34,8 @@ from stream_hbaf.features.acoustic import Acoustic
 from stream_hbaf.features.turn_model import TurnModel
 from stream_hbaf.live.runtime import STAGES, Recognition, Runtime
 from stream_hbaf.live.sound_monitor import SoundMonitor
-from stream_hbaf.live.utterance import LiveUtterance
+from stream_hbaf.live.speakers import Revision
+from stream_hbaf.live.utterance import UTTERANCE_ERRORS, LiveUtterance, Voice
 from stream_hbaf.prediction import TextFeatures
 from stream_hbaf.recognizer import Int16
 from stream_hbaf.speech.detector import Feed, UtteranceAction, UtteranceDetector
@@ -41,9 +44,6 @@ from stream_hbaf.speech.segmenter import Begin, Consult, Finish, Pause, Resume
 
 T = TypeVar("T")
 
-# What a model may raise on one utterance without danger to the next one; anything else is a
-# programming error and ends the pipeline.
-UTTERANCE_ERRORS = (StreamHbafError, RuntimeError, MemoryError)
 CHUNKS_WAITING = 16
 FINISHED_WAITING = 4
 
@@ -74,6 +74,8 @@ class SourcePipeline:
         self._on_audio = on_audio
         self.tracker = runtime.tracker(config)
         self._partial_every = runtime.config.transcript.partial_every_ms * SAMPLE_RATE_HZ // 1000
+        # Where settings say who speaks, the voice is not asked.
+        self._by_voice = runtime.recognizer.speaker_encoder is not None and not config.speaker
         asks = runtime.turn_model is not None
         self._detector = UtteranceDetector(runtime.config, asks=asks)
         self._monitor = SoundMonitor(config.name, runtime, on_hint=on_hint)
@@ -92,7 +94,8 @@ class SourcePipeline:
         announced yet that it listens.
         """
         for stage in STAGES:
-            await self.report(stage, "online")
+            if stage != "speaker" or self._by_voice:
+                await self.report(stage, "online")
         for switch, on in self.switches.items():
             await self._publish_switch(switch, on=on)
         detect = self._runtime.task(self._detect(), "detect")
@@ -238,6 +241,7 @@ class SourcePipeline:
         utterance = LiveUtterance(
             recognizer=recognizer,
             dialogue=dialogue,
+            speakers=self.tracker.speakers,
             source=self.config,
             turn=turn,
             start=begin.start,
@@ -247,6 +251,8 @@ class SourcePipeline:
         )
         if recognizer.acoustic is not None:
             utterance.session = await self._attempt(utterance, "acoustic", recognizer.acoustic.open)
+        if self._by_voice and recognizer.speaker_encoder is not None:
+            utterance.voice = Voice(recognizer.speaker_encoder.open)
         await self._runtime.publish(Speech(source=self.config.name, on=True))
         await self._runtime.publish(utterance.event("new"))
         return utterance
@@ -257,6 +263,8 @@ class SourcePipeline:
             await self._attempt(utterance, "acoustic", utterance.session.feed, samples)
             if "acoustic" in utterance.failures:  # a part must not pass for the whole utterance
                 utterance.session = None
+        if utterance.voice is not None:
+            self._runtime.run_soon("speaker", utterance.voice.feed, samples)
         idle = not self._runtime.decoding and (self._partial is None or self._partial.done())
         if utterance.length >= utterance.partial_due and idle and self.switches["transcribe"]:
             utterance.partial_due = utterance.length + self._partial_every
@@ -324,21 +332,44 @@ class SourcePipeline:
         async for utterance in _drain(self._finished):
             assert utterance.text is not None
             assert utterance.finish is not None
-            acoustic, text = await asyncio.gather(self._functionals(utterance), utterance.text)
-            utterance.timing.classify_began = time.monotonic()
-            prediction = await self._attempt(
-                utterance, "classifier", utterance.classify_final, acoustic, text
+            acoustic, text, embedding = await asyncio.gather(
+                self._functionals(utterance), utterance.text, self._embedding(utterance)
             )
-            utterance.timing.classified = now = time.monotonic()
-            end = utterance.event("end", text=text, prediction=prediction, now=now)
-            await self._runtime.publish(end)
-            if (summary := self.tracker.summarise(end)) is not None:
-                await self._runtime.publish(summary)
-            await self._runtime.close_utterance(end)
-            if prediction is not None:
-                self._runtime.on_recognition(
-                    Recognition(utterance.id, utterance.finish, acoustic, text, prediction)
-                )
+            assert utterance.speakers is not None
+            async with utterance.speakers.lock:
+                await self._publish_end(utterance, acoustic, text, embedding)
+
+    async def _publish_end(
+        self,
+        utterance: LiveUtterance,
+        acoustic: Acoustic | None,
+        text: TextFeatures | None,
+        embedding: NDArray[np.float32] | None,
+    ) -> None:
+        """Say who spoke and what they felt; then what that changes of earlier utterances."""
+        runtime, speakers = self._runtime, utterance.speakers
+        assert speakers is not None
+        assert utterance.finish is not None
+        utterance.timing.classify_began = time.monotonic()
+        revisions: list[Revision] = []
+        if utterance.voice is not None:
+            attribute = partial(speakers.attribute, utterance, embedding)
+            revisions = await runtime.run_model("classifier", attribute)
+        prediction = await self._attempt(
+            utterance, "classifier", utterance.classify_final, acoustic, text
+        )
+        utterance.timing.classified = now = time.monotonic()
+        end = utterance.event("end", text=text, prediction=prediction, now=now)
+        await runtime.publish(end)
+        speakers.add(end)
+        if (summary := self.tracker.summarise(end)) is not None:
+            await runtime.publish(summary)
+        await runtime.publish_revisions(self.tracker, revisions)
+        await runtime.close_utterance(end)
+        if prediction is not None:
+            runtime.on_recognition(
+                Recognition(utterance.id, utterance.finish, acoustic, text, prediction)
+            )
 
     async def _functionals(self, utterance: LiveUtterance) -> Acoustic | None:
         if utterance.session is None:
@@ -346,6 +377,11 @@ class SourcePipeline:
         acoustic = await self._attempt(utterance, "acoustic", utterance.session.finish)
         utterance.timing.acoustic = time.monotonic()
         return acoustic
+
+    async def _embedding(self, utterance: LiveUtterance) -> NDArray[np.float32] | None:
+        if utterance.voice is None:
+            return None
+        return await self._attempt(utterance, "speaker", utterance.voice.finish)
 
     async def _attempt(
         self, utterance: LiveUtterance, stage: Stage, model: Callable[..., T], *arguments: object

@@ -1,22 +1,40 @@
 """An utterance in the live pipeline, from its first sample to its end event."""
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stream_hbaf.config import SAMPLE_RATE_HZ, SourceConfig
 from stream_hbaf.dialogue import LiveDialogue
-from stream_hbaf.events import Asr, Emotion, Latency, Partial, Stage, Utterance
+from stream_hbaf.errors import StreamHbafError
+from stream_hbaf.events import (
+    Asr,
+    Emotion,
+    Latency,
+    Partial,
+    SpeakerSource,
+    Stage,
+    Utterance,
+)
 from stream_hbaf.features.acoustic import Acoustic, AcousticStream
+from stream_hbaf.features.speaker import SpeakerStream
 from stream_hbaf.features.whisper import Transcript
 from stream_hbaf.networks.calibration import MODALITIES, Modality
 from stream_hbaf.prediction import Prediction, TextFeatures
 from stream_hbaf.recognizer import Int16, Recognizer
 from stream_hbaf.speech.segmenter import Finish
+
+if TYPE_CHECKING:
+    from stream_hbaf.live.speakers import DialogueSpeakers
+
+# What a model may raise on one utterance without danger to the next one; anything else is a
+# programming error and ends the pipeline.
+UTTERANCE_ERRORS = (StreamHbafError, RuntimeError, MemoryError)
 
 
 @dataclass(slots=True)
@@ -48,6 +66,31 @@ class Timing:
         )
 
 
+class Voice:
+    """An utterance's voice, embedded in another thread while speech goes on."""
+
+    def __init__(self, open_stream: Callable[[], SpeakerStream]) -> None:
+        self._open_stream = open_stream
+        self._stream: SpeakerStream | None = None
+        self._failure: Exception | None = None
+
+    def feed(self, samples: Int16) -> None:
+        """Take the utterance's next samples; ``finish`` raises what goes wrong here."""
+        if self._failure is not None:
+            return
+        try:
+            self._stream = self._stream or self._open_stream()
+            self._stream.feed(samples)
+        except Exception as error:  # noqa: BLE001  # nobody waits for the result
+            self._failure = error
+
+    def finish(self) -> NDArray[np.float32] | None:
+        """The embedding [192]; None for an utterance without one."""
+        if self._failure is not None:
+            raise self._failure
+        return None if self._stream is None else self._stream.finish()
+
+
 @dataclass(slots=True)
 class LiveUtterance:
     """What the live pipeline knows of one utterance so far."""
@@ -60,6 +103,11 @@ class LiveUtterance:
     started_at: float  # Unix time in seconds
     modalities: Collection[Modality] = MODALITIES  # others are withheld from the network
     session: AcousticStream | None = None
+    speakers: "DialogueSpeakers | None" = None  # of the dialogue
+    voice: Voice | None = None  # where it says who speaks
+    speaker: str = field(init=False)  # as far as known by now
+    speaker_score: float | None = None
+    speaker_source: SpeakerSource = ""
     rev: int = 0
     pieces: list[Int16] = field(default_factory=list)
     length: int = 0  # samples in ``pieces``
@@ -69,6 +117,11 @@ class LiveUtterance:
     finish: Finish | None = None
     failures: dict[Stage, str] = field(default_factory=dict)
     timing: Timing = field(default_factory=Timing)
+
+    def __post_init__(self) -> None:
+        self.speaker = self.source.speaker
+        if self.speaker:
+            self.speaker_source = "source"
 
     @property
     def id(self) -> str:
@@ -88,7 +141,7 @@ class LiveUtterance:
     def encode_text(self, transcript: Transcript) -> TextFeatures:
         """The transcript's features, encoded with the dialogue's text as it is known now."""
         return self.recognizer.encode_text(
-            transcript, speaker=self.source.speaker, window=self.dialogue.window
+            transcript, speaker=self.speaker, window=self.dialogue.window
         )
 
     def classify_text(self, text: TextFeatures) -> Prediction:
@@ -97,7 +150,7 @@ class LiveUtterance:
             acoustic=None,
             text=text,
             state=self.dialogue.state,
-            speaker=self.dialogue.number_of(self.source.speaker),
+            speaker=self.dialogue.number_of(self.speaker),
             modalities=self.modalities,
         )[0]
 
@@ -107,7 +160,8 @@ class LiveUtterance:
             acoustic=acoustic,
             text=text,
             dialogue=self.dialogue,
-            speaker=self.source.speaker,
+            speaker=self.speaker,
+            turn=self.turn,
             explain=True,
             modalities=self.modalities,
         )
@@ -131,7 +185,9 @@ class LiveUtterance:
             source=self.source.name,
             dialogue_id=self.dialogue.id,
             turn=self.turn,
-            speaker=self.source.speaker,
+            speaker=self.speaker,
+            speaker_score=self.speaker_score,
+            speaker_source=self.speaker_source,
             start_time=self._iso_time(self.start),
             end_time=self._iso_time(finish.end) if finish else None,
             audio_start_ms=self.start * 1000 / SAMPLE_RATE_HZ,
@@ -143,7 +199,7 @@ class LiveUtterance:
             if transcript
             else None,
             modalities=list(prediction.modalities) if prediction else [],
-            emotion=_emotion(prediction) if prediction else None,
+            emotion=emotion_of(prediction) if prediction else None,
             contributions=prediction.contributions if prediction else None,
             conflict=prediction.conflict if prediction else None,
             inferences=prediction.inferences if prediction else None,
@@ -158,10 +214,10 @@ class LiveUtterance:
             id=self.id,
             source=self.source.name,
             dialogue_id=self.dialogue.id,
-            speaker=self.source.speaker,
+            speaker=self.speaker,
             text=text.transcript.text,
             modalities=list(prediction.modalities),
-            emotion=_emotion(prediction),
+            emotion=emotion_of(prediction),
         )
 
     def _iso_time(self, sample: int) -> str:
@@ -169,7 +225,8 @@ class LiveUtterance:
         return datetime.fromtimestamp(unix_time, UTC).isoformat(timespec="milliseconds")
 
 
-def _emotion(prediction: Prediction) -> Emotion:
+def emotion_of(prediction: Prediction) -> Emotion:
+    """A prediction as it is published."""
     return Emotion(
         label=prediction.label,
         score=prediction.probabilities[prediction.label],

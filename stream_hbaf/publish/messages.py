@@ -94,7 +94,7 @@ TOPICS = (
     ),
     Topic(
         "utterance", f"{SOURCE}/utterance", Utterance,
-        when="`new` when speech begins, `update` at each pause, then `end`, again where the speaker "
+        when="`new` when speech begins, `update` at each pause, then `end`, again if its speaker "
         "is revised; an `end` is never lost",
     ),
     Topic(

@@ -81,7 +81,7 @@ class Metrics:
     def count(self, event: AnyEvent) -> None:
         """Count an event, as it is published."""
         match event:
-            case Utterance(type="end"):
+            case Utterance(type="end", revision=None):
                 self._count_end(event)
             case Status():
                 self._set_state(event)

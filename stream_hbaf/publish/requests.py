@@ -189,7 +189,7 @@ class Requests:
         known = {name: _text(fields.get(name, ""), name=name) for name in names}
         if not known["id"] or not (known["label"] or known["speaker"]):
             raise RefusalError(
-                'a correction is {"id": …, "label": …} or {"id": …, "speaker": …}, and may have "by"'
+                'a correction has an "id", and "label" or "speaker" or both; it may have "by"'
             )
         return Incoming(Feedback.model_validate(known), received)
 

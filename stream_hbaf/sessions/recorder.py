@@ -24,7 +24,7 @@ from stream_hbaf.config import SAMPLE_RATE_HZ, Config, SourceConfig
 from stream_hbaf.errors import ConfigError, CorpusError, StreamHbafError
 from stream_hbaf.events import AnyEvent, DialogueSummary, Feedback, Switch, Trigger, Utterance
 from stream_hbaf.sessions.erasing import erase_dialogue, find_dialogue
-from stream_hbaf.sessions.format import SessionEvent, new_header, sample_at
+from stream_hbaf.sessions.format import SessionEvent, SpeakerChange, new_header, sample_at
 from stream_hbaf.sessions.session import Session, is_being_recorded, session_folders
 from stream_hbaf.sessions.writer import SessionWriter, add_feedback
 
@@ -113,6 +113,10 @@ class SessionRecorder:
             if isinstance(recorded, Utterance) and recorded.type == "end":
                 await asyncio.wait([asyncio.wrap_future(written)], timeout=WRITE_TIMEOUT_S)
 
+    def on_speaker_change(self, change: SpeakerChange) -> None:
+        """Queue what a person said about the speakers of a dialogue."""
+        self._calls.put(partial(self._write_event, change, Future()))
+
     async def run(self) -> None:
         """Wait to be cancelled; what is queued by then is written."""
         try:
@@ -163,7 +167,8 @@ class SessionRecorder:
             since = self._since.get(event.source, math.inf)
             if event.type == "new" and sample_at(event.audio_start_ms) >= since:
                 self._whole[event.id] = event.source
-            kept = event.id in self._whole
+            # A revision is kept where the utterance was, which the thread knows.
+            kept = event.id in self._whole or event.revision is not None
             if event.type == "end":
                 self._whole.pop(event.id, None)
             return event if kept else None
@@ -273,7 +278,8 @@ class SessionRecorder:
             if isinstance(event, Switch):
                 self._switches[event.source] = event
             if self._writer is not None:
-                self._writer.write_event(event)
+                if not _is_revision(event) or getattr(event, "id", "") in self._writer.ids:
+                    self._writer.write_event(event)
             elif self._failed:  # not even a session could be opened
                 self._lost_ends += is_end
         except OSError as error:
@@ -325,3 +331,7 @@ class SessionRecorder:
             more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
             raise ConfigError(f"forget: not all was erased: {problems[0]}{more}; then ask again")
         return erased
+
+
+def _is_revision(event: SessionEvent) -> bool:
+    return isinstance(event, Utterance) and event.revision is not None

@@ -88,13 +88,21 @@ class Session:
 
     @property
     def ends(self) -> list[Utterance]:
-        """The ``end`` events, one for each finished utterance."""
-        return [one for one in self.events if isinstance(one, Utterance) and one.type == "end"]
+        """The latest ``end`` of each finished utterance, in the order in which they ended."""
+        ends = (one for one in self.events if isinstance(one, Utterance) and one.type == "end")
+        return [*{one.id: one for one in ends}.values()]
 
     @cached_property
     def corrections(self) -> dict[str, Feedback]:
-        """The latest correction of each utterance, by id."""
-        return {one.id: one for one in self.events if isinstance(one, Feedback)}
+        """The latest correction of each utterance's label, by id."""
+        return {one.id: one for one in self.events if isinstance(one, Feedback) and one.label}
+
+    @cached_property
+    def speakers(self) -> dict[str, str]:
+        """The speaker of each utterance whose speaker was corrected, by id."""
+        return {
+            one.id: one.speaker for one in self.events if isinstance(one, Feedback) and one.speaker
+        }
 
     @cached_property
     def stretches(self) -> dict[str, list[Stretch]]:
@@ -231,20 +239,20 @@ def list_sessions(folder: Path) -> list[SessionSummary]:
 
 def summarise(session: Session) -> SessionSummary:
     """A session in figures. Raises CorpusError if it can't be read."""
-    began, length_s, utterances = session.header.began, session.length_s, 0
-    speakers, corrected = set(), set()
+    began, length_s = session.header.began, session.length_s
+    speakers: dict[str, str] = {}  # by utterance
+    corrected = set()
     for event in session.read_events():  # not held: a list may be of many sessions
         if isinstance(event, Feedback):
             corrected.add(event.id)
         elif isinstance(event, Utterance) and event.type == "end":
-            utterances += 1
-            speakers.add(event.speaker)
+            speakers[event.id] = event.speaker
     return SessionSummary(
         folder=session.folder,
         began=began,
         length_s=length_s,
-        utterances=utterances,
-        speakers=tuple(sorted(speakers - {""})),
+        utterances=len(speakers),
+        speakers=tuple(sorted({*speakers.values()} - {""})),
         corrections=len(corrected),
     )
 
