@@ -52,6 +52,6 @@ class RecordingControl:
         self.calls.append((source, switch, on))
 
     async def correct(self, feedback: Feedback) -> None:
-        if self._labels and feedback.label not in self._labels:
+        if self._labels and feedback.label and feedback.label not in self._labels:
             raise ConfigError(f"no label '{feedback.label}'")
         self.calls.append(feedback)

@@ -487,7 +487,15 @@ def test_fields_of_an_end_event(bimodal: Recognizer) -> None:
     fields = json.loads(encode(end))
     assert list(fields) == [
         *("schema", "id", "rev", "type", "source", "dialogue_id", "turn", "speaker"),
-        *("start_time", "end_time", "audio_start_ms", "audio_end_ms", "trigger", "text"),
+        *(
+            "speaker_source",
+            "start_time",
+            "end_time",
+            "audio_start_ms",
+            "audio_end_ms",
+            "trigger",
+            "text",
+        ),
         *("language", "asr", "modalities", "emotion", "contributions", "conflict"),
         *("degraded", "latency_ms", "model"),
     ]

@@ -28,6 +28,7 @@ from stream_hbaf.sessions.session import (
 
 MAX_EVENTS = 2000  # utterances, statuses and so on of this run that are kept for snapshots
 MAX_QUEUED = 256  # messages to one page
+CORRECTED = ("label", "speaker")  # what of an utterance a message about a correction is about
 
 # Of each kind of event that snapshots contain, the fields that tell which earlier one it replaces.
 # Levels and partials are outdated at once, and pages summarise dialogues themselves.
@@ -74,7 +75,8 @@ class LatestEvents:
         erased = [key for key, (of, _) in self._messages.items() if of == dialogue_id]
         for key in erased:
             del self._messages[key]
-            self._messages.pop(("feedback", key[1]), None)
+            for kind in CORRECTED:
+                self._messages.pop(("feedback", key[1], kind), None)
         return len(erased)
 
     def messages(self) -> list[str]:

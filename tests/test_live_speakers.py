@@ -1,0 +1,220 @@
+"""Who speaks, by voice: from one microphone to what is published, recorded and replayed."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import RECORDINGS
+from live_kit import EventLog, RandomChunks
+from numpy.typing import NDArray
+
+from stream_hbaf.audio.file import read_audio
+from stream_hbaf.config import SAMPLE_RATE_HZ, SourceConfig, load_config
+from stream_hbaf.errors import ConfigError, ModelError
+from stream_hbaf.events import Feedback, Info, Request, Status, Utterance
+from stream_hbaf.features import speaker
+from stream_hbaf.features.speaker import SpeakerStream
+from stream_hbaf.features.voice_prints import enrol, forget
+from stream_hbaf.live.control import Controls
+from stream_hbaf.live.pipeline import LivePipeline
+from stream_hbaf.live.replay import replay_session
+from stream_hbaf.recognizer import Recognizer
+from stream_hbaf.sessions.recorder import SessionRecorder
+from stream_hbaf.sessions.session import Session, open_sessions
+
+Sound = NDArray[np.int16]
+Meanwhile = Callable[[Controls, EventLog], Awaitable[Any]]
+
+pytestmark = pytest.mark.skipif(speaker.find_campplus() is None, reason=speaker.INSTALL)
+TABLE = SourceConfig(name="table")
+SILENCE = np.zeros(SAMPLE_RATE_HZ, np.int16)
+JFK = np.concatenate([read_audio(RECORDINGS / "jfk.flac")[: 3 * SAMPLE_RATE_HZ], SILENCE])
+
+
+@pytest.fixture(scope="module")
+def by_voice() -> Iterator[Recognizer]:
+    overrides = {"speakers.engine": "campplus", "transcript.model": "tiny.en"}
+    with Recognizer(load_config(overrides=overrides)) as loaded:
+        yield loaded
+
+
+@pytest.fixture(scope="module")
+def talk(sentences: list[Sound]) -> Sound:
+    """A reader and a president, by turns."""
+    return np.concatenate([sentences[1], JFK, sentences[2], JFK])
+
+
+def run(
+    recognizer: Recognizer,
+    sound: Sound,
+    *,
+    folder: Path | None = None,
+    source: SourceConfig = TABLE,
+    meanwhile: Meanwhile | None = None,
+) -> EventLog:
+    """Listen to a sound; what was published."""
+    log = EventLog()
+
+    async def listen() -> None:
+        recorder = folder and SessionRecorder(
+            folder, config=recognizer.config, recognizer=recognizer
+        )
+        pipeline = LivePipeline(
+            recognizer,
+            [recorder, log] if recorder else [log],
+            on_audio=recorder.on_audio if recorder else None,
+            on_speaker_change=recorder.on_speaker_change if recorder else None,
+        )
+        info = Info(version="0", model=recognizer.model, labels=[], licence="", sources=[])
+        controls = Controls(
+            pipeline,
+            info=lambda: info,
+            recording=recorder or None,
+            stores=lambda: [recorder] if recorder else [],
+        )
+        chunks = RandomChunks(sound, seed=7, pace=4 if meanwhile else None)
+        running = asyncio.create_task(pipeline.run({source: chunks}, stop=asyncio.Event()))
+        if meanwhile is not None:
+            await meanwhile(controls, log)
+        await running
+
+    asyncio.run(listen())
+    return log
+
+
+def final(ends: list[Utterance]) -> list[Utterance]:
+    return [*{end.id: end for end in ends}.values()]
+
+
+def test_two_voices_are_two_speakers(by_voice: Recognizer, talk: Sound) -> None:
+    """Each end says who spoke, and how surely; before it nobody knows."""
+    log = run(by_voice, talk)
+    ends = final(log.ends())
+    readers = {end.speaker for end in ends if "ask" not in end.text.lower()}
+    assert {end.speaker for end in ends} == {"speaker 1", "speaker 2"}, ends
+    assert readers == {"speaker 1"} or len(readers) == 2
+    assert [end.speaker for end in ends[:2]] == ["speaker 1", "speaker 2"]
+    assert {end.speaker_source for end in ends} == {"voice"}
+    begun = [e for e in log.events if isinstance(e, Utterance) and e.type == "new"]
+    assert {(one.speaker, one.speaker_source) for one in begun} == {("", "")}
+    assert Status(source="table", stage="speaker", state="online") in log.events
+
+
+def test_a_source_with_a_name_asks_no_voice(by_voice: Recognizer, talk: Sound) -> None:
+    log = run(by_voice, talk, source=SourceConfig(name="table", speaker="Ann"))
+    assert {(end.speaker, end.speaker_source) for end in log.ends()} == {("Ann", "source")}
+    assert all(end.speaker_score is None for end in log.ends())
+    assert not [e for e in log.events if isinstance(e, Status) and e.stage == "speaker"]
+
+
+def test_a_failing_encoder_costs_the_speaker_and_nothing_else(
+    by_voice: Recognizer, talk: Sound, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: SpeakerStream, samples: Sound) -> None:
+        raise ModelError("the encoder is gone")
+
+    monkeypatch.setattr(SpeakerStream, "feed", fail)
+    log = run(by_voice, talk)
+    assert all(end.emotion is not None and end.speaker == "" for end in log.ends())
+    assert {end.degraded for end in log.ends()} == {"speaker: the encoder is gone"}
+    states = [e.state for e in log.events if isinstance(e, Status) and e.stage == "speaker"]
+    assert states == ["online", "degraded"]
+
+
+def test_a_recorded_dialogue_is_replayed_with_its_speakers(
+    by_voice: Recognizer, talk: Sound, tmp_path: Path
+) -> None:
+    """Corrections, names and all; then it is forgotten, with every name."""
+
+    async def put_right(controls: Controls, log: EventLog) -> None:
+        await log.until(lambda: len(log.ends()) >= 2)
+        first = log.ends()[0]
+        await controls.correct(Feedback(id=first.id, speaker="Elinor", by="page"))
+        for arguments in ({"speaker": "speaker 2", "name": "Jack"}, {"speaker": "nobody"}):
+            answer = await controls.answer(Request(command="rename_speaker", arguments=arguments))
+            assert (answer.status == "ok") == ("name" in arguments)
+
+    folder = tmp_path / "sessions"
+    log = run(by_voice, talk, folder=folder, meanwhile=put_right)
+    live = final(log.ends())
+    assert {"Elinor", "Jack"} <= {end.speaker for end in live}
+    assert live[0].speaker_source == "corrected"
+    assert [end.revision for end in log.ends()].count(1) >= 2
+
+    (session,) = open_sessions(folder)
+    assert [(end.id, end.speaker) for end in session.ends] == [(e.id, e.speaker) for e in live]
+    assert session.speakers == {live[0].id: "Elinor"}
+    again, lines = replay(session, by_voice)
+    assert not [line for line in lines if "other speakers" in line]
+    for one, other in zip(live, again, strict=True):
+        assert (one.id, one.rev, one.revision) == (other.id, other.rev, other.revision)
+        assert (one.speaker, one.speaker_source) == (other.speaker, other.speaker_source)
+        assert one.speaker_score == pytest.approx(other.speaker_score, abs=1e-5)
+        assert one.emotion is not None
+        assert other.emotion is not None
+        assert one.emotion.probabilities == pytest.approx(other.emotion.probabilities, abs=1e-5)
+
+    asyncio.run(erase(by_voice, folder, live[0].dialogue_id))
+    left = b"".join(path.read_bytes() for path in session.folder.iterdir())
+    assert b"Elinor" not in left
+    assert b"Jack" not in left
+
+
+async def erase(recognizer: Recognizer, folder: Path, dialogue_id: str) -> None:
+    recorder = SessionRecorder(folder, config=recognizer.config, recognizer=recognizer)
+    await recorder.forget(dialogue_id)
+    await recorder.close(1.0)
+
+
+def replay(session: Session, recognizer: Recognizer) -> tuple[list[Utterance], list[str]]:
+    events: list[Any] = []
+    lines: list[str] = []
+    replay_session(
+        session,
+        on_event=events.append,
+        progress=lines.append,
+        load=lambda config: nullcontext(recognizer),
+    )
+    return final([event for event in events if isinstance(event, Utterance)]), lines
+
+
+def test_an_enrolled_voice_is_named_until_it_is_forgotten(
+    by_voice: Recognizer, talk: Sound, sentences: list[Sound], tmp_path: Path
+) -> None:
+    """A replay after that says in one line that somebody has no name any more."""
+    assert by_voice.speaker_encoder is not None
+    print_ = by_voice.speaker_encoder.embed(np.concatenate([sentences[3], sentences[4]]))
+    assert print_ is not None
+    enrol("Elinor", print_, speech_s=9.0)
+    log = run(by_voice, talk, folder=tmp_path / "sessions")
+    named = [end for end in final(log.ends()) if end.speaker == "Elinor"]
+    assert named
+    assert {end.speaker_source for end in named} == {"enrolled"}
+    (session,) = open_sessions(tmp_path / "sessions")
+    assert [line for line in replay(session, by_voice)[1] if "other speakers" in line] == []
+
+    forget("Elinor")
+    again, lines = replay(session, by_voice)
+    assert "Elinor" not in {end.speaker for end in again}
+    (line,) = (line for line in lines if "other speakers" in line)
+    assert "voices have been enrolled or forgotten since" in line
+
+
+def test_speakers_of_a_dialogue_that_is_over_are_only_recorded(
+    by_voice: Recognizer, talk: Sound
+) -> None:
+    async def ask(controls: Controls, log: EventLog) -> None:
+        await log.until(lambda: len(log.ends()) >= 1)
+        end = log.ends()[0]
+        await controls.answer(Request(command="reset"))
+        with pytest.raises(ConfigError, match="nothing is recorded"):
+            await controls.correct(Feedback(id=end.id, speaker="Ann"))
+        merge = {"dialogue_id": end.dialogue_id, "speaker": "speaker 1", "into": "speaker 2"}
+        answer = await controls.answer(Request(command="merge_speakers", arguments=merge))
+        assert answer.error.startswith(f"no dialogue '{end.dialogue_id}' is going on")
+
+    run(by_voice, talk, meanwhile=ask)
