@@ -36,6 +36,11 @@ class BrokerError(StreamHbafError):
     """The MQTT broker refuses, or can't be reached."""
 
 
+# What a model may raise on one utterance without danger to the next one; anything else is a
+# programming error.
+UTTERANCE_ERRORS = (StreamHbafError, RuntimeError, MemoryError)
+
+
 def printable(text: str) -> str:
     """The text with a replacement character for each control character."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from stream_hbaf.bundle import NONE, Bundle, BundleConfig
-from stream_hbaf.events import Contributions, Inferred
+from stream_hbaf.events import Contributions, Emotion, Inferred
 from stream_hbaf.features.acoustic import LLD_MS, Acoustic
 from stream_hbaf.features.representations import GE2E, LLD, PROSODY, WHISPER, frames_to_tokens
 from stream_hbaf.features.text import EMPTY_WINDOW, TurnWindow
@@ -196,6 +196,17 @@ def _explained(
         )
     none = {"audio": 0.0, "text": 0.0, "context": 0.0}
     return replace(prediction, contributions=Contributions(**none | shares), conflict=conflict)
+
+
+def emotion_of(prediction: Prediction) -> Emotion:
+    """A prediction as it is published."""
+    return Emotion(
+        label=prediction.label,
+        score=prediction.probabilities[prediction.label],
+        abstained=prediction.abstained,
+        set=list(prediction.labels_in_set),
+        probabilities=prediction.probabilities,
+    )
 
 
 def _device(bundle: Bundle) -> torch.device:

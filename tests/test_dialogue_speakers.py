@@ -65,11 +65,12 @@ class Talk:
             dialogue=dialogue,
             source=SourceConfig(name="table", speaker=by),
             turn=turn,
+            speakers=self.speakers,
             start=0,
             started_at=0.0,
         )
         utterance.finish = Finish(0, end, "silence", end, 1.0, end)
-        revisions = [] if by else self.speakers.attribute(utterance, voice)
+        revisions = [] if by else utterance.attribute(voice)
         text = utterance.encode_text(transcript(SENTENCES[turn % len(SENTENCES)]))
         prediction = utterance.classify_final(random_acoustic(turn), text)
         event = utterance.event("end", text=text, prediction=prediction)

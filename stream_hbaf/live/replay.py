@@ -171,9 +171,9 @@ class _Replay:
     def _attribute(self, utterance: LiveUtterance, detected: _Detected) -> list[Revision]:
         """Say by the voice who spoke, where that was done live."""
         encoder = self.recognizer.speaker_encoder
-        if encoder is None or utterance.speaker or utterance.speakers is None:
+        if encoder is None or utterance.speaker:
             return []
-        return utterance.speakers.attribute(utterance, encoder.embed(detected.samples))
+        return utterance.attribute(encoder.embed(detected.samples))
 
     def _pass_on(self, tracker: DialogueTracker, revisions: list[Revision]) -> None:
         summary = None

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from stream_hbaf.audio.source import AudioSource, Chunk, Cut
 from stream_hbaf.config import SAMPLE_RATE_HZ, SourceConfig
+from stream_hbaf.errors import UTTERANCE_ERRORS
 from stream_hbaf.events import (
     AnyEvent,
     Speech,
@@ -35,7 +36,7 @@ from stream_hbaf.features.turn_model import TurnModel
 from stream_hbaf.live.runtime import STAGES, Recognition, Runtime
 from stream_hbaf.live.sound_monitor import SoundMonitor
 from stream_hbaf.live.speakers import Revision
-from stream_hbaf.live.utterance import UTTERANCE_ERRORS, LiveUtterance, Voice
+from stream_hbaf.live.utterance import LiveUtterance, Voice
 from stream_hbaf.prediction import TextFeatures
 from stream_hbaf.recognizer import Int16
 from stream_hbaf.speech.detector import Feed, UtteranceAction, UtteranceDetector
@@ -353,8 +354,7 @@ class SourcePipeline:
         utterance.timing.classify_began = time.monotonic()
         revisions: list[Revision] = []
         if utterance.voice is not None:
-            attribute = partial(speakers.attribute, utterance, embedding)
-            revisions = await runtime.run_model("classifier", attribute)
+            revisions = await runtime.run_model("classifier", utterance.attribute, embedding)
         prediction = await self._attempt(
             utterance, "classifier", utterance.classify_final, acoustic, text
         )

@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 
 from stream_hbaf.config import SAMPLE_RATE_HZ
 from stream_hbaf.dialogue import LiveDialogue
-from stream_hbaf.errors import ConfigError, shorten
+from stream_hbaf.errors import UTTERANCE_ERRORS, ConfigError, shorten
 from stream_hbaf.events import Utterance
 from stream_hbaf.features.voice_prints import enrolled_voices, require_name
-from stream_hbaf.live.utterance import UTTERANCE_ERRORS, LiveUtterance, emotion_of
-from stream_hbaf.prediction import Prediction
+from stream_hbaf.prediction import Prediction, emotion_of
 from stream_hbaf.recognizer import Recognizer
 from stream_hbaf.sessions.format import SpeakerChange
 from stream_hbaf.speech.diarizer import Attributed, Diarizer
@@ -47,18 +46,16 @@ class DialogueSpeakers:
         self._ends: dict[int, Utterance] = {}  # by turn: the latest of the newest utterances
 
     def attribute(
-        self, utterance: LiveUtterance, embedding: NDArray[np.float32] | None
-    ) -> list[Revision]:
-        """Set who spoke a finished utterance; earlier turns that this decides are revised."""
-        assert utterance.finish is not None
+        self, turn: int, embedding: NDArray[np.float32] | None, *, samples: int
+    ) -> tuple[Attributed, list[Revision]]:
+        """Who spoke a finished utterance of so many samples; earlier ones that it decides are
+        revised."""
         if self._diarizer is None:
             config = self._recognizer.config
             self._diarizer = Diarizer(config.speakers, voices=enrolled_voices(config))
-        duration_s = (utterance.finish.end - utterance.finish.start) / SAMPLE_RATE_HZ
-        *earlier, own = self._diarizer.add(utterance.turn, embedding, duration_s=duration_s)
-        utterance.speaker, utterance.speaker_source = own.speaker, own.source
-        utterance.speaker_score = own.score
-        return self._revise(earlier)
+        duration_s = samples / SAMPLE_RATE_HZ
+        *earlier, own = self._diarizer.add(turn, embedding, duration_s=duration_s)
+        return own, self._revise(earlier)
 
     def add(self, end: Utterance) -> None:
         """Remember an ``end`` that is published."""

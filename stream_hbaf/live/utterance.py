@@ -4,17 +4,15 @@ import asyncio
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stream_hbaf.config import SAMPLE_RATE_HZ, SourceConfig
 from stream_hbaf.dialogue import LiveDialogue
-from stream_hbaf.errors import StreamHbafError
 from stream_hbaf.events import (
     Asr,
-    Emotion,
     Latency,
     Partial,
     SpeakerSource,
@@ -24,17 +22,11 @@ from stream_hbaf.events import (
 from stream_hbaf.features.acoustic import Acoustic, AcousticStream
 from stream_hbaf.features.speaker import SpeakerStream
 from stream_hbaf.features.whisper import Transcript
+from stream_hbaf.live.speakers import DialogueSpeakers, Revision
 from stream_hbaf.networks.calibration import MODALITIES, Modality
-from stream_hbaf.prediction import Prediction, TextFeatures
+from stream_hbaf.prediction import Prediction, TextFeatures, emotion_of
 from stream_hbaf.recognizer import Int16, Recognizer
 from stream_hbaf.speech.segmenter import Finish
-
-if TYPE_CHECKING:
-    from stream_hbaf.live.speakers import DialogueSpeakers
-
-# What a model may raise on one utterance without danger to the next one; anything else is a
-# programming error and ends the pipeline.
-UTTERANCE_ERRORS = (StreamHbafError, RuntimeError, MemoryError)
 
 
 @dataclass(slots=True)
@@ -103,7 +95,7 @@ class LiveUtterance:
     started_at: float  # Unix time in seconds
     modalities: Collection[Modality] = MODALITIES  # others are withheld from the network
     session: AcousticStream | None = None
-    speakers: "DialogueSpeakers | None" = None  # of the dialogue
+    speakers: DialogueSpeakers | None = None  # of the dialogue
     voice: Voice | None = None  # where it says who speaks
     speaker: str = field(init=False)  # as far as known by now
     speaker_score: float | None = None
@@ -137,6 +129,15 @@ class LiveUtterance:
         """Append the utterance's next samples."""
         self.pieces.append(samples)
         self.length += len(samples)
+
+    def attribute(self, embedding: NDArray[np.float32] | None) -> list[Revision]:
+        """Say by the voice who spoke the finished utterance; returns what that revises."""
+        assert self.speakers is not None
+        assert self.finish is not None
+        samples = self.finish.end - self.finish.start
+        own, revisions = self.speakers.attribute(self.turn, embedding, samples=samples)
+        self.speaker, self.speaker_score, self.speaker_source = own.speaker, own.score, own.source
+        return revisions
 
     def encode_text(self, transcript: Transcript) -> TextFeatures:
         """The transcript's features, encoded with the dialogue's text as it is known now."""
@@ -223,14 +224,3 @@ class LiveUtterance:
     def _iso_time(self, sample: int) -> str:
         unix_time = self.started_at + (sample - self.start) / SAMPLE_RATE_HZ
         return datetime.fromtimestamp(unix_time, UTC).isoformat(timespec="milliseconds")
-
-
-def emotion_of(prediction: Prediction) -> Emotion:
-    """A prediction as it is published."""
-    return Emotion(
-        label=prediction.label,
-        score=prediction.probabilities[prediction.label],
-        abstained=prediction.abstained,
-        set=list(prediction.labels_in_set),
-        probabilities=prediction.probabilities,
-    )
