@@ -286,6 +286,9 @@ class Config(Section):
     """The web page; unset: no page."""
     metrics: MetricsConfig | None = None
     """The metrics for Prometheus; unset: no port for them."""
+    traces: bool = False
+    """Send a trace of each utterance to the OpenTelemetry collector that the environment variable
+    ``OTEL_EXPORTER_OTLP_ENDPOINT`` names."""
 
     @field_validator("sources")
     @classmethod

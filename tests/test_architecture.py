@@ -50,6 +50,7 @@ LIBRARIES = {
     "jiwer": {"evaluation/metrics.py"},
     "markupsafe": {"evaluation/report.py"},
     "matplotlib": {"evaluation/plots.py"},
+    "opentelemetry": {"publish/traces.py"},
     "paho": {"publish/connection.py", "publish/mqtt_client.py"},
     "peft": {"training/text_encoder.py"},
     "shtab": {"cli.py"},

@@ -25,7 +25,7 @@ from stream_hbaf.publish.mqtt import MqttPublisher
 
 async def life(settings: MqttConfig) -> None:
     """One publisher, from its start to its end."""
-    publisher = MqttPublisher(settings, info=INFO)
+    publisher = MqttPublisher(settings, info=INFO, traceparent=lambda end: f"00-{end.id}-01")
     await publisher.connect()
     running = asyncio.create_task(publisher.run())
     await publisher.send(utterance(1))
@@ -53,7 +53,8 @@ async def until_listening(port: int) -> None:
 PROPERTIES = {
     "available": "text/plain 1  ",
     "info": "application/json 1  schema:stream_hbaf/info/1",
-    "m/utterance": "application/json 1  schema:stream_hbaf/utterance/1 source:m speaker:Zoë",
+    "m/utterance": "application/json 1  schema:stream_hbaf/utterance/1 source:m speaker:Zoë "
+    "traceparent:00-u1-01",
     "m/emotion": "text/plain 1  source:m",
     "m/partial": "application/json 1 10 schema:stream_hbaf/partial/1 source:m",
     "m/speech": "text/plain 1 10 source:m",
@@ -62,7 +63,7 @@ PROPERTIES = {
 
 
 def test_properties_of_mqtt_5(tmp_path: Path) -> None:
-    """Content type, payload format, expiry of what passes, and who and what it is about."""
+    """Content type, payload format, expiry of what passes, who and what it is about, its trace."""
 
     async def main(broker: Mosquitto) -> dict[str, str]:
         found: dict[str, str] = {}

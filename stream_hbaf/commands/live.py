@@ -42,6 +42,7 @@ KEYS = {
     "--device": "device",
     "--speaker": "source.speaker",
     "--inferences": "inferences",
+    "--traces": "traces",
 }
 
 
@@ -109,6 +110,12 @@ def add_settings(parser: argparse.ArgumentParser, *, listening: bool = True) -> 
             const="",
             metavar="[HOST:]PORT",
             help="serve metrics for Prometheus (default: 127.0.0.1:8771)",
+        )
+        parser.add_argument(
+            "--traces",
+            action="store_true",
+            default=None,
+            help="send a trace of each utterance to OTEL_EXPORTER_OTLP_ENDPOINT",
         )
         parser.add_argument(
             "--record", type=Path, metavar="DIR", help="write a session: sound and events"

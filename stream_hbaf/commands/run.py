@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import Coroutine
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -31,6 +32,7 @@ from stream_hbaf.sessions.recorder import SessionRecorder
 if TYPE_CHECKING:  # extras
     from stream_hbaf.dashboard.metrics_server import MetricsServer
     from stream_hbaf.dashboard.server import Dashboard
+    from stream_hbaf.publish.traces import Traces
 
 T = TypeVar("T")
 
@@ -49,7 +51,7 @@ async def listen(config: Config, *, speed: float | None, json: bool) -> None:
     stop = _asked_to_stop()
     config, speed = _fall_back(choose_engine(config), speed)
     async with contextlib.AsyncExitStack() as opened:
-        page, metrics = _servers(config)
+        optional = _load_optional(config)
         pipelines: list[LivePipeline] = []
 
         def report(source: str, state: State, detail: str) -> None:
@@ -58,7 +60,9 @@ async def listen(config: Config, *, speed: float | None, json: bool) -> None:
 
         sources: dict[SourceConfig, AudioSource] = {}
         for source in _sources(config):
-            found = _open_source(source, speed, page, on_status=partial(report, source.name))
+            found = _open_source(
+                source, speed, optional.page, on_status=partial(report, source.name)
+            )
             entered = await _unless(stop, opened.enter_async_context(found))
             if entered is None:
                 return
@@ -66,7 +70,7 @@ async def listen(config: Config, *, speed: float | None, json: bool) -> None:
         config = await _with_broker(config, opened)
         print_status("loading the models")
         recognizer = await asyncio.to_thread(Recognizer, config)
-        run = _Run(config, recognizer, page=page, metrics=metrics)
+        run = _Run(config, recognizer, optional)
         opened.callback(lambda: run.pipeline.recognizer.close())  # it may have been swapped
         await run.start(JsonLines(stop=stop) if json else Terminal())
         pipelines.append(run.pipeline)
@@ -75,9 +79,18 @@ async def listen(config: Config, *, speed: float | None, json: bool) -> None:
         await run.pipeline.run(sources, stop=stop, beside=[run.publish_health()])
 
 
-def _servers(config: Config) -> "tuple[Dashboard | None, MetricsServer | None]":
-    """The web page and the metrics' port, not yet open; their libraries are extras."""
-    page = metrics = None
+@dataclass(frozen=True, slots=True)
+class _Optional:
+    """The publishers whose libraries are extras, as far as they are wanted; not yet started."""
+
+    page: "Dashboard | None" = None
+    metrics: "MetricsServer | None" = None
+    traces: "Traces | None" = None
+
+
+def _load_optional(config: Config) -> _Optional:
+    """Raises ModuleNotFoundError for an extra that is missing, before the models are loaded."""
+    page = metrics = traces = None
     if config.dashboard is not None:
         from stream_hbaf.dashboard.server import Dashboard
 
@@ -86,7 +99,11 @@ def _servers(config: Config) -> "tuple[Dashboard | None, MetricsServer | None]":
         from stream_hbaf.dashboard.metrics_server import MetricsServer
 
         metrics = MetricsServer(config.metrics)
-    return page, metrics
+    if config.traces:
+        from stream_hbaf.publish.traces import Traces
+
+        traces = Traces()
+    return _Optional(page, metrics, traces)
 
 
 def _asked_to_stop() -> asyncio.Event:
@@ -111,17 +128,10 @@ async def _unless(stop: asyncio.Event, opening: Coroutine[object, object, T]) ->
 class _Run:
     """The pipeline of one run with its publishers and its controls."""
 
-    def __init__(
-        self,
-        config: Config,
-        recognizer: Recognizer,
-        *,
-        page: "Dashboard | None",
-        metrics: "MetricsServer | None",
-    ) -> None:
+    def __init__(self, config: Config, recognizer: Recognizer, optional: _Optional) -> None:
         self._config = config
-        self._page = page
-        self._metrics = metrics
+        self._page, self._metrics = optional.page, optional.metrics
+        self._traces = optional.traces
         self._mqtt: MqttPublisher | None = None
         self._recorder: SessionRecorder | None = None
         if config.record is not None:
@@ -137,19 +147,25 @@ class _Run:
         )
 
     async def start(self, screen: Publisher) -> None:
-        """Connect the publishers; MQTT first, because its outbox keeps utterances on disk."""
+        """Connect the publishers; MQTT before others, as its outbox keeps utterances on disk.
+
+        Only traces come before: they take the time at which they are told for that of publication.
+        """
         controls = Controls(
             self.pipeline,
             info=self._info,
             recording=self._recorder,
             stores=self._stores,
         )
+        if self._traces is not None:
+            self._publishers.append(self._traces)
         if self._config.mqtt.url != "none":
             self._mqtt = MqttPublisher(
                 self._config.mqtt,
                 info=self._info(),
                 on_status=self._report_broker,
                 control=controls,
+                traceparent=self._traces.traceparent if self._traces else None,
             )
             await self._mqtt.connect()
             self._publishers.append(self._mqtt)

@@ -6,7 +6,7 @@ from ``events.py``.
 
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, get_args
 
@@ -232,17 +232,26 @@ class Message:
 
 
 def messages(
-    event: AnyEvent | Response, *, prefix: str, node: str, last_label: str = ""
+    event: AnyEvent | Response,
+    *,
+    prefix: str,
+    node: str,
+    last_label: str = "",
+    traceparent: str = "",
 ) -> list[Message]:
     """The messages that an event is published as, in order; none for a ``Level``.
 
     ``last_label`` is the label last sent to the source's ``emotion`` topic, which carries
     changes only: an ``end`` that repeats it, or revises an earlier utterance, sends none.
+    ``traceparent`` is the W3C trace context of an ``end`` that is traced.
     """
     levels = {"prefix": prefix, "node": node, **event.__dict__}
     match event:
         case Utterance():
             found = [_message("utterance", event, levels)]
+            if traceparent:
+                traced = (*found[0].properties, ("traceparent", traceparent))
+                found[0] = replace(found[0], properties=traced)
             label = event.emotion.label if event.emotion and event.type == "end" else ""
             if label and label != last_label:
                 found.append(_message("emotion", event, levels, word=label))

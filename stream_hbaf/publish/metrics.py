@@ -116,7 +116,7 @@ class Metrics:
         )
         self._utterances = Counter(
             "stream_hbaf_utterances_total",
-            "Finished utterances: one for each end event.",
+            "Finished utterances: one for each end event, but for revisions.",
             ["source"],
             registry=registry,
         )

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from stream_hbaf.config import MqttConfig
 from stream_hbaf.errors import BrokerError, StreamHbafError
@@ -50,13 +50,16 @@ class MqttPublisher:
         info: Info,
         on_status: OnConnectionStatus | None = None,
         control: Control | None = None,
+        traceparent: Callable[[Utterance], str] | None = None,
     ) -> None:
         """``on_status`` is called when the connection is lost or restored, and for warnings.
-        ``control`` carries out requests; without it requests are not subscribed to."""
+        ``control`` carries out requests; without it requests are not subscribed to.
+        ``traceparent`` gives the W3C trace context of an ``end``, where utterances are traced."""
         self.address = read_address(config)
         self._config = config
         self._names = {"prefix": config.prefix, "node": node_name(config)}
         self._on_status = on_status or (lambda _connected, _line: None)
+        self._traceparent = traceparent or (lambda _end: "")
         self._client: Client | None = None
         self._delivery: asyncio.Task[None] | None = None
         self._outbox = Outbox(config, on_report=self._report)
@@ -119,7 +122,13 @@ class MqttPublisher:
 
         Waits while the outbox is full and the broker connected, unless the event is droppable.
         """
-        found = messages(event, **self._names, last_label=self._last_label(event))
+        end = event if isinstance(event, Utterance) and event.type == "end" else None
+        found = messages(
+            event,
+            **self._names,
+            last_label=self._last_label(event),
+            traceparent=self._traceparent(end) if end else "",
+        )
         if isinstance(event, Speech):
             self._state.hold_speech(found)
         if isinstance(event, Info):
