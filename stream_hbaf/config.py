@@ -147,9 +147,9 @@ class EndpointConfig(Section):
     max_silence_ms: Milliseconds = 992
     """Silence that ends an utterance whose turn sounds unfinished."""
     finished: Probability = 0.8
-    """The model's probability from which a turn sounds finished."""
+    """The model's probability from which a turn sounds finished, at a source that often goes on."""
     unfinished: Probability = 0.3
-    """The model's probability below which a turn sounds unfinished."""
+    """The model's probability below which a turn sounds unfinished, at such a source."""
     max_resumed: Probability = 0.2
     """Share of the source's pauses of ``silence_ms`` after which speech went on, up to which an
     utterance may end there; 1: always."""

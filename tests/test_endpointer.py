@@ -17,14 +17,19 @@ RESTS, GOES_ON = Habit(0.2), Habit(0.21)
         ("turn", RESTS, 0.79, False),
         ("turn", GOES_ON, 1.0, False),
         ("turn", RESTS, None, False),
+        ("turn", Habit(0.05), 0.2, True),
+        ("turn", Habit(0.05), 0.19, False),
+        ("turn", Habit(0.0), 0.0, True),
+        ("silence", Habit(0.05), 0.08, True),
+        ("silence", Habit(0.05), 0.07, False),
         ("silence", GOES_ON, 0.3, True),
         ("silence", RESTS, 0.29, False),
         ("silence", GOES_ON, None, True),
     ],
 )
 def test_is_over(asked: Trigger, habit: Habit, probability: float | None, over: bool) -> None:
-    """Early both have to agree; later only an unfinished turn keeps the utterance open; without a
-    model silence alone decides."""
+    """Early both have to agree, the habit for more than half of it; later only an unfinished turn
+    keeps the utterance open; without a model silence alone decides."""
     assert is_over(Evidence(asked, habit, probability), config=CONFIG) is over
 
 

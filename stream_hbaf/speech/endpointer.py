@@ -14,6 +14,7 @@ from stream_hbaf.events import Trigger
 # show that it doesn't.
 FIRST_RESUMED = 0.3
 NEWEST_WEIGHT = 0.1
+WARY = 0.2  # share of short pauses from which on the model has to be as sure as the settings say
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +45,12 @@ def is_over(evidence: Evidence, *, config: EndpointConfig) -> bool:
     """Whether the utterance ends now.
 
     Early it does where the turn sounds finished and the source seldom goes on after such a pause;
-    later, unless the turn sounds unfinished.
+    later, unless the turn sounds unfinished. The more seldom, the less sure the model has to be.
     """
     if evidence.probability is None:
         return evidence.asked == "silence"
+    caution = min(1.0, evidence.habit.resumed / WARY)
     if evidence.asked == "silence":
-        return evidence.probability >= config.unfinished
+        return evidence.probability >= caution * config.unfinished
     rests = evidence.habit.resumed <= config.max_resumed
-    return rests and evidence.probability >= config.finished
+    return rests and evidence.probability >= caution * config.finished
