@@ -144,11 +144,11 @@ class EndpointConfig(Section):
     ``auto``: the model where its weights are installed."""
     silence_ms: Milliseconds = 352
     """Silence that ends an utterance whose turn sounds finished."""
-    max_silence_ms: Milliseconds = 992
+    max_silence_ms: Milliseconds = 800
     """Silence that ends an utterance whose turn sounds unfinished."""
     finished: Probability = 0.8
     """The model's probability from which a turn sounds finished, at a source that often goes on."""
-    unfinished: Probability = 0.3
+    unfinished: Probability = 0.2
     """The model's probability below which a turn sounds unfinished, at such a source."""
     max_resumed: Probability = 0.2
     """Share of the source's pauses of ``silence_ms`` after which speech went on, up to which an

@@ -306,7 +306,7 @@ SILENCES = [by_silence(ms) for ms in range(192, 1200, 64)]
 TURNS = [
     by_turns(silence_ms=ms, finished=finished, unfinished=unfinished, max_resumed=resumed)
     for ms, finished, unfinished, resumed in product(
-        (192, 256, 352), (0.3, 0.5, 0.8, 0.95), (0.05, 0.3), (0.2, 1.0)
+        (192, 256, 352), (0.3, 0.5, 0.8, 0.95), (0.05, 0.2), (0.2, 1.0)
     )
 ]
 
