@@ -20,6 +20,7 @@ import soundfile
 from bench_latency import STAGES, one_stream, row, run_live, utterances
 
 from stream_hbaf.config import SAMPLE_RATE_HZ, load_config
+from stream_hbaf.events import Trigger
 from stream_hbaf.recognizer import Recognizer
 
 ENGINES = ("silence", "turn")
@@ -31,7 +32,7 @@ class Run:
 
     stages: dict[str, list[float]]  # ms, by utterance
     received: list[float]  # ms from the end of speech to the subscriber
-    triggers: list[str]
+    triggers: list[Trigger]
     cpu: float  # percent of a core
 
 

@@ -252,13 +252,13 @@ def clips_of(data: Path, part: str, count: int) -> Iterator[list[Path]]:
     for actor in ACTORS[part]:
         files = sorted(data.glob(f"ravdess/Actor_{actor:02d}/*.flac"))
         by_corpus["ravdess"] += [(str(actor), file) for file in files]
-    for file in sorted(data.glob("nemo/**/*.flac")):
-        if (who := file.name.split("_")[0]) in POLISH[part]:
-            by_corpus["nemo"].append((who, file))
+    for path in sorted(data.glob("nemo/**/*.flac")):
+        if (who := path.name.split("_")[0]) in POLISH[part]:
+            by_corpus["nemo"].append((who, path))
     for clips in by_corpus.values():
         speakers: dict[str, list[Path]] = defaultdict(list)
         for who, file in draw.sample(clips, len(clips)):
-            speakers[who].append(file)
+            speakers[who].append(clip)
         for files in list(speakers.values())[: max(1, count // SPEAKERS_CLIPS)]:
             yield files[:SPEAKERS_CLIPS]
 
