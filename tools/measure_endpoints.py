@@ -257,7 +257,7 @@ def clips_of(data: Path, part: str, count: int) -> Iterator[list[Path]]:
             by_corpus["nemo"].append((who, path))
     for clips in by_corpus.values():
         speakers: dict[str, list[Path]] = defaultdict(list)
-        for who, file in draw.sample(clips, len(clips)):
+        for who, clip in draw.sample(clips, len(clips)):
             speakers[who].append(clip)
         for files in list(speakers.values())[: max(1, count // SPEAKERS_CLIPS)]:
             yield files[:SPEAKERS_CLIPS]
