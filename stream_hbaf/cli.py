@@ -22,6 +22,7 @@ from stream_hbaf import __version__
 from stream_hbaf.commands import Commands, add_command, add_verbose, print_line
 from stream_hbaf.commands.live import add_listen_options, add_live_commands, add_session_commands
 from stream_hbaf.commands.research import add_research_commands
+from stream_hbaf.commands.speakers import add_speaker_commands
 from stream_hbaf.errors import ConfigError, StreamHbafError, shorten
 
 FOLDERS = ("record", "out", "corpora", "cache", "results", "session", "folder")  # options for one
@@ -212,6 +213,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="other commands", metavar="COMMAND")
     add_live_commands(commands)
     add_session_commands(commands)
+    add_speaker_commands(commands)
     add_research_commands(commands)
     add_about_commands(commands)
     return parser

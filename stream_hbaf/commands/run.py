@@ -18,6 +18,7 @@ from stream_hbaf.config import Config, SourceConfig
 from stream_hbaf.errors import DeviceError
 from stream_hbaf.events import Health, Info, State
 from stream_hbaf.features.turn_model import choose_engine
+from stream_hbaf.features.voice_prints import enrolled_voices
 from stream_hbaf.live.control import Controls, DialogueStore
 from stream_hbaf.live.pipeline import LivePipeline
 from stream_hbaf.live.runtime import Publisher
@@ -132,6 +133,8 @@ class _Run:
         self._config = config
         self._page, self._metrics = optional.page, optional.metrics
         self._traces = optional.traces
+        voices = {} if config.privacy == "label_only" else enrolled_voices(config)
+        self._speakers = list(voices)
         self._mqtt: MqttPublisher | None = None
         self._recorder: SessionRecorder | None = None
         if config.record is not None:
@@ -213,6 +216,7 @@ class _Run:
             licence=bundle.config.licence,
             sources=[source.name for source in _sources(self._config)],
             privacy=self._config.privacy,
+            speakers=self._speakers,
         )
 
     async def publish_health(self) -> None:
