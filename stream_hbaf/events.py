@@ -36,6 +36,18 @@ class Event(Part):
     """A message, whole in itself."""
 
 
+class Affect(Part):
+    """Valence and arousal."""
+
+    valence: float
+    """From -1, unpleasant, to 1, pleasant."""
+    arousal: float
+    """From -1, calm, to 1, excited."""
+    source: Literal["derived"] = "derived"
+    """Where they are from: ``derived`` from the probabilities of the labels, of which each has a
+    fixed place."""
+
+
 class Emotion(Part):
     """A prediction. With privacy ``label_only`` the label is all that is published of it."""
 
@@ -50,6 +62,8 @@ class Emotion(Part):
     often such sets contain the true label."""
     probabilities: dict[str, float] = {}
     """The probability of every label; they sum to 1."""
+    affect: Affect | None = None
+    """The expected valence and arousal; absent for labels whose place isn't known."""
 
 
 class Contributions(Part):
@@ -273,6 +287,11 @@ class DialogueSummary(Event):
     """The number of utterances by label."""
     probabilities: dict[str, float]
     """The mean probability of each label over the utterances."""
+    mood: dict[str, Affect] = {}
+    """Each speaker's mood: the decayed mean of the utterances' valence and arousal, in which one
+    counts half after two more."""
+    shift: bool = False
+    """Whether the latest utterance is far from its speaker's mood before it: by 0.4 or more."""
 
 
 class Switch(Event):

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from stream_hbaf.affect import affect_of
 from stream_hbaf.bundle import NONE, Bundle, BundleConfig
 from stream_hbaf.events import Contributions, Emotion, Inferred
 from stream_hbaf.features.acoustic import LLD_MS, Acoustic
@@ -206,6 +207,7 @@ def emotion_of(prediction: Prediction) -> Emotion:
         abstained=prediction.abstained,
         set=list(prediction.labels_in_set),
         probabilities=prediction.probabilities,
+        affect=affect_of(prediction.probabilities),
     )
 
 

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "stream_hbaf"
 # A room imports only from its own line or from those above it. Each file and folder right under
 # the package is a room.
 ROOMS = (
-    ("errors", "config", "events", "files", "onnx", "processes", "untrusted", "__init__"),
+    ("errors", "config", "events", "affect", "files", "onnx", "processes", "untrusted", "__init__"),
     ("audio",),
     ("networks",),
     ("features", "speech"),

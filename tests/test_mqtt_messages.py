@@ -8,6 +8,7 @@ from mqtt_kit import END, JOY
 from stream_hbaf.config import MqttConfig
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.events import (
+    Affect,
     DialogueSummary,
     Health,
     Inferred,
@@ -197,6 +198,8 @@ def test_health_and_dialogue_are_retained() -> None:
         speakers={"Zoë": "joy"},
         emotions={"joy": 2},
         probabilities={"joy": 0.123456},
+        mood={"Zoë": Affect(valence=0.761111, arousal=0.48)},
+        shift=True,
     )
     assert messages(health, prefix="p", node="n") == [
         Message(
@@ -213,7 +216,8 @@ def test_health_and_dialogue_are_retained() -> None:
             "p/n/m/dialogue",
             '{"schema":"stream_hbaf/dialogue/1","source":"m","dialogue_id":"d1","start_time":"t1",'
             '"end_time":"t2","turns":2,"speakers":{"Zoë":"joy"},"emotions":{"joy":2},'
-            '"probabilities":{"joy":0.1235}}'.encode(),
+            '"probabilities":{"joy":0.1235},'
+            '"mood":{"Zoë":{"valence":0.7611,"arousal":0.48,"source":"derived"}},"shift":true}'.encode(),
             retain=True,
             dialogue_id="d1",
             properties=(("schema", "stream_hbaf/dialogue/1"), ("source", "m")),

@@ -237,5 +237,7 @@ def redact(event: AnyEvent, privacy: Privacy) -> AnyEvent | None:
         case "label_only", Status(stage="capture", state=state) if event.detail:
             return event.model_copy(update={"detail": UNNAMED[state]})
         case "label_only", DialogueSummary():
-            return event.model_copy(update={"speakers": {}, "probabilities": {}})
+            return event.model_copy(
+                update={"speakers": {}, "probabilities": {}, "mood": {}, "shift": False}
+            )
     return event

@@ -6,7 +6,7 @@ Plain calls. Several sources may share a dialogue, so whoever makes calls that b
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -62,6 +62,11 @@ class DialogueSpeakers:
         self._ends[end.turn] = end
         if len(self._ends) > ENDS_KEPT:
             del self._ends[next(iter(self._ends))]
+
+    @property
+    def ends(self) -> Collection[Utterance]:
+        """The latest ``end`` of each of the newest utterances, in the order of publication."""
+        return self._ends.values()
 
     def latest_labels(self) -> dict[str, str]:
         """The label of each speaker's newest utterance."""

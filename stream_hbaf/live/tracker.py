@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass
 
+from stream_hbaf.affect import departs, mood_after, moods_of
 from stream_hbaf.dialogue import LiveDialogue
 from stream_hbaf.events import DialogueSummary, Utterance
 from stream_hbaf.live.speakers import DialogueSpeakers
@@ -51,6 +52,8 @@ class DialogueTracker:
         speakers = dict(before.speakers) if before else {}
         emotions = Counter(before.emotions if before else {})
         means = dict(before.probabilities) if before else {}
+        moods = dict(before.mood) if before else {}
+        shift = False
         if end.emotion is not None:
             self._emotions += 1
             speakers[end.speaker] = end.emotion.label
@@ -58,6 +61,10 @@ class DialogueTracker:
             for label, probability in end.emotion.probabilities.items():
                 mean = means.get(label, 0.0)
                 means[label] = mean + (probability - mean) / self._emotions
+            if (affect := end.emotion.affect) is not None:
+                mood = moods.get(end.speaker)
+                shift = departs(mood, affect)
+                moods[end.speaker] = mood_after(mood, affect)
         self._summary = DialogueSummary(
             source=end.source,
             dialogue_id=end.dialogue_id,
@@ -67,6 +74,8 @@ class DialogueTracker:
             speakers=speakers,
             emotions=dict(emotions),
             probabilities=means,
+            mood=moods,
+            shift=shift,
         )
         return self._summary
 
@@ -86,6 +95,7 @@ class DialogueTracker:
                 "speakers": self.speakers.latest_labels(),
                 "emotions": dict(+emotions),
                 "probabilities": means,
+                "mood": moods_of(self.speakers.ends),
             }
         )
         return self._summary

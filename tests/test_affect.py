@@ -1,0 +1,86 @@
+"""Promises of valence and arousal, and of moods."""
+
+import pytest
+
+from stream_hbaf.affect import DEPARTURE, PLACES, affect_of, departs, mood_after, moods_of
+from stream_hbaf.corpora.dialogue import LABELS
+from stream_hbaf.corpora.iemocap import IEMOCAP_LABELS
+from stream_hbaf.events import Affect, Emotion, Utterance
+from stream_hbaf.live.tracker import DialogueTracker
+
+
+def end(turn: int, speaker: str, **probabilities: float) -> Utterance:
+    label = max(probabilities, key=probabilities.__getitem__)
+    return Utterance(
+        id=f"d-{turn}",
+        rev=1,
+        type="end",
+        source="s",
+        dialogue_id="d",
+        turn=turn,
+        speaker=speaker,
+        start_time="2026-01-01T00:00:00.000+00:00",
+        audio_start_ms=0.0,
+        emotion=Emotion(label=label, probabilities=probabilities, affect=affect_of(probabilities)),
+    )
+
+
+def test_affect_is_the_expectation_over_labels() -> None:
+    """A sure label gives its place, doubt a mean, neutral nothing; it says that it is derived."""
+    assert affect_of({"joy": 1.0, "anger": 0.0}) == Affect(valence=0.76, arousal=0.48)
+    half = affect_of({"joy": 0.5, "anger": 0.25, "neutral": 0.25})
+    assert half is not None
+    assert half.valence == pytest.approx(0.5 * 0.76 - 0.25 * 0.51)
+    assert half.arousal == pytest.approx(0.5 * 0.48 + 0.25 * 0.59)
+    assert half.source == "derived"
+
+
+def test_every_label_of_the_published_corpora_has_a_place() -> None:
+    """All are within -1 to 1, and a label of one's own has none."""
+    assert {*LABELS, *IEMOCAP_LABELS} <= PLACES.keys() | {"other"}
+    assert all(abs(axis) <= 1 for place in PLACES.values() for axis in place)
+    assert affect_of({"bored": 0.5, "joy": 0.5}) is None
+    assert affect_of({}) is None
+
+
+def test_a_mood_follows_its_speaker() -> None:
+    """The first utterance is the mood; later ones move it by three tenths of the way."""
+    first, second = Affect(valence=0.0, arousal=0.0), Affect(valence=1.0, arousal=-1.0)
+    mood = mood_after(mood_after(None, first), second)
+    assert [mood.valence, mood.arousal] == pytest.approx([0.3, -0.3])
+
+
+def test_a_departure_is_from_the_mood_before() -> None:
+    """From neutral, sure anger is far and half a joy isn't; a first utterance never is."""
+    calm = Affect(valence=0.0, arousal=0.0)
+    assert departs(calm, Affect(valence=-0.51, arousal=0.59))
+    assert not departs(calm, Affect(valence=0.35, arousal=0.1))
+    assert departs(calm, Affect(valence=0.0, arousal=DEPARTURE))
+    assert not departs(None, Affect(valence=1.0, arousal=1.0))
+
+
+def test_a_dialogue_tells_each_speakers_mood(recorded_tracker: DialogueTracker) -> None:
+    """Ann's anger isn't Bob's, and shows as a shift; moods are those of ``moods_of``."""
+    ends = [
+        end(1, "Ann", neutral=1.0, anger=0.0),
+        end(2, "Bob", neutral=0.0, anger=1.0),
+        end(3, "Ann", neutral=0.0, anger=1.0),
+    ]
+    summaries = [recorded_tracker.summarise(one) for one in ends]
+    assert [one.shift for one in summaries if one] == [False, False, True]
+    last = summaries[-1]
+    assert last is not None
+    assert last.mood == moods_of(ends)
+    assert last.mood["Ann"].valence == pytest.approx(-0.51 * 0.3)
+    assert last.mood["Bob"].arousal == pytest.approx(0.59)
+
+
+@pytest.fixture
+def recorded_tracker() -> DialogueTracker:
+    """A tracker in dialogue "d", as in a replay, whose network never runs."""
+    import torch
+
+    from stream_hbaf.dialogue import LiveDialogue
+    from stream_hbaf.networks.network import Stateless
+
+    return DialogueTracker(dialogue=LiveDialogue(Stateless(torch.zeros(0)), id="d"))
