@@ -19,6 +19,7 @@ import urllib.request
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 import yaml
@@ -34,10 +35,12 @@ ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "examples" / "deploy"
 COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))
 CONTAINERFILE = (ROOT / "Containerfile").read_text(encoding="utf-8")
+COPIED = re.findall(r"^COPY (?!--from)(.+) \S+$", CONTAINERFILE, flags=re.MULTILINE)
 SERVICE, STATEFUL = yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text(encoding="utf-8"))
 UNIT = DEPLOY / "stream-hbaf.service"
 DASHBOARD = json.loads((DEPLOY / "grafana" / "stream-hbaf.json").read_text(encoding="utf-8"))
 HIGHEST_EXPOSURE = 2.0  # by systemd-analyze, of 10
+ignored = shutil.ignore_patterns("__pycache__", "results", "reports")  # as .dockerignore says
 
 
 def program(name: str) -> str:
@@ -71,12 +74,11 @@ def assert_is_protected(config: Config) -> None:
 
 def test_image_holds_all_that_is_copied() -> None:
     """What the Containerfile copies is there, and not excluded from the build's context."""
-    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", CONTAINERFILE, flags=re.MULTILINE)
     lines = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
     everything, *rules = (line for line in lines if not line.startswith("#"))
     assert everything == "*"
     kept = {rule[1:] for rule in rules if rule.startswith("!")}
-    names = {name for line in copied for name in line.split()}
+    names = {name for line in COPIED for name in line.split()}
     assert names == kept
     for name in names:
         assert (ROOT / name).exists(), name
@@ -85,6 +87,21 @@ def test_image_holds_all_that_is_copied() -> None:
     excluded = [rule for rule in rules if not rule.startswith("!")]
     assert built_from
     assert not [path for path in built_from for rule in excluded if fnmatch(path, rule)]
+
+
+def test_package_is_built_from_what_is_copied(tmp_path: Path) -> None:
+    """The image's build stage has these files alone."""
+    for name in {name for line in COPIED for name in line.split()}:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, tmp_path / name, ignore=ignored)
+        else:
+            shutil.copy(ROOT / name, tmp_path)
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", "out"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    (wheel,) = (tmp_path / "out").glob("*.whl")
+    held = ZipFile(wheel).namelist()
+    assert "stream_hbaf/models/live-en/model.safetensors" in held
+    assert "stream_hbaf/audio/example.flac" in held  # which the image's build recognises
 
 
 def test_image_installs_extras_that_are_there() -> None:
@@ -156,6 +173,14 @@ def test_broker_of_compose_reads_its_settings(tmp_path: Path) -> None:
             assert any("running" in line for line in process.stderr)
         finally:
             process.kill()  # it may miss SIGTERM while it starts
+
+
+def test_metrics_pass_prometheus_linter() -> None:
+    """It knows names, units and types by Prometheus' conventions."""
+    exposition, _ = all_metrics().exposition("")
+    command = [program("promtool"), "check", "metrics"]
+    done = subprocess.run(command, input=exposition, capture_output=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
 def test_prometheus_takes_its_settings() -> None:

@@ -57,6 +57,7 @@ UTTERANCES: list[AnyEvent] = [
     utterance(1),
     utterance(2, source="ben", text="Is this yours?"),
     ABSTAINED,
+    utterance(1, "anger", rev=4, revision=1),  # of the first
     utterance(4, source="ben", emotion=None, text="", degraded="transcript: out of memory"),
 ]
 
@@ -65,7 +66,7 @@ UTTERANCES: list[AnyEvent] = [
 
 
 def test_utterances_are_counted_once_each() -> None:
-    """By source and label; of the messages about one utterance the end alone."""
+    """By source and label; of the messages about one utterance the first end alone."""
     counted = sample_metrics()
     count(counted, UTTERANCES)
     found = values(counted)
@@ -328,6 +329,23 @@ def test_taken_port_and_foreign_address_are_one_line() -> None:
                 with pytest.raises(ConfigError, match=said):
                     async with served(**config):
                         pass
+
+    run(scene)
+
+
+def test_half_open_connections_keep_nobody_out() -> None:
+    """The limits are those of the dashboard."""
+
+    async def scene() -> None:
+        async with served() as server, client(server) as session:
+            port = int(server.address.split(":")[2].split("/")[0])
+            opened = [await asyncio.open_connection("127.0.0.1", port) for _ in range(300)]
+            for _, writer in opened:
+                writer.write(b"GET /metrics HTTP/1.1\r\n")
+            async with session.get("/metrics") as answer:
+                assert answer.status == 200
+            for _, writer in opened:
+                writer.close()
 
     run(scene)
 
