@@ -25,6 +25,7 @@ from stream_hbaf.events import (
     Privacy,
     Status,
     Switch,
+    Utterance,
 )
 from stream_hbaf.live.runtime import redact
 
@@ -281,6 +282,64 @@ def test_correction_by_a_click_arrives_as_feedback(
         expect(page.get_by_role("button", name="Sentence 1.")).to_contain_text("✓ corrected")
         expect(page.locator(".block text").first).to_have_text("F✓")
     assert control.corrections == [Feedback(id="d-1", label="fear", by="page")]
+
+
+def spoken(turn: int, speaker: str, score: float | None = 0.93, **more: Any) -> Utterance:
+    """An ``end`` whose speaker the voice has told."""
+    voice = {
+        "speaker": speaker,
+        "speaker_score": score,
+        "speaker_source": "voice" if speaker else "",
+    }
+    return utterance(turn, source="table", **voice | more)
+
+
+def test_a_speaker_is_put_right_by_one_click(browser: Browser, control: RecordingControl) -> None:
+    """A known one or a new name, of one utterance or of all; the lanes follow what is published."""
+    with serve(control) as served, page_at(browser, served.address) as page:
+        served.send(spoken(1, "speaker 1"), spoken(2, "speaker 2", 0.7), spoken(3, "", 0.4))
+        lanes = page.locator("#lane-names .lane")
+        expect(lanes).to_have_text(["speaker 1", "speaker 2", "not sure who"])
+        expect(page.get_by_role("button", name="Sentence 2.")).to_contain_text("speaker 2?")
+        who = page.get_by_role("group", name="Who was it?")
+        who.get_by_role("button", name="speaker 2").click()
+        expect(page.get_by_text("Saved: this was speaker 2.")).to_be_visible()
+        corrected = {"rev": 4, "revision": 1, "speaker_source": "corrected"}
+        served.send(spoken(3, "speaker 2", 1.0, **corrected))
+        expect(lanes).to_have_text(["speaker 1", "speaker 2"])
+        expect(page.get_by_text("speaker 2 (by correction)")).to_be_visible()
+        expect(page.locator("#announcements p")).to_have_count(3)
+
+        page.get_by_role("button", name="Sentence 1.").click()
+        expect(page.get_by_text("speaker 1 (by voice, 93 %)")).to_be_visible()
+        who.get_by_label("all utterances of speaker 1 here").check()
+        who.get_by_label("Another name").fill("Ann")
+        who.get_by_role("button", name="Name").click()
+        expect(page.get_by_text("Saved: this was Ann.")).to_be_visible()
+        who.get_by_role("button", name="speaker 2").click()
+        expect(page.get_by_text("Saved: this was speaker 2.")).to_be_visible()
+    speaker = {"speaker": "speaker 1", "dialogue_id": "d"}
+    assert control.corrections == [Feedback(id="d-3", speaker="speaker 2", by="page")]
+    assert [(one.command, one.arguments) for one in control.requests if one.arguments] == [
+        ("rename_speaker", {**speaker, "name": "Ann"}),
+        ("merge_speakers", {**speaker, "into": "speaker 2"}),
+    ]
+
+
+def test_a_speaker_of_a_dialogue_that_is_over_is_put_right(
+    browser: Browser, control: RecordingControl
+) -> None:
+    """No new end comes, so the page itself remembers the correction, as do the others."""
+    with serve(control) as served, page_at(browser, served.address) as page:
+        served.send(spoken(1, "speaker 1"))
+        page.get_by_label("Another name").fill("Ann")
+        page.get_by_role("button", name="Name").click()
+        expect(page.locator("#lane-names .lane")).to_have_text(["Ann"])
+        page.get_by_role("button", name="fear", exact=True).click()
+        expect(page.get_by_role("button", name="Sentence 1.")).to_contain_text("✓ corrected")
+        with page_at(browser, served.address) as other:
+            expect(other.locator("#lane-names .lane")).to_have_text(["Ann"])
+            expect(other.get_by_role("button", name="Sentence 1.")).to_contain_text("fear")
 
 
 def test_details_stay_under_the_pointer_and_the_focus(

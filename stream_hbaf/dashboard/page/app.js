@@ -9,7 +9,7 @@ import {drawHealth} from "./health.js";
 import {drawLevels} from "./level.js";
 import {drawPicker, readChoice} from "./picker.js";
 import {Recording, listRecordings} from "./recordings.js";
-import {EventStore} from "./store.js";
+import {EventStore, speakersOf} from "./store.js";
 import {drawTable, drawTimeline, markMoment} from "./timeline.js";
 import {announce, drawRunning, drawUtterances} from "./utterances.js";
 
@@ -45,7 +45,7 @@ const connection = new Connection({
 function receive(event) {
   if (event.event === "snapshot") return receiveSnapshot(event);
   const finished = live.add(event);
-  if (finished && event.event === "utterance" && !recording)
+  if (finished && event.event === "utterance" && !event.revision && !recording)
     announce(byId("announcements"), event);
   if (finished && event.event === "feedback") recording?.store.add(event);
   if (event.event === "info") setServer({...server, info: event});
@@ -141,11 +141,15 @@ function drawView() {
 /** Draw the details if they have changed: new buttons would swallow a click in progress. */
 function drawSelected(one, store) {
   const corrected = store.corrections.get(one?.id) ?? "";
+  const said = speakersOf(store.finished(one?.dialogue_id));
+  const names = [...new Set([...said, ...(server.info.speakers ?? [])])];
   const version = [
     recording?.name,
     one?.id,
     one?.rev,
+    one?.speaker,
     corrected,
+    ...names,
     server.control,
     ...labels(),
   ].join();
@@ -154,7 +158,9 @@ function drawSelected(one, store) {
   keepFocus(() =>
     drawDetails(byId("details"), one, {
       corrected,
+      names,
       onCorrect: server.control ? (label) => correct(one, label) : null,
+      onSpeaker: server.control ? (name, all) => correctSpeaker(one, name, all) : null,
       onPlay: recording && one ? recording.play(one) : null,
     }),
   );
@@ -201,6 +207,21 @@ async function correct(utterance, label) {
   notify(response.status === "ok" ? `Saved: this was ${label}.` : `Not saved: ${response.error}`);
   if (response.status === "ok" && recording)
     recording.store.add({event: "feedback", id: utterance.id, label});
+  plan("utterances");
+}
+
+/** Say who spoke an utterance, or with `all`, who the speaker of several is. */
+async function correctSpeaker(one, name, all) {
+  const known = speakersOf((recording?.store ?? live).finished(one.dialogue_id));
+  const one_is = {speaker: one.speaker, dialogue_id: one.dialogue_id};
+  const response = await (!all
+    ? connection.request("correct", {id: one.id, speaker: name, by: "page"})
+    : known.includes(name)
+      ? connection.request("merge_speakers", {...one_is, into: name})
+      : connection.request("rename_speaker", {...one_is, name}));
+  notify(response.status === "ok" ? `Saved: this was ${name}.` : `Not saved: ${response.error}`);
+  if (response.status === "ok" && recording && !all)
+    recording.store.add({event: "feedback", id: one.id, speaker: name});
   plan("utterances");
 }
 

@@ -3,7 +3,8 @@
 import {button, html, table} from "./dom.js";
 import {appearance, badge, describe, labels} from "./emotions.js";
 import {clock, milliseconds, percent} from "./format.js";
-import {speakerName, transcript} from "./store.js";
+import {drawSpeakers, speakerInWords} from "./speakers.js";
+import {transcript} from "./store.js";
 
 const INPUTS = {audio: "the voice", text: "the words", context: "the dialogue before"};
 const MODALITIES = {audio: "voice", text: "words"};
@@ -16,9 +17,9 @@ const STAGES = {
   publish: "handing over to publishers",
 };
 
-/** Draw an utterance's details; `onCorrect` is called with a label, `onPlay` plays its audio. Both
- * may be null. */
-export function drawDetails(place, utterance, {corrected, onCorrect, onPlay}) {
+/** Draw an utterance's details; `onCorrect` is called with a label, `onSpeaker` with a speaker,
+ * `onPlay` plays its audio. All may be null. */
+export function drawDetails(place, utterance, {corrected, names, onCorrect, onSpeaker, onPlay}) {
   if (!utterance) {
     place.replaceChildren(html("p", {class: "soft"}, "No utterance yet."));
     return;
@@ -42,6 +43,7 @@ export function drawDetails(place, utterance, {corrected, onCorrect, onPlay}) {
         ? html("p", {class: "warning"}, `▲ Something failed: ${utterance.degraded}`)
         : null,
       onCorrect ? correction(corrected, onCorrect) : null,
+      onSpeaker ? drawSpeakers(utterance, {names, onCorrect: onSpeaker}) : null,
     ].filter(Boolean),
   );
 }
@@ -60,7 +62,7 @@ function headline(emotion, corrected) {
 
 function origin(utterance) {
   const inputs = utterance.modalities.map((one) => MODALITIES[one]).join(" and ");
-  const time = `${speakerName(utterance)}, ${clock(utterance.start_time)}`;
+  const time = `${speakerInWords(utterance)}, ${clock(utterance.start_time)}`;
   return inputs ? `${time}, predicted from ${inputs}` : time;
 }
 

@@ -1,6 +1,7 @@
 /** The events that the page knows: of this run, or of a recording. */
 
 const MAX_LEVELS = 300; // half a minute
+const SURE = 0.8; // probability of a speaker below which the name has a question mark
 const MAX_UTTERANCES = 2000; // about as many as the server keeps
 
 export class EventStore {
@@ -25,7 +26,8 @@ export class EventStore {
       case "partial":
         return this.#addPartial(event);
       case "feedback":
-        this.corrections.set(event.id, event.label);
+        if (event.label) this.corrections.set(event.id, event.label);
+        if (event.speaker) this.#correctSpeaker(event);
         return true;
       case "level": {
         const levels = getOrCreate(this.levels, event.source, () => []);
@@ -56,6 +58,13 @@ export class EventStore {
     if (this.utterances.size > MAX_UTTERANCES)
       this.utterances.delete(this.utterances.keys().next().value);
     return event.type === "end";
+  }
+
+  /** For a dialogue that is over, and for recordings: else a new `end` says so, and more. */
+  #correctSpeaker({id, speaker}) {
+    const one = this.utterances.get(id);
+    if (!one || one.speaker_source === "corrected") return;
+    this.utterances.set(id, {...one, speaker, speaker_source: "corrected", speaker_score: 1});
   }
 
   #addPartial(event) {
@@ -125,9 +134,20 @@ export class EventStore {
   }
 }
 
-/** The speaker, or the source if the speaker is unknown. */
+/** The speaker; the source if nobody asks who it is. */
 export function speakerName(utterance) {
-  return utterance.speaker || utterance.source;
+  if (utterance.speaker) return utterance.speaker;
+  return utterance.speaker_score == null ? utterance.source : "not sure who";
+}
+
+/** Whether the voice says who it is, but not surely. */
+export function isSpeakerUnsure({speaker, speaker_score}) {
+  return Boolean(speaker) && speaker_score != null && speaker_score < SURE;
+}
+
+/** The speakers of some utterances, in the order of their first one. */
+export function speakersOf(utterances) {
+  return [...new Set(utterances.map(({speaker}) => speaker).filter(Boolean))];
 }
 
 /** The transcript, or a remark why there is none. */

@@ -3,14 +3,14 @@
 import {button, html} from "./dom.js";
 import {badge, describe} from "./emotions.js";
 import {clock} from "./format.js";
-import {speakerName, transcript} from "./store.js";
+import {isSpeakerUnsure, speakerName, transcript} from "./store.js";
 
 /** Draw `utterances` into the list `place`; items that haven't changed keep the focus. */
 export function drawUtterances(place, {utterances, store, selected, onSelect}) {
   const kept = new Map([...place.children].map((item) => [item.dataset.id, item]));
   const items = [...utterances].reverse().map((one) => {
     const corrected = store.corrections.get(one.id) ?? "";
-    const version = [one.rev, corrected].join();
+    const version = [one.rev, one.speaker, corrected].join();
     const old = kept.get(one.id);
     const item =
       old?.dataset.version === version
@@ -39,7 +39,11 @@ function drawItem(old, one, {version, corrected, store, onSelect}) {
         : null,
       one.conflict ? html("span", {class: "conflict"}, " ≠ voice and words contradict") : null,
     ),
-    html("span", {class: "when soft"}, `${speakerName(one)}, ${clock(one.start_time)}`),
+    html(
+      "span",
+      {class: "when soft"},
+      `${speakerName(one)}${isSpeakerUnsure(one) ? "?" : ""}, ${clock(one.start_time)}`,
+    ),
     html("span", {class: "words"}, transcript(one)),
   );
   const item = old ?? html("li");
