@@ -11,6 +11,7 @@ import time
 import wave
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -222,6 +223,45 @@ def test_terminal_shows_doubt_and_contradiction() -> None:
     assert f"{dim}  fear" in styled
     assert f"{dim}  joy" not in styled
     assert f"{dim}  anger" not in styled
+
+
+@pytest.mark.parametrize(
+    ("fields", "shown"),
+    [
+        ({"speaker": "Ann", "speaker_score": 0.97, "speaker_source": "enrolled"}, "joy Ann: Yes."),
+        ({"speaker": "Ann", "speaker_score": 0.7, "speaker_source": "voice"}, "joy Ann?: Yes."),
+        ({"speaker": "", "speaker_score": 0.4}, "joy ?: Yes."),
+        ({"speaker": ""}, "joy Yes."),
+        (
+            {"speaker": "Ben", "speaker_score": 1.0, "speaker_source": "corrected", "revision": 1},
+            "↺ joy Ben: Yes.",
+        ),
+    ],
+)
+def test_terminal_says_who_speaks_and_how_surely(fields: dict[str, Any], shown: str) -> None:
+    """A name of which the voice isn't sure has a question mark; a revision is one line."""
+    from rich.console import Console
+
+    from stream_hbaf.events import Emotion, Utterance
+    from stream_hbaf.publish.terminal import Terminal
+
+    event = Utterance(
+        id="d-1",
+        rev=2,
+        type="end",
+        source="test",
+        dialogue_id="d",
+        turn=1,
+        start_time="2026-01-01T12:00:00.000+00:00",
+        audio_start_ms=0,
+        text="Yes.",
+        emotion=Emotion(label="joy"),
+        **fields,
+    )
+    console = Console(width=80, record=True, highlight=False, file=StringIO())
+    asyncio.run(Terminal(console=console).send(event))
+    (line,) = console.export_text().splitlines()
+    assert line.partition(" ")[2] == shown
 
 
 @pytest.mark.parametrize("width", [40, 200])

@@ -1,16 +1,19 @@
 """Who spoke the turns of a live dialogue, and what is published when that changes."""
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
+from live_kit import EventLog
 from numpy.typing import NDArray
 from recognizer_kit import SENTENCES, SIZES, random_acoustic, save_bundle, transcript
 
 from stream_hbaf.config import SAMPLE_RATE_HZ, SourceConfig
 from stream_hbaf.errors import ConfigError
-from stream_hbaf.events import Utterance
+from stream_hbaf.events import DialogueSummary, Emotion, Privacy, Utterance
+from stream_hbaf.live.runtime import Runtime
 from stream_hbaf.live.speakers import ENDS_KEPT, DialogueSpeakers, Revision
 from stream_hbaf.live.tracker import DialogueTracker
 from stream_hbaf.live.utterance import LiveUtterance
@@ -258,3 +261,27 @@ def test_a_long_dialogue_keeps_its_newest_utterances_only(recognizer: Recognizer
     with pytest.raises(ConfigError, match="too long ago"):
         talk.change("correct", "Ann", turn=2)
     assert talk.change("correct", "Ann", turn=3)
+
+
+@pytest.mark.parametrize(
+    ("privacy", "changes", "count"),
+    [
+        ("full", {"speaker": "Ann"}, 1),
+        ("no_text", {"speaker": "Ann"}, 1),
+        ("label_only", {"speaker": "Ann", "speaker_source": "voice"}, 0),
+        ("label_only", {"emotion": Emotion(label="joy")}, 1),
+        ("full", {}, 0),
+    ],
+)
+def test_a_revision_is_published_if_it_says_anything_new(
+    recognizer: Recognizer, privacy: Privacy, changes: dict[str, Any], count: int
+) -> None:
+    """Where names and numbers of speakers don't leave, nor does that they changed."""
+    talk, log = Talk(recognizer), EventLog()
+    before = talk.say(ANN)
+    after = before.model_copy(update={"rev": before.rev + 1, "revision": 1, **changes})
+    runtime = Runtime(recognizer, [log], on_recognition=lambda one: None)
+    runtime.config = runtime.config.model_copy(update={"privacy": privacy})
+    asyncio.run(runtime.publish_revisions(talk.tracker, [Revision(before, after)]))
+    assert [end.revision for end in log.ends()] == [1] * count
+    assert len([e for e in log.events if isinstance(e, DialogueSummary)]) == 1

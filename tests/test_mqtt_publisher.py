@@ -23,7 +23,7 @@ from mqtt_kit import INFO, config, send_all, utterance
 from stream_hbaf.client import follow
 from stream_hbaf.config import MqttConfig
 from stream_hbaf.errors import BrokerError, ConfigError
-from stream_hbaf.events import Status
+from stream_hbaf.events import Status, Utterance
 from stream_hbaf.publish.messages import messages
 from stream_hbaf.publish.mqtt import MqttPublisher
 
@@ -64,6 +64,38 @@ def test_payload_on_the_wire(tmp_path: Path) -> None:
         "0 1 p/n/m/emotion anger",
         "0 1 p/n/available stopped",
     ]
+
+
+def test_a_revision_changes_the_emotion_of_the_newest_utterance_only(tmp_path: Path) -> None:
+    """Each revised `end` is published; `emotion` is that of what was said last."""
+
+    def revised(turn: int, label: str) -> Utterance:
+        return utterance(turn, label=label).model_copy(update={"rev": 3, "revision": 1})
+
+    async def main(broker: Mosquitto) -> list[str]:
+        publisher = MqttPublisher(config(broker.url), info=INFO)
+        async with Subscriber(broker.port, topic="p/n/m/#") as subscriber:
+            await publisher.connect()
+            running = asyncio.create_task(publisher.run())
+            await send_all(
+                publisher,
+                utterance(1),
+                utterance(2, label="anger"),
+                revised(1, "fear"),
+                revised(2, "sadness"),
+                utterance(3, label="sadness"),
+                utterance(4, label="surprise"),
+            )
+            await publisher.close(3)
+            await running
+            return await subscriber.until("p/n/m/emotion surprise")
+
+    with mosquitto(tmp_path) as broker:
+        lines = asyncio.run(main(broker))
+    heard = [line.split(" ", 3) for line in lines]
+    assert [
+        word if topic.endswith("emotion") else json.loads(word)["id"] for _, _, topic, word in heard
+    ] == ["u1", "joy", "u2", "anger", "u1", "u2", "sadness", "u3", "u4", "surprise"]
 
 
 def test_last_will_after_kill(tmp_path: Path) -> None:

@@ -124,6 +124,15 @@ def test_label_only_leaves_label_and_time() -> None:
     }
 
 
+def test_label_only_hides_who_and_that_somebody_was_told_apart() -> None:
+    """A revision of the speaker alone says the same as before."""
+    named = {"speaker": "Ann", "speaker_score": 0.9, "speaker_source": "enrolled"}
+    seen = redact(END.model_copy(update=named), "label_only")
+    assert seen == redact(
+        END.model_copy(update={"speaker": "", "speaker_source": ""}), "label_only"
+    )
+
+
 @pytest.mark.parametrize("event", [PARTIAL, END.model_copy(update={"type": "new"})])
 def test_label_only_says_nothing_before_the_end(event: AnyEvent) -> None:
     """What is provisional doesn't leave."""
