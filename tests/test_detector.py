@@ -67,7 +67,7 @@ def pair() -> Sound:
 
 def to_some(asked: Consult) -> bool:
     """Yes to half of the questions."""
-    return hash((asked.end, asked.trigger)) % 2 == 0
+    return (asked.end // 512 + len(asked.trigger)) % 2 == 0
 
 
 @pytest.mark.parametrize("forget", [False, True])

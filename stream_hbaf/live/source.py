@@ -201,7 +201,9 @@ class SourcePipeline:
                     self._runtime.task(ahead, f"acoustic {utterance.id}")
             case Resume() if utterance.text is not None:
                 utterance.text.cancel()
-                utterance.text = utterance.turn_probability = None
+                utterance.text = None
+                if utterance.turn_probability is not None:
+                    utterance.turn_probability.cancel()
             case Finish():
                 await self._end(utterance, finish=action, chunk=chunk)
                 return None
