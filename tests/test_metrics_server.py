@@ -357,12 +357,16 @@ def test_missing_client_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It is an extra; the message names it."""
-    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    for library in ("aiohttp", "prometheus_client"):
+        monkeypatch.setitem(sys.modules, library, None)
     for name in ("publish.metrics", "dashboard.metrics_server"):
         monkeypatch.delitem(sys.modules, f"stream_hbaf.{name}", raising=False)
-    monkeypatch.setattr(
-        "stream_hbaf.cli.requires", lambda name: ["prometheus-client>=0.22; extra == 'metrics'"]
-    )
+    wanted = [
+        "aiohttp>=3.10; extra == 'dashboard'",
+        "aiohttp>=3.10; extra == 'metrics'",
+        "prometheus-client>=0.22; extra == 'metrics'",
+    ]
+    monkeypatch.setattr("stream_hbaf.cli.requires", lambda name: wanted)
     assert main(["--mqtt", "none", "--metrics"]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert said == (

@@ -87,7 +87,7 @@ def plain(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installed:
     left = {name: packages for name, packages in EXTRAS.items() if name not in ("dev", "audformat")}
     users = [one for packages in left.values() for one in packages]
     names = {re.split(r"[=<>]", one)[0] for one in users}
-    without = frozenset(name.replace("-", "_") for name in names)
+    without = frozenset(name.replace("-", "_") for name in names) | {"opentelemetry"}
     return install(wheel, tmp_path_factory.mktemp("plain"), without=without)
 
 
@@ -151,6 +151,8 @@ def test_missing_weights_and_extras_are_named_in_one_line(plain: Installed) -> N
     for command, extra in {
         ("--file", str(recording), "--mqtt", "none"): "offline",
         ("--dashboard", "--file", str(recording), "--mqtt", "none"): "dashboard",
+        ("--metrics", "--file", str(recording), "--mqtt", "none"): "metrics",
+        ("--traces", "--file", str(recording), "--mqtt", "none"): "metrics",
     }.items():
         done = plain.run(
             "stream-hbaf", *command, XDG_CACHE_HOME=str(plain.elsewhere / "cache"), **offline

@@ -9,13 +9,16 @@ They have a port of their own: who reads metrics must not be able to read transc
 import asyncio
 from collections.abc import Awaitable, Callable
 
+# First: its library names the extra where both are missing; aiohttp is the dashboard's, too.
+from stream_hbaf.publish.metrics import Metrics
+
+# isort: split
 from aiohttp import web
 
 from stream_hbaf.config import MetricsConfig
 from stream_hbaf.dashboard.access import AccessControl
 from stream_hbaf.dashboard.http_server import HttpServer
 from stream_hbaf.events import AnyEvent
-from stream_hbaf.publish.metrics import Metrics
 
 TOKEN_ADVICE = "send the header 'Authorization: Bearer TOKEN' with the token of this port"
 MAX_REQUEST = 1 << 10  # bytes; nobody has to send any
