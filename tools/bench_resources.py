@@ -1,11 +1,9 @@
 #!/usr/bin/env python3
-"""Measures CPU time and memory of the whole program: start, silence, speech, long recordings.
+"""Measures CPU time and memory of the whole program: start, silence, speech; days: ``soak.py``.
 
     tools/bench_resources.py start  [--runs 5]
     tools/bench_resources.py silence --mic pulse [--seconds 60]   (or --file of silence)
     tools/bench_resources.py speech  --corpora DIR [--minutes 10]
-    tools/bench_resources.py long    --corpora DIR [--hours 4]
-    tools/bench_resources.py day     --corpora DIR [--hours 24]   (silence, noise, some speech)
     tools/bench_resources.py asr     --corpora DIR [--asr base tiny.en]   (transcripts alone)
 
 The command runs in a child process; CPU time and memory are those of all its processes.
@@ -70,7 +68,6 @@ class Run:
         self.listening = threading.Event()
         self.listening_after = 0.0
         self.ends = 0
-        self.ends_at: list[tuple[float, float]] = []  # time, and hours into the sound, of each end
         self.errors: list[str] = []
         threading.Thread(target=self._read_out, daemon=True).start()
         threading.Thread(target=self._read_err, daemon=True).start()
@@ -83,7 +80,6 @@ class Run:
                 self.listening.set()
             if event["event"] == "utterance" and event["type"] == "end":
                 self.ends += 1
-                self.ends_at.append((time.monotonic(), event["audio_end_ms"] / 3.6e6))
 
     def _read_err(self) -> None:
         self.errors += list(self.process.stderr or ())
@@ -100,46 +96,6 @@ def speech(corpora: Path, *, seconds: float, pause_s: float, seed: int) -> np.nd
         parts += [read_audio(draw.choice(clips)), pause]
         length += len(parts[-2]) + len(pause)
     return np.concatenate(parts)
-
-
-def write_day(file: Path, corpora: Path, *, hours: int) -> None:
-    """Each hour: four minutes of speech with pauses, ten of noise, and silence, in random order."""
-    noises = [read_audio(path) for path in sorted(corpora.glob("speech/noise/*.flac"))]
-    with soundfile.SoundFile(file, "w", SAMPLE_RATE_HZ, 1, "PCM_16") as out:
-        for hour in range(hours):
-            draw = random.Random(hour)
-            talk = speech(corpora, seconds=240, pause_s=3, seed=hour)
-            noise = np.resize(
-                np.concatenate(draw.sample(noises, len(noises))), 600 * SAMPLE_RATE_HZ
-            )
-            silence = np.zeros((3600 - 840) * SAMPLE_RATE_HZ // 2, np.int16)
-            for part in draw.sample([talk, noise, silence, silence], 4):
-                out.write(part)
-
-
-def measure_day(file: Path, *, hours: int) -> None:
-    """Whether memory and the time for an hour of sound stay as they are."""
-    run = Run("--file", str(file), "--speed", "max")
-    run.listening.wait(60)
-    memory: list[tuple[float, float]] = []
-    while run.process.poll() is None:
-        if run.ends_at:
-            memory.append((run.ends_at[-1][1], cost(run.process.pid)[1]))
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            run.process.wait(1)
-    wall, at = (np.array(column) for column in zip(*run.ends_at, strict=True))
-    each = np.diff(np.interp(np.arange(hours + 1), at, wall))
-    quarter = hours // 4
-    position, held = (np.array(column) for column in zip(*memory, strict=True))
-    later = position > quarter
-    slope = np.polyfit(position[later], held[later], 1)[0]
-    first, last = np.median(each[1 : 1 + quarter]), np.median(each[-quarter:])
-    print(
-        f"{hours} h of sound in {(wall[-1] - wall[0]) / 60:.1f} min, {run.ends} utterances, exit "
-        f"{run.process.returncode}; an hour takes {first:.1f} s at first, {last:.1f} s in the end "
-        f"(ratio {last / first:.2f}); memory {held[later][0]:.0f} → {held[-1]:.0f} MB, "
-        f"{slope:+.2f} MB an hour after the first quarter"
-    )
 
 
 def measure_start(runs: int) -> None:
@@ -224,7 +180,7 @@ def measure_transcripts(corpora: Path, model: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("start", "silence", "speech", "long", "day", "asr"))
+    parser.add_argument("what", choices=("start", "silence", "speech", "asr"))
     parser.add_argument("--corpora", type=Path)
     parser.add_argument("--asr", nargs="+", default=["base", "tiny.en"], metavar="MODEL")
     parser.add_argument("--mic")
@@ -232,9 +188,8 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("--hours", type=int)
     options = parser.parse_args()
-    if options.what in ("speech", "long", "day", "asr") and options.corpora is None:
+    if options.what in ("speech", "asr") and options.corpora is None:
         parser.error(f"{options.what} needs --corpora")
     match options.what:
         case "start":
@@ -245,18 +200,9 @@ def main() -> None:
         case "speech":
             sound = speech(options.corpora, seconds=options.minutes * 60, pause_s=1, seed=0)
             measure_speech(sound, every_s=30)
-        case "long":
-            seconds = (options.hours or 4) * 3600
-            sound = speech(options.corpora, seconds=seconds, pause_s=6, seed=0)
-            measure_speech(sound, "--speed", "max", every_s=10)
         case "asr":
             for model in options.asr:
                 measure_transcripts(options.corpora, model)
-        case "day":
-            with tempfile.TemporaryDirectory() as folder:
-                file, hours = Path(folder) / "day.flac", options.hours or 24
-                write_day(file, options.corpora, hours=hours)
-                measure_day(file, hours=hours)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from stream_hbaf.commands import (
     Commands,
     add_command,
     add_verbose,
+    limit_library_caches,
     limit_library_threads,
     print_line,
     print_status,
@@ -222,6 +223,7 @@ def _listen(options: argparse.Namespace) -> None:
     if options.speed is not None and all(s.where.startswith(LIVE_SOURCES) for s in sources):
         raise ConfigError("--speed: is that of a recording; add --file, or leave --speed out")
     limit_library_threads()
+    limit_library_caches()
     from stream_hbaf.commands.run import listen
 
     asyncio.run(listen(config, speed=speed, json=options.json))
@@ -288,6 +290,7 @@ def add_session_commands(commands: Commands) -> None:
 
 def _replay(options: argparse.Namespace) -> None:
     limit_library_threads()
+    limit_library_caches()
     from stream_hbaf.live.replay import replay_session
     from stream_hbaf.publish.terminal import event_line
     from stream_hbaf.sessions.session import open_session

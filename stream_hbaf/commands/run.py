@@ -20,7 +20,7 @@ from stream_hbaf.events import Health, Info, State
 from stream_hbaf.features.turn_model import choose_engine
 from stream_hbaf.features.voice_prints import enrolled_voices
 from stream_hbaf.live.control import Controls, DialogueStore
-from stream_hbaf.live.pipeline import LivePipeline
+from stream_hbaf.live.pipeline import LivePipeline, release_memory
 from stream_hbaf.live.runtime import Publisher
 from stream_hbaf.publish.broker import embedded_broker
 from stream_hbaf.publish.connection import check_broker
@@ -52,7 +52,7 @@ async def listen(config: Config, *, speed: float | None, json: bool) -> None:
     stop = _asked_to_stop()
     config, speed = _fall_back(choose_engine(config), speed)
     async with contextlib.AsyncExitStack() as opened:
-        optional = _load_optional(config)
+        optional = load_optional(config)
         pipelines: list[LivePipeline] = []
 
         def report(source: str, state: State, detail: str) -> None:
@@ -68,10 +68,10 @@ async def listen(config: Config, *, speed: float | None, json: bool) -> None:
             if entered is None:
                 return
             sources[source] = entered
-        config = await _with_broker(config, opened)
+        config = await with_broker(config, opened)
         print_status("loading the models")
         recognizer = await asyncio.to_thread(Recognizer, config)
-        run = _Run(config, recognizer, optional)
+        run = Run(config, recognizer, optional)
         opened.callback(lambda: run.pipeline.recognizer.close())  # it may have been swapped
         await run.start(JsonLines(stop=stop) if json else Terminal())
         pipelines.append(run.pipeline)
@@ -81,7 +81,7 @@ async def listen(config: Config, *, speed: float | None, json: bool) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Optional:
+class Optional:
     """The publishers whose libraries are extras, as far as they are wanted; not yet started."""
 
     page: "Dashboard | None" = None
@@ -89,8 +89,11 @@ class _Optional:
     traces: "Traces | None" = None
 
 
-def _load_optional(config: Config) -> _Optional:
-    """Raises ModuleNotFoundError for an extra that is missing, before the models are loaded."""
+def load_optional(config: Config) -> Optional:
+    """What the settings want of them.
+
+    Raises ModuleNotFoundError for an extra that is missing, before the models are loaded.
+    """
     page = metrics = traces = None
     if config.dashboard is not None:
         from stream_hbaf.dashboard.server import Dashboard
@@ -104,7 +107,7 @@ def _load_optional(config: Config) -> _Optional:
         from stream_hbaf.publish.traces import Traces
 
         traces = Traces()
-    return _Optional(page, metrics, traces)
+    return Optional(page, metrics, traces)
 
 
 def _asked_to_stop() -> asyncio.Event:
@@ -126,10 +129,10 @@ async def _unless(stop: asyncio.Event, opening: Coroutine[object, object, T]) ->
         stopping.cancel()
 
 
-class _Run:
+class Run:
     """The pipeline of one run with its publishers and its controls."""
 
-    def __init__(self, config: Config, recognizer: Recognizer, optional: _Optional) -> None:
+    def __init__(self, config: Config, recognizer: Recognizer, optional: Optional) -> None:
         self._config = config
         self._page, self._metrics = optional.page, optional.metrics
         self._traces = optional.traces
@@ -220,10 +223,15 @@ class _Run:
         )
 
     async def publish_health(self) -> None:
-        """Publish the pipeline's health every minute."""
+        """Publish the pipeline's health every minute, after ``release_memory``."""
         while True:
             await asyncio.sleep(HEALTH_EVERY_S)
-            await self.pipeline.publish_health()
+            await self.each_minute()
+
+    async def each_minute(self) -> None:
+        """What ``publish_health`` does every minute."""
+        await asyncio.to_thread(release_memory)
+        await self.pipeline.publish_health()
 
     def _complete_health(self, health: Health) -> Health:
         """The health with the publisher's queue and losses."""
@@ -280,7 +288,7 @@ def _open_source(
     )
 
 
-async def _with_broker(config: Config, opened: contextlib.AsyncExitStack) -> Config:
+async def with_broker(config: Config, opened: contextlib.AsyncExitStack) -> Config:
     """The settings with the embedded broker's address, if there is one to start.
 
     Any broker is tried here, so that a wrong address or password shows before the models load.
