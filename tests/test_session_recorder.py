@@ -21,6 +21,7 @@ from stream_hbaf.errors import ConfigError
 from stream_hbaf.events import Feedback, Model, Utterance
 from stream_hbaf.recognizer import Recognizer
 from stream_hbaf.sessions import recorder as recorder_module
+from stream_hbaf.sessions import writer as writer_module
 from stream_hbaf.sessions.format import new_header
 from stream_hbaf.sessions.recorder import SessionRecorder
 from stream_hbaf.sessions.session import list_sessions, open_sessions
@@ -199,6 +200,27 @@ def test_correction_reaches_an_earlier_session(
     record(tmp_path, recognizer, story)
     (session,) = open_sessions(tmp_path)
     assert session.corrections["d1-1"].label == "anger"
+
+
+def test_correction_reaches_the_beginning_of_a_long_session(
+    recognizer: Recognizer, speech: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the newest utterances are kept in memory; the others are found on disk."""
+    monkeypatch.setattr(writer_module, "MOST_IDS", 2)
+
+    async def story(recorder: SessionRecorder) -> None:
+        recorder.on_audio(ANN, chunk(speech, 0, 1000))
+        for turn in (1, 2, 3):
+            for kind in ("new", "end"):
+                await recorder.send(utterance(kind, turn=turn))
+        for turn in (1, 3):
+            await recorder.correct(Feedback(id=f"d1-{turn}", label="anger"))
+        with pytest.raises(ConfigError, match="no recorded utterance 'd1-4'"):
+            await recorder.correct(Feedback(id="d1-4", label="anger"))
+
+    record(tmp_path, recognizer, story)
+    (session,) = open_sessions(tmp_path)
+    assert list(session.corrections) == ["d1-1", "d1-3"]
 
 
 def test_audio_that_finds_no_room_is_a_recorded_gap(

@@ -45,6 +45,7 @@ PRIVATE_FOLDER = 0o700
 # Left free on the disk by audio, or a tenth of a small disk: room for the lines of a thousand
 # utterances.
 LEFT_FREE_BYTES = 1 << 20
+MOST_IDS = 10_000  # in memory, for corrections; older utterances are looked for on disk
 CHECKED_EVERY = SAMPLE_RATE_HZ  # samples between two looks at the disk
 
 
@@ -66,7 +67,7 @@ class SessionWriter:
         parent.mkdir(parents=True, exist_ok=True, mode=PRIVATE_FOLDER)
         self.folder = parent / header.id
         self.folder.mkdir(mode=PRIVATE_FOLDER)
-        self.ids: set[str] = set()  # of the finished utterances that are recorded
+        self.ids: dict[str, None] = {}  # of the newest finished utterances that are recorded
         self._erased: set[str] = set()  # dialogues, of which events may still come
         self._tracks: dict[str, _Track] = {}
         self._unchecked = CHECKED_EVERY  # samples since the last look at the disk
@@ -124,7 +125,9 @@ class SessionWriter:
             return
         append(self._events, encode_line(event))
         if isinstance(event, Utterance) and event.type == "end":
-            self.ids.add(event.id)
+            self.ids[event.id] = None
+            if len(self.ids) > MOST_IDS:
+                del self.ids[next(iter(self.ids))]
 
     def erase_dialogue(self, dialogue_id: str) -> int:
         """Erase a dialogue's events and audio, also those to come; returns how many utterances it
@@ -139,7 +142,8 @@ class SessionWriter:
                 erase_lines(session, dialogue_id, found.ids)
             finally:
                 self._events = _open_private(self.folder / EVENTS_FILE)
-        self.ids -= found.ids
+        for gone in found.ids:
+            self.ids.pop(gone, None)
         return len(found.ids)
 
     def close_audio(self) -> None:
