@@ -490,7 +490,7 @@ def test_second_browser_is_refused_with_a_reason() -> None:
             second = await session.ws_connect("/microphone/ann")
             refused = await second.receive()
             assert (refused.type, refused.data) == (aiohttp.WSMsgType.CLOSE, 1013)
-            assert "sending already" in str(refused.extra)
+            assert refused.extra == "ann: somebody else is sending already; one can at a time"
             await first.send_str("nonsense")
             ended = await first.receive()
             assert (ended.data, ended.extra) == (1008, "a text message that is no JSON object")

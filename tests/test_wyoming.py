@@ -146,7 +146,8 @@ def test_wyoming_second_sender() -> None:
             await second.write_event(AudioStart(**S16_16K).event())
             refusal = await second.read_event()
             assert refusal is not None
-            assert Error.from_event(refusal).text.endswith("sending already; one can at a time")
+            reason = f"{source.name}: somebody else is sending already; one can at a time"
+            assert Error.from_event(refusal).text == reason
             assert await second.read_event() is None
             await first.write_event(AudioChunk(**S16_16K, audio=bytes(1_024)).event())
             await received.until(lambda: len(received.chunks) == 1)

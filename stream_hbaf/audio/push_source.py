@@ -147,8 +147,9 @@ class PushSource:
         An AudioError that ends the connection is reported in a line and raised again.
         """
         if self._sender:
+            # Who it is isn't told: one sender need not know another's address.
             raise AlreadySendingError(
-                f"{self.name}: {self._sender} is sending already; one can at a time"
+                f"{self.name}: somebody else is sending already; one can at a time"
             )
         self._sender = who
         sender, fault = Sender(self, who=who), ""
