@@ -53,7 +53,7 @@ LIMIT_MB = 1.0  # an hour, of resident memory
 FLAT = 1.25  # the mean chunk of the last third, relative to the first third's
 CHUNK = FULL_SPEED_CHUNK_MS * SAMPLE_RATE_HZ // 1000  # samples; each gives a level
 SAMPLES = 10  # of memory and time, an hour
-CAUSED = ("partial ", "transcribe ", "acoustic ")  # names of tasks that a chunk causes
+CAUSED = ("partial ", "transcribe ", "acoustic ", "turn ")  # names of tasks that a chunk causes
 GROWTHS = 15  # places with the largest growth that are printed
 
 

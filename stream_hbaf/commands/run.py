@@ -81,7 +81,7 @@ async def listen(config: Config, *, speed: float | None, json: bool) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Optional:
+class OptionalPublishers:
     """The publishers whose libraries are extras, as far as they are wanted; not yet started."""
 
     page: "Dashboard | None" = None
@@ -89,7 +89,7 @@ class Optional:
     traces: "Traces | None" = None
 
 
-def load_optional(config: Config) -> Optional:
+def load_optional(config: Config) -> OptionalPublishers:
     """What the settings want of them.
 
     Raises ModuleNotFoundError for an extra that is missing, before the models are loaded.
@@ -107,7 +107,7 @@ def load_optional(config: Config) -> Optional:
         from stream_hbaf.publish.traces import Traces
 
         traces = Traces()
-    return Optional(page, metrics, traces)
+    return OptionalPublishers(page, metrics, traces)
 
 
 def _asked_to_stop() -> asyncio.Event:
@@ -132,7 +132,9 @@ async def _unless(stop: asyncio.Event, opening: Coroutine[object, object, T]) ->
 class Run:
     """The pipeline of one run with its publishers and its controls."""
 
-    def __init__(self, config: Config, recognizer: Recognizer, optional: Optional) -> None:
+    def __init__(
+        self, config: Config, recognizer: Recognizer, optional: OptionalPublishers
+    ) -> None:
         self._config = config
         self._page, self._metrics = optional.page, optional.metrics
         self._traces = optional.traces
