@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from soak import CHUNK, Report, soak, sound_of
 from soak_sound import HOUR_S, Block, Kind, day
 
+from stream_hbaf import dialogue
 from stream_hbaf.commands.run import with_broker
 from stream_hbaf.config import SAMPLE_RATE_HZ, Config, DashboardConfig, MqttConfig
 from stream_hbaf.dashboard import feed
-from stream_hbaf.live import runtime
+from stream_hbaf.live import runtime, speakers
 from stream_hbaf.recognizer import Recognizer
 from stream_hbaf.sessions import writer
 
@@ -62,8 +63,9 @@ def test_nothing_grows_by_the_utterance_or_the_chunk(
 ) -> None:
     """One dialogue, published, recorded and shown: what is kept of it is bounded, once and twice
     as many utterances later."""
-    monkeypatch.setattr(runtime, "LATENCIES", FIRST)
-    monkeypatch.setattr(writer, "MOST_IDS", FIRST)
+    limits = ((runtime, "LATENCIES"), (writer, "MOST_IDS"), (speakers, "ENDS_KEPT"))
+    for module, limit in (*limits, (dialogue, "TURNS_KEPT")):
+        monkeypatch.setattr(module, limit, FIRST)
     monkeypatch.setattr(feed, "MAX_EVENTS", 3 * FIRST)  # statuses and switches among them
     silence = np.zeros(SAMPLE_RATE_HZ, np.int16)
     sentence: Sound = np.concatenate([sentences[1][:SAMPLE_RATE_HZ], silence])
