@@ -40,6 +40,7 @@ SERVICE, STATEFUL = yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text(en
 UNIT = DEPLOY / "stream-hbaf.service"
 DASHBOARD = json.loads((DEPLOY / "grafana" / "stream-hbaf.json").read_text(encoding="utf-8"))
 HIGHEST_EXPOSURE = 2.0  # by systemd-analyze, of 10
+OFFLINE_SINCE = 250  # the version of systemd from which a unit's file is scored
 ignored = shutil.ignore_patterns("__pycache__", "results", "reports")  # as .dockerignore says
 
 
@@ -265,7 +266,11 @@ def test_unit_is_verified_by_systemd(unit: Path) -> None:
 
 def test_unit_is_hardly_exposed(unit: Path) -> None:
     """systemd's own score stays at "OK", where a unit without such settings has 9.6."""
-    command = [program("systemd-analyze"), "security", "--offline=true", str(unit)]
+    analyze = program("systemd-analyze")
+    version = subprocess.run([analyze, "--version"], capture_output=True, text=True, check=True)
+    if int(version.stdout.split()[1]) < OFFLINE_SINCE:
+        pytest.skip("this systemd-analyze scores running units only")
+    command = [analyze, "security", "--offline=true", str(unit)]
     report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = re.search(r"Overall exposure level for \S+: ([\d.]+)", report)
     assert found is not None
