@@ -194,6 +194,9 @@ def test_several_sources_share_the_speakers_of_a_dialogue(recognizer: Recognizer
     talk.change("correct", "Cleo", turn=2)
     assert names(talk) == ["speaker 1", "Cleo", "speaker 2"]
     assert talk.latest()[2].speaker_source == "corrected"
+    talk.change("merge", "Cleo", speaker="speaker 2")
+    talk.say(BEN)
+    assert names(talk) == ["speaker 1", "Cleo", "Cleo", "Cleo"]
     assert_as_if_known(talk, recognizer)
 
 

@@ -22,6 +22,7 @@ from stream_hbaf.features.voice_prints import enrol, forget
 from stream_hbaf.live.control import Controls
 from stream_hbaf.live.pipeline import LivePipeline
 from stream_hbaf.live.replay import replay_session
+from stream_hbaf.live.utterance import Voice
 from stream_hbaf.recognizer import Recognizer
 from stream_hbaf.sessions.recorder import SessionRecorder
 from stream_hbaf.sessions.session import Session, open_sessions
@@ -218,3 +219,22 @@ def test_speakers_of_a_dialogue_that_is_over_are_only_recorded(
         assert answer.error.startswith(f"no dialogue '{end.dialogue_id}' is going on")
 
     run(by_voice, talk, meanwhile=ask)
+
+
+def test_a_voice_is_the_same_whether_or_not_the_speaker_pauses(
+    by_voice: Recognizer, sentences: list[Sound]
+) -> None:
+    """What is computed ahead at a pause is dropped if speech goes on, else it is the result."""
+    encoder = by_voice.speaker_encoder
+    assert encoder is not None
+    sound, voice = sentences[1], Voice(encoder.open)
+    expected = encoder.embed(sound)
+    for start in range(0, len(sound), 9_000):
+        voice.feed(sound[start : start + 9_000])
+        voice.pause()
+    assert expected is not None
+    for _ in range(2):
+        found = voice.finish()
+        assert found is not None
+        np.testing.assert_array_equal(found, expected)
+    assert Voice(encoder.open).finish() is None

@@ -118,7 +118,7 @@ class LivePipeline:
             return
         for name, pipeline in self.sources.items():
             if source in ("", name):
-                report = pipeline.report("capture", state, detail)
+                report = pipeline.stages.report("capture", state, detail)
                 self._runtime.task(report, "report capture")
                 if state == "offline":
                     self._runtime.task(pipeline.cut("end_of_input"), "cut")

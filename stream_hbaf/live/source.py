@@ -15,27 +15,21 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from typing import TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from stream_hbaf.audio.source import AudioSource, Chunk, Cut
 from stream_hbaf.config import SAMPLE_RATE_HZ, SourceConfig
 from stream_hbaf.errors import UTTERANCE_ERRORS
 from stream_hbaf.events import (
     AnyEvent,
     Speech,
-    Stage,
-    State,
-    Status,
     Switch,
     SwitchName,
     Trigger,
 )
-from stream_hbaf.features.acoustic import Acoustic
 from stream_hbaf.features.turn_model import TurnModel
-from stream_hbaf.live.runtime import STAGES, Recognition, Runtime
+from stream_hbaf.live.finishing import publish_finished
+from stream_hbaf.live.runtime import STAGES, Runtime
 from stream_hbaf.live.sound_monitor import SoundMonitor
-from stream_hbaf.live.speakers import Revision
+from stream_hbaf.live.stages import SourceStages, reason_of
 from stream_hbaf.live.utterance import LiveUtterance, Voice
 from stream_hbaf.prediction import TextFeatures
 from stream_hbaf.recognizer import Int16
@@ -86,7 +80,7 @@ class SourcePipeline:
         self._stopped = False
         self._capturing: asyncio.Task[None] | None = None
         self._partial: asyncio.Task[None] | None = None
-        self._states: dict[Stage, State] = {}
+        self.stages = SourceStages(runtime, config.name, on_report=self._monitor.report)
 
     async def run(self, source: AudioSource, *, since: float) -> None:
         """Recognise until the source ends or ``stop``, then finish the utterances.
@@ -96,7 +90,7 @@ class SourcePipeline:
         """
         for stage in STAGES:
             if stage != "speaker" or self._by_voice:
-                await self.report(stage, "online")
+                await self.stages.report(stage, "online")
         for switch, on in self.switches.items():
             await self._publish_switch(switch, on=on)
         detect = self._runtime.task(self._detect(), "detect")
@@ -196,8 +190,10 @@ class SourcePipeline:
                     ends = self._probability(utterance, self._runtime.turn_model)
                     utterance.turn_probability = self._runtime.task(ends, f"turn {utterance.id}")
                 self._transcribe_soon(utterance, speech_score=score)
+                if utterance.voice is not None:
+                    self._runtime.run_soon("speaker", utterance.voice.pause)
                 if utterance.session is not None:
-                    ahead = self._attempt(utterance, "acoustic", utterance.session.pause)
+                    ahead = self.stages.attempt(utterance, "acoustic", utterance.session.pause)
                     self._runtime.task(ahead, f"acoustic {utterance.id}")
             case Resume() if utterance.text is not None:
                 utterance.text.cancel()
@@ -214,9 +210,9 @@ class SourcePipeline:
         try:
             found = await self._runtime.run_model("turn", model.probability, utterance.samples)
         except UTTERANCE_ERRORS as error:
-            await self.report("vad", "degraded", f"end of turn: {_reason(error)}")
+            await self.stages.report("vad", "degraded", f"end of turn: {reason_of(error)}")
             return None
-        await self.report("vad", "online")
+        await self.stages.report("vad", "online")
         return found
 
     async def _answer(
@@ -253,7 +249,9 @@ class SourcePipeline:
             partial_due=self._partial_every,
         )
         if recognizer.acoustic is not None:
-            utterance.session = await self._attempt(utterance, "acoustic", recognizer.acoustic.open)
+            utterance.session = await self.stages.attempt(
+                utterance, "acoustic", recognizer.acoustic.open
+            )
         if self._by_voice and recognizer.speaker_encoder is not None:
             utterance.voice = Voice(recognizer.speaker_encoder.open)
         await self._runtime.publish(Speech(source=self.config.name, on=True))
@@ -263,7 +261,7 @@ class SourcePipeline:
     async def _feed(self, utterance: LiveUtterance, samples: Int16) -> None:
         utterance.add(samples)
         if utterance.session is not None:
-            await self._attempt(utterance, "acoustic", utterance.session.feed, samples)
+            await self.stages.attempt(utterance, "acoustic", utterance.session.feed, samples)
             if "acoustic" in utterance.failures:  # a part must not pass for the whole utterance
                 utterance.session = None
         if utterance.voice is not None:
@@ -299,18 +297,18 @@ class SourcePipeline:
             speech_score=speech_score,
             decode=self.switches["transcribe"],
         )
-        transcript = await self._attempt(utterance, "transcript", final, samples)
+        transcript = await self.stages.attempt(utterance, "transcript", final, samples)
         if transcript is None:
             return None
         utterance.timing.transcript = time.monotonic()
-        text = await self._attempt(utterance, "classifier", utterance.encode_text, transcript)
+        text = await self.stages.attempt(utterance, "classifier", utterance.encode_text, transcript)
         utterance.timing.text = time.monotonic()
         if text is not None and text.embedding is not None and utterance.finish is None:
             await self._publish_provisional(utterance, text, partial(utterance.event, "update"))
         return text
 
     async def _transcribe_partial(self, utterance: LiveUtterance) -> None:
-        transcript = await self._attempt(
+        transcript = await self.stages.attempt(
             utterance,
             "transcript",
             utterance.recognizer.transcriber.partial,
@@ -318,7 +316,9 @@ class SourcePipeline:
             lambda: self._runtime.decoding > 0,  # a final transcript waits: abandon this one
         )
         if transcript is not None:  # neither abandoned nor failed
-            text = await self._attempt(utterance, "classifier", utterance.encode_text, transcript)
+            text = await self.stages.attempt(
+                utterance, "classifier", utterance.encode_text, transcript
+            )
             if text is not None:
                 await self._publish_provisional(utterance, text, utterance.partial)
 
@@ -326,94 +326,18 @@ class SourcePipeline:
         self, utterance: LiveUtterance, text: TextFeatures, event: Callable[..., AnyEvent]
     ) -> None:
         """Publish an event with the emotion of the text so far, unless the utterance has ended."""
-        prediction = await self._attempt(utterance, "classifier", utterance.classify_text, text)
+        prediction = await self.stages.attempt(
+            utterance, "classifier", utterance.classify_text, text
+        )
         if prediction is not None and utterance.finish is None:
             await self._runtime.publish(event(text=text, prediction=prediction))
 
     async def _classify(self) -> None:
         """Classify and publish finished utterances in their order."""
         async for utterance in _drain(self._finished):
-            assert utterance.text is not None
-            assert utterance.finish is not None
-            acoustic, text, embedding = await asyncio.gather(
-                self._functionals(utterance), utterance.text, self._embedding(utterance)
+            await publish_finished(
+                utterance, runtime=self._runtime, tracker=self.tracker, stages=self.stages
             )
-            assert utterance.speakers is not None
-            async with utterance.speakers.lock:
-                await self._publish_end(utterance, acoustic, text, embedding)
-
-    async def _publish_end(
-        self,
-        utterance: LiveUtterance,
-        acoustic: Acoustic | None,
-        text: TextFeatures | None,
-        embedding: NDArray[np.float32] | None,
-    ) -> None:
-        """Say who spoke and what they felt; then what that changes of earlier utterances."""
-        runtime, speakers = self._runtime, utterance.speakers
-        assert speakers is not None
-        assert utterance.finish is not None
-        utterance.timing.classify_began = time.monotonic()
-        revisions: list[Revision] = []
-        if utterance.voice is not None:
-            revisions = await runtime.run_model("classifier", utterance.attribute, embedding)
-        prediction = await self._attempt(
-            utterance, "classifier", utterance.classify_final, acoustic, text
-        )
-        utterance.timing.classified = now = time.monotonic()
-        end = utterance.event("end", text=text, prediction=prediction, now=now)
-        await runtime.publish(end)
-        speakers.add(end)
-        if (summary := self.tracker.summarise(end)) is not None:
-            await runtime.publish(summary)
-        await runtime.publish_revisions(self.tracker, revisions)
-        await runtime.close_utterance(end)
-        if prediction is not None:
-            runtime.on_recognition(
-                Recognition(utterance.id, utterance.finish, acoustic, text, prediction)
-            )
-
-    async def _functionals(self, utterance: LiveUtterance) -> Acoustic | None:
-        if utterance.session is None:
-            return None
-        acoustic = await self._attempt(utterance, "acoustic", utterance.session.finish)
-        utterance.timing.acoustic = time.monotonic()
-        return acoustic
-
-    async def _embedding(self, utterance: LiveUtterance) -> NDArray[np.float32] | None:
-        if utterance.voice is None:
-            return None
-        return await self._attempt(utterance, "speaker", utterance.voice.finish)
-
-    async def _attempt(
-        self, utterance: LiveUtterance, stage: Stage, model: Callable[..., T], *arguments: object
-    ) -> T | None:
-        """Run a model on one utterance; if it fails, report that and go on without its result."""
-        try:
-            result = await self._runtime.run_model(stage, model, *arguments)
-        except UTTERANCE_ERRORS as error:
-            reason = _reason(error)
-            utterance.failures[stage] = reason
-            await self.report(stage, "degraded", reason)
-            return None
-        if stage != "acoustic":  # a later attempt makes up for an earlier one
-            utterance.failures.pop(stage, None)
-        await self.report(stage, "online")
-        return result
-
-    async def report(self, stage: Stage, state: State, detail: str = "") -> None:
-        """Publish a stage's state if it has changed."""
-        if self._states.get(stage) != state or (detail and stage == "capture"):
-            self._states[stage] = state
-            await self._runtime.publish(
-                Status(source=self.config.name, stage=stage, state=state, detail=detail)
-            )
-            await self._monitor.report(detail)
-
-
-def _reason(error: Exception) -> str:
-    """An error's message in one line."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 async def _drain(queue: "asyncio.Queue[T | None]") -> AsyncIterator[T]:

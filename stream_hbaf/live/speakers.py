@@ -89,7 +89,7 @@ class DialogueSpeakers:
             raise ConfigError("no speakers are told apart by their voices; see speakers.engine")
         spoken = self._require_known(change.speaker)
         if change.change == "merge":
-            self._require_known(change.into)
+            self._require_known(change.into, also_named=True)
             found = self._diarizer.merge(change.speaker, into)
         else:
             found = self._diarizer.rename(change.speaker, into)
@@ -98,11 +98,11 @@ class DialogueSpeakers:
         every |= {one.turn: one for one in found}
         return self._revise(every.values())
 
-    def _require_known(self, speaker: str) -> list[Utterance]:
-        """The utterances of a speaker who is known by voice or correction."""
+    def _require_known(self, speaker: str, *, also_named: bool = False) -> list[Utterance]:
+        """The utterances of a speaker who is known by voice or correction, or named in settings."""
         found: dict[str, list[Utterance]] = {}
         for end in self._ends.values():
-            if end.speaker and end.speaker_source != "source":
+            if end.speaker and (also_named or end.speaker_source != "source"):
                 found.setdefault(end.speaker, []).append(end)
         if speaker not in found:
             known = ", ".join(found) or "nobody yet"

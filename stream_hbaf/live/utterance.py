@@ -65,9 +65,11 @@ class Voice:
         self._open_stream = open_stream
         self._stream: SpeakerStream | None = None
         self._failure: Exception | None = None
+        self._ahead: NDArray[np.float32] | None = None  # of all so far, computed at a pause
 
     def feed(self, samples: Int16) -> None:
         """Take the utterance's next samples; ``finish`` raises what goes wrong here."""
+        self._ahead = None
         if self._failure is not None:
             return
         try:
@@ -76,11 +78,20 @@ class Voice:
         except Exception as error:  # noqa: BLE001  # nobody waits for the result
             self._failure = error
 
+    def pause(self) -> None:
+        """Embed what there is, in case that nothing follows; ``finish`` raises what goes wrong."""
+        try:
+            self._ahead = self.finish()
+        except Exception as error:  # noqa: BLE001  # nobody waits for the result
+            self._failure = error
+
     def finish(self) -> NDArray[np.float32] | None:
         """The embedding [192]; None for an utterance without one."""
         if self._failure is not None:
             raise self._failure
-        return None if self._stream is None else self._stream.finish()
+        if self._ahead is not None or self._stream is None:
+            return self._ahead
+        return self._stream.finish()
 
 
 @dataclass(slots=True)
