@@ -161,13 +161,13 @@ class SpeakersConfig(Section):
     engine: Literal["none", "campplus"] = "none"
     """``campplus``: the CAM++ speaker encoder; ``none``: speakers are not told apart."""
     max_speakers: Speakers = 8
-    """Speakers of one dialogue; a further voice is none of them, but not sure."""
+    """Speakers of one dialogue; a further voice is not sure."""
     min_utterance_ms: Milliseconds = 1500
     """Length below which an utterance's speaker is not sure."""
-    min_score: Probability = 0.6
+    min_score: Probability = 0.5
     """Probability of the most probable speaker below which an utterance's is not sure."""
     min_enrolled_score: Probability = 0.9
-    """The same for a speaker who is known by an enrolled voice."""
+    """Probability of a voice being an enrolled one's from which its speaker has that name."""
     enrolled_in_private: bool = False
     """Name enrolled voices also with another ``privacy`` than ``full``."""
 

@@ -91,16 +91,51 @@ def test_voices_are_told_apart(encoder: SpeakerEncoder) -> None:
     assert max(one @ jfk, other @ jfk) < 0.3
 
 
+def tones(*frequencies_hz: float) -> NDArray[np.int16]:
+    """Three seconds of a chord."""
+    times = np.arange(48_000)[:, None] / 16_000
+    waves = np.sin(2 * np.pi * np.array(frequencies_hz) * times).sum(axis=1)
+    chord: NDArray[np.int16] = (waves * 4000).astype(np.int16)
+    return chord
+
+
+def bursts(seed: int) -> NDArray[np.int16]:
+    """Noise in three bursts that die away, as coughs do."""
+    fall = np.exp(-(np.arange(48_000) % 16_000) / 2000)
+    return (np.random.default_rng(seed).normal(size=48_000) * fall * 6000).astype(np.int16)
+
+
 @needs_weights
 @pytest.mark.parametrize(
     "audio",
-    [np.zeros(0, np.int16), np.zeros(64_000, np.int16), np.full(3999, 900, np.int16)],
-    ids=["nothing", "silence", "under 0.25 s"],
+    [
+        pytest.param(np.zeros(0, np.int16), id="nothing"),
+        pytest.param(np.zeros(64_000, np.int16), id="silence"),
+        pytest.param(JFK[8000:11_999], id="under 0.25 s"),
+        pytest.param(tones(220, 277.2, 329.6), id="chord"),
+        pytest.param(tones(1000), id="tone"),
+        pytest.param(bursts(1), id="bursts"),
+    ],
 )
 def test_audio_without_a_voice_has_no_embedding(
     encoder: SpeakerEncoder, audio: NDArray[np.int16]
 ) -> None:
+    """None, rather than one of a speaker whom nobody has seen."""
     assert encoder.embed(audio) is None
+
+
+@needs_weights
+@pytest.mark.parametrize("ratio_db", [20, 10, 5])
+def test_a_voice_in_noise_is_a_voice(encoder: SpeakerEncoder, ratio_db: int) -> None:
+    """And the same one: nearer to its own clean sound than to another voice."""
+    own, reader = encoder.embed(JFK[16_000:64_000]), encoder.embed(AUDIO["austen"])
+    speech = JFK[64_000:112_000].astype(np.float64)
+    noise = np.random.default_rng(2).normal(size=48_000) * speech.std() / 10 ** (ratio_db / 20)
+    found = encoder.embed((speech + noise).clip(-32768, 32767).astype(np.int16))
+    assert found is not None
+    assert own is not None
+    assert reader is not None
+    assert found @ own > found @ reader + 0.1
 
 
 def test_weights_of_another_encoder_are_refused(

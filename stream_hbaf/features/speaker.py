@@ -30,6 +30,9 @@ FULL_SCALE = np.float32(32768)
 WINDOW_SAMPLES = 3 * SAMPLE_RATE_HZ // 2  # 1.5 s: 28 ms of CPU
 REST_SAMPLES = SAMPLE_RATE_HZ // 2  # new audio at the end from which it gets a window of its own
 LEAST_SAMPLES = SAMPLE_RATE_HZ // 4  # of an utterance; less holds no two syllables
+# The network maps all that is no voice to one place. Cosine with white noise's embedding from which
+# audio holds no voice: of the dev set's speech 0.42 at most, of 98 % of its other sounds more.
+NO_VOICE = 0.45
 
 
 class SpeakerEncoder:
@@ -50,13 +53,15 @@ class SpeakerEncoder:
             torch.load(_checked_weights(), map_location="cpu", weights_only=True)
         )
         self._network.eval().to(self._device)
+        noise = np.random.default_rng(0).normal(scale=1000, size=WINDOW_SAMPLES)
+        self._noise = self.embed_window(noise.astype(np.int16))
 
     def open(self) -> "SpeakerStream":
         """A stream for one utterance, which is embedded while it is spoken."""
         return SpeakerStream(self)
 
     def embed(self, samples: Int16) -> Float32 | None:
-        """One utterance (int16 [n], mono, 16 kHz) → [192]; None under 0.25 s or for silence."""
+        """One utterance (int16 [n], mono, 16 kHz) → [192]; None under 0.25 s or without a voice."""
         stream = self.open()
         stream.feed(samples)
         return stream.finish()
@@ -68,6 +73,10 @@ class SpeakerEncoder:
             embedding = self._network((frames - frames.mean(dim=0))[None])[0]
             unit: Float32 = torch.nn.functional.normalize(embedding, dim=0).cpu().numpy()
         return unit
+
+    def is_voice(self, embedding: Float32) -> bool:
+        """Whether an embedding is that of a voice, and not of music, a cough, an engine."""
+        return float(self._noise @ embedding) < NO_VOICE
 
 
 class SpeakerStream:
@@ -100,7 +109,7 @@ class SpeakerStream:
         self._tail = self._tail[-(WINDOW_SAMPLES + self._new) :]
 
     def finish(self) -> Float32 | None:
-        """The embedding [192] of the audio so far; None under 0.25 s or for digital silence.
+        """The embedding [192] of the audio so far; None if it is under 0.25 s or no voice.
 
         Costs one window at most. Feeding may go on afterwards, as after a pause.
         """
@@ -110,7 +119,10 @@ class SpeakerStream:
         if self._new >= least and last.any():
             total = total + self._encoder.embed_window(last)
         length = np.linalg.norm(total)
-        return None if length == 0 else (total / length).astype(np.float32)
+        if length == 0:
+            return None
+        embedding: Float32 = (total / length).astype(np.float32)
+        return embedding if self._encoder.is_voice(embedding) else None
 
 
 def open_speaker_encoder(device: str = "cpu") -> SpeakerEncoder:
