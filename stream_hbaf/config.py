@@ -112,7 +112,7 @@ class VadConfig(Section):
     """Score from which a frame starts speech."""
     release: Probability = 0.35
     """Score below which a frame ends speech."""
-    forget: bool = False
+    forget: bool = True
     """Forget each utterance once silence has ended it; then Silero finds quiet speech after loud
     speech, too."""
 

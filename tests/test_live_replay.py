@@ -13,6 +13,7 @@ from typing import Any, Self
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from session_samples import header
 
 from stream_hbaf.audio.file import FileSource, read_audio
 from stream_hbaf.audio.source import AudioSource, Chunk
@@ -20,7 +21,7 @@ from stream_hbaf.config import SAMPLE_RATE_HZ, SourceConfig
 from stream_hbaf.errors import BundleError
 from stream_hbaf.events import DialogueSummary, Utterance
 from stream_hbaf.live.pipeline import LivePipeline
-from stream_hbaf.live.replay import Replayed, replay_session
+from stream_hbaf.live.replay import Replayed, recorded_config, replay_session
 from stream_hbaf.live.runtime import Recognition
 from stream_hbaf.recognizer import Recognizer
 from stream_hbaf.sessions.format import EVENTS_FILE, HEADER_FILE, Stretch, encode_line
@@ -324,6 +325,16 @@ def test_replay_after_requests_gives_the_same(
         assert np.array_equal(one.acoustic.functionals, other.acoustic.functionals)
     ends = [event for event in events if isinstance(event, Utterance)]
     assert [end.trigger for end in ends] == [end.trigger for end in session.ends]
+
+
+def test_settings_that_a_session_does_not_know_are_those_of_its_time(tmp_path: Path) -> None:
+    """What is on by default now was off then; what the session names is as it says."""
+    (tmp_path / HEADER_FILE).write_text(
+        header().model_copy(update={"settings": {"vad": {"threshold": 0.4}}}).model_dump_json()
+    )
+    config = recorded_config(open_session(tmp_path), device="cpu")
+    assert (config.vad.forget, config.vad.threshold) == (False, 0.4)
+    assert (config.endpoint.engine, config.speakers.engine) == ("silence", "none")
 
 
 def test_replay_transcribes_only_what_was_transcribed_live(

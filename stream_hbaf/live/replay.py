@@ -31,7 +31,11 @@ from stream_hbaf.speech.segmenter import Begin, Consult, Finish
 Load = Callable[[Config], AbstractContextManager[Recognizer]]
 Progress = Callable[[str], None]
 # Of sessions that were recorded before there was a choice, whatever the defaults are now.
-BEFORE: Mapping[str, Any] = {"endpoint": {"engine": "silence"}, "speakers": {"engine": "none"}}
+BEFORE: Mapping[str, Mapping[str, Any]] = {
+    "endpoint": {"engine": "silence"},
+    "speakers": {"engine": "none"},
+    "vad": {"forget": False},
+}
 RECORDED = {"id", "rev", "start_time", "end_time"}  # fields that are taken from the recording
 
 
@@ -73,7 +77,7 @@ def replay_session(
     if the session can't be read.
     """
     _report_other_versions(session, progress=progress)
-    config = _config(session, device=device)
+    config = recorded_config(session, device=device)
     replay = _Replay(session, config, on_event=on_event, on_recognition=on_recognition)
     loaded: Model | str | None = None
     with ExitStack() as opened:
@@ -282,9 +286,12 @@ def _utterances(session: Session, *, source: str, config: Config) -> Iterator[_D
                     yield _Detected(np.concatenate(pieces), action)
 
 
-def _config(session: Session, *, device: str) -> Config:
+def recorded_config(session: Session, *, device: str) -> Config:
+    """The settings that a session was recognised with, those of its time included."""
     try:
-        settings = {**BEFORE, **session.header.settings, "device": device}
+        settings = {**session.header.settings, "device": device}
+        for section, values in BEFORE.items():
+            settings[section] = {**values, **settings.get(section, {})}
         return Config.model_validate(settings)
     except ValidationError as error:
         key = ".".join(map(str, error.errors()[0]["loc"]))
