@@ -292,7 +292,7 @@ def _replay(options: argparse.Namespace) -> None:
     limit_library_threads()
     limit_library_caches()
     from stream_hbaf.live.replay import replay_session
-    from stream_hbaf.publish.terminal import event_line
+    from stream_hbaf.publish.terminal import REVISED, event_line
     from stream_hbaf.sessions.session import open_session
 
     def show(event: "Utterance | DialogueSummary") -> None:
@@ -300,8 +300,12 @@ def _replay(options: argparse.Namespace) -> None:
             print_line(event_line(event))
         elif (emotion := getattr(event, "emotion", None)) is not None:
             doubt = "?" if emotion.abstained else ""
+            revised = f"{REVISED} " if getattr(event, "revision", None) else ""
+            speaker = f"{name}: " if (name := getattr(event, "speaker", "")) else ""
             text = getattr(event, "text", "") or "(no words)"
-            print_line(f"{emotion.label}{doubt} {emotion.score:.0%} {text}")
+            print_line(
+                printable(f"{revised}{emotion.label}{doubt} {emotion.score:.0%} {speaker}{text}")
+            )
 
     replayed = replay_session(
         open_session(options.session),
