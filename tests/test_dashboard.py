@@ -413,6 +413,25 @@ def test_correction_is_shown_on_the_other_pages() -> None:
     run(scene)
 
 
+def test_corrections_of_label_and_speaker_replace_one_another_each() -> None:
+    """A later page gets the latest of both, though they came together at first."""
+
+    async def scene() -> None:
+        async with (
+            dashboard(control=RecordingControl(labels=LABELS)) as served,
+            client(served) as session,
+        ):
+            page = await session.ws_connect("/events")
+            await ask(page, "correct", id="d-1", label="fear", speaker="Ann")
+            await ask(page, "correct", id="d-1", label="joy")
+            await ask(page, "correct", id="d-1", speaker="Ben")
+            later = await session.ws_connect("/events")
+            history = (await next_message(later))["history"]
+            assert [(one["label"], one["speaker"]) for one in history] == [("joy", ""), ("", "Ben")]
+
+    run(scene)
+
+
 def test_request_that_fails_has_a_response() -> None:
     """Malformed and refused requests get one line; the connection stays."""
 

@@ -190,12 +190,14 @@ def test_switches_and_corrections(tmp_path: Path) -> None:
     async def script(requester: Requester, _: RecordingControl) -> None:
         await requester.publish("m/listening/set", "OFF")
         await requester.publish("m/feedback", '{"id": "u1", "label": "joy", "by": "Zoë", "x": 1}')
+        await requester.publish("m/feedback", '{"id": "u1", "speaker": "Ann"}')
         await requester.publish("m/record/set", "ON")
         await requester.ask("request/ping")
 
     assert carried_out(tmp_path, script)[:-1] == [
         ("m", "listening", False),
         Feedback(id="u1", label="joy", by="Zoë"),
+        Feedback(id="u1", speaker="Ann"),
         ("m", "record", True),
     ]
 

@@ -22,7 +22,8 @@ from stream_hbaf.events import Feedback, Model, Utterance
 from stream_hbaf.recognizer import Recognizer
 from stream_hbaf.sessions import recorder as recorder_module
 from stream_hbaf.sessions import writer as writer_module
-from stream_hbaf.sessions.format import new_header
+from stream_hbaf.sessions.erasing import erase_dialogue
+from stream_hbaf.sessions.format import EVENTS_FILE, SpeakerChange, new_header
 from stream_hbaf.sessions.recorder import SessionRecorder
 from stream_hbaf.sessions.session import list_sessions, open_sessions
 from stream_hbaf.sessions.writer import SessionWriter
@@ -100,6 +101,41 @@ def test_recorder_writes_what_a_run_says(
     (listed,) = list_sessions(tmp_path / "sessions")
     assert (listed.utterances, listed.speakers, listed.corrections) == (1, ("Ann",), 1)
     assert listed.length_s == pytest.approx(len(speech) / SAMPLE_RATE_HZ)
+
+
+def test_revisions_are_recorded_where_the_utterance_was(
+    recognizer: Recognizer, speech: Samples, tmp_path: Path
+) -> None:
+    """The latest `end` counts, in its old place; what people said stands between."""
+
+    def revised(turn: int, speaker: str, number: int) -> Utterance:
+        changes = {"rev": 2 + number, "revision": number, "speaker": speaker}
+        return utterance("end", turn=turn).model_copy(update=changes)
+
+    change = SpeakerChange(dialogue_id="d1", change="correct", turn=1, into="Cas")
+
+    async def story(recorder: SessionRecorder) -> None:
+        recorder.on_audio(ANN, chunk(speech, 0, 16000))
+        for turn in (1, 2):
+            await recorder.send(utterance("new", turn=turn))
+            await recorder.send(utterance("end", turn=turn))
+        recorder.on_speaker_change(change)
+        await recorder.send(revised(1, "Cas", 1))
+        await recorder.send(revised(1, "Dora", 2))
+        await recorder.send(revised(7, "Cas", 1))  # was never recorded
+        await recorder.correct(Feedback(id="d1-1", speaker="Dora"))
+        await recorder.correct(Feedback(id="d1-1", label="joy"))
+
+    record(tmp_path, recognizer, story)
+    (session,) = open_sessions(tmp_path)
+    assert [(end.turn, end.speaker) for end in session.ends] == [(1, "Dora"), (2, "Ann")]
+    assert [*session.events].index(change) == 4
+    assert {name: one.label for name, one in session.corrections.items()} == {"d1-1": "joy"}
+    assert session.speakers == {"d1-1": "Dora"}
+    (listed,) = list_sessions(tmp_path)
+    assert (listed.utterances, listed.speakers, listed.corrections) == (2, ("Ann", "Dora"), 1)
+    assert erase_dialogue(session, "d1") == 2
+    assert (session.folder / EVENTS_FILE).read_bytes() == b""
 
 
 def test_source_that_is_not_recorded_leaves_no_word(

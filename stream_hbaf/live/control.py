@@ -104,6 +104,8 @@ class Controls:
         and nothing is recorded.
         """
         labels = self._pipeline.recognizer.bundle.labels
+        if not feedback.corrects:
+            raise ConfigError("feedback: corrects nothing; give a 'label' or a 'speaker'")
         if feedback.label and feedback.label not in labels:
             raise ConfigError(f"no label '{feedback.label}'; there is {', '.join(labels)}")
         applied = bool(feedback.speaker) and await self._correct_speaker(feedback)
