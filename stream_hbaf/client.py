@@ -3,7 +3,8 @@
     async for event in subscribe("mqtt://broker.local", kinds=(Utterance,)):
         print(event.speaker, event.emotion)
 
-Importing it imports neither models nor numpy. An ``MqttConfig`` may take the
+An utterance may end more than once: a later ``end`` with a ``revision`` takes the place of the
+one before. Importing it imports neither models nor numpy. An ``MqttConfig`` may take the
 place of the URL; it also holds prefix, user, password and certificates.
 """
 

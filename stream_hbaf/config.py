@@ -85,7 +85,8 @@ class SourceConfig(Section):
     """``mic``, ``mic:NAME``, a file, ``-`` (standard input), a URL, ``ws://HOST:PORT``,
     ``wyoming://HOST:PORT``, ``satellite://HOST:PORT`` or ``browser``."""
     speaker: str = ""
-    """Name of the only speaker at this source; empty if unknown."""
+    """Name of the only speaker at this source; empty if unknown, or if ``speakers.engine`` finds
+    out."""
     dialogue: str = ""
     """Name of the dialogue: sources with the same one share it; empty for a dialogue of its own."""
     channel: Index = None

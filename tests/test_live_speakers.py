@@ -126,6 +126,17 @@ def test_a_failing_encoder_costs_the_speaker_and_nothing_else(
     assert states == ["online", "degraded"]
 
 
+def test_an_embedding_that_is_no_number_costs_the_speaker_only(
+    by_voice: Recognizer, sentences: list[Sound], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing = np.full(192, np.nan, np.float32)
+    monkeypatch.setattr(SpeakerStream, "finish", lambda self: nothing)
+    (end,) = run(by_voice, sentences[4]).ends()
+    assert (end.speaker, end.speaker_score) == ("", 0.0)
+    assert end.degraded == "speaker: the speaker encoder gave numbers that aren't finite"
+    assert end.emotion is not None
+
+
 def test_a_recorded_dialogue_is_replayed_with_its_speakers(
     by_voice: Recognizer, talk: Sound, tmp_path: Path
 ) -> None:

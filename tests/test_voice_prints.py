@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import RECORDINGS
+from damages import as_text, change, damage
 from numpy.typing import NDArray
 
 from stream_hbaf.audio.file import read_audio
@@ -122,6 +123,20 @@ def test_a_damaged_file_is_named_and_set_aside(
     assert voices_file().with_name("voices.json.damaged").is_file()
     enrol("Ben", unit(2), speech_s=7)
     assert [*enrolled_voices(BY_VOICE)] == ["Ben"]
+
+
+def test_damage_of_any_kind_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    """Wrong values, and bytes that were changed, cut out or put in."""
+    tree = json.loads(written())
+    for seed in range(120):
+        content = damage(as_text(tree), seed) if seed % 3 == 0 else as_text(change(tree, seed))
+        voices_file().write_bytes(content)
+        caplog.clear()
+        voices = enrolled_voices(BY_VOICE)
+        assert len(voices) + len(caplog.records) >= 1 or b'"voices": []' in content, seed
+        assert all(record.getMessage().isprintable() for record in caplog.records), seed
+        for voice in voices.values():
+            assert np.linalg.norm(voice) == pytest.approx(1, abs=1e-2)
 
 
 def test_a_link_or_a_pipe_is_no_file_of_ours(tmp_path: Path) -> None:

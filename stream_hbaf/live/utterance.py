@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from stream_hbaf.config import SAMPLE_RATE_HZ, SourceConfig
 from stream_hbaf.dialogue import LiveDialogue
+from stream_hbaf.errors import ModelError
 from stream_hbaf.events import (
     Asr,
     Latency,
@@ -86,12 +87,16 @@ class Voice:
             self._failure = error
 
     def finish(self) -> NDArray[np.float32] | None:
-        """The embedding [192]; None for an utterance without one."""
+        """The embedding [192]; None for an utterance without one. Raises ModelError for one that
+        isn't finite."""
         if self._failure is not None:
             raise self._failure
         if self._ahead is not None or self._stream is None:
             return self._ahead
-        return self._stream.finish()
+        embedding = self._stream.finish()
+        if embedding is not None and not np.isfinite(embedding).all():
+            raise ModelError("the speaker encoder gave numbers that aren't finite")
+        return embedding
 
 
 @dataclass(slots=True)
