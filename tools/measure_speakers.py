@@ -10,58 +10,39 @@ figure counts the revisions until the dialogue's end.
 """
 
 import argparse
-import csv
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from speaker_clips import Corpus, Said, read_turns
 
-from stream_hbaf.audio.file import read_audio
-from stream_hbaf.config import SAMPLE_RATE_HZ, SegmenterConfig, SpeakersConfig, VadConfig
+from stream_hbaf.config import SAMPLE_RATE_HZ, SegmenterConfig, SpeakersConfig
 from stream_hbaf.evaluation.diarization import (
     DiarizationError,
     Turn,
     count_right,
     diarization_error,
 )
-from stream_hbaf.features.speaker import SpeakerEncoder, open_speaker_encoder
-from stream_hbaf.speech.diarizer import Attributed, Diarizer
-from stream_hbaf.speech.segmenter import Finish, Segmenter
-from stream_hbaf.speech.vad import open_detector
+from stream_hbaf.speech.diarizer import REMEMBERED_TURNS, Attributed, Diarizer
 
 SEED = 16
 TURNS = 24  # of a joined RAVDESS dialogue
 TURNS_OF_AN_EMOTION = 4  # of each speaker in each half of a dialogue across emotions
 ENROLLED = 4  # voices that are enrolled, of whom half never speak
 ENROLMENT_TURNS = 5  # utterances of a RAVDESS enrolment, all neutral or calm
-TEST_ACTORS = range(21, 25)
 MEETINGS = {"dev": ("trn01", "trn02", "trn03"), "test": ("dev00", "sample")}
 CALM = ("01", "02")  # RAVDESS's emotions of an enrolment: neutral, calm
-READ = SegmenterConfig(
-    min_silence_ms=200, soft_limit_s=3, max_utterance_s=5
-)  # reading has no turns
-READ_S = 2.0  # pieces of reading are joined up to this length
 
-Sound = NDArray[np.int16]
+MIXTURES = 60  # of two readers at once
+MIXED_LEVEL = 2000.0  # root mean square of each of them
+REPEATS = 9  # of a measurement of time, of which the median counts
+
 Float64 = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Said:
-    """One utterance, as the live segmenter cuts it."""
-
-    clip: str
-    speaker: str
-    emotion: str
-    start_s: float
-    end_s: float
-    embedding: NDArray[np.float32] | None
-
-    @property
-    def duration_s(self) -> float:
-        return self.end_s - self.start_s
 
 
 @dataclass(frozen=True)
@@ -96,88 +77,13 @@ def main() -> None:
         print_right(name, dialogues)
     for name in list(kinds)[:2]:
         print_numbers(name, kinds[name])
-    print("\n| enrolled voices | named, of those answered | answered | strangers named |")
-    print("| --- | --- | --- | --- |")
+    print("\n| enrolled voices | right, of names | of all answers | answered | strangers named |")
+    print("| --- | --- | --- | --- | --- |")
     print_enrolled("RAVDESS", acted, number, is_enrolment=lambda said: said.emotion in CALM)
     print_enrolled("LibriSpeech", read, number, is_enrolment=lambda said: said.start_s < 6.0)
     print_meetings(corpus, split)
-
-
-class Corpus:
-    """Utterances of the data with their embeddings, each computed once if there is a cache."""
-
-    def __init__(self, folder: Path, cache: Path | None) -> None:
-        self.folder = folder
-        self._cache = cache
-        self._encoder: SpeakerEncoder | None = None
-
-    def ravdess(self, split: str) -> list[Said]:
-        paths = sorted((self.folder / "ravdess").glob("*/*.flac"))
-        found = [said for path in paths for said in self.clip(path, SegmenterConfig())]
-        said = [
-            Said(one.clip, f"actor {one.clip[-2:]}", one.clip[6:8], *rest(one)) for one in found
-        ]
-        return [s for s in said if (int(s.clip[-2:]) in TEST_ACTORS) == (split == "test")]
-
-    def libri(self, split: str) -> list[Said]:
-        folder = self.folder / "speech/libri"
-        with (folder / "clips.csv").open(encoding="utf-8") as file:
-            rows = [
-                row for row in csv.DictReader(file) if (row["split"] == "test") == (split == "test")
-            ]
-        return [
-            Said(one.clip, f"reader {row['speaker']}", "", *rest(one))
-            for row in rows
-            for one in self.clip(folder / row["file"], READ)
-        ]
-
-    def clip(self, path: Path, config: SegmenterConfig) -> list[Said]:
-        """The utterances of a recording; their speaker isn't known."""
-        cached = None if self._cache is None else self._cache / f"{path.stem}.npz"
-        if cached is not None and cached.is_file():
-            with np.load(cached) as arrays:
-                times, embeddings = arrays["times"], arrays["embeddings"]
-        else:
-            times, embeddings = self._embed(read_audio(path), config)
-            if cached is not None:
-                cached.parent.mkdir(parents=True, exist_ok=True)
-                np.savez(cached, times=times, embeddings=embeddings)
-        return [
-            Said(path.stem, "", "", start, end, embedding if embedding.any() else None)
-            for (start, end), embedding in zip(times.tolist(), embeddings, strict=True)
-        ]
-
-    def _embed(self, audio: Sound, config: SegmenterConfig) -> tuple[Float64, Float64]:
-        if self._encoder is None:
-            self._encoder = open_speaker_encoder()
-        pieces = cut(audio, config)
-        found = [self._encoder.embed(audio[start:end]) for start, end in pieces]
-        width = self._encoder.width
-        embeddings = [np.zeros(width) if one is None else one for one in found]
-        return (
-            np.array(pieces, float).reshape(-1, 2) / SAMPLE_RATE_HZ,
-            np.array(embeddings, float).reshape(-1, width),
-        )
-
-
-def rest(said: Said) -> tuple[float, float, NDArray[np.float32] | None]:
-    return said.start_s, said.end_s, said.embedding
-
-
-def cut(audio: Sound, config: SegmenterConfig) -> list[tuple[int, int]]:
-    """Start and end of each utterance; pieces of reading are joined until they are long enough."""
-    detector = open_detector("silero")
-    segmenter = Segmenter(config, VadConfig(), frame_samples=detector.frame_samples)
-    actions = [action for score in detector.feed(audio) for action in segmenter.feed(float(score))]
-    ends = [one for one in [*actions, *segmenter.flush()] if isinstance(one, Finish)]
-    pieces: list[tuple[int, int]] = []
-    for end in ends:
-        piece = (end.start, min(end.end, len(audio)))
-        is_short = pieces and pieces[-1][1] - pieces[-1][0] < READ_S * SAMPLE_RATE_HZ
-        if config is READ and is_short:
-            piece = (pieces.pop()[0], piece[1])
-        pieces.append(piece)
-    return pieces
+    print_bad_input(corpus, read, split)
+    print_cost(corpus, read)
 
 
 def joined(said: Sequence[Said], number: int) -> Iterator[list[Said]]:
@@ -245,15 +151,16 @@ def print_enrolled(
 ) -> None:
     """Dialogues of two enrolled people and two strangers; two more enrolled ones don't speak."""
     random = np.random.default_rng(SEED)
-    speakers = sorted({one.speaker for one in said})
+    said = [one for one in said if one.embedding is not None]
+    speakers = sorted({one.speaker for one in said if is_enrolment(one)})
     absent = ENROLLED - 2 if len(speakers) >= ENROLLED + 2 else 0
-    right = answered = known = named = strange = 0
+    right = names = answered = known = named = strange = 0
     for _ in range(number):
         people = random.choice(speakers, 4 + absent, replace=False).tolist()
         strangers, enrolled = people[:2], people[2:]
         voices, turns = {}, []
         for speaker in people:
-            own = [one for one in said if one.speaker == speaker and one.embedding is not None]
+            own = [one for one in said if one.speaker == speaker]
             first = [one for one in own if is_enrolment(one)][:ENROLMENT_TURNS]
             if speaker in enrolled:
                 voices[speaker] = centroid(first)
@@ -267,9 +174,10 @@ def print_enrolled(
             if one.speaker in strangers:
                 strange, named = strange + 1, named + (speaker in voices)
             else:
-                known += 1
-                answered, right = answered + bool(speaker), right + (speaker == one.speaker)
-    print(f"| {name} | {right / answered:.1%} | {answered / known:.1%} | {named / strange:.1%} |")
+                known, answered = known + 1, answered + bool(speaker)
+                names, right = names + (speaker in voices), right + (speaker == one.speaker)
+    shares = (right / names, right / answered, answered / known, named / strange)
+    print(f"| {name} | " + " | ".join(f"{share:.1%}" for share in shares) + " |")
 
 
 def centroid(said: Sequence[Said]) -> Float64:
@@ -313,15 +221,57 @@ def longest(turns: Sequence[Turn], said: Said) -> str:
     return max(spoken, key=lambda speaker: spoken[speaker])
 
 
-def read_turns(folder: Path) -> dict[str, list[Turn]]:
-    """The true turns of each meeting, from its RTTM file."""
-    turns: dict[str, list[Turn]] = {}
-    for path in folder.glob("*.rttm"):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            _, name, _, start, length, _, _, speaker, *_ = line.split()
-            turn = Turn(float(start), float(start) + float(length), speaker)
-            turns.setdefault(name, []).append(turn)
-    return turns
+def print_bad_input(corpus: Corpus, said: Sequence[Said], split: str) -> None:
+    """Sounds that are no voice, and two readers at once, with these and two others enrolled."""
+    random = np.random.default_rng(SEED)
+    embeddings = [corpus.encoder.embed(sound) for sound in corpus.sounds(split)]
+    taken = np.mean([one is not None for one in embeddings])
+    count = Counter(one.speaker for one in said if one.embedding is not None)
+    speakers = sorted(speaker for speaker, utterances in count.items() if utterances > 1)
+    found = {"one of them": 0, "somebody else": 0, "not named": 0}
+    for _ in range(MIXTURES):
+        people = random.choice(speakers, ENROLLED, replace=False).tolist()
+        own = [[one for one in said if one.speaker == person] for person in people]
+        voices = {person: centroid(one[:-1]) for person, one in zip(people, own, strict=True)}
+        both = mix(*(corpus.audio(one[-1]) for one in own[:2]))
+        diarizer = Diarizer(SpeakersConfig(), voices=voices)
+        speaker = diarizer.add(0, corpus.encoder.embed(both), duration_s=3.0)[-1].speaker
+        who = "one of them" if speaker in people[:2] else "somebody else"
+        found[who if speaker in people else "not named"] += 1
+    shares = ", ".join(f"{who} {number / MIXTURES:.1%}" for who, number in found.items())
+    print(f"\nSounds that are no voice, taken for one: {taken:.1%} of {len(embeddings)}.")
+    print(f"Two readers at once, named as: {shares}.")
+
+
+def mix(one: NDArray[np.int16], other: NDArray[np.int16]) -> NDArray[np.int16]:
+    """Both at once, equally loud, as long as the shorter one."""
+    length = min(len(one), len(other))
+    waves = [wave[:length] / max(1.0, float(wave.std())) for wave in (one, other)]
+    mixed: NDArray[np.int16] = (
+        ((waves[0] + waves[1]) * MIXED_LEVEL).clip(-32768, 32767).astype(np.int16)
+    )
+    return mixed
+
+
+def print_cost(corpus: Corpus, said: Sequence[Said]) -> None:
+    """CPU after the end of an utterance of 3 s, on one thread, and of a turn's attribution."""
+    torch.set_num_threads(1)
+    audio = np.resize(corpus.audio(said[0]), 3 * SAMPLE_RATE_HZ)
+    finished = []
+    for _ in range(REPEATS):
+        stream = corpus.encoder.open()
+        stream.feed(audio[:-160])
+        began = time.process_time()
+        stream.finish()
+        finished.append(time.process_time() - began)
+    turns = [one for one in said if one.embedding is not None][: REMEMBERED_TURNS + 1]
+    diarizer = Diarizer(SpeakersConfig())
+    diarize(diarizer, turns[:-1])
+    began = time.process_time()
+    diarizer.add(len(turns), turns[-1].embedding, duration_s=turns[-1].duration_s)
+    spent = time.process_time() - began
+    print(f"\nCPU after an utterance of 3 s: {1000 * np.median(finished):.0f} ms; ", end="")
+    print(f"attribution of turn {len(turns)}: {1000 * spent:.0f} ms.")
 
 
 if __name__ == "__main__":
