@@ -160,4 +160,6 @@ def test_homeassistant_example_acts_on_sadness_only(tmp_path: Path) -> None:
         (condition,) = automation["conditions"]
         if renders(condition, trigger={"payload_json": payload}) == "True":
             texts.append(payload["text"])
+        revised = {**payload, "revision": 1}  # of what the light has shown already
+        assert renders(condition, trigger={"payload_json": revised}) == "False"
     assert texts == ["I lost my “key” 🔑"]

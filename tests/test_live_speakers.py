@@ -1,7 +1,7 @@
 """Who speaks, by voice: from one microphone to what is published, recorded and replayed."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -51,13 +51,12 @@ def talk(sentences: list[Sound]) -> Sound:
 
 def run(
     recognizer: Recognizer,
-    sound: Sound,
-    *,
+    *sounds: Sound,
     folder: Path | None = None,
-    source: SourceConfig = TABLE,
+    sources: Sequence[SourceConfig] = (TABLE,),
     meanwhile: Meanwhile | None = None,
 ) -> EventLog:
-    """Listen to a sound; what was published."""
+    """Listen to a sound of each source; what was published."""
     log = EventLog()
 
     async def listen() -> None:
@@ -77,8 +76,12 @@ def run(
             recording=recorder or None,
             stores=lambda: [recorder] if recorder else [],
         )
-        chunks = RandomChunks(sound, seed=7, pace=4 if meanwhile else None)
-        running = asyncio.create_task(pipeline.run({source: chunks}, stop=asyncio.Event()))
+        pace = 4 if meanwhile else None
+        opened = {
+            source: RandomChunks(sound, seed=7, pace=pace)
+            for source, sound in zip(sources, sounds, strict=True)
+        }
+        running = asyncio.create_task(pipeline.run(opened, stop=asyncio.Event()))
         if meanwhile is not None:
             await meanwhile(controls, log)
         await running
@@ -106,7 +109,7 @@ def test_two_voices_are_two_speakers(by_voice: Recognizer, talk: Sound) -> None:
 
 
 def test_a_source_with_a_name_asks_no_voice(by_voice: Recognizer, talk: Sound) -> None:
-    log = run(by_voice, talk, source=SourceConfig(name="table", speaker="Ann"))
+    log = run(by_voice, talk, sources=[SourceConfig(name="table", speaker="Ann")])
     assert {(end.speaker, end.speaker_source) for end in log.ends()} == {("Ann", "source")}
     assert all(end.speaker_score is None for end in log.ends())
     assert not [e for e in log.events if isinstance(e, Status) and e.stage == "speaker"]
@@ -174,6 +177,29 @@ def test_a_recorded_dialogue_is_replayed_with_its_speakers(
     left = b"".join(path.read_bytes() for path in session.folder.iterdir())
     assert b"Elinor" not in left
     assert b"Jack" not in left
+
+
+def test_sources_that_share_a_dialogue_share_its_speakers(
+    by_voice: Recognizer, sentences: list[Sound], tmp_path: Path
+) -> None:
+    """Two microphones of nobody in particular, and one of somebody; the replay has their order."""
+    sources = [
+        SourceConfig(name="left", dialogue="room"),
+        SourceConfig(name="right", dialogue="room"),
+        SourceConfig(name="desk", dialogue="room", speaker="Cleo"),
+    ]
+    sounds = [np.concatenate([sentences[1], JFK]), np.concatenate([JFK, sentences[2]]), JFK]
+    live = final(run(by_voice, *sounds, sources=sources, folder=tmp_path / "s").ends())
+    assert len({end.dialogue_id for end in live}) == 1
+    assert sorted(end.turn for end in live) == [*range(1, len(live) + 1)]
+    assert {(end.source == "desk") for end in live if end.speaker == "Cleo"} == {True}
+    assert {end.speaker for end in live} == {"Cleo", "speaker 1", "speaker 2"}
+    (session,) = open_sessions(tmp_path / "s")
+    again, lines = replay(session, by_voice)
+    assert not [line for line in lines if "other speakers" in line]
+    assert [(end.id, end.speaker, end.revision) for end in again] == [
+        (end.id, end.speaker, end.revision) for end in live
+    ]
 
 
 async def erase(recognizer: Recognizer, folder: Path, dialogue_id: str) -> None:
