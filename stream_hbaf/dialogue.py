@@ -6,7 +6,8 @@ somebody else spoke, the dialogue is rewound to before that turn, and classified
 
 import uuid
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from stream_hbaf.features.acoustic import Acoustic
@@ -53,6 +54,42 @@ class LiveDialogue:
         """The speaker's place in the order of appearance, the next free one for a new speaker."""
         known = self.speakers
         return known.index(speaker) if speaker in known else len(known)
+
+    def keep(
+        self,
+        turn: int,
+        inputs: tuple[Acoustic | None, TextFeatures | None],
+        *,
+        speaker: str,
+        explain: bool,
+        modalities: Collection[Modality],
+    ) -> None:
+        """Keep what the next turn is classified from, with the dialogue as it is before it."""
+        kept = ClassifiedTurn(
+            turn=turn,
+            acoustic=inputs[0],
+            text=inputs[1],
+            speaker=speaker,
+            explain=explain,
+            modalities=modalities,
+            state=self.state,
+            window=self.window,
+            prosody=self.prosody,
+            speakers=tuple(self.speakers),
+        )
+        self.past.append(kept)
+
+    @contextmanager
+    def restored_on_failure(self) -> Iterator[None]:
+        """The dialogue is as it was before if the block raises."""
+        state, window, prosody = self.state, self.window, self.prosody
+        speakers, past = [*self.speakers], self.past.copy()
+        try:
+            yield
+        except BaseException:
+            self.state, self.window, self.prosody = state, window, prosody
+            self.speakers, self.past = speakers, past
+            raise
 
     def rewind(self, turns: Collection[int]) -> list[ClassifiedTurn]:
         """Go back to before the earliest of some turns; returns it and all after it, in order.

@@ -4,7 +4,6 @@ Plain calls without a clock or an event loop. The live pipeline, the replay of s
 evaluation call the same code.
 """
 
-import copy
 import logging
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 
 from stream_hbaf.bundle import NONE, Bundle, BundleConfig, read_bundle_config
 from stream_hbaf.config import SAMPLE_RATE_HZ, Config
-from stream_hbaf.dialogue import ClassifiedTurn, LiveDialogue
+from stream_hbaf.dialogue import LiveDialogue
 from stream_hbaf.errors import BundleError, ConfigError, shorten
 from stream_hbaf.events import Inferred, Model
 from stream_hbaf.features.acoustic import Acoustic, AcousticExtractor, AcousticFrontEnd
@@ -179,18 +178,6 @@ class Recognizer(AbstractContextManager["Recognizer"]):
             named = self.bundle.config.context.speakers and text.speaker != speaker
             if named or text.window_before != dialogue.window:
                 text = self.encode_text(text.transcript, speaker=speaker, window=dialogue.window)
-        kept = ClassifiedTurn(
-            turn=turn,
-            acoustic=self._without_unused(acoustic),
-            text=text,
-            speaker=speaker,
-            explain=explain,
-            modalities=modalities,
-            state=dialogue.state,
-            window=dialogue.window,
-            prosody=dialogue.prosody,
-            speakers=tuple(dialogue.speakers),
-        )
         described, prosody = _described(acoustic, speaker=speaker, past=dialogue.prosody)
         number = dialogue.number_of(speaker)
         prediction, state = self.classify(
@@ -201,14 +188,15 @@ class Recognizer(AbstractContextManager["Recognizer"]):
             explain=explain,
             modalities=modalities,
         )
+        if turn:
+            inputs = (self._without_unused(acoustic), text)
+            dialogue.keep(turn, inputs, speaker=speaker, explain=explain, modalities=modalities)
         dialogue.state = state
         dialogue.prosody = prosody
         if number == len(dialogue.speakers):
             dialogue.speakers.append(speaker)
         if text is not None and "text" in modalities:
             dialogue.window = text.window_after
-        if turn:
-            dialogue.past.append(kept)
         return prediction
 
     def _without_unused(self, acoustic: Acoustic | None) -> Acoustic | None:
@@ -228,9 +216,7 @@ class Recognizer(AbstractContextManager["Recognizer"]):
         changed = [
             one.turn for one in dialogue.past if speakers.get(one.turn, one.speaker) != one.speaker
         ]
-        before = copy.copy(dialogue)
-        before.past = dialogue.past.copy()
-        try:
+        with dialogue.restored_on_failure():
             return {
                 one.turn: self.classify_final(
                     acoustic=one.acoustic,
@@ -243,11 +229,6 @@ class Recognizer(AbstractContextManager["Recognizer"]):
                 )
                 for one in dialogue.rewind(changed)
             }
-        except BaseException:
-            dialogue.state, dialogue.window = before.state, before.window
-            dialogue.prosody, dialogue.speakers = before.prosody, before.speakers
-            dialogue.past = before.past
-            raise
 
     def _warn_of_other_language(self, transcript: Transcript) -> None:
         """Warn once that text in another language is left out."""

@@ -42,6 +42,7 @@ SLOW = [
     "live",
     "live_endpoints",
     "live_replay",
+    "live_speakers",
     "preparation",
     "processes",
     "readme",

@@ -121,6 +121,23 @@ def test_a_revision_that_fails_leaves_the_dialogue_as_it_was(
     assert (dialogue.state, dialogue.window, dialogue.speakers, [*dialogue.past]) == before
 
 
+def test_a_turn_that_fails_is_not_kept(
+    recognizer: Recognizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It moved nothing on, so there is nothing to revise."""
+    dialogue = recognizer.new_dialogue()
+    classify(recognizer, dialogue, FINAL[:2])
+
+    def fail(*arguments: Any, **named: Any) -> Any:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(recognizer, "classify", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        classify(recognizer, dialogue, ["joey"], first=3)
+    assert [one.turn for one in dialogue.past] == [1, 2]
+    assert dialogue.speakers == FINAL[:2]
+
+
 def test_descriptors_that_no_network_takes_are_not_kept(recognizer: Recognizer) -> None:
     dialogue = recognizer.new_dialogue()
     classify(recognizer, dialogue, ["ross"])
