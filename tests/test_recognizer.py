@@ -487,19 +487,21 @@ def test_fields_of_an_end_event(bimodal: Recognizer) -> None:
     fields = json.loads(encode(end))
     assert list(fields) == [
         *("schema", "id", "rev", "type", "source", "dialogue_id", "turn", "speaker"),
+        *("speaker_source", "start_time", "end_time", "audio_start_ms", "audio_end_ms"),
         *(
-            "speaker_source",
-            "start_time",
-            "end_time",
-            "audio_start_ms",
-            "audio_end_ms",
             "trigger",
             "text",
+            "language",
+            "asr",
+            "modalities",
+            "emotion",
+            "contributions",
+            "conflict",
         ),
-        *("language", "asr", "modalities", "emotion", "contributions", "conflict"),
         *("degraded", "latency_ms", "model"),
     ]
-    assert list(fields["emotion"]) == ["label", "score", "abstained", "set", "probabilities"]
+    emotion = ["label", "score", "abstained", "set", "probabilities", "affect"]
+    assert list(fields["emotion"]) == emotion
     assert fields["emotion"]["set"] == list(explained.labels_in_set)
     assert fields["emotion"]["abstained"] is explained.abstained
     assert fields["contributions"] == pytest.approx(shares(explained), abs=1e-4)
