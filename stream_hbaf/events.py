@@ -99,9 +99,10 @@ class Asr(Part):
     """The speech recogniser's confidence in the words."""
 
     avg_logprob: float
-    """Mean log probability of the tokens; closer to 0 is more certain."""
+    """Mean log probability of the tokens; closer to 0 is more certain. 0 where nothing was decoded:
+    it is hardly speech, or certainly in another ``language``."""
     no_speech_prob: float
-    """Probability that there is no speech at all, 0 to 1."""
+    """Probability that there is no speech at all, 0 to 1; 1 where nothing was decoded."""
 
 
 class Latency(Part):
