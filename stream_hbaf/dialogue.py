@@ -18,7 +18,7 @@ from stream_hbaf.networks.network import State
 from stream_hbaf.prediction import TextFeatures
 
 # Turns that can be classified again: about five minutes of talk. With the shipped bundle that takes
-# half a second and 2 MB; with low-level descriptors as input 20 MB.
+# half a second and 10 MB; with low-level descriptors as input 20 MB.
 TURNS_KEPT = 64
 
 

@@ -49,7 +49,7 @@ from stream_hbaf.events import AnyEvent, Level, Speech, Utterance  # noqa: E402
 from stream_hbaf.features.turn_model import choose_engine  # noqa: E402
 from stream_hbaf.recognizer import Recognizer  # noqa: E402
 
-LIMIT_MB = 1.0  # an hour, of resident memory
+LIMIT_MB = 1.0  # an hour, of resident memory that is no file's
 FLAT = 1.25  # the mean chunk of the last third, relative to the first third's
 CHUNK = FULL_SPEED_CHUNK_MS * SAMPLE_RATE_HZ // 1000  # samples; each gives a level
 SAMPLES = 10  # of memory and time, an hour
@@ -129,11 +129,11 @@ class PlayedSound:
                 before = time.process_time()
                 yield Chunk(position, samples, captured_at=began + end / SAMPLE_RATE_HZ)
                 await self._report.following.settled()
-                self._report.add(kind, end, time.process_time() - before)
-                position = end
+                seconds, position = time.process_time() - before, end
                 if position >= 60 * SAMPLE_RATE_HZ * (minutes + 1):
                     minutes += 1
                     await self._each_minute()
+                self._report.add(kind, end, seconds)
 
 
 class Report:
@@ -158,7 +158,7 @@ class Report:
         self._line[kind].append(seconds)
         if hours >= self._sample_due:
             self._sample_due += 1 / SAMPLES
-            self.memory.append((hours, resident_mb()))
+            self.memory.append((hours, memory_mb("RssAnon")))
             for one, taken in self._newest.items():
                 self.means[one].append(float(np.mean(taken)))
             self._newest.clear()
@@ -176,7 +176,8 @@ class Report:
         files = len(list(Path("/proc/self/fd").iterdir()))
         print(
             f"{hours:6.2f} h ({(time.monotonic() - self._began) / 60:.1f} min): "
-            f"{resident_mb():.1f} MB ({heap}), {len(gc.get_objects())} objects, "
+            f"{memory_mb('VmRSS'):.0f} MB resident, {memory_mb('RssAnon'):.1f} MB of it own "
+            f"({heap}), {len(gc.get_objects())} objects, "
             f"{len(asyncio.all_tasks())} tasks, {threading.active_count()} threads, {files} files, "
             f"{self.following.utterances} utterances; ms a chunk, mean and 95 %: {chunks}",
             flush=True,
@@ -234,10 +235,11 @@ def native_heap() -> dict[str, float]:
     return {name: getattr(found, name) / 1e6 for name in ("used", "free", "mapped")}
 
 
-def resident_mb() -> float:
-    """Resident memory of this process."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+def memory_mb(what: str) -> float:
+    """``VmRSS``, resident memory, or ``RssAnon``, the part of it that is no file's: pages of
+    libraries and weights come and go as the system likes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1.024e-3 for line in lines if line.startswith(what))
 
 
 def sound_of(
