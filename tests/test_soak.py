@@ -116,6 +116,12 @@ def test_growth_and_slower_chunks_fail(capsys: pytest.CaptureFixture[str]) -> No
     assert lines[-1] == "speech: a chunk took 20.0 ms at first, 30.0 ms at last"
 
 
+def test_a_short_run_tells_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    """Less than an hour is no promise."""
+    assert not report_of([600.0] * 9, [0.02] * 9).passes()
+    assert "play some hours" in capsys.readouterr().out
+
+
 def test_a_day_has_the_hours_that_were_asked_for() -> None:
     """A quarter of each hour is speech; one hour is a dialogue; a half hour has half of each."""
     blocks = list(day(2.5, speech=0.25, dialogue=1, seed=0))

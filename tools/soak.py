@@ -148,7 +148,7 @@ class Report:
         self._first: tracemalloc.Snapshot | None = None
         self._newest: dict[Kind, list[float]] = defaultdict(list)  # chunks since the last sample
         self._line: dict[Kind, list[float]] = defaultdict(list)  # chunks since the last line
-        self._sample_due = self._line_due = 0.0
+        self._sample_due, self._line_due = 1 / SAMPLES, 0.0
         self._began = time.monotonic()
 
     def add(self, kind: Kind, samples: int, seconds: float) -> None:
@@ -196,6 +196,9 @@ class Report:
 
     def passes(self) -> bool:
         """Print whether memory and time are flat after the first hour; True if they are."""
+        if len(self.memory) < SAMPLES:
+            print("too short to tell whether anything grows; play some hours")
+            return False
         hours, megabytes = np.array(self.memory).T
         later = hours >= min(1.0, hours[-1] / 4)
         slope = float(np.polyfit(hours[later], megabytes[later], 1)[0])
