@@ -406,6 +406,18 @@ def received(topic: str, payload: bytes) -> Received:
             ),
             "03:04:05  n/m  joy? 0.41  ≠  'Fine.'",
         ),
+        (
+            received(
+                "p/n/m/utterance",
+                b'{"type": "end", "revision": 1, "speaker": "Ann", "speaker_score": 0.7, '
+                b'"text": "Fine."}',
+            ),
+            "03:04:05  n/m  ↺  Ann?  'Fine.'",
+        ),
+        (
+            received("p/n/m/utterance", b'{"speaker": 1, "speaker_score": "x"}'),
+            "03:04:05  n/m  1  (partial)",
+        ),
         (received("p/n/m/emotion", b"\x1b[2J\xff"), "03:04:05  n/m  emotion �[2J�"),
         (received("p/n/m/utterance", b'{"emotion": 3, "text": '), "03:04:05  n/m  {"),
     ],

@@ -318,7 +318,9 @@ def _dimmed(message: Received, *, prefix: str, colours: bool) -> str:
 
 def _utterance(payload: dict[str, Any]) -> str:
     kind = payload.get("type", "partial")
-    parts = [str(payload.get("speaker", ""))]
+    score = payload.get("speaker_score")
+    doubt = "?" if isinstance(score, int | float) and score < UNSURE else ""
+    parts = [f"{payload.get('speaker', '')}{doubt}"]
     if payload.get("revision"):
         parts.insert(0, REVISED)
     emotion = payload.get("emotion")
