@@ -113,7 +113,7 @@ class VadConfig(Section):
     """Score from which a frame starts speech."""
     release: Probability = 0.35
     """Score below which a frame ends speech."""
-    forget: bool = True
+    forget: bool = False
     """Forget each utterance once silence has ended it; then Silero finds quiet speech after loud
     speech, too."""
 
