@@ -91,6 +91,43 @@ def test_voices_are_told_apart(encoder: SpeakerEncoder) -> None:
     assert max(one @ jfk, other @ jfk) < 0.3
 
 
+@needs_weights
+def test_an_utterance_is_cut_where_the_speaker_changes(encoder: SpeakerEncoder) -> None:
+    """To about half a second; each part has its own voice, whatever the chunks are."""
+    reader = read_audio(RECORDINGS / "sense_and_sensibility_01_austen_64kb-0870.flac")[:64_000]
+    both, stream = np.concatenate([JFK[16_000:80_000], reader]), encoder.open()
+    for start in range(0, len(both), 1000):
+        stream.feed(both[start : start + 1000])
+    first, second = stream.parts()
+    assert (first.start, second.end) == (0, len(both))
+    assert first.end == second.start == pytest.approx(64_000, abs=12_000)
+    jfk, austen = encoder.embed(JFK[80_000:144_000]), encoder.embed(reader)
+    assert first.embedding is not None
+    assert second.embedding is not None
+    assert jfk is not None
+    assert austen is not None
+    assert first.embedding @ jfk > 0.5 > first.embedding @ austen
+    assert second.embedding @ austen > 0.5 > second.embedding @ jfk
+
+
+@needs_weights
+@pytest.mark.parametrize(("share", "is_sure"), [(0.5, False), (0.8, True)])
+def test_an_utterance_of_two_is_the_one_s_who_has_most_of_it(
+    encoder: SpeakerEncoder, share: float, is_sure: bool
+) -> None:
+    """Half and half it is nobody's."""
+    reader = read_audio(RECORDINGS / "sense_and_sensibility_01_austen_64kb-0870.flac")
+    length = round(160_000 * share)
+    found = encoder.embed(np.concatenate([JFK[:length], reader[: 160_000 - length]]))
+    own = encoder.embed(JFK)
+    assert own is not None
+    if is_sure:
+        assert found is not None
+        assert found @ own > 0.8
+    else:
+        assert found is None
+
+
 def tones(*frequencies_hz: float) -> NDArray[np.int16]:
     """Three seconds of a chord."""
     times = np.arange(48_000)[:, None] / 16_000

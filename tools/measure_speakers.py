@@ -81,7 +81,8 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- |")
     print_enrolled("RAVDESS", acted, number, is_enrolment=lambda said: said.emotion in CALM)
     print_enrolled("LibriSpeech", read, number, is_enrolment=lambda said: said.start_s < 6.0)
-    print_meetings(corpus, split)
+    print_meetings(corpus, split, parts=False)
+    print_meetings(corpus, split, parts=True)
     print_bad_input(corpus, read, split)
     print_cost(corpus, read)
 
@@ -186,14 +187,18 @@ def centroid(said: Sequence[Said]) -> Float64:
     return mean
 
 
-def print_meetings(corpus: Corpus, split: str) -> None:
+def print_meetings(corpus: Corpus, split: str, *, parts: bool) -> None:
+    """Utterances as the segmenter ends them, or also cut where the speaker changes."""
     folder = corpus.folder / "speech/meeting"
     reference = read_turns(folder)
     total, right = DiarizationError(), list[bool]()
-    print("\n| meeting | DER | missed | false alarm | confused | right speaker |")
+    kind = "meeting, cut at changes" if parts else "meeting"
+    print(f"\n| {kind} | DER | missed | false alarm | confused | right speaker |")
     print("| --- | --- | --- | --- | --- | --- |")
     for name in MEETINGS[split]:
         said = corpus.clip(folder / f"{name}.flac", SegmenterConfig())
+        if parts:
+            said = [part for one in said for part in corpus.parts(one)]
         live, _ = diarize(Diarizer(SpeakersConfig()), said)
         found = [
             Turn(one.start_s, one.end_s, speaker) for one, speaker in zip(said, live, strict=True)

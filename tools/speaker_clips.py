@@ -1,7 +1,7 @@
 """Utterances of the data for tools/measure_speakers.py, cut and embedded as live."""
 
 import csv
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -20,7 +20,7 @@ READ = SegmenterConfig(
     min_silence_ms=200, soft_limit_s=3, max_utterance_s=5
 )  # reading has no turns
 READ_S = 2.0  # pieces of reading are joined up to this length
-FOLDERS = ("ravdess/*", "speech/libri")
+FOLDERS = ("ravdess/*", "speech/libri", "speech/meeting")
 
 Sound = NDArray[np.int16]
 Float64 = NDArray[np.float64]
@@ -82,9 +82,23 @@ class Corpus:
 
     def audio(self, said: Said) -> Sound:
         """The sound of one utterance."""
-        (path,) = (found for kind in FOLDERS for found in self.folder.glob(f"{kind}/{said.clip}.*"))
+        found = [path for kind in FOLDERS for path in self.folder.glob(f"{kind}/{said.clip}.*")]
+        (path,) = (path for path in found if path.suffix != ".rttm")
         start, end = (round(second * SAMPLE_RATE_HZ) for second in (said.start_s, said.end_s))
         return read_audio(path)[start:end]
+
+    def parts(self, said: Said) -> list[Said]:
+        """An utterance cut where the speaker changes."""
+        stream = self.encoder.open()
+        stream.feed(self.audio(said))
+        times = [
+            (part.start / SAMPLE_RATE_HZ, part.end / SAMPLE_RATE_HZ) for part in stream.parts()
+        ]
+        embeddings = [part.embedding for part in stream.parts()]
+        return [
+            replace(said, start_s=said.start_s + start, end_s=said.start_s + end, embedding=one)
+            for (start, end), one in zip(times, embeddings, strict=True)
+        ]
 
     def clip(self, path: Path, config: SegmenterConfig) -> list[Said]:
         """The utterances of a recording; their speaker isn't known."""

