@@ -1,6 +1,7 @@
 """Utterances of the data for tools/measure_speakers.py, cut and embedded as live."""
 
 import csv
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -137,14 +138,8 @@ def cut(audio: Sound, config: SegmenterConfig) -> list[tuple[int, int]]:
     segmenter = Segmenter(config, VadConfig(), frame_samples=detector.frame_samples)
     actions = [action for score in detector.feed(audio) for action in segmenter.feed(float(score))]
     ends = [one for one in [*actions, *segmenter.flush()] if isinstance(one, Finish)]
-    pieces: list[tuple[int, int]] = []
-    for end in ends:
-        piece = (end.start, min(end.end, len(audio)))
-        is_short = pieces and pieces[-1][1] - pieces[-1][0] < READ_S * SAMPLE_RATE_HZ
-        if config is READ and is_short:
-            piece = (pieces.pop()[0], piece[1])
-        pieces.append(piece)
-    return pieces
+    pieces = [(end.start, min(end.end, len(audio))) for end in ends]
+    return join_short(pieces) if config is READ else pieces
 
 
 def read_turns(folder: Path) -> dict[str, list[Turn]]:
@@ -156,3 +151,16 @@ def read_turns(folder: Path) -> dict[str, list[Turn]]:
             turn = Turn(float(start), float(start) + float(length), speaker)
             turns.setdefault(name, []).append(turn)
     return turns
+
+
+def join_short(pieces: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Pieces of reading, each at least READ_S long if there is so much."""
+    least = READ_S * SAMPLE_RATE_HZ
+    joined: list[tuple[int, int]] = []
+    for start, end in pieces:
+        is_short = bool(joined) and joined[-1][1] - joined[-1][0] < least
+        joined.append((joined.pop()[0], end) if is_short else (start, end))
+    if len(joined) > 1 and joined[-1][1] - joined[-1][0] < least:
+        _, end = joined.pop()
+        joined.append((joined.pop()[0], end))
+    return joined
