@@ -16,6 +16,7 @@ from stream_hbaf.features import speaker
 from stream_hbaf.features.speaker import open_speaker_encoder
 from stream_hbaf.speech.diarizer import REMEMBERED_TURNS, Attributed, Diarizer, unit
 
+needs_weights = pytest.mark.skipif(speaker.find_campplus() is None, reason=speaker.INSTALL)
 WIDTH = 192
 Embedding = NDArray[np.floating]
 
@@ -197,7 +198,7 @@ def test_an_embedding_that_is_none_is_refused(value: float) -> None:
         Diarizer(SpeakersConfig()).add(0, np.full(WIDTH, value), duration_s=3.0)
 
 
-@pytest.mark.skipif(speaker.find_campplus() is None, reason=speaker.INSTALL)
+@needs_weights
 def test_real_voices() -> None:
     """Two readers in turn, each known as one; both at once are never a third, enrolled person."""
     encoder = open_speaker_encoder()
@@ -226,3 +227,37 @@ def test_real_voices() -> None:
     length = min(len(jfk), len(austen[0]))
     both = (jfk[:length] // 2 + austen[0][:length] // 2).astype(np.int16)
     assert diarizer.add(6, encoder.embed(both), duration_s=3.0)[-1].speaker != "espeak"
+
+
+@needs_weights
+def test_a_whisper_is_never_somebody_else() -> None:
+    """It may be the person who whispers, or nobody who is known."""
+    encoder = open_speaker_encoder()
+    readers = {
+        name: read_audio(RECORDINGS / f"{name}.flac")
+        for name in ("jfk", "espeak_no_no_no", "sense_and_sensibility_01_austen_64kb-0870")
+    }
+    voices = {name: encoder.embed(audio[:96_000]) for name, audio in readers.items()}
+    enrolled = {name: one for name, one in voices.items() if one is not None}
+    assert len(enrolled) == 3
+    for name, audio in readers.items():
+        embedding = encoder.embed(whispered(audio[:64_000]))
+        diarizer = Diarizer(SpeakersConfig(), voices=enrolled)
+        found = diarizer.add(0, embedding, duration_s=3.0)[-1].speaker
+        assert found not in enrolled.keys() - {name}
+
+
+def whispered(audio: NDArray[np.int16]) -> NDArray[np.int16]:
+    """Noise in the place of the voice's tone: the spectrum's envelope, with random phases."""
+    length, hop = 512, 128
+    window, random = np.hanning(length), np.random.default_rng(0)
+    out = np.zeros(len(audio))
+    for start in range(0, len(audio) - length, hop):
+        cepstrum = np.fft.irfft(np.log(np.abs(np.fft.rfft(window * audio[start:][:length])) + 1e-3))
+        cepstrum[30:-30] = 0.0
+        envelope = np.exp(np.fft.rfft(cepstrum).real)
+        phases = np.exp(2j * np.pi * random.random(len(envelope)))
+        out[start : start + length] += window * np.fft.irfft(envelope * phases)
+    level = audio.std() / max(1.0, out.std()) / 4
+    quiet: NDArray[np.int16] = (out * level).clip(-32768, 32767).astype(np.int16)
+    return quiet

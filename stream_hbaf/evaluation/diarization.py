@@ -1,7 +1,8 @@
 """How well speakers were found: right utterances, and the diarisation error rate.
 
-Names that were found mean nothing by themselves: they are mapped one to one to the true speakers of
-the dialogue so that most agrees (the Hungarian algorithm), as the field's scorers do.
+Names that are found mean nothing by themselves: they are mapped one to one to the true speakers of
+the dialogue so that most agrees (the Hungarian algorithm), as the field's scorers do. The error
+rate is that of pyannote.metrics 4.2 (collar 0.5, overlaps scored) on five pieces of meetings.
 """
 
 from collections.abc import Sequence
