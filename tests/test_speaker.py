@@ -20,6 +20,7 @@ from stream_hbaf.errors import ModelError
 from stream_hbaf.features import speaker
 from stream_hbaf.features.pretrained import package_folder
 from stream_hbaf.features.speaker import SpeakerEncoder, log_mel, open_speaker_encoder
+from stream_hbaf.weights import digest_part
 
 needs_weights = pytest.mark.skipif(speaker.find_campplus() is None, reason=speaker.INSTALL)
 JFK = read_audio(RECORDINGS / "jfk.flac")
@@ -235,3 +236,9 @@ def reference_frames(audio: NDArray[np.int16]) -> NDArray[np.float32]:
     )
     flat = np.ctypeslib.as_array(found.data, shape=(found.total * found.width,)).copy()
     return flat.reshape(found.total, found.width)
+
+
+@needs_weights
+def test_weights_are_a_part_with_a_digest() -> None:
+    """So that a session can name what its speakers were found with."""
+    assert digest_part("speaker:campplus") == speaker.SHA256
