@@ -124,7 +124,7 @@ def test_message_that_is_too_large(tmp_path: Path, version: str) -> None:
     (line,) = [report for report in reports if "a message on" in report]
     assert "p/n/m/utterance" in line
     assert "stays in the outbox; raise the broker's limit" in line
-    assert ("(1836 bytes" if version == "3.1.1" else "(1920 bytes, of at most 1000)") in line
+    assert ("(1856 bytes" if version == "3.1.1" else "(1940 bytes, of at most 1000)") in line
     hang_ups = sum(line.endswith("available offline") for line in lines)
     assert hang_ups <= 4 if version == "3.1.1" else hang_ups == 0
     assert reports[-1] == "outbox: messages kept for the next start: 3"
@@ -295,7 +295,7 @@ async def against(
 @pytest.mark.parametrize(
     ("code", "reason"),
     [
-        (149, "is too large (427 bytes); it stays in the outbox; raise the broker's limit"),
+        (149, "is too large (447 bytes); it stays in the outbox; raise the broker's limit"),
         (151, "is refused for now (Quota exceeded); it stays in the outbox; check the broker's"),
         (131, "is refused (Implementation specific error); it stays in the outbox; check the"),
     ],
