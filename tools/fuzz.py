@@ -45,6 +45,7 @@ KINDS: dict[str, type[Kind]] = {
     "manifests": fuzz_kinds.Manifests,
     "bundles": fuzz_kinds.Bundles,
     "sessions": fuzz_kinds.Sessions,
+    "voices": fuzz_kinds.Voices,
     "mqtt": fuzz_mqtt.Messages,
     "outbox": fuzz_mqtt.Outboxes,
     "websocket": WebSockets,

@@ -3,6 +3,7 @@
 The imports of a kind stand in it: it is prepared in a process of its own, whose memory is measured.
 """
 
+import os
 import random
 import shutil
 from collections.abc import Callable, Sequence
@@ -213,3 +214,34 @@ class Sessions:
     def read(self) -> str:
         self._kit.assert_rest_goes_on(self._path)
         return ""
+
+
+class Voices:
+    """The file of enrolled voices. What is damaged is set aside, and then nobody is enrolled."""
+
+    command = ("speakers", "list")
+
+    def __init__(self, folder: Path) -> None:
+        os.environ["XDG_STATE_HOME"] = str(folder)
+        from stream_hbaf.features import voice_prints
+        from stream_hbaf.features.campplus import EMBEDDING_WIDTH
+
+        self._read, self._path = voice_prints.read_voices, voice_prints.voices_file()
+        voice = {
+            "name": "Ann",
+            "encoder": voice_prints.encoder_id(),
+            "enrolled": "2026-01-01T12:00:00+00:00",
+            "speech_s": 10.0,
+            "embedding": [1.0, *[0.0] * (EMBEDDING_WIDTH - 1)],
+        }
+        self._whole = {"format": 1, "voices": [voice, {**voice, "name": "Bob"}]}
+
+    def write(self, seed: int) -> None:
+        shutil.rmtree(self._path.parent, ignore_errors=True)
+        self._path.parent.mkdir(parents=True)
+        self._path.write_bytes(damaged_text(self._whole, seed, fixed=JSON))
+
+    def read(self) -> str:
+        said = complaint(self._read)
+        assert not complaint(self._read)  # what is damaged has been set aside
+        return said
