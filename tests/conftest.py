@@ -65,6 +65,7 @@ LONG = [
     "fuzz",
     "mqtt_refusals",
     "processes",
+    "soak",
     "train",
     "trainer",
     "training_tokens",
