@@ -113,9 +113,9 @@ class VadConfig(Section):
     """Score from which a frame starts speech."""
     release: Probability = 0.35
     """Score below which a frame ends speech."""
-    forget: bool = False
-    """Forget each utterance once silence has ended it; then Silero finds quiet speech after loud
-    speech, too."""
+    forget: bool = True
+    """Forget each utterance 0.6 s after silence has ended it; then Silero finds quiet speech after
+    loud speech, too."""
 
 
 class SegmenterConfig(Section):

@@ -328,7 +328,7 @@ def test_replay_after_requests_gives_the_same(
 
 
 def test_settings_that_a_session_does_not_know_are_those_of_its_time(tmp_path: Path) -> None:
-    """What may be on by default now was off then; what the session names is as it says."""
+    """What is on by default now was off then; what the session names is as it says."""
     (tmp_path / HEADER_FILE).write_text(
         header().model_copy(update={"settings": {"vad": {"threshold": 0.4}}}).model_dump_json()
     )

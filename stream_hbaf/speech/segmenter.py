@@ -143,6 +143,11 @@ class Segmenter:
         self._watched: int | None = None  # end of speech before a pause that may be short
 
     @property
+    def hears_speech(self) -> bool:
+        """Whether speech is under way, an utterance or not yet."""
+        return self._run is not None
+
+    @property
     def keep_from(self) -> int:
         """No later action refers to a sample before this one: older sound may be dropped."""
         run = self._run
