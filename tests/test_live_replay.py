@@ -18,7 +18,7 @@ from session_samples import header
 from stream_hbaf.audio.file import FileSource, read_audio
 from stream_hbaf.audio.source import AudioSource, Chunk
 from stream_hbaf.config import SAMPLE_RATE_HZ, SourceConfig
-from stream_hbaf.errors import BundleError
+from stream_hbaf.errors import BundleError, CorpusError
 from stream_hbaf.events import DialogueSummary, Utterance
 from stream_hbaf.live.pipeline import LivePipeline
 from stream_hbaf.live.replay import Replayed, recorded_config, replay_session
@@ -335,6 +335,18 @@ def test_settings_that_a_session_does_not_know_are_those_of_its_time(tmp_path: P
     config = recorded_config(open_session(tmp_path), device="cpu")
     assert (config.vad.forget, config.vad.threshold) == (False, 0.4)
     assert (config.endpoint.engine, config.speakers.engine) == ("silence", "none")
+
+
+@pytest.mark.parametrize("section", ["endpoint", "speakers", "vad"])
+@pytest.mark.parametrize("hostile", [None, 7, "silence", ["engine"]])
+def test_a_damaged_section_of_settings_is_one_line(
+    tmp_path: Path, section: str, hostile: object
+) -> None:
+    """A section that is no mapping is named, like any setting that isn't known."""
+    damaged = header().model_copy(update={"settings": {section: hostile}})
+    (tmp_path / HEADER_FILE).write_text(damaged.model_dump_json())
+    with pytest.raises(CorpusError, match=f"setting '{section}' isn't known to this version"):
+        recorded_config(open_session(tmp_path), device="cpu")
 
 
 def test_replay_transcribes_only_what_was_transcribed_live(

@@ -291,7 +291,9 @@ def recorded_config(session: Session, *, device: str) -> Config:
     try:
         settings = {**session.header.settings, "device": device}
         for section, values in BEFORE.items():
-            settings[section] = {**values, **settings.get(section, {})}
+            own = settings.get(section, {})
+            if isinstance(own, Mapping):  # anything else is refused below
+                settings[section] = {**values, **own}
         return Config.model_validate(settings)
     except ValidationError as error:
         key = ".".join(map(str, error.errors()[0]["loc"]))
