@@ -1,6 +1,7 @@
 """Promises of valence and arousal, and of moods."""
 
 import pytest
+from mqtt_kit import utterance
 
 from stream_hbaf.affect import DEPARTURE, PLACES, affect_of, departs, mood_after, moods_of
 from stream_hbaf.corpora.dialogue import LABELS
@@ -11,18 +12,9 @@ from stream_hbaf.live.tracker import DialogueTracker
 
 def end(turn: int, speaker: str, **probabilities: float) -> Utterance:
     label = max(probabilities, key=probabilities.__getitem__)
-    return Utterance(
-        id=f"d-{turn}",
-        rev=1,
-        type="end",
-        source="s",
-        dialogue_id="d",
-        turn=turn,
-        speaker=speaker,
-        start_time="2026-01-01T00:00:00.000+00:00",
-        audio_start_ms=0.0,
-        emotion=Emotion(label=label, probabilities=probabilities, affect=affect_of(probabilities)),
-    )
+    affect = affect_of(probabilities)
+    emotion = Emotion(label=label, probabilities=probabilities, affect=affect)
+    return utterance(turn).model_copy(update={"speaker": speaker, "emotion": emotion})
 
 
 def test_affect_is_the_expectation_over_labels() -> None:

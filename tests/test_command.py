@@ -240,24 +240,15 @@ def test_terminal_shows_doubt_and_contradiction() -> None:
 )
 def test_terminal_says_who_speaks_and_how_surely(fields: dict[str, Any], shown: str) -> None:
     """A name of which the voice isn't sure has a question mark; a revision is one line."""
+    from mqtt_kit import utterance
     from rich.console import Console
 
-    from stream_hbaf.events import Emotion, Utterance
+    from stream_hbaf.events import Emotion
     from stream_hbaf.publish.terminal import Terminal
 
-    event = Utterance(
-        id="d-1",
-        rev=2,
-        type="end",
-        source="test",
-        dialogue_id="d",
-        turn=1,
-        start_time="2026-01-01T12:00:00.000+00:00",
-        audio_start_ms=0,
-        text="Yes.",
-        emotion=Emotion(label="joy"),
-        **fields,
-    )
+    about = {"start_time": "2026-01-01T12:00:00.000+00:00", "text": "Yes."}
+    joy = Emotion(label="joy")
+    event = utterance(1).model_copy(update={**about, "emotion": joy, **fields})
     console = Console(width=80, record=True, highlight=False, file=StringIO())
     asyncio.run(Terminal(console=console).send(event))
     (line,) = console.export_text().splitlines()
