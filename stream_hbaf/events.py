@@ -258,9 +258,10 @@ class Health(Event):
     utterances: int
     """Finished utterances since the start."""
     queues: dict[str, int]
-    """The present length of each queue: ``chunks``, ``finished``, ``outbox``."""
+    """The present length of each queue: ``chunks``, ``finished``, ``transcripts``, ``outbox``."""
     dropped: dict[str, int]
-    """Messages dropped since the start, by kind: ``partials``, ``utterances``."""
+    """What was dropped since the start, by kind: messages (``partials``, ``utterances``), and under
+    load ``partial_transcripts`` and, at pauses, ``speculative_transcripts``."""
     latency_ms: dict[str, Quantiles]
     """By stage, as in an ``end``."""
     hints: list[str] = []

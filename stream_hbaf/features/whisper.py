@@ -21,6 +21,7 @@ from stream_hbaf.features.whisper_encoder import (
     Float32,
     Int16,
     WhisperEncoder,
+    decoders,
     mean_state,
     window_of,
 )
@@ -73,19 +74,21 @@ class Transcriber:
     """Transcribes with one Whisper model; the same samples give the same transcript.
 
     ``acoustic_encoder`` names the Whisper model whose encoder gives ``encoder_mean``; the
-    transcribing model costs nothing more, another one is loaded and run besides. Not thread-safe.
-    Raises ModelError when weights can't be found or loaded, ConfigError when the model doesn't
-    know the language.
+    transcribing model costs nothing more, another one is loaded and run besides. Thread-safe:
+    ``decoders()`` calls run at once, and share the weights. Raises ModelError when weights can't be
+    found or loaded, ConfigError when the model doesn't know the language.
     """
 
     def __init__(
         self, config: TranscriptConfig, *, acoustic_encoder: str | None = None, device: str = "cpu"
     ) -> None:
         self._config = config
-        self._encoder = WhisperEncoder(config.model, device=device)
+        self._encoder = WhisperEncoder(config.model, device=device, workers=decoders())
         self._acoustic_encoder = self._encoder
         if acoustic_encoder not in (None, config.model):
-            self._acoustic_encoder = WhisperEncoder(acoustic_encoder, device=device)
+            self._acoustic_encoder = WhisperEncoder(
+                acoustic_encoder, device=device, workers=decoders()
+            )
         self._model = self._encoder.whisper.model
         _check_language(config, known=self._encoder.whisper.supported_languages)
         self._tokenizer = self._encoder.tokenizer(config.language)
@@ -99,20 +102,32 @@ class Transcriber:
         """D, the width of a final transcript's ``encoder_mean``."""
         return self._acoustic_encoder.width
 
-    def final(self, samples: Int16, speech_score: float, *, decode: bool = True) -> Transcript:
+    def final(
+        self,
+        samples: Int16,
+        speech_score: float,
+        *,
+        decode: bool = True,
+        abandon: Callable[[], bool] = lambda: False,
+    ) -> Transcript:
         """The transcript of a whole utterance, int16 [n] of at most 30 s.
 
         ``speech_score`` is the utterance's mean VAD score: sound that hardly counts as speech is
         neither encoded nor decoded. Unless ``decode``, sound is encoded for ``encoder_mean`` only.
+        Once ``abandon()`` is true nobody wants the transcript: what is left is not computed.
         """
         _check_length(samples)
         if speech_score < self._config.min_speech_score or not _can_hold_words(samples):
             return self._transcript(NOTHING_DECODED)
         encoded = self._encoder.encode(samples, window_s=window_of(samples))
+        if abandon():
+            return self._transcript(NOTHING_DECODED)
         if self._acoustic_encoder is self._encoder:
             mean = mean_state(encoded, samples)
         else:
             mean = self._acoustic_encoder.embed(samples)
+        if abandon():
+            return self._transcript(NOTHING_DECODED)
         other = self._other_language(encoded) if decode else None
         if other is not None or not decode:
             return self._transcript(NOTHING_DECODED, language=other, encoder_mean=mean)

@@ -40,6 +40,7 @@ LOUDEST = 1.0  # maximum of every normalised spectrogram, so that level tells ne
 DYNAMIC_RANGE = 8.0  # powers of ten from the loudest value to the floor of Whisper's spectrogram
 BLOCK = 16  # frames multiplied at once: larger products wake BLAS's threads, at 16 ms a time
 MAX_THREADS = 4  # more don't make a model this small faster
+MAX_DECODERS = 16  # each has buffers of some 10 MB
 
 FILES = ("model.bin", "config.json", "tokenizer.json")
 DOWNLOADED = [*FILES, "preprocessor_config.json", "vocabulary.*"]
@@ -51,14 +52,16 @@ class WhisperEncoder:
     """One loaded Whisper model and its encoder.
 
     The level of each utterance is normalised. The same samples give the same states. ``version``
-    identifies the weights by their size in bytes. Not thread-safe. Raises ModelError when the
-    weights can't be found or loaded.
+    identifies the weights by their size in bytes. Thread-safe: ``workers`` calls run at once,
+    with ``threads`` each. Raises ModelError when the weights can't be found or loaded.
     """
 
-    def __init__(self, name: str, *, device: str = "cpu", threads: int = MAX_THREADS) -> None:
+    def __init__(
+        self, name: str, *, device: str = "cpu", threads: int = MAX_THREADS, workers: int = 1
+    ) -> None:
         folder = _locate(name)
         self.version = f"ct2-{(folder / 'model.bin').stat().st_size}"
-        self.whisper = _load(folder, device=device, threads=threads)
+        self.whisper = _load(folder, device=device, threads=threads, workers=workers)
         # The first call allocates, and fails here if the folder loads but can't be used.
         self.width = self.embed(np.zeros(SAMPLE_RATE_HZ, np.int16)).size
 
@@ -207,13 +210,24 @@ def _download(name: str) -> Path:
         ) from error
 
 
-def _load(folder: Path, *, device: str, threads: int) -> WhisperModel:
+def decoders() -> int:
+    """How many utterances are encoded or decoded at once while sound comes in.
+
+    Half of the cores, since one alone keeps hardly more than two busy; two on two cores, where
+    they take half the time of one after the other.
+    """
+    cores = len(os.sched_getaffinity(0))
+    return min(cores, max(2, cores // 2), MAX_DECODERS)
+
+
+def _load(folder: Path, *, device: str, threads: int, workers: int) -> WhisperModel:
     try:
         return WhisperModel(
             str(folder),
             device=device,
             compute_type="float16" if device == "cuda" else "int8",
             cpu_threads=min(threads, len(os.sched_getaffinity(0))),
+            num_workers=workers,
             local_files_only=True,
         )
     except Exception as error:  # the tokenizer's own errors have no narrower class

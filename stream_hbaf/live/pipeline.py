@@ -21,6 +21,10 @@ from stream_hbaf.sessions.format import SpeakerChange
 LOG = logging.getLogger(__name__)
 
 GOODBYE_S = 1.0  # for each publisher to deliver what is finished
+LATE = (
+    "transcripts wait for {:.1f} s: {streams} streams are more than this machine keeps up with; "
+    "partial transcripts are left out"
+)
 FINISH_S = 60.0  # an utterance that began with the former recogniser is over by then
 
 
@@ -212,14 +216,23 @@ class LivePipeline:
     def health(self) -> Health:
         """Memory, queues, latency and hints now."""
         waiting = [pipeline.queue_lengths() for pipeline in self.sources.values()]
+        decodes, hints = self._runtime.decodes, list(self._runtime.hints.values())
+        if decodes.is_late:
+            hints.append(LATE.format(decodes.usual_wait_s, streams=len(self.sources)))
         health = Health(
             uptime_s=round(time.monotonic() - self._runtime.began_at, 1),
             memory_mb=round(_resident_mb(), 1),
             utterances=self._runtime.utterances,
-            queues={name: sum(one[name] for one in waiting) for name in ("chunks", "finished")},
-            dropped={},
+            queues={
+                **{name: sum(one[name] for one in waiting) for name in ("chunks", "finished")},
+                "transcripts": decodes.waiting,
+            },
+            dropped={
+                "partial_transcripts": decodes.partials_given_up,
+                "speculative_transcripts": decodes.speculations_missed,
+            },
             latency_ms=self._runtime.latency(),
-            hints=list(self._runtime.hints.values()),
+            hints=hints,
         )
         return self._complete_health(health)
 

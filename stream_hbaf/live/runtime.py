@@ -1,8 +1,9 @@
 """What all sources of a run share: models, executors, dialogues, publishers and tasks.
 
-Every model runs in an executor of one thread, so that nothing blocks the event loop and no model
-is used by two utterances at once. The recogniser can be swapped while sound comes in: each
-utterance is finished by the one that it began with.
+Every model runs in an executor of its own, so that nothing blocks the event loop. Whisper decodes
+several utterances at once, in turns that ``decodes`` gives; of every other model the executor is
+one thread. The recogniser can be swapped while sound comes in: each utterance is finished by the
+one that it began with.
 """
 
 import asyncio
@@ -32,6 +33,8 @@ from stream_hbaf.events import (
 )
 from stream_hbaf.features.acoustic import Acoustic
 from stream_hbaf.features.turn_model import open_turn_model
+from stream_hbaf.features.whisper_encoder import decoders
+from stream_hbaf.live.decodes import Decodes
 from stream_hbaf.live.speakers import Revision
 from stream_hbaf.live.tracker import DialogueTracker
 from stream_hbaf.networks.calibration import MODALITIES, Modality
@@ -104,7 +107,7 @@ class Runtime:
         self.on_recognition = on_recognition
         self.modalities = modalities
         self.turn_model = open_turn_model(self.config.endpoint)
-        self.decoding = 0  # final transcripts queued or running; partials are abandoned for them
+        self.decodes = Decodes(at_once=decoders())
         self.utterances = 0  # finished
         self.hints: dict[str, str] = {}  # what a person should check, by source
         self.began_at = time.monotonic()
@@ -120,7 +123,11 @@ class Runtime:
         """Start the models' threads; leaving waits for all tasks, and stops the threads."""
         with ExitStack() as executors:
             self.executors = {
-                name: executors.enter_context(ThreadPoolExecutor(1, thread_name_prefix=name))
+                name: executors.enter_context(
+                    ThreadPoolExecutor(
+                        decoders() if name == "transcript" else 1, thread_name_prefix=name
+                    )
+                )
                 for name in THREADS
             }
             async with asyncio.TaskGroup() as tasks:
@@ -134,9 +141,15 @@ class Runtime:
         return self._trackers.setdefault(name, DialogueTracker())
 
     async def run_model(self, thread: Thread, function: Callable[..., T], *arguments: object) -> T:
-        """Run a model in its thread."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self.executors[thread], function, *arguments)
+        """Run a model in its thread; a call cancelled in mid-run ends when the thread is free."""
+        job = self.executors[thread].submit(function, *arguments)
+        result = asyncio.wrap_future(job)
+        try:
+            return await asyncio.shield(result)
+        except asyncio.CancelledError:
+            if not job.cancel():
+                await asyncio.gather(result, return_exceptions=True)
+            raise
 
     def run_soon(self, stage: Stage, function: Callable[..., None], *arguments: object) -> None:
         """Have a function that raises nothing run in the thread of its stage, after those that
@@ -168,10 +181,6 @@ class Runtime:
             summary = tracker.summarise_revision(before, after) or summary
         if summary is not None:
             await self.publish(summary)
-
-    def stop_decoding(self, _: object) -> None:
-        """Count down ``decoding``; the callback of a transcript's task."""
-        self.decoding -= 1
 
     def open_utterance(self, dialogue_id: str) -> None:
         """Count an utterance that has begun."""

@@ -13,7 +13,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from stream_hbaf.audio.source import AudioSource, Chunk, Cut
 from stream_hbaf.config import SAMPLE_RATE_HZ, SourceConfig
@@ -26,6 +26,7 @@ from stream_hbaf.events import (
     Trigger,
 )
 from stream_hbaf.features.turn_model import TurnModel
+from stream_hbaf.live.decodes import Urgency
 from stream_hbaf.live.finishing import publish_finished
 from stream_hbaf.live.runtime import STAGES, Runtime
 from stream_hbaf.live.sound_monitor import SoundMonitor
@@ -266,9 +267,8 @@ class SourcePipeline:
                 utterance.session = None
         if utterance.voice is not None:
             self._runtime.run_soon("speaker", utterance.voice.feed, samples)
-        idle = not self._runtime.decoding and (self._partial is None or self._partial.done())
+        idle = self._partial is None or self._partial.done()
         if utterance.length >= utterance.partial_due and idle and self.switches["transcribe"]:
-            utterance.partial_due = utterance.length + self._partial_every
             transcribe = self._transcribe_partial(utterance)
             self._partial = self._runtime.task(transcribe, f"partial {utterance.id}")
 
@@ -277,16 +277,16 @@ class SourcePipeline:
         utterance.timing.speech_end = chunk.time_of(finish.speech_end)
         utterance.timing.confirmed = time.monotonic()
         self.tracker.last_end_s = finish.end / SAMPLE_RATE_HZ
+        if self._partial is not None:
+            self._partial.cancel()
         if utterance.text is None:
             self._transcribe_soon(utterance, speech_score=finish.mean_score)
         await self._finished.put(utterance)
         await self._runtime.publish(Speech(source=self.config.name, on=False))
 
     def _transcribe_soon(self, utterance: LiveUtterance, *, speech_score: float) -> None:
-        self._runtime.decoding += 1  # at once, so that a running partial is abandoned
         text = self._transcribe(utterance, utterance.samples, speech_score=speech_score)
         utterance.text = self._runtime.task(text, f"transcribe {utterance.id}")
-        utterance.text.add_done_callback(self._runtime.stop_decoding)
 
     async def _transcribe(
         self, utterance: LiveUtterance, samples: Int16, *, speech_score: float
@@ -296,8 +296,14 @@ class SourcePipeline:
             utterance.recognizer.transcriber.final,
             speech_score=speech_score,
             decode=self.switches["transcribe"],
+            abandon=_is_cancelled(asyncio.current_task()),
         )
-        transcript = await self.stages.attempt(utterance, "transcript", final, samples)
+
+        def urgency() -> Urgency:
+            return Urgency.SPECULATIVE if utterance.finish is None else Urgency.FINAL
+
+        async with self._runtime.decodes.turn(self.config.name, urgency):
+            transcript = await self.stages.attempt(utterance, "transcript", final, samples)
         if transcript is None:
             return None
         utterance.timing.transcript = time.monotonic()
@@ -308,19 +314,24 @@ class SourcePipeline:
         return text
 
     async def _transcribe_partial(self, utterance: LiveUtterance) -> None:
-        transcript = await self.stages.attempt(
-            utterance,
-            "transcript",
-            utterance.recognizer.transcriber.partial,
-            utterance.samples,
-            lambda: self._runtime.decoding > 0,  # a final transcript waits: abandon this one
-        )
-        if transcript is not None:  # neither abandoned nor failed
-            text = await self.stages.attempt(
-                utterance, "classifier", utterance.encode_text, transcript
+        decodes, is_cancelled = self._runtime.decodes, _is_cancelled(asyncio.current_task())
+        async with decodes.turn(self.config.name, lambda: Urgency.PARTIAL):
+            if utterance.text is not None:  # speech pauses meanwhile, and its transcript is due
+                return
+            utterance.partial_due = utterance.length + self._partial_every
+            transcript = await self.stages.attempt(
+                utterance,
+                "transcript",
+                utterance.recognizer.transcriber.partial,
+                utterance.samples,
+                lambda: decodes.is_crowded or is_cancelled(),
             )
-            if text is not None:
-                await self._publish_provisional(utterance, text, utterance.partial)
+        if transcript is None:  # abandoned or failed
+            decodes.partials_given_up += 1
+            return
+        text = await self.stages.attempt(utterance, "classifier", utterance.encode_text, transcript)
+        if text is not None:
+            await self._publish_provisional(utterance, text, utterance.partial)
 
     async def _publish_provisional(
         self, utterance: LiveUtterance, text: TextFeatures, event: Callable[..., AnyEvent]
@@ -338,6 +349,12 @@ class SourcePipeline:
             await publish_finished(
                 utterance, runtime=self._runtime, tracker=self.tracker, stages=self.stages
             )
+
+
+def _is_cancelled(task: "asyncio.Task[Any] | None") -> Callable[[], bool]:
+    """What tells, in any thread, whether a task has been cancelled."""
+    assert task is not None
+    return lambda: task.cancelling() > 0
 
 
 async def _drain(queue: "asyncio.Queue[T | None]") -> AsyncIterator[T]:

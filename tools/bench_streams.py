@@ -1,0 +1,313 @@
+#!/usr/bin/env python3
+"""Measures how many streams one process carries: end of speech → event, by the number of streams.
+
+    tools/bench_streams.py --corpora DIR [--streams 8 16 24] [--seconds 40] [--asr base]
+    tools/bench_streams.py --corpora DIR [--streams 8 16 24] [--against TREE]
+
+Each stream is another person: sentences of one RAVDESS actor and passages of LibriSpeech's readers
+with pauses between them, in real time, from memory. All go through one live pipeline, without a
+broker. What a source would have captured while the pipeline was behind counts as waiting.
+
+With ``--against`` this source tree and another one, such as a worktree of an earlier version, are
+measured in turns, in one run. ``--set`` changes settings of this tree.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+TREE = Path(__file__).parents[1]
+RATE_HZ = 16_000
+CHUNK = RATE_HZ * 64 // 1000  # samples; the default of source.chunk_ms
+CHUNKS_LATE = 5 * RATE_HZ // CHUNK  # what a device or a socket holds; older sound is lost
+PAUSE_S = 1.0  # mean; at least 0.3 s
+STAGGER_S = 4.0  # streams begin within these seconds
+FLOOR = 3  # standard deviation of a quiet room's noise
+SPEECH_DBFS = -26.0  # of every clip
+STAGES = ("vad", "transcript", "acoustic", "text", "classify", "total")
+
+
+def talk(corpora: Path, *, stream: int, seconds: float) -> np.ndarray:
+    """One person's sentences and passages, with pauses between them: int16 [n]."""
+    from stream_hbaf.audio.file import read_audio
+
+    draw = random.Random(stream)
+    actors = sorted(corpora.glob("ravdess/Actor_*"))
+    readers = sorted(corpora.glob("speech/libri/*.ogg"))
+    sentences = sorted(actors[stream % len(actors)].glob("*.flac"))
+    parts, length = [], 0
+    while length < seconds * RATE_HZ:
+        reads = draw.random() < 0.25
+        clip = read_audio(draw.choice(readers if reads else sentences)).astype(np.float64)
+        level = np.sqrt(np.mean((clip / 32768) ** 2))
+        pause = np.zeros(int((0.3 + draw.expovariate(1 / (PAUSE_S - 0.3))) * RATE_HZ))
+        parts += [clip * 10 ** (SPEECH_DBFS / 20) / level, pause]
+        length += len(clip) + len(pause)
+    sound = np.concatenate(parts)[: int(seconds * RATE_HZ)]
+    sound += np.random.default_rng(stream).normal(0, FLOOR, len(sound))
+    clipped: np.ndarray = np.clip(sound, -32768, 32767).astype(np.int16)
+    return clipped
+
+
+class Talk:
+    """A source of sound in memory, captured in real time; loses what is older than 5 s."""
+
+    name = "talk"
+
+    def __init__(self, sound: np.ndarray, *, delay_s: float) -> None:
+        self._sound = sound
+        self._delay_s = delay_s
+        self.lost = 0  # chunks
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        pass
+
+    async def chunks(self) -> AsyncIterator[Any]:
+        from stream_hbaf.audio.source import Chunk
+
+        began = time.monotonic() + self._delay_s
+        waiting: deque[tuple[int, float]] = deque(
+            (at, began + (at + CHUNK) / RATE_HZ) for at in range(0, len(self._sound), CHUNK)
+        )
+        gap = False
+        while waiting:
+            while (
+                len(waiting) > 1
+                and time.monotonic() - waiting[0][1] > CHUNKS_LATE * CHUNK / RATE_HZ
+            ):
+                waiting.popleft()
+                self.lost, gap = self.lost + 1, True
+            start, due = waiting.popleft()
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+            yield Chunk(start, self._sound[start : start + CHUNK], captured_at=due, after_gap=gap)
+            gap = False
+
+
+class Ends:
+    """A publisher that keeps the latencies of ``end`` events, and counts all events."""
+
+    def __init__(self) -> None:
+        self.ends: list[dict[str, Any]] = []
+        self.counts: Counter[str] = Counter()
+
+    async def send(self, event: Any) -> None:
+        kind = type(event).__name__
+        self.counts[f"{kind} {event.type}" if kind == "Utterance" else kind] += 1
+        if kind == "Utterance" and event.type == "end":
+            latency = {stage: getattr(event.latency_ms, stage) for stage in STAGES}
+            self.ends.append(latency | {"at": time.monotonic(), "words": bool(event.text)})
+
+    async def run(self) -> None:
+        await asyncio.Event().wait()
+
+    async def close(self, timeout_s: float) -> None:
+        pass
+
+
+class Profile:
+    """How often some methods were called, and how long they took."""
+
+    def __init__(self, *methods: tuple[type, str]) -> None:
+        self.calls: dict[str, list[float]] = {}
+        for owner, name in methods:
+            self._wrap(owner, name)
+
+    def _wrap(self, owner: type, name: str) -> None:
+        method = getattr(owner, name)
+
+        def timed(*args: Any, **named: Any) -> Any:
+            began = time.perf_counter()
+            try:
+                return method(*args, **named)
+            finally:
+                self.calls.setdefault(name, []).append(time.perf_counter() - began)
+
+        setattr(owner, name, timed)
+
+    def taken(self) -> dict[str, tuple[int, float, float]]:
+        """By method the number of calls, seconds, and the median milliseconds; starts anew."""
+        found = {
+            name: (len(spent), round(sum(spent), 1), round(float(np.median(spent)) * 1000, 1))
+            for name, spent in self.calls.items()
+        }
+        self.calls.clear()
+        return found
+
+
+def serve(corpora: Path, *, seconds: float, settings: dict[str, Any]) -> None:
+    """Read numbers of streams from stdin; run each and print what was measured as a line."""
+    from stream_hbaf.commands import limit_library_caches, limit_library_threads
+
+    limit_library_threads()
+    limit_library_caches()
+    from stream_hbaf.config import load_config
+    from stream_hbaf.features.whisper import Transcriber
+    from stream_hbaf.recognizer import Recognizer
+
+    with Recognizer(load_config(overrides=settings)) as recognizer:
+        profile = Profile(
+            *((Transcriber, "final"), (Transcriber, "partial")),
+            *(
+                (Recognizer, "encode_text"),
+                (Recognizer, "classify"),
+                (Recognizer, "classify_final"),
+            ),
+        )
+        print("{}", flush=True)
+        for line in sys.stdin:
+            sounds = [talk(corpora, stream=n, seconds=seconds) for n in range(int(line))]
+            measured = asyncio.run(run(recognizer, sounds, seconds=seconds))
+            print(json.dumps(measured | {"calls": profile.taken()}), flush=True)
+
+
+async def run(recognizer: Any, sounds: list[np.ndarray], *, seconds: float) -> dict[str, Any]:
+    """The latencies in ms, and what they cost."""
+    from stream_hbaf.config import SourceConfig
+    from stream_hbaf.live.pipeline import LivePipeline
+
+    ends, delay = Ends(), random.Random(0)
+    pipeline = LivePipeline(recognizer, [ends])
+    sources = {
+        SourceConfig(name=f"stream{n}", where="talk"): Talk(
+            sound, delay_s=delay.uniform(0, STAGGER_S)
+        )
+        for n, sound in enumerate(sounds)
+    }
+    began, cpu = time.monotonic(), time.process_time()
+    await pipeline.run(sources, stop=asyncio.Event())
+    spent = time.monotonic() - began
+    total = np.array([end["total"] for end in ends.ends])
+    middle = began + (seconds + STAGGER_S) / 2
+    halves = [[end["total"] for end in ends.ends if (end["at"] > middle) is late]
+              for late in (False, True)]  # fmt: skip
+    return {
+        "median": float(np.median(total)),
+        "p95": float(np.percentile(total, 95)),
+        "halves": [float(np.median(half)) if half else 0.0 for half in halves],
+        "ends": len(total),
+        "new": ends.counts["Utterance new"],
+        "partials": ends.counts["Partial"],
+        "updates": ends.counts["Utterance update"],
+        "without_words": sum(not end["words"] for end in ends.ends),
+        "lost": sum(source.lost for source in sources.values()),
+        "late_s": spent - seconds - STAGGER_S,
+        "cores": (time.process_time() - cpu) / spent,
+        "memory_mb": pipeline.health().memory_mb,
+        "health": pipeline.health().model_dump(include={"queues", "dropped", "hints"}),
+        "stages": {s: float(np.median([end[s] for end in ends.ends])) for s in STAGES},
+    }
+
+
+class Tree:
+    """A source tree's models, loaded in a process of their own, which runs streams when asked."""
+
+    def __init__(self, tree: Path, arguments: list[str], *, first: bool) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, *arguments, "--child"],
+            env=os.environ | {"PYTHONPATH": str(tree)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        if first:  # Linux schedules sessions, and within each of them by the priority of processes
+            Path(f"/proc/{self._process.pid}/autogroup").write_text("-15", encoding="ascii")
+
+    def ask(self, streams: int | None = None) -> dict[str, Any]:
+        """What a run of so many streams measured; without a number, wait until it is ready."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        if streams is not None:
+            self._process.stdin.write(f"{streams}\n")
+            self._process.stdin.flush()
+        measured: dict[str, Any] = json.loads(self._process.stdout.readline())
+        return measured
+
+    def close(self) -> None:
+        """End the process."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Print a table of all numbers of streams, models and trees."""
+    print(
+        "| model | streams | tree | median, ms | p95, ms | first · second half | `end` of `new` "
+        "| partials · updates | sound lost | late, s | cores | MB |"
+    )
+    print("|" + " --- |" * 12)
+    details = []
+    for asr in options.asr:
+        shared = ["--corpora", str(options.corpora), "--seconds", str(options.seconds)]
+        shared += ["--asr", asr]
+        trees = {"this": Tree(TREE, [*shared, "--set", *options.set], first=options.first)}
+        if options.against:
+            trees["other"] = Tree(options.against.resolve(), shared, first=options.first)
+        for tree in trees.values():
+            tree.ask()
+        order = list(trees)
+        for streams in options.streams:
+            for name in order:
+                found = trees[name].ask(streams)
+                print(row(asr, streams, name, found), flush=True)
+                details.append((asr, streams, name, found))
+            order.reverse()
+        for tree in trees.values():
+            tree.close()
+    for asr, streams, name, found in details:
+        stages = ", ".join(f"{stage} {ms:.0f}" for stage, ms in found["stages"].items())
+        calls = ", ".join(
+            f"{what} {n} × {ms} ms = {s} s" for what, (n, s, ms) in found["calls"].items()
+        )
+        print(f"\n{asr}, {streams} streams, {name} tree: medians {stages} ms\n  {calls}")
+        print(f"  {found['without_words']} ends without words; {found['health']}")
+
+
+def row(asr: str, streams: int, tree: str, found: dict[str, Any]) -> str:
+    first, second = found["halves"]
+    return (
+        f"| {asr} | {streams} | {tree} | {found['median']:.0f} | {found['p95']:.0f} "
+        f"| {first:.0f} · {second:.0f} | {found['ends']} of {found['new']} "
+        f"| {found['partials']} · {found['updates']} | {found['lost'] * CHUNK / RATE_HZ:.1f} s "
+        f"| {found['late_s']:.1f} | {found['cores']:.2f} | {found['memory_mb']:.0f} |"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--corpora", type=Path, required=True)
+    parser.add_argument("--streams", type=int, nargs="+", default=[8, 16, 24])
+    parser.add_argument("--seconds", type=float, default=40)
+    parser.add_argument("--asr", nargs="+", default=["base"], metavar="MODEL")
+    parser.add_argument("--against", type=Path, metavar="TREE", help="another source tree")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE")
+    parser.add_argument(
+        "--first", action="store_true", help="before all other programs; on Linux, as root"
+    )
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if not options.child:
+        compare(options)
+        return
+    settings = dict(setting.split("=", 1) for setting in options.set)
+    settings["transcript.model"] = options.asr[0]
+    serve(options.corpora, seconds=options.seconds, settings=settings)
+
+
+if __name__ == "__main__":
+    main()
