@@ -43,6 +43,7 @@ SLOW = [
     "live_endpoints",
     "live_replay",
     "live_speakers",
+    "live_streams",
     "preparation",
     "processes",
     "readme",

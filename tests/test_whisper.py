@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from stream_hbaf.config import TranscriptConfig
 from stream_hbaf.errors import ConfigError, ModelError
 from stream_hbaf.features import whisper_encoder as weights
-from stream_hbaf.features.whisper import Transcriber, find_loop, shorten_loops
+from stream_hbaf.features.whisper import Transcriber, Transcript, find_loop, shorten_loops
 from stream_hbaf.features.whisper_encoder import WhisperEncoder, find_whisper, log_mel
 
 RECORDINGS = Path(__file__).parent / "recordings"
@@ -120,6 +120,29 @@ def test_final_twice(transcriber: Transcriber) -> None:
     first = transcriber.final(sound, speech_score=1.0)
     transcriber.final(white_noise(seconds=2, level=0.1), speech_score=1.0)
     assert transcriber.final(sound, speech_score=1.0) == first
+
+
+def test_finals_at_once(transcriber: Transcriber) -> None:
+    """Several threads get what one after the other would: text, probabilities, encoder means."""
+    sounds = [read(file)[:40_000] for file in sorted(RECORDINGS.glob("sense_*.flac"))[:3]]
+
+    def final(sound: Sound) -> Transcript:
+        return transcriber.final(sound, speech_score=1.0)
+
+    expected = [final(sound) for sound in sounds]
+    with ThreadPoolExecutor(3) as pool:
+        for found, alone in zip(pool.map(final, sounds * 2), expected * 2, strict=True):
+            assert found == alone
+            np.testing.assert_array_equal(found.encoder_mean, alone.encoder_mean)
+
+
+def test_final_abandoned(transcriber: Transcriber) -> None:
+    """Once nobody wants the transcript, nothing is generated, whenever that is."""
+    sound = read(RECORDINGS / "jfk.flac")
+    for answers in (iter([True]), iter([False, True])):
+        found = transcriber.final(sound, speech_score=1.0, abandon=answers.__next__)
+        assert (found.text, found.encoder_mean) == ("", None)
+        assert list(answers) == []
 
 
 def test_partial_of_a_beginning(transcriber: Transcriber) -> None:

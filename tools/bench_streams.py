@@ -225,7 +225,7 @@ class Tree:
             start_new_session=True,
         )
         if first:  # Linux schedules sessions, and within each of them by the priority of processes
-            Path(f"/proc/{self._process.pid}/autogroup").write_text("-15", encoding="ascii")
+            Path(f"/proc/{self._process.pid}/autogroup").write_text("-20", encoding="ascii")
 
     def ask(self, streams: int | None = None) -> dict[str, Any]:
         """What a run of so many streams measured; without a number, wait until it is ready."""
@@ -251,7 +251,6 @@ def compare(options: argparse.Namespace) -> None:
         "| partials · updates | sound lost | late, s | cores | MB |"
     )
     print("|" + " --- |" * 12)
-    details = []
     for asr in options.asr:
         shared = ["--corpora", str(options.corpora), "--seconds", str(options.seconds)]
         shared += ["--asr", asr]
@@ -265,17 +264,22 @@ def compare(options: argparse.Namespace) -> None:
             for name in order:
                 found = trees[name].ask(streams)
                 print(row(asr, streams, name, found), flush=True)
-                details.append((asr, streams, name, found))
+                details(asr, streams, name, found)
             order.reverse()
         for tree in trees.values():
             tree.close()
-    for asr, streams, name, found in details:
-        stages = ", ".join(f"{stage} {ms:.0f}" for stage, ms in found["stages"].items())
-        calls = ", ".join(
-            f"{what} {n} × {ms} ms = {s} s" for what, (n, s, ms) in found["calls"].items()
-        )
-        print(f"\n{asr}, {streams} streams, {name} tree: medians {stages} ms\n  {calls}")
-        print(f"  {found['without_words']} ends without words; {found['health']}")
+
+
+def details(asr: str, streams: int, tree: str, found: dict[str, Any]) -> None:
+    """Say on stderr where the time went."""
+    stages = ", ".join(f"{stage} {ms:.0f}" for stage, ms in found["stages"].items())
+    calls = ", ".join(
+        f"{what} {n} × {ms} ms = {s} s" for what, (n, s, ms) in found["calls"].items()
+    )
+    sys.stderr.write(
+        f"{asr}, {streams} streams, {tree} tree: medians {stages} ms\n  {calls}\n"
+        f"  {found['without_words']} ends without words; {found['health']}\n"
+    )
 
 
 def row(asr: str, streams: int, tree: str, found: dict[str, Any]) -> str:
