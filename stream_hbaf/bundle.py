@@ -1,9 +1,10 @@
 """Loads and saves trained bundles: folders with all that turns features into an emotion.
 
 ``config.yaml`` (sizes, labels, encoder, calibration, digests of the pretrained weights),
-``model.safetensors`` (network and tuned layers in float16, scaling in float32), ``metrics.json``
-(what was measured), ``README.md`` (the model card) and ``SHA256SUMS`` over the first two. Scaling,
-feature selection, labels and calibration are implemented here only, for training and live use.
+``model.safetensors`` (network and tuned layers in float16, scaling and the training sound's
+statistics in float32), ``metrics.json`` (what was measured), ``README.md`` (the model card) and
+``SHA256SUMS`` over the first two. Scaling, feature selection, labels and calibration are
+implemented here only, for training and live use.
 """
 
 import hashlib
@@ -31,7 +32,10 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from stream_hbaf.bundle_weights import (
+    FAMILIARITY,
+    familiarity_tensors,
     narrow,
+    read_familiarity,
     read_scaling,
     read_weights,
     require_finite,
@@ -47,6 +51,7 @@ from stream_hbaf.features.representations import Scaling
 from stream_hbaf.features.text import ContextConfig, TextEncoder
 from stream_hbaf.files import atomic_write_bytes, atomic_write_text, is_file, is_folder
 from stream_hbaf.networks.calibration import Calibration
+from stream_hbaf.networks.familiarity import Familiarity
 from stream_hbaf.networks.network import Network, NetworkConfig
 from stream_hbaf.networks.registry import read_network
 from stream_hbaf.untrusted import (
@@ -159,6 +164,7 @@ class Bundle:
     tuned: Mapping[str, Tensor] = field(default_factory=dict)  # the encoder's layers or adapters
     inferences: Inferences | None = None  # phrases for what the commonsense heads infer
     sha256: str = ""  # of SHA256SUMS, so of the folder and the digests in it; "" until loaded
+    familiarity: Familiarity | None = None  # of the training sound; None: not measured
 
     @property
     def id(self) -> str:
@@ -176,6 +182,12 @@ class Bundle:
         if self.scaling is None:
             raise BundleError(f"bundle {self.id}: takes text only; leave the audio out")
         return self.scaling(measured)
+
+    @property
+    def weighs_voices(self) -> bool:
+        """Whether its answers also need what the words of a dialogue say by themselves."""
+        network = self.config.network
+        return self.calibration.reliability is not None and network.use_audio and network.use_text
 
     @property
     def calibration(self) -> Calibration:
@@ -234,6 +246,7 @@ class Bundle:
             network = read_weights(config.network, tensors, members=config.members)
             width = config.network.audio_width
             scaling = read_scaling(tensors, width=width) if config.network.use_audio else None
+            familiarity = read_familiarity(tensors, width=width)
             commonsense = _commonsense(config, tensors, device=device)
             phrases = tensors_under(tensors, "inferences.")
             inferences = Inferences.from_tensors(phrases) if phrases else None
@@ -246,7 +259,17 @@ class Bundle:
                 f"bundle {folder}: {WEIGHTS} doesn't fit {CONFIG} ({reason}); {REPAIR}"
             ) from None
         network = network.to(device).eval()
-        return cls(config, scaling, encoder, commonsense, network, tuned, inferences, sha256)
+        return cls(
+            config,
+            scaling,
+            encoder,
+            commonsense,
+            network,
+            tuned,
+            inferences,
+            sha256,
+            familiarity,
+        )
 
     def _tensors(self) -> dict[str, Tensor]:
         parts: dict[str, Mapping[str, Tensor]] = {
@@ -255,6 +278,8 @@ class Bundle:
         }
         if self.scaling is not None:
             parts[""] = scaling_tensors(self.scaling)
+        if self.familiarity is not None:
+            parts[FAMILIARITY] = familiarity_tensors(self.familiarity)
         if isinstance(self.commonsense, Event2MindHeads):
             parts["commonsense."] = self.commonsense.state_dict()
         if self.inferences is not None:
@@ -336,6 +361,9 @@ def _read_config(folder: Path, content: bytes) -> BundleConfig:
         config = BundleConfig.model_validate(settings)
         if len(set(config.labels)) != config.network.classes:
             raise UntrustedError(f"{config.network.classes} classes need as many labels")
+        reliability = config.calibration.reliability
+        if reliability is not None and len(reliability.typical) != len(config.labels):
+            raise UntrustedError("'calibration.reliability.typical' needs a share for each label")
         return config
     except ValidationError as error:
         first = error.errors()[0]

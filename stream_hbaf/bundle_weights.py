@@ -1,4 +1,4 @@
-"""Turns the tensors of a bundle's weights file into network and scaling, and back.
+"""Turns the tensors of a bundle's weights file into network, scaling and familiarity, and back.
 
 The sizes are those of the tensors that are there: a configuration that says otherwise is refused
 before any memory is taken for it.
@@ -11,10 +11,14 @@ import torch
 from torch import Tensor
 
 from stream_hbaf.features.representations import Scaling
+from stream_hbaf.networks.familiarity import Block, Familiarity
 from stream_hbaf.networks.network import Network, NetworkConfig
 from stream_hbaf.networks.registry import build, join
 
 MOST_COLUMNS = 65_536  # of acoustic features; ComParE's functionals are 6,373
+FAMILIARITY = "familiarity."
+BLOCK_PARTS = ("mean", "projection", "neighbours")
+EXACT = ("acoustic.", FAMILIARITY)  # kept in float32, for their range of values
 
 
 def read_weights(
@@ -39,7 +43,7 @@ def require_finite(tensors: Mapping[str, Tensor]) -> None:
     """Raises ValueError naming a tensor whose NaN or infinity would reach every prediction."""
     for name, tensor in tensors.items():
         if (
-            name.startswith(("network.", "encoder.", "commonsense."))
+            name.startswith(("network.", "encoder.", "commonsense.", f"{FAMILIARITY}blocks."))
             and not tensor.isfinite().all()
         ):
             raise ValueError(f"{name} holds a number that isn't finite")
@@ -68,10 +72,64 @@ def read_scaling(tensors: Mapping[str, Tensor], *, width: int) -> Scaling:
     return scaling
 
 
+def read_familiarity(tensors: Mapping[str, Tensor], *, width: int) -> Familiarity | None:
+    """The statistics of the training sound, ``width`` features wide; None if there are none.
+
+    Raises LookupError or ValueError for sizes that don't fit each other or the width.
+    """
+    found = {name: t.numpy() for name, t in tensors_under(tensors, FAMILIARITY).items()}
+    if not found:
+        return None
+    names = sorted({name[7:].rpartition(".")[0] for name in found if name.startswith("blocks.")})
+    blocks = {
+        name: Block(
+            found[f"blocks.{name}.columns"].astype(np.int64),
+            *(found[f"blocks.{name}.{part}"] for part in BLOCK_PARTS),
+        )
+        for name in names
+    }
+    familiarity = Familiarity(blocks, found["reference"], found["weights"])
+    if not _fits(familiarity, width=width):
+        raise ValueError("the familiarity's statistics have other sizes")
+    return familiarity
+
+
+def _fits(familiarity: Familiarity, *, width: int) -> bool:
+    """Whether the sizes of statistics belong together, and to audio of that width."""
+    count, weights = len(familiarity.reference), familiarity.weights
+    if familiarity.reference.shape != (count, len(familiarity.blocks)) or count == 0:
+        return False
+    if weights.shape != (count,) or not (np.isfinite(weights) & (weights > 0)).all():
+        return False
+    for block in familiarity.blocks.values():
+        columns = block.columns.shape
+        known = len(columns) == 1 and ((block.columns >= 0) & (block.columns < width)).all()
+        if not known or block.mean.shape != columns or block.projection.ndim != 2:
+            return False
+        space = block.projection.shape[1:]
+        if block.projection.shape[:1] != columns or block.neighbours.shape[1:] != space:
+            return False
+        if len(block.neighbours) == 0:
+            return False
+    return True
+
+
+def familiarity_tensors(familiarity: Familiarity) -> dict[str, Tensor]:
+    """What ``read_familiarity`` reads under its prefix, blocks in the order of their names."""
+    order = sorted(familiarity.blocks)
+    columns = [list(familiarity.blocks).index(name) for name in order]
+    arrays = {"reference": familiarity.reference[:, columns], "weights": familiarity.weights}
+    for name in order:
+        block, start = familiarity.blocks[name], f"blocks.{name}."
+        arrays[start + "columns"] = block.columns.astype(np.int32)
+        arrays |= {start + part: getattr(block, part) for part in BLOCK_PARTS}
+    return {name: torch.from_numpy(np.ascontiguousarray(one)) for name, one in arrays.items()}
+
+
 def narrow(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights in float16, which halves the file; scaling in float32, for its range of values."""
+    """Weights in float16, which halves the file; scaling and familiarity in float32."""
     narrow = {
-        name: t.half() if t.is_floating_point() and not name.startswith("acoustic.") else t
+        name: t.half() if t.is_floating_point() and not name.startswith(EXACT) else t
         for name, t in tensors.items()
     }
     return {name: tensor.cpu().contiguous() for name, tensor in narrow.items()}

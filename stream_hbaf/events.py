@@ -62,6 +62,11 @@ class Emotion(Part):
     often such sets contain the true label."""
     probabilities: dict[str, float] = {}
     """The probability of every label; they sum to 1."""
+    familiarity: float | None = None
+    """How familiar the voice sounds, 0 to 1: the share of utterances of held-out speakers of the
+    training corpora, each corpus weighing the same, whose sound lies at least as far from the
+    training set's as this one's. Close to 0 it is a stranger through a strange microphone, and the
+    answer relies on it less. Absent without sound, and with models that don't measure it."""
     affect: Affect | None = None
     """The expected valence and arousal; absent for labels whose place isn't known."""
 

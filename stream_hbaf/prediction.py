@@ -6,6 +6,7 @@ with every coalition of them, and what the bundle's calibration makes of the log
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 
 import numpy as np
 import torch
@@ -58,6 +59,7 @@ class Prediction:
     labels_in_set: tuple[str, ...]  # the conformal set, most probable first; never empty
     contributions: Contributions | None = None  # where an explanation was asked for
     conflict: bool | None = None  # likewise, if there were both audio and text
+    familiarity: float | None = None  # of the voice; None without audio or statistics
     inferences: Inferred | None = None  # likewise, if there was text and the settings ask for them
 
     @property
@@ -124,6 +126,15 @@ def is_live(config: BundleConfig) -> bool:
     )
 
 
+def initial_state(bundle: Bundle) -> State:
+    """The state of a dialogue before its first utterance.
+
+    Of a bundle that weighs voices it has two streams: all that the dialogue brings, and its words
+    alone. These answer where there is no sound, and what sound adds is added to them.
+    """
+    return bundle.network.initial_state(2 if bundle.weighs_voices else None)
+
+
 @torch.inference_mode()
 def predict(
     bundle: Bundle, features: Features, *, state: State, explain: bool
@@ -136,10 +147,13 @@ def predict(
     if features.text is not None:
         given.append("text")
     parts = [*given, "context"]
-    if explain and state == bundle.network.initial_state():
+    if explain and state == initial_state(bundle):
         parts.remove("context")
     every = coalitions(parts) if explain else [frozenset(parts)]
-    predicted, after = _step_with(bundle, every, features=features, state=state)
+    familiarity = _familiarity(bundle, features)
+    predicted, after = _step_with(
+        bundle, every, features=features, state=state, familiarity=familiarity
+    )
     whole = predicted[every[-1]]
     pattern = pattern_of(audio="audio" in given, text="text" in given)
     labels, calibration = bundle.labels, bundle.calibration
@@ -149,34 +163,75 @@ def predict(
         tuple(given),
         abstained=bool(calibration.abstains(whole, pattern=pattern)),
         labels_in_set=tuple(labels[n] for n in np.argsort(-whole) if inside[n]),
+        familiarity=familiarity,
     )
     return (_explained(bundle, prediction, predicted) if explain else prediction), after
 
 
+def _familiarity(bundle: Bundle, features: Features) -> float | None:
+    """How familiar the audio [A] is; None without audio or statistics."""
+    if bundle.familiarity is None or features.audio is None:
+        return None
+    [found] = bundle.familiarity(features.audio.numpy(force=True)[None])
+    return float(found) if np.isfinite(found) else None
+
+
 def _step_with(
-    bundle: Bundle, every: Sequence[frozenset[str]], *, features: Features, state: State
+    bundle: Bundle,
+    every: Sequence[frozenset[str]],
+    *,
+    features: Features,
+    state: State,
+    familiarity: float | None,
 ) -> tuple[dict[frozenset[str], Probabilities], State]:
-    """Probabilities [C] for each of S coalitions of inputs, and the state after the last.
+    """Probabilities [C] for each coalition of inputs, and the state after the last.
 
     Without "context" the network starts from its initial state. Text features stay as they are:
-    encoded with the dialogue's earlier text, if the encoder does that.
+    encoded with the dialogue's earlier text, if the encoder does that. Where voices are weighed,
+    the network also steps without this utterance's audio from the words' own stream of the state,
+    which alone decides for coalitions without audio.
     """
+    whole, weighs = every[-1], bundle.weighs_voices
+    steps = [(parts, 0) for parts in every if not weighs or "audio" in parts or parts == whole]
+    if weighs:
+        steps += [(parts, 1) for parts in dict.fromkeys(parts - {"audio"} for parts in every)]
+    streams = [state.map(itemgetter(n)) for n in (0, 1)] if weighs else [state]
+    logits, after = _step_streams(bundle, steps, features=features, streams=streams)
+    found = bundle.calibration.probabilities(
+        np.stack([logits[parts, int(weighs and "audio" not in parts)] for parts in every]),
+        pattern=[pattern_of(audio="audio" in parts, text="text" in parts) for parts in every],
+        words=np.stack([logits[parts - {"audio"}, 1] for parts in every]) if weighs else None,
+        familiarity=familiarity,
+    )
+    last = [steps.index((whole, 0))]
+    if weighs:
+        last.append(steps.index((whole - {"audio"}, 1)))
+    kept = after.map(lambda part: part[last if weighs else last[0]].clone())
+    return dict(zip(every, found, strict=True)), kept
+
+
+def _step_streams(
+    bundle: Bundle,
+    steps: Sequence[tuple[frozenset[str], int]],
+    *,
+    features: Features,
+    streams: Sequence[State],
+) -> tuple[dict[tuple[frozenset[str], int], NDArray[np.floating]], State]:
+    """Logits [C] of each step, coalition and stream, in one batch, and the states after them."""
 
     def mask(part: str) -> torch.Tensor:
-        return torch.tensor([part in parts for parts in every], device=_device(bundle))
+        return torch.tensor([part in parts for parts, _ in steps], device=_device(bundle))
 
     network = bundle.network
-    streams = replace(
-        features.map(lambda tensor: tensor.expand(len(every), *tensor.shape)),
+    given = replace(
+        features.map(lambda tensor: tensor.expand(len(steps), *tensor.shape)),
         audio_mask=mask("audio"),
         text_mask=mask("text"),
     )
     initial = network.initial_state()
-    before = state.stack([state if "context" in parts else initial for parts in every])
-    logits, after = network.step(streams, before)
-    patterns = [pattern_of(audio="audio" in parts, text="text" in parts) for parts in every]
-    found = bundle.calibration.probabilities(logits.numpy(force=True), pattern=patterns)
-    return dict(zip(every, found, strict=True)), after.map(lambda part: part[-1].clone())
+    before = [streams[n] if "context" in parts else initial for parts, n in steps]
+    logits, after = network.step(given, initial.stack(before))
+    return dict(zip(steps, logits.numpy(force=True), strict=True)), after
 
 
 def _explained(
@@ -207,6 +262,7 @@ def emotion_of(prediction: Prediction) -> Emotion:
         abstained=prediction.abstained,
         set=list(prediction.labels_in_set),
         probabilities=prediction.probabilities,
+        familiarity=prediction.familiarity,
         affect=affect_of(prediction.probabilities),
     )
 

@@ -35,6 +35,7 @@ from stream_hbaf.prediction import (
     Prediction,
     TextFeatures,
     blocks_of,
+    initial_state,
     is_live,
     network_input,
     predict,
@@ -135,7 +136,7 @@ class Recognizer(AbstractContextManager["Recognizer"]):
 
     def new_dialogue(self) -> LiveDialogue:
         """A dialogue without any utterance yet."""
-        return LiveDialogue(self.bundle.network.initial_state())
+        return LiveDialogue(initial_state(self.bundle))
 
     def encode_text(
         self, transcript: Transcript, *, speaker: str = "", window: TurnWindow = EMPTY_WINDOW

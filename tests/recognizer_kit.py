@@ -14,6 +14,7 @@ from stream_hbaf.features.commonsense import Event2MindHeads, Inferences
 from stream_hbaf.features.representations import Scaling
 from stream_hbaf.features.text import ContextConfig, TextEncoder, Turn
 from stream_hbaf.features.whisper import Transcript
+from stream_hbaf.networks.familiarity import Familiarity
 from stream_hbaf.networks.hbaf import HbafConfig
 from stream_hbaf.networks.registry import build
 
@@ -62,7 +63,13 @@ def settings(encoder: str, **changes: Any) -> BundleConfig:
     return BundleConfig(id="read", encoder=encoder, **fields | changes)
 
 
-def save_bundle(place: Path, *, inferences: Inferences | None = None, **changes: Any) -> Config:
+def save_bundle(
+    place: Path,
+    *,
+    inferences: Inferences | None = None,
+    familiarity: Familiarity | None = None,
+    **changes: Any,
+) -> Config:
     """The settings of a recogniser whose bundle has a tiny encoder."""
     (place / "encoder").mkdir()
     torch.manual_seed(0)
@@ -73,6 +80,8 @@ def save_bundle(place: Path, *, inferences: Inferences | None = None, **changes:
     scaling = Scaling(np.arange(width), np.zeros(width, np.float32), np.ones(width, np.float32))
     kept = scaling if config.network.use_audio else None
     network = build(config.network)
-    bundle = Bundle(config, kept, encoder, heads, network, inferences=inferences)
+    bundle = Bundle(
+        config, kept, encoder, heads, network, inferences=inferences, familiarity=familiarity
+    )
     bundle.save(place / "bundle", metrics={}, card="")
     return Config(model=str(place / "bundle"))

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.networks.calibration import ALWAYS_ABSTAIN, PATTERNS, Calibration, Pattern, softmax
-from stream_hbaf.training.scoring import Evidence, fit_calibration
+from stream_hbaf.training.calibration_fit import Evidence, fit_calibration
 
 FRESH = 20_000
 

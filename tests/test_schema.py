@@ -149,7 +149,11 @@ def test_schema_requires_what_is_always_there() -> None:
         "contributions", "conflict", "inferences", "latency_ms", "model",
     }  # fmt: skip
     emotion = made["$defs"]["Emotion"]
-    assert set(emotion["properties"]) - set(emotion["required"]) == {"score", "affect"}
+    assert set(emotion["properties"]) - set(emotion["required"]) == {
+        "score",
+        "affect",
+        "familiarity",
+    }
 
 
 def test_schema_of_what_others_send_asks_for_little() -> None:

@@ -134,11 +134,8 @@ def predict_corpus(
     dataset = _dataset(bundle, one, split, audio=audio, cache=cache)
     if not dataset.labelled.any():
         raise CorpusError(f"{corpus.name}: its {split} split has no labelled utterance; label some")
-    version = None if audio is None else ""
-    logits = predict(bundle.network, dataset, version=version, batch=batch)[dataset.labelled]
-    if not np.isfinite(logits).all():
-        raise BundleError(f"bundle {bundle.id}: its network gives NaN; train it again")
-    return _labelled_predictions(bundle, one, split, dataset=dataset, logits=logits)
+    probabilities = probabilities_of(bundle, dataset, batch=batch)
+    return _labelled_predictions(bundle, one, split, dataset=dataset, probabilities=probabilities)
 
 
 def _audio_features(
@@ -201,26 +198,47 @@ def _dataset(
     )
 
 
+def probabilities_of(bundle: Bundle, dataset: Dataset, *, batch: int = 64) -> Probabilities:
+    """Calibrated probabilities [N, C] of all utterances, in the order of the bundle's labels."""
+    labelled, audio = dataset.labelled, dataset.audio.get("")
+    logits = predict(bundle.network, dataset, version=None if audio is None else "", batch=batch)
+    if not np.isfinite(logits[labelled]).all():
+        raise BundleError(f"bundle {bundle.id}: its network gives NaN; train it again")
+    text = dataset.text_mask if bundle.config.network.use_text else None
+    words, familiarity = None, None
+    if bundle.weighs_voices and audio is not None:
+        words = predict(bundle.network, dataset, version=None, batch=batch)
+    if bundle.familiarity is not None and audio is not None and audio.ndim == 2:
+        familiarity = bundle.familiarity(audio)
+    return bundle.calibration.probabilities(
+        logits,
+        pattern=patterns_of(audio=_mask(dataset.audio_mask, dataset), text=_mask(text, dataset)),
+        words=words,
+        familiarity=familiarity,
+    )
+
+
+def _mask(given: Flags | None, dataset: Dataset) -> Flags:
+    """Where an input is given; nowhere if there is no mask."""
+    return np.zeros(len(dataset.labels), bool) if given is None else given
+
+
 def _labelled_predictions(
-    bundle: Bundle, corpus: Corpus, split: Split, *, dataset: Dataset, logits: Float32
+    bundle: Bundle, corpus: Corpus, split: Split, *, dataset: Dataset, probabilities: Probabilities
 ) -> OfflinePredictions:
     """The labelled utterances alone, with what the report sorts them by."""
     utterances = utterances_of(corpus.splits[split])
     lengths = [len(rows) for rows in dataset.dialogues]
     labelled = dataset.labelled
-    none = np.zeros(len(utterances), bool)
-    given = dataset.audio_mask, dataset.text_mask if bundle.config.network.use_text else None
-    audio, text = (none if mask is None else mask for mask in given)
-    patterns = patterns_of(audio=audio[labelled], text=text[labelled])
     columns = [bundle.labels.index(label) for label in corpus.labels]
     return OfflinePredictions(
         ids=tuple(u.id for u, counts in zip(utterances, labelled, strict=True) if counts),
         gold=dataset.labels[labelled],
-        probabilities=bundle.calibration.probabilities(logits, pattern=patterns)[:, columns],
+        probabilities=probabilities[labelled][:, columns],
         turns=np.concatenate([np.arange(1, n + 1) for n in lengths])[labelled],
         words=np.array([len(u.text.split()) for u in utterances])[labelled],
         dialogues=np.repeat(np.arange(len(lengths)), lengths)[labelled],
-        with_audio=int(audio[labelled].sum()),
+        with_audio=int(_mask(dataset.audio_mask, dataset)[labelled].sum()),
     )
 
 

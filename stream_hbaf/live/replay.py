@@ -22,6 +22,7 @@ from stream_hbaf.live.runtime import Recognition
 from stream_hbaf.live.speakers import Revision
 from stream_hbaf.live.tracker import DialogueTracker
 from stream_hbaf.live.utterance import LiveUtterance
+from stream_hbaf.prediction import initial_state
 from stream_hbaf.recognizer import Int16, Recognizer
 from stream_hbaf.sessions.format import SpeakerChange, Stretch, package_versions, sample_at
 from stream_hbaf.sessions.session import Session
@@ -215,7 +216,7 @@ class _Replay:
     def _tracker(self, dialogue_id: str) -> DialogueTracker:
         known = self._trackers.get(dialogue_id)
         if known is None:
-            dialogue = LiveDialogue(self.recognizer.bundle.network.initial_state(), id=dialogue_id)
+            dialogue = LiveDialogue(initial_state(self.recognizer.bundle), id=dialogue_id)
             known = DialogueTracker()
             known.begin(self.recognizer, dialogue)
             self._trackers[dialogue_id] = known

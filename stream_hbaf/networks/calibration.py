@@ -1,8 +1,9 @@
 """Calibration: from logits to probabilities, sets of labels, abstention and contributions.
 
 Plain numpy, so that evaluation and live use make the same calls. How reliable a network is depends
-on the modalities that it was given, so every setting is kept by modality pattern. Shape letters:
-C classes, N predictions.
+on the modalities that it was given, so every setting is kept by modality pattern. How reliable a
+voice is depends on how familiar it sounds, so it moves the answer and sharpens it by that. Shape
+letters: C classes, N predictions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,6 +35,33 @@ VALENCE = {
     "surprise": 0,  # pleasant or unpleasant
 }
 ALWAYS_ABSTAIN = 1.0  # as ``answers_above``
+LARGEST = 100.0  # setting of a voice's weight, which then is 0 or 1
+WITH_AUDIO: Mapping[Pattern, float] = {p: float("audio" in p) for p in PATTERNS}
+UNKNOWN = 0.0  # the familiarity of a voice of which nothing is known
+
+
+class Reliability(Section):
+    """How much a voice may move the answer, and how sure it may be, by its familiarity f.
+
+    With words, the voice's evidence has a weight w in a log-linear pool (Genest & Zidek 1986):
+    log p = log p_words + w (log p_both - log p_words), renormalised, where w is the logistic
+    function of ``base + familiar f - telling t``. How much the words tell, t in [0, 1], is how far
+    p_words lies from the words' ``typical`` answer: 1 less the Bhattacharyya coefficient, so 0 for
+    words that say nothing. By the voice alone, the temperature is multiplied by
+    exp(``softness`` (1 - f)). ``training/reliability.py`` fits all of them.
+    """
+
+    base: Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
+    familiar: Annotated[float, Field(ge=0, le=LARGEST)]
+    telling: Annotated[float, Field(ge=0, le=LARGEST)]
+    softness: Annotated[float, Field(ge=0, le=5)]
+    typical: tuple[Probability, ...]  # [C]
+
+    def weight(self, words: Probabilities, familiarity: Probabilities | float) -> Probabilities:
+        """w [..] of voices beside the words' probabilities [.., C]."""
+        tells = 1.0 - np.sqrt(words * np.array(self.typical)).sum(-1)
+        evidence = self.base + self.familiar * familiarity - self.telling * tells
+        return np.asarray(1.0 / (1.0 + np.exp(-evidence)))
 
 
 class Calibration(Section):
@@ -51,6 +79,7 @@ class Calibration(Section):
     answers_above: dict[Pattern, Probability]  # abstain if the best label is less likely; 1: always
     risk: Probability  # error rate among what is answered, for which ``answers_above`` was chosen
     conflict_above: Probability = 0.5  # least probability of both modalities' labels in a conflict
+    reliability: Reliability | None = None  # None: every voice counts as the network has it
 
     @model_validator(mode="after")
     def _of_every_pattern(self) -> Self:
@@ -71,11 +100,53 @@ class Calibration(Section):
         )
 
     def probabilities(
-        self, logits: NDArray[np.floating], *, pattern: Pattern | Sequence[Pattern]
+        self,
+        logits: NDArray[np.floating],
+        *,
+        pattern: Pattern | Sequence[Pattern],
+        words: NDArray[np.floating] | None = None,
+        familiarity: Probabilities | float | None = None,
     ) -> Probabilities:
-        """Logits [.., C] → probabilities [.., C]; one pattern for all, or one for each row."""
+        """Logits [.., C] → probabilities [.., C]; one pattern for all, or one for each row.
+
+        With a ``reliability``, also the logits ``words`` [.., C] of a network that was given no
+        sound in the whole dialogue, which answer for utterances without sound, and the voices'
+        ``familiarity`` [..], NaN or None where it isn't known.
+        """
         temperature = _of(self.temperatures, pattern)
-        return softmax(np.asarray(logits, dtype=np.float64) / temperature[..., None])
+        if self.reliability is None:
+            return softmax(np.asarray(logits, dtype=np.float64) / temperature[..., None])
+        return self._weighed(
+            np.asarray(logits, dtype=np.float64),
+            np.asarray(logits if words is None else words, dtype=np.float64),
+            pattern=pattern,
+            familiarity=np.nan_to_num(
+                UNKNOWN if familiarity is None else np.asarray(familiarity, np.float64), nan=UNKNOWN
+            ),
+            reliability=self.reliability,
+        )
+
+    def _weighed(
+        self,
+        logits: Probabilities,
+        words: Probabilities,
+        *,
+        pattern: Pattern | Sequence[Pattern],
+        familiarity: Probabilities,
+        reliability: Reliability,
+    ) -> Probabilities:
+        """Probabilities [.., C] in which each voice counts for what it is worth."""
+        temperature = _of(self.temperatures, pattern)
+        alone = _of(dict.fromkeys(PATTERNS, 0.0) | {"audio": 1.0}, pattern)
+        softer = np.exp(alone * reliability.softness * (1.0 - familiarity))
+        whole = log_softmax(logits / (temperature * softer)[..., None])
+        without = {
+            p: self.temperatures[pattern_of(audio=False, text="text" in p)] for p in PATTERNS
+        }
+        by_words = log_softmax(words / _of(without, pattern)[..., None])
+        moved = reliability.weight(np.exp(by_words), familiarity)
+        weight = np.where(alone > 0, 1.0, moved * _of(WITH_AUDIO, pattern))[..., None]
+        return softmax(by_words + weight * (whole - by_words))
 
     def label_sets(
         self, probabilities: Probabilities, *, pattern: Pattern | Sequence[Pattern]
@@ -119,6 +190,13 @@ def softmax(logits: NDArray[np.floating]) -> Probabilities:
     wide = np.asarray(logits, dtype=np.float64)
     exponents = np.exp(wide - wide.max(-1, keepdims=True))
     return np.asarray(exponents / exponents.sum(-1, keepdims=True))
+
+
+def log_softmax(logits: NDArray[np.floating]) -> Probabilities:
+    """Log probabilities along the last axis, in float64."""
+    wide = np.asarray(logits, dtype=np.float64)
+    wide = wide - wide.max(-1, keepdims=True)
+    return np.asarray(wide - np.log(np.exp(wide).sum(-1, keepdims=True)))
 
 
 def coalitions(players: Sequence[str]) -> list[frozenset[str]]:

@@ -1,7 +1,6 @@
 """Scores networks on dev and test, and calibrates them: one score for any number of corpora.
 
-N utterances of a dataset, C classes. What a calibration promises holds for new utterances drawn
-like those that it was fitted on.
+N utterances of a dataset, C classes.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,38 +11,25 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from scipy.stats import binom
 from torch import Tensor
 
 from stream_hbaf.corpora.dataset import Dataset, predict
 from stream_hbaf.corpora.dialogue import Split
-from stream_hbaf.errors import ConfigError, ModelError
+from stream_hbaf.errors import ModelError
 from stream_hbaf.evaluation.metrics import Score, score, unweighted_recall, weighted_f1
-from stream_hbaf.networks.calibration import (
-    ALWAYS_ABSTAIN,
-    PATTERNS,
-    Calibration,
-    Pattern,
-    patterns_of,
-    softmax,
-)
+from stream_hbaf.networks.calibration import Calibration, Pattern, patterns_of
+from stream_hbaf.networks.familiarity import Familiarity
 from stream_hbaf.networks.network import Network, NetworkConfig
 from stream_hbaf.training.audio_features import PLAIN
+from stream_hbaf.training.calibration_fit import Evidence, fit_calibration
 from stream_hbaf.training.recipe import CalibrationConfig
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
-Labels = NDArray[np.int64]
-# Logits [N, C] and labels [N], below 0 where there is none, of one corpus, or of one condition that
-# it is scored under; each weighs the same in a calibration, whatever its N.
-Evidence = tuple[Float32, Labels]
 FigureName = Literal["weighted_f1", "uar"]
 
 GOLD, ASR_ERRORS = "gold", "asr_errors"  # versions of texts
 CLEAN = "clean"  # how the plain version of audio is named beside others
-TEMPERATURES = np.geomspace(0.4, 5.0, 60)  # those that are tried
-CONFIDENCE = 0.9  # with which the error rate among the answered stays under the stated risk
-SHARES = tuple(n / 20 for n in range(20, 0, -1))  # of the utterances, that may be answered
 
 
 @dataclass(frozen=True)
@@ -175,11 +161,14 @@ def evaluate(
     plan: CalibrationConfig,
     *,
     splits: Sequence[Split] | None = None,
+    calibration: Calibration | None = None,
+    familiarity: Familiarity | None = None,
 ) -> Evaluation:
     """Calibrate a network on dev, where every condition weighs the same, and score ``splits``.
 
-    These have dev among them; None: all of ``scored``. Raises ModelError for a network that gives
-    NaN.
+    These have dev among them; None: all of ``scored``. With a ``calibration`` that was fitted
+    elsewhere, such as by ``fit_reliability``, that one is used; ``familiarity`` is of the training
+    sound. Raises ModelError for a network that gives NaN.
     """
     splits = tuple(scored) if splits is None else splits
     conditions = {split: conditions_of(scored[split], network.config) for split in splits}
@@ -187,15 +176,22 @@ def evaluate(
         split: {one.key: _predict_finite(network, one) for one in conditions[split]}
         for split in splits
     }
-    evidence: dict[Pattern, list[Evidence]] = {}
-    for one in conditions["dev"]:
-        evidence.setdefault(one.pattern, []).append((logits["dev"][one.key], one.dataset.labels))
-    calibration = fit_calibration(evidence, coverage=plan.coverage, risk=plan.risk)
+    if calibration is None:
+        evidence: dict[Pattern, list[Evidence]] = {}
+        for one in conditions["dev"]:
+            of_one = logits["dev"][one.key], one.dataset.labels
+            evidence.setdefault(one.pattern, []).append(of_one)
+        calibration = fit_calibration(evidence, coverage=plan.coverage, risk=plan.risk)
     scores: dict[Split, dict[str, Score]] = {}
     main: dict[Split, Float64] = {}
     for split in splits:
         probabilities = {
-            one.key: calibration.probabilities(logits[split][one.key], pattern=one.patterns)
+            one.key: calibration.probabilities(
+                logits[split][one.key],
+                pattern=one.patterns,
+                words=_words(network, one, calibration),
+                familiarity=_familiarity_of(one, familiarity),
+            )
             for one in conditions[split]
         }
         scores[split] = {
@@ -204,6 +200,21 @@ def evaluate(
         }
         main[split] = next(iter(probabilities.values()))
     return Evaluation(calibration, scores, main)
+
+
+def _words(network: Network, condition: Condition, calibration: Calibration) -> Float32 | None:
+    """Logits [N, C] with the text alone, where voices are weighed against it."""
+    if calibration.reliability is None or condition.pattern != "audio+text":
+        return None
+    return predict(network, condition.dataset, version=None)
+
+
+def _familiarity_of(condition: Condition, familiarity: Familiarity | None) -> Float64 | None:
+    """How familiar the condition's audio is [N]; None without audio, or if it can't be told."""
+    if familiarity is None or condition.version is None:
+        return None
+    audio = condition.dataset.audio[condition.version]
+    return familiarity(audio) if audio.ndim == 2 else None
 
 
 def _by_group(
@@ -232,115 +243,3 @@ def _predict_finite(network: Network, condition: Condition) -> Float32:
     if not np.isfinite(logits).all():
         raise ModelError(f"training: the network gives NaN on {condition.key}; lower fit.rate")
     return logits
-
-
-@dataclass(frozen=True)
-class _Dev:
-    """N labelled dev utterances of one modality pattern."""
-
-    sure: Float64  # [N], probability of the predicted label
-    gold: Float64  # [N], probability of the gold label
-    wrong: NDArray[np.bool_]  # [N]
-    weights: Float64  # [N], which sum to 1 in each corpus or condition
-
-    @classmethod
-    def of(cls, evidence: Sequence[Evidence], *, temperature: float) -> "_Dev":
-        labels = np.concatenate([labels for _, labels in evidence])
-        logits = np.concatenate([logits for logits, _ in evidence], dtype=np.float64)
-        probabilities = softmax(logits / temperature)
-        return cls(
-            sure=probabilities.max(1),
-            gold=probabilities[np.arange(len(labels)), labels],
-            wrong=probabilities.argmax(1) != labels,
-            weights=np.concatenate([np.full(len(one), 1 / len(one)) for _, one in evidence]),
-        )
-
-
-def fit_calibration(
-    evidence: Mapping[Pattern, Sequence[Evidence]], *, coverage: float = 0.9, risk: float
-) -> Calibration:
-    """Fit temperature, label sets and abstention of each modality pattern on its evidence.
-
-    A pattern without evidence has the temperature of all evidence together and no promise to
-    keep: every label is in its set, and it always abstains. Raises ConfigError for a coverage or
-    a risk that isn't between 0 and 1, and where there is no evidence at all.
-    """
-    for name, share in (("coverage", coverage), ("risk", risk)):
-        if not 0.0 < share < 1.0:
-            raise ConfigError(f"calibration: {name} {share} must be between 0 and 1")
-    known = {pattern: _labelled(evidence.get(pattern, ())) for pattern in PATTERNS}
-    everything = [one for found in known.values() for one in found]
-    if not everything:
-        raise ConfigError("calibration: no dev utterance has a label; give a corpus that has them")
-    temperatures = {p: _fit_temperature(found or everything) for p, found in known.items()}
-    dev = {p: _Dev.of(found, temperature=temperatures[p]) for p, found in known.items() if found}
-    return Calibration(
-        temperatures=temperatures,
-        thresholds={p: _set_threshold(dev[p], coverage) if p in dev else 0.0 for p in PATTERNS},
-        coverage=coverage,
-        answers_above={
-            p: _answers_above(dev[p], risk) if p in dev else ALWAYS_ABSTAIN for p in PATTERNS
-        },
-        risk=risk,
-    )
-
-
-def _labelled(evidence: Sequence[Evidence]) -> list[Evidence]:
-    """What is labelled of each; without those of which nothing is."""
-    kept = [(logits[labels >= 0], labels[labels >= 0]) for logits, labels in evidence]
-    return [(logits, labels) for logits, labels in kept if len(labels)]
-
-
-def _fit_temperature(evidence: Sequence[Evidence]) -> float:
-    """The temperature under which the labels are likeliest (Guo et al. 2017)."""
-
-    def surprise(temperature: float) -> float:
-        likelihoods = [
-            softmax(logits / temperature)[np.arange(len(labels)), labels]
-            for logits, labels in evidence
-        ]
-        return sum(float(-np.log(np.maximum(one, 1e-12)).mean()) for one in likelihoods)
-
-    return float(min(TEMPERATURES, key=surprise))
-
-
-def _set_threshold(dev: _Dev, coverage: float) -> float:
-    """The probability from which on a label is in the set, so that ``coverage`` of sets are right.
-
-    The score's (conservative) quantile: of N utterances of one corpus the ceil((N+1) coverage)-th
-    smallest of 1 - p. Of several, with weights as in Tibshirani et al. 2019, the utterance to come
-    counting as the heaviest of them. 0, so every label, where there are too few to tell.
-    """
-    order = np.argsort(-dev.gold, kind="stable")
-    needed = coverage * (dev.weights.sum() + dev.weights.max())
-    # What adds up to exactly ``needed`` on paper may miss it by a rounding error.
-    last = int(np.searchsorted(np.cumsum(dev.weights[order]), needed * (1 - 1e-12)))
-    return float(dev.gold[order[last]]) if last < len(order) else 0.0
-
-
-def _answers_above(dev: _Dev, risk: float) -> float:
-    """The least probability to answer with, so that ``risk`` of the answers are wrong at most.
-
-    As many as possible are answered, the surest first: of 20 shares the largest whose bound on
-    the error rate is ``risk`` (Geifman & El-Yaniv 2017, with their binomial bound; every share
-    tested, at a 20th of the doubt, as bisection would trust the error rate to rise evenly).
-    """
-    surest = -np.sort(-dev.sure)
-    for share in SHARES:
-        least = surest[int(np.ceil(share * len(surest))) - 1]
-        doubt = _doubt(dev, dev.sure >= least, risk=risk)
-        if doubt <= (1.0 - CONFIDENCE) / len(SHARES):
-            return 0.0 if share == 1.0 else float(least)
-    return ALWAYS_ABSTAIN
-
-
-def _doubt(dev: _Dev, answered: NDArray[np.bool_], *, risk: float) -> float:
-    """The probability that a true error rate of ``risk`` gives no more errors than were seen.
-
-    A binomial's tail. Unequal weights count as fewer utterances of equal weight (Kish 1965).
-    """
-    weights = dev.weights[answered]
-    rate = float(weights @ dev.wrong[answered] / weights.sum())
-    # A rounding error must not cost an utterance, nor add an error.
-    count = int(weights.sum() ** 2 / (weights @ weights) + 1e-6)
-    return float(binom.cdf(np.ceil(rate * count - 1e-6), count, risk))
