@@ -1,6 +1,7 @@
 """How much a voice may move the answer: the pool of words and voice, and how it is fitted."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -195,14 +196,14 @@ def test_strange_voices_alone_are_softer_where_they_are_too_sure() -> None:
 
 def test_sets_and_abstention_hold_of_the_weighed_probabilities() -> None:
     """On new utterances: nine sets of ten with the label, at most the risk wrong in any corpus."""
-    kinds = {
+    kinds: dict[str, dict[str, Any]] = {
         "known": {"voice": 2.0, "words": 1.0, "familiar": True},
         "strange": {"voice": -2.0, "words": 1.5, "familiar": False},
     }
     found = fit(*(corpus(name, seed=n, **kind) for n, (name, kind) in enumerate(kinds.items(), 20)))
     inside = []
     for seed, (name, kind) in enumerate(kinds.items(), 30):
-        rows = corpus(name, seed=seed, count=2000, **kind)  # type: ignore[arg-type]
+        rows = corpus(name, seed=seed, count=2000, **kind)
         probabilities = fused(found, rows)
         sets = found.label_sets(probabilities, pattern="audio+text")
         inside.append(sets[np.arange(2000), rows.labels].mean())
@@ -232,7 +233,9 @@ def test_one_clip_under_five_conditions_is_one_clip() -> None:
     assert again.thresholds == pytest.approx(expected.thresholds, abs=0.005)
     assert again.reliability.typical == pytest.approx(expected.reliability.typical)
     weights = {"base", "familiar", "telling", "softness"}
-    ours, theirs = (one.reliability.model_dump(include=weights) for one in (again, expected))
+    ours, theirs = (
+        one.model_dump(include=weights) for one in (again.reliability, expected.reliability)
+    )
     assert ours == pytest.approx(theirs)
 
 

@@ -3,7 +3,7 @@
 Plain numpy. An utterance's distance from the training sound is measured in each acoustic block by
 itself, as the mean distance to its nearest neighbours among training utterances (Sun et al. 2022,
 "Out-of-distribution detection with deep nearest neighbors"), and averaged over the blocks that the
-utterance has. On six corpora, each left out of training, this foretold better when predictions are
+utterance has. On five corpora, each left out of training, this foretold better when predictions are
 too sure than the Mahalanobis distance and its relative form (Ren et al. 2021) did. Shape letters: N
 utterances, A the width of the scaled audio vector, W a block's, K its space's, S training
 utterances, M reference utterances, B blocks.
