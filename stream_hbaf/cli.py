@@ -22,6 +22,7 @@ from stream_hbaf import __version__
 from stream_hbaf.commands import Commands, add_command, add_verbose, print_line
 from stream_hbaf.commands.live import add_listen_options, add_live_commands, add_session_commands
 from stream_hbaf.commands.research import add_research_commands
+from stream_hbaf.commands.serve import add_serve_command
 from stream_hbaf.commands.speakers import add_speaker_commands
 from stream_hbaf.errors import ConfigError, StreamHbafError, shorten
 
@@ -155,6 +156,7 @@ examples:
   stream-hbaf --mic "USB Audio"          this microphone
   stream-hbaf --file talk.mp3 --speed max --json
   stream-hbaf --mic --mqtt mqtt://broker.local --speaker Ann
+  stream-hbaf serve                      for clients that connect and send sound
   stream-hbaf watch                      show what is published
 Each command has a --help of its own."""
 
@@ -212,6 +214,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_verbose(parser)
     commands = parser.add_subparsers(title="other commands", metavar="COMMAND")
     add_live_commands(commands)
+    add_serve_command(commands)
     add_session_commands(commands)
     add_speaker_commands(commands)
     add_research_commands(commands)

@@ -3,6 +3,8 @@
     async for event in subscribe("mqtt://broker.local", kinds=(Utterance,)):
         print(event.speaker, event.emotion)
 
+``stream`` sends sound to ``stream-hbaf serve`` and yields its events.
+
 An utterance may end more than once: a later ``end`` with a ``revision`` takes the place of the
 one before. Importing it imports neither models nor numpy. An ``MqttConfig`` may take the
 place of the URL; it also holds prefix, user, password and certificates.
@@ -38,6 +40,8 @@ from stream_hbaf.publish.connection import (
 )
 from stream_hbaf.publish.messages import TOPICS, Topic, find_topic
 from stream_hbaf.publish.mqtt_client import RefusedError
+from stream_hbaf.stream_client import StreamEvent as StreamEvent
+from stream_hbaf.stream_client import stream as stream
 
 E_co = TypeVar("E_co", bound=Event, covariant=True, default=Event)
 

@@ -37,7 +37,7 @@ from stream_hbaf.untrusted import (
 
 SAMPLE_RATE_HZ = 16_000
 ENVIRONMENT_PREFIX = "STREAM_HBAF_"
-SECRETS = ("mqtt.password", "dashboard.token", "metrics.token", "source.token")
+SECRETS = ("mqtt.password", "dashboard.token", "metrics.token", "serve.token", "source.token")
 PATHS = ("where", "model", "record", "ca_file", "certificate", "key")  # may be other than UTF-8
 RESERVED_NAMES = ("request", "response")  # first topic levels that belong to no source
 
@@ -53,6 +53,8 @@ Probability = Annotated[float, Field(ge=0.0, le=1.0), "probability"]
 LogProbability = Annotated[float, Field(ge=-100.0, le=100.0), "natural logarithm"]
 Messages = Annotated[int, Field(gt=0, le=1_000_000), "messages"]
 Port = Annotated[int, Field(ge=0, le=65535), "TCP port"]
+Streams = Annotated[int, Field(gt=0, le=1000), "streams"]
+Origin = Annotated[str, Field(pattern=r"^https?://[^/\s]+$", max_length=300)]
 Speakers = Annotated[int, Field(gt=0, le=64), "speakers"]
 Index = Annotated[int | None, Field(ge=0, le=1023), "index from 0"]
 # A name, IPv4 or IPv6; parts of topics, which MQTT limits to 65,535 bytes.
@@ -252,6 +254,28 @@ class MetricsConfig(Section):
     """Bearer token of the readers; unset: a random one, printed at the start."""
 
 
+class ServeConfig(Section):
+    """The service for many streams, ``stream-hbaf serve``."""
+
+    host: Host = "127.0.0.1"
+    """Address to listen at; anywhere but on this machine a token must be set."""
+    port: Port = 8772
+    """Port to listen at; 0: any that is free."""
+    token: SecretStr | None = None
+    """Password that every client must give; unset: none, on this machine only."""
+    certificate: Path | None = None
+    """File of the certificate, with its chain, for ``wss://``; unset: no TLS."""
+    key: Path | None = None
+    """File of the certificate's private key, if it is not in the same file."""
+    origins: tuple[Origin, ...] = ()
+    """Origins of the web pages that may connect with the token, such as ``https://example.org``,
+    beside pages of the same host."""
+    max_streams: Streams | None = None
+    """Streams at once, those that wait for their client included; unset: four for each core."""
+    resume_s: Seconds = 120
+    """How long a stream waits for its client after a lost connection."""
+
+
 class Config(Section):
     """All settings of one recogniser."""
 
@@ -287,6 +311,8 @@ class Config(Section):
     """The web page; unset: no page."""
     metrics: MetricsConfig | None = None
     """The metrics for Prometheus; unset: no port for them."""
+    serve: ServeConfig = ServeConfig()
+    """The service for many streams."""
     traces: bool = False
     """Send a trace of each utterance to the OpenTelemetry collector that the environment variable
     ``OTEL_EXPORTER_OTLP_ENDPOINT`` names."""

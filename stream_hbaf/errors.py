@@ -36,6 +36,14 @@ class BrokerError(StreamHbafError):
     """The MQTT broker refuses, or can't be reached."""
 
 
+class ServiceError(StreamHbafError):
+    """A service for streams refuses, or can't be reached."""
+
+    def __init__(self, message: str, *, retry_after_s: int = 0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s  # there may be room then; 0: trying again is no use
+
+
 # What a model may raise on one utterance without danger to the next one; anything else is a
 # programming error.
 UTTERANCE_ERRORS = (StreamHbafError, RuntimeError, MemoryError)

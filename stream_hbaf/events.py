@@ -380,6 +380,20 @@ class Speech(Event):
     """True when speech begins."""
 
 
+class Connected(Event):
+    """The first message of ``stream-hbaf serve`` on each connection; not published over MQTT."""
+
+    schema_: Literal["stream_hbaf/connected/1"] = Field("stream_hbaf/connected/1", alias="schema")
+    id: str
+    """The stream's id: who connects again with it goes on with the stream. A secret."""
+    source: str
+    """The name of the audio source, as in the topic."""
+    resumed: bool
+    """Whether the stream goes on, with its dialogue; else it is a new one."""
+    resume_s: int
+    """Seconds for which the stream waits for its client after a lost connection."""
+
+
 class Level(Event):
     """The present sound level, for terminal and dashboard; not published over MQTT."""
 

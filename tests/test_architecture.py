@@ -15,13 +15,13 @@ ROOMS = (
     ("audio",),
     ("networks",),
     ("features", "speech"),
-    ("publish", "client"),
+    ("publish", "client", "stream_client"),
     ("weights",),
     ("bundle", "bundle_weights", "prediction", "dialogue", "recognizer"),
     ("corpora", "sessions"),
     ("live",),
     ("training", "evaluation"),
-    ("dashboard",),
+    ("dashboard", "serve"),
     ("commands",),
     ("cli",),
 )
@@ -37,7 +37,7 @@ LIBRARIES = {
     "aiomqtt": {"publish/connection.py", "publish/mqtt_client.py"},
     "amqtt": {"publish/broker.py"},
     "audformat": {"corpora/exchange.py"},
-    "av": {"audio/container.py", "audio/decode.py", "sessions/format.py"},
+    "av": {"audio/container.py", "audio/decode.py", "audio/opus.py", "sessions/format.py"},
     "faster_whisper": {"features/whisper_encoder.py"},
     "huggingface_hub": {"features/pretrained.py"},
     "onnxruntime": {"onnx.py"},
@@ -69,7 +69,7 @@ LIBRARIES = {
         "features/text.py",
     },
     "webrtcvad": {"speech/vad.py"},
-    "websockets": {"audio/websocket.py"},
+    "websockets": {"audio/websocket.py", "serve/server.py", "serve/stream.py", "stream_client.py"},
     "sklearn": {
         "evaluation/plots.py",
         "evaluation/metrics.py",
@@ -83,6 +83,8 @@ ASYNC_ROOMS = (
     "client.py",
     "sessions/",
     "dashboard/",
+    "serve/",
+    "stream_client.py",
     "commands/",
 )
 

@@ -25,11 +25,11 @@ from stream_hbaf.dashboard.feed import (
     LatestEvents,
     PageQueue,
     Recordings,
-    page_message,
 )
 from stream_hbaf.dashboard.server import MAX_PAGES, Dashboard
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.events import Feedback, Info, Level, Request, Response, Status, Utterance
+from stream_hbaf.publish.messages import event_message
 from stream_hbaf.sessions.writer import SessionWriter
 
 Events = aiohttp.ClientWebSocketResponse
@@ -217,7 +217,7 @@ def test_late_page_gets_what_happened_before() -> None:
                 "d-2",
                 "status",
             ]
-            assert snapshot["history"][0] == json.loads(page_message(utterance(1)))
+            assert snapshot["history"][0] == json.loads(event_message(utterance(1)))
             await served.send(utterance(3))
             assert (await next_message(page))["id"] == "d-3"
 

@@ -280,7 +280,7 @@ def test_websocket_too_fast() -> None:
         (['{"rate": 16000, "channels": 99}'], "a number of channels that isn't between 1 and 8"),
         (
             ['{"rate": 16000, "format": ["mp3"]}'],
-            'a format whose "format" is none of s16le, s32le, f32le',
+            'a format whose "format" is none of s16le, s32le, f32le, opus',
         ),
         (['{"rate": 16000, "speaker": 7}'], 'a format whose "speaker" is no text'),
         ([S16_16K, b"odd"], "3 bytes are no whole number of frames of 2 bytes"),

@@ -35,9 +35,10 @@ class Port(socket.socket):
     minute.
     """
 
-    def __init__(self, name: str, family: int) -> None:
+    def __init__(self, name: str, family: int, *, most: int, most_of_peer: int) -> None:
         super().__init__(family, socket.SOCK_STREAM)
         self._name = name
+        self._most, self._most_of_peer = most, most_of_peer
         self._connections: dict[Peer, _Connection] = {}
         self._complain_at = 0.0
         self._paused_until = 0.0
@@ -66,15 +67,15 @@ class Port(socket.socket):
         """Whether a connection is refused, since there is none to end for it."""
         rivals = [one for one in self._connections.values() if one is not newest]
         crowd = [one for one in rivals if one.host == newest.host]
-        if len(crowd) >= MOST_OF_PEER and not _is_local(newest.host):
+        if len(crowd) >= self._most_of_peer and not _is_local(newest.host):
             rivals, whose = crowd, f" from {newest.host}"
-        elif len(rivals) >= MOST_CONNECTIONS:
+        elif len(rivals) >= self._most:
             whose = ""
         else:
             return False
         self._complain(f"too many connections{whose}")
         oldest = next((one for one in rivals if one.is_waiting), None)
-        if oldest is None or len(self._connections) > 2 * MOST_CONNECTIONS:
+        if oldest is None or len(self._connections) > 2 * self._most:
             return True
         oldest.end()
         return False
@@ -156,13 +157,23 @@ class _Connection(socket.socket):
         super().close()
 
 
-async def open_port(name: str, host: str, port: int) -> Port:
-    """Listen on an address; ``port`` 0 is any free one. Raises OSError if that can't be done."""
+async def open_port(
+    name: str,
+    host: str,
+    port: int,
+    *,
+    most: int = MOST_CONNECTIONS,
+    most_of_peer: int = MOST_OF_PEER,
+) -> Port:
+    """Listen on an address; ``port`` 0 is any free one. Raises OSError if that can't be done.
+
+    ``most`` connections are taken at once, ``most_of_peer`` from one address of another machine.
+    """
     loop = asyncio.get_running_loop()
     found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     # A name such as localhost has several: IPv4 is what all clients try.
     family, _, _, _, address = min(found, key=lambda one: one[0] != socket.AF_INET)
-    opened = Port(name, family)
+    opened = Port(name, family, most=most, most_of_peer=most_of_peer)
     try:
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
@@ -174,6 +185,16 @@ async def open_port(name: str, host: str, port: int) -> Port:
         opened.close()
         raise
     return opened
+
+
+def enable_keepalive(connection: socket.socket) -> None:
+    """Have the system detect a dead peer, which would otherwise stay connected."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    options = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}  # seconds, seconds, times
+    options["TCP_USER_TIMEOUT"] = 25_000  # ms: what is sent is not received for so long
+    for option, value in options.items():
+        if hasattr(socket, option):  # not on every system
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
 
 def _is_local(host: str) -> bool:

@@ -14,10 +14,12 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 
 import numpy as np
+from numpy.typing import NDArray
 
+from stream_hbaf.audio.opus import OpusDecoder
 from stream_hbaf.audio.source import (
     CANCELS,
     RATE_HZ,
@@ -89,11 +91,14 @@ def json_object(content: str | bytes, *, what: str) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class AudioFormat:
-    """A sender's interleaved PCM. Raises AudioError for a rate or channels out of range."""
+    """A sender's interleaved PCM, or Opus packets, whose rate is what they decode to.
+
+    Raises AudioError for a rate or channels out of range.
+    """
 
     rate_hz: int
     channels: int
-    sample_format: SampleFormat
+    sample_format: SampleFormat | Literal["opus"]
 
     def __post_init__(self) -> None:
         if not LOWEST_HZ <= self.rate_hz <= HIGHEST_HZ:
@@ -137,8 +142,17 @@ class PushSource:
         return self
 
     async def __aexit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End ``chunks`` once it has given all that was sent."""
         self._closed.set()
         self._changed.set()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing more is taken."""
+        return self._closed.is_set()
 
     @contextmanager
     def sender(self, who: str) -> Iterator["Sender"]:
@@ -228,13 +242,17 @@ class Sender:
         self._source = source
         self._who = who
         self._resampler: Resampler | None = None
+        self._opus: OpusDecoder | None = None
         self.audio_format: AudioFormat | None = None
+        self.received_s = 0.0  # of sound
 
     def begin(self, audio_format: AudioFormat, *, speaker: str = "") -> None:
         """Sound of this format follows. Raises AudioError if the source's channel isn't in it."""
         resampler = self._new_resampler(audio_format)
+        is_opus = audio_format.sample_format == "opus"
+        opus = OpusDecoder(audio_format.channels) if is_opus else None
         self.pause()
-        self.audio_format, self._resampler = audio_format, resampler
+        self.audio_format, self._resampler, self._opus = audio_format, resampler, opus
         self._source.speaker = speaker
         if self._source.state != "online":
             named = f" ({speaker})" if speaker else ""
@@ -248,12 +266,25 @@ class Sender:
         """Send sound that was captured until now. Raises AudioError if it isn't of the format."""
         if self.audio_format is None or self._resampler is None:
             raise AudioError("sound came before its format")
-        sample_format, channels = self.audio_format.sample_format, self.audio_format.channels
-        samples = from_bytes(content, sample_format=sample_format, channels=channels)
+        samples = self._decode(content, self.audio_format)
+        self.received_s += len(samples) / self.audio_format.rate_hz
         resampled = self._resampler.feed(samples)
         if self._resampler.cancels() and self._source.state == "online":
             self._source.report("degraded", f"{self._source.name}: {CANCELS}")
         self._source.feed(resampled, captured_at=time.monotonic() - self._resampler.behind_s)
+
+    def _decode(self, content: bytes, audio_format: AudioFormat) -> NDArray[np.float32]:
+        """The samples [n, channels]; an Opus message is one packet."""
+        if audio_format.sample_format == "opus":
+            assert self._opus is not None  # since ``begin``
+            return self._opus.decode(content)
+        return from_bytes(
+            content, sample_format=audio_format.sample_format, channels=audio_format.channels
+        )
+
+    def report(self, state: "State", line: str) -> None:
+        """Report how this connection's sound comes in."""
+        self._source.report(state, f"{self._source.name}: {self._who}: {line}")
 
     def pause(self) -> None:
         """Send what the resampler holds back, and end the open utterance."""

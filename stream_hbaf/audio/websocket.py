@@ -6,14 +6,16 @@ First one text message, JSON, with the format of the samples:
 
 ``rate`` is in Hz, 8,000 to 192,000; ``channels`` 1 to 8, 1 if left out; ``format`` ``s16le``,
 ``s32le`` or ``f32le`` (in [-1, 1], as browsers capture it), ``s16le`` if left out; ``speaker`` may
-be left out; other keys are ignored. Another such message changes the format.
+be left out; other keys are ignored. Another such message changes the format. With the format
+``opus`` there are 1 or 2 channels, and ``rate`` doesn't matter.
 
 Then binary messages of at most 64 KiB: whole frames, interleaved, as they are captured, 20 to
-100 ms each. A sender that is faster than real time may lose sound: five seconds are held. The text
-message ``{"pause": true}`` ends the open utterance; sound may follow it.
+100 ms each; or one Opus packet each, without a container. A sender that is faster than real time
+may lose sound: five seconds are held. The text message ``{"pause": true}`` ends the open utterance;
+sound may follow it. After ``{"end": true}`` nothing follows, and the server closes the connection.
 
-Nothing is answered. A message that breaks a rule, or ten minutes without any, closes the connection
-with code 1008 and the reason; 1013 means that another connection is sending.
+Nothing else is answered. A message that breaks a rule, or ten minutes without any, closes the
+connection with code 1008 and the reason; 1013 means that another connection is sending.
 
 Any web page may make a browser connect to any address, this machine's own included. So a browser
 is let in only from a page of the same host, and without a token only of the same port, too. Where
@@ -24,8 +26,9 @@ other machines can connect, a token must be set. It is sent in the address,
 import asyncio
 import logging
 import secrets
+from collections.abc import Collection
 from http import HTTPStatus
-from typing import Any, Self, Unpack
+from typing import Any, Self, Unpack, cast
 from urllib.parse import parse_qs, urlsplit
 
 from websockets.asyncio.server import Server, ServerConnection, serve
@@ -33,6 +36,8 @@ from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 
+from stream_hbaf.audio.opus import OPUS_HZ
+from stream_hbaf.audio.pace import Pace
 from stream_hbaf.audio.port import Port, open_port
 from stream_hbaf.audio.push_source import (
     IDLE_S,
@@ -58,18 +63,24 @@ ALIVE_S = 5.0  # between two pings, and for the answer to each
 NO_LOGGER = logging.Logger("websockets", level=logging.CRITICAL + 1)
 
 
-def receive(message: str | bytes, *, sender: Sender) -> None:
-    """Apply one message. Raises AudioError if it breaks a rule of the protocol."""
+def receive(message: str | bytes, *, sender: Sender) -> bool:
+    """Apply one message; False if it says that no more follows.
+
+    Raises AudioError if it breaks a rule of the protocol.
+    """
     if len(message) > LARGEST_MESSAGE:
         raise _too_large()
     if isinstance(message, bytes):
         sender.feed(message)
-        return
+        return True
     fields = json_object(message, what="a text message")
+    if fields.get("end") is True:
+        return False
     if fields.get("pause") is True:
         sender.pause()
     else:
         sender.begin(_audio_format(fields), speaker=_speaker(fields))
+    return True
 
 
 def close_reason(error: Exception) -> str:
@@ -82,14 +93,16 @@ def _too_large() -> AudioError:
 
 
 def _audio_format(fields: dict[str, Any]) -> AudioFormat:
+    sample_format = fields.get("format", "s16le")
     rate_hz, channels = fields.get("rate"), fields.get("channels", 1)
+    if sample_format == "opus":
+        rate_hz = OPUS_HZ
     # JSON's true is Python's 1: a bool is no number here.
     if type(rate_hz) is not int or type(channels) is not int:
         raise AudioError('a format without "rate" (Hz) and "channels" in whole numbers')
-    sample_format = fields.get("format", "s16le")
-    if not isinstance(sample_format, str) or sample_format not in WIDTHS:
-        raise AudioError(f'a format whose "format" is none of {", ".join(WIDTHS)}')
-    return AudioFormat(rate_hz, channels, sample_format)
+    if not isinstance(sample_format, str) or sample_format not in (*WIDTHS, "opus"):
+        raise AudioError(f'a format whose "format" is none of {", ".join(WIDTHS)}, opus')
+    return AudioFormat(rate_hz, channels, cast(Any, sample_format))
 
 
 def _speaker(fields: dict[str, Any]) -> str:
@@ -148,37 +161,73 @@ class WebSocketSource(PushSource):
 
     def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
         """None lets a connection in."""
-        address = urlsplit(request.path)
-        bearer = request.headers.get("Authorization", "").removeprefix("Bearer ")
-        token = parse_qs(address.query).get("token", [bearer])[0]
-        if self._token and not secrets.compare_digest(token.encode(), self._token.encode()):
-            return connection.respond(HTTPStatus.FORBIDDEN, "wrong or missing token\n")
-        origin, host = request.headers.get("Origin"), request.headers.get("Host", "")
-        if not is_same_site(origin=origin, host=host, local=is_loopback(self.address.host)):
-            return connection.respond(HTTPStatus.FORBIDDEN, "a page of another host\n")
-        if not self._token and origin is not None and origin.partition("://")[2] != host:
-            line = "a page of another port; set a token (source.token) and send it\n"
-            return connection.respond(HTTPStatus.FORBIDDEN, line)
+        local = is_loopback(self.address.host)
+        if line := forbids(request, token=self._token, local=local, setting="source.token"):
+            return connection.respond(HTTPStatus.FORBIDDEN, f"{line}\n")
         if self._port is not None:
             self._port.establish(connection.remote_address)
         return None
 
     async def _serve(self, connection: ServerConnection) -> None:
-        peer = connection.remote_address or ("a client",)  # None if it has hung up already
-        try:
-            with self.sender(str(peer[0])) as sender:
-                while True:
-                    async with asyncio.timeout(IDLE_S if sender.audio_format else FORMAT_S):
-                        message = await _next_message(connection)
-                    receive(message, sender=sender)
-        except ConnectionClosed:
-            pass
-        except TimeoutError:
-            await connection.close(RULE_BROKEN, "nothing came")
-        except AlreadySendingError as error:
-            await connection.close(TRY_LATER, close_reason(error))
-        except AudioError as error:
-            await connection.close(RULE_BROKEN, close_reason(error))
+        if await take_sound(connection, self):
+            await connection.close()
+
+
+def forbids(
+    request: Request,
+    *,
+    token: str | None,
+    local: bool,
+    setting: str,
+    origins: Collection[str] = (),
+) -> str:
+    """Why a handshake is refused, in a line; "" if it isn't.
+
+    ``local``: only this machine can reach the server. ``setting`` is that of the token. Pages of
+    ``origins`` are let in with the token.
+    """
+    bearer = request.headers.get("Authorization", "").removeprefix("Bearer ")
+    given = parse_qs(urlsplit(request.path).query).get("token", [bearer])[0]
+    if token and not secrets.compare_digest(given.encode(), token.encode()):
+        return "wrong or missing token"
+    origin, host = request.headers.get("Origin"), request.headers.get("Host", "")
+    if token and origin in origins:
+        return ""
+    if not is_same_site(origin=origin, host=host, local=local):
+        return "a page of another host"
+    if not token and origin is not None and origin.partition("://")[2] != host:
+        return f"a page of another port; set a token ({setting}) and send it"
+    return ""
+
+
+async def take_sound(
+    connection: ServerConnection, source: PushSource, *, pace: Pace | None = None
+) -> bool:
+    """Take a connection's sound as a source's; True once it says that no more follows.
+
+    It is closed with the reason if it breaks a rule. Until another message is read it is waited
+    for as long as ``pace`` says.
+    """
+    peer = connection.remote_address or ("a client",)  # None if it has hung up already
+    try:
+        with source.sender(str(peer[0])) as sender:
+            while True:
+                async with asyncio.timeout(IDLE_S if sender.audio_format else FORMAT_S):
+                    message = await _next_message(connection)
+                before_s = sender.received_s
+                if not receive(message, sender=sender):
+                    return True
+                if pace is not None:
+                    await pace.keep(sender.received_s - before_s, sender=sender)
+    except ConnectionClosed:
+        pass
+    except TimeoutError:
+        await connection.close(RULE_BROKEN, "nothing came")
+    except AlreadySendingError as error:
+        await connection.close(TRY_LATER, close_reason(error))
+    except AudioError as error:
+        await connection.close(RULE_BROKEN, close_reason(error))
+    return False
 
 
 async def _next_message(connection: ServerConnection) -> str | bytes:

@@ -15,12 +15,11 @@ import asyncio
 import contextlib
 import json
 import logging
-import socket
 from dataclasses import dataclass, field
 from typing import Any, Self, Unpack
 
 from stream_hbaf import __version__
-from stream_hbaf.audio.port import Port, open_port
+from stream_hbaf.audio.port import Port, enable_keepalive, open_port
 from stream_hbaf.audio.push_source import (
     IDLE_S,
     Address,
@@ -175,7 +174,7 @@ class WyomingSource(PushSource):
         peer = writer.get_extra_info("peername") or ("a client",)  # None if it has hung up already
         who = str(peer[0])
         with contextlib.suppress(OSError), contextlib.closing(writer):
-            _enable_keepalive(writer)
+            enable_keepalive(writer.get_extra_info("socket"))
             try:
                 if len(self._connections) > MOST_CONNECTIONS:
                     raise AlreadySendingError(f"{self.name}: too many connections")
@@ -298,12 +297,3 @@ async def _send(writer: asyncio.StreamWriter, event: WyomingEvent) -> None:
     line = {"type": event.type, "data": event.fields}
     writer.write(json.dumps(line).encode() + b"\n")
     await writer.drain()
-
-
-def _enable_keepalive(writer: asyncio.StreamWriter) -> None:
-    """Have the system detect a dead peer, which would otherwise keep the source claimed."""
-    connection = writer.get_extra_info("socket")
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):
-        if hasattr(socket, option):  # not on every system
-            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)

@@ -44,6 +44,8 @@ KEYS = {
     "--speaker": "source.speaker",
     "--inferences": "inferences",
     "--traces": "traces",
+    "--host": "serve.host",
+    "--port": "serve.port",
 }
 
 

@@ -49,7 +49,7 @@ async def listen(config: Config, *, speed: float | None, json: bool) -> None:
     ``speed`` is that of recordings, in times real time; None: as fast as they are processed.
     Raises a StreamHbafError if a source, the broker, the models or a publisher can't be opened.
     """
-    stop = _asked_to_stop()
+    stop = asked_to_stop()
     config, speed = _fall_back(choose_engine(config), speed)
     async with contextlib.AsyncExitStack() as opened:
         optional = load_optional(config)
@@ -78,6 +78,31 @@ async def listen(config: Config, *, speed: float | None, json: bool) -> None:
         names = ", ".join(source.name for source in sources)
         print_status(f"listening to {names}; Ctrl-C ends")
         await run.pipeline.run(sources, stop=stop, beside=[run.publish_health()])
+
+
+async def serve(config: Config, *, json: bool) -> None:
+    """Serve until Ctrl-C or SIGTERM asks for the end.
+
+    Raises a StreamHbafError if the port, the broker, the models or a publisher can't be opened.
+    """
+    from stream_hbaf.serve.server import StreamServer  # 0.2 s that other runs need not spend
+
+    stop = asked_to_stop()
+    config = choose_engine(config)
+    async with contextlib.AsyncExitStack() as opened:
+        optional = load_optional(config)
+        server = StreamServer(config.serve)
+        await server.open()
+        config = await with_broker(config, opened)
+        print_status("loading the models")
+        recognizer = await asyncio.to_thread(Recognizer, config)
+        run = Run(config, recognizer, optional, serving=True)
+        opened.callback(lambda: run.pipeline.recognizer.close())  # it may have been swapped
+        server.pipeline = run.pipeline
+        await run.start(server, JsonLines(stop=stop) if json else Terminal())
+        print_status(f"serving up to {server.max_streams} streams at {server.url}; Ctrl-C ends")
+        beside = [run.publish_health(), server.start()]
+        await run.pipeline.run({}, stop=stop, beside=beside)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +135,7 @@ def load_optional(config: Config) -> OptionalPublishers:
     return OptionalPublishers(page, metrics, traces)
 
 
-def _asked_to_stop() -> asyncio.Event:
+def asked_to_stop() -> asyncio.Event:
     """An event that Ctrl-C and SIGTERM set."""
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -133,9 +158,16 @@ class Run:
     """The pipeline of one run with its publishers and its controls."""
 
     def __init__(
-        self, config: Config, recognizer: Recognizer, optional: OptionalPublishers
+        self,
+        config: Config,
+        recognizer: Recognizer,
+        optional: OptionalPublishers,
+        *,
+        serving: bool = False,
     ) -> None:
+        """With ``serving`` there are no sources but those that are added."""
         self._config = config
+        self._serving = serving
         self._page, self._metrics = optional.page, optional.metrics
         self._traces = optional.traces
         voices = {} if config.privacy == "label_only" else enrolled_voices(config)
@@ -152,9 +184,10 @@ class Run:
             on_speaker_change=self._recorder.on_speaker_change if self._recorder else None,
             recording=self._recorder is not None,
             complete_health=self._complete_health,
+            on_sources=self._publish_info,
         )
 
-    async def start(self, screen: Publisher) -> None:
+    async def start(self, *screens: Publisher) -> None:
         """Connect the publishers; MQTT before others, as its outbox keeps utterances on disk.
 
         Only traces come before: they take the time at which they are told for that of publication.
@@ -188,7 +221,7 @@ class Run:
             print_status(f"showing all of it at {self._page.address}")
         if self._metrics is not None:
             await self._start_metrics(self._metrics)
-        self._publishers.append(screen)
+        self._publishers.extend(screens)
 
     async def _start_metrics(self, server: "MetricsServer") -> None:
         from stream_hbaf.publish.metrics import Metrics
@@ -219,10 +252,15 @@ class Run:
             model=recognizer.model,
             labels=list(bundle.labels),
             licence=bundle.config.licence,
-            sources=[source.name for source in _sources(self._config)],
+            sources=[*self.pipeline.sources]
+            if self._serving
+            else [source.name for source in _sources(self._config)],
             privacy=self._config.privacy,
             speakers=self._speakers,
         )
+
+    async def _publish_info(self) -> None:
+        await self.pipeline.publish(self._info())
 
     async def publish_health(self) -> None:
         """Publish the pipeline's health every minute, after ``release_memory``."""

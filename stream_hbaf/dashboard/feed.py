@@ -16,7 +16,7 @@ from stream_hbaf.config import SAMPLE_RATE_HZ
 from stream_hbaf.errors import CorpusError
 from stream_hbaf.events import Event, Feedback, Health, Info, Speech, Status, Switch, Utterance
 from stream_hbaf.files import is_own_file
-from stream_hbaf.publish.messages import encode
+from stream_hbaf.publish.messages import event_message
 from stream_hbaf.sessions.format import Stretch, flac_length
 from stream_hbaf.sessions.session import (
     Session,
@@ -41,11 +41,6 @@ KEYS: dict[type[Event], tuple[str, ...]] = {
     Info: (),
     Health: (),
 }
-
-
-def page_message(event: Event) -> str:
-    """An event as JSON: its fields, and its type in ``event``."""
-    return f'{{"event":"{type(event).__name__.lower()}",{encode(event).decode()[1:]}'
 
 
 class LatestEvents:
@@ -142,7 +137,7 @@ class Recordings:
         """
         session = self._find(name)
         events = ",".join(
-            page_message(event) for event in session.events if isinstance(event, Event)
+            event_message(event) for event in session.events if isinstance(event, Event)
         )
         head = json.dumps({"labels": session.header.labels, "sounds": _stretches(session)})
         return f'{head[:-1]},"events":[{events}]}}'

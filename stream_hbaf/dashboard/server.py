@@ -34,7 +34,7 @@ from stream_hbaf.audio.websocket import (
 )
 from stream_hbaf.config import DashboardConfig, SourceConfig
 from stream_hbaf.dashboard.access import AccessControl
-from stream_hbaf.dashboard.feed import LatestEvents, PageQueue, Recordings, page_message
+from stream_hbaf.dashboard.feed import LatestEvents, PageQueue, Recordings
 from stream_hbaf.dashboard.http_server import HttpServer
 from stream_hbaf.errors import AudioError, ConfigError, CorpusError, StreamHbafError
 from stream_hbaf.events import (
@@ -48,6 +48,7 @@ from stream_hbaf.events import (
     Response,
     Switch,
 )
+from stream_hbaf.publish.messages import event_message
 from stream_hbaf.publish.requests import Control
 
 PAGE = Path(__file__).parent / "page"
@@ -136,7 +137,7 @@ class Dashboard:
         return erased
 
     def _send(self, event: Event, *, droppable: bool = False) -> None:
-        message = page_message(event)
+        message = event_message(event)
         self._latest.add(event, message)
         for queue in self._pages.values():
             queue.put(message, droppable=droppable)
@@ -202,7 +203,7 @@ class Dashboard:
             async for received in page:
                 if received.type is WSMsgType.TEXT:
                     # Sent directly, not queued: a page that doesn't read gets no further answers.
-                    await page.send_str(page_message(await self._answer(received.data)))
+                    await page.send_str(event_message(await self._answer(received.data)))
         except ConnectionError:
             pass  # the page was closed
         finally:

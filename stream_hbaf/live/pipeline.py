@@ -4,9 +4,11 @@ blocking the event loop."""
 import asyncio
 import ctypes
 import logging
+import math
 import resource
 import time
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
+from typing import cast
 
 from stream_hbaf.audio.source import AudioSource
 from stream_hbaf.config import SourceConfig
@@ -42,10 +44,12 @@ class LivePipeline:
         recording: bool = False,
         modalities: Collection[Modality] = MODALITIES,
         complete_health: Callable[[Health], Health] = lambda health: health,
+        on_sources: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """``on_audio`` gets every chunk, ``on_speaker_change`` what people say about speakers. With
         ``recording``, each source has a switch for it, on. ``complete_health`` adds what
-        publishers know, such as their queues.
+        publishers know, such as their queues. ``on_sources`` is called when a source has been
+        added, and when it is gone.
 
         A modality that isn't among ``modalities`` is withheld from the network, though it is
         transcribed or measured all the same.
@@ -58,6 +62,9 @@ class LivePipeline:
         self._on_audio = on_audio or (lambda source, audio: None)
         self._recording = recording
         self._complete_health = complete_health
+        self._on_sources = on_sources
+        self._running: set[asyncio.Task[None]] = set()  # of the sources
+        self._ended = False  # no source may be added any more
 
     @property
     def recognizer(self) -> Recognizer:
@@ -74,44 +81,80 @@ class LivePipeline:
         """Recognise until all sources end or ``stop`` is set, then finish the utterances.
 
         Sources are open already; what they captured before this call is skipped, because the
-        program had not announced yet that it listens. The coroutines ``beside`` run along and are
-        cancelled in the end. Errors are raised as an ExceptionGroup.
+        program had not announced yet that it listens. Without any source it runs until ``stop``:
+        ``add`` brings them. The coroutines ``beside`` run along and are cancelled in the end.
+        Errors are raised as an ExceptionGroup.
         """
         since = time.monotonic()
         runtime = self._runtime
         if not isinstance(source, Mapping):
             source = {runtime.config.source: source}
-        self.sources = {
-            config.name: SourcePipeline(
-                runtime,
-                config,
-                on_audio=self._on_audio,
-                on_hint=self.publish_health,
-                recording=self._recording,
-            )
-            for config in source
-        }
+        self.sources = {config.name: self._pipeline_of(config) for config in source}
         async with runtime.started():
             background = [
                 runtime.task(publisher.run(), f"publish {type(publisher).__name__}")
                 for publisher in runtime.publishers
             ]
             background += [runtime.task(other, "beside") for other in beside]
-            running = [
+            self._running = {
                 runtime.task(self.sources[config.name].run(opened, since=since), config.name)
                 for config, opened in source.items()
-            ]
-            background.append(runtime.task(self._stop_when(stop), "stop"))
-            await asyncio.wait(running)
+            }
+            stopping = runtime.task(self._stop_when(stop), "stop")
+            if not source:
+                await asyncio.wait({stopping})
+            while running := {task for task in self._running if not task.done()}:
+                await asyncio.wait(running)
+            self._ended = True
             for publisher in runtime.publishers:
                 await publisher.close(GOODBYE_S)
-            for task in background:
+            for task in (*background, stopping):
                 task.cancel()
+
+    def _pipeline_of(self, config: SourceConfig, *, opened_s: float = 0.0) -> SourcePipeline:
+        return SourcePipeline(
+            self._runtime,
+            config,
+            on_audio=self._on_audio,
+            on_hint=self.publish_health,
+            recording=self._recording,
+            opened_s=opened_s,
+        )
 
     async def _stop_when(self, stop: asyncio.Event) -> None:
         await stop.wait()
+        self._ended = True
         for pipeline in self.sources.values():
             pipeline.stop()
+
+    def add(self, config: SourceConfig, source: AudioSource) -> "asyncio.Task[None]":
+        """Run one more open source while ``run`` goes on; other sources don't notice.
+
+        The task ends when the source has ended and its utterances are published; it is forgotten
+        then. Raises ConfigError for a name that another source has, and once the run is ending.
+        """
+        if self._runtime.tasks is None or self._ended:
+            raise ConfigError(f"{config.name}: the recogniser is stopping; try again later")
+        if config.name in self.sources:
+            raise ConfigError(f"{config.name}: another source has this name; choose another one")
+        opened_s = time.monotonic() - self._runtime.began_at
+        self.sources[config.name] = self._pipeline_of(config, opened_s=opened_s)
+        task = self._runtime.task(self._run_added(config, source), config.name)
+        self._running.add(task)
+        return task
+
+    async def _run_added(self, config: SourceConfig, source: AudioSource) -> None:
+        pipeline = self.sources[config.name]
+        if self._on_sources is not None:
+            await self._on_sources()
+        await pipeline.run(source, since=-math.inf)
+        del self.sources[config.name]
+        self._running.discard(cast("asyncio.Task[None]", asyncio.current_task()))
+        self._runtime.hints.pop(config.name, None)
+        if all(other.tracker is not pipeline.tracker for other in self.sources.values()):
+            self._runtime.forget_tracker(pipeline.tracker)
+        if self._on_sources is not None:
+            await self._on_sources()
 
     def report_capture(self, state: State, detail: str, *, source: str = "") -> None:
         """Publish the state of a source's capture; meant to be the source's ``on_status``.

@@ -140,6 +140,10 @@ class Runtime:
         name = f"dialogue {source.dialogue}" if source.dialogue else f"source {source.name}"
         return self._trackers.setdefault(name, DialogueTracker())
 
+    def forget_tracker(self, tracker: DialogueTracker) -> None:
+        """Forget a dialogue that no source takes part in any more."""
+        self._trackers = {name: one for name, one in self._trackers.items() if one is not tracker}
+
     async def run_model(self, thread: Thread, function: Callable[..., T], *arguments: object) -> T:
         """Run a model in its thread; a call cancelled in mid-run ends when the thread is free."""
         job = self.executors[thread].submit(function, *arguments)

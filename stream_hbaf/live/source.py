@@ -57,12 +57,15 @@ class SourcePipeline:
         on_audio: OnAudio,
         on_hint: Callable[[], Awaitable[None]],
         recording: bool,
+        opened_s: float = 0.0,
     ) -> None:
         """``on_audio`` gets every chunk that is recognised, and every cut between chunks.
 
-        ``on_hint`` is called when the source's hint in ``runtime.hints`` has changed.
+        ``on_hint`` is called when the source's hint in ``runtime.hints`` has changed. ``opened_s``
+        is how long after the first sources this one was opened: who shares a dialogue shares time.
         """
         self.config = config
+        self._opened_s = opened_s
         self.switches: dict[SwitchName, bool] = {"listening": True, "transcribe": True}
         if recording:
             self.switches["record"] = True
@@ -236,7 +239,8 @@ class SourcePipeline:
     async def _begin(self, begin: Begin, *, chunk: Chunk) -> LiveUtterance:
         await self._monitor.begin_utterance()
         recognizer = self._runtime.recognizer
-        dialogue, turn = self.tracker.next_turn(recognizer, at_s=begin.start / SAMPLE_RATE_HZ)
+        at_s = self._opened_s + begin.start / SAMPLE_RATE_HZ
+        dialogue, turn = self.tracker.next_turn(recognizer, at_s=at_s)
         self._runtime.open_utterance(dialogue.id)
         utterance = LiveUtterance(
             recognizer=recognizer,
@@ -276,7 +280,7 @@ class SourcePipeline:
         utterance.finish = finish
         utterance.timing.speech_end = chunk.time_of(finish.speech_end)
         utterance.timing.confirmed = time.monotonic()
-        self.tracker.last_end_s = finish.end / SAMPLE_RATE_HZ
+        self.tracker.last_end_s = self._opened_s + finish.end / SAMPLE_RATE_HZ
         if self._partial is not None:
             self._partial.cancel()
         if utterance.text is None:

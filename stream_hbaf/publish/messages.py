@@ -287,6 +287,11 @@ def encode(event: Event) -> bytes:
     return json.dumps(fields, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
+def event_message(event: Event) -> str:
+    """An event as JSON, for a WebSocket: the payload's fields, and its type in ``event``."""
+    return f'{{"event":"{type(event).__name__.lower()}",{encode(event).decode()[1:]}'
+
+
 def _message(name: str, event: Event, levels: dict[str, Any], *, word: str = "") -> Message:
     """The message on a topic of the table: ``word``, or else the event as JSON."""
     (topic,) = (topic for topic in TOPICS if topic.name == name)

@@ -1,0 +1,1 @@
+"""Many streams as a service: sound comes in over WebSockets, events go back on the same ones."""
