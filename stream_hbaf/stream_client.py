@@ -66,9 +66,7 @@ async def stream(
     taken no faster than the service reads them: recordings are recognised in real time. Raises
     ServiceError if the service refuses, can't be reached, or isn't back in time.
     """
-    address = _address(
-        url, source=source, dialogue=dialogue, speaker=speaker, id=stream_id or _new_id()
-    )
+    address = _address(url, source=source, dialogue=dialogue, speaker=speaker, id=stream_id)
     opening = {"rate": rate_hz, "channels": channels, "format": sample_format}
     waiting: asyncio.Queue[bytes | None] = asyncio.Queue(1)
     feeding = asyncio.create_task(_feed(chunks, waiting))
@@ -97,18 +95,19 @@ async def stream(
         feeding.cancel()
 
 
-def _new_id() -> str:
-    return secrets.token_urlsafe(12)
-
-
 def _address(url: str, **wanted: str) -> str:
+    """The address with what is wanted, and an id for all connections of the stream."""
     try:
         parts = urlsplit(url)
     except ValueError:
         parts = urlsplit("")
     if parts.scheme not in ("ws", "wss"):
         raise ServiceError(f"{shorten(url)}: no address of a service; write ws://HOST:PORT")
-    query = dict(parse_qsl(parts.query)) | {key: value for key, value in wanted.items() if value}
+    query = {
+        "id": secrets.token_urlsafe(12),
+        **dict(parse_qsl(parts.query, keep_blank_values=True)),
+    }
+    query |= {key: value for key, value in wanted.items() if value}
     return parts._replace(path=parts.path or "/", query=urlencode(query)).geturl()
 
 

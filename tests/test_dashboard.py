@@ -89,6 +89,21 @@ def run(scene: Callable[[], Coroutine[Any, Any, None]]) -> None:
 # ---- access
 
 
+def test_states_of_a_source_that_leaves_are_dropped() -> None:
+    """Its utterances stay; what was the state of its stages is of nobody any more."""
+    latest = LatestEvents()
+    both = INFO.model_copy(update={"sources": ["ann", "ben"]})
+    for event in (
+        both,
+        Status(source="ann", stage="capture", state="online"),
+        Status(source="ben", stage="capture", state="online"),
+        utterance(1, source="ann"),
+        both.model_copy(update={"sources": ["ben"]}),
+    ):
+        latest.add(event, type(event).__name__)
+    assert latest.messages() == ["Info", "Status", "Utterance"]
+
+
 def test_loopback_answers_under_its_own_names_only() -> None:
     """A foreign name that leads to this machine (DNS rebinding) gets nothing."""
 

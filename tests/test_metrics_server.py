@@ -65,6 +65,17 @@ UTTERANCES: list[AnyEvent] = [
 # ---- what is counted
 
 
+def test_source_that_leaves_has_no_series() -> None:
+    """Clients of a service come and go: what is about those that are gone takes no memory."""
+    counted = sample_metrics()
+    count(counted, [*UTTERANCES, Status(source="ann", stage="vad", state="degraded")])
+    count(counted, [Switch(source="ann", switch="record", on=True)])
+    assert any(("source", "ann") in labels for _, labels in values(counted))
+    counted.count(INFO.model_copy(update={"sources": ["ben"]}))
+    assert not any(("source", "ann") in labels for _, labels in values(counted))
+    assert values(counted)[sample("utterances_total", source="ben")] == 2
+
+
 def test_utterances_are_counted_once_each() -> None:
     """By source and label; of the messages about one utterance the first end alone."""
     counted = sample_metrics()

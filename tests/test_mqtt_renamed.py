@@ -11,7 +11,7 @@ from typing import Any
 from mosquitto import Mosquitto, Subscriber, mosquitto
 from mqtt_kit import INFO, config, utterance
 
-from stream_hbaf.events import Status
+from stream_hbaf.events import Status, Switch
 from stream_hbaf.publish.mqtt import MqttPublisher
 
 DISCOVERY = "homeassistant/device/p_n/config"
@@ -159,3 +159,32 @@ def test_another_brokers_topics_stay(tmp_path: Path) -> None:
     with mosquitto(tmp_path) as first, mosquitto(tmp_path) as second:
         found = asyncio.run(main(first, second))
     assert found.keys() == own("n", "kitchen") | {DISCOVERY}
+
+
+def test_source_that_leaves_while_others_stay(tmp_path: Path) -> None:
+    """Its topics are cleared, Home Assistant is told, and requests know who is there."""
+    two, one = (INFO.model_copy(update={"sources": names}) for names in (["a", "b"], ["b"]))
+
+    async def main(broker: Mosquitto) -> dict[str, str]:
+        chosen = config(broker.url, homeassistant="homeassistant")
+        publisher = MqttPublisher(chosen, info=INFO.model_copy(update={"sources": []}))
+        await publisher.connect()
+        running = asyncio.create_task(publisher.run())
+        await publisher.send(two)
+        for source in two.sources:
+            await publisher.send(Status(source=source, stage="capture", state="online"))
+            await publisher.send(Switch(source=source, switch="listening", on=True))
+            await publisher.send(utterance(1).model_copy(update={"source": source}))
+        await publisher.send(one)
+        await asyncio.sleep(0.3)
+        found = await retained(broker)
+        await publisher.close(3)
+        await running
+        return found
+
+    with mosquitto(tmp_path) as broker:
+        found = asyncio.run(main(broker))
+    assert found.keys() == own("n", "b") | {"p/n/b/listening/state", DISCOVERY}
+    assert json.loads(found["p/n/info"])["sources"] == ["b"]
+    assert entities(found[DISCOVERY])["a_emotion"] == {"p": "sensor"}
+    assert entities(found[DISCOVERY])["b_emotion"]["name"] == "b emotion"

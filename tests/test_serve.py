@@ -2,17 +2,13 @@
 
 import asyncio
 import json
-import ssl
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from contract import validator
-from mosquitto import make_certificates, require_mosquitto
 from serve_kit import (
     S16_16K,
-    Service,
     Sound,
     closed_for,
     ends,
@@ -26,11 +22,10 @@ from serve_kit import (
 from websockets.exceptions import InvalidStatus
 
 from stream_hbaf.audio import pace
-from stream_hbaf.config import SAMPLE_RATE_HZ, ServeConfig
-from stream_hbaf.errors import ConfigError, ServiceError
-from stream_hbaf.events import Connected, DialogueSummary, Partial, Status, Utterance
+from stream_hbaf.config import SAMPLE_RATE_HZ
+from stream_hbaf.errors import ServiceError
+from stream_hbaf.events import Connected, DialogueSummary, Partial, Utterance
 from stream_hbaf.recognizer import Recognizer
-from stream_hbaf.serve.server import StreamServer
 from stream_hbaf.stream_client import stream
 
 SILENCE = np.zeros(SAMPLE_RATE_HZ, np.int16)

@@ -38,7 +38,7 @@ class Port(socket.socket):
     def __init__(self, name: str, family: int, *, most: int, most_of_peer: int) -> None:
         super().__init__(family, socket.SOCK_STREAM)
         self._name = name
-        self._most, self._most_of_peer = most, most_of_peer
+        self._most, self._most_of_peer = most or MOST_CONNECTIONS, most_of_peer or MOST_OF_PEER
         self._connections: dict[Peer, _Connection] = {}
         self._complain_at = 0.0
         self._paused_until = 0.0
@@ -162,12 +162,13 @@ async def open_port(
     host: str,
     port: int,
     *,
-    most: int = MOST_CONNECTIONS,
-    most_of_peer: int = MOST_OF_PEER,
+    most: int = 0,
+    most_of_peer: int = 0,
 ) -> Port:
     """Listen on an address; ``port`` 0 is any free one. Raises OSError if that can't be done.
 
-    ``most`` connections are taken at once, ``most_of_peer`` from one address of another machine.
+    ``most`` connections are taken at once, ``most_of_peer`` from one address of another machine; 0:
+    as many as ``MOST_CONNECTIONS`` and ``MOST_OF_PEER``.
     """
     loop = asyncio.get_running_loop()
     found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)

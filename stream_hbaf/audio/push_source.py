@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 QUEUE_S = 5  # sound that is held while nothing consumes it; then the oldest is dropped
 IDLE_S = 600.0  # after which a sender that sends nothing makes room for another
 SILENCE_S = 2.0  # a sender that sends nothing for this long has paused: the utterance ends
+ROOM_S = 0.8  # sound that is held while a sender is let go on; a message more fits in the queue
 LOWEST_HZ, HIGHEST_HZ, MOST_CHANNELS = 8_000, 192_000, 8  # of a sender
 
 
@@ -129,6 +130,7 @@ class PushSource:
         self._chunk_ms, self._on_status = options["chunk_ms"], options["on_status"]
         self._chunker = Chunker(chunk_ms=self._chunk_ms)
         self._queue: deque[Chunk | tuple[State, str]] = deque()
+        self._taken = asyncio.Event()  # the queue has become shorter, or the source is closed
         self._changed = asyncio.Event()  # the queue has grown, or the source is closed
         self._sender = ""  # who has claimed the source
         self._sounding = False  # the sender has sent sound, and not paused since
@@ -148,6 +150,13 @@ class PushSource:
         """End ``chunks`` once it has given all that was sent."""
         self._closed.set()
         self._changed.set()
+        self._taken.set()
+
+    async def room(self) -> None:
+        """Wait until there is room for another message, of which nothing is dropped then."""
+        while len(self._queue) * self._chunk_ms > ROOM_S * 1000 and not self.is_closed:
+            self._taken.clear()
+            await self._taken.wait()
 
     @property
     def is_closed(self) -> bool:
@@ -207,6 +216,7 @@ class PushSource:
                 await asyncio.wait_for(self._changed.wait(), SILENCE_S if self._sounding else None)
             except TimeoutError:
                 self.pause()
+        self._taken.set()
         return self._queue.popleft()
 
     def feed(self, samples: Samples, *, captured_at: float) -> None:
@@ -281,6 +291,10 @@ class Sender:
         return from_bytes(
             content, sample_format=audio_format.sample_format, channels=audio_format.channels
         )
+
+    async def room(self) -> None:
+        """Wait until the source has room for another message."""
+        await self._source.room()
 
     def report(self, state: "State", line: str) -> None:
         """Report how this connection's sound comes in."""

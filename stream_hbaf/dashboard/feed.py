@@ -42,6 +42,8 @@ KEYS: dict[type[Event], tuple[str, ...]] = {
     Health: (),
 }
 
+STATES = ("status", "switch", "speech")  # kinds that are about the present state of a source
+
 
 class LatestEvents:
     """The latest message about each utterance, correction, stage and switch, for snapshots.
@@ -54,7 +56,16 @@ class LatestEvents:
         self._messages: dict[tuple[str, ...], tuple[str, str]] = {}
 
     def add(self, event: Event, message: str) -> None:
-        """Keep a message in the place of the one that it replaces, if its kind is kept."""
+        """Keep a message in the place of the one that it replaces, if its kind is kept.
+
+        An ``Info`` ends what is about the state of sources that aren't there any more.
+        """
+        if isinstance(event, Info):
+            self._messages = {
+                key: kept
+                for key, kept in self._messages.items()
+                if key[0] not in STATES or key[1] in event.sources
+            }
         fields = KEYS.get(type(event))
         if fields is None:
             return

@@ -111,7 +111,11 @@ class Dashboard:
     async def send(self, event: AnyEvent) -> None:
         """Queue an event for every page; never waits."""
         if isinstance(event, Info):
+            gone = self.info is not None and {*self.info.sources} - {*event.sources}
             self.info = event
+            if gone:
+                self._latest.add(event, event_message(event))
+                self._send_snapshots()
         # The next level or partial replaces the one before.
         self._send(event, droppable=isinstance(event, Level | Partial))
 

@@ -273,6 +273,19 @@ def available(state: str, *, prefix: str, node: str) -> Message:
     return Message(f"{prefix}/{node}/available", state.encode(), retain=True)
 
 
+def retained_topics(source: str, *, prefix: str, node: str) -> list[str]:
+    """Every topic under which something about a source may be retained."""
+    values: dict[str, tuple[str, ...]] = {"stage": get_args(Stage), "switch": get_args(SwitchName)}
+    found = []
+    for topic in TOPICS:
+        if topic.retain and "{source}" in topic.address:
+            level = next((name for name in values if f"{{{name}}}" in topic.address), "")
+            for value in values.get(level, ("",)):
+                levels = {"prefix": prefix, "node": node, "source": source, level: value}
+                found.append(topic.address.format_map(levels))
+    return found
+
+
 def erasure(message: Message) -> Message:
     """The message that makes the broker delete a retained one."""
     return Message(message.topic, b"", retain=True)

@@ -6,6 +6,8 @@ mode forbids isn't there at all.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from itertools import product
 from typing import get_args
 
 from prometheus_client import (
@@ -27,9 +29,11 @@ from stream_hbaf.events import (
     Health,
     Info,
     Latency,
+    Stage,
     State,
     Status,
     Switch,
+    SwitchName,
     Utterance,
 )
 
@@ -53,6 +57,7 @@ class Metrics:
         self._registry = registry = CollectorRegistry()
         self._capture: dict[str, State] = {}
         self._was_connected = True
+        self._sources: set[str] = set()
         self._define(registry)
         self._define_restricted(
             registry if info.privacy != "label_only" else None,
@@ -189,7 +194,10 @@ class Metrics:
         )
 
     def _describe(self, info: Info) -> None:
-        """Name the recogniser, and begin at 0 what it can count."""
+        """Name the recogniser, begin at 0 what it can count, and end what is about lost sources."""
+        for source in self._sources - {*info.sources}:
+            self._remove(source, labels=info.labels)
+        self._sources = {*info.sources}
         self._info.clear()
         model = info.model
         self._info.labels(info.version, model.id, model.sha256, info.privacy).set(1)
@@ -202,6 +210,21 @@ class Metrics:
                     counter.labels(source, label)
         for part in PARTS:
             self._parts.labels(part)
+
+    def _remove(self, source: str, *, labels: list[str]) -> None:
+        """Remove the series of a source that is gone: names that come and go would fill memory."""
+        self._capture.pop(source, None)
+        plain = (self._utterances, self._speech, self._returns, self._degraded, self._latency)
+        by_label = (self._emotions, self._abstentions, self._words)
+        series: list[tuple[Gauge | Counter | Histogram, tuple[str, ...]]] = [
+            *((metric, (source,)) for metric in plain),
+            *((metric, (source, label)) for metric in by_label for label in labels),
+            *((self._switch, (source, switch)) for switch in get_args(SwitchName)),
+            *((self._state, (source, *at)) for at in product(get_args(Stage), get_args(State))),
+        ]
+        for metric, values in series:
+            with suppress(KeyError):  # which older clients raise for what was never counted
+                metric.remove(*values)
 
     def _count_end(self, end: Utterance) -> None:
         self._utterances.labels(end.source).inc()

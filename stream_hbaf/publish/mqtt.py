@@ -132,8 +132,13 @@ class MqttPublisher:
         if isinstance(event, Speech):
             self._state.hold_speech(found)
         if isinstance(event, Info):
-            self._state.info, self._republish_due = event, True
+            erasures = self._state.describe(event)
+            self._requests.sources = event.sources
+            self._newest = {s: end for s, end in self._newest.items() if s in event.sources}
+            self._republish_due = True
             self._wake.set()
+            if erasures:
+                await self._enqueue(erasures)
         elif any(not message.droppable for message in found):
             await self._enqueue(found)
         else:

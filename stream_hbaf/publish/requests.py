@@ -67,7 +67,7 @@ class Requests:
         self._control = control
         self._names = {"prefix": prefix, "node": node}
         self._root = f"{prefix}/{node}/"
-        self._sources = sources
+        self.sources = sources  # as of now
         self._send = send
         self._report = on_report
         self._queue: asyncio.Queue[Incoming] = asyncio.Queue(MAX_QUEUED)
@@ -194,8 +194,8 @@ class Requests:
         return Incoming(Feedback.model_validate(known), received)
 
     def _check_source(self, source: str) -> None:
-        if source not in self._sources:
-            raise RefusalError(f"there is no such source; there are {', '.join(self._sources)}")
+        if source not in self.sources:
+            raise RefusalError(f"there is no such source; there are {', '.join(self.sources)}")
 
     def _report_refusal(self, topic: str, reason: str) -> None:
         """Report one line, or count it if the last one was a moment ago."""

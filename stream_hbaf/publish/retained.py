@@ -6,9 +6,11 @@ from stream_hbaf.config import MqttConfig
 from stream_hbaf.events import Info
 from stream_hbaf.publish.address import node_name
 from stream_hbaf.publish.homeassistant import discovery, platforms
-from stream_hbaf.publish.messages import Message, available, erasure, messages
+from stream_hbaf.publish.messages import Message, available, erasure, messages, retained_topics
 from stream_hbaf.publish.outbox import Outbox
 from stream_hbaf.publish.outbox_rows import Left
+
+MOST_REMOVED = 200  # entities of which Home Assistant is told that they are gone: 30 sources
 
 
 class RetainedState:
@@ -27,6 +29,21 @@ class RetainedState:
         self._speech: dict[str, Message] = {}  # by topic: the latest ON or OFF
         self._noted: dict[str, dict[str, str]] = {}  # by topic: entities, of a discovery message
         self._left: dict[str, Left] | None = None  # by topic; None: not known yet
+
+    def describe(self, info: Info) -> list[Message]:
+        """Take a new description; returns what clears the topics of sources that are gone."""
+        before, self.info = self.info, info
+        gone = [source for source in before.sources if source not in info.sources]
+        if gone and self._config.homeassistant:
+            message = discovery(before, self._config)
+            left = self._find_left()
+            entities = left.get(message.topic, Left(message.topic, {})).entities
+            newest = [*(entities | platforms(message)).items()][-MOST_REMOVED:]
+            left[message.topic] = Left(message.topic, dict(newest))
+        topics = [topic for one in gone for topic in retained_topics(one, **self._names)]
+        for source in gone:
+            self._speech = {t: m for t, m in self._speech.items() if f"/{source}/" not in t}
+        return [erasure(Message(topic, b"")) for topic in topics]
 
     def known(self) -> list[Message]:
         """The messages that there are at every connection: availability, info, discovery."""

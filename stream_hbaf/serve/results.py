@@ -28,17 +28,13 @@ class Results:
 
     def __init__(self) -> None:
         self.dropped = 0
+        self.are_unread = False  # the client leaves too many ends without acknowledgement
         self._waiting: deque[Result] = deque()
         self._sent: deque[Result] = deque()  # ends that aren't acknowledged
         self._ends = 0
         self._has_client = False
         self._closed = False
         self._changed = asyncio.Event()
-
-    @property
-    def is_full(self) -> bool:
-        """Whether the client has left too many ``end``s unread."""
-        return len(self._sent) + sum(1 for one in self._waiting if one.end) >= MAX_ENDS
 
     @property
     def is_delivered(self) -> bool:
@@ -48,10 +44,11 @@ class Results:
     def put(self, event: Event) -> None:
         """Queue an event; without a client only an ``end``."""
         if isinstance(event, Utterance) and event.type == "end":
-            if self.is_full:
+            if self._kept >= MAX_ENDS:
                 self._drop_oldest_end()
             self._ends += 1
             self._waiting.append(Result(event_message(event), self._ends))
+            self.are_unread = self._has_client and self._kept >= MAX_ENDS
         elif self._has_client:
             droppable = [one for one in self._waiting if not one.end]
             if len(droppable) >= MAX_WAITING:
@@ -64,7 +61,7 @@ class Results:
         """A client has connected: it gets first what it may have missed."""
         ends = [one for one in self._waiting if one.end]
         self._waiting, self._sent = deque([*self._sent, *ends]), deque()
-        self._has_client = True
+        self._has_client, self.are_unread = True, False
 
     def pause(self) -> None:
         """The client has left; it may come back."""
@@ -91,6 +88,11 @@ class Results:
     def acknowledge(self, end: int | None = None) -> None:
         """The client has received an ``end`` and all before it; without a number, all."""
         self._sent = deque(one for one in self._sent if end is not None and one.end > end)
+
+    @property
+    def _kept(self) -> int:
+        """The number of ends that aren't acknowledged."""
+        return len(self._sent) + sum(1 for one in self._waiting if one.end)
 
     def _drop_oldest_end(self) -> None:
         if self._sent:

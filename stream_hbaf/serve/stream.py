@@ -49,6 +49,7 @@ class Stream:
         self._connection: ServerConnection | None = None  # the newest
         self._turn = asyncio.Lock()  # of the connection that is served
         self._expiry: asyncio.TimerHandle | None = None
+        self._said_end = False
         self._recognised = False
         self._unwanted = False  # nobody waits for what is still to come
         self._connections = 0
@@ -61,6 +62,7 @@ class Stream:
     def finish(self) -> None:
         """The sound is recognised to its end: no event follows."""
         self._recognised = True
+        self._source.close()
         self._results.close()
         if self._unwanted:
             self._on_over(self)
@@ -88,6 +90,7 @@ class Stream:
         sending = asyncio.create_task(self._send(connection), name=f"results {self.config.name}")
         try:
             if await take_sound(connection, self._source, pace=Pace()):
+                self._said_end = True
                 self._source.close()
                 await sending
         finally:
@@ -114,14 +117,14 @@ class Stream:
                 LOG.warning("%s: %s; its client is disconnected", self.config.name, line)
                 await connection.close(TRY_LATER, line)
                 return
-            ended = self._source.is_closed
-            await connection.close(*((DONE, "") if ended else (GOING_AWAY, "the service stops")))
+            ending = (DONE, "") if self._said_end else (GOING_AWAY, "the service stops")
+            await connection.close(*ending)
             if connection.protocol.close_rcvd is not None:
                 self._results.acknowledge()
 
     async def _acknowledge(self, end: int, connection: ServerConnection) -> None:
         """Have a pong acknowledge an ``end``. Raises TimeoutError if too many have none."""
-        if self._results.is_full:
+        if self._results.are_unread:
             raise TimeoutError
         pong = asyncio.ensure_future(await connection.ping())
         pong.add_done_callback(partial(self._note_pong, end))

@@ -39,7 +39,7 @@ FORMAT = 1
 HEADER_FILE, STRETCHES_FILE, EVENTS_FILE = "session.json", "sound.jsonl", "events.jsonl"
 AUDIO_SUFFIX = ".flac"
 # Settings that aren't recorded: where audio came from and events went to, with all secrets.
-NOT_RECORDED = {"source", "sources", "mqtt", "dashboard", "record"}
+NOT_RECORDED = {"source", "sources", "mqtt", "dashboard", "record", "serve"}
 # Packages with other versions of which the same audio may be recognised differently.
 PACKAGES = (
     "stream-hbaf",
