@@ -13,6 +13,7 @@ place of the URL; it also holds prefix, user, password and certificates.
 import asyncio
 import contextlib
 import json
+import re
 import time
 import uuid
 from collections import OrderedDict, defaultdict
@@ -24,7 +25,7 @@ from pydantic_core import from_json
 from typing_extensions import TypeVar
 
 from stream_hbaf.config import MqttConfig
-from stream_hbaf.errors import BrokerError, StreamHbafError
+from stream_hbaf.errors import BrokerError, ConfigError, StreamHbafError, shorten
 from stream_hbaf.events import Event, Response, Speech, Status, Switch, Utterance
 from stream_hbaf.publish.address import read_address
 from stream_hbaf.publish.connection import (
@@ -46,6 +47,7 @@ from stream_hbaf.stream_client import stream as stream
 E_co = TypeVar("E_co", bound=Event, covariant=True, default=Event)
 
 MAX_REVISIONS = 20_000  # utterances whose latest revision is kept: more than an outbox resends
+GROUP = re.compile(r"[^/+#\s\x00-\x1f\x7f]{1,200}")  # of subscribers that share a subscription
 LONGEST_ID = 200  # characters, of an utterance that is kept; those of a recogniser have 20
 
 
@@ -157,21 +159,24 @@ def subscribe(
     kinds: Collection[type[E_co]] = cast(Any, tuple(KINDS.values())),
     node: str | None = None,
     source: str | None = None,
+    group: str | None = None,
     on_status: OnConnectionStatus | None = None,
 ) -> Subscription[E_co]:
     """Subscribe to the events that recognisers publish, retained ones first.
 
     ``where`` is a URL or the settings of ``mqtt``; ``kinds`` are the types of events to yield,
-    ``node`` and ``source`` limit them to one recogniser or audio source. A lost connection is
-    restored; events published meanwhile are missed. ``on_status`` is called when the connection
-    is lost and restored.
+    ``node`` and ``source`` limit them to one recogniser or audio source. Of the subscriptions with
+    the same ``group`` one gets each message (a shared subscription of MQTT 5), and none gets
+    retained ones. A lost connection is restored; events published meanwhile are missed.
+    ``on_status`` is called when the connection is lost and restored.
     """
     config = MqttConfig(url=where) if isinstance(where, str) else where
-    received = follow(
-        config,
-        topic=_topic_filter(kinds, prefix=config.prefix, node=node, source=source),
-        on_status=on_status,
-    )
+    topic = _topic_filter(kinds, prefix=config.prefix, node=node, source=source)
+    if group is not None:
+        if not GROUP.fullmatch(group):
+            raise ConfigError(f"group {shorten(group)!r}: must not be empty, nor hold /, + or #")
+        topic = f"$share/{group}/{topic}"
+    received = follow(config, topic=topic, on_status=on_status)
     return Subscription(received, prefix=config.prefix, source=source, kinds=kinds)
 
 

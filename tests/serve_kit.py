@@ -6,13 +6,15 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+import av
 import numpy as np
+import pytest
 from live_kit import PATIENCE_S, EventLog
 from numpy.typing import NDArray
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-from stream_hbaf.config import ServeConfig
+from stream_hbaf.config import SAMPLE_RATE_HZ, ServeConfig
 from stream_hbaf.events import Utterance
 from stream_hbaf.live.pipeline import LivePipeline
 from stream_hbaf.live.runtime import Publisher
@@ -71,9 +73,34 @@ async def pieces(sound: Sound) -> AsyncIterator[bytes]:
         yield sound[start : start + CHUNK].astype("<i2").tobytes()
 
 
+async def opus_packets(sound: Sound) -> AsyncIterator[bytes]:
+    """The sound as Opus packets of 20 ms."""
+    codec = av.CodecContext.create("libopus", "w")
+    assert isinstance(codec, av.AudioCodecContext)
+    codec.sample_rate, codec.layout, codec.format = SAMPLE_RATE_HZ, "mono", "s16"
+    whole = len(sound) // 320 * 320
+    for start in range(0, whole, 320):
+        frame = av.AudioFrame.from_ndarray(sound[None, start : start + 320], layout="mono")
+        frame.sample_rate, frame.pts = SAMPLE_RATE_HZ, start
+        for packet in codec.encode(frame):
+            yield bytes(packet)
+
+
 async def ends_of(service: Service, sound: Sound, **named: Any) -> list[Utterance]:
     """What a client gets for a sound."""
     return ends([e async for e in stream(service.server.url, pieces(sound), **named)])
+
+
+def assert_same(found: list[Utterance], expected: list[Utterance]) -> None:
+    """Times and text equal, probabilities within 1e-5; and there are some."""
+    assert [(e.audio_start_ms, e.audio_end_ms, e.text) for e in found] == [
+        (e.audio_start_ms, e.audio_end_ms, e.text) for e in expected
+    ]
+    assert found
+    for one, other in zip(found, expected, strict=True):
+        assert one.emotion is not None
+        assert other.emotion is not None
+        assert one.emotion.probabilities == pytest.approx(other.emotion.probabilities, abs=1e-5)
 
 
 def ends(events: Sequence[StreamEvent]) -> list[Utterance]:

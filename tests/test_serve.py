@@ -10,12 +10,14 @@ from contract import validator
 from serve_kit import (
     S16_16K,
     Sound,
+    assert_same,
     closed_for,
     ends,
     ends_of,
     next_end,
     next_event,
     open_client,
+    opus_packets,
     pieces,
     serving,
 )
@@ -37,23 +39,11 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pace, "FASTEST", 8.0)
 
 
-def assert_same(found: list[Utterance], expected: list[Utterance]) -> None:
-    """Times and text equal, probabilities within 1e-5; and there are some."""
-    assert [(e.audio_start_ms, e.audio_end_ms, e.text) for e in found] == [
-        (e.audio_start_ms, e.audio_end_ms, e.text) for e in expected
-    ]
-    assert found
-    for one, other in zip(found, expected, strict=True):
-        assert one.emotion is not None
-        assert other.emotion is not None
-        assert one.emotion.probabilities == pytest.approx(other.emotion.probabilities, abs=1e-5)
-
-
 def test_streams_at_once_give_what_each_gives_alone(
     recognizer: Recognizer, sentences: list[Sound]
 ) -> None:
     """Two streams beside each other change nothing of each other's utterances."""
-    sounds = [np.concatenate(sentences[1:3]), np.concatenate(sentences[3:])]
+    sounds = [np.concatenate(sentences[1:3]), sentences[3]]
 
     async def scene() -> None:
         async with serving(recognizer) as service:
@@ -98,6 +88,27 @@ def test_events_are_those_of_mqtt(recognizer: Recognizer, sentences: list[Sound]
             assert (end.source, end.speaker) == ("ann", "Ann")
             assert "young man" in end.text
             assert any(isinstance(event, DialogueSummary) for event in typed)
+
+    asyncio.run(scene())
+
+
+def test_opus_gives_the_same_words(recognizer: Recognizer, sentences: list[Sound]) -> None:
+    """Packets without a container, as WebCodecs has them."""
+
+    async def scene() -> None:
+        async with serving(recognizer) as service:
+            (plain,) = await ends_of(service, sentences[1])
+            events = [
+                event
+                async for event in stream(
+                    service.server.url, opus_packets(sentences[1]), sample_format="opus"
+                )
+            ]
+            (end,) = ends(events)
+            assert end.text == plain.text
+            assert end.emotion is not None
+            assert plain.emotion is not None
+            assert end.emotion.label == plain.emotion.label
 
     asyncio.run(scene())
 

@@ -15,6 +15,7 @@ from serve_kit import (
     S16_16K,
     Service,
     Sound,
+    assert_same,
     closed_for,
     ends_of,
     next_event,
@@ -22,7 +23,6 @@ from serve_kit import (
     pieces,
     serving,
 )
-from test_serve import assert_same
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
