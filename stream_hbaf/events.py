@@ -224,7 +224,8 @@ class Partial(Event):
 
 
 class Info(Event):
-    """The recogniser behind this node. Sent at each connection, retained."""
+    """The recogniser behind this node. Sent at each connection and when sources come and go,
+    retained."""
 
     schema_: Literal["stream_hbaf/info/1"] = Field("stream_hbaf/info/1", alias="schema")
     version: str

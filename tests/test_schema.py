@@ -19,6 +19,7 @@ from jsonschema import Draft202012Validator, ValidationError
 from stream_hbaf.config import MqttConfig
 from stream_hbaf.events import (
     AnyEvent,
+    Connected,
     DialogueSummary,
     Emotion,
     Event,
@@ -44,6 +45,7 @@ from stream_hbaf.publish.messages import (
     TOPICS,
     available,
     encode,
+    event_message,
     find_topic,
     messages,
 )
@@ -342,7 +344,7 @@ def test_asyncapi_is_whole() -> None:
     for made in document["components"]["schemas"].values():
         Draft202012Validator.check_schema(made)
     assert document["asyncapi"] == "3.0.0"
-    assert set(document["channels"]) == {topic.name for topic in TOPICS}
+    assert set(document["channels"]) == {topic.name for topic in TOPICS} | {"stream"}
     utterance = document["operations"]["sendUtterance"]
     assert utterance["bindings"]["mqtt"] == {"qos": 1, "retain": False, "bindingVersion": "0.2.0"}
     assert document["operations"]["sendPartial"]["bindings"]["mqtt"]["messageExpiryInterval"] == 10
@@ -372,3 +374,24 @@ def test_specification_names_everything() -> None:
         assert f"| `{command.name}` |" in page
     assert set(LEVELS) == {"prefix", "node", "source", "stage", "switch", "command", "discovery",
                            "device"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        END,
+        Speech(source="m", on=True),
+        Status(source="m", stage="capture", state="online", detail="sound comes in"),
+        Connected(id="abcdefgh", source="m", resumed=False, resume_s=120),
+    ],
+)
+def test_messages_of_the_service_are_those_of_the_document(event: Event) -> None:
+    """Its schemas take what ``serve`` sends, and nothing with another field."""
+    document = asyncapi()
+    kind = type(event).__name__.lower()
+    payload = document["components"]["messages"][f"stream_{kind}"]["payload"]
+    schema = Draft202012Validator({**payload, "components": document["components"]})
+    fields = json.loads(event_message(event))
+    schema.validate(fields)
+    with pytest.raises(ValidationError):
+        schema.validate(fields | {"unknown": 1})

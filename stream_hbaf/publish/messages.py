@@ -82,7 +82,10 @@ TOPICS = (
         when="`online` at each connection, `stopped` after an orderly end; `offline` is the last "
         "will, which the broker publishes when the connection is lost",
     ),
-    Topic("info", f"{NODE}/info", Info, retain=True, when="at each connection"),
+    Topic(
+        "info", f"{NODE}/info", Info, retain=True,
+        when="at each connection, and when sources come and go",
+    ),
     Topic("health", f"{NODE}/health", Health, retain=True, when="every minute"),
     Topic(
         "status", f"{SOURCE}/status/{{stage}}", get_args(State), retain=True,

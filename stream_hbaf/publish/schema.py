@@ -18,6 +18,7 @@ from pydantic_core import core_schema
 from stream_hbaf.events import Event
 from stream_hbaf.files import atomic_write_text
 from stream_hbaf.publish.messages import COMMANDS, LEVELS, TOPICS, Topic
+from stream_hbaf.publish.service_schema import SENT, service
 
 JsonObject = dict[str, Any]
 
@@ -37,11 +38,13 @@ def json_schema(model: type[Event]) -> JsonObject:
 
 def asyncapi() -> JsonObject:
     """The AsyncAPI 3.0 document: topics, their QoS, whether they are retained, and payloads."""
+    models = dict.fromkeys((*_payloads().values(), *SENT))
     _, made = models_json_schema(
-        [(model, _mode(model)) for model in _payloads().values()],
+        [(model, _mode(model)) for model in models],
         schema_generator=_AsPublished,
         ref_template="#/components/schemas/{model}",
     )
+    streams = service(made["$defs"])
     return {
         "asyncapi": "3.0.0",
         "info": {
@@ -56,13 +59,15 @@ def asyncapi() -> JsonObject:
                 "host": "localhost:1883",
                 "protocol": "mqtt",
                 "bindings": {"mqtt": {"lastWill": LAST_WILL, "bindingVersion": BINDING}},
-            }
+            },
+            **streams["servers"],
         },
-        "channels": {topic.name: _channel(topic) for topic in TOPICS},
-        "operations": {_operation_name(topic): _operation(topic) for topic in TOPICS},
+        "channels": {topic.name: _channel(topic) for topic in TOPICS} | streams["channels"],
+        "operations": {_operation_name(topic): _operation(topic) for topic in TOPICS}
+        | streams["operations"],
         "components": {
             "schemas": made["$defs"],
-            "messages": {topic.name: _message(topic) for topic in TOPICS},
+            "messages": {topic.name: _message(topic) for topic in TOPICS} | streams["messages"],
             "parameters": {name: {"description": text} for name, (text, _) in LEVELS.items()},
         },
     }
@@ -171,6 +176,7 @@ def _channel(topic: Topic) -> JsonObject:
     names = re.findall(r"\{(\w+)\}", topic.address)
     return {
         "address": topic.address,
+        "servers": [{"$ref": "#/servers/broker"}],
         "description": f"{'Published' if topic.published else 'Publish here'} {topic.when}.",
         "messages": {topic.name: {"$ref": f"#/components/messages/{topic.name}"}},
         "parameters": {name: {"$ref": f"#/components/parameters/{name}"} for name in names},
