@@ -48,7 +48,8 @@ from stream_hbaf.networks.network import (
     State,
     masked_softmax,
 )
-from stream_hbaf.networks.windows import ByModality, Sequences, Windows
+from stream_hbaf.networks.stacked import Linears, for_rows
+from stream_hbaf.networks.windows import ByModality, Sequences, Windows, find_equal, joined
 
 Attention = Literal["scalar", "literal", "query", "speakers"]
 ATTENTIONS = get_args(Attention)
@@ -223,6 +224,14 @@ class TransformerEncoder(nn.Module):
         return sequence
 
 
+class SelfAttention(nn.MultiheadAttention):
+    """Torch's own, of which ``EncoderLayer`` takes the weights."""
+
+    def project_in(self, sequence: Tensor) -> Tensor:
+        """[N, n, H] → queries, keys and values side by side, [N, n, 3H]."""
+        return F.linear(sequence, self.in_proj_weight, self.in_proj_bias)
+
+
 class EncoderLayer(nn.Module):
     """One layer, with the weights and the results of ``nn.TransformerEncoderLayer``.
 
@@ -233,7 +242,7 @@ class EncoderLayer(nn.Module):
     def __init__(self, config: HbafConfig) -> None:
         super().__init__()
         hidden = config.hidden
-        self.self_attn = nn.MultiheadAttention(hidden, config.heads, batch_first=True)
+        self.self_attn = SelfAttention(hidden, config.heads, batch_first=True)
         self.linear1 = nn.Linear(hidden, hidden)
         self.linear2 = nn.Linear(hidden, hidden)
         self.norm1 = nn.LayerNorm(hidden)
@@ -248,8 +257,9 @@ class EncoderLayer(nn.Module):
 
     def _attend(self, sequence: Tensor) -> Tensor:
         weights = self.self_attn
-        joined = F.linear(sequence, weights.in_proj_weight, weights.in_proj_bias)
-        heads = joined.view(*sequence.shape[:2], 3, weights.num_heads, weights.head_dim)
+        heads = weights.project_in(sequence).view(
+            *sequence.shape[:2], 3, weights.num_heads, weights.head_dim
+        )
         query, key, value = heads.permute(2, 0, 3, 1, 4).unbind(0)  # [N, heads, n, H/heads]
         scores = query @ key.transpose(2, 3) / weights.head_dim**0.5
         mixed = self.dropout(torch.softmax(scores, dim=-1)) @ value
@@ -436,7 +446,7 @@ class TextContextNetwork(nn.Module):
         speaker = features.parties(mask)
         present = dialogues.pack(text_mask)[:, None]
         l_r = self._features(features, present, dialogues)
-        l = torch.where(present, self.project(l_r), self.absent)
+        l = torch.where(present, self.project(l_r), for_rows(self.absent, len(l_r)))
         l = self.dropout(dialogues.pad(l))
         l_c, state = self.attention(l, text_mask, state, speaker=speaker)  # eqs 1-3
         current = torch.cat([dialogues.pack(l), dialogues.pack(l_c)], dim=-1)
@@ -504,6 +514,17 @@ class TextContextNetwork(nn.Module):
 # --- 3.2 Multi-modal fusion module ----------------------------------------------------------------
 
 
+class Projection(nn.Linear):
+    """W_q, W_k or W_v of equations 7-9: without bias."""
+
+    def __init__(self, width: int, into: int) -> None:
+        super().__init__(width, into, bias=False)
+
+    def unproject(self, rows: Tensor) -> Tensor:
+        """rows W instead of rows Wᵀ."""
+        return rows @ self.weight
+
+
 class BimodalAttention(nn.Module):
     """Section 3.2.1: targets [N, Q, H] and their window H_m [N, n, H] → both kinds of ζ [N, Q, H].
 
@@ -519,9 +540,7 @@ class BimodalAttention(nn.Module):
 
         def projections() -> nn.ModuleDict:
             hidden = config.hidden
-            return nn.ModuleDict(
-                {m: nn.Linear(hidden, hidden, bias=False) for m in config.modalities}
-            )
+            return nn.ModuleDict({m: Projection(hidden, hidden) for m in config.modalities})
 
         self.query, self.key, self.value = projections(), projections(), projections()
         self.literal_cross = config.literal_cross
@@ -545,7 +564,9 @@ class BimodalAttention(nn.Module):
 
     def weights(self, Q: Tensor, window: ByModality, m: str) -> Tensor:
         """softmax(Q Kᵀ/√d), of queries [N, Q, H] over the window's utterances: [N, Q, n]."""
-        scores = (Q @ self.key[m].get_parameter("weight")) @ window[m].transpose(1, 2)
+        key = self.key[m]
+        assert isinstance(key, Projection | Linears)
+        scores = key.unproject(Q) @ window[m].transpose(1, 2)
         return torch.softmax(scores / Q.shape[-1] ** 0.5, dim=-1)
 
 
@@ -599,6 +620,8 @@ class Fusion(nn.Module):
     H_m* = ζH_m, or H_m itself. Without all three, h_m is [H_a; H_l].
     """
 
+    side_by_side = 1  # members of an ensemble, once they are stacked
+
     def __init__(self, config: HbafConfig) -> None:
         super().__init__()
         hidden, modalities = config.hidden, config.modalities
@@ -614,11 +637,11 @@ class Fusion(nn.Module):
 
         Only the attention looks at windows; what follows takes the targets of all at once.
         """
-        before = _joined([targets for targets, _ in groups])
+        before = self._joined([targets for targets, _ in groups])
         refined = before
         if self.attention is not None:
             spread = [self.attention(targets, window) for targets, window in groups]
-            own, cross = (_joined([part[k] for part in spread]) for k in (0, 1))
+            own, cross = (self._joined([part[k] for part in spread]) for k in (0, 1))
             refined = self._weigh(own, cross)
         if not self.residual:
             return refined
@@ -631,9 +654,15 @@ class Fusion(nn.Module):
             return {m: (own[m] + cross[m]) / 2 for m in own}
         return {m: self.gate[m](own[m], cross[m]) for m in own}
 
+    def _joined(self, groups: Sequence[ByModality]) -> ByModality:
+        return joined_targets(groups, members=self.side_by_side)
 
-def _joined(groups: Sequence[ByModality]) -> ByModality:
-    return {m: torch.cat([group[m].flatten(0, 1) for group in groups]) for m in groups[0]}
+
+def joined_targets(groups: Sequence[ByModality], *, members: int = 1) -> ByModality:
+    """Groups of [N, Q, H] by modality → [ΣNQ, H]."""
+    return {
+        m: joined([group[m].flatten(0, 1) for group in groups], members=members) for m in groups[0]
+    }
 
 
 # --- 3.3 Inter-modal contrastive learning module --------------------------------------------------
@@ -786,6 +815,7 @@ class HBAF(Recurrent[DialogueState]):
     """
 
     config: HbafConfig
+    stackable = True
 
     def __init__(self, config: HbafConfig) -> None:
         super().__init__(config)
@@ -824,7 +854,11 @@ class HBAF(Recurrent[DialogueState]):
             H_l, state = self.text_context(features, mask, state)  # section 3.1.2, eqs 1-6
         a, H_l = torch.cat([state.audio_window, a], 1), torch.cat([state.text_window, H_l], 1)
         offline = self.config.mode == "offline"
-        windows = Windows.offline(mask) if offline else Windows.live(state.window_mask, mask)
+        windows = (
+            Windows.offline(mask)
+            if offline
+            else Windows.live(state.window_mask, mask, members=self.side_by_side)
+        )
         H = [self._in_context(each) for each in windows.of({"a": a, "l": H_l}, modalities)]
         groups = [(windows.targets(each), each) for each in H]
         h = self.fusion(groups)  # section 3.2, eqs 7-17
@@ -834,7 +868,7 @@ class HBAF(Recurrent[DialogueState]):
         parts = dict(zip(modalities, torch.split(h_m, self.config.hidden, dim=-1), strict=True))
         output = Output(logits, parts.get("a"), parts.get("l"), h_m)
         if self.training:
-            before = _joined([targets for targets, _ in groups])
+            before = joined_targets([targets for targets, _ in groups])
             H_m = {m: windows.scatter(rows) for m, rows in before.items()}
             output = TrainingOutput(logits, output.h_a, output.h_l, h_m, H_m.get("a"), H_m.get("l"))
         # The oldest of the W-1+U utterances leave the window.
@@ -846,19 +880,26 @@ class HBAF(Recurrent[DialogueState]):
         )
 
     def _in_context(self, window: ByModality) -> ByModality:
-        """Section 3.1.1: windows of a and H_l, [N, n, A] and [N, n, H] → of H_a and H_l."""
+        """Section 3.1.1: windows of a and H_l, [N, n, A] and [N, n, H] → of H_a and H_l.
+
+        In a step, windows of streams that differ in the text alone are computed once.
+        """
         if "a" not in window:
             return window
-        return {**window, "a": self.audio_context(window["a"])}
+        a = window["a"]
+        found = None if self.training else find_equal(a, members=self.side_by_side)
+        H_a = self.audio_context(a if found is None else a[found[0]])
+        return {**window, "a": H_a if found is None else H_a[found[1]]}
 
     def _audio(
         self, features: Features, mask: Tensor, state: DialogueState
     ) -> tuple[Tensor, DialogueState]:
         """a [S, U, A], or with its baseline [S, U, 2A]; a learned vector where there is none."""
         present = features.given("a", mask)
-        a = self.absent_audio.expand(*mask.shape, -1)
+        absent = for_rows(self.absent_audio, len(mask)).view(-1, 1, self.config.audio_width)
+        a = absent.expand(*mask.shape, -1)
         if features.audio is not None:
-            a = torch.where(present[..., None], features.audio, self.absent_audio)
+            a = torch.where(present[..., None], features.audio, absent)
         if self.baseline is None:
             return a, state
         found: tuple[Tensor, DialogueState] = self.baseline(

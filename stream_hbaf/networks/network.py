@@ -228,6 +228,8 @@ class Network(nn.Module, ABC, Generic[StateT]):
 
     config: NetworkConfig
     state_dims: ClassVar[int] = 0  # of one dialogue's state, before its fields' own dimensions
+    stackable: ClassVar[bool] = False  # steps of an ensemble's members can be computed in one
+    side_by_side: int = 1  # members that it stands for, once they are stacked
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()

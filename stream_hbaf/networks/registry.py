@@ -30,6 +30,7 @@ from stream_hbaf.networks.baselines.recurrent import (
 from stream_hbaf.networks.hbaf import HBAF, HbafConfig
 from stream_hbaf.networks.mgcma import MGCMA, MgcmaConfig
 from stream_hbaf.networks.network import Features, Network, NetworkConfig, Output, State
+from stream_hbaf.networks.stacked import stack
 
 # By kind, the configuration and its network. "hbaf" is meant where no kind is named.
 NETWORKS: Mapping[str, tuple[type[NetworkConfig], type[Network]]] = {
@@ -88,6 +89,7 @@ class Ensemble(Network[State]):
     def __init__(self, members: Sequence[Network]) -> None:
         super().__init__(members[0].config)
         self.members = nn.ModuleList(members)
+        self._stacked: tuple[list[int], Network] | None = None  # as a tuple it is no part of this
 
     @property
     def _each(self) -> list[Network]:
@@ -101,6 +103,8 @@ class Ensemble(Network[State]):
         return Output(_mean_logits([output.logits for output in outputs]), h_m=joined)
 
     def step_streams(self, utterance: Features, state: State) -> tuple[Tensor, State]:
+        if self._each[0].stackable:
+            return self._step_stacked(utterance, state)
         stepped = [
             member.step_streams(utterance, state.map(partial(torch.select, dim=1, index=n)))
             for n, member in enumerate(self._each)
@@ -109,10 +113,36 @@ class Ensemble(Network[State]):
         logits = _mean_logits([logits for logits, _ in stepped])
         return logits, after.map(lambda part: part.transpose(0, 1))
 
+    def _step_stacked(self, utterance: Features, state: State) -> tuple[Tensor, State]:
+        """The same, all members side by side in the dimension of the streams: [M · S, ..]."""
+        members = len(self.members)
+        whole = self._side_by_side()
+        every = utterance.map(lambda part: part.expand(members, *part.shape).flatten(0, 1))
+        logits, after = whole.step_streams(every, state.map(_members_first))
+        return _mean_logits(logits.chunk(members)), after.map(
+            lambda part: part.unflatten(0, (members, -1)).transpose(0, 1)
+        )
+
+    def _side_by_side(self) -> Network:
+        """The members stacked: once, and again after their weights have moved."""
+        places = [next(member.parameters()).data_ptr() for member in self._each]
+        if self._stacked is None or self._stacked[0] != places:
+            with torch.inference_mode(mode=False):
+                whole = stack(self._each)
+            assert isinstance(whole, Network)
+            places = [next(member.parameters()).data_ptr() for member in self._each]
+            self._stacked = places, whole
+        return self._stacked[1]
+
     def blank(self, streams: int) -> State:
         """The state before the first utterance, [S, M, ..]."""
         states = [member.blank(streams) for member in self._each]
         return states[0].stack(states).map(lambda part: part.transpose(0, 1))
+
+
+def _members_first(part: Tensor) -> Tensor:
+    """[S, M, ..] → [M · S, ..]."""
+    return part.transpose(0, 1).flatten(0, 1)
 
 
 def _mean_logits(every: Sequence[Tensor]) -> Tensor:

@@ -14,7 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stream_hbaf.networks.network import PARTIES
+from stream_hbaf.networks.stacked import gru_cell
 
+FEW = 8  # windows that are compared with each other: those of a step that is explained
 ByModality = Mapping[str, Tensor]  # by modality: "a" audio, "l" text
 
 
@@ -33,10 +35,11 @@ class Windows:
     every: bool  # whether each utterance of a window is a target, or its last one alone
 
     @classmethod
-    def live(cls, window_mask: Tensor, mask: Tensor) -> "Windows":
+    def live(cls, window_mask: Tensor, mask: Tensor, *, members: int = 1) -> "Windows":
         """For each utterance of ``mask`` [B, U] its window, itself the last and only target.
 
         ``window_mask`` [B, W-1] is of the utterances before, unused slots first; P = W-1 + U.
+        With several ``members``, side by side in B, targets are in the order of the members.
         """
         slots = window_mask.shape[1]
         dialogue, turn = mask.nonzero(as_tuple=True)
@@ -48,7 +51,7 @@ class Windows:
             before = torch.arange(1 - n, 1, device=mask.device)
             groups.append(ends[chosen][:, None] + before)
             order.append(targets[chosen])
-        return cls(mask.shape, tuple(groups), torch.cat(order), every=False)
+        return cls(mask.shape, tuple(groups), joined(order, members=members), every=False)
 
     @classmethod
     def offline(cls, mask: Tensor) -> "Windows":
@@ -91,6 +94,34 @@ def _by_length(lengths: Tensor) -> list[tuple[int, Tensor | slice]]:
     if len(different) == 1 and 0 not in different:
         return [(different.pop(), slice(None))]  # for a single step: no mask, no copy
     return [(n, lengths == n) for n in sorted(different - {0}) or [1]]
+
+
+def joined(groups: Sequence[Tensor], *, members: int = 1) -> Tensor:
+    """All groups' rows [.., D]; several members', side by side in each group, by member."""
+    if members == 1 or len(groups) == 1:
+        return torch.cat(list(groups))
+    each = [group.view(members, -1, *group.shape[1:]) for group in groups]
+    return torch.cat(each, dim=1).flatten(0, 1)
+
+
+def find_equal(windows: Tensor, *, members: int = 1) -> tuple[Tensor, Tensor] | None:
+    """Which of a few windows [N, n, D] are needed, and where each one is among those.
+
+    None where all differ, or where there are more than FEW a member. Windows of several members,
+    side by side, count as equal if they are for each of them.
+    """
+    each = windows.reshape(members, len(windows) // members, -1)
+    count = each.shape[1]
+    if not 1 < count <= FEW:
+        return None
+    equal = (each[:, :, None] == each[:, None]).all(dim=-1).all(dim=0)  # [count, count]
+    first = equal.byte().argmax(dim=1)
+    kept = first.unique()
+    if len(kept) == count:
+        return None
+    member = torch.arange(members, device=windows.device)[:, None]
+    place = torch.searchsorted(kept, first)
+    return (member * count + kept).flatten(), (member * len(kept) + place).flatten()
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +189,6 @@ def run_side_by_side(
     if inputs[0].is_cuda or inputs[0].shape[1] == 1:
         ways = zip(grus, inputs, before, strict=True)
         return [gru(x, h[None].contiguous())[0] for gru, x, h in ways]
-    size = grus[0].hidden_size
     weight = torch.stack([gru.get_parameter("weight_hh_l0") for gru in grus]).transpose(1, 2)
     bias = torch.stack([gru.get_parameter("bias_hh_l0") for gru in grus])[:, None]
     given = [
@@ -168,9 +198,6 @@ def run_side_by_side(
     hidden, states = torch.stack(list(before)), []  # [G, N, H] of G GRUs
     for step in torch.stack(given).unbind(2):  # [G, N, 3H]
         recurrent = torch.baddbmm(bias, hidden, weight)
-        opened = torch.sigmoid(step[..., : 2 * size] + recurrent[..., : 2 * size])
-        reset, update = opened.chunk(2, dim=-1)
-        new = torch.tanh(torch.addcmul(step[..., 2 * size :], reset, recurrent[..., 2 * size :]))
-        hidden = new + update * (hidden - new)
+        hidden = gru_cell(step, recurrent, hidden)
         states.append(hidden)
     return list(torch.stack(states, dim=2))
