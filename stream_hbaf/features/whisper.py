@@ -21,7 +21,6 @@ from stream_hbaf.features.whisper_encoder import (
     Float32,
     Int16,
     WhisperEncoder,
-    decoders,
     mean_state,
     window_of,
 )
@@ -83,12 +82,10 @@ class Transcriber:
         self, config: TranscriptConfig, *, acoustic_encoder: str | None = None, device: str = "cpu"
     ) -> None:
         self._config = config
-        self._encoder = WhisperEncoder(config.model, device=device, workers=decoders())
+        self._encoder = WhisperEncoder(config.model, device=device)
         self._acoustic_encoder = self._encoder
         if acoustic_encoder not in (None, config.model):
-            self._acoustic_encoder = WhisperEncoder(
-                acoustic_encoder, device=device, workers=decoders()
-            )
+            self._acoustic_encoder = WhisperEncoder(acoustic_encoder, device=device)
         self._model = self._encoder.whisper.model
         _check_language(config, known=self._encoder.whisper.supported_languages)
         self._tokenizer = self._encoder.tokenizer(config.language)

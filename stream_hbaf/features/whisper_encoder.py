@@ -52,16 +52,16 @@ class WhisperEncoder:
     """One loaded Whisper model and its encoder.
 
     The level of each utterance is normalised. The same samples give the same states. ``version``
-    identifies the weights by their size in bytes. Thread-safe: ``workers`` calls run at once,
-    with ``threads`` each. Raises ModelError when the weights can't be found or loaded.
+    identifies the weights by their size in bytes. Thread-safe: ``decoders()`` calls run at once, or
+    with a number of ``threads`` a single one. Raises ModelError when the weights can't be found or
+    loaded.
     """
 
-    def __init__(
-        self, name: str, *, device: str = "cpu", threads: int = MAX_THREADS, workers: int = 1
-    ) -> None:
+    def __init__(self, name: str, *, device: str = "cpu", threads: int | None = None) -> None:
         folder = _locate(name)
         self.version = f"ct2-{(folder / 'model.bin').stat().st_size}"
-        self.whisper = _load(folder, device=device, threads=threads, workers=workers)
+        workers, each = (1, threads) if threads else (decoders(), _threads_of_each())
+        self.whisper = _load(folder, device=device, threads=each, workers=workers)
         # The first call allocates, and fails here if the folder loads but can't be used.
         self.width = self.embed(np.zeros(SAMPLE_RATE_HZ, np.int16)).size
 
@@ -213,11 +213,15 @@ def _download(name: str) -> Path:
 def decoders() -> int:
     """How many utterances are encoded or decoded at once while sound comes in.
 
-    Half of the cores, since one alone keeps hardly more than two busy; two on two cores, where
-    they take half the time of one after the other.
+    Half of the cores, and two on two cores: a decoder that has two threads takes as long as with
+    one, and keeps both cores busy.
     """
     cores = len(os.sched_getaffinity(0))
     return min(cores, max(2, cores // 2), MAX_DECODERS)
+
+
+def _threads_of_each() -> int:
+    return min(MAX_THREADS, max(1, len(os.sched_getaffinity(0)) // decoders()))
 
 
 def _load(folder: Path, *, device: str, threads: int, workers: int) -> WhisperModel:
@@ -226,7 +230,7 @@ def _load(folder: Path, *, device: str, threads: int, workers: int) -> WhisperMo
             str(folder),
             device=device,
             compute_type="float16" if device == "cuda" else "int8",
-            cpu_threads=min(threads, len(os.sched_getaffinity(0))),
+            cpu_threads=threads,
             num_workers=workers,
             local_files_only=True,
         )
