@@ -131,6 +131,21 @@ def test_members_side_by_side_step_as_each_by_itself(changes: dict[str, Any]) ->
         streams = after
 
 
+@pytest.mark.parametrize("absent", [("text", "commonsense"), ("commonsense",), ("audio",)])
+def test_members_side_by_side_without_a_modality(members: list[HBAF], absent: list[str]) -> None:
+    """None for a tensor, in one dialogue and in streams, at its first turn and at its third."""
+    ensemble, features = Ensemble(members), dialogues(3)
+    given = replace(features, **dict.fromkeys(absent), text_mask=None)
+    state, each = ensemble.initial_state(), [member.initial_state() for member in members]
+    for turn in range(3):
+        at = utterances_at(given, turn).map(lambda part: part[0])
+        logits, state = ensemble.step(at, state)
+        stepped = [member.step(at, own) for member, own in zip(members, each, strict=True)]
+        each = [own for _, own in stepped]
+        mean = torch.stack([own.softmax(-1) for own, _ in stepped]).mean(0)
+        torch.testing.assert_close(logits.softmax(-1), mean, atol=1e-5, rtol=0)
+
+
 def test_later_weights_are_those_of_the_next_step(members: list[HBAF]) -> None:
     """Changed in place, and moved to other memory; members take no more memory than before."""
     ensemble, at = Ensemble(members), utterances_at(dialogues(1), 0)

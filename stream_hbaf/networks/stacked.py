@@ -88,7 +88,7 @@ class Linears(_Layer):
 
     def __init__(self, members: Sequence[nn.Module]) -> None:
         super().__init__(members)
-        self._keep(members, "weight")
+        self.in_features = self._keep(members, "weight").shape[2]
         self._keep(members, "bias")
 
     def forward(self, rows: Tensor) -> Tensor:
