@@ -50,6 +50,11 @@ class LiveDialogue:
     speakers: list[str] = field(default_factory=list)  # in order of appearance
     past: deque[ClassifiedTurn] = field(default_factory=lambda: deque(maxlen=TURNS_KEPT))
 
+    def next_turn(self) -> int:
+        """The number of an utterance that begins, from 1."""
+        self.turns += 1
+        return self.turns
+
     def number_of(self, speaker: str) -> int:
         """The speaker's place in the order of appearance, the next free one for a new speaker."""
         known = self.speakers

@@ -14,7 +14,7 @@ from stream_hbaf.untrusted import as_unicode
 
 Stage = Literal["capture", "vad", "transcript", "acoustic", "speaker", "classifier"]
 State = Literal["online", "offline", "degraded"]
-Trigger = Literal["silence", "turn", "timeout", "length", "end_of_input", "request"]
+Trigger = Literal["silence", "turn", "timeout", "length", "speaker", "end_of_input", "request"]
 SwitchName = Literal["listening", "transcribe", "record"]
 Privacy = Literal["full", "no_text", "label_only"]
 SpeakerSource = Literal["", "source", "voice", "enrolled", "corrected"]
@@ -177,7 +177,8 @@ class Utterance(Event):
     """When speech ended, since the source was opened. Only in an ``end``."""
     trigger: Trigger | None = None
     """What ended the utterance. Only in an ``end``. ``turn`` is a pause after a turn that sounds
-    finished, ``silence`` a longer one, ``timeout`` the longest, after a turn that doesn't."""
+    finished, ``silence`` a longer one, ``timeout`` the longest, after a turn that doesn't.
+    ``speaker``: somebody else speaks on."""
     text: str = ""
     """The transcript; empty if there are no words, or if privacy keeps them back."""
     language: str = ""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import RECORDINGS
-from live_kit import EventLog, RandomChunks
+from live_kit import EventLog, RandomChunks, recognise
 from numpy.typing import NDArray
 
 from stream_hbaf.audio.file import read_audio
@@ -17,11 +17,12 @@ from stream_hbaf.config import SAMPLE_RATE_HZ, SourceConfig, load_config
 from stream_hbaf.errors import ConfigError, ModelError
 from stream_hbaf.events import Feedback, Info, Request, Status, Utterance
 from stream_hbaf.features import speaker
-from stream_hbaf.features.speaker import SpeakerStream
+from stream_hbaf.features.speaker import Part, SpeakerStream
 from stream_hbaf.features.voice_prints import enrol, forget
 from stream_hbaf.live.control import Controls
 from stream_hbaf.live.pipeline import LivePipeline
 from stream_hbaf.live.replay import replay_session
+from stream_hbaf.live.runtime import Recognition
 from stream_hbaf.live.utterance import Voice
 from stream_hbaf.recognizer import Recognizer
 from stream_hbaf.sessions.recorder import SessionRecorder
@@ -55,6 +56,7 @@ def run(
     folder: Path | None = None,
     sources: Sequence[SourceConfig] = (TABLE,),
     meanwhile: Meanwhile | None = None,
+    seed: int = 7,
 ) -> EventLog:
     """Listen to a sound of each source; what was published."""
     log = EventLog()
@@ -78,7 +80,7 @@ def run(
         )
         pace = 4 if meanwhile else None
         opened = {
-            source: RandomChunks(sound, seed=7, pace=pace)
+            source: RandomChunks(sound, seed=seed, pace=pace)
             for source, sound in zip(sources, sounds, strict=True)
         }
         running = asyncio.create_task(pipeline.run(opened, stop=asyncio.Event()))
@@ -106,6 +108,120 @@ def test_two_voices_are_two_speakers(by_voice: Recognizer, talk: Sound) -> None:
     begun = [e for e in log.events if isinstance(e, Utterance) and e.type == "new"]
     assert {(one.speaker, one.speaker_source) for one in begun} == {("", "")}
     assert Status(source="table", stage="speaker", state="online") in log.events
+
+
+@pytest.fixture(scope="module")
+def interrupted(sentences: list[Sound]) -> Sound:
+    """A president, and a reader who falls in with him."""
+    president = read_audio(RECORDINGS / "jfk.flac")[85_000:121_000]
+    return np.concatenate([president, sentences[3], SILENCE])
+
+
+@pytest.fixture(scope="module")
+def split(by_voice: Recognizer, interrupted: Sound, tmp_path_factory: Any) -> tuple[EventLog, Path]:
+    """What was published of an utterance of two, and recorded."""
+    folder = tmp_path_factory.mktemp("sessions")
+    return run(by_voice, interrupted, folder=folder), folder
+
+
+def test_an_utterance_of_two_speakers_is_one_of_each(
+    by_voice: Recognizer, split: tuple[EventLog, Path], interrupted: Sound
+) -> None:
+    """Each with its own sound and words, in turn, without a gap."""
+    first, second = split[0].ends()
+    assert (first.speaker, second.speaker) == ("speaker 1", "speaker 2")
+    assert [end.turn for end in (first, second)] == [1, 2]
+    assert (first.trigger, second.trigger) == ("speaker", "silence")
+    assert first.audio_end_ms == second.audio_start_ms == pytest.approx(2250, abs=250)
+    assert "country" in first.text
+    assert "country" not in second.text
+    assert len(second.text.split()) > 5
+    assert not first.degraded + second.degraded
+    start, end = (round(ms * 16) for ms in (second.audio_start_ms, second.audio_end_ms or 0))
+    assert by_voice.transcriber.final(interrupted[start:end], 0.9).text == second.text
+    assert by_voice.acoustic is not None
+    alone = by_voice.acoustic.extract(interrupted[start:end])
+    (recognition,) = (r for r in recognised(by_voice, interrupted) if r.id.endswith("-2"))
+    assert alone is not None
+    assert recognition.acoustic is not None
+    assert np.array_equal(recognition.acoustic.functionals, alone.functionals)
+
+
+def test_each_part_is_told_of_from_its_beginning(split: tuple[EventLog, Path]) -> None:
+    """Revisions of an id count up from its new event; the time since its own end is published."""
+    log = split[0]
+    first, second = log.ends()
+    for end in (first, second):
+        own = [e for e in log.events if isinstance(e, Utterance) and e.id == end.id]
+        assert [one.rev for one in own] == [*range(1, len(own) + 1)]
+        assert (own[0].type, own[-1].type) == ("new", "end")
+        assert own[0].start_time == end.start_time
+    assert first.latency_ms is not None
+    assert second.latency_ms is not None
+    assert first.latency_ms.vad > second.latency_ms.vad + 1000 * len(second.text.split()) / 10
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_chunks_do_not_change_where_speakers_change(
+    by_voice: Recognizer, interrupted: Sound, split: tuple[EventLog, Path], seed: int
+) -> None:
+    def said(ends: list[Utterance]) -> list[tuple[object, ...]]:
+        return [(e.audio_start_ms, e.audio_end_ms, e.text, e.speaker, e.trigger) for e in ends]
+
+    assert said(run(by_voice, interrupted, seed=seed).ends()) == said(split[0].ends())
+
+
+def test_a_recorded_utterance_of_two_is_cut_in_its_replay(
+    by_voice: Recognizer, split: tuple[EventLog, Path]
+) -> None:
+    live, (session,) = split[0].ends(), open_sessions(split[1])
+    again, lines = replay(session, by_voice)
+    assert not [line for line in lines if "other speakers" in line or "again" in line]
+    compared = {"exclude": {"latency_ms", "speaker_score", "emotion", "contributions", "conflict"}}
+    assert [one.model_dump(**compared) for one in again] == [
+        one.model_dump(**compared) for one in live
+    ]
+    for one, other in zip(live, again, strict=True):
+        assert one.emotion is not None
+        assert other.emotion is not None
+        assert one.emotion.probabilities == pytest.approx(other.emotion.probabilities, abs=1e-5)
+
+
+def test_a_session_of_before_keeps_its_utterances_whole(
+    by_voice: Recognizer, interrupted: Sound, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as before:
+        before.setattr(SpeakerStream, "changes", lambda self: ())
+        before.setattr(SpeakerStream, "parts", lambda self: (Part(0, 0, self.finish()),))
+        (live,) = run(by_voice, interrupted, folder=tmp_path).ends()
+    (session,) = open_sessions(tmp_path)
+    (again,), _ = replay(session, by_voice)
+    assert (again.text, again.speaker, again.trigger) == (live.text, live.speaker, live.trigger)
+    assert again.audio_end_ms == live.audio_end_ms
+
+
+def test_a_dialogue_ends_with_the_last_part(by_voice: Recognizer, interrupted: Sound) -> None:
+    """Who waits for it gets them all."""
+    log, ends = EventLog(), []
+
+    async def listen() -> None:
+        pipeline = LivePipeline(by_voice, [log])
+        source = RandomChunks(interrupted, seed=7, pace=4)
+        running = asyncio.create_task(pipeline.run({TABLE: source}, stop=asyncio.Event()))
+        await log.until(log.has_begun)
+        await asyncio.sleep(1.2)  # most of it has been said
+        (dialogue,) = set(pipeline.dialogues().values())
+        await pipeline.finish_dialogue(dialogue)
+        ends.extend(log.ends())
+        await running
+
+    asyncio.run(listen())
+    assert len({end.id for end in ends}) == 2
+    assert ends[-1].trigger == "request"
+
+
+def recognised(recognizer: Recognizer, sound: Sound) -> list[Recognition]:
+    return recognise(recognizer, RandomChunks(sound, seed=3))
 
 
 def test_a_source_with_a_name_asks_no_voice(by_voice: Recognizer, talk: Sound) -> None:
@@ -271,7 +387,7 @@ def test_a_voice_is_the_same_whether_or_not_the_speaker_pauses(
         voice.pause()
     assert expected is not None
     for _ in range(2):
-        found = voice.finish()
+        found = voice.embedding(0)
         assert found is not None
         np.testing.assert_array_equal(found, expected)
-    assert Voice(encoder.open).finish() is None
+    assert Voice(encoder.open).embedding(0) is None

@@ -1,15 +1,16 @@
 #!/usr/bin/env python3
 """Measure how well speakers are found: joined dialogues, emotions, enrolled voices, meetings.
 
-    tools/measure_speakers.py SHARED [--split test] [--cache FOLDER] [--dialogues 60]
+    tools/measure_speakers.py SHARED [--split test] [--cache FOLDER] [--dialogues 60] [--only PART]
 
-Prints a Markdown table. Clips are cut by the live segmenter and embedded as live; dialogues join
+Prints Markdown tables. Clips are cut by the live segmenter and embedded as live; dialogues join
 utterances of 2 to 4 people whom no setting was chosen on (split test). Found speakers are mapped
 one to one to the true ones; "not sure" is wrong. "Live" is what was answered at once, the other
-figure counts the revisions until the dialogue's end.
+figure counts the revisions until the dialogue's end. Meetings go through the whole live path.
 """
 
 import argparse
+import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -21,16 +22,21 @@ import torch
 from numpy.typing import NDArray
 from speaker_clips import Corpus, Said, read_turns
 
-from stream_hbaf.config import SAMPLE_RATE_HZ, SegmenterConfig, SpeakersConfig
+from stream_hbaf.audio.file import FileSource
+from stream_hbaf.config import SAMPLE_RATE_HZ, SpeakersConfig, load_config
 from stream_hbaf.evaluation.diarization import (
     DiarizationError,
     Turn,
     count_right,
     diarization_error,
 )
+from stream_hbaf.events import AnyEvent, Utterance
+from stream_hbaf.live.pipeline import LivePipeline
+from stream_hbaf.recognizer import Recognizer
 from stream_hbaf.speech.diarizer import REMEMBERED_TURNS, Attributed, Diarizer
 
 SEED = 16
+PARTS = ("dialogues", "enrolled", "meetings", "others")
 TURNS = 24  # of a joined RAVDESS dialogue
 TURNS_OF_AN_EMOTION = 4  # of each speaker in each half of a dialogue across emotions
 ENROLLED = 4  # voices that are enrolled, of whom half never speak
@@ -61,10 +67,29 @@ def main() -> None:
     parser.add_argument("--split", choices=("dev", "test"), default="test")
     parser.add_argument("--cache", type=Path, help="folder for the embeddings")
     parser.add_argument("--dialogues", type=int, default=60, help="of each kind")
+    parser.add_argument("--only", choices=PARTS, action="append", help="a table; all by default")
     arguments = parser.parse_args()
     split, number = arguments.split, arguments.dialogues
+    wanted = arguments.only or PARTS
     corpus = Corpus(arguments.data, arguments.cache)
-    acted, read = corpus.ravdess(split), corpus.libri(split)
+    if "dialogues" in wanted:
+        print_dialogues(corpus.ravdess(split), corpus.libri(split), number)
+    if "enrolled" in wanted:
+        print(
+            "\n| enrolled voices | right, of names | of all answers | answered | strangers named |"
+        )
+        print("| --- | --- | --- | --- | --- |")
+        acted, read = corpus.ravdess(split), corpus.libri(split)
+        print_enrolled("RAVDESS", acted, number, is_enrolment=lambda said: said.emotion in CALM)
+        print_enrolled("LibriSpeech", read, number, is_enrolment=lambda said: said.start_s < 6.0)
+    if "meetings" in wanted:
+        print_meetings(corpus, split)
+    if "others" in wanted:
+        print_bad_input(corpus, corpus.libri(split), split)
+        print_cost(corpus, corpus.libri(split))
+
+
+def print_dialogues(acted: Sequence[Said], read: Sequence[Said], number: int) -> None:
     print("| | revised | live | not sure |\n| --- | --- | --- | --- |")
     kinds = {
         "RAVDESS, 2 to 4 actors": [answer(one) for one in joined(acted, number)],
@@ -77,14 +102,6 @@ def main() -> None:
         print_right(name, dialogues)
     for name in list(kinds)[:2]:
         print_numbers(name, kinds[name])
-    print("\n| enrolled voices | right, of names | of all answers | answered | strangers named |")
-    print("| --- | --- | --- | --- | --- |")
-    print_enrolled("RAVDESS", acted, number, is_enrolment=lambda said: said.emotion in CALM)
-    print_enrolled("LibriSpeech", read, number, is_enrolment=lambda said: said.start_s < 6.0)
-    print_meetings(corpus, split, parts=False)
-    print_meetings(corpus, split, parts=True)
-    print_bad_input(corpus, read, split)
-    print_cost(corpus, read)
 
 
 def joined(said: Sequence[Said], number: int) -> Iterator[list[Said]]:
@@ -187,28 +204,62 @@ def centroid(said: Sequence[Said]) -> Float64:
     return mean
 
 
-def print_meetings(corpus: Corpus, split: str, *, parts: bool) -> None:
-    """Utterances as the segmenter ends them, or also cut where the speaker changes."""
+def print_meetings(corpus: Corpus, split: str) -> None:
+    """Pieces of meetings through the whole live path, as published at once and as revised."""
     folder = corpus.folder / "speech/meeting"
     reference = read_turns(folder)
-    total, right = DiarizationError(), list[bool]()
-    kind = "meeting, cut at changes" if parts else "meeting"
-    print(f"\n| {kind} | DER | missed | false alarm | confused | right speaker |")
+    overrides = {"speakers.engine": "campplus", "source.name": "table"}
+    total = {"at once": DiarizationError(), "revised": DiarizationError()}
+    right: dict[str, list[bool]] = {kind: [] for kind in total}
+    print("\n| meeting | DER | missed | false alarm | confused | right speaker |")
     print("| --- | --- | --- | --- | --- | --- |")
-    for name in MEETINGS[split]:
-        said = corpus.clip(folder / f"{name}.flac", SegmenterConfig())
-        if parts:
-            said = [part for one in said for part in corpus.parts(one)]
-        live, _ = diarize(Diarizer(SpeakersConfig()), said)
-        found = [
-            Turn(one.start_s, one.end_s, speaker) for one, speaker in zip(said, live, strict=True)
-        ]
-        error = diarization_error(reference[name], found)
-        true = [longest(reference[name], one) for one in said]
-        own = count_right(true, live)
-        total, right = total + error, [*right, *own.tolist()]
-        print_meeting(name, error, own)
-    print_meeting("all", total, np.array(right))
+    with Recognizer(load_config(overrides=overrides)) as recognizer:
+        for name in MEETINGS[split]:
+            ends = published(recognizer, folder / f"{name}.flac")
+            first = {end.id: end for end in reversed(ends)}
+            for kind, chosen in (("at once", first), ("revised", {end.id: end for end in ends})):
+                found = [turn_of(end) for end in chosen.values()]
+                error = diarization_error(reference[name], found)
+                true = [longest(reference[name], one) for one in found]
+                own = count_right(true, [one.speaker for one in found])
+                total[kind], right[kind] = total[kind] + error, [*right[kind], *own.tolist()]
+                print_meeting(f"{name}, {kind}", error, own)
+    for kind, error in total.items():
+        print_meeting(f"all, {kind}", error, np.array(right[kind]))
+
+
+class Ends:
+    """A publisher that keeps every ``end``, revisions included."""
+
+    def __init__(self) -> None:
+        self.ends: list[Utterance] = []
+
+    async def send(self, event: AnyEvent) -> None:
+        if isinstance(event, Utterance) and event.type == "end":
+            self.ends.append(event)
+
+    async def run(self) -> None:
+        await asyncio.Event().wait()
+
+    async def close(self, timeout_s: float) -> None:
+        pass
+
+
+def published(recognizer: Recognizer, path: Path) -> list[Utterance]:
+    """The ``end`` events of a recording's utterances, in the order of their publication."""
+    publisher = Ends()
+
+    async def run() -> None:
+        async with FileSource(path, speed=None, chunk_ms=100, on_status=lambda *_: None) as source:
+            await LivePipeline(recognizer, [publisher]).run(source, stop=asyncio.Event())
+
+    asyncio.run(run())
+    return publisher.ends
+
+
+def turn_of(end: Utterance) -> Turn:
+    assert end.audio_end_ms is not None
+    return Turn(end.audio_start_ms / 1000, end.audio_end_ms / 1000, end.speaker)
 
 
 def print_meeting(name: str, error: DiarizationError, right: NDArray[np.bool_]) -> None:
@@ -217,7 +268,7 @@ def print_meeting(name: str, error: DiarizationError, right: NDArray[np.bool_]) 
     print(f"| {name} | {error.rate:.1%} | {shares} | {right.sum()} of {len(right)} |")
 
 
-def longest(turns: Sequence[Turn], said: Said) -> str:
+def longest(turns: Sequence[Turn], said: Turn) -> str:
     """Who speaks most of an utterance."""
     spoken: dict[str, float] = {"": 0.0}
     for turn in turns:

@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -87,19 +87,6 @@ class Corpus:
         (path,) = (path for path in found if path.suffix != ".rttm")
         start, end = (round(second * SAMPLE_RATE_HZ) for second in (said.start_s, said.end_s))
         return read_audio(path)[start:end]
-
-    def parts(self, said: Said) -> list[Said]:
-        """An utterance cut where the speaker changes."""
-        stream = self.encoder.open()
-        stream.feed(self.audio(said))
-        times = [
-            (part.start / SAMPLE_RATE_HZ, part.end / SAMPLE_RATE_HZ) for part in stream.parts()
-        ]
-        embeddings = [part.embedding for part in stream.parts()]
-        return [
-            replace(said, start_s=said.start_s + start, end_s=said.start_s + end, embedding=one)
-            for (start, end), one in zip(times, embeddings, strict=True)
-        ]
 
     def clip(self, path: Path, config: SegmenterConfig) -> list[Said]:
         """The utterances of a recording; their speaker isn't known."""

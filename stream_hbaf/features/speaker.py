@@ -9,6 +9,7 @@ tests/test_speaker.py compares with the package.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import kaldi_native_fbank as knf
@@ -40,6 +41,11 @@ LEAST_SAMPLES = SAMPLE_RATE_HZ // 4  # of an utterance; less holds no two syllab
 NO_VOICE = 0.45
 MAIN_SHARE = 0.6  # of an utterance of several speakers, from which it counts as that one's
 SAME = 0.4  # cosine of two parts of an utterance from which they are one speaker's
+# Windows tell a change to half a second; it is put into the quietest 100 ms near there. Chosen
+# on readers of the dev set, one inside the other: 80 % of changes within 250 ms, 45 % without.
+FRAME_SAMPLES = SAMPLE_RATE_HZ // 100
+QUIET_FRAMES = 10
+REACH_FRAMES = 40
 
 
 class SpeakerEncoder:
@@ -99,7 +105,7 @@ class SpeakerStream:
     """One utterance's embedding: the normalised mean of those of its windows.
 
     Windows begin every half second; those that don't overlap, and the utterance's last 1.5 s, make
-    the mean. The result is the same for any split of the audio.
+    the mean. The results are the same for any split of the audio.
     """
 
     def __init__(self, encoder: SpeakerEncoder) -> None:
@@ -107,6 +113,7 @@ class SpeakerStream:
         self._tail = np.zeros(0, np.int16)  # the newest samples, as many as a window may need
         self._length = 0  # samples so far
         self._windows: list[Float32] = []
+        self._levels: list[float] = []  # of each frame, logarithmic
 
     def feed(self, samples: Int16) -> None:
         """Take the utterance's next samples; costs 28 ms of CPU for each half second."""
@@ -117,6 +124,7 @@ class SpeakerStream:
         while (start := len(self._windows) * HOP_SAMPLES) + WINDOW_SAMPLES <= self._length:
             offset = start - self._length + len(self._tail)
             self._windows.append(self._embed(self._tail[offset : offset + WINDOW_SAMPLES]))
+        self._measure_levels()
         self._tail = self._tail[-2 * WINDOW_SAMPLES :]
 
     def finish(self) -> Float32 | None:
@@ -141,14 +149,22 @@ class SpeakerStream:
             return None
         return self._voice([window for n in own for window in self._inner(*parts[n])])
 
+    def changes(self) -> tuple[int, ...]:
+        """The samples at which the speaker changes in the utterance so far. Costs next to nothing.
+
+        ``parts`` is cut there, unless more audio comes.
+        """
+        return tuple(self._quietest(self._start(start)) for start, _ in self._stretches()[1:])
+
     def parts(self) -> tuple[Part, ...]:
-        """The utterance so far, cut where the speaker changes, to about half a second."""
-        parts = self._stretches()
-        if len(parts) == 1:
+        """The utterance so far, cut where the speaker changes."""
+        stretches = self._stretches()
+        if len(stretches) == 1:
             return (Part(0, self._length, self.finish()),)
+        edges = (0, *self.changes(), self._length)
         return tuple(
-            Part(self._start(start), self._end(end), self._voice(self._inner(start, end)))
-            for start, end in parts
+            Part(start, end, self._voice(self._inner(*windows)))
+            for (start, end), windows in zip(pairwise(edges), stretches, strict=True)
         )
 
     def _stretches(self) -> list[tuple[int, int]]:
@@ -158,6 +174,20 @@ class SpeakerStream:
             is_voice = window.any() and self._encoder.is_voice(window)
             voices.append(window if is_voice or not voices else voices[-1])
         return split(np.array(voices, np.float64).reshape(-1, self._encoder.width))
+
+    def _measure_levels(self) -> None:
+        """The levels of the frames that have become complete."""
+        first = len(self._levels) * FRAME_SAMPLES - self._length + len(self._tail)
+        whole = (len(self._tail) - first) // FRAME_SAMPLES * FRAME_SAMPLES
+        frames = self._tail[first : first + whole].reshape(-1, FRAME_SAMPLES).astype(np.float64)
+        self._levels += np.log(np.square(frames).mean(axis=1) + 1).tolist()
+
+    def _quietest(self, sample: int) -> int:
+        """The middle of the quietest frames around a sample."""
+        first = sample // FRAME_SAMPLES - REACH_FRAMES
+        near = self._levels[first : first + 2 * REACH_FRAMES]
+        levels = np.convolve(near, np.ones(QUIET_FRAMES), mode="valid")
+        return (first + int(np.argmin(levels)) + QUIET_FRAMES // 2) * FRAME_SAMPLES
 
     def _start(self, window: int) -> int:
         """The sample from which a stretch speaks that begins with a window: in its middle third."""

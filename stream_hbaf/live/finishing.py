@@ -51,9 +51,13 @@ async def publish_finished(
 
 
 async def _functionals(utterance: LiveUtterance, stages: SourceStages) -> Acoustic | None:
-    if utterance.session is None:
+    front_end = utterance.recognizer.acoustic
+    if utterance.session is not None:
+        acoustic = await stages.attempt(utterance, "acoustic", utterance.session.finish)
+    elif utterance.part is not None and front_end is not None:
+        acoustic = await stages.attempt(utterance, "acoustic", front_end.extract, utterance.samples)
+    else:
         return None
-    acoustic = await stages.attempt(utterance, "acoustic", utterance.session.finish)
     utterance.timing.acoustic = time.monotonic()
     return acoustic
 
@@ -61,4 +65,6 @@ async def _functionals(utterance: LiveUtterance, stages: SourceStages) -> Acoust
 async def _embedding(utterance: LiveUtterance, stages: SourceStages) -> NDArray[np.float32] | None:
     if utterance.voice is None:
         return None
-    return await stages.attempt(utterance, "speaker", utterance.voice.finish)
+    return await stages.attempt(
+        utterance, "speaker", utterance.voice.embedding, utterance.part or 0
+    )

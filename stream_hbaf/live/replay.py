@@ -2,7 +2,8 @@
 
 The recording decides what timing decided live: which dialogue an utterance belonged to, and in
 which order the utterances of several sources were classified. It also knows where turns were found
-to be over, so that the turn model isn't needed. Everything else is computed anew.
+to be over, so that the turn model isn't needed, and which utterances were cut where the speaker
+changes. Everything else is computed anew.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ from stream_hbaf.config import Config, SourceConfig
 from stream_hbaf.dialogue import LiveDialogue
 from stream_hbaf.errors import BundleError, ConfigError, CorpusError
 from stream_hbaf.events import DialogueSummary, Model, Switch, Utterance
+from stream_hbaf.features.speaker import Part, SpeakerEncoder
 from stream_hbaf.live.runtime import Recognition
 from stream_hbaf.live.speakers import Revision
 from stream_hbaf.live.tracker import DialogueTracker
@@ -55,6 +57,7 @@ class _Detected:
 
     samples: Int16
     finish: Finish
+    part: Part | None = None  # of an utterance of several speakers
 
 
 def replay_session(
@@ -178,7 +181,10 @@ class _Replay:
         encoder = self.recognizer.speaker_encoder
         if encoder is None or utterance.speaker:
             return []
-        return utterance.attribute(encoder.embed(detected.samples))
+        part = detected.part
+        return utterance.attribute(
+            encoder.embed(detected.samples) if part is None else part.embedding
+        )
 
     def _pass_on(self, tracker: DialogueTracker, revisions: list[Revision]) -> None:
         summary = None
@@ -210,8 +216,18 @@ class _Replay:
 
     def _detect(self, source: str) -> Iterator[_Detected]:
         """The rest of the utterances in a source's sound."""
-        found = _utterances(self.session, source=source, config=self.config)
-        return self._detections.setdefault(source, found)
+        return self._detections.setdefault(source, self._each_part(source))
+
+    def _each_part(self, source: str) -> Iterator[_Detected]:
+        """All utterances in a source's sound, cut where the speaker changes if they were live."""
+        cut = {
+            sample_at(end.audio_start_ms)
+            for end in self.session.ends
+            if end.source == source and end.trigger == "speaker"
+        }
+        for one in _utterances(self.session, source=source, config=self.config):
+            encoder = self.recognizer.speaker_encoder if one.finish.start in cut else None
+            yield from [one] if encoder is None else _cut(one, encoder)
 
     def _tracker(self, dialogue_id: str) -> DialogueTracker:
         known = self._trackers.get(dialogue_id)
@@ -236,6 +252,16 @@ class _Replay:
         text = utterance.encode_text(transcript)
         prediction = utterance.classify_final(acoustic, text)
         return Recognition(utterance.id, finish, acoustic, text, prediction)
+
+
+def _cut(whole: _Detected, encoder: SpeakerEncoder) -> Iterator[_Detected]:
+    """An utterance cut where the speaker changes."""
+    stream = encoder.open()
+    stream.feed(whole.samples)
+    parts, start = stream.parts(), whole.finish.start
+    ends = whole.finish.split([start + part.start for part in parts[1:]])
+    for part, end in zip(parts, ends, strict=True):
+        yield _Detected(whole.samples[part.start : part.end], end, part)
 
 
 def _steps(session: Session) -> Iterator[tuple[Utterance | SpeakerChange, bool]]:

@@ -193,15 +193,18 @@ class SourcePipeline:
                 if self._runtime.turn_model is not None:
                     ends = self._probability(utterance, self._runtime.turn_model)
                     utterance.turn_probability = self._runtime.task(ends, f"turn {utterance.id}")
-                self._transcribe_soon(utterance, speech_score=score)
+                utterance.parts = await self._split(utterance)
+                for part in utterance.parts:
+                    self._transcribe_soon(part, speech_score=score)
                 if utterance.voice is not None:
                     self._runtime.run_soon("speaker", utterance.voice.pause)
                 if utterance.session is not None:
                     ahead = self.stages.attempt(utterance, "acoustic", utterance.session.pause)
                     self._runtime.task(ahead, f"acoustic {utterance.id}")
-            case Resume() if utterance.text is not None:
-                utterance.text.cancel()
-                utterance.text = None
+            case Resume():
+                for part in utterance.parts:
+                    part.drop_text()
+                utterance.parts = []
                 if utterance.turn_probability is not None:
                     utterance.turn_probability.cancel()
             case Finish():
@@ -276,16 +279,32 @@ class SourcePipeline:
             transcribe = self._transcribe_partial(utterance)
             self._partial = self._runtime.task(transcribe, f"partial {utterance.id}")
 
+    async def _split(self, utterance: LiveUtterance) -> list[LiveUtterance]:
+        """The utterance so far, as one or, where speakers change, as several."""
+        if utterance.voice is None:
+            return [utterance]
+        changes = await self._runtime.run_model("speaker", utterance.voice.changes)
+        return utterance.split(changes)
+
     async def _end(self, utterance: LiveUtterance, *, finish: Finish, chunk: Chunk) -> None:
-        utterance.finish = finish
-        utterance.timing.speech_end = chunk.time_of(finish.speech_end)
-        utterance.timing.confirmed = time.monotonic()
+        utterance.finish, confirmed = finish, time.monotonic()
         self.tracker.last_end_s = self._opened_s + finish.end / SAMPLE_RATE_HZ
+        parts = utterance.parts or await self._split(utterance)
+        further = [part for part in parts if not part.turn]
+        for part in further:  # before the first one's end, so that the dialogue isn't over with it
+            part.turn = part.dialogue.next_turn()
+            self._runtime.open_utterance(part.dialogue.id)
         if self._partial is not None:
             self._partial.cancel()
-        if utterance.text is None:
-            self._transcribe_soon(utterance, speech_score=finish.mean_score)
-        await self._finished.put(utterance)
+        for part, own in zip(parts, finish.split([one.start for one in further]), strict=True):
+            part.finish = own
+            part.timing.speech_end = chunk.time_of(own.speech_end)
+            part.timing.confirmed = confirmed
+            if part in further:
+                await self._runtime.publish(part.event("new"))
+            if part.text is None:
+                self._transcribe_soon(part, speech_score=own.mean_score)
+            await self._finished.put(part)
         await self._runtime.publish(Speech(source=self.config.name, on=False))
 
     def _transcribe_soon(self, utterance: LiveUtterance, *, speech_score: float) -> None:
@@ -313,7 +332,8 @@ class SourcePipeline:
         utterance.timing.transcript = time.monotonic()
         text = await self.stages.attempt(utterance, "classifier", utterance.encode_text, transcript)
         utterance.timing.text = time.monotonic()
-        if text is not None and text.embedding is not None and utterance.finish is None:
+        is_open = utterance.finish is None and utterance.turn > 0
+        if text is not None and text.embedding is not None and is_open:
             await self._publish_provisional(utterance, text, partial(utterance.event, "update"))
         return text
 

@@ -30,8 +30,7 @@ class DialogueTracker:
         if self.dialogue is None or self.recognizer is not recognizer or late:
             self.end()
             self.dialogue = self.begin(recognizer, recognizer.new_dialogue())
-        self.dialogue.turns += 1
-        return self.dialogue, self.dialogue.turns
+        return self.dialogue, self.dialogue.next_turn()
 
     def begin(self, recognizer: Recognizer, dialogue: LiveDialogue) -> LiveDialogue:
         """Go on with a dialogue that has no utterance yet."""

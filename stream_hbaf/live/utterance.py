@@ -1,9 +1,11 @@
 """An utterance in the live pipeline, from its first sample to its end event."""
 
 import asyncio
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
+from itertools import count, pairwise
 from typing import Literal
 
 import numpy as np
@@ -21,7 +23,7 @@ from stream_hbaf.events import (
     Utterance,
 )
 from stream_hbaf.features.acoustic import Acoustic, AcousticStream
-from stream_hbaf.features.speaker import SpeakerStream
+from stream_hbaf.features.speaker import Part, SpeakerStream
 from stream_hbaf.features.whisper import Transcript
 from stream_hbaf.live.speakers import DialogueSpeakers, Revision
 from stream_hbaf.networks.calibration import MODALITIES, Modality
@@ -66,11 +68,11 @@ class Voice:
         self._open_stream = open_stream
         self._stream: SpeakerStream | None = None
         self._failure: Exception | None = None
-        self._ahead: NDArray[np.float32] | None = None  # of all so far, computed at a pause
+        self._parts: tuple[Part, ...] = ()  # of all so far, once computed
 
     def feed(self, samples: Int16) -> None:
-        """Take the utterance's next samples; ``finish`` raises what goes wrong here."""
-        self._ahead = None
+        """Take the utterance's next samples; ``embedding`` raises what goes wrong here."""
+        self._parts = ()
         if self._failure is not None:
             return
         try:
@@ -79,27 +81,37 @@ class Voice:
         except Exception as error:  # noqa: BLE001  # nobody waits for the result
             self._failure = error
 
-    def pause(self) -> None:
-        """Embed what there is, in case that nothing follows; ``finish`` raises what goes wrong."""
+    def changes(self) -> tuple[int, ...]:
+        """The samples at which the speaker changes so far; ``embedding`` raises what goes wrong."""
         try:
-            self._ahead = self.finish()
+            return self._stream.changes() if self._stream and not self._failure else ()
+        except Exception as error:  # noqa: BLE001  # the utterance stays whole
+            self._failure = error
+            return ()
+
+    def pause(self) -> None:
+        """Embed what there is, in case that it is all; ``embedding`` raises what goes wrong."""
+        try:
+            self._parts = self._stream.parts() if self._stream and not self._failure else ()
         except Exception as error:  # noqa: BLE001  # nobody waits for the result
             self._failure = error
 
-    def finish(self) -> NDArray[np.float32] | None:
-        """The embedding [192]; None for an utterance without one. Raises ModelError for one that
-        isn't finite."""
+    def embedding(self, part: int) -> NDArray[np.float32] | None:
+        """The embedding [192] of a part, as ``changes`` cut the utterance; None for no voice.
+
+        Raises ModelError for one that isn't finite.
+        """
+        if not self._parts:
+            self.pause()
         if self._failure is not None:
             raise self._failure
-        if self._ahead is not None or self._stream is None:
-            return self._ahead
-        embedding = self._stream.finish()
+        embedding = self._parts[part].embedding if self._parts else None
         if embedding is not None and not np.isfinite(embedding).all():
             raise ModelError("the speaker encoder gave numbers that aren't finite")
         return embedding
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class LiveUtterance:
     """What the live pipeline knows of one utterance so far."""
 
@@ -113,10 +125,12 @@ class LiveUtterance:
     session: AcousticStream | None = None
     speakers: DialogueSpeakers | None = None  # of the dialogue
     voice: Voice | None = None  # where it says who speaks
+    part: int | None = None  # its number among those that somebody spoke on from or to
+    parts: "list[LiveUtterance]" = field(default_factory=list)  # of it, since the pause
     speaker: str = field(init=False)  # as far as known by now
     speaker_score: float | None = None
     speaker_source: SpeakerSource = ""
-    rev: int = 0
+    revs: Iterator[int] = field(default_factory=partial(count, 1))
     pieces: list[Int16] = field(default_factory=list)
     length: int = 0  # samples in ``pieces``
     partial_due: int = 0  # length at which the next partial transcript is due
@@ -145,6 +159,39 @@ class LiveUtterance:
         """Append the utterance's next samples."""
         self.pieces.append(samples)
         self.length += len(samples)
+
+    def split(self, changes: Sequence[int]) -> "list[LiveUtterance]":
+        """One utterance for each speaker, cut at samples of this one; this one without changes.
+
+        The first goes on with this one's id, others have no ``turn`` yet.
+        """
+        if not changes:
+            return [self]
+        samples, edges = self.samples, (0, *changes, self.length)
+        return [
+            replace(
+                self,
+                turn=0 if part else self.turn,
+                start=self.start + start,
+                started_at=self.started_at + start / SAMPLE_RATE_HZ,
+                part=part,
+                revs=count(1) if part else self.revs,
+                pieces=[samples[start:end]],
+                length=end - start,
+                session=None,
+                text=None,
+                parts=[],
+                failures={},
+                timing=Timing(),
+            )
+            for part, (start, end) in enumerate(pairwise(edges))
+        ]
+
+    def drop_text(self) -> None:
+        """Forget the text: the utterance goes on."""
+        if self.text is not None:
+            self.text.cancel()
+            self.text = None
 
     def attribute(self, embedding: NDArray[np.float32] | None) -> list[Revision]:
         """Say by the voice who spoke the finished utterance; returns what that revises."""
@@ -192,12 +239,11 @@ class LiveUtterance:
         now: float = 0.0,
     ) -> Utterance:
         """The next message about this utterance; ``now`` is the monotonic clock's."""
-        self.rev += 1
         transcript = text.transcript if text is not None else None
         finish = self.finish if kind == "end" else None
         return Utterance(
             id=self.id,
-            rev=self.rev,
+            rev=next(self.revs),
             type=kind,
             source=self.source.name,
             dialogue_id=self.dialogue.id,

@@ -8,8 +8,9 @@ import numpy as np
 
 from stream_hbaf.speech.clustering import Float64, evidence
 
-# Chosen on readers of the dev set who speak without a gap: tools/measure_speakers.py.
-CHANGE = 1.5  # log odds that a change must gain
+# Chosen on readers of the dev set: 93 % of the changes are found where one of 1.3 to 3 s is inside
+# the other, 97 % of those of longer turns, and 7 % of single readers' 11 s are cut.
+CHANGE = 3.0  # log odds that a change must gain
 LEAST_WINDOWS = 2  # of a stretch
 
 

@@ -6,7 +6,9 @@ the turn is over, it stops at a fixed number of samples until it has the answer,
 depend on samples and answers alone.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from stream_hbaf.config import SAMPLE_RATE_HZ, EndpointConfig, SegmenterConfig, VadConfig
 from stream_hbaf.errors import ConfigError
@@ -61,6 +63,15 @@ class Finish:
     confirmed_at: int  # samples taken in when the end was decided
     mean_score: float  # of the frames from the first of speech to the last
     speech_end: int  # the last speech sample; what follows it until ``end`` is post-roll
+
+    def split(self, changes: Sequence[int]) -> "list[Finish]":
+        """The ends of the parts if somebody else speaks on from each of some samples."""
+        edges = (self.start, *changes, self.end)
+        parts = [
+            replace(self, start=start, end=end, trigger="speaker", speech_end=end)
+            for start, end in pairwise(edges)
+        ]
+        return [*parts[:-1], replace(self, start=edges[-2])]
 
 
 SegmenterAction = Begin | Extend | Pause | Resume | Consult | Finish
