@@ -209,7 +209,8 @@ def test_a_dialogue_ends_with_the_last_part(by_voice: Recognizer, interrupted: S
         source = RandomChunks(interrupted, seed=7, pace=4)
         running = asyncio.create_task(pipeline.run({TABLE: source}, stop=asyncio.Event()))
         await log.until(log.has_begun)
-        await asyncio.sleep(1.2)  # most of it has been said
+        while source.taken < 50:  # six seconds on average
+            await asyncio.sleep(0.01)
         (dialogue,) = set(pipeline.dialogues().values())
         await pipeline.finish_dialogue(dialogue)
         ends.extend(log.ends())
