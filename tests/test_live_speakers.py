@@ -209,7 +209,7 @@ def test_a_dialogue_ends_with_the_last_part(by_voice: Recognizer, interrupted: S
         source = RandomChunks(interrupted, seed=7, pace=4)
         running = asyncio.create_task(pipeline.run({TABLE: source}, stop=asyncio.Event()))
         await log.until(log.has_begun)
-        while source.taken < 50:  # six seconds on average
+        while source.taken < 50:  # noqa: ASYNC110  # six seconds on average
             await asyncio.sleep(0.01)
         (dialogue,) = set(pipeline.dialogues().values())
         await pipeline.finish_dialogue(dialogue)

@@ -2,6 +2,7 @@
 """Measure how well speakers are found: joined dialogues, emotions, enrolled voices, meetings.
 
     tools/measure_speakers.py SHARED [--split test] [--cache FOLDER] [--dialogues 60] [--only PART]
+    tools/measure_speakers.py SHARED --emotions 1 2 3 4 [--cache FOLDER]
 
 Prints Markdown tables. Clips are cut by the live segmenter and embedded as live; dialogues join
 utterances of 2 to 4 people whom no setting was chosen on (split test). Found speakers are mapped
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from speaker_clips import Corpus, Said, read_turns
+from speaker_emotions import print_emotions
 
 from stream_hbaf.audio.file import FileSource
 from stream_hbaf.config import SAMPLE_RATE_HZ, SpeakersConfig, load_config
@@ -68,7 +70,19 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, help="folder for the embeddings")
     parser.add_argument("--dialogues", type=int, default=60, help="of each kind")
     parser.add_argument("--only", choices=PARTS, action="append", help="a table; all by default")
+    parser.add_argument(
+        "--emotions",
+        type=int,
+        nargs="+",
+        default=[],
+        metavar="SESSION",
+        help="only emotions of IEMOCAP; for each session, a network is trained without it",
+    )
     arguments = parser.parse_args()
+    if arguments.emotions:
+        cache = arguments.cache or Path("cache")
+        print_emotions(arguments.data, cache=cache, sessions=arguments.emotions)
+        return
     split, number = arguments.split, arguments.dialogues
     wanted = arguments.only or PARTS
     corpus = Corpus(arguments.data, arguments.cache)

@@ -2,9 +2,10 @@
 
 The model has two levels, as in probabilistic linear discriminant analysis with spherical
 covariances: a voice is a point around the origin, its turns are points around the voice. How well
-turns go together is then a closed formula of the length of their sum (``evidence``), whatever the
-embeddings' width. A new turn joins the voice that explains it best, or begins one. After it earlier
-turns are decided again and voices merged as long as that makes the whole more probable.
+turns go together is then a closed formula of the length of their sum (``VoiceModel.evidence``),
+whatever the embeddings' width. A new turn joins the voice that explains it best, or begins one.
+After it earlier turns are decided again and voices merged as long as that makes the whole more
+probable.
 """
 
 from dataclasses import dataclass
@@ -15,20 +16,28 @@ from numpy.typing import NDArray
 
 Float64 = NDArray[np.float64]
 
-# Chosen on voices of the dev set, read and acted: tools/measure_speakers.py.
-BETWEEN = 1.0  # variance between voices over that between a voice's turns
-DIMENSIONS = 15.0  # independent ones that an embedding counts as
-
 SWEEPS = 4  # over the earlier turns after each new one, at most
 
 
-def evidence(length2: Float64 | float, turns: Float64 | float) -> Float64:
-    """Log odds of turns being of one voice to a background that cancels out in differences.
+@dataclass(frozen=True, slots=True)
+class VoiceModel:
+    """How the embeddings of one encoder spread."""
 
-    ``length2`` is the squared length of the sum of their embeddings, each of unit length.
-    """
-    spread = 1 + np.asarray(turns) * BETWEEN
-    return DIMENSIONS / 2 * (BETWEEN * (1 + BETWEEN) * length2 / spread - np.log(spread))
+    between: float  # variance between voices over that between a voice's turns
+    dimensions: float  # independent ones that an embedding counts as
+
+    def evidence(self, length2: Float64 | float, turns: Float64 | float) -> Float64:
+        """Log odds of turns being of one voice to a background that cancels out in differences.
+
+        ``length2`` is the squared length of the sum of their embeddings, each of unit length.
+        """
+        between, spread = self.between, 1 + np.asarray(turns) * self.between
+        gain = between * (1 + between) * length2 / spread - np.log(spread)
+        return np.asarray(self.dimensions / 2 * gain)
+
+
+# Chosen on voices of the dev set, read and acted: tools/measure_speakers.py.
+CAMPPLUS = VoiceModel(between=1.0, dimensions=15.0)
 
 
 @dataclass(slots=True, eq=False)
@@ -39,11 +48,6 @@ class Voice:
     turns: float = 0
     name: str = ""  # none as long as nothing is published of it
     given: bool = False  # by a person; voices with different given names are never merged
-
-    @property
-    def evidence(self) -> float:
-        """``evidence`` of the turns so far."""
-        return float(evidence(self.total @ self.total, self.turns))
 
 
 @dataclass(slots=True)
@@ -59,7 +63,8 @@ class Clustering:
     A turn beyond them, which is like none of them, has no voice.
     """
 
-    def __init__(self, *, max_voices: int) -> None:
+    def __init__(self, *, max_voices: int, model: VoiceModel = CAMPPLUS) -> None:
+        self._model = model
         self.voices: list[Voice] = []  # in the order in which they began
         self._max_voices = max_voices
         self._turns: dict[int, _Turn] = {}
@@ -158,10 +163,9 @@ class Clustering:
     def _merge_best(self) -> bool:
         """Merge the two voices that gain most by it; whether there are any."""
         pairs = [
-            (float(evidence(both @ both, a.turns + b.turns)) - a.evidence - b.evidence, a, b)
+            (self._evidence(a, b) - self._evidence(a) - self._evidence(b), a, b)
             for a, b in combinations(self.voices, 2)
             if a.name == b.name or not (a.given and b.given)
-            for both in [a.total + b.total]
         ]
         gain, kept, gone = max(pairs, key=lambda pair: pair[0], default=(0.0, None, None))
         if gain <= 0 or kept is None or gone is None:
@@ -174,11 +178,18 @@ class Clustering:
         self.voices.remove(gone)
         return True
 
+    def _evidence(self, *voices: Voice) -> float:
+        """``VoiceModel.evidence`` of voices as one."""
+        total = np.sum([voice.total for voice in voices], axis=0)
+        turns = sum(voice.turns for voice in voices)
+        return float(self._model.evidence(total @ total, turns))
+
     def _log_odds(self, embedding: Float64) -> Float64:
         """Of an embedding being each voice's, and at last a new one's: [K + 1]."""
         totals = np.array([voice.total for voice in self.voices]).reshape(-1, len(embedding))
         turns = np.array([voice.turns for voice in self.voices], float)
         length2 = (totals**2).sum(axis=1)
+        evidence = self._model.evidence
         joined = evidence(length2 + 2 * totals @ embedding + 1, turns + 1)
         return np.append(joined - evidence(length2, turns), evidence(1.0, 1.0))
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_hbaf.config import SpeakersConfig
-from stream_hbaf.speech.clustering import Clustering, Float64, Voice
+from stream_hbaf.speech.clustering import CAMPPLUS, Clustering, Float64, Voice, VoiceModel
 
 Embedding = NDArray[np.floating]
 SpeakerSource = Literal["", "voice", "enrolled", "corrected"]
@@ -41,16 +41,20 @@ class Diarizer:
     """The speakers of one dialogue.
 
     ``voices`` are the enrolled ones, by name: embeddings of any width, the same as those of
-    ``add``. Other speakers are called "speaker 1", "speaker 2" and so on, in the order in which
-    they appear.
+    ``add``, of whose encoder ``model`` is. Other speakers are called "speaker 1", "speaker 2" and
+    so on, in the order in which they appear.
     """
 
     def __init__(
-        self, config: SpeakersConfig, *, voices: Mapping[str, Embedding] | None = None
+        self,
+        config: SpeakersConfig,
+        *,
+        voices: Mapping[str, Embedding] | None = None,
+        model: VoiceModel = CAMPPLUS,
     ) -> None:
         self._config = config
         self._enrolled = {name: unit(voice) for name, voice in (voices or {}).items()}
-        self._clustering = Clustering(max_voices=config.max_speakers)
+        self._clustering = Clustering(max_voices=config.max_speakers, model=model)
         self._turns: dict[int, Attributed] = {}  # as last returned
         self._numbered = 0
 

@@ -1,0 +1,143 @@
+"""Emotions of IEMOCAP with its speakers given or found by voice, for tools/measure_speakers.py.
+
+A network with states of each speaker is trained without one session, and predicts that session:
+with the speakers that the corpus gives, the same people under the names of a live run, and those
+that the published GE2E embeddings tell apart, turn after turn in the order of their ends. Names
+are part of the text that is encoded and of the speaker's own prosody, as live.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_hbaf.bundle import Bundle, BundleConfig
+from stream_hbaf.config import SpeakersConfig
+from stream_hbaf.corpora.dialogue import Corpus, Dialogue
+from stream_hbaf.evaluation.diarization import count_right
+from stream_hbaf.evaluation.metrics import score
+from stream_hbaf.evaluation.offline import predict_corpus
+from stream_hbaf.networks.network import Network
+from stream_hbaf.speech.clustering import VoiceModel
+from stream_hbaf.speech.diarizer import Diarizer
+from stream_hbaf.training.experiment_file import Run, read_experiment
+from stream_hbaf.training.fitting import fit_network
+from stream_hbaf.training.preparation import Prepared, prepare
+from stream_hbaf.training.recipe_corpora import open_corpora
+
+EXPERIMENT = Path(__file__).parents[1] / "configs/experiments/iemocap-hypotheses.yaml"
+ROW = "by_speaker"
+# Chosen on 24 dialogues of training sessions. GE2E tells voices apart worse than CAM++ does.
+GE2E = VoiceModel(between=0.05, dimensions=200.0)
+TWO = SpeakersConfig(max_speakers=2, min_utterance_ms=500)
+DURATION = 0  # of the prosody measurements, seconds
+
+Name = Callable[[Dialogue], Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Voices:
+    """The speakers of a dialogue, found from embeddings less the mean of other sessions'."""
+
+    mean: NDArray[np.float64]
+
+    def found(self, dialogue: Dialogue, *, at_once: bool = False) -> list[str]:
+        """Each turn's speaker as revised at the end, or as answered at once."""
+        diarizer, names = Diarizer(TWO, model=GE2E), dict[int, str]()
+        for turn, one in enumerate(dialogue.utterances):
+            assert one.ge2e is not None
+            assert one.prosody is not None
+            embedding = one.ge2e.astype(np.float64) - self.mean
+            changed = diarizer.add(turn, embedding, duration_s=one.prosody[DURATION])
+            names |= {
+                each.turn: each.speaker for each in changed if each.turn == turn or not at_once
+            }
+        return [names[turn] for turn in range(len(names))]
+
+
+def numbered(dialogue: Dialogue) -> list[str]:
+    """The true speakers, named in the order in which they appear."""
+    order = [*dict.fromkeys(one.speaker for one in dialogue.utterances)]
+    return [f"speaker {order.index(one.speaker) + 1}" for one in dialogue.utterances]
+
+
+def renamed(corpus: Corpus, name: Name) -> Corpus:
+    """The dev split with other speakers."""
+    dialogues = tuple(
+        replace(
+            dialogue,
+            utterances=tuple(
+                replace(one, speaker=speaker)
+                for one, speaker in zip(dialogue.utterances, name(dialogue), strict=True)
+            ),
+        )
+        for dialogue in corpus.splits["dev"]
+    )
+    return replace(corpus, splits={"dev": dialogues})
+
+
+def print_emotions(data: Path, *, cache: Path, sessions: Sequence[int]) -> None:
+    """Weighted F1 of each session left out, and of all of them together."""
+    print("\n| IEMOCAP, session left out | speakers | right speaker | weighted F1 |")
+    print("| --- | --- | --- | --- |")
+    gold: list[NDArray[np.int64]] = []
+    every: dict[str, list[NDArray[np.floating]]] = {}
+    for session in sessions:
+        (run,) = (
+            run
+            for run in read_experiment(EXPERIMENT).candidates()
+            if run.facts.row == ROW and run.recipe.corpora["iemocap"].dev_fold == session
+        )
+        corpus = open_corpora(run.recipe, data).used["iemocap"]
+        bundle = trained(run, data, cache=cache)
+        for number, (kind, right, one) in enumerate(variants(corpus)):
+            found = predict_corpus(bundle, one, "dev", cache=cache, progress=lambda line: None)
+            gold += [found.gold] if number == 0 else []
+            every.setdefault(kind, []).append(found.probabilities)
+            f1 = score(found.gold, found.probabilities).weighted_f1
+            print(f"| {session} | {kind} | {right:.1%} | {100 * f1:.1f} |", flush=True)
+    for kind, probabilities in every.items():
+        f1 = score(np.concatenate(gold), np.concatenate(probabilities)).weighted_f1
+        print(f"| all | {kind} | | {100 * f1:.1f} |", flush=True)
+
+
+def variants(corpus: Corpus) -> Iterator[tuple[str, float, Corpus]]:
+    """Ways to say who speaks: the share of turns given the right speaker, and the corpus so."""
+    others = [one.ge2e for each in corpus.splits["train"] for one in each.utterances]
+    voices = Voices(np.mean([one for one in others if one is not None], axis=0, dtype=np.float64))
+    names: dict[str, Name] = {
+        "given": lambda dialogue: [one.speaker for one in dialogue.utterances],
+        "given, numbered": numbered,
+        "found, revised": voices.found,
+        "found, at once": lambda dialogue: voices.found(dialogue, at_once=True),
+        "one": lambda dialogue: [""] * len(dialogue.utterances),
+    }
+    for kind, name in names.items():
+        right = [count_right(numbered(one), name(one)) for one in corpus.splits["dev"]]
+        yield kind, float(np.concatenate(right).mean()), renamed(corpus, name)
+
+
+def trained(run: Run, data: Path, *, cache: Path) -> Bundle:
+    """The network of one run, with the encoders of its preparation."""
+    prepared = prepare(run.recipe, data, splits=("dev",), cache=cache)
+    folder = cache / "speakers" / f"{run.facts.row}-{run.facts.recipe}"
+    fitted = fit_network(run.recipe, prepared, seed=run.facts.seed, folder=folder)
+    return bundle_of(run, prepared, fitted.network)
+
+
+def bundle_of(run: Run, prepared: Prepared, network: Network) -> Bundle:
+    encoder, commonsense = prepared.encoder, prepared.commonsense
+    assert encoder is not None
+    assert commonsense is not None
+    config = BundleConfig(
+        id=run.facts.row,
+        labels=prepared.labels,
+        encoder=run.recipe.text_encoder.name,
+        context=run.recipe.text_encoder.context,
+        acoustic=run.recipe.audio.representation,
+        commonsense=run.recipe.commonsense.source,
+        network=network.config,
+    )
+    return Bundle(config, prepared.scaling, encoder, commonsense.model, network, prepared.tuned)
