@@ -340,7 +340,7 @@ class SourcePipeline:
     async def _transcribe_partial(self, utterance: LiveUtterance) -> None:
         decodes, is_cancelled = self._runtime.decodes, _is_cancelled(asyncio.current_task())
         async with decodes.turn(self.config.name, lambda: Urgency.PARTIAL):
-            if utterance.text is not None:  # speech pauses meanwhile, and its transcript is due
+            if utterance.parts:  # speech pauses meanwhile, and its transcript is due
                 return
             utterance.partial_due = utterance.length + self._partial_every
             transcript = await self.stages.attempt(
