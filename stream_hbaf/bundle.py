@@ -43,7 +43,7 @@ from stream_hbaf.bundle_weights import (
     tensors_under,
     widen,
 )
-from stream_hbaf.config import Section, TranscriptConfig, VadConfig
+from stream_hbaf.config import Probability, Section, TranscriptConfig, VadConfig
 from stream_hbaf.errors import BundleError, ConfigError, ModelError, shorten
 from stream_hbaf.features.comet import is_comet, open_comet
 from stream_hbaf.features.commonsense import Commonsense, Event2MindHeads, Inferences, NoCommonsense
@@ -107,6 +107,8 @@ class BundleConfig(Section):
     acoustic: Part = "compare"  # acoustic features, named as in features/representations.py
     commonsense: Part = "event2mind"  # event2mind, none, or comet:<name>
     calibration: Calibration = Calibration.of_temperature(1.0)  # fitted on the dev set
+    # Shares of labels for which its probabilities hold, as it was calibrated; {}: not known.
+    shares: dict[Line, Probability] = Field(default_factory=dict)
     licence: str = (  # published with the predictions
         "non-commercial: openSMILE's licence, and RAVDESS (CC BY-NC-SA 4.0) in the trained weights"
     )

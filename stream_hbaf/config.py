@@ -283,6 +283,9 @@ class Config(Section):
     """Name or folder of the bundle."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the models run; ``auto``: on the GPU if there is one."""
+    prior: Literal["auto"] | dict[str, Probability] | None = None
+    """Shares of labels where it runs, such as ``{joy: 0.3}``, other labels having the rest as in
+    training; ``auto``: estimated from the answers so far; unset: as in training."""
     inferences: bool = False
     """Publish phrases for what commonsense infers from an utterance."""
     privacy: Literal["full", "no_text", "label_only"] = "full"
@@ -316,6 +319,20 @@ class Config(Section):
     traces: bool = False
     """Send a trace of each utterance to the OpenTelemetry collector that the environment variable
     ``OTEL_EXPORTER_OTLP_ENDPOINT`` names."""
+
+    @field_validator("prior", mode="before")
+    @classmethod
+    def _are_shares(cls, prior: Any) -> Any:
+        if prior is None or prior == "auto":
+            return prior
+        try:
+            shares = {str(label): float(share) for label, share in prior.items()}
+        except (AttributeError, TypeError, ValueError):
+            raise ValueError("must be auto, or a share for labels, such as {joy: 0.3}") from None
+        for label, share in shares.items():
+            if not 0.0 <= share <= 1.0:
+                raise ValueError(f"the share of '{shorten(label)}' must be from 0 to 1")
+        return shares
 
     @field_validator("sources")
     @classmethod

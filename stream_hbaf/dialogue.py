@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from stream_hbaf.features.acoustic import Acoustic
 from stream_hbaf.features.prosody import ProsodyPast
 from stream_hbaf.features.text import EMPTY_WINDOW, TurnWindow
-from stream_hbaf.networks.calibration import Modality
+from stream_hbaf.networks.calibration import Modality, Probabilities
 from stream_hbaf.networks.network import State
 from stream_hbaf.prediction import TextFeatures
 
@@ -36,6 +36,7 @@ class ClassifiedTurn:
     window: TurnWindow
     prosody: ProsodyPast
     speakers: tuple[str, ...]
+    odds: Probabilities | None = None  # of the deployment's prior at that time
 
 
 @dataclass(slots=True)
@@ -68,6 +69,7 @@ class LiveDialogue:
         speaker: str,
         explain: bool,
         modalities: Collection[Modality],
+        odds: Probabilities | None = None,
     ) -> None:
         """Keep what the next turn is classified from, with the dialogue as it is before it."""
         kept = ClassifiedTurn(
@@ -81,6 +83,7 @@ class LiveDialogue:
             window=self.window,
             prosody=self.prosody,
             speakers=tuple(self.speakers),
+            odds=odds,
         )
         self.past.append(kept)
 

@@ -27,6 +27,7 @@ from stream_hbaf.networks.calibration import (
     shapley,
 )
 from stream_hbaf.networks.network import Features, State
+from stream_hbaf.networks.prior import adjust
 
 Float32 = NDArray[np.float32]
 
@@ -137,11 +138,17 @@ def initial_state(bundle: Bundle) -> State:
 
 @torch.inference_mode()
 def predict(
-    bundle: Bundle, features: Features, *, state: State, explain: bool
+    bundle: Bundle,
+    features: Features,
+    *,
+    state: State,
+    explain: bool,
+    odds: Probabilities | None = None,
 ) -> tuple[Prediction, State]:
     """One step of the network: the prediction and the state after it.
 
-    To ``explain``, the same step is computed for every coalition of the inputs, in one batch.
+    To ``explain``, the same step is computed for every coalition of the inputs, in one batch. All
+    probabilities are adjusted by ``odds`` [C], of a deployment's shares of labels to training's.
     """
     given: list[Modality] = ["audio"] if features.audio is not None else []
     if features.text is not None:
@@ -154,6 +161,8 @@ def predict(
     predicted, after = _step_with(
         bundle, every, features=features, state=state, familiarity=familiarity
     )
+    if odds is not None:
+        predicted = {parts: adjust(found, odds) for parts, found in predicted.items()}
     whole = predicted[every[-1]]
     pattern = pattern_of(audio="audio" in given, text="text" in given)
     labels, calibration = bundle.labels, bundle.calibration

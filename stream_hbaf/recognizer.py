@@ -27,8 +27,9 @@ from stream_hbaf.features.representations import LLD, PROSODY, WHISPER, open_rep
 from stream_hbaf.features.speaker import SpeakerEncoder, open_speaker_encoder
 from stream_hbaf.features.text import EMPTY_WINDOW, Turn, TurnWindow
 from stream_hbaf.features.whisper import Transcriber, Transcript
-from stream_hbaf.networks.calibration import MODALITIES, Modality
+from stream_hbaf.networks.calibration import MODALITIES, Modality, Probabilities
 from stream_hbaf.networks.network import State
+from stream_hbaf.networks.prior import Prior, open_prior
 from stream_hbaf.prediction import (
     BLOCKS,
     FUNCTIONALS,
@@ -53,6 +54,7 @@ class Recognizer(AbstractContextManager["Recognizer"]):
 
     acoustic: AcousticFrontEnd | None  # None: the bundle takes text only
     speaker_encoder: SpeakerEncoder | None  # None: speakers aren't told apart by their voices
+    prior: Prior | None  # of the deployment; None: as in training
 
     def __init__(self, config: Config) -> None:
         """Load all models, in parallel; raises ModelError, BundleError or ConfigError."""
@@ -79,6 +81,7 @@ class Recognizer(AbstractContextManager["Recognizer"]):
             try:
                 self.transcriber = transcriber.result()
                 self.bundle = bundle.result()
+                self.prior = _open_prior(config, self.bundle)
                 self.speaker_encoder = voices.result()
                 verified.result()
                 self._digests = verify()  # remembered, but for what was downloaded meanwhile
@@ -166,14 +169,19 @@ class Recognizer(AbstractContextManager["Recognizer"]):
         turn: int = 0,
         explain: bool = False,
         modalities: Collection[Modality] = MODALITIES,
+        odds: Probabilities | None = None,
     ) -> Prediction:
         """The emotion of the dialogue's next utterance, which moves the dialogue on.
 
         Text that was encoded before an earlier utterance was final, or before its speaker was
         known, is encoded again. Text that is withheld isn't context of later utterances either.
         When one of the models fails, the dialogue stays as it was. With the number of its ``turn``,
-        the utterance can be revised. ``explain`` and ``modalities`` as in ``classify``.
+        the utterance can be revised. ``explain`` and ``modalities`` as in ``classify``. With
+        ``odds``, the deployment's prior stays as it is; otherwise it learns from the answer.
         """
+        learns = odds is None and self.prior is not None
+        if odds is None:
+            odds = self._odds()
         if text is not None:
             self._warn_of_other_language(text.transcript)
             named = self.bundle.config.context.speakers and text.speaker != speaker
@@ -188,10 +196,19 @@ class Recognizer(AbstractContextManager["Recognizer"]):
             speaker=number,
             explain=explain,
             modalities=modalities,
+            odds=odds,
         )
         if turn:
-            inputs = (self._without_unused(acoustic), text)
-            dialogue.keep(turn, inputs, speaker=speaker, explain=explain, modalities=modalities)
+            dialogue.keep(
+                turn,
+                (self._without_unused(acoustic), text),
+                speaker=speaker,
+                explain=explain,
+                modalities=modalities,
+                odds=odds,
+            )
+        if learns and self.prior is not None and odds is not None and prediction.modalities:
+            self.prior.learn(np.array([*prediction.probabilities.values()]), odds=odds)
         dialogue.state = state
         dialogue.prosody = prosody
         if number == len(dialogue.speakers):
@@ -227,9 +244,13 @@ class Recognizer(AbstractContextManager["Recognizer"]):
                     turn=one.turn,
                     explain=one.explain,
                     modalities=one.modalities,
+                    odds=one.odds,
                 )
                 for one in dialogue.rewind(changed)
             }
+
+    def _odds(self) -> Probabilities | None:
+        return None if self.prior is None else self.prior.odds
 
     def _warn_of_other_language(self, transcript: Transcript) -> None:
         """Warn once that text in another language is left out."""
@@ -254,6 +275,7 @@ class Recognizer(AbstractContextManager["Recognizer"]):
         speaker: int = 0,
         explain: bool = False,
         modalities: Collection[Modality] = MODALITIES,
+        odds: Probabilities | None = None,
     ) -> tuple[Prediction, State]:
         """The utterance's emotion and the dialogue's state after it; the dialogue stays as it is.
 
@@ -261,7 +283,7 @@ class Recognizer(AbstractContextManager["Recognizer"]):
         network. Prosody among the blocks must be described relative to the dialogue's past, as
         ``classify_final`` does. ``speaker`` is the number of a speaker in the dialogue, for
         networks that tell speakers apart. With ``explain``, the prediction has contributions and
-        inferences.
+        inferences. ``odds`` of labels are those of the deployment's prior unless they are given.
         """
         if "audio" not in modalities:
             acoustic = None
@@ -269,7 +291,8 @@ class Recognizer(AbstractContextManager["Recognizer"]):
             # The mean of Whisper's encoder is part of the acoustic input and stays.
             text = replace(text, embedding=None, commonsense=None)
         features = network_input(self.bundle, acoustic, text, speaker=speaker)
-        prediction, after = predict(self.bundle, features, state=state, explain=explain)
+        odds = self._odds() if odds is None else odds
+        prediction, after = predict(self.bundle, features, state=state, explain=explain, odds=odds)
         if explain:
             known = self.bundle.inferences if self.config.inferences else None
             if known is not None and text is not None and text.commonsense is not None:
@@ -304,6 +327,11 @@ def _described(
         return acoustic, past
     described, after = describe_next(measured, speaker=speaker, past=past)
     return replace(acoustic, blocks={**acoustic.blocks, PROSODY: described}), after
+
+
+def _open_prior(config: Config, bundle: Bundle) -> Prior | None:
+    own = bundle.config
+    return open_prior(config.prior, labels=own.labels, training=own.shares, bundle=own.id)
 
 
 def require_inferences(config: Config, bundle: Bundle) -> None:
