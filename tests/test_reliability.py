@@ -178,6 +178,15 @@ def test_empty_words_leave_the_answer_to_the_voice() -> None:
     assert kept > weighted_f1(telling.labels, telling.text.argmax(1)) - 0.015
 
 
+def test_words_that_tell_nothing_say_nothing_of_words_alone() -> None:
+    """One sentence in every emotion doesn't soften what the words of a dialogue say."""
+    telling = corpus("series", voice=1.0, words=2.0, familiar=True, seed=14)
+    acted = corpus("acted", voice=2.0, words=0.0, familiar=False, seed=15)
+    found, without = fit(telling, acted), fit(telling)
+    assert found.temperatures["text"] == without.temperatures["text"]
+    assert found.thresholds["text"] == without.thresholds["text"]
+
+
 def test_strange_voices_alone_are_softer_where_they_are_too_sure() -> None:
     """The temperature grows as familiarity sinks; the labels become likelier by it."""
     known = corpus("known", voice=2.0, words=1.0, familiar=True, seed=9)

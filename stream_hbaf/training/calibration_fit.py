@@ -140,16 +140,20 @@ def answers_above(dev: Sample, risk: float) -> float:
     As many as possible are answered, the surest first: of 20 shares the largest whose bound on
     the error rate is ``risk`` (Geifman & El-Yaniv 2017, with their binomial bound; every share
     tested, at a 20th of the doubt, as bisection would trust the error rate to rise evenly). Where
-    corpora are given, no more than ``risk`` of the answers of any may be wrong either.
+    corpora are given, the first share of which no corpus has more errors than ``risk``, by more
+    than noise; if none is so small, they are taken together.
     """
     surest = -np.sort(-dev.sure)
+    together = ALWAYS_ABSTAIN
     for share in SHARES:
         least = surest[int(np.ceil(share * len(surest))) - 1]
         answered = dev.sure >= least
-        doubt = _doubt(dev, answered, risk=risk)
-        if doubt <= (1.0 - CONFIDENCE) / len(SHARES) and _worst_rate(dev, answered) <= risk:
-            return 0.0 if share == 1.0 else float(least)
-    return ALWAYS_ABSTAIN
+        if _doubt(dev, answered, risk=risk) <= (1.0 - CONFIDENCE) / len(SHARES):
+            found = 0.0 if share == 1.0 else float(least)
+            if not _exceeds_somewhere(dev, answered, risk=risk):
+                return found
+            together = min(together, found)
+    return together
 
 
 def _doubt(dev: Sample, answered: NDArray[np.bool_], *, risk: float) -> float:
@@ -170,11 +174,13 @@ def _doubt(dev: Sample, answered: NDArray[np.bool_], *, risk: float) -> float:
     return float(binom.cdf(np.ceil(rate * count - 1e-6), count, risk))
 
 
-def _worst_rate(dev: Sample, answered: NDArray[np.bool_]) -> float:
-    """The largest error rate among what is answered of a corpus; 0 without corpora."""
+def _exceeds_somewhere(dev: Sample, answered: NDArray[np.bool_], *, risk: float) -> bool:
+    """Whether more than ``risk`` of a corpus's answers are wrong, by more than a standard error."""
     if dev.corpora is None:
-        return 0.0
-    wrong, corpora, weights = dev.wrong[answered], dev.corpora[answered], dev.weights[answered]
-    count = np.bincount(corpora)
-    rates = np.bincount(corpora, weights * wrong) / np.maximum(np.bincount(corpora, weights), 1e-12)
-    return float(np.max(rates, where=count >= FEWEST_ANSWERS, initial=0.0))
+        return False
+    for corpus in np.unique(dev.corpora):
+        wrong = dev.wrong[answered & (dev.corpora == corpus)]
+        noise = np.sqrt(risk * (1.0 - risk) / max(1, len(wrong)))
+        if len(wrong) >= FEWEST_ANSWERS and wrong.mean() > risk + noise:
+            return True
+    return False

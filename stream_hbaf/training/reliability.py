@@ -4,7 +4,7 @@ N predictions, C classes. Every corpus weighs the same, and an utterance under s
 as much as one. Plain arrays in, a calibration out.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -40,6 +40,8 @@ FAMILIAR = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0)
 TELLING = (0.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 SOFTNESS = tuple(np.linspace(0.0, 2.0, 21))
 OF_BOTH = tuple(np.geomspace(0.5, 4.0, 8))  # temperatures of what sound and words say together
+MOST = 400  # clips a corpus by which settings are ranked; what does no harm is decided on all
+INFORMED = 0.01  # nats by which words that tell something beat their corpus's mean answer
 FOLDS = 10  # of the clips of a corpus with fewer speakers than FEWEST
 FEWEST = 4  # speakers between whom a difference is compared
 NOISE = 1.0  # standard errors by which answers may be worse than those by the words alone
@@ -99,9 +101,11 @@ def fit_reliability(
     The network, and the statistics of familiarity, must be trained without the row's speaker; let
     some rows be of corpora that they were trained without.
 
-    The weight of voices is the likeliest under which the answer is no worse than by the words
-    alone on any corpus, by more than noise, in likelihood and weighted F1. Raises ConfigError for
-    arrays of other lengths, and where a modality pattern has no labelled row.
+    Where the words of a corpus tell nothing of its labels, such as one sentence that actors say in
+    every emotion, they don't count in what holds of words alone. The weight of voices is the
+    likeliest under which the answer is no worse than by the words alone on any corpus, by more than
+    noise, in likelihood and weighted F1. Raises ConfigError for arrays of other lengths, and where
+    a modality pattern has no labelled row.
     """
     require_shares(coverage=coverage, risk=risk)
     rows = _rows(corpora, speakers, labels, text, audio, both, familiarity, clips)
@@ -111,15 +115,16 @@ def fit_reliability(
         "audio+text": rows.both,
     }
     of = {pattern: _having(rows, logits, pattern) for pattern, logits in given.items()}
-    by_words = min(TEMPERATURES, key=lambda t: of["text"].loss(log_softmax(of["text"].text / t)))
+    read = of["text"]
+    of["text"] = telling = _informed(read)
+    by_words = min(TEMPERATURES, key=lambda t: telling.loss(log_softmax(telling.text / t)))
     by_voice, softness = _fit_voice(of["audio"])
-    read = softmax(of["text"].text / by_words)
     alone = Reliability(
         base=-LARGEST,
         familiar=0.0,
         telling=0.0,
         softness=softness,
-        typical=tuple(of["text"].weights @ read / of["text"].weights.sum()),
+        typical=tuple(read.weights @ softmax(read.text / by_words) / read.weights.sum()),
     )
     temperatures = {"": by_words, "text": by_words, "audio": by_voice, "audio+text": 1.0}
     settings = Calibration(
@@ -188,6 +193,19 @@ def _having(rows: _Rows, logits: Float64, pattern: Pattern) -> _Rows:
     return rows.where(given)
 
 
+def _informed(rows: _Rows) -> _Rows:
+    """The rows of corpora whose words tell something of the labels; all if none do."""
+    gold = np.arange(len(rows.labels)), rows.labels
+    answers = softmax(rows.text)
+    telling = np.zeros(len(rows.labels), bool)
+    for corpus in np.unique(rows.corpora):
+        own = rows.corpora == corpus
+        mean = answers[own].mean(0)
+        gain = np.log(answers[gold][own]).mean() - np.log(mean[rows.labels[own]]).mean()
+        telling |= own & (gain > INFORMED)
+    return rows.where(telling) if telling.any() else rows
+
+
 def _fit_voice(rows: _Rows) -> tuple[float, float]:
     """The temperature of a familiar voice alone, and how much it grows, that are likeliest."""
     strange = 1.0 - np.nan_to_num(rows.familiarity)
@@ -203,26 +221,43 @@ def _fit_voice(rows: _Rows) -> tuple[float, float]:
 
 def _fit_weight(rows: _Rows, settings: Calibration) -> Calibration:
     """The settings with the likeliest weight of voices that does no harm on any corpus."""
-    reliability = settings.reliability
+    reliability, by_words = settings.reliability, settings.temperatures["text"]
     assert reliability is not None
-    by_words = log_softmax(rows.text / settings.temperatures["text"])
-    words, familiarity = np.exp(by_words), np.nan_to_num(rows.familiarity)
-    found: list[tuple[float, float, Reliability]] = []
+    some, found = rows.where(_sample(rows)), []
     for base, familiar, telling in product(BASES, FAMILIAR, TELLING):
-        one = reliability.model_copy(
-            update={"base": float(base), "familiar": familiar, "telling": telling}
-        )
-        weight = one.weight(words, familiarity)[:, None]
-        for temperature in OF_BOTH:
-            pooled = by_words + weight * (rows.both / temperature - by_words)
-            found.append((rows.loss(log_softmax(pooled)), float(temperature), one))
-    for _, temperature, one in sorted(found, key=lambda each: each[0]):
-        weight = one.weight(words, familiarity)[:, None]
-        fused = log_softmax(by_words + weight * (rows.both / temperature - by_words))
-        if _does_no_harm(rows, fused, by_words):
+        weights = {"base": float(base), "familiar": familiar, "telling": telling}
+        one = reliability.model_copy(update=weights)
+        for temperature, answer in _pooled(some, one, by_words, OF_BOTH):
+            found.append((some.loss(answer), temperature, one))
+    # Among settings that are as likely, the one that depends on the least.
+    for _, temperature, one in sorted(
+        found, key=lambda each: (round(each[0], 4), each[2].familiar + each[2].telling)
+    ):
+        [(_, fused)] = _pooled(rows, one, by_words, (temperature,))
+        if _does_no_harm(rows, fused, log_softmax(rows.text / by_words)):
             break
     temperatures = {**settings.temperatures, "audio+text": temperature}
     return settings.model_copy(update={"temperatures": temperatures, "reliability": one})
+
+
+def _sample(rows: _Rows) -> Flags:
+    """The rows of at most ``MOST`` clips of each corpus, evenly drawn."""
+    chosen = []
+    for corpus in np.unique(rows.corpora):
+        clips = np.unique(rows.clips[rows.corpora == corpus])
+        chosen.append(clips[np.linspace(0, len(clips) - 1, min(MOST, len(clips))).astype(int)])
+    return np.asarray(np.isin(rows.clips, np.concatenate(chosen)))
+
+
+def _pooled(
+    rows: _Rows, reliability: Reliability, by_words: float, of_both: Sequence[float]
+) -> Iterator[tuple[float, Float64]]:
+    """Each temperature of both, and the log probabilities [N, C] under it."""
+    words = log_softmax(rows.text / by_words)
+    weight = reliability.weight(np.exp(words), np.nan_to_num(rows.familiarity))[:, None]
+    for temperature in of_both:
+        pooled = words + weight * (rows.both / temperature - words)
+        yield float(temperature), log_softmax(pooled)
 
 
 def _does_no_harm(rows: _Rows, fused: Float64, by_words: Float64) -> bool:
