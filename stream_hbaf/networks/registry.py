@@ -135,9 +135,9 @@ class Ensemble(Network[State]):
         return self._stacked[1]
 
     def blank(self, streams: int) -> State:
-        """The state before the first utterance, [S, M, ..]."""
-        states = [member.blank(streams) for member in self._each]
-        return states[0].stack(states).map(lambda part: part.transpose(0, 1))
+        """The state before the first utterance, [S, M, ..]: alike for all members."""
+        members = len(self.members)
+        return self._each[0].blank(streams).map(lambda part: torch.stack([part] * members, dim=1))
 
 
 def _members_first(part: Tensor) -> Tensor:
