@@ -363,9 +363,11 @@ def _read_config(folder: Path, content: bytes) -> BundleConfig:
         config = BundleConfig.model_validate(settings)
         if len(set(config.labels)) != config.network.classes:
             raise UntrustedError(f"{config.network.classes} classes need as many labels")
-        reliability = config.calibration.reliability
+        reliability, head = config.calibration.reliability, config.calibration.head
         if reliability is not None and len(reliability.typical) != len(config.labels):
             raise UntrustedError("'calibration.reliability.typical' needs a share for each label")
+        if head is not None and len(head.bias) != len(config.labels):
+            raise UntrustedError("'calibration.head.bias' needs a number for each label")
         return config
     except ValidationError as error:
         first = error.errors()[0]

@@ -20,13 +20,15 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from stream_hbaf import __version__
 from stream_hbaf.commands import Commands, add_command, add_verbose, print_line
+from stream_hbaf.commands.adapt import add_adapt_command
 from stream_hbaf.commands.live import add_listen_options, add_live_commands, add_session_commands
 from stream_hbaf.commands.research import add_research_commands
 from stream_hbaf.commands.serve import add_serve_command
 from stream_hbaf.commands.speakers import add_speaker_commands
 from stream_hbaf.errors import ConfigError, StreamHbafError, shorten
 
-FOLDERS = ("record", "out", "corpora", "cache", "results", "session", "folder")  # options for one
+# Options for a folder.
+FOLDERS = ("record", "out", "corpora", "cache", "results", "session", "sessions", "folder")
 
 
 def add_about_commands(commands: Commands) -> None:
@@ -218,6 +220,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_session_commands(commands)
     add_speaker_commands(commands)
     add_research_commands(commands)
+    add_adapt_command(commands)
     add_about_commands(commands)
     return parser
 

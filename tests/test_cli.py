@@ -168,6 +168,7 @@ COMMANDS = (
     ["speakers", "enrol", "Ann", "--file", "ann.wav"],
     ["speakers", "list"],
     ["speakers", "forget", "Ann"],
+    ["adapt", "live-en", "sessions", "--out", "new"],
     ["extract", "meld", "--corpora", "."],
     ["train", "x.yaml", "--corpora", ".", "--out", "x"],
     ["evaluate", "x", "--corpora", ".", "--corpus", "meld"],

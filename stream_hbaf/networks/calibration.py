@@ -64,6 +64,18 @@ class Reliability(Section):
         return np.asarray(1.0 / (1.0 + np.exp(-evidence)))
 
 
+class Head(Section):
+    """A last step, fitted where the recogniser runs: p' ~ p ** scale * exp(bias), of each label."""
+
+    scale: Annotated[float, Field(gt=0, le=LARGEST)]
+    bias: tuple[Annotated[float, Field(ge=-LARGEST, le=LARGEST)], ...]  # [C]
+
+    def __call__(self, probabilities: Probabilities) -> Probabilities:
+        """Probabilities [.., C] → others [.., C]."""
+        logs = np.log(np.maximum(probabilities, np.finfo(np.float64).tiny))
+        return softmax(self.scale * logs + np.array(self.bias))
+
+
 class Calibration(Section):
     """The fitted calibration of a bundle.
 
@@ -80,6 +92,7 @@ class Calibration(Section):
     risk: Probability  # error rate among what is answered, for which ``answers_above`` was chosen
     conflict_above: Probability = 0.5  # least probability of both modalities' labels in a conflict
     reliability: Reliability | None = None  # None: every voice counts as the network has it
+    head: Head | None = None  # None: not adapted
 
     @model_validator(mode="after")
     def _of_every_pattern(self) -> Self:
@@ -113,18 +126,19 @@ class Calibration(Section):
         sound in the whole dialogue, which answer for utterances without sound, and the voices'
         ``familiarity`` [..], NaN or None where it isn't known.
         """
-        temperature = _of(self.temperatures, pattern)
+        wide = np.asarray(logits, dtype=np.float64)
         if self.reliability is None:
-            return softmax(np.asarray(logits, dtype=np.float64) / temperature[..., None])
-        return self._weighed(
-            np.asarray(logits, dtype=np.float64),
-            np.asarray(logits if words is None else words, dtype=np.float64),
-            pattern=pattern,
-            familiarity=np.nan_to_num(
-                UNKNOWN if familiarity is None else np.asarray(familiarity, np.float64), nan=UNKNOWN
-            ),
-            reliability=self.reliability,
-        )
+            found = softmax(wide / _of(self.temperatures, pattern)[..., None])
+        else:
+            known = UNKNOWN if familiarity is None else np.asarray(familiarity, np.float64)
+            found = self._weighed(
+                wide,
+                wide if words is None else np.asarray(words, dtype=np.float64),
+                pattern=pattern,
+                familiarity=np.nan_to_num(known, nan=UNKNOWN),
+                reliability=self.reliability,
+            )
+        return found if self.head is None else self.head(found)
 
     def _weighed(
         self,
