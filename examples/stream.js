@@ -28,12 +28,16 @@ class EmotionStream {
       this.connected = true;
       this.onEvent(event);
     };
+    let over = false;
     this.socket.onclose = ({ code, reason }) => {
+      if (over) return;
+      over = true;
       if (code === 1000) this.resolve();
       else if (!this.connected || code === 1008 || code === 1009 || code === 4000)
         this.reject(new Error(reason || "can't be reached, or refuses"));
       else setTimeout(() => this.connect(), 1000);
     };
+    this.socket.onerror = () => setTimeout(this.socket.onclose, 100, {}); // Node 20 closes nothing
   }
 
   // Sound that comes while there is no connection is lost.

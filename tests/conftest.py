@@ -49,6 +49,7 @@ SLOW = [
     "readme",
     "recipe",
     "serve_command",
+    "serve_examples",
     "session_corpus",
     "train",
     "trainer",
