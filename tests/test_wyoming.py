@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from dialogue_samples import utterance
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -29,6 +30,9 @@ from stream_hbaf.audio.file import read_audio
 from stream_hbaf.audio.push_source import Address, PushSource
 from stream_hbaf.audio.wyoming import SatelliteSource, WyomingSource
 from stream_hbaf.errors import AudioError, DeviceError
+from stream_hbaf.events import Speech
+from stream_hbaf.live.answers import Answers
+from stream_hbaf.publish.messages import encode
 
 SPEECH = Path(__file__).parent / "recordings" / "sense_and_sensibility_01_austen_64kb-0880.flac"
 S16_16K = {"rate": 16_000, "width": 2, "channels": 1}
@@ -132,6 +136,60 @@ def test_wyoming_description() -> None:
             assert Pong.from_event(answer).text == "there?"
 
     assert run(scene).states == ["offline"]
+
+
+def test_wyoming_emotions() -> None:
+    """A client that asks gets the ends of its source, with the published fields; others get none,
+    and nothing else is answered."""
+    end = utterance(1, source="hall")
+
+    async def scene(source: WyomingSource, received: SourceLog) -> None:
+        answers = Answers({"hall": source})
+        async with client_of(source) as client, client_of(source) as other:
+            await client.write_event(Event("emotions"))
+            for one in (client, other):
+                await one.write_event(Ping("here").event())
+                pong = await one.read_event()
+                assert pong is not None
+                assert pong.type == "pong"
+            for event in (
+                end.model_copy(update={"type": "update"}),
+                utterance(2, source="another"),
+                Speech(source="hall", on=False),
+                end,
+            ):
+                await answers.send(event)
+            answer = await asyncio.wait_for(client.read_event(), 5)
+            assert answer is not None
+            assert answer.type == "emotion"
+            assert answer.data == json.loads(encode(end))
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(other.read_event(), 0.2)
+        await answers.send(end)  # nobody is there any more
+
+    run(scene)
+
+
+def test_wyoming_emotions_that_are_not_read(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who asks and doesn't read is disconnected with a line."""
+    monkeypatch.setattr(wyoming, "MOST_UNREAD", 1 << 12)
+
+    async def scene(source: WyomingSource, received: SourceLog) -> None:
+        answers = Answers({"hall": source})
+        reader, writer = await asyncio.open_connection("127.0.0.1", source.address.port, limit=1)
+        writer.write(b'{"type": "emotions"}\n{"type": "ping"}\n')
+        assert b"pong" in await reader.readexactly(20)
+        end = utterance(1, source="hall", text="x" * 100_000)
+        for _ in range(500):
+            await answers.send(end)
+            await asyncio.sleep(0)
+        writer.close()
+
+    run(scene)
+    (record,) = caplog.records
+    assert record.message.endswith("a client doesn't read its emotions: disconnected")
 
 
 def test_wyoming_second_sender() -> None:

@@ -5,6 +5,9 @@ does; so does ``SatelliteSource``. A satellite serves one client at a time. One 
 uses needs a microphone service of its own (which serves many) for ``SatelliteSource`` to connect
 to. ``WyomingSource`` is for programs that connect by themselves: it listens for them.
 
+A client of ``WyomingSource`` that sends the event ``emotions`` gets an event ``emotion`` for each
+utterance from then on, whose data are the fields of the ``end`` that is published.
+
 An event is a line of JSON (``type``, and ``data`` or ``data_length`` or both), then ``data_length``
 bytes of JSON, then ``payload_length`` bytes of sound. It is parsed here, because the protocol's own
 package takes a broken line for the end of the stream, and reads as many bytes as a line announces.
@@ -40,6 +43,7 @@ LOG = logging.getLogger(__name__)
 LONGEST_LINE, LARGEST_PAYLOAD = 1 << 16, 1 << 17  # bytes; of sound that is four seconds
 FORMATS: dict[int, SampleFormat] = {2: "s16le", 4: "s32le"}  # by bytes a sample
 MOST_CONNECTIONS = 16
+MOST_UNREAD = 1 << 18  # bytes of emotions that a client leaves unread: a hundred utterances
 SILENT_S = 60.0  # between two events of a connection that sends no sound
 CONNECT_S = 5.0
 PING_S, GONE_S = 4.0, 12.0  # between two pings to a satellite; without an event until it is lost
@@ -128,14 +132,15 @@ def _audio_format(event: WyomingEvent) -> AudioFormat:
 class WyomingSource(PushSource):
     """A Wyoming server as a source: one sender at a time, a second is refused with a reason.
 
-    It answers ``describe`` and ``ping``, and nothing else. ``address`` has the actual port once it
-    is open. Opening raises DeviceError if the address can't be listened on.
+    It answers ``describe``, ``ping`` and ``emotions``, and nothing else. ``address`` has the actual
+    port once it is open. Opening raises DeviceError if the address can't be listened on.
     """
 
     def __init__(self, address: Address, **options: Unpack[SourceOptions]) -> None:
         super().__init__(f"wyoming://{address}", **options)
         self.address = address
         self._connections: set[asyncio.Task[None]] = set()
+        self._asking: set[asyncio.StreamWriter] = set()  # of those who asked for emotions
         self._port: Port | None = None
         self._server: asyncio.Server | None = None
 
@@ -165,6 +170,19 @@ class WyomingSource(PushSource):
         await asyncio.gather(*self._connections, return_exceptions=True)
         await super().__aexit__(*exception)
 
+    def answer(self, fields: dict[str, Any]) -> None:
+        """Send an utterance's fields to whoever asked for them; never waits.
+
+        A client that doesn't read them is disconnected.
+        """
+        for writer in [*self._asking]:
+            if writer.transport.get_write_buffer_size() > MOST_UNREAD:
+                LOG.warning("%s: a client doesn't read its emotions: disconnected", self.name)
+                writer.transport.abort()
+                self._asking.discard(writer)
+            else:
+                writer.write(_line(WyomingEvent("emotion", fields)))
+
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = asyncio.create_task(self._receive(reader, writer), name="wyoming connection")
         self._connections.add(connection)
@@ -181,6 +199,8 @@ class WyomingSource(PushSource):
                 await self._converse(reader, writer, who=who)
             except AudioError as error:
                 await _send(writer, WyomingEvent("error", {"text": str(error)}))
+            finally:
+                self._asking.discard(writer)
 
     async def _converse(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, who: str
@@ -206,6 +226,8 @@ class WyomingSource(PushSource):
                     await _send(writer, WyomingEvent("info", SELF_DESCRIPTION))
                 elif event.type == "ping":
                     await _send(writer, WyomingEvent("pong", event.fields))
+                elif event.type == "emotions":
+                    self._asking.add(writer)
                 elif sender is None and event.type in ("audio-start", "audio-chunk"):
                     sender = claimed.enter_context(self.sender(who))
                 if sender is not None:
@@ -293,7 +315,10 @@ async def _next_event_within(
 
 
 async def _send(writer: asyncio.StreamWriter, event: WyomingEvent) -> None:
-    """An event without sound."""
-    line = {"type": event.type, "data": event.fields}
-    writer.write(json.dumps(line).encode() + b"\n")
+    writer.write(_line(event))
     await writer.drain()
+
+
+def _line(event: WyomingEvent) -> bytes:
+    """An event without sound."""
+    return json.dumps({"type": event.type, "data": event.fields}).encode() + b"\n"

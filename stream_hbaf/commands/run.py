@@ -13,12 +13,14 @@ from stream_hbaf import __version__
 from stream_hbaf.audio.capture import list_devices
 from stream_hbaf.audio.open_source import open_source
 from stream_hbaf.audio.source import AudioSource, OnStatus
+from stream_hbaf.audio.wyoming import WyomingSource
 from stream_hbaf.commands import print_status
 from stream_hbaf.config import Config, SourceConfig
 from stream_hbaf.errors import DeviceError
 from stream_hbaf.events import Health, Info, State
 from stream_hbaf.features.turn_model import choose_engine
 from stream_hbaf.features.voice_prints import enrolled_voices
+from stream_hbaf.live.answers import Answers
 from stream_hbaf.live.control import Controls, DialogueStore
 from stream_hbaf.live.pipeline import LivePipeline, release_memory
 from stream_hbaf.live.runtime import Publisher
@@ -73,7 +75,8 @@ async def listen(config: Config, *, speed: float | None, json: bool) -> None:
         recognizer = await asyncio.to_thread(Recognizer, config)
         run = Run(config, recognizer, optional)
         opened.callback(lambda: run.pipeline.recognizer.close())  # it may have been swapped
-        await run.start(JsonLines(stop=stop) if json else Terminal())
+        answering = {one.name: s for one, s in sources.items() if isinstance(s, WyomingSource)}
+        await run.start(Answers(answering), JsonLines(stop=stop) if json else Terminal())
         pipelines.append(run.pipeline)
         names = ", ".join(source.name for source in sources)
         print_status(f"listening to {names}; Ctrl-C ends")
