@@ -15,7 +15,7 @@ ROOMS = (
     ("audio",),
     ("networks",),
     ("features", "speech"),
-    ("publish", "client", "stream_client"),
+    ("publish", "client", "stream_client", "pipecat"),
     ("weights",),
     ("bundle", "bundle_weights", "prediction", "dialogue", "recognizer"),
     ("corpora", "sessions"),
@@ -52,6 +52,7 @@ LIBRARIES = {
     "matplotlib": {"evaluation/plots.py"},
     "opentelemetry": {"publish/traces.py"},
     "paho": {"publish/connection.py", "publish/mqtt_client.py"},
+    "pipecat": {"pipecat.py"},
     "peft": {"training/text_encoder.py"},
     "shtab": {"cli.py"},
     "safetensors": {
@@ -85,6 +86,7 @@ ASYNC_ROOMS = (
     "dashboard/",
     "serve/",
     "stream_client.py",
+    "pipecat.py",
     "commands/",
 )
 
