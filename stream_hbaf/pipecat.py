@@ -1,6 +1,6 @@
 """A frame processor for Pipecat: the emotion of each utterance of the user, as a frame.
 
-    Pipeline([transport.input(), EmotionProcessor("ws://localhost:8772"), stt, …])
+    Pipeline([transport.input(), EmotionProcessor("ws://localhost:8772"), stt])
 
 It sends the audio that passes to ``stream-hbaf serve``, and pushes an ``EmotionFrame`` for each
 ``end``. All frames pass unchanged and without delay, but for the end of the pipeline, which waits
