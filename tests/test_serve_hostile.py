@@ -23,7 +23,7 @@ from serve_kit import (
     pieces,
     serving,
 )
-from websockets.asyncio.client import connect
+from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
 from stream_hbaf.audio import pace
@@ -310,19 +310,25 @@ def test_port_in_use() -> None:
             asyncio.run(StreamServer(ServeConfig(port=port)).open())
 
 
+async def send_all(connection: ClientConnection, sound: Sound) -> None:
+    with contextlib.suppress(ConnectionClosed):
+        await connection.send(S16_16K)
+        async for piece in pieces(sound):
+            await connection.send(piece)
+
+
 def test_stop_finishes_what_was_said(recognizer: Recognizer, sentences: list[Sound]) -> None:
     """Who is speaking when the service stops gets the end before the connection is closed."""
 
     async def scene() -> None:
         async with serving(recognizer) as service, open_client(service) as connection:
-            await connection.send(S16_16K)
-            for piece in [p async for p in pieces(sentences[1][:24_000])]:
-                await connection.send(piece)
+            sending = asyncio.create_task(send_all(connection, np.concatenate([sentences[1]] * 20)))
             while (await next_event(connection, "utterance"))["type"] != "new":
                 pass
-            service.stop.set()
+            service.stop.set()  # while most of it isn't read yet
             last = [json.loads(message) async for message in connection]
             assert [e["trigger"] for e in last if e.get("type") == "end"] == ["end_of_input"]
             assert (connection.close_code, connection.close_reason) == (1001, "the service stops")
+            await sending
 
     asyncio.run(scene())

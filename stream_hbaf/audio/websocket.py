@@ -211,7 +211,7 @@ async def take_sound(
     peer = connection.remote_address or ("a client",)  # None if it has hung up already
     try:
         with source.sender(str(peer[0])) as sender:
-            while True:
+            while not source.is_closed:  # else what is still to be read would be waited for
                 async with asyncio.timeout(IDLE_S if sender.audio_format else FORMAT_S):
                     message = await _next_message(connection)
                 before_s = sender.received_s

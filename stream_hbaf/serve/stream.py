@@ -92,7 +92,8 @@ class Stream:
             if await take_sound(connection, self._source, pace=Pace()):
                 self._said_end = True
                 self._source.close()
-                await sending
+            if self._source.is_closed:
+                await sending  # the last events, behind which it closes the connection
         finally:
             sending.cancel()
             self._results.pause()
