@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Measures end of speech → event with silence alone and with the turn model, in one run.
+"""Measures end of speech → event with silence alone, with the turn model, and with voices too.
 
     tools/bench_endpoints.py --corpora DIR [--utterances 26] [--set KEY=VALUE]
 
-The utterances of ``bench_latency.py`` are played in real time through the whole live path, with
-the one engine, then with the other. Split utterances are those beyond one a recording. The CPU is
-that of the whole process, broker and subscriber included.
+The utterances of ``bench_latency.py`` are played in real time through the whole live path, once
+with each of them. Split utterances are those beyond one a recording. The CPU is that of the whole
+process, broker and subscriber included.
 """
 
 import argparse
@@ -23,7 +23,11 @@ from stream_hbaf.config import SAMPLE_RATE_HZ, load_config
 from stream_hbaf.events import Trigger
 from stream_hbaf.recognizer import Recognizer
 
-ENGINES = ("silence", "turn")
+ENGINES = {
+    "silence": {"endpoint.engine": "silence", "speakers.engine": "none"},
+    "turn": {"endpoint.engine": "turn", "speakers.engine": "none"},
+    "turn, voices": {"endpoint.engine": "turn", "speakers.engine": "campplus"},
+}
 
 
 @dataclass(frozen=True)
@@ -73,9 +77,9 @@ def main() -> None:
                 sound,
                 seconds=len(stream) / SAMPLE_RATE_HZ,
                 port=options.port,
-                settings=settings | {"endpoint.engine": engine},
+                settings=settings | engines,
             )
-            for engine in ENGINES
+            for engine, engines in ENGINES.items()
         }
     for engine, one in runs.items():
         counts = {trigger: one.triggers.count(trigger) for trigger in sorted(set(one.triggers))}
@@ -85,9 +89,10 @@ def main() -> None:
         for stage in STAGES:
             print(row(stage, one.stages[stage]))
         print(row("**end of speech → at the subscriber**", one.received) + "\n")
-    silence, turn = (runs[engine] for engine in ENGINES)
-    ratio = statistics.median(turn.received) / statistics.median(silence.received)
-    print(f"turn / silence: {ratio:.3f}; CPU {turn.cpu - silence.cpu:+.1f} % of a core")
+    silence, *others = runs.values()
+    for engine, one in zip(list(runs)[1:], others, strict=True):
+        ratio = statistics.median(one.received) / statistics.median(silence.received)
+        print(f"{engine} / silence: {ratio:.3f}; CPU {one.cpu - silence.cpu:+.1f} % of a core")
 
 
 if __name__ == "__main__":
