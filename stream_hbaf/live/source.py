@@ -289,7 +289,7 @@ class SourcePipeline:
     async def _end(self, utterance: LiveUtterance, *, finish: Finish, chunk: Chunk) -> None:
         utterance.finish, confirmed = finish, time.monotonic()
         self.tracker.last_end_s = self._opened_s + finish.end / SAMPLE_RATE_HZ
-        parts = utterance.parts or await self._split(utterance)
+        parts, utterance.parts = utterance.parts or await self._split(utterance), []
         further = [part for part in parts if not part.turn]
         for part in further:  # before the first one's end, so that the dialogue isn't over with it
             part.turn = part.dialogue.next_turn()
