@@ -279,3 +279,29 @@ def test_evaluate_of_what_is_not_there_says_so(
     with pytest.raises(BundleError, match="not seeds of one system"):
         evaluate_offline(saved, corpus="meld", corpora=corpora, progress=lambda line: None, **where)
     assert not (tmp_path / "report").exists()
+
+
+def test_features_that_a_corpus_publishes_need_no_clips(
+    live: Bundle, corpus: Corpus, tmp_path: Path
+) -> None:
+    """Each part of the representation may be published."""
+    published: dict[str, Any] = {
+        "audio": None,
+        "prosody": (1.0,) * 8,
+        "ge2e": np.ones(97, np.float32),
+    }
+    dialogues = tuple(
+        replace(one, utterances=tuple(replace(u, **published) for u in one.utterances))
+        for one in corpus.splits["test"]
+    )
+    settings = live.config.model_copy(update={"acoustic": "prosody+ge2e"})
+    lines: list[str] = []
+    found = predict_corpus(
+        replace(live, config=settings),
+        replace(corpus, splits={"test": dialogues}),
+        "test",
+        cache=tmp_path,
+        progress=lines.append,
+    )
+    assert found.with_audio == len(found.ids) > 0
+    assert lines == []

@@ -23,7 +23,7 @@ from stream_hbaf.corpora.dataset import (
     predict,
     rows_of,
 )
-from stream_hbaf.corpora.dialogue import Corpus, Dialogue, Split, utterances_of
+from stream_hbaf.corpora.dialogue import Corpus, Dialogue, Split, is_published, utterances_of
 from stream_hbaf.corpora.extraction import ExtractedCorpus, extract_corpus
 from stream_hbaf.errors import BundleError, CorpusError
 from stream_hbaf.evaluation.metrics import Labels, Probabilities
@@ -154,8 +154,10 @@ def _audio_features(
     if acoustic == NONE:
         return None
     kind = "prosody" if acoustic == "prosody" else "audio"
-    given = [getattr(utterance, kind) for utterance in utterances_of(corpus.splits[split])]
-    if all(one is None for one in given) and bundle.config.network.use_text:
+    dialogues = corpus.splits[split]
+    has_clips = any(utterance.audio is not None for utterance in utterances_of(dialogues))
+    has_all = has_clips or all(is_published(dialogues, part) for part in acoustic.split("+"))
+    if not has_all and bundle.config.network.use_text:
         progress(f"{corpus.name}: has no {kind}, so bundle {bundle.id} is given text alone")
         return None
 
