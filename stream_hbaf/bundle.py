@@ -13,9 +13,10 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from threading import Timer
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import numpy as np
 import yaml
@@ -26,6 +27,7 @@ from pydantic import (
     SerializeAsAny,
     ValidationError,
     field_validator,
+    model_validator,
 )
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -45,8 +47,10 @@ from stream_hbaf.bundle_weights import (
 )
 from stream_hbaf.config import Probability, Section, TranscriptConfig, VadConfig
 from stream_hbaf.errors import BundleError, ConfigError, ModelError, shorten
+from stream_hbaf.features.baseline import Baseline, BaselineConfig
 from stream_hbaf.features.comet import is_comet, open_comet
 from stream_hbaf.features.commonsense import Commonsense, Event2MindHeads, Inferences, NoCommonsense
+from stream_hbaf.features.pretrained import download
 from stream_hbaf.features.representations import Scaling
 from stream_hbaf.features.text import ContextConfig, TextEncoder
 from stream_hbaf.files import atomic_write_bytes, atomic_write_text, is_file, is_folder
@@ -70,13 +74,17 @@ FORMAT = 1
 EVENT2MIND, NONE = "event2mind", "none"
 # Acoustic features without pretrained weights; all others are encoders.
 MEASURED = (NONE, "compare", "egemaps", "mfcc", "prosody", "lld")
+# Those whose weights a package carries, as weights.py names them.
+PACKAGED = {"ge2e": "ge2e:resemblyzer", "campplus": "speaker:campplus"}
 LIVE_PARTS = (f"whisper:{TranscriptConfig().model}", f"vad:{VadConfig().engine}")  # by default
 CONFIG, WEIGHTS, SUMS = "config.yaml", "model.safetensors", "SHA256SUMS"
 METRICS, CARD = "metrics.json", "README.md"
+FILES = (CONFIG, WEIGHTS, METRICS, CARD, SUMS)
 SUMMED = (CONFIG, WEIGHTS)  # all that predictions depend on; figures and card may change later
 REPAIR = "get it again, or train it with 'stream-hbaf train'"
 WEIGHTS_BYTES = 1 << 30  # of a bundle: twenty times the shipped one
 MOST_MEMBERS, MOST_LABELS, MOST_PARTS = 32, 256, 8
+WIDEST_PART = 65_536  # acoustic columns: ten times ComParE's functionals
 PACKAGE = Path(__file__).parent
 PLACES = (PACKAGE.parent / "models", PACKAGE / "models")  # in a clone, in an installed package
 
@@ -84,6 +92,7 @@ PLACES = (PACKAGE.parent / "models", PACKAGE / "models")  # in a clone, in an in
 # Names in events and messages, and of pretrained parts or their folders.
 Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,200}$")]
 Part = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,2000}$")]
+Width = Annotated[int, Field(gt=0, le=WIDEST_PART)]
 
 
 def _checked(settings: Any) -> NetworkConfig:
@@ -105,6 +114,10 @@ class BundleConfig(Section):
     language: Line = "en"  # of the text that the network was trained on
     context: ContextConfig = ContextConfig()  # how much of the dialogue the encoder is given
     acoustic: Part = "compare"  # acoustic features, named as in features/representations.py
+    # Measured columns of each part of ``acoustic``, any of which an utterance may lack; none given,
+    # as of earlier bundles: an utterance that lacks a part counts as one without audio.
+    acoustic_widths: Annotated[tuple[Width, ...], Field(max_length=MOST_PARTS)] = ()
+    baseline: BaselineConfig | None = None  # parts that are relative to their speaker's past
     commonsense: Part = "event2mind"  # event2mind, none, or comet:<name>
     calibration: Calibration = Calibration.of_temperature(1.0)  # fitted on the dev set
     # Shares of labels for which its probabilities hold, as it was calibrated; {}: not known.
@@ -133,6 +146,15 @@ class BundleConfig(Section):
             raise ValueError(f"names a part twice, or more than {MOST_PARTS} parts")
         return acoustic
 
+    @model_validator(mode="after")
+    def _widths_of_every_part(self) -> Self:
+        parts = len(self.acoustic.split("+"))
+        if len(self.acoustic_widths) not in (0, parts):
+            raise ValueError(f"acoustic_widths: {len(self.acoustic_widths)} for {parts} parts")
+        if self.baseline is not None and not self.acoustic_widths:
+            raise ValueError("baseline: needs acoustic_widths")
+        return self
+
     @property
     def acoustic_input(self) -> str:
         """The acoustic features that the network is given; ``none`` if it is given none."""
@@ -147,8 +169,8 @@ class BundleConfig(Section):
         for representation in self.acoustic_input.split("+"):
             if representation.startswith("whisper:"):
                 parts.append(representation)
-            elif representation == "ge2e":
-                parts.append("ge2e:resemblyzer")
+            elif representation in PACKAGED:
+                parts.append(PACKAGED[representation])
             elif representation not in MEASURED:
                 parts.append(f"speech:{representation.removeprefix('tokens:')}")
         return parts
@@ -184,6 +206,15 @@ class Bundle:
         if self.scaling is None:
             raise BundleError(f"bundle {self.id}: takes text only; leave the audio out")
         return self.scaling(measured)
+
+    @cached_property
+    def baseline(self) -> Baseline | None:
+        """Makes scaled acoustic features relative to their speaker's past; None: nothing does."""
+        if self.scaling is None or self.config.baseline is None:
+            return None
+        columns = self.scaling.blocks(self.config.acoustic_widths)
+        blocks = dict(zip(self.config.acoustic.split("+"), columns, strict=True))
+        return Baseline.of(self.config.baseline, blocks, width=self.scaling.width)
 
     @property
     def weighs_voices(self) -> bool:
@@ -229,6 +260,38 @@ class Bundle:
         """
         with announced(f"loading bundle {name}"):
             return cls._load(resolve_bundle(name), device=device)
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str, *, revision: str | None = None, device: str = "cpu"
+    ) -> "Bundle":
+        """Load a bundle by its folder, its name, or its name on the Hugging Face hub.
+
+        One from the hub is kept in the hub's cache; ``revision`` is a branch, a tag or a commit of
+        it. Raises BundleError as ``load`` does, and if the hub can't be reached or doesn't have it.
+        """
+        if "/" in name and not is_folder(Path(name)):
+            try:
+                name = str(download(name, files=FILES, revision=revision))
+            except Exception as error:
+                reason = shorten(str(error).strip().partition("\n")[0], limit=200)
+                raise BundleError(
+                    f"bundle '{name}': no such folder, and not to be had from the hub ({reason}); "
+                    "correct its name, or get its folder and give that"
+                ) from error
+        return cls.load(name, device=device)
+
+    @staticmethod
+    def save_pretrained(name: str, folder: Path) -> None:
+        """Copy a bundle's files, of its folder or name, into a folder to be uploaded or given away.
+
+        Raises BundleError if one of them is missing or damaged.
+        """
+        source = resolve_bundle(name)
+        _read_checked(source)
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in FILES:
+            atomic_write_bytes(folder / file, _read(source, file))
 
     @classmethod
     def _load(cls, folder: Path, *, device: str) -> "Bundle":

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from stream_hbaf.features.acoustic import Acoustic
+from stream_hbaf.features.baseline import VoicePast
 from stream_hbaf.features.prosody import ProsodyPast
 from stream_hbaf.features.text import EMPTY_WINDOW, TurnWindow
 from stream_hbaf.networks.calibration import Modality, Probabilities
@@ -35,6 +36,7 @@ class ClassifiedTurn:
     state: State
     window: TurnWindow
     prosody: ProsodyPast
+    voices: VoicePast
     speakers: tuple[str, ...]
     odds: Probabilities | None = None  # of the deployment's prior at that time
 
@@ -46,6 +48,7 @@ class LiveDialogue:
     state: State
     window: TurnWindow = EMPTY_WINDOW  # the text that the next utterance is encoded with
     prosody: ProsodyPast = field(default_factory=ProsodyPast)  # what the next is relative to
+    voices: VoicePast = field(default_factory=VoicePast)  # likewise, of all acoustic features
     id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     turns: int = 0
     speakers: list[str] = field(default_factory=list)  # in order of appearance
@@ -82,6 +85,7 @@ class LiveDialogue:
             state=self.state,
             window=self.window,
             prosody=self.prosody,
+            voices=self.voices,
             speakers=tuple(self.speakers),
             odds=odds,
         )
@@ -90,12 +94,12 @@ class LiveDialogue:
     @contextmanager
     def restored_on_failure(self) -> Iterator[None]:
         """The dialogue is as it was before if the block raises."""
-        state, window, prosody = self.state, self.window, self.prosody
+        state, window, heard = self.state, self.window, (self.prosody, self.voices)
         speakers, past = [*self.speakers], self.past.copy()
         try:
             yield
         except BaseException:
-            self.state, self.window, self.prosody = state, window, prosody
+            self.state, self.window, (self.prosody, self.voices) = state, window, heard
             self.speakers, self.past = speakers, past
             raise
 
@@ -109,6 +113,7 @@ class LiveDialogue:
         undone = [self.past.pop() for _ in range(len(order) - first)][::-1]
         if undone:
             before = undone[0]
-            self.state, self.window, self.prosody = before.state, before.window, before.prosody
+            self.state, self.window = before.state, before.window
+            self.prosody, self.voices = before.prosody, before.voices
             self.speakers = [*before.speakers]
         return undone

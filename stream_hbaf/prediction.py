@@ -16,7 +16,16 @@ from stream_hbaf.affect import affect_of
 from stream_hbaf.bundle import NONE, Bundle, BundleConfig
 from stream_hbaf.events import Contributions, Emotion, Inferred
 from stream_hbaf.features.acoustic import LLD_MS, Acoustic
-from stream_hbaf.features.representations import GE2E, LLD, PROSODY, WHISPER, frames_to_tokens
+from stream_hbaf.features.baseline import VoicePast
+from stream_hbaf.features.representations import (
+    CAMPPLUS,
+    GE2E,
+    LLD,
+    PROSODY,
+    WHISPER,
+    frames_to_tokens,
+    join_parts,
+)
 from stream_hbaf.features.text import EMPTY_WINDOW, TurnWindow
 from stream_hbaf.features.whisper import Transcript
 from stream_hbaf.networks.calibration import (
@@ -35,7 +44,8 @@ Float32 = NDArray[np.float32]
 # tokens, or, joined by "+", its functionals, the mean state of a Whisper model's encoder, and
 # blocks of whole utterances.
 FUNCTIONALS = "compare"
-BLOCKS = (GE2E, PROSODY)
+BLOCKS = (GE2E, PROSODY, CAMPPLUS)
+NOTHING_HEARD = VoicePast()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +80,22 @@ class Prediction:
 
 
 def network_input(
-    bundle: Bundle, acoustic: Acoustic | None, text: TextFeatures | None, *, speaker: int = 0
+    bundle: Bundle,
+    acoustic: Acoustic | None,
+    text: TextFeatures | None,
+    *,
+    speaker: int = 0,
+    voices: VoicePast = NOTHING_HEARD,
 ) -> Features:
-    """The network's input for one utterance, on its device; ``speaker`` is its speaker's number."""
+    """The network's input for one utterance, on its device.
+
+    ``speaker`` is its speaker's number, ``voices`` what its sound is relative to.
+    """
+    audio = _audio_input(bundle, acoustic, text)
+    if audio is not None and bundle.baseline is not None:
+        audio = bundle.baseline.relative(audio, speaker=speaker, past=voices)
     features = Features(
-        audio=_tensor(_audio_input(bundle, acoustic, text)),
+        audio=_tensor(audio),
         text=_tensor(None if text is None else text.embedding),
         commonsense=_tensor(None if text is None else text.commonsense),
         speaker=torch.tensor(speaker),
@@ -82,20 +103,33 @@ def network_input(
     return features.map(lambda tensor: tensor.to(_device(bundle)))
 
 
+def remember_voice(
+    bundle: Bundle,
+    acoustic: Acoustic | None,
+    text: TextFeatures | None,
+    *,
+    speaker: int,
+    voices: VoicePast,
+) -> VoicePast:
+    """``voices`` with an utterance that is over; as they were, where a bundle has no baseline."""
+    audio = None if bundle.baseline is None else _audio_input(bundle, acoustic, text)
+    return voices if audio is None else voices.add(audio, speaker=speaker)
+
+
 def _audio_input(
     bundle: Bundle, acoustic: Acoustic | None, text: TextFeatures | None
 ) -> Float32 | None:
-    """The network's acoustic input, [A] or tokens [F, A]; None if a part of it is missing."""
+    """The network's acoustic input, [A] or tokens [F, A]; None if what it needs is missing."""
     if acoustic is None or bundle.scaling is None:
         return None
     if bundle.config.acoustic_input == LLD:
         tokens = frames_to_tokens(acoustic.lld, frame_ms=LLD_MS)
         return bundle.scale(tokens) if len(tokens) else None
-    measured = [_part(part, acoustic, text) for part in bundle.config.acoustic_input.split("+")]
-    given = [part for part in measured if part is not None]
-    if len(given) < len(measured):
+    parts = [_part(part, acoustic, text) for part in bundle.config.acoustic_input.split("+")]
+    measured = join_parts(parts, bundle.config.acoustic_widths)
+    if measured is None:
         return None
-    scaled: Float32 = bundle.scale(np.concatenate(given)[None])
+    scaled: Float32 = bundle.scale(measured[None])
     return scaled if bundle.config.network.takes_tokens else scaled[0]
 
 

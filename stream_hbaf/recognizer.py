@@ -20,11 +20,21 @@ from stream_hbaf.config import SAMPLE_RATE_HZ, Config
 from stream_hbaf.dialogue import LiveDialogue
 from stream_hbaf.errors import BundleError, ConfigError, shorten
 from stream_hbaf.events import Inferred, Model
+from stream_hbaf.features import ge2e, speaker
 from stream_hbaf.features.acoustic import Acoustic, AcousticExtractor, AcousticFrontEnd
+from stream_hbaf.features.baseline import VoicePast
 from stream_hbaf.features.blocks import BlockFrontEnd
+from stream_hbaf.features.ge2e import find_ge2e
 from stream_hbaf.features.prosody import ProsodyPast, describe_next
-from stream_hbaf.features.representations import LLD, PROSODY, WHISPER, open_representation
-from stream_hbaf.features.speaker import SpeakerEncoder, open_speaker_encoder
+from stream_hbaf.features.representations import (
+    CAMPPLUS,
+    GE2E,
+    LLD,
+    PROSODY,
+    WHISPER,
+    open_representation,
+)
+from stream_hbaf.features.speaker import SpeakerEncoder, find_campplus, open_speaker_encoder
 from stream_hbaf.features.text import EMPTY_WINDOW, Turn, TurnWindow
 from stream_hbaf.features.whisper import Transcriber, Transcript
 from stream_hbaf.networks.calibration import MODALITIES, Modality, Probabilities
@@ -33,6 +43,7 @@ from stream_hbaf.networks.prior import Prior, open_prior
 from stream_hbaf.prediction import (
     BLOCKS,
     FUNCTIONALS,
+    NOTHING_HEARD,
     Prediction,
     TextFeatures,
     blocks_of,
@@ -40,11 +51,14 @@ from stream_hbaf.prediction import (
     is_live,
     network_input,
     predict,
+    remember_voice,
     whisper_encoder_of,
 )
 from stream_hbaf.weights import combine, digest_parts
 
 LOG = logging.getLogger(__name__)
+# Blocks whose weights a package brings: how these are found, and the package is installed.
+ENCODERS = {GE2E: (find_ge2e, ge2e.INSTALL), CAMPPLUS: (find_campplus, speaker.INSTALL)}
 
 Int16 = NDArray[np.int16]
 
@@ -197,6 +211,7 @@ class Recognizer(AbstractContextManager["Recognizer"]):
             explain=explain,
             modalities=modalities,
             odds=odds,
+            voices=dialogue.voices,
         )
         if turn:
             dialogue.keep(
@@ -211,6 +226,10 @@ class Recognizer(AbstractContextManager["Recognizer"]):
             self.prior.learn(np.array([*prediction.probabilities.values()]), odds=odds)
         dialogue.state = state
         dialogue.prosody = prosody
+        if "audio" in modalities:
+            dialogue.voices = remember_voice(
+                self.bundle, described, text, speaker=number, voices=dialogue.voices
+            )
         if number == len(dialogue.speakers):
             dialogue.speakers.append(speaker)
         if text is not None and "text" in modalities:
@@ -276,13 +295,14 @@ class Recognizer(AbstractContextManager["Recognizer"]):
         explain: bool = False,
         modalities: Collection[Modality] = MODALITIES,
         odds: Probabilities | None = None,
+        voices: VoicePast = NOTHING_HEARD,
     ) -> tuple[Prediction, State]:
         """The utterance's emotion and the dialogue's state after it; the dialogue stays as it is.
 
         Either modality may be missing; one that isn't among ``modalities`` is withheld from the
         network. Prosody among the blocks must be described relative to the dialogue's past, as
-        ``classify_final`` does. ``speaker`` is the number of a speaker in the dialogue, for
-        networks that tell speakers apart. With ``explain``, the prediction has contributions and
+        ``classify_final`` does; ``voices`` is what other parts are relative to. ``speaker`` is the
+        number of a speaker in the dialogue. With ``explain``, the prediction has contributions and
         inferences. ``odds`` of labels are those of the deployment's prior unless they are given.
         """
         if "audio" not in modalities:
@@ -290,7 +310,7 @@ class Recognizer(AbstractContextManager["Recognizer"]):
         if "text" not in modalities and text is not None:
             # The mean of Whisper's encoder is part of the acoustic input and stays.
             text = replace(text, embedding=None, commonsense=None)
-        features = network_input(self.bundle, acoustic, text, speaker=speaker)
+        features = network_input(self.bundle, acoustic, text, speaker=speaker, voices=voices)
         odds = self._odds() if odds is None else odds
         prediction, after = predict(self.bundle, features, state=state, explain=explain, odds=odds)
         if explain:
@@ -310,8 +330,26 @@ def open_front_end(config: BundleConfig, *, device: str) -> AcousticFrontEnd | N
     """What computes a bundle's acoustic input; None for a bundle of text. Raises ModelError."""
     if config.acoustic_input == NONE:
         return None
-    blocks = [open_representation(name, device=device) for name in blocks_of(config)]
+    blocks = [
+        open_representation(name, device=device)
+        for name in blocks_of(config)
+        if not _is_left_out(name, config)
+    ]
     return BlockFrontEnd(AcousticExtractor(), blocks) if blocks else AcousticExtractor()
+
+
+def _is_left_out(block: str, config: BundleConfig) -> bool:
+    """Whether an utterance may lack this block and the package with its weights isn't installed."""
+    find, install = ENCODERS.get(block, (None, ""))
+    if find is None or find() is not None or not config.acoustic_widths:
+        return False
+    LOG.warning(
+        "bundle %s also listens with %s, whose weights are missing: the sound will tell less; %s",
+        config.id,
+        block,
+        install,
+    )
+    return True
 
 
 def _open_speaker_encoder(config: Config, *, device: str) -> SpeakerEncoder | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from training_kit import write_wav
 
 from stream_hbaf.audio.file import read_audio
 from stream_hbaf.config import SAMPLE_RATE_HZ
@@ -24,6 +25,7 @@ from stream_hbaf.corpora.augment import (
     compand,
     draw_condition,
     evaluation_condition,
+    read_noises_and_rooms,
     training_conditions,
 )
 
@@ -172,3 +174,20 @@ def test_conditions_of_training_begin_with_the_recording() -> None:
     assert len({*first, *second}) == 5
     assert training_conditions(1, config) == second
     assert first[1].seed == 2084654370
+
+
+@pytest.mark.parametrize(
+    ("count", "trained", "tested"), [(5, [1, 2, 3], [4, 5]), (2, [1, 2], [1, 2])]
+)
+def test_noises_of_tests_are_not_trained_on(
+    tmp_path: Path, count: int, trained: list[int], tested: list[int]
+) -> None:
+    """The last two of each kind are for tests alone, where there are more."""
+    for kind in ("noise", "rir"):
+        (tmp_path / kind).mkdir()
+        for n in range(1, count + 1):
+            write_wav(tmp_path / kind / f"{kind}{n}.wav", np.full(800, n, np.int16))
+    for expected, part in ((trained, False), (tested, True)):
+        sounds = read_noises_and_rooms(tmp_path, tested=part)
+        for found in (sounds.noises, sounds.rooms):
+            assert [int(one[0]) for one in found] == expected

@@ -32,7 +32,9 @@ def with_clips(**changes: Any) -> TrainingSet:
     texts = make_dataset(audio={}, **changes)
     clips = make_dataset(dialogues=(np.arange(5), np.arange(5, 8)))
     versions = tuple((rows,) for rows in texts.dialogues)
-    return TrainingSet(texts, versions, clips=Clips(clips, np.ones(8, np.float32)), neutral=NEUTRAL)
+    return TrainingSet(
+        texts, versions, clips=Clips(clips, np.ones(8, np.float32), clips.audio), neutral=NEUTRAL
+    )
 
 
 def draw(seed: int = 0) -> np.random.Generator:
@@ -186,3 +188,63 @@ def test_dropped_columns_keep_the_mean() -> None:
     values = np.concatenate(drawn)
     assert set(np.round(np.unique(values), 4)) == {0.0, 1.25}
     assert values.mean() == pytest.approx(1.0, abs=0.05)
+
+
+def test_dropped_blocks_leave_one() -> None:
+    """Of two blocks each is left out at times, of one never; what is left is as it was."""
+    training = replace(with_clips(), blocks=(slice(0, 4), slice(4, 6)))
+    audio = np.ones((8, 6), np.float32)
+    audio[:4, 4:] = 0.0  # of a corpus without the second block
+    assert training.clips is not None
+    clips = replace(training.clips, dataset=make_dataset(audio={"": audio}))
+    plan = BatchConfig(block_dropout=0.5)
+    seen = set()
+    for n in range(30):
+        batch = clip_batch(training, clips, [np.arange(8)], plan=plan, draw=draw(n))
+        assert batch.features.audio is not None
+        rows = batch.features.audio[0].numpy()
+        assert (rows[:4, :4] == 1.0).all()
+        assert not rows[:4, 4:].any()
+        blocks = [(bool(row[:4].all()), bool(row[4:].all())) for row in rows[4:]]
+        seen.update(blocks)
+        assert all(one.any() for one in rows)
+    assert seen == {(True, True), (True, False), (False, True)}
+
+
+def spoken() -> TrainingSet:
+    """The second dialogue of texts has audio of its own, all sevens."""
+    training = with_clips(audio_mask=np.arange(8) >= 4)
+    own = replace(training.dialogues, audio={"": np.full((8, 6), 7.0, np.float32)})
+    return replace(training, dialogues=own, spoken=(np.arange(4, 8),))
+
+
+def test_dialogues_with_audio_keep_it() -> None:
+    """They are pairs, and nothing is made up for them."""
+    training = spoken()
+    plan = BatchConfig(paired_dialogue_share=1.0, paired_audio_share=1.0, paired_text_dropout=0.0)
+    dialogues = [np.arange(4), np.arange(4, 8)]
+    batch = dialogue_batch(training, dialogues, plan=plan, draw=draw())
+    features = batch.features
+    assert features.audio is not None
+    assert features.audio_mask is not None
+    assert (features.audio[1] == 7.0).all()
+    assert not (features.audio[0] == 7.0).any()
+    assert features.audio_mask.all()
+    assert batch.paired[1].all()
+    np.testing.assert_array_equal(batch.labels[1], training.dialogues.labels[4:])
+
+
+def test_every_turn_with_audio_is_drawn_once_an_epoch() -> None:
+    """In pieces of a dialogue that begin elsewhere in each epoch."""
+    training = replace(spoken(), versions=((np.arange(4),),))
+    plan = BatchConfig(spoken_turns=3)
+    for epoch in range(5):
+        steps = draw_steps(training, plan, epoch, size=1, seed=0)
+        pieces = [rows for step in steps for rows in step.dialogues if rows[0] >= 4]
+        assert max(map(len, pieces)) <= 3
+        assert sorted(np.concatenate(pieces)) == [4, 5, 6, 7]
+
+
+def test_clips_are_dialogues_of_the_lengths_asked_for() -> None:
+    steps = draw_steps(with_clips(), BatchConfig(clip_turns=(5,)), 0, size=2, seed=0)
+    assert {len(rows) for step in steps for rows in step.clips} <= {5, 3}

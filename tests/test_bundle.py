@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from safetensors.torch import load, save
 
-from stream_hbaf.bundle import Bundle, BundleConfig, read_bundle_config, resolve_bundle
+from stream_hbaf.bundle import FILES, Bundle, BundleConfig, read_bundle_config, resolve_bundle
 from stream_hbaf.corpora.dialogue import LABELS
 from stream_hbaf.errors import BundleError
+from stream_hbaf.features import pretrained
 from stream_hbaf.features.acoustic import FUNCTIONALS_WIDTH
 from stream_hbaf.features.commonsense import Event2MindHeads
 from stream_hbaf.features.ge2e import SHA256
@@ -501,3 +502,31 @@ def test_a_name_that_no_folder_can_have_is_unknown() -> None:
     for name in ("x" * 5000, "a\0b"):
         with pytest.raises(BundleError, match="no such folder and no such name"):
             resolve_bundle(name)
+
+
+def test_a_bundle_is_copied_whole(saved: Path, tmp_path: Path) -> None:
+    """A folder to be uploaded or given away: the same files, the same bundle."""
+    Bundle.save_pretrained(str(saved), tmp_path / "copy")
+    assert {path.name for path in (tmp_path / "copy").iterdir()} == set(FILES)
+    assert Bundle.from_pretrained(str(tmp_path / "copy")).sha256 == Bundle.load(str(saved)).sha256
+    (tmp_path / "copy" / "model.safetensors").write_bytes(b"no")
+    with pytest.raises(BundleError, match=r"model\.safetensors is damaged"):
+        Bundle.save_pretrained(str(tmp_path / "copy"), tmp_path / "other")
+
+
+def test_a_bundle_comes_from_the_hub(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All its files at the revision asked for; a hub without it is one line."""
+    asked: list[tuple[str, list[str], str | None]] = []
+
+    def snapshot(name: str, *, allow_patterns: list[str], revision: str | None) -> str:
+        asked.append((name, allow_patterns, revision))
+        if name == "some/other":
+            raise OSError("404: no such repository\nand more")
+        return str(saved)
+
+    monkeypatch.setattr(pretrained, "snapshot_download", snapshot)
+    found = Bundle.from_pretrained("some/bundle", revision="v1")
+    assert found.sha256 == Bundle.load(str(saved)).sha256
+    assert asked[-1] == ("some/bundle", list(FILES), "v1")
+    with pytest.raises(BundleError, match=r"'some/other': .*hub \(404: no such repository\); corr"):
+        Bundle.from_pretrained("some/other")

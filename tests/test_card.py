@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from damages import as_text, change, complaint
 
 from stream_hbaf.bundle import resolve_bundle
@@ -32,6 +33,22 @@ def test_the_shipped_recipe_is_the_one_that_ships(bundle: Path) -> None:
     metrics = json.loads((bundle / "metrics.json").read_text(encoding="utf-8"))
     recipe = read_recipe(ROOT / "configs" / f"{bundle.name}.yaml")
     assert Recipe.model_validate(metrics["recipe"]) == recipe
+
+
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
+def test_a_card_begins_with_what_the_hub_reads(bundle: Path) -> None:
+    """Licence, language, corpora, and the test figures of the live path."""
+    _, matter, body = (bundle / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+    found = yaml.safe_load(matter)
+    metrics = json.loads((bundle / "metrics.json").read_text(encoding="utf-8"))
+    assert (found["license"], found["license_name"]) == ("other", "research-only")
+    assert found["datasets"] == list(metrics["corpora"])
+    [model] = found["model-index"]
+    assert model["name"] == bundle.name
+    ravdess = next(one for one in model["results"] if one["dataset"]["type"] == "ravdess")
+    uar = next(one for one in ravdess["metrics"] if one["type"] == "uar")
+    assert uar["value"] == round(100 * metrics["live"]["ravdess_uar"], 1)
+    assert body.startswith(f"\n# {bundle.name}\n")
 
 
 def test_there_are_shipped_bundles() -> None:

@@ -676,7 +676,7 @@ def test_sounds_are_part_of_the_cache(tmp_path: Path) -> None:
 
 
 def test_published_embeddings_stand_beside_prosody(tmp_path: Path) -> None:
-    """Of a corpus without clips; an utterance that lacks either has no features and is named."""
+    """Of a corpus without clips; what an utterance lacks is NaN, and nothing else."""
     tables = np.arange(24.0).reshape(3, 8) + 1
     voices = np.eye(3, 256, dtype=np.float32)
     turns = [
@@ -692,8 +692,12 @@ def test_published_embeddings_stand_beside_prosody(tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         both.features["train"][0], np.concatenate([described[0], voices[0]])
     )
-    assert np.isnan(both.features["train"][1:]).all()
-    assert {one.id for one in both.skipped} == {"unmeasured", "voiceless"}
+    prosody, embeddings = np.split(both.features["train"], [both.widths[0]], axis=1)
+    assert both.widths == (described.shape[1], 256)
+    np.testing.assert_array_equal(prosody, described)
+    np.testing.assert_array_equal(embeddings[1], voices[1])
+    assert np.isnan(embeddings[2]).all()
+    assert not both.skipped
 
 
 def test_prosody_of_clips_is_relative_to_their_dialogue(raw: Path, tmp_path: Path) -> None:

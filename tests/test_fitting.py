@@ -49,6 +49,7 @@ def prepared(
         training=training,
         scored=dict(scored),  # type: ignore[arg-type]
         scaling=as_it_is,
+        acoustic_widths=(6,),
         encoder=None,
         tuned={},
         commonsense=None,
@@ -69,7 +70,7 @@ def fit_several(texts: Dataset, clips: Dataset, *, plan: Recipe) -> Fitted:
     training = TrainingSet(
         texts,
         tuple((rows,) for rows in texts.dialogues),
-        clips=Clips(clips, np.ones(len(clips.labels), np.float32)),
+        clips=Clips(clips, np.ones(len(clips.labels), np.float32), clips.audio),
         neutral=LABELS.index("neutral"),
     )
     scored = (ScoredCorpus("texts", {GOLD: texts}), ScoredCorpus("clips", {GOLD: clips}, True))

@@ -2,10 +2,19 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from stream_hbaf.corpora.acted import NEMO_ACTORS, read_clip_table, read_nemo, read_tess
+from stream_hbaf.corpora.acted import (
+    NEMO_ACTORS,
+    read_clip_table,
+    read_librispeech,
+    read_nemo,
+    read_shemo,
+    read_tess,
+)
 from stream_hbaf.corpora.dialogue import SPLITS, Dialogue, Split
 from stream_hbaf.corpora.open_corpus import open_corpus
 from stream_hbaf.corpora.published import read_emorynlp, read_goemotions
@@ -285,3 +294,52 @@ def test_a_table_of_clips_names_the_row_it_cannot_read(
         table.write(f"{row}\n")
     with pytest.raises(CorpusError, match=complaint):
         read_clip_table(folder, "train", corpus="ASED")
+
+
+def test_read_speech_is_neutral(tmp_path: Path) -> None:
+    """LibriSpeech's table has no labels: nobody acts."""
+    (tmp_path / "a.ogg").touch()
+    (tmp_path / "clips.csv").write_text("file,speaker,split\na.ogg,7,test\n", encoding="utf-8")
+    (dialogue,) = read_librispeech(tmp_path, "test")
+    assert dialogue.utterances[0].label == "neutral"
+    assert not read_librispeech(tmp_path, "train")
+
+
+def test_shemo_is_embeddings(tmp_path: Path) -> None:
+    """Clips without sound, all for training."""
+    voices = np.eye(2, 256, dtype=np.float16)
+    arrays: dict[str, Any] = {
+        "name": ["F1", "F2"],
+        "speaker": ["F", "F"],
+        "label": ["anger", "joy"],
+    }
+    np.savez(tmp_path / "ge2e.npz", embedding=voices, **arrays)
+    found = read_shemo(tmp_path, "train")
+    assert [d.utterances[0].label for d in found] == ["anger", "joy"]
+    embedding = found[1].utterances[0].ge2e
+    assert embedding is not None
+    np.testing.assert_array_equal(embedding, voices[1])
+    assert not read_shemo(tmp_path, "dev")
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"label": ["anger", "calm"]}, "unknown emotion 'calm'"),
+        ({"name": ["F1", "F1"]}, "F1 stands here twice"),
+        ({"speaker": ["F"]}, "must be by the GE2E encoder"),
+        ({"embedding": np.full((2, 256), np.nan, np.float16)}, "F1 isn't finite"),
+    ],
+)
+def test_broken_embeddings_of_shemo_are_named(
+    tmp_path: Path, change: dict[str, Any], complaint: str
+) -> None:
+    arrays: dict[str, Any] = {
+        "name": ["F1", "F2"],
+        "speaker": ["F", "F"],
+        "label": ["anger", "joy"],
+        "embedding": np.eye(2, 256, dtype=np.float16),
+    }
+    np.savez(tmp_path / "ge2e.npz", **arrays | change)
+    with pytest.raises(CorpusError, match=complaint):
+        read_shemo(tmp_path, "train")

@@ -289,3 +289,103 @@ def test_clips_that_cannot_be_measured_are_left_out(tmp_path: Path) -> None:
     assert len(rows) == len(clips.dataset.labels) - 1
     assert clips.dataset.labelled.sum() == len(rows)
     assert clips.weights[~clips.dataset.labelled].tolist() == [0.0]
+
+
+SPOKEN: dict[str, Any] = SEVERAL | {  # dialogues with embeddings of their sound beside clips
+    "corpora": {
+        "meld": {},
+        "iemocap": {
+            "classes": {"anger": ["anger"], "joy": ["happiness"], "sadness": ["sadness"]},
+        },
+        "ravdess": {},
+        "nemo": {},
+    },
+    "audio": {
+        "representation": "mfcc+ge2e",
+        "selection": None,
+        "copies": 1,
+        "baseline": {"parts": ["mfcc"], "prior": 2.0},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def spoken_place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = make_corpora(tmp_path_factory.mktemp("spoken"))
+    (place / "bert").mkdir()
+    save_tiny_bert(place / "bert")
+    make_iemocap(place)
+    names = [f"Ses0{session}F_impro01_F{n:03d}" for session in range(1, 6) for n in range(6)]
+    voices = np.random.default_rng(0).normal(size=(len(names), 256)).astype(np.float32)
+    np.savez(place / "iemocap" / "ge2e.npz", name=names, embedding=voices)
+    return place
+
+
+@pytest.fixture(scope="module")
+def spoken(spoken_place: Path) -> Prepared:
+    return prepare_tiny(spoken_place, SPOKEN, held_out=["nemo"])
+
+
+def test_dialogues_with_audio_of_their_own_stand_beside_clips(spoken: Prepared) -> None:
+    """They have one block, clips have both; what is missing is 0, the training set's mean."""
+    training = spoken.training
+    mfcc, ge2e = training.blocks
+    rows = np.concatenate(training.spoken)
+    assert len(training.spoken) == 3
+    assert not set(rows) & set(np.concatenate([v for one in training.versions for v in one]))
+    audio, mask = training.dialogues.audio[""], training.dialogues.audio_mask
+    assert mask is not None
+    assert mask[rows].all()
+    assert not mask[: rows.min()].any()
+    assert not audio[rows][:, mfcc].any()
+    assert audio[rows][:, ge2e].any(axis=1).all()
+    assert training.clips is not None
+    clips = training.clips.dataset.audio["1"]
+    assert clips[:, mfcc].any(axis=1).all()
+    assert clips[:, ge2e].any()
+    assert spoken.labels == LABELS
+    assert spoken.acoustic_widths == (28, 256)
+
+
+def test_clips_are_heard_in_one_sitting(spoken: Prepared) -> None:
+    """A speaker's clips are one dialogue where features are relative to the speaker's past."""
+    ravdess = next(one for one in spoken.scored["dev"] if one.name == "ravdess")
+    assert [len(rows) for rows in ravdess.gold.dialogues] == [2, 2]
+    training = spoken.training
+    assert training.clips is not None
+    dataset, relative = training.clips.dataset, training.clips.relative[""]
+    rows = next(rows for rows in dataset.dialogues if len(rows) == 2)
+    first, second = (np.abs(dataset.audio[""][row] - relative[row]) for row in rows)
+    mfcc, ge2e = training.blocks
+    assert first.max() < 1e-6
+    assert second[mfcc].max() > 1e-3
+    assert not second[ge2e].any()
+
+
+def test_a_corpus_held_out_is_scored_whole_and_not_trained_on(spoken: Prepared) -> None:
+    """Beside it, the test split of dialogues with audio; of all others live figures are taken."""
+    test = {one.name: one for one in spoken.scored["test"]}
+    assert [*test] == ["iemocap", "nemo"]
+    assert len(test["nemo"].gold.labels) == 6
+    assert [*test["nemo"].gold.audio] == [""]
+    assert test["nemo"].are_clips
+    assert [one.name for one in spoken.scored["dev"]] == ["meld", "iemocap", "ravdess"]
+    assert spoken.training.clips is not None
+    assert len(spoken.training.clips.dataset.labels) == 36
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"held_out": ["tess"]}, "held_out: 'tess' is none of the corpora"),
+        ({"held_out": ["meld", "iemocap", "nemo"]}, "leaves fewer than two corpora"),
+        ({"audio": {"baseline": {"parts": ["lld"]}}}, "'lld' is no part of 'prosody'"),
+        ({"audio": {"baseline": {"parts": []}}}, "baseline"),
+        ({"audio": {"baseline": {"parts": ["prosody"], "prior": 0}}}, "prior"),
+    ],
+)
+def test_what_cannot_be_held_out_or_relative_is_refused(
+    tmp_path: Path, changes: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        make_recipe(tmp_path, {**SPOKEN, "audio": {}} | changes)

@@ -28,11 +28,12 @@ from recognizer_kit import (
 from safetensors.torch import load, save
 
 from stream_hbaf.audio.file import read_audio
-from stream_hbaf.bundle import resolve_bundle
+from stream_hbaf.bundle import BundleConfig, resolve_bundle
 from stream_hbaf.config import SourceConfig, load_config
 from stream_hbaf.dialogue import LiveDialogue
 from stream_hbaf.errors import BundleError, ConfigError
-from stream_hbaf.features.acoustic import Acoustic
+from stream_hbaf.features.acoustic import Acoustic, AcousticExtractor
+from stream_hbaf.features.baseline import Baseline
 from stream_hbaf.features.commonsense import RELATIONS, Inferences
 from stream_hbaf.features.ge2e import Ge2e
 from stream_hbaf.features.prosody import PROSODY_WIDTH, Prosody, describe_prosody
@@ -45,7 +46,7 @@ from stream_hbaf.networks.hbaf import HBAF, HbafConfig
 from stream_hbaf.networks.network import Features
 from stream_hbaf.prediction import Prediction, TextFeatures, network_input
 from stream_hbaf.publish.messages import encode
-from stream_hbaf.recognizer import Recognizer, require_live
+from stream_hbaf.recognizer import ENCODERS, Recognizer, open_front_end, require_live
 from stream_hbaf.speech.segmenter import Finish
 
 Float64 = NDArray[np.float64]
@@ -366,6 +367,56 @@ def test_blocks_of_whole_utterances_are_part_of_the_acoustic_input(tmp_path: Pat
             np.testing.assert_array_equal(given, expected)
         lacking = replace(whole, blocks={"ge2e": whole.blocks["ge2e"]})
         assert network_input(recognizer.bundle, lacking, None).audio is None
+
+
+def test_a_block_may_be_missing_and_others_are_relative_to_the_past(tmp_path: Path) -> None:
+    """Where the bundle knows the parts' widths; what a later turn is relative to can be revised."""
+    network = HbafConfig(**SIZES, use_audio=True, audio_width=256 + 4)
+    config = save_bundle(
+        tmp_path,
+        acoustic="compare+ge2e",
+        acoustic_widths=(6373, 256),
+        baseline={"parts": ["compare"], "prior": 2.0},
+        network=network,
+    )
+    with Recognizer(config) as recognizer:
+        columns = np.array([0, 1, 2, 3, *range(6373, 6629)])
+        zeros, ones = np.zeros(260, np.float32), np.ones(260, np.float32)
+        recognizer.bundle = replace(recognizer.bundle, scaling=Scaling(columns, zeros, ones))
+        inputs = given_to_the_network(recognizer)
+        dialogue = recognizer.new_dialogue()
+        sounds = [random_acoustic(n) for n in range(3)]
+        embedding = np.full(256, 0.5, np.float32)
+        sounds[1] = replace(sounds[1], blocks={"ge2e": embedding})
+        for turn, acoustic in enumerate(sounds, start=1):
+            recognizer.classify_final(
+                acoustic=acoustic, text=None, dialogue=dialogue, speaker="a", turn=turn
+            )
+        measured = np.clip([sound.functionals[:4] for sound in sounds], -5, 5)
+        baseline = Baseline(np.ones(4, bool), prior=2.0)
+        expected = baseline.relative_dialogues(measured[None], np.ones((1, 3), bool), None)[0]
+        np.testing.assert_allclose([row[:4] for row in inputs], expected, atol=1e-5)
+        assert [bool(row[4:].any()) for row in inputs] == [False, True, False]
+        np.testing.assert_array_equal(inputs[1][4:], embedding)
+        inputs.clear()
+        recognizer.revise(dialogue, {2: "b"})
+        np.testing.assert_allclose(inputs[0][:4], measured[1], atol=1e-5)
+
+
+def test_a_bundle_does_without_an_encoder_that_is_not_installed(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One line says what is missing and how to get it; earlier bundles need every part."""
+    monkeypatch.setitem(ENCODERS, "ge2e", (lambda: None, "pip install it"))
+    network = HbafConfig(**SIZES, use_audio=True, audio_width=260)
+    settings = {"id": "x", "labels": LABELS, "encoder": "e", "acoustic": "compare+ge2e"}
+    config = BundleConfig(**settings, network=network, acoustic_widths=(6373, 256))
+    front_end = open_front_end(config, device="cpu")
+    assert front_end is not None
+    front_end.close()
+    assert isinstance(front_end, AcousticExtractor)
+    assert "listens with ge2e, whose weights are missing" in caplog.text
+    assert "pip install it" in caplog.text
 
 
 def given_to_the_network(recognizer: Recognizer) -> list[NDArray[np.float32]]:

@@ -3,6 +3,7 @@ it."""
 
 import logging
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,13 @@ from transformers import (
 from stream_hbaf.audio.file import read_audio
 from stream_hbaf.errors import ConfigError, ModelError
 from stream_hbaf.features.acoustic import EGEMAPS, AcousticExtractor
-from stream_hbaf.features.representations import open_representation, rows_to_tokens
+from stream_hbaf.features.representations import (
+    Scaling,
+    join_parts,
+    open_representation,
+    rows_to_tokens,
+    without_incomplete,
+)
 from stream_hbaf.features.speech_encoder import PIECE_S, SpeechEncoder
 from stream_hbaf.features.whisper_encoder import WhisperEncoder
 
@@ -325,3 +332,25 @@ def test_representations_that_no_package_offers(name: str) -> None:
     """The paper's other two are refused in words, not looked for on a hub."""
     with pytest.raises(ModelError, match=f"^{name}: no maintained package offers it; choose"):
         open_representation(name)
+
+
+def test_missing_parts_are_nan_where_widths_are_known() -> None:
+    """Without widths, as in earlier bundles, an utterance that lacks a part has nothing."""
+    one = np.ones(2, np.float32)
+    joined = join_parts([one, None], (2, 3))
+    assert joined is not None
+    np.testing.assert_array_equal(joined, [1, 1, np.nan, np.nan, np.nan])
+    assert join_parts([one, None], ()) is None
+    assert join_parts([None, None], (2, 3)) is None
+    rows = np.array([[1, np.nan, 2], [1, np.nan, np.nan]], np.float32)
+    whole = without_incomplete(rows, (2, 1))
+    assert np.isnan(whole).all(axis=1).tolist() == [False, True]
+
+
+def test_the_columns_of_each_part_are_known() -> None:
+    """Of a selection, and of components in the first part's place."""
+    ones = np.ones(4, np.float32)
+    scaling = Scaling(np.array([0, 2, 3, 5]), 0 * ones, ones)
+    assert scaling.blocks((3, 3)) == (slice(0, 2), slice(2, 4))
+    reduced = replace(scaling, components=np.ones((2, 1), np.float32))
+    assert reduced.blocks((3, 3)) == (slice(0, 1), slice(1, 3))

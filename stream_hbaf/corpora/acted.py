@@ -1,5 +1,6 @@
-"""Reads corpora of acted clips, each a dialogue of one utterance: RAVDESS, TESS, nEMO, and corpora
-that come as a table of clips (SAVEE, ASED, EmoSpeech-India).
+"""Reads corpora of clips, each a dialogue of one utterance: RAVDESS, TESS, nEMO, corpora that come
+as a table of clips (SAVEE, ASED, EmoSpeech-India; LibriSpeech's readers, who act no emotion), and
+ShEMO, of which embeddings are published.
 
 Readers take a corpus's folder as its authors give it, and a split. They raise CorpusError for a
 file that is missing, and with file and line for what can't be read.
@@ -15,6 +16,7 @@ from stream_hbaf.corpora.dialogue import (
     LabelledUtterance,
     Split,
     normalise_text,
+    read_embeddings,
     read_label,
     read_rows,
     read_tabbed,
@@ -136,15 +138,17 @@ def read_nemo(folder: Path, split: Split) -> list[Dialogue]:
 
 
 CLIP_TABLE = "clips.csv"
-CLIP_COLUMNS = ("file", "speaker", "label", "split")
+CLIP_COLUMNS = ("file", "speaker", "split")
 
 
-def read_clip_table(folder: Path, split: Split, *, corpus: str) -> list[Dialogue]:
+def read_clip_table(
+    folder: Path, split: Split, *, corpus: str, label: str | None = None
+) -> list[Dialogue]:
     """Read one split of a folder of clips and ``clips.csv``, which lists them in UTF-8.
 
-    A row is a clip: its ``file``, a path in the folder, ``speaker``, ``label`` (one of LABELS) and
-    ``split``; ``sex`` (male, female) may be there and stands behind the speaker's name. Texts are
-    empty, since what was said isn't known.
+    A row is a clip: its ``file``, a path in the folder, ``speaker``, ``split``, and ``label`` (one
+    of LABELS) unless all clips have the same ``label``; ``sex`` (male, female) may be there and
+    stands behind the speaker's name. Texts are empty, since what was said isn't known.
     A speaker who is in two splits is an error: dev and test would be of voices known from train.
     """
     require_folder(folder, corpus=corpus, holds=CLIP_TABLE)
@@ -152,9 +156,10 @@ def read_clip_table(folder: Path, split: Split, *, corpus: str) -> list[Dialogue
     labels = {label: label for label in LABELS}
     found: dict[str, Dialogue] = {}
     splits: dict[str, str] = {}  # of each speaker
-    for where, row in read_rows(read_utf8(path), path=path, columns=CLIP_COLUMNS):
+    columns = CLIP_COLUMNS if label else (*CLIP_COLUMNS, "label")
+    for where, row in read_rows(read_utf8(path), path=path, columns=columns):
         name, speaker = row["file"], " ".join((row["speaker"], row.get("sex", ""))).strip()
-        label = read_label(row["label"], labels, corpus=corpus, where=where)
+        own = label or read_label(row["label"], labels, corpus=corpus, where=where)
         if row["split"] not in SPLITS:
             raise CorpusError(
                 f"{where}: unknown split '{shorten(row['split'])}'; choose {', '.join(SPLITS)}"
@@ -169,13 +174,31 @@ def read_clip_table(folder: Path, split: Split, *, corpus: str) -> list[Dialogue
             raise CorpusError(f"{where}: clip {shorten(clip.stem)} stands here twice; remove one")
         if not clip.is_file():
             raise CorpusError(f"{where}: {shorten(str(clip))} is missing; unpack the corpus again")
-        found[clip.stem] = _one_clip(clip, speaker, "", label)
+        found[clip.stem] = _one_clip(clip, speaker, "", own)
     return [d for d in found.values() if splits[d.utterances[0].speaker] == split]
 
 
 read_savee = partial(read_clip_table, corpus="SAVEE")
 read_ased = partial(read_clip_table, corpus="ASED")
 read_emospeech_india = partial(read_clip_table, corpus="EmoSpeech-India")
+read_librispeech = partial(read_clip_table, corpus="LibriSpeech", label="neutral")
+
+
+def read_shemo(folder: Path, split: Split) -> list[Dialogue]:
+    """Read ShEMO (Mohamad Nezami et al. 2019) as ``ge2e.npz``: the arrays ``name``, ``speaker``,
+    ``label`` and ``embedding`` [N, 256] of its utterances. All are train: no audio, no texts.
+    """
+    if split != "train":
+        return []
+    path = require_file(folder / "ge2e.npz", corpus="ShEMO")
+    arrays = read_embeddings(path, beside=("speaker", "label"))
+    labels = {label: label for label in LABELS}
+    found: dict[str, Dialogue] = {}
+    for name, speaker, label, embedding in zip(*arrays, strict=True):
+        own = read_label(label, labels, corpus="ShEMO", where=f"{path}: {shorten(name)}")
+        utterance = LabelledUtterance(name, speaker, "", own, ge2e=embedding)
+        found[name] = Dialogue(name, (utterance,))
+    return list(found.values())
 
 
 def _clips(folder: Path, pattern: str, *, corpus: str) -> list[Path]:

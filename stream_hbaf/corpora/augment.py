@@ -25,6 +25,7 @@ SPEEDS = tuple(Fraction(n, 20) for n in (17, 18, 19, 21, 22, 23))
 BANDS = ((80.0, 7000.0), (150.0, 5500.0), (300.0, 3400.0))
 COMPANDING = 255.0  # mu of G.711, the telephone's codec
 SUFFIXES = (".flac", ".wav")
+TESTED = 2  # recordings of noise and rooms of each kind that are for tests
 Level = Annotated[float, Field(ge=-120.0, le=0.0)]  # dBFS
 
 
@@ -85,14 +86,20 @@ def evaluation_condition(name: str, index: int) -> Condition:
     return condition if condition == CLEAN else replace(condition, seed=index)
 
 
-def read_noises_and_rooms(folder: Path) -> NoisesAndRooms:
-    """Read ``noise/`` and ``rir/`` under ``folder``; CorpusError if they are missing."""
+def read_noises_and_rooms(folder: Path, *, tested: bool) -> NoisesAndRooms:
+    """Read ``noise/`` and ``rir/`` under ``folder``: those for tests, or those for training.
+
+    A figure in noise that was trained on would say little of any other noise. So of each kind the
+    last two files, by name, are for tests alone; of two or fewer all are for both. Raises
+    CorpusError if a folder is missing.
+    """
 
     def read(kind: str, what: str) -> tuple[Samples, ...]:
         holds = f"{what} as .flac or .wav"
         place = require_folder(folder / kind, corpus="noises and rooms", holds=holds)
         files = sorted(path for path in place.iterdir() if path.suffix in SUFFIXES)
-        return tuple(map(read_audio, files))
+        trained = files[:-TESTED] or files
+        return tuple(map(read_audio, files[-TESTED:] if tested else trained))
 
     return NoisesAndRooms(read("noise", "noises"), read("rir", "room impulse responses"))
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stream_hbaf.corpora.dialogue import Dialogue, LabelledUtterance
+from stream_hbaf.features.baseline import Baseline
 from stream_hbaf.networks.network import Features, Network
 
 Float32 = NDArray[np.float32]
@@ -36,6 +37,7 @@ class Dataset:
     text_mask: Flags | None = None  # [N], True = has text; None: all have
     speakers: NDArray[np.int64] | None = None  # [N], by first turn; None: one speaker a dialogue
     votes: Float32 | None = None  # [N, C], annotators' shares where there is no label; zero: none
+    baseline: Baseline | None = None  # makes audio relative to its speaker's past; None: it isn't
     parts: tuple[str, ...] = ()  # of a corpus with parts, each dialogue's, such as "scripted"
 
     @property
@@ -56,6 +58,30 @@ class Dataset:
         if rows.ndim == 2:
             return rows
         return rows[np.isfinite(rows[..., 0])].astype(np.float32)
+
+    def relative(self, audio: Float32, index: Rows, *, given: Flags) -> Float32:
+        """Audio [B, U, A] of a table of rows as the network takes it: relative to the past.
+
+        Utterances that aren't ``given`` [B, U] have none.
+        """
+        if self.baseline is None:
+            return audio
+        speakers = None if self.speakers is None else self.speakers[index]
+        return self.baseline.relative_dialogues(audio, given, speakers)
+
+    def audio_given(self, version: str) -> Float32:
+        """[N, A], a version of the audio as the network is given it in whole dialogues."""
+        audio = self.audio[version]
+        if self.baseline is None:
+            return audio
+        changed = np.zeros_like(audio)
+        for rows in self.dialogues:
+            index = rows[None]
+            there = (
+                np.ones(index.shape, bool) if self.audio_mask is None else self.audio_mask[index]
+            )
+            changed[rows] = self.relative(audio[index], index, given=there)[0]
+        return changed
 
 
 def pad_dialogues(dialogues: Sequence[Rows]) -> Rows:
@@ -96,6 +122,8 @@ def all_features(
 
     audio = None if version is None else dataset.audio[version][index]
     audio_mask = mask(dataset.audio_mask, given=audio is not None)
+    if audio is not None:
+        audio = dataset.relative(audio, index, given=audio_mask)
     text_mask = mask(dataset.text_mask, given=with_text)
     return features_of(dataset, index, audio=audio, audio_mask=audio_mask, text_mask=text_mask)
 

@@ -3,10 +3,11 @@
 import csv
 import io
 import math
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ LABELS = ("anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise")
 
 Float32 = NDArray[np.float32]
 Label = TypeVar("Label")
+EMBEDDING_WIDTH = 256  # of GE2E
 UNMEASURED = (math.nan,) * len(PROSODY)
 
 Split = Literal["train", "dev", "test"]
@@ -181,9 +183,59 @@ def read_measurements(row: TableRow, *, where: str) -> tuple[float, ...]:
     return tuple(values)
 
 
+def read_embeddings(path: Path, *, beside: Sequence[str] = ()) -> list[list[Any]]:
+    """The arrays ``name`` [N], those named in ``beside`` [N], and ``embedding`` [N, 256] by GE2E of
+    an ``.npz`` file, each as a list. Raises CorpusError if one is missing, broken or not finite, or
+    a name stands there twice.
+    """
+    columns = ("name", *beside)
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            found = [arrays[name].tolist() for name in columns]
+            rows = np.asarray(arrays["embedding"], np.float32)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        named = ", ".join(f"'{name}'" for name in columns)
+        raise CorpusError(
+            f"{path}: not an archive of the arrays {named} and 'embedding' ({error}); get it again"
+        ) from None
+    names = found[0]
+    if rows.shape != (len(names), EMBEDDING_WIDTH) or any(len(one) != len(names) for one in found):
+        raise CorpusError(
+            f"{path}: embedding is {list(rows.shape)}, not [{len(names)}, {EMBEDDING_WIDTH}]; "
+            "it must be by the GE2E encoder, a row for each name"
+        )
+    broken = np.flatnonzero(~np.isfinite(rows).all(axis=1)).tolist()
+    if broken:
+        raise CorpusError(
+            f"{path}: the embedding of turn {names[broken[0]]} isn't finite; get it again"
+        )
+    if len(set(names)) < len(names):
+        twice = next(turn for turn in names if names.count(turn) > 1)
+        raise CorpusError(f"{path}: turn {twice} stands here twice; remove one of them")
+    return [*found, list(rows)]
+
+
 def utterances_of(dialogues: Sequence[Dialogue]) -> list[LabelledUtterance]:
     """All utterances in order: the rows of a Dataset."""
     return [utterance for dialogue in dialogues for utterance in dialogue.utterances]
+
+
+def sittings(dialogues: Sequence[Dialogue], *, seed: int = 0) -> tuple[Dialogue, ...]:
+    """Dialogues of one utterance each as one dialogue a speaker, their order drawn; others as they
+    are.
+
+    So a speaker's clips are heard as live: one after the other, through one microphone.
+    """
+    draw = np.random.default_rng(seed)
+    by_speaker: dict[str, list[LabelledUtterance]] = {}
+    for dialogue in dialogues:
+        if len(dialogue.utterances) > 1:
+            return tuple(dialogues)
+        by_speaker.setdefault(dialogue.utterances[0].speaker, []).append(dialogue.utterances[0])
+    return tuple(
+        Dialogue(speaker, tuple(clips[n] for n in draw.permutation(len(clips))))
+        for speaker, clips in by_speaker.items()
+    )
 
 
 def is_published(dialogues: Sequence[Dialogue], representation: str) -> bool:
@@ -192,6 +244,13 @@ def is_published(dialogues: Sequence[Dialogue], representation: str) -> bool:
     if representation == "prosody":
         return any(one.prosody for one in utterances)
     return representation == "ge2e" and any(one.ge2e is not None for one in utterances)
+
+
+def has_sound(dialogues: Sequence[Dialogue], representation: str) -> bool:
+    """Whether any part of a representation, such as of "compare+ge2e", can be had of a corpus:
+    measured from its clips, or published with it."""
+    clips = any(one.audio is not None for one in utterances_of(dialogues))
+    return clips or any(is_published(dialogues, part) for part in representation.split("+"))
 
 
 def published_features(dialogues: Sequence[Dialogue], representation: str) -> Float32:

@@ -46,9 +46,11 @@ Outcome = Float32 | str  # a job's features [W], or why it has none
 # Modules that compute features. The versions of their packages are part of a representation's.
 CODE = (
     "stream_hbaf.features.acoustic",
+    "stream_hbaf.features.campplus",
     "stream_hbaf.features.ge2e",
     "stream_hbaf.features.prosody",
     "stream_hbaf.features.representations",
+    "stream_hbaf.features.speaker",
     "stream_hbaf.features.speech_encoder",
     "stream_hbaf.features.whisper_encoder",
 )
@@ -56,7 +58,7 @@ CODE = (
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """An utterance that has no features, and why."""
+    """An utterance that has no features at all, and why."""
 
     id: str
     path: Path | None  # None: the corpus names no clip
@@ -71,7 +73,8 @@ class Extracted(Generic[Features]):
     """Features of a sequence of jobs [N, W], or of a corpus by split; NaN for what was skipped."""
 
     features: Features
-    skipped: tuple[Skipped, ...]  # each utterance once for each reason
+    skipped: tuple[Skipped, ...]  # each utterance once
+    widths: tuple[int, ...]  # columns of each part of the representation
     leftovers: str = ""  # one line on features of other versions in the cache; "" if it holds none
 
 
@@ -90,25 +93,30 @@ def extract_corpus(
     """Extract a row of features for every utterance of ``corpus``, cut by its times.
 
     What the corpus publishes itself, "prosody" or "ge2e", is taken from there, everything else from
-    its clips as ``extract_features`` says. Of "prosody+ge2e", an utterance has both or none. Raises
-    CorpusError if no utterance has what the representation needs; other errors are those of
-    ``extract_features``.
+    its clips as ``extract_features`` says. Of "prosody+ge2e", an utterance has what there is: the
+    columns of the other part are NaN. Raises CorpusError if no utterance has any part of the
+    representation; other errors are those of ``extract_features``.
     """
     dialogues = [dialogue for part in corpus.splits.values() for dialogue in part]
     measure = partial(
         extract_features, cache=cache, workers=workers, device=device, progress=progress
     )
-    parts = [
-        _read_or_measure(corpus.name, dialogues, p, measure) for p in representation.split("+")
-    ]
+    parts = [_read_or_measure(dialogues, part, measure) for part in representation.split("+")]
     rows = np.concatenate([part.features for part in parts], axis=1)
-    for part in parts:
-        rows[np.isnan(part.features).all(axis=1)] = np.nan
+    if np.isnan(rows).all() and all(one.audio is None for one in utterances_of(dialogues)):
+        tables = "prosody tables or " if PROSODY in representation.split("+") else ""
+        raise CorpusError(
+            f"{corpus.name}: no utterance has a clip; "
+            f"put the corpus's {tables}clips there or choose another representation"
+        )
     ends = np.cumsum([len(utterances_of(part)) for part in corpus.splits.values()])
     features = dict(zip(corpus.splits, np.split(rows, ends[:-1]), strict=True))
-    skipped = {one.id: one for part in parts for one in part.skipped}
+    empty = np.isnan(rows).all(axis=1)
+    without = {one.id for one, none in zip(utterances_of(dialogues), empty, strict=True) if none}
+    skipped = {one.id: one for part in parts for one in part.skipped if one.id in without}
     leftovers = "; ".join(part.leftovers for part in parts if part.leftovers)
-    return Extracted(features, tuple(skipped.values()), leftovers)
+    widths = tuple(width for part in parts for width in part.widths)
+    return Extracted(features, tuple(skipped.values()), widths, leftovers)
 
 
 def is_of_corpus(corpus: Corpus, representation: str) -> bool:
@@ -120,7 +128,6 @@ def is_of_corpus(corpus: Corpus, representation: str) -> bool:
 
 
 def _read_or_measure(
-    corpus: str,
     dialogues: Sequence[Dialogue],
     representation: str,
     measure: Callable[..., Extracted[Float32]],
@@ -131,20 +138,16 @@ def _read_or_measure(
         published = published_features(dialogues, representation)
         reason = f"the corpus has no {representation} of it"
         missing = np.flatnonzero(np.isnan(published).all(axis=1)).tolist()
-        return Extracted(published, tuple(Skipped(utterances[n].id, None, reason) for n in missing))
-    if all(one.audio is None for one in utterances):
-        tables = "prosody tables or " if representation == PROSODY else ""
-        raise CorpusError(
-            f"{corpus}: no utterance has a clip; "
-            f"put the corpus's {tables}clips there or choose another representation"
-        )
+        skipped = tuple(Skipped(utterances[n].id, None, reason) for n in missing)
+        return Extracted(published, skipped, (published.shape[1],))
     jobs = [
         ClipJob(one.id, one.audio, one.start_s, one.end_s, length_s=one.length_s)
         for one in utterances
     ]
     measured = measure(jobs, representation=representation)
     if representation == PROSODY:
-        return replace(measured, features=describe_dialogues(measured.features, dialogues))
+        described = describe_dialogues(measured.features, dialogues)
+        return replace(measured, features=described, widths=(described.shape[1],))
     return measured
 
 
@@ -161,8 +164,8 @@ def extract_features(
     """Extract the features of all jobs, a row each; what has none is named in ``skipped``.
 
     Clips are measured by ``workers`` processes of one thread each (a single one if ``device``
-    isn't the cpu). The parts of "compare+whisper:base" are extracted and cached one by one, and a
-    row of which any part is missing is NaN, as live. ``progress(done, total, clip)`` is called for
+    isn't the cpu). The parts of "compare+whisper:base" are extracted and cached one by one, and the
+    columns of one that is missing are NaN. ``progress(done, total, clip)`` is called for
     each clip that isn't cached. Raises ModelError if the representation can't be had,
     StreamHbafError if the cache can't be written or a worker dies: what was finished stays cached.
     """
@@ -174,17 +177,19 @@ def extract_features(
         _extract_part(jobs, part, preparation, contents, workers=workers, progress=progress)
         for part in parts
     ]
-    features = np.full((len(jobs), sum(part.width for part in parts)), np.nan, np.float32)
+    ends = np.cumsum([part.width for part in parts])
+    features = np.full((len(jobs), ends[-1]), np.nan, np.float32)
     skipped: dict[Skipped, None] = {}
     for row, job in enumerate(jobs):
         found = [of_part[job] for of_part in outcomes]
+        for part, end, one in zip(parts, ends, found, strict=True):
+            if not isinstance(one, str):
+                features[row, end - part.width : end] = one
         reasons = [one for one in found if isinstance(one, str)]
-        if reasons:
+        if len(reasons) == len(parts):
             skipped[Skipped(job.id, job.clip, reasons[0])] = None
-        else:
-            features[row] = np.concatenate(found)
     leftovers = "; ".join(line for part in parts if (line := _leftovers(part)))
-    return Extracted(features, tuple(skipped), leftovers)
+    return Extracted(features, tuple(skipped), tuple(part.width for part in parts), leftovers)
 
 
 # ---- one representation

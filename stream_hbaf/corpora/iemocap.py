@@ -12,7 +12,6 @@ split.
 
 import math
 import re
-import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +24,7 @@ from stream_hbaf.corpora.dialogue import (
     LabelledUtterance,
     Split,
     TableRow,
+    read_embeddings,
     read_measurements,
     read_rows,
     read_text,
@@ -81,7 +81,6 @@ MODES: dict[Split, str] = {"train": "train", "dev": "valid", "test": "test"}
 TABLE = "utterances.csv"
 ORDER = "order.csv"
 EMBEDDINGS = "ge2e.npz"  # arrays `name` [N] and `embedding` [N, 256]
-EMBEDDING_WIDTH = 256
 COLUMNS = ("video_id", "segment_id", "emotion", "gender", "mode", "text", *PROSODY)
 ORDER_COLUMNS = ("name", "start_s", "end_s")
 VOTES_COLUMN = "votes_if_undecided"  # annotators between |, several labels of one between /
@@ -276,28 +275,8 @@ def _read_embeddings(path: Path) -> Embeddings:
     """GE2E embeddings by turn; none if there is no such file."""
     if not path.is_file():
         return {}
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            names, rows = arrays["name"].tolist(), np.asarray(arrays["embedding"], np.float32)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise CorpusError(
-            f"{path}: not an archive of the arrays 'name' and 'embedding' ({error}); get it again"
-        ) from None
-    if rows.shape != (len(names), EMBEDDING_WIDTH):
-        raise CorpusError(
-            f"{path}: embedding is {list(rows.shape)}, not [{len(names)}, {EMBEDDING_WIDTH}]; "
-            "it must be by the GE2E encoder, a row for each name"
-        )
-    broken = np.flatnonzero(~np.isfinite(rows).all(axis=1)).tolist()
-    if broken:
-        raise CorpusError(
-            f"{path}: the embedding of turn {names[broken[0]]} isn't finite; get it again"
-        )
-    found = dict(zip(names, rows, strict=True))
-    if len(found) < len(names):
-        twice = next(turn for turn in names if names.count(turn) > 1)
-        raise CorpusError(f"{path}: turn {twice} stands here twice; remove one of them")
-    return found
+    names, embeddings = read_embeddings(path)
+    return dict(zip(names, embeddings, strict=True))
 
 
 def _embedding(turn: str, embeddings: Embeddings) -> NDArray[np.float32] | None:

@@ -9,9 +9,11 @@ from pathlib import Path
 from stream_hbaf.corpora.acted import (
     read_ased,
     read_emospeech_india,
+    read_librispeech,
     read_nemo,
     read_ravdess,
     read_savee,
+    read_shemo,
     read_tess,
 )
 from stream_hbaf.corpora.dialogue import LABELS, SPLITS, Corpus, Dialogue, Split
@@ -36,6 +38,7 @@ class Publication:
     language: str | None = "en"  # of its texts; None: not known
     labels: tuple[str, ...] = LABELS
     read: Callable[[Path, Split], list[Dialogue]] | None = None  # None: it holds no dialogues
+    folder: str = ""  # among the corpora, if it isn't its name
 
 
 NON_COMMERCIAL = "CC BY-NC-SA 4.0, non-commercial"
@@ -67,6 +70,13 @@ PUBLICATIONS: Mapping[str, Publication] = {
         labels=IEMOCAP_LABELS,
         read=read_iemocap,
     ),
+    "librispeech": Publication(
+        "LibriSpeech",
+        "one read sentence of each of 251 readers, as speech without acted emotion",
+        "CC BY 4.0",
+        read=read_librispeech,
+        folder="speech/libri",
+    ),
     "meld": Publication("MELD", TELEVISION, "research use", read=read_meld),
     "nemo": Publication(
         "nEMO", "Polish sentences by actors", NON_COMMERCIAL, language="pl", read=read_nemo
@@ -75,6 +85,13 @@ PUBLICATIONS: Mapping[str, Publication] = {
         "RAVDESS", "two sentences by actors in a studio", NON_COMMERCIAL, read=read_ravdess
     ),
     "savee": Publication("SAVEE", "sentences by four Englishmen", "research use", read=read_savee),
+    "shemo": Publication(
+        "ShEMO",
+        "Persian radio plays, as embeddings of their sound",
+        "no licence stated, research use",
+        language="fa",
+        read=read_shemo,
+    ),
     "tess": Publication(
         "TESS", "one sentence by two actresses", "CC BY-NC-ND 4.0, non-commercial", read=read_tess
     ),
@@ -110,7 +127,7 @@ def open_corpus(
     if name.endswith(MANIFEST):
         corpus = read_manifest(place, labels=labels)
     elif read is not None:
-        place = corpora / name
+        place = corpora / (publication_of(name).folder or name)
         splits = {split: tuple(read(place, split)) for split in SPLITS}
         corpus = Corpus(name, publication_of(name).labels, splits)
     elif name.endswith(SESSIONS) or holds_sessions(place):

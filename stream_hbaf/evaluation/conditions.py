@@ -24,7 +24,7 @@ from stream_hbaf.corpora.augment import (
     NoisesAndRooms,
     read_noises_and_rooms,
 )
-from stream_hbaf.corpora.dialogue import SPLITS, Corpus, Split, utterances_of
+from stream_hbaf.corpora.dialogue import SPLITS, Corpus, Split, sittings, utterances_of
 from stream_hbaf.corpora.open_corpus import open_corpus
 from stream_hbaf.errors import BundleError, ConfigError, CorpusError
 from stream_hbaf.evaluation.report import METRICS, REPORT, modalities_of, write_report
@@ -128,7 +128,7 @@ def evaluate_streaming(
             raise ConfigError(f"--live: {count} corpora are called '{folder}'; rename one of them")
     loaded = [_load(task, corpora=corpora, progress=progress) for task in tasks]
     noisy = any(one.needs_noises for work in loaded for one in work.conditions.values())
-    sounds = read_noises_and_rooms(corpora / NOISES) if noisy else None
+    sounds = read_noises_and_rooms(corpora / NOISES, tested=True) if noisy else None
     reports: dict[str, dict[str, Any]] = {"": {}, HELD_OUT: {}, SINGLE_MODALITY: {}}
     for name, group in groupby(loaded, key=lambda work: work.task.bundle):
         with open_recognizer(name, config=config) as recognizer:
@@ -205,13 +205,16 @@ def _load(task: _Task, *, corpora: Path, progress: Progress) -> _Work:
     Those that need noises are left out if there are no recordings of noises and nobody asked for
     the conditions by name.
     """
-    labels = read_bundle_config(task.bundle).labels
-    corpus = open_corpus(task.corpus, corpora, all_splits=False, labels=labels)
+    config = read_bundle_config(task.bundle)
+    corpus = open_corpus(task.corpus, corpora, all_splits=False, labels=config.labels)
     corpus = replace(corpus, name=task.name)
     split: Split = "test" if task.split == "all" else task.split
     if task.split == "all":
         every = tuple(dialogue for one in SPLITS for dialogue in corpus.splits[one])
         corpus = replace(corpus, splits={**corpus.splits, split: every})
+    if config.baseline is not None:
+        seated = sittings(corpus.splits[split])
+        corpus = replace(corpus, splits={**corpus.splits, split: seated})
     chosen = choose_conditions(corpus, split, names=task.names)
     noisy = [name for name, one in chosen.items() if one.needs_noises]
     if noisy and not task.names and not (corpora / NOISES).is_dir():

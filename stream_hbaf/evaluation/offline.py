@@ -23,12 +23,12 @@ from stream_hbaf.corpora.dataset import (
     predict,
     rows_of,
 )
-from stream_hbaf.corpora.dialogue import Corpus, Dialogue, Split, is_published, utterances_of
+from stream_hbaf.corpora.dialogue import Corpus, Dialogue, Split, has_sound, utterances_of
 from stream_hbaf.corpora.extraction import ExtractedCorpus, extract_corpus
 from stream_hbaf.errors import BundleError, CorpusError
 from stream_hbaf.evaluation.metrics import Labels, Probabilities
 from stream_hbaf.features.commonsense import RELATIONS
-from stream_hbaf.features.representations import shape_for
+from stream_hbaf.features.representations import shape_for, without_incomplete
 from stream_hbaf.features.text import Turn
 from stream_hbaf.networks.calibration import patterns_of
 
@@ -153,11 +153,11 @@ def _audio_features(
     acoustic = bundle.config.acoustic_input
     if acoustic == NONE:
         return None
-    kind = "prosody" if acoustic == "prosody" else "audio"
     dialogues = corpus.splits[split]
-    has_clips = any(utterance.audio is not None for utterance in utterances_of(dialogues))
-    has_all = has_clips or all(is_published(dialogues, part) for part in acoustic.split("+"))
-    if not has_all and bundle.config.network.use_text:
+    enough = any if bundle.config.acoustic_widths else all  # of earlier bundles every part
+    heard = enough(has_sound(dialogues, part) for part in acoustic.split("+"))
+    if not heard and bundle.config.network.use_text:
+        kind = "prosody" if acoustic == "prosody" else "audio"
         progress(f"{corpus.name}: has no {kind}, so bundle {bundle.id} is given text alone")
         return None
 
@@ -171,7 +171,10 @@ def _audio_features(
     if extracted.skipped:
         progress(f"{len(extracted.skipped)} without audio, the first is {extracted.skipped[0]}")
     takes = bundle.config.network.takes_tokens
-    rows = shape_for(extracted.features[split], representation=acoustic, tokens=takes)
+    measured = extracted.features[split]
+    if not bundle.config.acoustic_widths:
+        measured = without_incomplete(measured, extracted.widths)
+    rows = shape_for(measured, representation=acoustic, tokens=takes)
     audio_mask = np.isfinite(rows).any(axis=-1)
     scaled = np.full((*audio_mask.shape, bundle.config.network.audio_width), np.nan, np.float32)
     scaled[audio_mask] = bundle.scale(rows[audio_mask])
@@ -197,6 +200,7 @@ def _dataset(
         audio_mask=present,
         text_mask=np.array([bool(u.text.strip()) for u in utterances]),
         speakers=number_speakers(dialogues),
+        baseline=bundle.baseline,
     )
 
 
@@ -211,7 +215,7 @@ def probabilities_of(bundle: Bundle, dataset: Dataset, *, batch: int = 64) -> Pr
     if bundle.weighs_voices and audio is not None:
         words = predict(bundle.network, dataset, version=None, batch=batch)
     if bundle.familiarity is not None and audio is not None and audio.ndim == 2:
-        familiarity = bundle.familiarity(audio)
+        familiarity = bundle.familiarity(dataset.audio_given(""))
     return bundle.calibration.probabilities(
         logits,
         pattern=patterns_of(audio=_mask(dataset.audio_mask, dataset), text=_mask(text, dataset)),

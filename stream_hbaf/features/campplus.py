@@ -23,6 +23,9 @@ GROWTH = 32  # channels that each dense layer adds
 BOTTLENECK = 4 * GROWTH
 BLOCKS = ((12, 1), (24, 2), (16, 2))  # layers and dilation of each D-TDNN block
 SEGMENT = 100  # frames of a segment of the context
+# The block whose activations tell most of emotions: later ones know only who speaks.
+ACTIVE_BLOCK = "block2"
+ACTIVATIONS_WIDTH = 2 * ((FIRST_CHANNELS + BLOCKS[0][0] * GROWTH) // 2 + BLOCKS[1][0] * GROWTH)
 
 
 class CamPlusPlus(nn.Module):
@@ -47,6 +50,15 @@ class CamPlusPlus(nn.Module):
     def forward(self, frames: Tensor) -> Tensor:
         embedding: Tensor = self.xvector(self.head(frames.mT))
         return embedding
+
+    def activations(self, frames: Tensor) -> Tensor:
+        """Log mel frames as ``forward`` → mean and deviation over time of block 2's, [B, 2048]."""
+        activations = self.head(frames.mT)
+        for name, layer in self.xvector.named_children():
+            activations = layer(activations)
+            if name == ACTIVE_BLOCK:
+                break
+        return torch.cat([activations.mean(dim=2), activations.std(dim=2)], dim=1)
 
 
 class FrontEnd(nn.Module):

@@ -64,20 +64,20 @@ def _show_downloads() -> None:
         disable_progress_bars()
 
 
-def _begin_download(name: str) -> None:
+def _begin_download(name: str, *, first: str = "config.json", revision: str | None = None) -> None:
     """Announce a download from the hub; progress bars are shown where stderr is a terminal.
 
     Raises an error at once if the hub can't be reached: transformers would retry for half a minute.
     """
     LOG.info("downloading %s from the Hugging Face hub", name)
     _show_downloads()
-    snapshot_download(name, allow_patterns=["config.json"])
+    snapshot_download(name, allow_patterns=[first], revision=revision)
 
 
-def download(name: str, *, files: Sequence[str]) -> Path:
+def download(name: str, *, files: Sequence[str], revision: str | None = None) -> Path:
     """The folder of a hub model's ``files`` (patterns) in the hub's cache, once they are there."""
-    _begin_download(name)
-    return Path(snapshot_download(name, allow_patterns=list(files)))
+    _begin_download(name, first=files[0], revision=revision)
+    return Path(snapshot_download(name, allow_patterns=list(files), revision=revision))
 
 
 def package_folder(package: str) -> Path | None:

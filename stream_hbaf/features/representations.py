@@ -9,6 +9,7 @@ live use alike.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 Float32 = NDArray[np.float32]
 
 GE2E = "ge2e"
+CAMPPLUS = "campplus"  # activations of a speaker encoder, before it forgets how something was said
 PROSODY = "prosody"  # eight measurements, which prosody.py describes relative to a dialogue's past
 OPENSMILE = ("compare", "egemaps", "mfcc")
 MFCC = 14  # ComParE's low-level descriptors hold coefficients 1 to 14
@@ -72,8 +74,8 @@ class AcousticRepresentation(Protocol):
 def open_representation(name: str, *, device: str = "cpu") -> AcousticRepresentation:
     """Open a representation by name.
 
-    One vector: "compare", "egemaps", "mfcc", "ge2e", "prosody", "whisper:<model>", or a speech
-    encoder's folder or name on the hub. Tokens in one row: "lld" or "tokens:<speech encoder>".
+    One vector: "compare", "egemaps", "mfcc", "ge2e", "campplus", "prosody", "whisper:<model>", or a
+    speech encoder's folder or name on the hub. Tokens in one row: "lld" or "tokens:<encoder>".
     Several side by side: "compare+mfcc".
 
     ``device`` is for encoders; openSMILE and Praat run on the CPU. Raises ModelError if it can't be
@@ -92,6 +94,11 @@ def open_representation(name: str, *, device: str = "cpu") -> AcousticRepresenta
         from stream_hbaf.features.ge2e import Ge2e
 
         return Ge2e(device=device)
+    if name == CAMPPLUS:
+        # Imported here, as above.
+        from stream_hbaf.features.speaker import SpeakerActivations
+
+        return SpeakerActivations(device=device)
     if name == PROSODY:
         return Prosody()
     if name in NOT_OFFERED:
@@ -268,6 +275,29 @@ def shape_for(rows: Float32, *, representation: str, tokens: bool) -> Float32:
     return rows[:, None]  # one vector is one token
 
 
+def join_parts(parts: Sequence[Float32 | None], widths: Sequence[int]) -> Float32 | None:
+    """An utterance's representations side by side [W]; NaN stands for a missing one.
+
+    ``widths`` are those of the parts; without them every part is needed. None if nothing, or not
+    enough, is there.
+    """
+    if all(part is None for part in parts) or (not widths and any(part is None for part in parts)):
+        return None
+    sizes = widths or [0] * len(parts)
+    filled = [
+        np.full(width, np.nan, np.float32) if part is None else part
+        for part, width in zip(parts, sizes, strict=True)
+    ]
+    return np.concatenate(filled)
+
+
+def without_incomplete(rows: Float32, widths: Sequence[int]) -> Float32:
+    """Rows [N, W] of several representations, all NaN where one of them is missing."""
+    parts = np.split(rows, np.cumsum(widths)[:-1], axis=-1)
+    incomplete = np.any([np.isnan(part).all(axis=-1) for part in parts], axis=0)
+    return np.where(incomplete[:, None], np.float32(np.nan), rows)
+
+
 MAX_DEVIATIONS = 5.0  # an unusual microphone must not dominate the other features
 
 
@@ -291,6 +321,13 @@ class Scaling:
             return len(self.selected)
         joined = len(self.components)
         return len(self.selected) - joined + len(self.components[0])
+
+    def blocks(self, widths: Sequence[int]) -> tuple[slice, ...]:
+        """Which of the A columns come from each part of the input, whose widths these are."""
+        ends = np.searchsorted(self.selected, np.cumsum(widths))
+        if self.components is not None:  # the first part's, in the place of its columns
+            ends = ends - len(self.components) + len(self.components[0])
+        return tuple(slice(int(a), int(b)) for a, b in pairwise([0, *ends]))
 
     def __call__(self, measured: Float32) -> Float32:
         """Acoustic features [N, F] → [N, A] in standard deviations, at most 5 from the mean.

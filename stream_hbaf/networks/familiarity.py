@@ -38,7 +38,7 @@ class Block:
         """Audio [N, A] → mean distances to the nearest neighbours [N], NaN without the block."""
         found = np.full(len(audio), np.nan)
         values = audio[:, self.columns]
-        for row in np.flatnonzero(np.isfinite(values).all(1)):
+        for row in np.flatnonzero(_has_block(values)):
             point = (values[row] - self.mean) @ self.projection
             squares = ((self.neighbours - point) ** 2).sum(1)
             nearest = np.partition(squares, min(NEIGHBOURS, len(squares)) - 1)[:NEIGHBOURS]
@@ -95,6 +95,11 @@ def _moments(values: Float32, weights: Float32) -> tuple[Float32, Float32]:
     return mean, np.maximum(np.sqrt(variance), SMALLEST)
 
 
+def _has_block(values: Float32) -> NDArray[np.bool_]:
+    """Whether utterances have a block [N, W]: a missing one is NaN, or 0 as a network takes it."""
+    return np.asarray(np.isfinite(values).all(1) & values.any(1))
+
+
 def fit_familiarity(
     audio: Float32,
     held_out: Float32,
@@ -106,16 +111,16 @@ def fit_familiarity(
     """The statistics of scaled training audio [N, A], with unseen speakers' [M, A] as reference.
 
     ``blocks`` names columns of the audio; one is missing in an utterance where any of its columns
-    is NaN, and is left out where fewer training utterances have it than neighbours are needed, or
-    no reference utterance does. Every corpus, of those that are given, weighs the same.
+    is NaN, or all are 0. It is left out where fewer training utterances have it than neighbours are
+    needed, or no reference utterance does. Every corpus, of those that are given, weighs the same.
     """
     draw = np.random.default_rng(0)
     names = np.array(["" for _ in audio] if corpora is None else list(corpora))
     found: dict[str, Block] = {}
     for name, chosen in blocks.items():
         columns = np.array(list(chosen), dtype=np.int64)
-        given = np.isfinite(audio[:, columns]).all(1)
-        heard = np.isfinite(held_out[:, columns]).all(1).any()
+        given = _has_block(audio[:, columns])
+        heard = _has_block(held_out[:, columns]).any()
         if given.sum() >= NEIGHBOURS and heard:
             rows = np.flatnonzero(given)
             kept = _evenly(rows, names[rows], draw)

@@ -37,6 +37,7 @@ from stream_hbaf.training.recipe import AudioConfig, Recipe, SelectionConfig
 
 Float32 = NDArray[np.float32]
 Labels = NDArray[np.int64]
+AnyArray = NDArray[Any]
 Versions = Mapping[Split, Mapping[str, Float32]]  # by split and version of the audio: [N, W]
 Progress = Callable[[str], None]
 
@@ -49,6 +50,7 @@ class CorpusAudio:
     """One corpus's audio: features by split and version, and which utterances have none."""
 
     features: Versions  # or tokens, [N, F, W]
+    widths: tuple[int, ...]  # columns of each part of the representation
     skipped: tuple[str, ...] = ()  # utterances without features, and why
 
     def scaled(self, scaling: Scaling | None, split: Split) -> dict[str, Float32]:
@@ -75,9 +77,11 @@ def measure_corpus(
 ) -> CorpusAudio:
     """Measure the utterances of some splits, train's also augmented as the recipe says.
 
-    With augmentation, dev and test are measured under every one of CONDITIONS. Raises CorpusError
-    if no utterance of train has anything to measure, ConfigError for augmentation or a cut of
-    features that don't come from clips.
+    With augmentation, dev and test are measured under every one of CONDITIONS, but not those of a
+    corpus that is held out. What a corpus
+    publishes instead of its audio is taken as it is. Raises CorpusError if no utterance of train
+    has anything to measure, ConfigError for augmentation or a cut of a corpus by itself whose
+    features don't come from clips.
     """
     audio = recipe.audio
 
@@ -85,48 +89,49 @@ def measure_corpus(
         if done % 500 == 0 or done == total:
             progress(f"{audio.representation}: {done} of {total} clips")
 
-    rows: Versions
-    extracted: Extracted[Any]
+    settings: dict[str, Any] = {
+        "representation": audio.representation,
+        "cache": cache,
+        "workers": recipe.workers,
+        "device": device,
+        "progress": show,
+    }
     parts = replace(corpus, splits={split: corpus.splits[split] for split in splits})
     if is_of_corpus(parts, audio.representation):
-        if audio.copies or audio.cut != "annotated":
+        if len(recipe.corpora) == 1 and (audio.copies or audio.cut != "annotated"):
             raise ConfigError(
                 f"audio: {audio.representation} of {corpus.name} is of whole dialogues as they are "
                 "annotated; leave copies and cut out, or choose features of clips"
             )
-        extracted = extract_corpus(
-            parts,
-            representation=audio.representation,
-            cache=cache,
-            workers=recipe.workers,
-            device=device,
-            progress=show,
-        )
-        rows = {split: {PLAIN: features} for split, features in extracted.features.items()}
-    else:
-        jobs = {split: _jobs(corpus, split, audio) for split in splits}
-        extracted = extract_features(
-            [job for versions in jobs.values() for of_one in versions.values() for job in of_one],
-            representation=audio.representation,
-            cache=cache,
-            workers=recipe.workers,
-            device=device,
-            sounds=read_noises_and_rooms(corpora / "speech") if audio.copies else None,
-            progress=show,
-        )
-        rows = _deal(extracted.features, jobs)
-    return _checked(corpus.name, rows, extracted, recipe=recipe, progress=progress)
+        whole = extract_corpus(parts, **settings)
+        rows = {split: {PLAIN: features} for split, features in whole.features.items()}
+        return _checked(corpus.name, rows, [whole], recipe=recipe, progress=progress)
+    of_splits, rows = [], {}
+    for split in splits:
+        augmented = audio.copies > 0 and corpus.name not in recipe.held_out
+        jobs = _jobs(corpus, split, audio, augmented=augmented)
+        sounds = None
+        if augmented:
+            sounds = read_noises_and_rooms(corpora / "speech", tested=split != "train")
+        every = [job for of_one in jobs.values() for job in of_one]
+        of_split = extract_features(every, sounds=sounds, **settings)
+        versions = np.split(of_split.features, len(jobs)) if jobs else []
+        rows[split] = dict(zip(jobs, versions, strict=True))
+        of_splits.append(of_split)
+    return _checked(corpus.name, rows, of_splits, recipe=recipe, progress=progress)
 
 
-def _jobs(corpus: Corpus, split: Split, audio: AudioConfig) -> dict[str, list[ClipJob]]:
+def _jobs(
+    corpus: Corpus, split: Split, audio: AudioConfig, *, augmented: bool
+) -> dict[str, list[ClipJob]]:
     """What is to be measured of a split: by version, each utterance under its condition."""
     jobs: dict[str, list[ClipJob]] = {}
     for index, one in enumerate(utterances_of(corpus.splits[split])):
         conditions = {PLAIN: CLEAN}
-        if audio.copies and split == "train":
+        if augmented and split == "train":
             drawn = enumerate(training_conditions(index, audio))
             conditions = {str(number) if number else PLAIN: each for number, each in drawn}
-        elif audio.copies:
+        elif augmented:
             names = {PLAIN if name == "clean" else name: name for name in CONDITIONS}
             conditions = {key: evaluation_condition(name, index) for key, name in names.items()}
         for name, condition in conditions.items():
@@ -143,32 +148,29 @@ def _jobs(corpus: Corpus, split: Split, audio: AudioConfig) -> dict[str, list[Cl
     return jobs
 
 
-def _deal(rows: Float32, jobs: Mapping[Split, Mapping[str, Sequence[ClipJob]]]) -> Versions:
-    """The rows [.., W] of all jobs, by split and version."""
-    left = iter(rows)
-    return {
-        split: {name: np.stack([next(left) for _ in of_one]) for name, of_one in versions.items()}
-        for split, versions in jobs.items()
-    }
-
-
 def _checked(
-    corpus: str, rows: Versions, extracted: Extracted[Any], *, recipe: Recipe, progress: Progress
+    corpus: str,
+    rows: Versions,
+    extracted: Sequence[Extracted[Any]],
+    *,
+    recipe: Recipe,
+    progress: Progress,
 ) -> CorpusAudio:
     """The rows in the network's shape; CorpusError if train has none."""
-    name, skipped = recipe.audio.representation, extracted.skipped
-    if extracted.leftovers:
-        progress(extracted.leftovers)
+    name, skipped = recipe.audio.representation, [s for one in extracted for s in one.skipped]
+    for leftovers in {one.leftovers: None for one in extracted if one.leftovers}:
+        progress(leftovers)
     if skipped:
         progress(f"{name}: {len(skipped)} without; {skipped[0]}")
-    if not any(np.isfinite(features).any() for features in rows["train"].values()):
-        raise CorpusError(f"{corpus}: no utterance of train has any audio to measure")
+    first = next(iter(rows))  # train, but of a corpus that is held out
+    if not any(np.isfinite(features).any() for features in rows[first].values()):
+        raise CorpusError(f"{corpus}: no utterance of {first} has any audio to measure")
     shape = partial(shape_for, representation=name, tokens=recipe.takes_tokens)
     shaped = {
         split: {version: shape(features) for version, features in versions.items()}
         for split, versions in rows.items()
     }
-    return CorpusAudio(shaped, tuple(map(str, skipped)))
+    return CorpusAudio(shaped, extracted[0].widths, tuple(map(str, skipped)))
 
 
 def fit_scaling(
@@ -184,15 +186,24 @@ def fit_scaling(
         label_indices(utterances_of(corpora[name].splits["train"]), corpora[name].labels)
         for name in audio
     ]
-    versions = [np.stack([*one.features["train"].values()], axis=1) for one in audio.values()]
-    count, *shape = versions[0].shape[1:]
-    rows = np.concatenate(versions).reshape(-1, *shape)
+    versions = [[*one.features["train"].values()] for one in audio.values()]
+    rows = np.concatenate([rows for of_corpus in versions for rows in of_corpus])
+
+    def repeated(of_utterances: Sequence[AnyArray]) -> AnyArray:
+        """What belongs to each corpus's utterances, for all versions of them."""
+        return np.concatenate(
+            [np.tile(one, len(of)) for one, of in zip(of_utterances, versions, strict=True)]
+        )
+
     if config.components is not None and config.representation.split("+")[0] == FUNCTIONALS:
-        weights = np.repeat(class_balanced(labels), count)
         among = COMPARE.functionals_width
-        return fit_components(rows, weights=weights, among=among, components=config.components)
+        there = np.isfinite(rows[:, :among]).any(axis=1)
+        weights = repeated(np.split(class_balanced(labels), np.cumsum(list(map(len, labels)))[:-1]))
+        return fit_components(
+            rows, weights=weights * there, among=among, components=config.components
+        )
     selection = config.selection if config.representation == FUNCTIONALS else None
-    return select_features(rows, np.repeat(np.concatenate(labels), count), selection)
+    return select_features(rows, repeated(labels), selection)
 
 
 def select_features(functionals: Float32, labels: Labels, plan: SelectionConfig | None) -> Scaling:

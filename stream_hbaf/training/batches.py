@@ -1,14 +1,16 @@
 """Draws the batches of an epoch, and lays out the features and labels of a batch.
 
-Of one corpus, batches are whole dialogues of about one length. Beside clips, dialogues have texts
-only; since no corpus at hand has many speakers in conversation and their audio, some are paired
-with the audio of clips, in training only. Such pairs regularise; no figure rests on them.
+Of one corpus, batches are whole dialogues of about one length. Beside clips there are dialogues
+with audio of their own, from which the network learns what a voice adds to words, and dialogues of
+texts alone: some of these are paired with the audio of clips, in training only. Such made-up pairs
+regularise; no figure rests on them.
 
 Shape letters: B dialogues, U utterances of the longest of them, A columns of the audio.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -23,7 +25,6 @@ Float32 = NDArray[np.float32]
 Draw = np.random.Generator
 
 POOLED = 4  # batches whose dialogues are sorted by length together: little padding, still random
-PSEUDO_DIALOGUE_TURNS = (1, 1, 1, 2, 3, 4)  # lengths of clips' pseudo-dialogues, drawn evenly
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Clips:
 
     dataset: Dataset
     weights: Float32  # [N], of each clip in the loss, 1 on average
+    # Audio by version as ``dataset``'s, but relative to other clips of its speaker.
+    relative: Mapping[str, Float32]
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,11 @@ class TrainingSet:
 
     dialogues: Dataset  # of all corpora of dialogues, each version of a text a row of its own
     versions: tuple[tuple[Rows, ...], ...]  # the main corpus's dialogues: gold text, ASR errors
-    further: tuple[Rows, ...] = ()  # the other corpora's dialogues
+    further: tuple[Rows, ...] = ()  # the other corpora's dialogues, of texts alone
+    spoken: tuple[Rows, ...] = ()  # those that have audio of their own, beside clips
     clips: Clips | None = None
     neutral: int | None = None  # the label of texts that contradict no emotion; None: there is none
+    blocks: tuple[slice, ...] = ()  # columns of each part of the acoustic features, of several
 
 
 @dataclass(frozen=True)
@@ -74,17 +79,21 @@ def draw_steps(
     draw = np.random.default_rng([seed, epoch])
     main = _draw_main(training.versions, plan.dialogue_share, draw=draw)
     further = _draw_further(training.further, main, plan.further_text_share, draw=draw)
+    spoken = _draw_spoken(training.spoken, plan.spoken_turns, draw=draw)
     if training.clips is None:
-        batches = _of_like_length([*main, *further], size=size, draw=draw)
+        batches = _of_like_length([*main, *further, *spoken], size=size, draw=draw)
         return [Step(rows, [], (seed, epoch, n)) for n, rows in enumerate(batches)]
     speakers = training.clips.dataset.dialogues
-    rounds = [_pseudo_dialogues(speakers, draw=draw) for _ in range(plan.clip_rounds)]
+    rounds = [
+        _pseudo_dialogues(speakers, lengths=plan.clip_turns, draw=draw)
+        for _ in range(plan.clip_rounds)
+    ]
     clips = [dialogue for one in rounds for dialogue in one]
     number = -(-len(main or clips) // size)
-    shares = zip(*(_deal(rows, number) for rows in (main, further, clips)), strict=True)
+    shares = zip(*(_deal(rows, number) for rows in (main, further, spoken, clips)), strict=True)
     return [
-        Step([*own, *others], clips, (seed, epoch, step))
-        for step, (own, others, clips) in enumerate(shares)
+        Step([*own, *others, *spoken], clips, (seed, epoch, step))
+        for step, (own, others, spoken, clips) in enumerate(shares)
         if clips
     ]
 
@@ -108,6 +117,16 @@ def _draw_further(
     return [further[n] for n in order[: int(np.searchsorted(ends, utterances, side="right"))]]
 
 
+def _draw_spoken(spoken: Sequence[Rows], longest: int, *, draw: Draw) -> list[Rows]:
+    """Every dialogue with audio of its own, from a random turn on in pieces of at most so many."""
+    pieces = []
+    for rows in spoken:
+        first = 1 + int(draw.integers(min(longest, len(rows))))
+        starts = [0, *range(first, len(rows), longest)]
+        pieces += [rows[a:b] for a, b in pairwise([*starts, len(rows)])]
+    return [pieces[n] for n in draw.permutation(len(pieces))]
+
+
 def _of_like_length(dialogues: Sequence[Rows], *, size: int, draw: Draw) -> list[list[Rows]]:
     """Shuffled dialogues in batches of about one length, which are shuffled too."""
     batches: list[list[Rows]] = []
@@ -117,13 +136,15 @@ def _of_like_length(dialogues: Sequence[Rows], *, size: int, draw: Draw) -> list
     return [batches[n] for n in draw.permutation(len(batches))]
 
 
-def _pseudo_dialogues(speakers: Sequence[Rows], *, draw: Draw) -> list[Rows]:
-    """Each speaker's clips, shuffled, as dialogues of one to four turns; all of them, shuffled."""
+def _pseudo_dialogues(
+    speakers: Sequence[Rows], *, lengths: Sequence[int], draw: Draw
+) -> list[Rows]:
+    """Each speaker's clips, shuffled, as dialogues of so many turns; all of them, shuffled."""
     dialogues: list[Rows] = []
     for clips in speakers:
         left = draw.permutation(clips)
         while len(left):
-            turns = int(draw.choice(PSEUDO_DIALOGUE_TURNS))
+            turns = int(draw.choice(lengths))
             dialogues.append(left[:turns])
             left = left[turns:]
     return [dialogues[n] for n in draw.permutation(len(dialogues))]
@@ -144,8 +165,11 @@ def dialogue_batch(
         return _paired_batch(training, training.clips, dialogues, plan=plan, draw=draw)
     index = pad_dialogues(dialogues)
     present = index >= 0
-    audio = _any_version(dataset, index, draw=draw) if dataset.audio else None
     audio_mask = present & bool(dataset.audio) & _mask(dataset.audio_mask, index)
+    audio = None
+    if dataset.audio:
+        audio = _any_version(dataset.audio, index, draw=draw)
+        audio = dataset.relative(audio, index, given=audio_mask)
     text_mask = present & _mask(dataset.text_mask, index)
     features = features_of(dataset, index, audio=audio, audio_mask=audio_mask, text_mask=text_mask)
     labels = torch.from_numpy(np.where(present, dataset.labels[index], NO_LABEL))
@@ -158,7 +182,8 @@ def dialogue_batch(
 def _paired_batch(
     training: TrainingSet, clips: Clips, dialogues: Sequence[Rows], *, plan: BatchConfig, draw: Draw
 ) -> Batch:
-    """Dialogues of texts; in some, most utterances are paired with a clip's audio.
+    """Dialogues with their own audio, or of texts: in some of these, most utterances are paired
+    with a clip's.
 
     Audio of another label teaches that the text may be right where the audio is not. A neutral
     text contradicts no emotion: then the label is the clip's. The inter-modal loss, which draws
@@ -168,27 +193,40 @@ def _paired_batch(
     index = pad_dialogues(dialogues)
     present = index >= 0
     labels = np.where(present, texts.labels[index], NO_LABEL)
-    audio_mask = present & (draw.random((len(index), 1)) < plan.paired_dialogue_share)
-    audio_mask &= draw.random(index.shape) < plan.paired_audio_share
-    audio_mask &= np.isin(labels, clips.dataset.known_labels)
+    own = present & bool(texts.audio) & _mask(texts.audio_mask, index)
+    made_up = present & (draw.random((len(index), 1)) < plan.paired_dialogue_share)
+    made_up &= ~own.any(axis=1, keepdims=True)
+    made_up &= draw.random(index.shape) < plan.paired_audio_share
+    made_up &= np.isin(labels, clips.dataset.known_labels)
     partners = np.zeros(index.shape, dtype=np.intp)
-    for label in np.unique(labels[audio_mask]):
-        same = audio_mask & (labels == label)
+    for label in np.unique(labels[made_up]):
+        same = made_up & (labels == label)
         of_label = clips.dataset.labels == label
         partners[same] = _draw_clips(clips, of_label, int(same.sum()), draw=draw)
     neutral = labels == training.neutral
-    mismatched = audio_mask & (neutral | (draw.random(index.shape) < plan.label_mismatch_share))
+    mismatched = made_up & (neutral | (draw.random(index.shape) < plan.label_mismatch_share))
     of_any = clips.dataset.labelled
     partners[mismatched] = _draw_clips(clips, of_any, int(mismatched.sum()), draw=draw)
     relabelled = mismatched & neutral
     labels[relabelled] = clips.dataset.labels[partners[relabelled]]
-    audio = _any_version(clips.dataset, partners, draw=draw)
+    audio = _any_version(clips.relative, partners, draw=draw)
+    audio = _drop_blocks(audio, training.blocks, share=plan.block_dropout, draw=draw)
+    spoken = np.flatnonzero(own.any(axis=1))
+    if len(spoken):
+        rows, there = index[spoken], own[spoken]
+        heard = _any_version(texts.audio, rows, draw=draw)
+        heard = _drop_blocks(heard, training.blocks, share=plan.block_dropout, draw=draw)
+        audio[spoken] = texts.relative(heard, rows, given=there)
     audio = _drop_columns(audio, share=plan.audio_dropout, draw=draw)
+    audio_mask = own | made_up
     dropped = audio_mask & (draw.random(index.shape) < plan.paired_text_dropout)
     text_mask = present & _mask(texts.text_mask, index) & ~dropped
     features = features_of(texts, index, audio=audio, audio_mask=audio_mask, text_mask=text_mask)
     paired = torch.from_numpy(audio_mask & text_mask & ~mismatched)
-    return Batch(features, torch.from_numpy(labels), paired)
+    votes = None
+    if texts.votes is not None:
+        votes = torch.from_numpy(texts.votes[index] * present[..., None])
+    return Batch(features, torch.from_numpy(labels), paired, votes=votes)
 
 
 def clip_batch(
@@ -206,9 +244,11 @@ def clip_batch(
     neutral = np.flatnonzero(texts.labels == training.neutral)
     foreign = text_mask & (draw.random(index.shape) < plan.foreign_text_share) & bool(len(neutral))
     text_mask &= _mask(dataset.text_mask, index) | foreign
-    audio = _any_version(dataset, np.maximum(index, 0), draw=draw)
-    audio = _drop_columns(audio, share=plan.audio_dropout, draw=draw)
+    audio = _any_version(dataset.audio, np.maximum(index, 0), draw=draw)
+    audio = _drop_blocks(audio, training.blocks, share=plan.block_dropout, draw=draw)
     audio_mask = present & _mask(dataset.audio_mask, index)
+    audio = dataset.relative(audio, index, given=audio_mask)
+    audio = _drop_columns(audio, share=plan.audio_dropout, draw=draw)
     features = features_of(dataset, index, audio=audio, audio_mask=audio_mask, text_mask=text_mask)
     if foreign.any():
         rows = torch.from_numpy(draw.choice(neutral, foreign.sum()))
@@ -229,16 +269,35 @@ def _draw_clips(clips: Clips, among: Flags, count: int, *, draw: Draw) -> Rows:
     return draw.choice(rows, size=count, p=chances / chances.sum())
 
 
-def _any_version(dataset: Dataset, index: Rows, *, draw: Draw) -> Float32:
+def _any_version(audio: Mapping[str, Float32], index: Rows, *, draw: Draw) -> Float32:
     """[B, U, A], or tokens [B, U, F, A]: each utterance in a version of its own."""
-    versions = list(dataset.audio.values())
+    versions = list(audio.values())
     if len(versions) == 1:
         return versions[0][index]
     chosen = draw.integers(len(versions), size=index.shape)
-    audio: Float32 = np.empty((*index.shape, *versions[0].shape[1:]), np.float32)
+    drawn: Float32 = np.empty((*index.shape, *versions[0].shape[1:]), np.float32)
     for number, features in enumerate(versions):
-        audio[chosen == number] = features[index[chosen == number]]
-    return audio
+        drawn[chosen == number] = features[index[chosen == number]]
+    return drawn
+
+
+def _drop_blocks(audio: Float32, blocks: Sequence[slice], *, share: float, draw: Draw) -> Float32:
+    """Audio [B, U, A] without some of its blocks, as where a corpus doesn't have them.
+
+    A block that is left out is zero, the training set's mean; of what an utterance has, one block
+    is always kept. So which blocks there are tells nothing of the label.
+    """
+    if len(blocks) < 2 or not share:
+        return audio
+    there = np.stack([audio[..., block].any(axis=-1) for block in blocks], axis=-1)
+    order = draw.random(there.shape)
+    kept = order >= share
+    surest = np.where(there, order, -1.0).argmax(axis=-1)
+    np.put_along_axis(kept, surest[..., None], values=True, axis=-1)
+    dropped = audio.copy()
+    for number, block in enumerate(blocks):
+        dropped[..., block] *= kept[..., number, None]
+    return dropped
 
 
 def _drop_columns(audio: Float32, *, share: float, draw: Draw) -> Float32:

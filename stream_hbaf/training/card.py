@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import yaml
 
 from stream_hbaf.bundle import EVENT2MIND, NONE
 from stream_hbaf.corpora.open_corpus import publication_of
@@ -34,6 +35,7 @@ REPRESENTATIONS = {
     "none": "none",
     "prosody": "eight prosodic measurements, relative to the dialogue's past",
     "ge2e": "the GE2E speaker encoder's embedding",
+    "campplus": "activations of the CAM++ speaker encoder, their mean and deviation over time",
     "compare": "openSMILE's ComParE 2016 functionals",
     "egemaps": "openSMILE's eGeMAPS functionals",
     "mfcc": "openSMILE's MFCC",
@@ -48,7 +50,41 @@ def model_card(metrics: Mapping[str, Any]) -> str:
 
     Raises LookupError for metrics that lack what the card says.
     """
-    return render(TEMPLATE, _context(metrics))
+    front_matter = yaml.safe_dump(_front_matter(metrics), sort_keys=False, allow_unicode=True)
+    return f"---\n{front_matter}---\n\n{render(TEMPLATE, _context(metrics))}"
+
+
+def _front_matter(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """What the Hugging Face hub reads of a card, with test figures of the live path as results."""
+    live = metrics.get("live") or {}
+    results = [
+        {
+            "task": {"type": "audio-classification", "name": "Emotion recognition"},
+            "dataset": {
+                "type": corpus,
+                "name": publication_of(corpus).title,
+                "split": live["splits"][corpus],
+            },
+            "metrics": [
+                {"type": kind, "name": f"{title} × 100", "value": round(100 * live[name], 1)}
+                for kind, title in (("uar", "UAR"), ("weighted_f1", "weighted F1"))
+                if (name := f"{corpus}_{kind}") in live
+            ],
+        }
+        for corpus in live.get("splits", {})
+    ]
+    matter: dict[str, Any] = {
+        "language": ["en"],
+        "license": "other",
+        "license_name": "research-only",
+        "library_name": "stream-hbaf",
+        "pipeline_tag": "audio-classification",
+        "tags": ["emotion-recognition", "speech", "conversation", "streaming"],
+        "datasets": list(metrics["corpora"]),
+    }
+    if results:
+        matter["model-index"] = [{"name": metrics["id"], "results": results}]
+    return matter
 
 
 def render(template: str, context: Mapping[str, Any]) -> str:
@@ -83,6 +119,9 @@ def _context(metrics: Mapping[str, Any]) -> dict[str, Any]:
         "network_title": NETWORKS.get(network.kind, f"the baseline {network.kind}"),
         "modalities": _and(["audio"] * uses_audio + ["text"] * network.use_text),
         "audio": _audio(recipe) if uses_audio else "none",
+        "spoken": _and(_spoken(corpora)) or "no dialogue here",
+        "has_spoken": bool(_spoken(corpora)),
+        "baseline": _and([_part(name) for name in _relative_parts(recipe)]),
         "opensmile": bool(OPENSMILE & set(representation.split("+"))),
         "tuned_on": _titles(recipe["text_encoder"]["corpora"] or dialogues or clips),
         "commonsense": _commonsense(recipe),
@@ -103,6 +142,17 @@ def _context(metrics: Mapping[str, Any]) -> dict[str, Any]:
         "licence": licence_of(recipe),
         "publication": publication_of,
     }
+
+
+def _spoken(corpora: Mapping[str, Any]) -> list[str]:
+    """Titles of the dialogues that have sound of their own."""
+    with_audio = [name for name, one in corpora.items() if one.get("audio")]
+    return [publication_of(n).title for n in with_audio if corpora[n]["kind"] == "dialogues"]
+
+
+def _relative_parts(recipe: Mapping[str, Any]) -> list[str]:
+    baseline = recipe["audio"].get("baseline")  # which earlier recipes don't have
+    return list(baseline["parts"]) if baseline else []
 
 
 def licence_of(recipe: Mapping[str, Any]) -> str:
@@ -132,18 +182,23 @@ def _commonsense(recipe: Mapping[str, Any]) -> str:
 def _audio(recipe: Mapping[str, Any]) -> str:
     audio, parts = recipe["audio"], []
     for name in audio["representation"].split("+"):
-        kind, _, model = name.partition(":")
-        title = REPRESENTATIONS.get(name, f"the speech encoder {name}")
-        if kind == "whisper":
-            title = f"the mean state of Whisper's encoder ({model})"
-        if kind == "tokens":
-            title = f"the states of the speech encoder {model} as tokens"
+        title = _part(name)
         if name == "compare" and audio["components"]:
             title += f", reduced to {audio['components']} principal components"
         elif name == audio["representation"] == "compare" and audio["selection"]:
             title += f", of which a linear SVM selected {audio['selection']['width']}"
         parts.append(title)
     return _and(parts)
+
+
+def _part(name: str) -> str:
+    """What a representation is."""
+    kind, _, model = name.partition(":")
+    if kind == "whisper":
+        return f"the mean state of Whisper's encoder ({model})"
+    if kind == "tokens":
+        return f"the states of the speech encoder {model} as tokens"
+    return REPRESENTATIONS.get(name, f"the speech encoder {name}")
 
 
 def _conditions(

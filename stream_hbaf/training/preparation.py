@@ -25,13 +25,23 @@ from stream_hbaf.corpora.dataset import (
     rows_of,
     vote_shares,
 )
-from stream_hbaf.corpora.dialogue import SPLITS, LabelledUtterance, Split, utterances_of
+from stream_hbaf.corpora.dialogue import (
+    SPLITS,
+    Corpus,
+    Dialogue,
+    LabelledUtterance,
+    Split,
+    has_sound,
+    utterances_of,
+)
 from stream_hbaf.corpora.open_corpus import publication_of, training_sessions
 from stream_hbaf.errors import ModelError
+from stream_hbaf.features.baseline import Baseline
 from stream_hbaf.features.commonsense import Commonsense
 from stream_hbaf.features.representations import Scaling
 from stream_hbaf.features.text import TextEncoder, Turn
 from stream_hbaf.training.audio_features import (
+    PLAIN,
     CorpusAudio,
     class_balanced,
     fit_scaling,
@@ -46,10 +56,12 @@ from stream_hbaf.training.text_encoder import tuned_layers
 
 Float32 = NDArray[np.float32]
 Progress = Callable[[str], None]
+MASKS = ("audio_mask", "text_mask")
 Change = Callable[[str], str]  # of an utterance's text
 
 LANGUAGE = "en"  # that the text encoders read; texts in others are left out
 NEUTRAL = "neutral"
+SITTING_SEED = 0  # of the order in which a speaker's clips are heard
 
 
 @dataclass(frozen=True)
@@ -63,6 +75,7 @@ class Prepared:
     training: TrainingSet
     scored: Mapping[Split, tuple[ScoredCorpus, ...]]  # dev, the main corpus first; of one, test too
     scaling: Scaling | None  # None without audio
+    acoustic_widths: tuple[int, ...]  # columns of each part of the audio, as measured
     encoder: TextEncoder | None
     tuned: Mapping[str, Tensor]
     commonsense: PreparedCommonsense | None
@@ -99,11 +112,18 @@ def prepare(
     don't fit together, ModelError for an encoder or for text features that aren't finite.
     """
     opened = open_corpora(recipe, corpora)
-    measure = partial(measure_corpus, recipe=recipe, corpora=corpora, splits=opened.splits)
+    measure = partial(measure_corpus, recipe=recipe, corpora=corpora)
     audio = {
-        name: measure(corpus, device=device, cache=cache / "audio", progress=progress)
-        for name, corpus in (opened.dialogues if opened.alone else opened.clips).items()
+        name: measure(
+            corpus,
+            splits=[one for one in opened.splits_of(name) if one in ("train", *splits)],
+            device=device,
+            cache=cache / "audio",
+            progress=progress,
+        )
+        for name, corpus in {**opened.used, **opened.held_out}.items()
         if recipe.audio.representation != NONE
+        if opened.alone or has_sound(_all_dialogues(corpus), recipe.audio.representation)
     }
     encoder, tuned = _prepare_encoder(recipe, opened, device=device, cache=cache, progress=progress)
     commonsense = prepare_commonsense(
@@ -114,7 +134,8 @@ def prepare(
         cache=cache,
         progress=progress,
     )
-    scaling = fit_scaling(audio, opened.used, recipe.audio)
+    trained = {name: one for name, one in audio.items() if name in opened.used}
+    scaling = fit_scaling(trained, opened.used, recipe.audio)
     out_of_fold: Mapping[str, Float32] = {}
     if recipe.text_encoder.out_of_fold:
         out_of_fold = encode_out_of_fold(
@@ -126,14 +147,23 @@ def prepare(
     return Prepared(
         labels=opened.labels,
         training=maker.training_set(),
-        scored={split: maker.scored(split) for split in opened.splits[1:] if split in splits},
+        scored={
+            split: found
+            for split in SPLITS[1:]
+            if split in splits and (found := maker.scored(split))
+        },
         scaling=scaling,
+        acoustic_widths=() if recipe.takes_tokens else next((a.widths for a in audio.values()), ()),
         encoder=encoder,
         tuned=tuned,
         commonsense=commonsense,
-        corpora=opened.describe(),
+        corpora=opened.describe(with_audio=audio),
         skipped=tuple(line for one in audio.values() for line in one.skipped),
     )
+
+
+def _all_dialogues(corpus: Corpus) -> list[Dialogue]:
+    return [dialogue for split in SPLITS for dialogue in corpus.splits[split]]
 
 
 def _prepare_encoder(
@@ -211,9 +241,26 @@ class _DatasetMaker:
             for utterance in utterances_of(self.opened.texts[name].splits["train"])
         )
 
+    @cached_property
+    def blocks(self) -> dict[str, slice]:
+        """Columns of each part of the audio as the network takes it; none if it takes tokens."""
+        if self.scaling is None or self.recipe.takes_tokens:
+            return {}
+        parts = self.recipe.audio.representation.split("+")
+        columns = self.scaling.blocks(next(iter(self.audio.values())).widths)
+        return dict(zip(parts, columns, strict=True))
+
+    @cached_property
+    def baseline(self) -> Baseline | None:
+        """Makes audio relative to its speaker's past; None if the recipe has none."""
+        config = self.recipe.audio.baseline
+        if config is None or self.scaling is None:
+            return None
+        return Baseline.of(config, self.blocks, width=self.scaling.width)
+
     def make(self, name: str, split: Split, change: Change = str) -> Dataset:
         """A corpus's split as features, its texts as ``change`` gives them."""
-        corpus = self.opened.used[name]
+        corpus = self.opened.corpus(name)
         dialogues = corpus.splits[split]
         reads = publication_of(name).language in (LANGUAGE, None)
         turns = [
@@ -230,7 +277,7 @@ class _DatasetMaker:
         labels = label_indices(utterances, corpus.labels)
         audio = self.audio.get(name)
         mask = None if audio is None else audio.mask(split)
-        if mask is not None and name in self.opened.clips:
+        if mask is not None and name not in self.opened.dialogues:
             labels = np.where(mask, labels, NO_LABEL)  # nothing is left of a clip without audio
         return Dataset(
             labels=labels,
@@ -242,6 +289,7 @@ class _DatasetMaker:
             text_mask=np.array([bool(one.strip()) for one in texts]),
             speakers=number_speakers(dialogues),
             votes=vote_shares(utterances, corpus.labels),
+            baseline=self.baseline,
             parts=tuple(dialogue.part for dialogue in dialogues),
         )
 
@@ -265,12 +313,22 @@ class _DatasetMaker:
                 parts.append(self.make(name, "train", change))
         clips = self._clips() if opened.clips else None
         neutral = opened.labels.index(NEUTRAL) if NEUTRAL in opened.labels else None
+        blocks = tuple(self.blocks.values())
         if clips is not None and not parts:
-            return TrainingSet(clips.dataset, (), clips=clips, neutral=neutral)
+            return TrainingSet(clips.dataset, (), clips=clips, neutral=neutral, blocks=blocks)
         together, rows = _join(parts)
         versions = tuple(zip(*rows[: 1 + errors.versions], strict=True))
-        further = tuple(dialogue for part in rows[1 + errors.versions :] for dialogue in part)
-        return TrainingSet(together, versions, further, clips, neutral)
+        others = list(zip(parts, rows, strict=True))[1 + errors.versions :]
+        further, spoken = (
+            tuple(
+                dialogue
+                for part, of_part in others
+                if bool(part.audio) is audio
+                for dialogue in of_part
+            )
+            for audio in (False, True)
+        )
+        return TrainingSet(together, versions, further, spoken, clips, neutral, blocks)
 
     def _clips(self) -> Clips:
         """All corpora's train clips; dialogues are speakers."""
@@ -283,29 +341,40 @@ class _DatasetMaker:
                 for utterance in utterances_of(corpus.splits["train"])
             ]
         )
-        there = together.labelled
-        by_speaker = (np.flatnonzero((speakers == one) & there) for one in np.unique(speakers))
-        dialogues = tuple(rows for rows in by_speaker if len(rows))
-        return Clips(
-            replace(together, dialogues=dialogues, speakers=None),
-            class_balanced([part.labels for part in parts]),
-        )
+        dataset = _seated(together, speakers)
+        weights = class_balanced([part.labels for part in parts])
+        relative = {version: dataset.audio_given(version) for version in dataset.audio}
+        return Clips(dataset, weights, relative)
 
     def scored(self, split: Split) -> tuple[ScoredCorpus, ...]:
-        """The main corpus's split and those of all corpora of clips that have it."""
-        errors, scored = self.recipe.asr_errors, []
-        for name in list(self.opened.dialogues)[:1]:
-            texts = {GOLD: self.make(name, split)}
-            if errors.versions:
-                draw = np.random.default_rng(errors.seed)
-                rate, lexicon = errors.dev_error_rate, self.lexicon
-                change = partial(simulate_asr_errors, rate=rate, draw=draw, lexicon=lexicon)
-                texts[ASR_ERRORS] = self.make(name, split, change)
-            scored.append(ScoredCorpus(name, texts))
-        for name, corpus in self.opened.clips.items():
-            if corpus.splits[split]:
-                scored.append(ScoredCorpus(name, {GOLD: self.make(name, split)}, are_clips=True))
-        return tuple(scored)
+        """The corpora that are scored by this split, the main one first."""
+        opened, main = self.opened, next(iter(self.opened.dialogues), "")
+        every = {**opened.dialogues, **opened.clips, **opened.held_out}
+        return tuple(
+            self._main(name, split) if name == main else self._further(name, split)
+            for name, corpus in every.items()
+            if split in opened.splits_of(name) and corpus.splits[split]
+            if name == main or name in self.audio
+        )
+
+    def _main(self, name: str, split: Split) -> ScoredCorpus:
+        """The main corpus's split, as written and with simulated ASR errors."""
+        errors, texts = self.recipe.asr_errors, {GOLD: self.make(name, split)}
+        if errors.versions:
+            draw = np.random.default_rng(errors.seed)
+            rate, lexicon = errors.dev_error_rate, self.lexicon
+            change = partial(simulate_asr_errors, rate=rate, draw=draw, lexicon=lexicon)
+            texts[ASR_ERRORS] = self.make(name, split, change)
+        return ScoredCorpus(name, texts)
+
+    def _further(self, name: str, split: Split) -> ScoredCorpus:
+        """Another corpus with audio; clips are heard in one sitting if a baseline asks for it."""
+        gold = self.make(name, split)
+        dialogues = self.opened.corpus(name).splits[split]
+        are_clips = all(len(dialogue.utterances) == 1 for dialogue in dialogues)
+        if are_clips and self.baseline is not None:
+            gold = _seated(gold, np.array([one.speaker for one in utterances_of(dialogues)]))
+        return ScoredCorpus(name, {GOLD: gold}, are_clips=are_clips)
 
 
 def _require_finite(
@@ -331,16 +400,49 @@ def _join(parts: Sequence[Dataset]) -> tuple[Dataset, list[tuple[Rows, ...]]]:
     ]
 
     def joined(name: str) -> Any:
-        arrays = [getattr(part, name) for part in parts]
-        return None if any(array is None for array in arrays) else np.concatenate(arrays)
+        """All parts' rows of one field, what a part lacks as zeros; None if all lack it."""
+        given = [getattr(part, name) for part in parts]
+        shape = next((array.shape[1:] for array in given if array is not None), None)
+        if shape is None:
+            return None
+        return np.concatenate(
+            [
+                np.zeros((len(part.labels), *shape), bool if name in MASKS else np.float32)
+                if array is None
+                else array
+                for part, array in zip(parts, given, strict=True)
+            ]
+        )
 
     names = ("labels", "text", "commonsense", "audio_mask", "text_mask", "speakers", "votes")
     together = Dataset(
-        audio={
-            version: np.concatenate([part.audio[version] for part in parts])
-            for version in parts[0].audio
-        },
+        audio=_join_audio(parts),
         dialogues=tuple(dialogue for of_part in rows for dialogue in of_part),
+        baseline=parts[0].baseline,
         **{name: joined(name) for name in names},
     )
     return together, rows
+
+
+def _seated(clips: Dataset, speakers: NDArray[np.str_]) -> Dataset:
+    """Clips as dialogues of one speaker's [N] each, in an order drawn once: as in one sitting."""
+    draw = np.random.default_rng(SITTING_SEED)
+    there = clips.labelled
+    by_speaker = (np.flatnonzero((speakers == one) & there) for one in np.unique(speakers))
+    dialogues = tuple(draw.permutation(rows) for rows in by_speaker if len(rows))
+    return replace(clips, dialogues=dialogues, speakers=None)
+
+
+def _join_audio(parts: Sequence[Dataset]) -> dict[str, Float32]:
+    """All parts' audio by version: one without audio is zero, and one that is plain is it in each
+    version.
+    """
+    versions = max((list(part.audio) for part in parts), key=len)
+    shape = next((rows.shape[1:] for part in parts for rows in part.audio.values()), ())
+    absent = [np.zeros((len(part.labels), *shape), np.float32) for part in parts if not part.audio]
+    filled = iter(absent)
+    given = [part.audio or {PLAIN: next(filled)} for part in parts]
+    return {
+        version: np.concatenate([audio.get(version, audio[PLAIN]) for audio in given])
+        for version in versions
+    }

@@ -25,6 +25,7 @@ from stream_hbaf.corpora.augment import AugmentationConfig
 from stream_hbaf.corpora.open_corpus import CORPORA, MANIFEST, SESSIONS, WITH_SESSIONS
 from stream_hbaf.errors import ConfigError, shorten
 from stream_hbaf.evaluation.metrics import FigureName
+from stream_hbaf.features.baseline import BaselineConfig
 from stream_hbaf.features.comet import is_comet
 from stream_hbaf.features.pretrained import DEFAULT_ENCODER
 from stream_hbaf.features.representations import LLD, TOKENS
@@ -42,6 +43,8 @@ PLACES = (PACKAGE.parent / "configs", PACKAGE / "configs")  # a clone's, an inst
 EXAMPLE = "id: mine"  # what a recipe's line looks like
 
 Count = Annotated[int, Field(ge=0, le=1_000_000)]
+Turns = Annotated[int, Field(ge=1, le=1000)]
+Lengths = Annotated[tuple[Turns, ...], Field(min_length=1, max_length=100)]
 Seed = Annotated[int, Field(ge=0, lt=1 << 32)]  # what numpy's generators take
 Seeds = Annotated[tuple[Seed, ...], Field(min_length=1, max_length=100)]
 Rate = Annotated[float, Field(ge=0.0, le=1000.0)]
@@ -77,6 +80,7 @@ class AudioConfig(AugmentationConfig):
     selection: SelectionConfig | None = SelectionConfig()
     cut: Literal["annotated", "segmenter"] = "annotated"  # segmenter: as live input is cut
     copies: Count = 0
+    baseline: BaselineConfig | None = None  # parts that are relative to their speaker's past
 
 
 class AsrErrorConfig(Section):
@@ -185,14 +189,16 @@ class LossConfig(Section):
 class BatchConfig(Section):
     """How several corpora meet in a batch. Shares are drawn anew for each epoch.
 
-    Dialogues that are trained on beside clips have texts only. Some are paired with the audio of
-    clips: of the same label, or of any, so that the network learns to go against either modality.
-    Beside a neutral text, which contradicts no emotion, the label is the clip's.
+    Some of the dialogues that have no audio of their own are paired with the audio of clips: of the
+    same label, or of any, so that the network learns to go against either modality. Beside a
+    neutral text, which contradicts no emotion, the label is the clip's.
     """
 
     dialogue_share: Probability = 1.0  # of the main corpus's dialogues
     further_text_share: Probability = 0.5  # of a batch's utterances in dialogues, from the others
     clip_rounds: Positive = 4  # times that an epoch uses each clip, each time in some version
+    clip_turns: Lengths = (1, 1, 1, 2, 3, 4)  # of the clips' pseudo-dialogues, drawn evenly
+    spoken_turns: Turns = 32  # the longest piece of a dialogue with audio of its own
     clip_weight: Weight = 1.0  # of the clips' loss, beside the dialogues'
     clip_label_smoothing: Probability = 0.0
     clip_text_share: Probability = 0.5  # of the clips' pseudo-dialogues have texts
@@ -201,7 +207,8 @@ class BatchConfig(Section):
     paired_audio_share: Probability = 0.8  # of the utterances of such a dialogue
     label_mismatch_share: Probability = 0.5  # of those clips are drawn from all labels
     paired_text_dropout: Probability = 0.2  # of the texts that are paired
-    audio_dropout: Probability = 0.0  # of a clip's columns
+    audio_dropout: Probability = 0.0  # of an utterance's columns
+    block_dropout: Probability = 0.0  # of its blocks, where the representation has several
 
 
 class FitConfig(TrainerConfig):
@@ -238,6 +245,8 @@ class Recipe(Section):
 
     id: str
     corpora: Annotated[dict[str, CorpusConfig], BeforeValidator(_by_name), Field(min_length=1)]
+    # Of the corpora those that are not trained on, but scored whole: strangers to the network.
+    held_out: tuple[str, ...] = ()
     network: dict[str, Any] = Field({})  # its kind, HBAF if none is named; switches and sizes
     audio: AudioConfig = AudioConfig()
     text_encoder: TextEncoderConfig = TextEncoderConfig()
@@ -279,7 +288,24 @@ class Recipe(Section):
         tokens = name == LLD or name.startswith(TOKENS)
         if tokens and network is not None and not read_network(network).takes_tokens:
             raise ValueError(f"'{name}' is tokens, which only mgcma takes; choose another")
+        if audio.baseline is not None:
+            if network is not None and read_network(network).takes_tokens:
+                raise ValueError(
+                    "'baseline' is of vectors, and this network takes tokens; leave it out"
+                )
+            for part in audio.baseline.parts:
+                if part not in name.split("+"):
+                    raise ValueError(f"'baseline': '{part}' is no part of '{name}'")
         return audio
+
+    @model_validator(mode="after")
+    def _can_be_held_out(self) -> Self:
+        for name in self.held_out:
+            if name not in self.corpora:
+                raise ValueError(f"held_out: '{name}' is none of the corpora; name one of them")
+        if self.held_out and len(self.corpora) - len(self.held_out) < 2:
+            raise ValueError("held_out: leaves fewer than two corpora to train on; hold out fewer")
+        return self
 
     @model_validator(mode="after")
     def _can_be_out_of_fold(self) -> Self:

@@ -6,7 +6,7 @@ errors or loses its punctuation, drawn anew; and as no corpus has all words and 
 several may be tuned on at once.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,7 +21,14 @@ from stream_hbaf.corpora.asr_errors import (
     words_of,
 )
 from stream_hbaf.corpora.dataset import NO_LABEL, label_indices
-from stream_hbaf.corpora.dialogue import SPLITS, Corpus, Dialogue, Split, utterances_of
+from stream_hbaf.corpora.dialogue import (
+    SPLITS,
+    Corpus,
+    Dialogue,
+    LabelledUtterance,
+    Split,
+    utterances_of,
+)
 from stream_hbaf.corpora.open_corpus import open_corpus, select
 from stream_hbaf.errors import ConfigError, CorpusError
 from stream_hbaf.evaluation.metrics import (
@@ -58,32 +65,43 @@ class RecipeCorpora:
     clips: Mapping[str, Corpus]
     texts: Mapping[str, Corpus]  # all that may tune the text encoder
     labels: tuple[str, ...]
+    held_out: Mapping[str, Corpus]  # not trained on; all of each is its test split
 
     @property
     def used(self) -> Mapping[str, Corpus]:
         """All that networks are trained on."""
         return {**self.dialogues, **self.clips}
 
+    def corpus(self, name: str) -> Corpus:
+        """One that is trained on, or held out."""
+        return self.used[name] if name in self.used else self.held_out[name]
+
     @property
     def alone(self) -> bool:
         """Whether there is but one corpus: it has its own audio, and is tested as well."""
         return len(self.dialogues) + len(self.clips) == 1
 
-    @property
-    def splits(self) -> tuple[Split, ...]:
-        """Those that are prepared. Test of several is measured through the live path alone."""
-        return SPLITS if self.alone else SPLITS[:2]
+    def splits_of(self, name: str) -> tuple[Split, ...]:
+        """Those of a corpus that are prepared.
 
-    def describe(self) -> dict[str, Any]:
+        Of several, test is that of corpora held out, and of dialogues with audio of their own: all
+        other tests are measured through the live path alone.
+        """
+        if name in self.held_out:
+            return ("test",)
+        return SPLITS if self.alone or name in list(self.dialogues)[1:] else SPLITS[:2]
+
+    def describe(self, *, with_audio: Container[str]) -> dict[str, Any]:
         """Of each corpus its kind, and how many labelled utterances and dialogues it has."""
         return {
             name: {
                 "kind": "clips" if name in self.clips else "dialogues",
+                "audio": name in with_audio,
                 "utterances": {
                     split: sum(u.label is not None for u in utterances_of(corpus.splits[split]))
-                    for split in self.splits
+                    for split in self.splits_of(name)
                 },
-                "dialogues": {split: len(corpus.splits[split]) for split in self.splits},
+                "dialogues": {s: len(corpus.splits[s]) for s in self.splits_of(name)},
             }
             for name, corpus in self.used.items()
         }
@@ -100,8 +118,9 @@ def open_corpora(recipe: Recipe, corpora: Path) -> RecipeCorpora:
     tuned_on = {name for plan in plans for name in plan.corpora or ()}
     read = _read(recipe, corpora, others=sorted(tuned_on - set(recipe.corpora)))
     alone = len(recipe.corpora) == 1
-    clips = () if alone else tuple(name for name in recipe.corpora if _are_clips(read[name]))
-    dialogues = tuple(name for name in recipe.corpora if name not in clips)
+    trained = [name for name in recipe.corpora if name not in recipe.held_out]
+    clips = () if alone else tuple(name for name in trained if _are_clips(read[name]))
+    dialogues = tuple(name for name in trained if name not in clips)
     for names in (clips, dialogues[:1]):
         if names and not any(read[name].splits["dev"] for name in names):
             raise CorpusError(f"{corpora}: no dev split in {', '.join(names)}; add a corpus")
@@ -112,15 +131,26 @@ def open_corpora(recipe: Recipe, corpora: Path) -> RecipeCorpora:
         for name, corpus in read.items()
     }
     merged = {name: select(whole[name], classes=c.classes) for name, c in recipe.corpora.items()}
-    used = {name: _at_most(merged[name], c.max_dialogues) for name, c in recipe.corpora.items()}
+    labels = common_labels(merged)
+    used = {
+        name: replace(_at_most(merged[name], c.max_dialogues), labels=labels)
+        for name, c in recipe.corpora.items()
+    }
     # The encoder is tuned with all labels that there are, unless its corpora have others.
     differ = len({read[name].labels for name in tuned_on}) > 1
     return RecipeCorpora(
         dialogues={name: used[name] for name in dialogues},
         clips={name: used[name] for name in clips},
         texts={**whole, **merged} if differ else whole,
-        labels=common_labels(used),
+        labels=labels,
+        held_out={name: _as_test(used[name]) for name in recipe.held_out},
     )
+
+
+def _as_test(corpus: Corpus) -> Corpus:
+    """A corpus all of which is its test split."""
+    every = tuple(dialogue for split in SPLITS for dialogue in corpus.splits[split])
+    return replace(corpus, splits={"train": (), "dev": (), "test": every})
 
 
 def hold_out(corpus: Corpus, tested: Sequence[Corpus]) -> Corpus:
@@ -136,16 +166,19 @@ def hold_out(corpus: Corpus, tested: Sequence[Corpus]) -> Corpus:
 
 
 def common_labels(corpora: Mapping[str, Corpus]) -> tuple[str, ...]:
-    """The labels of all corpora; ConfigError if they aren't the same."""
-    first, *others = corpora
-    for other in others:
-        if corpora[other].labels != corpora[first].labels:
+    """The labels of the corpus that has most; ConfigError if another has one that isn't among
+    them.
+    """
+    widest = max(corpora, key=lambda name: len(corpora[name].labels))
+    labels = corpora[widest].labels
+    for other in corpora:
+        if not set(corpora[other].labels) <= set(labels):
             raise ConfigError(
-                f"corpora: {first} and {other} have different labels ("
-                f"{', '.join(corpora[first].labels)}; {', '.join(corpora[other].labels)}); "
+                f"corpora: {widest} and {other} have different labels ("
+                f"{', '.join(labels)}; {', '.join(corpora[other].labels)}); "
                 "give them the same 'classes', or leave one out"
             )
-    return corpora[first].labels
+    return labels
 
 
 def _read(recipe: Recipe, corpora: Path, *, others: Sequence[str]) -> dict[str, Corpus]:
@@ -161,9 +194,12 @@ def _read(recipe: Recipe, corpora: Path, *, others: Sequence[str]) -> dict[str, 
 
 
 def _are_clips(corpus: Corpus) -> bool:
+    def is_clip(one: LabelledUtterance) -> bool:
+        return one.audio is not None or one.ge2e is not None
+
+    train = corpus.splits["train"]
     return all(
-        len(dialogue.utterances) == 1 and dialogue.utterances[0].audio is not None
-        for dialogue in corpus.splits["train"]
+        len(dialogue.utterances) == 1 and is_clip(dialogue.utterances[0]) for dialogue in train
     )
 
 

@@ -140,6 +140,8 @@ class _Trained:
             encoder=recipe.text_encoder.name,
             context=recipe.text_encoder.context,
             acoustic=recipe.audio.representation,
+            acoustic_widths=prepared.acoustic_widths,
+            baseline=recipe.audio.baseline,
             commonsense=recipe.commonsense.source,
             calibration=evaluation.calibration,
             licence=licence_of(metrics["recipe"]),
