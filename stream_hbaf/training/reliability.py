@@ -4,8 +4,8 @@ N predictions, C classes. Every corpus weighs the same, and an utterance under s
 as much as one. Plain arrays in, a calibration out.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -90,6 +90,7 @@ def fit_reliability(
     both: Float64,
     familiarity: Float64,
     clips: Sequence[str] | None = None,
+    made_up: Mapping[str, float] | None = None,
     coverage: float = 0.9,
     risk: float = 0.3,
 ) -> Calibration:
@@ -104,11 +105,17 @@ def fit_reliability(
     Where the words of a corpus tell nothing of its labels, such as one sentence that actors say in
     every emotion, they don't count in what holds of words alone. The weight of voices is the
     likeliest under which the answer is no worse than by the words alone on any corpus, by more than
-    noise, in likelihood and weighted F1. Raises ConfigError for arrays of other lengths, and where
-    a modality pattern has no labelled row.
+    noise, in likelihood and weighted F1. Corpora that are ``made_up``, of words with a stranger's
+    voice of another label, count in that likelihood, as much as is said of each beside 1 of a real
+    one, and in nothing else. Raises ConfigError for arrays of other lengths, and where a modality
+    pattern has no labelled row.
     """
     require_shares(coverage=coverage, risk=risk)
-    rows = _rows(corpora, speakers, labels, text, audio, both, familiarity, clips)
+    every = _rows(corpora, speakers, labels, text, audio, both, familiarity, clips)
+    shares = made_up or {}
+    kept = [name for name, label in zip(corpora, labels, strict=True) if label >= 0]
+    counted = np.array([shares.get(name, np.nan) for name in kept])
+    rows = every.where(np.isnan(counted))
     given: dict[Pattern, Float64] = {
         "text": rows.text,
         "audio": rows.audio,
@@ -135,7 +142,8 @@ def fit_reliability(
         risk=risk,
         reliability=alone,
     )
-    settings = _fit_weight(of["audio+text"], settings)
+    complete: Flags = np.asarray(np.isfinite(every.both + every.text).all(1))
+    settings = _fit_weight(every.where(complete), settings, made_up=counted[complete])
     return _with_promises(settings, of)
 
 
@@ -219,11 +227,17 @@ def _fit_voice(rows: _Rows) -> tuple[float, float]:
     return float(temperature), float(softness)
 
 
-def _fit_weight(rows: _Rows, settings: Calibration) -> Calibration:
-    """The settings with the likeliest weight of voices that does no harm on any corpus."""
+def _fit_weight(rows: _Rows, settings: Calibration, *, made_up: Float64) -> Calibration:
+    """The settings with the likeliest weight of voices that does no harm on any real corpus.
+
+    ``made_up`` [N] is how much a row's corpus counts, if it is made up; NaN: it is real.
+    """
     reliability, by_words = settings.reliability, settings.temperatures["text"]
     assert reliability is not None
-    some, found = rows.where(_sample(rows)), []
+    sample, found = _sample(rows), []
+    some = rows.where(sample)
+    some = replace(some, weights=some.weights * np.nan_to_num(made_up[sample], nan=1.0))
+    real = rows.where(np.isnan(made_up))
     for base, familiar, telling in product(BASES, FAMILIAR, TELLING):
         weights = {"base": float(base), "familiar": familiar, "telling": telling}
         one = reliability.model_copy(update=weights)
@@ -233,8 +247,8 @@ def _fit_weight(rows: _Rows, settings: Calibration) -> Calibration:
     for _, temperature, one in sorted(
         found, key=lambda each: (round(each[0], 4), each[2].familiar + each[2].telling)
     ):
-        [(_, fused)] = _pooled(rows, one, by_words, (temperature,))
-        if _does_no_harm(rows, fused, log_softmax(rows.text / by_words)):
+        [(_, fused)] = _pooled(real, one, by_words, (temperature,))
+        if _does_no_harm(real, fused, log_softmax(real.text / by_words)):
             break
     temperatures = {**settings.temperatures, "audio+text": temperature}
     return settings.model_copy(update={"temperatures": temperatures, "reliability": one})
