@@ -263,3 +263,22 @@ def test_rows_that_cannot_be_fitted_are_refused(changes: dict[str, object], prob
     rows = corpus("known", voice=1.0, words=1.0, familiar=True, seed=13)
     with pytest.raises(ConfigError, match=problem):
         fit(rows, **changes)
+
+
+def test_made_up_pairs_hold_a_voice_back_as_much_as_they_count() -> None:
+    """Words with a stranger's voice of another label: no promise is theirs, so a voice keeps some
+    weight, the less the more they count."""
+    known = corpus("known", voice=2.0, words=1.0, familiar=True, seed=1)
+    wrong = corpus("made-up", voice=-2.0, words=2.0, familiar=True, seed=2)
+    again = corpus("known", voice=2.0, words=1.0, familiar=True, seed=3)
+    others = corpus("made-up", voice=-2.0, words=2.0, familiar=True, seed=4)
+    gains, losses = [], []
+    for share in (0.01, 0.3, 3.0):
+        found = fit(known, wrong, made_up={"made-up": share})
+        for rows, differences in ((again, gains), (others, losses)):
+            by_words = weighted_f1(rows.labels, rows.text.argmax(1))
+            differences.append(weighted_f1(rows.labels, fused(found, rows).argmax(1)) - by_words)
+    assert gains == sorted(gains, reverse=True)
+    assert losses == sorted(losses)
+    assert gains[0] > 0.1
+    assert losses[-1] > losses[0] + 0.1
