@@ -272,7 +272,8 @@ def test_made_up_pairs_hold_a_voice_back_as_much_as_they_count() -> None:
     wrong = corpus("made-up", voice=-2.0, words=2.0, familiar=True, seed=2)
     again = corpus("known", voice=2.0, words=1.0, familiar=True, seed=3)
     others = corpus("made-up", voice=-2.0, words=2.0, familiar=True, seed=4)
-    gains, losses = [], []
+    gains: list[float] = []
+    losses: list[float] = []
     for share in (0.01, 0.3, 3.0):
         found = fit(known, wrong, made_up={"made-up": share})
         for rows, differences in ((again, gains), (others, losses)):
