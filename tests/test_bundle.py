@@ -350,7 +350,7 @@ def test_the_shipped_bundle_reads_utterances_by_themselves(shipped: Bundle) -> N
     """Its encoder is given no dialogue: that is the network's part."""
     assert shipped.config.context == shipped.encoder.context == ContextConfig(tokens=0)
     assert (shipped.config.acoustic_input, shipped.config.commonsense) == (
-        "compare+whisper:base",
+        "compare+campplus+ge2e+whisper:base",
         "event2mind",
     )
     turns = [Turn("ross", "No."), Turn("joey", "Are you serious?")]
@@ -385,10 +385,12 @@ def test_the_shipped_bundle_is_small_and_was_evaluated_streaming() -> None:
     """At most 45 MB; its figures of test are above chance, and in its card."""
     folder = resolve_bundle("live-en")
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 45_000_000
-    live = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["live"]
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    live, strangers = metrics["live"], metrics["strangers"]
     assert live["meld_weighted_f1"] > 0.313 + 0.2  # always the majority; see DATA's README
     assert live["ravdess_uar"] > 1 / 7 + 0.3
-    assert live["held_out_corpus_uar"] > 1 / 7 + 0.2
+    assert all(strangers[name]["uar"] > 1 / 7 + 0.2 for name in ("ravdess", "nemo", "tess"))
+    assert strangers["iemocap"]["weighted_f1"] > strangers["iemocap"]["by_words"] + 0.02
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert f"| {100 * live['ravdess_uar']:.1f} |" in card
     assert "Art. 5(1)(f)" in card

@@ -123,7 +123,7 @@ class OfFirstUtterance:
 def test_failing_transcript_degrades_one_utterance_only(
     recognizer: Recognizer, sentences: list[Sound], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A Whisper that fails once costs that utterance its text and its Whisper encoder's mean."""
+    """A Whisper that fails once costs that utterance its text; other parts of the sound remain."""
     real, is_first = recognizer.transcriber.final, OfFirstUtterance()
 
     def failing_first(samples: Sound, **named: Any) -> Any:
@@ -136,9 +136,8 @@ def test_failing_transcript_degrades_one_utterance_only(
     recognise(recognizer, RandomChunks(np.concatenate(sentences[1:3]), seed=4), [log])
     first, *others = log.ends()
     assert first.degraded == "transcript: out of memory; close other programs"
-    assert first.modalities == []
+    assert first.modalities == ["audio"]
     assert first.emotion is not None
-    assert first.emotion.abstained
     assert others
     assert all(end.degraded == "" and end.text for end in others)
     states = [e.state for e in log.events if isinstance(e, Status) and e.stage == "transcript"]

@@ -381,11 +381,16 @@ def shortened(session: Session, folder: Path, **changed: Any) -> Session:
 
 
 def test_replay_takes_the_edition_that_replaces_the_recorded_one(
-    recognizer: Recognizer, conversation: tuple[Session, list[Recognition]], tmp_path: Path
+    recognizer: Recognizer,
+    conversation: tuple[Session, list[Recognition]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Recorded by version 0.1, whose digest was of the bundle's files alone: the same weights."""
+    """Recorded with an edition that the bundle says it replaces: the same weights."""
     session, _ = conversation
     former = "0143b4135a8f9ffe50034cd8ad1a91f7837bc1360e2482b74fcce6a50ffb5a46"
+    config = recognizer.bundle.config.model_copy(update={"replaces": (former,)})
+    monkeypatch.setattr(recognizer, "bundle", replace(recognizer.bundle, config=config))
     live = session.header.model.model_copy(update={"sha256": former})
     counted, events, _ = replay(shortened(session, tmp_path / "former", model=live), recognizer)
     assert counted.missing == 0

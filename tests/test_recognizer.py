@@ -666,5 +666,5 @@ def test_a_bundle_whose_features_are_not_those_here_is_refused(tmp_path: Path) -
     sums = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
     (folder / "SHA256SUMS").write_text("".join(f"{sums[name]}  {name}\n" for name in names))
     config = load_config(overrides={"model": str(folder), "device": "cpu"})
-    with pytest.raises(BundleError, match=r"takes other features than 'compare\+whisper:base'"):
+    with pytest.raises(BundleError, match=r"takes other features than 'compare\+campplus\+"):
         Recognizer(config)

@@ -1,5 +1,6 @@
 """What a bundle's voice is worth is found on corpora that its networks never heard."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,17 @@ from test_preparation import SPOKEN, make_iemocap
 from tiny_encoder import save_tiny_bert
 from training_kit import make_corpora, make_recipe, silent, write_recipe
 
+from stream_hbaf.bundle import Bundle
 from stream_hbaf.corpora.dialogue import LABELS
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.training.train import train
-from stream_hbaf.training.weighing import Rows, calibrate, weigh_voice, without
+from stream_hbaf.training.weighing import (
+    Rows,
+    calibrate,
+    weigh_trained,
+    weigh_voice,
+    without,
+)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +40,13 @@ def test_a_bundle_is_weighed_by_what_networks_say_of_strangers(place: Path) -> N
     recipe = make_recipe(place, settings)
     bundle = train(write_recipe(place, settings), place, place / "out", progress=silent)
     lines: list[str] = []
-    found = weigh_voice(bundle, recipe, place, cache=place / "cache", progress=lines.append)
+    found, strangers = weigh_voice(
+        bundle, recipe, place, cache=place / "cache", progress=lines.append
+    )
+    assert {"ravdess", "meld with ravdess", "meld", "iemocap"} <= strangers.keys()
+    assert strangers["ravdess"]["given"] == "audio+text"
+    assert 0.0 <= strangers["ravdess"]["uar"] <= 1.0
+    assert strangers["meld"]["by_words"] == strangers["meld"]["weighted_f1"]
     assert [line for line in lines if line.startswith("without ")] == [
         line for line in lines if line.startswith("without ravdess: ")
     ]
@@ -41,6 +55,18 @@ def test_a_bundle_is_weighed_by_what_networks_say_of_strangers(place: Path) -> N
     assert found.familiarity is not None
     assert set(found.familiarity.blocks) <= {"mfcc", "ge2e"}
     assert sum(found.config.shares.values()) == pytest.approx(1.0, abs=1e-3)
+
+    out = place / "out"
+    weigh_trained(place / "several.yaml", place, out, cache=place / "cache", progress=silent)
+    loaded = Bundle.load(str(out))
+    assert loaded.calibration == found.calibration
+    metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["strangers"].keys() == strangers.keys()
+    assert "## Strangers" in (out / "README.md").read_text(encoding="utf-8")
+    assert loaded.calibration.reliability is not None
+    assert metrics["calibration"]["reliability"] == loaded.calibration.reliability.model_dump(
+        mode="json"
+    )
 
 
 def test_a_run_without_a_corpus_hears_no_speaker_of_a_session(place: Path) -> None:

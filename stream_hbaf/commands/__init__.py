@@ -12,8 +12,8 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 # Those of corpora/open_corpus.py, which imports numpy.
 CORPORA = (
-    "ased, emorynlp, emospeech-india, goemotions, iemocap, meld, nemo, ravdess, savee, tess, or a "
-    "manifest .csv"
+    "ased, emorynlp, emospeech-india, goemotions, iemocap, librispeech, meld, nemo, ravdess, "
+    "savee, shemo, tess, or a manifest .csv"
 )
 
 

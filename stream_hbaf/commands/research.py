@@ -41,6 +41,11 @@ def add_research_commands(commands: Commands) -> None:
     train.add_argument("--out", type=Path, required=True, help="folder of the new bundle")
     train.add_argument("--devices", metavar="N|auto", help="GPUs to train on, of each node")
     train.add_argument("--nodes", type=int, metavar="N", help="machines to train on")
+    train.add_argument(
+        "--weigh-voice",
+        action="store_true",
+        help="train again without each corpus of clips, and fit what a voice is worth on strangers",
+    )
     _add_corpora(train, models=False)
 
     _add_evaluate(commands)
@@ -180,15 +185,20 @@ def _train(options: argparse.Namespace) -> None:
         if not devices.isdigit() or not int(devices):
             raise ConfigError(f"--devices {devices}: must be 'auto' or a number of GPUs, such as 1")
         devices = int(devices)
+    recipe, cache = find_recipe(options.recipe), options.cache
     train(
-        find_recipe(options.recipe),
+        recipe,
         options.corpora,
         options.out,
-        cache=options.cache,
+        cache=cache,
         devices=devices,
         nodes=options.nodes,
         progress=print_line,
     )
+    if options.weigh_voice:
+        from stream_hbaf.training.weighing import weigh_trained
+
+        weigh_trained(recipe, options.corpora, options.out, cache=cache, progress=print_line)
 
 
 def _experiment(options: argparse.Namespace) -> None:

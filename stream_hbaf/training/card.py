@@ -136,6 +136,7 @@ def _context(metrics: Mapping[str, Any]) -> dict[str, Any]:
         "temperatures": ", ".join(f"{name} {value:.2f}" for name, value in temperatures if name),
         "heads": (metrics["commonsense"] or {}).get("test"),
         "live": metrics.get("live"),
+        "strangers": metrics.get("strangers"),
         "summary_table": summary_table,
         "class_table": class_table,
         "condition_table": condition_table,

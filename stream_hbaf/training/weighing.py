@@ -6,6 +6,7 @@ corpora and speakers that they have never heard is what ``reliability`` is fitte
 C classes, A acoustic columns.
 """
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,17 +15,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_hbaf.bundle import Bundle
+from stream_hbaf.bundle import METRICS, Bundle
 from stream_hbaf.corpora.dataset import NO_LABEL, Dataset, predict
 from stream_hbaf.corpora.open_corpus import WITH_SESSIONS, training_sessions
 from stream_hbaf.errors import ConfigError
+from stream_hbaf.evaluation.metrics import calibration_error, unweighted_recall, weighted_f1
 from stream_hbaf.networks.calibration import Calibration, Pattern
 from stream_hbaf.networks.familiarity import Familiarity, fit_familiarity
 from stream_hbaf.networks.network import Network
 from stream_hbaf.training.calibration_fit import Sample, answers_above, set_threshold
+from stream_hbaf.training.card import model_card
 from stream_hbaf.training.fitting import fit_network
 from stream_hbaf.training.preparation import Prepared, prepare
-from stream_hbaf.training.recipe import Recipe
+from stream_hbaf.training.recipe import Recipe, read_recipe
 from stream_hbaf.training.reliability import fit_reliability
 
 Float32 = NDArray[np.float32]
@@ -59,8 +62,9 @@ def weigh_voice(
     *,
     cache: Path,
     progress: Progress = print,
-) -> Bundle:
-    """``bundle``, trained by ``recipe``, with familiarity, reliability, and the shares of labels.
+) -> tuple[Bundle, dict[str, Any]]:
+    """``bundle``, trained by ``recipe``, with familiarity, reliability, and the shares of labels;
+    and what was measured on each corpus that was left out, see ``measure``.
 
     Raises ConfigError for a recipe without two corpora of clips, and errors of ``prepare``.
     """
@@ -86,7 +90,22 @@ def weigh_voice(
             "shares": dict(zip(bundle.labels, shares, strict=True)),
         }
     )
-    return replace(bundle, config=config, familiarity=familiarity_of(recipe, prepared))
+    weighed = replace(bundle, config=config, familiarity=familiarity_of(recipe, prepared))
+    return weighed, measure(rows, calibration)
+
+
+def weigh_trained(
+    recipe_file: Path, corpora: Path, out: Path, *, cache: Path, progress: Progress = print
+) -> Bundle:
+    """Weigh the voice of the bundle in ``out``, trained by ``recipe_file``, and save it there."""
+    bundle, strangers = weigh_voice(
+        Bundle.load(str(out)), read_recipe(recipe_file), corpora, cache=cache, progress=progress
+    )
+    metrics = json.loads((out / METRICS).read_text(encoding="utf-8"))
+    metrics["strangers"] = strangers
+    metrics["calibration"] = bundle.calibration.model_dump(mode="json")
+    bundle.save(out, metrics=metrics, card=model_card(metrics))
+    return bundle
 
 
 def without(recipe: Recipe, name: str) -> Recipe:
@@ -218,6 +237,41 @@ def calibrate(rows: Sequence[Rows]) -> Calibration:
     )
     words = next((one for one in rows if np.isnan(one.audio).all() and not one.made_up), None)
     return found if words is None else _with_words(found, words)
+
+
+def measure(rows: Sequence[Rows], calibration: Calibration) -> dict[str, Any]:
+    """By corpus, what the calibrated answers to networks that never heard it are worth.
+
+    "uar" is of the corpus's own labels, "by_words" the weighted F1 of the words alone.
+    """
+    return {one.corpus: _measured(one, calibration) for one in rows}
+
+
+def _measured(one: Rows, calibration: Calibration) -> dict[str, Any]:
+    known = one.labels != NO_LABEL
+    labels = one.labels[known]
+    given: dict[Pattern, Float64] = {"audio+text": one.both, "audio": one.audio, "text": one.text}
+    pattern, logits = next((p, rows[known]) for p, rows in given.items() if np.isfinite(rows).all())
+    patterns = [pattern] * len(labels)
+    words = one.text[known] if np.isfinite(one.text).all() else None
+    probabilities = calibration.probabilities(
+        logits, pattern=patterns, words=words, familiarity=one.familiarity[known]
+    )
+    own = np.unique(labels)
+    answers, wrong = probabilities.argmax(1), probabilities.argmax(1) != labels
+    answered = ~calibration.abstains(probabilities, pattern=patterns)
+    inside = calibration.label_sets(probabilities, pattern=patterns)
+    return {
+        "given": pattern,
+        "utterances": len(labels),
+        "uar": unweighted_recall(labels, own[probabilities[:, own].argmax(1)]),
+        "weighted_f1": weighted_f1(labels, answers),
+        "by_words": None if words is None else weighted_f1(labels, words.argmax(1)),
+        "ece": calibration_error(labels, probabilities),
+        "set_coverage": float(inside[np.arange(len(labels)), labels].mean()),
+        "abstention": float(1.0 - answered.mean()),
+        "risk": float(wrong[answered].mean()) if answered.any() else None,
+    }
 
 
 def _with_words(found: Calibration, rows: Rows) -> Calibration:
