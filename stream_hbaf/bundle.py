@@ -16,23 +16,19 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from threading import Timer
-from typing import Annotated, Any, Self
+from typing import Any
 
 import numpy as np
 import yaml
 from numpy.typing import NDArray
 from pydantic import (
-    BeforeValidator,
-    Field,
-    SerializeAsAny,
     ValidationError,
-    field_validator,
-    model_validator,
 )
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from stream_hbaf.bundle_config import FORMAT, NONE, BundleConfig
 from stream_hbaf.bundle_weights import (
     FAMILIARITY,
     familiarity_tensors,
@@ -45,19 +41,18 @@ from stream_hbaf.bundle_weights import (
     tensors_under,
     widen,
 )
-from stream_hbaf.config import Probability, Section, TranscriptConfig, VadConfig
-from stream_hbaf.errors import BundleError, ConfigError, ModelError, shorten
-from stream_hbaf.features.baseline import Baseline, BaselineConfig
+from stream_hbaf.config import TranscriptConfig, VadConfig
+from stream_hbaf.errors import BundleError, ModelError, shorten
+from stream_hbaf.features.baseline import Baseline
 from stream_hbaf.features.comet import is_comet, open_comet
 from stream_hbaf.features.commonsense import Commonsense, Event2MindHeads, Inferences, NoCommonsense
 from stream_hbaf.features.pretrained import download
 from stream_hbaf.features.representations import Scaling
-from stream_hbaf.features.text import ContextConfig, TextEncoder
+from stream_hbaf.features.text import TextEncoder
 from stream_hbaf.files import atomic_write_bytes, atomic_write_text, is_file, is_folder
 from stream_hbaf.networks.calibration import Calibration
 from stream_hbaf.networks.familiarity import Familiarity
-from stream_hbaf.networks.network import Network, NetworkConfig
-from stream_hbaf.networks.registry import read_network
+from stream_hbaf.networks.network import Network
 from stream_hbaf.untrusted import (
     SETTINGS_BYTES,
     UntrustedError,
@@ -70,12 +65,6 @@ Float32 = NDArray[np.float32]
 
 PROGRESS = logging.getLogger("stream_hbaf.progress")  # which the command line always shows
 ANNOUNCED_AFTER_S = 1.0
-FORMAT = 1
-EVENT2MIND, NONE = "event2mind", "none"
-# Acoustic features without pretrained weights; all others are encoders.
-MEASURED = (NONE, "compare", "egemaps", "mfcc", "prosody", "lld")
-# Those whose weights a package carries, as weights.py names them.
-PACKAGED = {"ge2e": "ge2e:resemblyzer", "campplus": "speaker:campplus"}
 LIVE_PARTS = (f"whisper:{TranscriptConfig().model}", f"vad:{VadConfig().engine}")  # by default
 CONFIG, WEIGHTS, SUMS = "config.yaml", "model.safetensors", "SHA256SUMS"
 METRICS, CARD = "metrics.json", "README.md"
@@ -83,97 +72,8 @@ FILES = (CONFIG, WEIGHTS, METRICS, CARD, SUMS)
 SUMMED = (CONFIG, WEIGHTS)  # all that predictions depend on; figures and card may change later
 REPAIR = "get it again, or train it with 'stream-hbaf train'"
 WEIGHTS_BYTES = 1 << 30  # of a bundle: twenty times the shipped one
-MOST_MEMBERS, MOST_LABELS, MOST_PARTS = 32, 256, 8
-WIDEST_PART = 65_536  # acoustic columns: ten times ComParE's functionals
 PACKAGE = Path(__file__).parent
 PLACES = (PACKAGE.parent / "models", PACKAGE / "models")  # in a clone, in an installed package
-
-
-# Names in events and messages, and of pretrained parts or their folders.
-Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,200}$")]
-Part = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,2000}$")]
-Width = Annotated[int, Field(gt=0, le=WIDEST_PART)]
-
-
-def _checked(settings: Any) -> NetworkConfig:
-    if not isinstance(settings, NetworkConfig | Mapping):
-        raise ValueError("is no mapping from names to values")
-    try:
-        return read_network(settings)
-    except ConfigError as error:
-        raise ValueError(str(error)) from None
-
-
-class BundleConfig(Section):
-    """What ``config.yaml`` holds."""
-
-    format: int = FORMAT
-    id: Line
-    labels: Annotated[tuple[Line, ...], Field(min_length=1, max_length=MOST_LABELS)]
-    encoder: Part  # the text encoder, whose top layers the bundle replaces
-    language: Line = "en"  # of the text that the network was trained on
-    context: ContextConfig = ContextConfig()  # how much of the dialogue the encoder is given
-    acoustic: Part = "compare"  # acoustic features, named as in features/representations.py
-    # Measured columns of each part of ``acoustic``, any of which an utterance may lack; none given,
-    # as of earlier bundles: an utterance that lacks a part counts as one without audio.
-    acoustic_widths: Annotated[tuple[Width, ...], Field(max_length=MOST_PARTS)] = ()
-    baseline: BaselineConfig | None = None  # parts that are relative to their speaker's past
-    commonsense: Part = "event2mind"  # event2mind, none, or comet:<name>
-    calibration: Calibration = Calibration.of_temperature(1.0)  # fitted on the dev set
-    # Shares of labels for which its probabilities hold, as it was calibrated; {}: not known.
-    shares: dict[Line, Probability] = Field(default_factory=dict)
-    licence: str = (  # published with the predictions
-        "non-commercial: openSMILE's licence, and RAVDESS (CC BY-NC-SA 4.0) in the trained weights"
-    )
-    network: Annotated[SerializeAsAny[NetworkConfig], BeforeValidator(_checked)]
-    # Networks of that configuration, whose probabilities are averaged.
-    members: Annotated[int, Field(gt=0, le=MOST_MEMBERS)] = 1
-    digests: dict[str, str] = Field(default_factory=dict)  # of pretrained parts, see weights.py
-    replaces: tuple[str, ...] = ()  # published SHA-256 of earlier editions with the same weights
-
-    @field_validator("commonsense")
-    @classmethod
-    def _known(cls, commonsense: str) -> str:
-        if commonsense not in (EVENT2MIND, NONE) and not is_comet(commonsense):
-            raise ValueError(f"'{commonsense}' is not event2mind, none or comet:<name>")
-        return commonsense
-
-    @field_validator("acoustic")
-    @classmethod
-    def _differ(cls, acoustic: str) -> str:
-        parts = acoustic.split("+")
-        if len(parts) > len(set(parts)) or len(parts) > MOST_PARTS:
-            raise ValueError(f"names a part twice, or more than {MOST_PARTS} parts")
-        return acoustic
-
-    @model_validator(mode="after")
-    def _widths_of_every_part(self) -> Self:
-        parts = len(self.acoustic.split("+"))
-        if len(self.acoustic_widths) not in (0, parts):
-            raise ValueError(f"acoustic_widths: {len(self.acoustic_widths)} for {parts} parts")
-        if self.baseline is not None and not self.acoustic_widths:
-            raise ValueError("baseline: needs acoustic_widths")
-        return self
-
-    @property
-    def acoustic_input(self) -> str:
-        """The acoustic features that the network is given; ``none`` if it is given none."""
-        return self.acoustic if self.network.use_audio else NONE
-
-    @property
-    def parts(self) -> list[str]:
-        """The pretrained parts that the network's features come from, as weights.py names them."""
-        parts = [f"text:{self.encoder}"]
-        if is_comet(self.commonsense):
-            parts.append(f"comet:{self.commonsense.partition(':')[2]}")
-        for representation in self.acoustic_input.split("+"):
-            if representation.startswith("whisper:"):
-                parts.append(representation)
-            elif representation in PACKAGED:
-                parts.append(PACKAGED[representation])
-            elif representation not in MEASURED:
-                parts.append(f"speech:{representation.removeprefix('tokens:')}")
-        return parts
 
 
 @dataclass(frozen=True, eq=False)

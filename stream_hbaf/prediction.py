@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from stream_hbaf.affect import affect_of
-from stream_hbaf.bundle import NONE, Bundle, BundleConfig
+from stream_hbaf.bundle import Bundle
+from stream_hbaf.bundle_config import NONE, BundleConfig
 from stream_hbaf.events import Contributions, Emotion, Inferred
 from stream_hbaf.features.acoustic import LLD_MS, Acoustic
 from stream_hbaf.features.baseline import VoicePast

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stream_hbaf.bundle import NONE, Bundle, BundleConfig, read_bundle_config
+from stream_hbaf.bundle import Bundle, read_bundle_config
+from stream_hbaf.bundle_config import NONE, BundleConfig
 from stream_hbaf.config import SAMPLE_RATE_HZ, Config
 from stream_hbaf.dialogue import LiveDialogue
 from stream_hbaf.errors import BundleError, ConfigError, shorten

@@ -10,7 +10,8 @@ import torch
 import yaml
 from tiny_encoder import save_tiny_mpnet
 
-from stream_hbaf.bundle import Bundle, BundleConfig
+from stream_hbaf.bundle import Bundle
+from stream_hbaf.bundle_config import BundleConfig
 from stream_hbaf.features.commonsense import NoCommonsense
 from stream_hbaf.features.representations import Scaling
 from stream_hbaf.features.text import ContextConfig, TextEncoder

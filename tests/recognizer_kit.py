@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from tiny_encoder import save_tiny_bert
 
-from stream_hbaf.bundle import Bundle, BundleConfig
+from stream_hbaf.bundle import Bundle
+from stream_hbaf.bundle_config import BundleConfig
 from stream_hbaf.config import Config
 from stream_hbaf.features.acoustic import Acoustic
 from stream_hbaf.features.commonsense import Event2MindHeads, Inferences

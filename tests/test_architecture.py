@@ -17,7 +17,7 @@ ROOMS = (
     ("features", "speech"),
     ("publish", "client", "stream_client", "pipecat"),
     ("weights",),
-    ("bundle", "bundle_weights", "prediction", "dialogue", "recognizer"),
+    ("bundle", "bundle_config", "bundle_weights", "prediction", "dialogue", "recognizer"),
     ("corpora", "sessions"),
     ("live",),
     ("training", "evaluation"),

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from safetensors.torch import load, save
 
-from stream_hbaf.bundle import FILES, Bundle, BundleConfig, read_bundle_config, resolve_bundle
+from stream_hbaf.bundle import FILES, Bundle, read_bundle_config, resolve_bundle
+from stream_hbaf.bundle_config import BundleConfig
 from stream_hbaf.corpora.dialogue import LABELS
 from stream_hbaf.errors import BundleError
 from stream_hbaf.features import pretrained
@@ -532,3 +533,15 @@ def test_a_bundle_comes_from_the_hub(saved: Path, monkeypatch: pytest.MonkeyPatc
     assert asked[-1] == ("some/bundle", list(FILES), "v1")
     with pytest.raises(BundleError, match=r"'some/other': .*hub \(404: no such repository\); corr"):
         Bundle.from_pretrained("some/other")
+
+
+def test_a_baseline_is_of_parts_that_the_bundle_has() -> None:
+    """Of those whose widths it knows."""
+    settings = {"id": "x", "labels": LABELS, "encoder": "x", "network": HbafConfig(audio_width=4)}
+    baseline = {"parts": ["ge2e"]}
+    with pytest.raises(ValidationError, match="baseline: needs acoustic_widths"):
+        BundleConfig(**settings, acoustic="compare+ge2e", baseline=baseline)
+    with pytest.raises(ValidationError, match="baseline: 'ge2e' is no part of 'compare'"):
+        BundleConfig(**settings, acoustic="compare", acoustic_widths=(4,), baseline=baseline)
+    with pytest.raises(ValidationError, match="acoustic_widths: 1 for 2 parts"):
+        BundleConfig(**settings, acoustic="compare+ge2e", acoustic_widths=(4,))

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from stream_hbaf.audio.file import read_audio
-from stream_hbaf.bundle import Bundle, BundleConfig
+from stream_hbaf.bundle import Bundle
+from stream_hbaf.bundle_config import BundleConfig
 from stream_hbaf.corpora.dialogue import LABELS, Corpus
 from stream_hbaf.corpora.open_corpus import open_corpus
 from stream_hbaf.errors import BundleError, ConfigError, CorpusError

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stream_hbaf.bundle import BundleConfig
+from stream_hbaf.bundle_config import BundleConfig
 from stream_hbaf.corpora.dialogue import LABELS
 from stream_hbaf.errors import BundleError, StreamHbafError
 from stream_hbaf.evaluation.metrics import paired_bootstrap, score, weighted_f1

@@ -128,5 +128,7 @@ def test_corpus_with_an_empty_split_is_refused(tmp_path: Path) -> None:
 
 def test_corpus_of_an_unknown_name_is_refused(tmp_path: Path) -> None:
     """The message names the corpora there are."""
-    with pytest.raises(ConfigError, match=r"unknown corpus 'mel'; choose .*iemocap, meld, "):
+    with pytest.raises(
+        ConfigError, match=r"unknown corpus 'mel'; choose .*iemocap, libri.*, meld, "
+    ):
         open_corpus("mel", tmp_path)

@@ -9,7 +9,8 @@ import torch
 from recognizer_kit import CONTEXT, SENTENCES, TURNS, random_acoustic, transcript
 from tiny_encoder import save_tiny_bert
 
-from stream_hbaf.bundle import Bundle, BundleConfig
+from stream_hbaf.bundle import Bundle
+from stream_hbaf.bundle_config import BundleConfig
 from stream_hbaf.config import Config
 from stream_hbaf.errors import BundleError, ConfigError, ModelError
 from stream_hbaf.features.acoustic import Acoustic

@@ -28,7 +28,8 @@ from recognizer_kit import (
 from safetensors.torch import load, save
 
 from stream_hbaf.audio.file import read_audio
-from stream_hbaf.bundle import BundleConfig, resolve_bundle
+from stream_hbaf.bundle import resolve_bundle
+from stream_hbaf.bundle_config import BundleConfig
 from stream_hbaf.config import SourceConfig, load_config
 from stream_hbaf.dialogue import LiveDialogue
 from stream_hbaf.errors import BundleError, ConfigError

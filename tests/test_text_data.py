@@ -187,7 +187,8 @@ def test_several_tunings_are_averaged(place: Path) -> None:
 
 def test_corpora_of_other_labels_do_not_tune_together(place: Path) -> None:
     """One line that names both corpora, and what to do."""
-    corpora = {"a": a_corpus("a", train=4), "b": replace(a_corpus("b", train=4), labels=("joy",))}
+    other = replace(a_corpus("b", train=4), labels=("joy", "pride"))
+    corpora = {"a": a_corpus("a", train=4), "b": other}
     with pytest.raises(
         ConfigError, match=r"a and b have different labels .*give them the same 'cl"
     ):

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_hbaf.bundle import Bundle, BundleConfig
+from stream_hbaf.bundle import Bundle
+from stream_hbaf.bundle_config import BundleConfig
 from stream_hbaf.config import SpeakersConfig
 from stream_hbaf.corpora.dialogue import Corpus, Dialogue, LabelledUtterance
 from stream_hbaf.evaluation.diarization import count_right

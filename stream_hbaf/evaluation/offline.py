@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_hbaf.bundle import NONE, Bundle, BundleConfig
+from stream_hbaf.bundle import Bundle
+from stream_hbaf.bundle_config import NONE, BundleConfig
 from stream_hbaf.corpora.cache import cached_dialogue_encoder, infer_commonsense
 from stream_hbaf.corpora.dataset import (
     Dataset,

@@ -18,7 +18,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from stream_hbaf import __version__
-from stream_hbaf.bundle import BundleConfig, read_bundle_config
+from stream_hbaf.bundle import read_bundle_config
+from stream_hbaf.bundle_config import BundleConfig
 from stream_hbaf.corpora.dialogue import Split
 from stream_hbaf.corpora.open_corpus import open_corpus
 from stream_hbaf.errors import StreamHbafError

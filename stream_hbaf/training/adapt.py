@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from stream_hbaf.bundle import CARD, METRICS, Bundle, BundleConfig, resolve_bundle
+from stream_hbaf.bundle import CARD, METRICS, Bundle, resolve_bundle
+from stream_hbaf.bundle_config import BundleConfig
 from stream_hbaf.corpora.dialogue import Corpus, Dialogue
 from stream_hbaf.corpora.session_corpus import dialogues_of
 from stream_hbaf.errors import BundleError, ConfigError, CorpusError

@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 import yaml
 
-from stream_hbaf.bundle import EVENT2MIND, NONE
+from stream_hbaf.bundle_config import EVENT2MIND, NONE
 from stream_hbaf.corpora.open_corpus import publication_of
 from stream_hbaf.evaluation.summary import (
     AS_RECORDED,

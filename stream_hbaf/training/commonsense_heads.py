@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn import functional as F
 
-from stream_hbaf.bundle import EVENT2MIND, NONE
+from stream_hbaf.bundle_config import EVENT2MIND, NONE
 from stream_hbaf.bundle_weights import tensors_under
 from stream_hbaf.corpora.cache import EncodeTexts, cached_dialogue_encoder, digest_of, key_of
 from stream_hbaf.corpora.commonsense import Annotations, Events, read_annotations, same_event

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stream_hbaf.bundle import NONE
+from stream_hbaf.bundle_config import NONE
 from stream_hbaf.corpora.asr_errors import Lexicon, lexicon_of, simulate_asr_errors
 from stream_hbaf.corpora.cache import EncodeDialogues, cached_dialogue_encoder, infer_commonsense
 from stream_hbaf.corpora.dataset import (

@@ -19,7 +19,8 @@ from pydantic import (
     model_validator,
 )
 
-from stream_hbaf.bundle import EVENT2MIND, NONE, PACKAGE
+from stream_hbaf.bundle import PACKAGE
+from stream_hbaf.bundle_config import EVENT2MIND, NONE
 from stream_hbaf.config import Positive, Probability, Section, read_yaml
 from stream_hbaf.corpora.augment import AugmentationConfig
 from stream_hbaf.corpora.open_corpus import CORPORA, MANIFEST, SESSIONS, WITH_SESSIONS

@@ -13,7 +13,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from stream_hbaf.bundle import Bundle, BundleConfig
+from stream_hbaf.bundle import Bundle
+from stream_hbaf.bundle_config import BundleConfig
 from stream_hbaf.corpora.cache import key_of
 from stream_hbaf.corpora.dataset import NO_LABEL, digest_of_dataset
 from stream_hbaf.corpora.dialogue import Split
