@@ -26,7 +26,8 @@ other machines can connect, a token must be set. It is sent in the address,
 import asyncio
 import logging
 import secrets
-from collections.abc import Collection
+import ssl
+from collections.abc import Awaitable, Callable, Collection
 from http import HTTPStatus
 from typing import Any, Self, Unpack, cast
 from urllib.parse import parse_qs, urlsplit
@@ -83,6 +84,29 @@ def receive(message: str | bytes, *, sender: Sender) -> bool:
     return True
 
 
+async def listen(
+    handler: Callable[[ServerConnection], Awaitable[None]],
+    port: Port,
+    *,
+    admit: Callable[[ServerConnection, Request], Response | None],
+    tls: ssl.SSLContext | None = None,
+    ping_timeout_s: float | None,
+) -> Server:
+    """Serve connections of this protocol at an open port; ``admit`` refuses some of them."""
+    return await serve(
+        handler,
+        sock=port,
+        ssl=tls,
+        process_request=admit,
+        compression=None,  # sound doesn't shrink
+        max_size=LARGEST_MESSAGE,
+        ping_interval=ALIVE_S,
+        ping_timeout=ping_timeout_s,
+        close_timeout=1,
+        logger=NO_LOGGER,
+    )
+
+
 def close_reason(error: Exception) -> str:
     """An error as the reason of a close frame."""
     return str(error).encode()[:LONGEST_REASON].decode(errors="ignore")
@@ -136,16 +160,8 @@ class WebSocketSource(PushSource):
             )
         try:
             self._port = await open_port(self.name, self.address.host, self.address.port)
-            self._server = await serve(
-                self._serve,
-                sock=self._port,
-                process_request=self._admit,
-                compression=None,  # sound doesn't shrink
-                max_size=LARGEST_MESSAGE,
-                ping_interval=ALIVE_S,
-                ping_timeout=ALIVE_S,
-                close_timeout=1,
-                logger=NO_LOGGER,
+            self._server = await listen(
+                self._serve, self._port, admit=self._admit, ping_timeout_s=ALIVE_S
             )
         except OSError as error:
             raise cannot_listen(self.name, error) from None

@@ -14,18 +14,12 @@ import time
 from functools import partial
 from http import HTTPStatus
 
-from websockets.asyncio.server import Server, ServerConnection, serve
+from websockets.asyncio.server import Server, ServerConnection
 from websockets.http11 import Request, Response
 
 from stream_hbaf.audio.port import MOST_CONNECTIONS, Port, enable_keepalive, open_port
 from stream_hbaf.audio.push_source import Address, PushSource, is_loopback, plain_reason
-from stream_hbaf.audio.websocket import (
-    ALIVE_S,
-    LARGEST_MESSAGE,
-    NO_LOGGER,
-    close_reason,
-    forbids,
-)
+from stream_hbaf.audio.websocket import close_reason, forbids, listen
 from stream_hbaf.config import ServeConfig
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.events import AnyEvent, DialogueSummary, Partial, Speech, Status, Utterance
@@ -103,18 +97,10 @@ class StreamServer:
     async def start(self) -> None:
         """Let clients in."""
         assert self.pipeline is not None
-        self._server = await serve(
-            self._converse,
-            sock=self._port,
-            ssl=self._tls,
-            process_request=self._admit,
-            compression=None,  # sound doesn't shrink
-            max_size=LARGEST_MESSAGE,
-            # A pong waits behind sound that isn't read yet: the system tells a dead peer.
-            ping_interval=ALIVE_S,
-            ping_timeout=None,
-            close_timeout=1,
-            logger=NO_LOGGER,
+        assert self._port is not None
+        # A pong waits behind sound that isn't read yet: the system tells a dead peer.
+        self._server = await listen(
+            self._converse, self._port, admit=self._admit, tls=self._tls, ping_timeout_s=None
         )
 
     async def send(self, event: AnyEvent) -> None:
