@@ -7,20 +7,25 @@ from typing import Any
 import numpy as np
 import pytest
 from tiny_encoder import save_tiny_bert
-from training_kit import ONE, SEVERAL, make_corpora, make_meld, make_recipe, silent
+from training_kit import (
+    ONE,
+    SEVERAL,
+    SPOKEN,
+    make_corpora,
+    make_iemocap,
+    make_meld,
+    make_recipe,
+    make_spoken_corpora,
+    silent,
+)
 
 from stream_hbaf.corpora.dialogue import LABELS
 from stream_hbaf.errors import ConfigError, CorpusError, ModelError
-from stream_hbaf.features.prosody import PROSODY, PROSODY_WIDTH
+from stream_hbaf.features.prosody import PROSODY_WIDTH
 from stream_hbaf.features.text import Turn
 from stream_hbaf.training.preparation import Prepared, prepare
 from stream_hbaf.training.recipe import Recipe
 from stream_hbaf.training.recipe_corpora import open_corpora
-
-# Words that the tiny encoder knows: of each emotion, and of each session.
-WORDS = ("angry", "great", "bad", "happy", "is", "sad")
-SESSION_WORDS = ("i", "you", "it", "the", "rachel")
-TABLE_HEADER = ",".join(("video_id", "segment_id", "emotion", "gender", "mode", "text", *PROSODY))
 
 
 @pytest.fixture(scope="module")
@@ -152,21 +157,6 @@ def test_what_cannot_be_done_to_published_features_is_refused(
         prepare_tiny(place, ONE, audio={"representation": "prosody"} | audio)
 
 
-def make_iemocap(root: Path) -> None:
-    """A dialogue of six turns for each session; the first session's is dev, the last's test."""
-    rows, times = [TABLE_HEADER], ["name,start_s,end_s"]
-    for session in range(1, 6):
-        for number, emotion in enumerate(("ang", "exc", "fru", "hap", "neu", "sad")):
-            name = f"Ses0{session}F_impro01"
-            text = f"{WORDS[number]} {SESSION_WORDS[session - 1]}"
-            mode = {1: "valid", 5: "test"}.get(session, "train")
-            rows.append(f"{name},{number},{emotion},F,{mode},{text}{',1' * 8}")
-            times.append(f"{name}_F{number:03d},{number},{number + 1}")
-    (root / "iemocap").mkdir()
-    (root / "iemocap" / "utterances.csv").write_text("\n".join(rows))
-    (root / "iemocap" / "order.csv").write_text("\n".join(times))
-
-
 def test_a_session_of_iemocap_is_dev_if_the_recipe_says_so(tmp_path: Path) -> None:
     """``dev_fold`` reaches the reader's corpus: other sessions train, test is the published one."""
     make_iemocap(tmp_path)
@@ -291,34 +281,9 @@ def test_clips_that_cannot_be_measured_are_left_out(tmp_path: Path) -> None:
     assert clips.weights[~clips.dataset.labelled].tolist() == [0.0]
 
 
-SPOKEN: dict[str, Any] = SEVERAL | {  # dialogues with embeddings of their sound beside clips
-    "corpora": {
-        "meld": {},
-        "iemocap": {
-            "classes": {"anger": ["anger"], "joy": ["happiness"], "sadness": ["sadness"]},
-        },
-        "ravdess": {},
-        "nemo": {},
-    },
-    "audio": {
-        "representation": "mfcc+ge2e",
-        "selection": None,
-        "copies": 1,
-        "baseline": {"parts": ["mfcc"], "prior": 2.0},
-    },
-}
-
-
 @pytest.fixture(scope="module")
 def spoken_place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = make_corpora(tmp_path_factory.mktemp("spoken"))
-    (place / "bert").mkdir()
-    save_tiny_bert(place / "bert")
-    make_iemocap(place)
-    names = [f"Ses0{session}F_impro01_F{n:03d}" for session in range(1, 6) for n in range(6)]
-    voices = np.random.default_rng(0).normal(size=(len(names), 256)).astype(np.float32)
-    np.savez(place / "iemocap" / "ge2e.npz", name=names, embedding=voices)
-    return place
+    return make_spoken_corpora(tmp_path_factory.mktemp("spoken"))
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_preparation import SPOKEN, make_iemocap
-from tiny_encoder import save_tiny_bert
-from training_kit import make_corpora, make_recipe, silent, write_recipe
+from training_kit import SPOKEN, make_recipe, make_spoken_corpora, silent, write_recipe
 
 from stream_hbaf.bundle import Bundle
 from stream_hbaf.corpora.dialogue import LABELS
@@ -24,14 +22,7 @@ from stream_hbaf.training.weighing import (
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = make_corpora(tmp_path_factory.mktemp("weighing"))
-    (place / "bert").mkdir()
-    save_tiny_bert(place / "bert")
-    make_iemocap(place)
-    names = [f"Ses0{session}F_impro01_F{n:03d}" for session in range(1, 6) for n in range(6)]
-    voices = np.random.default_rng(0).normal(size=(len(names), 256)).astype(np.float32)
-    np.savez(place / "iemocap" / "ge2e.npz", name=names, embedding=voices)
-    return place
+    return make_spoken_corpora(tmp_path_factory.mktemp("weighing"))
 
 
 def test_a_bundle_is_weighed_by_what_networks_say_of_strangers(place: Path) -> None:

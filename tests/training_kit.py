@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import yaml
 from numpy.typing import NDArray
+from tiny_encoder import save_tiny_bert
 
 from stream_hbaf.audio.file import read_audio
 from stream_hbaf.corpora.dataset import Dataset
@@ -32,6 +33,27 @@ SEVERAL: dict[str, Any] = ONE | {  # dialogues, further texts, clips in two lang
     "asr_errors": {"versions": 1},
     "fit": {"epochs": 2, "seeds": [0, 1], "batch": 2, "ship": "ensemble"},
 }
+
+SPOKEN: dict[str, Any] = SEVERAL | {  # dialogues with embeddings of their sound beside clips
+    "corpora": {
+        "meld": {},
+        "iemocap": {
+            "classes": {"anger": ["anger"], "joy": ["happiness"], "sadness": ["sadness"]},
+        },
+        "ravdess": {},
+        "nemo": {},
+    },
+    "audio": {
+        "representation": "mfcc+ge2e",
+        "selection": None,
+        "copies": 1,
+        "baseline": {"parts": ["mfcc"], "prior": 2.0},
+    },
+}
+# Words that the tiny encoder knows: of each emotion, and of each session.
+WORDS = ("angry", "great", "bad", "happy", "is", "sad")
+SESSION_WORDS = ("i", "you", "it", "the", "rachel")
+TABLE_HEADER = ",".join(("video_id", "segment_id", "emotion", "gender", "mode", "text", *PROSODY))
 
 
 def silent(line: str) -> None:
@@ -109,6 +131,33 @@ def make_corpora(root: Path) -> Path:
     for kind in ("noise", "rir"):
         (root / "speech" / kind).mkdir(parents=True)
         write_wav(root / "speech" / kind / "a.wav", speech[::-1][:1600])
+    return root
+
+
+def make_iemocap(root: Path) -> None:
+    """A dialogue of six turns for each session; the first session's is dev, the last's test."""
+    rows, times = [TABLE_HEADER], ["name,start_s,end_s"]
+    for session in range(1, 6):
+        for number, emotion in enumerate(("ang", "exc", "fru", "hap", "neu", "sad")):
+            name = f"Ses0{session}F_impro01"
+            text = f"{WORDS[number]} {SESSION_WORDS[session - 1]}"
+            mode = {1: "valid", 5: "test"}.get(session, "train")
+            rows.append(f"{name},{number},{emotion},F,{mode},{text}{',1' * 8}")
+            times.append(f"{name}_F{number:03d},{number},{number + 1}")
+    (root / "iemocap").mkdir()
+    (root / "iemocap" / "utterances.csv").write_text("\n".join(rows))
+    (root / "iemocap" / "order.csv").write_text("\n".join(times))
+
+
+def make_spoken_corpora(root: Path) -> Path:
+    """All corpora of ``SPOKEN``, and in ``bert`` the tiny encoder; IEMOCAP as embeddings."""
+    make_corpora(root)
+    (root / "bert").mkdir()
+    save_tiny_bert(root / "bert")
+    make_iemocap(root)
+    names = [f"Ses0{session}F_impro01_F{n:03d}" for session in range(1, 6) for n in range(6)]
+    voices = np.random.default_rng(0).normal(size=(len(names), 256)).astype(np.float32)
+    np.savez(root / "iemocap" / "ge2e.npz", name=names, embedding=voices)
     return root
 
 
