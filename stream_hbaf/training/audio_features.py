@@ -78,10 +78,9 @@ def measure_corpus(
     """Measure the utterances of some splits, train's also augmented as the recipe says.
 
     With augmentation, dev and test are measured under every one of CONDITIONS, but not those of a
-    corpus that is held out. What a corpus
-    publishes instead of its audio is taken as it is. Raises CorpusError if no utterance of train
-    has anything to measure, ConfigError for augmentation or a cut of a corpus by itself whose
-    features don't come from clips.
+    corpus that is held out. What a corpus publishes instead of its audio is taken as it is. Raises
+    CorpusError if no utterance of train has anything to measure, ConfigError for augmentation or a
+    cut of a corpus by itself whose features don't come from clips.
     """
     audio = recipe.audio
 

@@ -213,7 +213,7 @@ def _familiarity_of(condition: Condition, familiarity: Familiarity | None) -> Fl
     """How familiar the condition's audio is [N]; None without audio, or if it can't be told."""
     if familiarity is None or condition.version is None:
         return None
-    audio = condition.dataset.audio[condition.version]
+    audio = condition.dataset.audio_given(condition.version)
     return familiarity(audio) if audio.ndim == 2 else None
 
 

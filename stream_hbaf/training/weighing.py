@@ -23,6 +23,7 @@ from stream_hbaf.evaluation.metrics import calibration_error, unweighted_recall,
 from stream_hbaf.networks.calibration import Calibration, Pattern
 from stream_hbaf.networks.familiarity import Familiarity, fit_familiarity
 from stream_hbaf.networks.network import Network
+from stream_hbaf.training.audio_features import PLAIN
 from stream_hbaf.training.calibration_fit import Sample, answers_above, set_threshold
 from stream_hbaf.training.card import model_card
 from stream_hbaf.training.fitting import fit_network
@@ -34,7 +35,6 @@ Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Progress = Callable[[str], None]
 
-PLAIN = ""  # the version of the audio as recorded
 # How much each corpus counts of the main one's words with a stranger's voice of another label,
 # beside 1 of a real corpus. Where a voice may move neutral words, it may also be wrong: more would
 # take from real conversation what it saves in such pairs (docs/results.md).
