@@ -18,7 +18,6 @@ from stream_hbaf.corpora.dialogue import Split
 from stream_hbaf.errors import ModelError
 from stream_hbaf.evaluation.metrics import Score, score, unweighted_recall, weighted_f1
 from stream_hbaf.networks.calibration import Calibration, Pattern, patterns_of
-from stream_hbaf.networks.familiarity import Familiarity
 from stream_hbaf.networks.network import Network, NetworkConfig
 from stream_hbaf.training.audio_features import PLAIN
 from stream_hbaf.training.calibration_fit import Evidence, fit_calibration
@@ -161,14 +160,11 @@ def evaluate(
     plan: CalibrationConfig,
     *,
     splits: Sequence[Split] | None = None,
-    calibration: Calibration | None = None,
-    familiarity: Familiarity | None = None,
 ) -> Evaluation:
     """Calibrate a network on dev, where every condition weighs the same, and score ``splits``.
 
-    These have dev among them; None: all of ``scored``. With a ``calibration`` that was fitted
-    elsewhere, such as by ``fit_reliability``, that one is used; ``familiarity`` is of the training
-    sound. Raises ModelError for a network that gives NaN.
+    These have dev among them; None: all of ``scored``. Raises ModelError for a network that gives
+    NaN.
     """
     splits = tuple(scored) if splits is None else splits
     conditions = {split: conditions_of(scored[split], network.config) for split in splits}
@@ -176,22 +172,15 @@ def evaluate(
         split: {one.key: _predict_finite(network, one) for one in conditions[split]}
         for split in splits
     }
-    if calibration is None:
-        evidence: dict[Pattern, list[Evidence]] = {}
-        for one in conditions["dev"]:
-            of_one = logits["dev"][one.key], one.dataset.labels
-            evidence.setdefault(one.pattern, []).append(of_one)
-        calibration = fit_calibration(evidence, coverage=plan.coverage, risk=plan.risk)
+    evidence: dict[Pattern, list[Evidence]] = {}
+    for one in conditions["dev"]:
+        evidence.setdefault(one.pattern, []).append((logits["dev"][one.key], one.dataset.labels))
+    calibration = fit_calibration(evidence, coverage=plan.coverage, risk=plan.risk)
     scores: dict[Split, dict[str, Score]] = {}
     main: dict[Split, Float64] = {}
     for split in splits:
         probabilities = {
-            one.key: calibration.probabilities(
-                logits[split][one.key],
-                pattern=one.patterns,
-                words=_words(network, one, calibration),
-                familiarity=_familiarity_of(one, familiarity),
-            )
+            one.key: calibration.probabilities(logits[split][one.key], pattern=one.patterns)
             for one in conditions[split]
         }
         scores[split] = {
@@ -200,21 +189,6 @@ def evaluate(
         }
         main[split] = next(iter(probabilities.values()))
     return Evaluation(calibration, scores, main)
-
-
-def _words(network: Network, condition: Condition, calibration: Calibration) -> Float32 | None:
-    """Logits [N, C] with the text alone, where voices are weighed against it."""
-    if calibration.reliability is None or condition.pattern != "audio+text":
-        return None
-    return predict(network, condition.dataset, version=None)
-
-
-def _familiarity_of(condition: Condition, familiarity: Familiarity | None) -> Float64 | None:
-    """How familiar the condition's audio is [N]; None without audio, or if it can't be told."""
-    if familiarity is None or condition.version is None:
-        return None
-    audio = condition.dataset.audio_given(condition.version)
-    return familiarity(audio) if audio.ndim == 2 else None
 
 
 def _by_group(
