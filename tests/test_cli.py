@@ -362,6 +362,28 @@ def test_help_lists_every_corpus(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"{', '.join(CORPORA)}, or a manifest .csv" in listed
 
 
+def test_a_trained_voice_is_weighed_on_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the training, by the same recipe, corpora, folder and cache; else not."""
+    calls: list[tuple[str, Path, Path, Path]] = []
+
+    def called(step: str) -> Any:
+        def record(recipe: Path, corpora: Path, out: Path, *, cache: Path, **_: Any) -> None:
+            calls.append((step, recipe, corpora, out / cache))
+
+        return record
+
+    monkeypatch.setattr("stream_hbaf.training.train.train", called("train"))
+    monkeypatch.setattr("stream_hbaf.training.weighing.weigh_trained", called("weigh"))
+    arguments = ["train", "live-en", "--corpora", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert main(arguments) == 0
+    assert [step for step, *_ in calls] == ["train"]
+    assert main([*arguments, "--weigh-voice"]) == 0
+    assert [step for step, *_ in calls] == ["train", "train", "weigh"]
+    assert calls[-1][1:] == calls[-2][1:]
+
+
 def test_threads_wait_without_spinning() -> None:
     """The libraries' OpenMP, all that are loaded, is told to wait without using up a core."""
     environ = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}

@@ -34,7 +34,8 @@ def test_a_bundle_is_weighed_by_what_networks_say_of_strangers(place: Path) -> N
     found, strangers = weigh_voice(
         bundle, recipe, place, cache=place / "cache", progress=lines.append
     )
-    assert {"ravdess", "meld with ravdess", "meld", "iemocap"} <= strangers.keys()
+    assert {"ravdess", "meld with ravdess", "meld", "iemocap", "iemocap, test"} <= strangers.keys()
+    assert strangers["ravdess"]["uar_heard"].keys() == {"0", "1"}
     assert strangers["ravdess"]["given"] == "audio+text"
     assert 0.0 <= strangers["ravdess"]["uar"] <= 1.0
     assert strangers["meld"]["by_words"] == strangers["meld"]["weighted_f1"]
@@ -77,7 +78,8 @@ def test_words_alone_are_promised_for_dialogues(place: Path) -> None:
         logits[np.arange(300), labels] += strength
         heard = logits + 3.0 * np.eye(7)[labels] if voice else nothing
         unknown = np.full(300, 0.5 if voice else np.nan)
-        return Rows(name, labels, np.arange(300) % 20, logits, heard, heard, unknown)
+        number = np.arange(300)
+        return Rows(name, labels, number % 20, logits, heard, heard, unknown, number // 20)
 
     talk, clips = rows("talk", 4.0, voice=False), rows("clips", 0.0, voice=True)
     found = calibrate([clips, talk])

@@ -35,6 +35,9 @@ Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Progress = Callable[[str], None]
 
+# Utterances heard of a speaker before: up to, but without, the next.
+HEARD = (0, 1, 5, 20)
+FEWEST = 16  # utterances of which a figure is given
 # How much each corpus counts of the main one's words with a stranger's voice of another label,
 # beside 1 of a real corpus. Where a voice may move neutral words, it may also be wrong: more would
 # take from real conversation what it saves in such pairs (docs/results.md).
@@ -52,6 +55,7 @@ class Rows:
     audio: Float64  # [U, C]
     both: Float64  # [U, C]
     familiarity: Float64  # [U]; NaN without audio
+    heard: NDArray[np.int64]  # [U], utterances before it in its dialogue, or the speaker's sitting
     made_up: bool = False
 
 
@@ -64,7 +68,8 @@ def weigh_voice(
     progress: Progress = print,
 ) -> tuple[Bundle, dict[str, Any]]:
     """``bundle``, trained by ``recipe``, with familiarity, reliability, and the shares of labels;
-    and what was measured on each corpus that was left out, see ``measure``.
+    and what was measured on each corpus that was left out, and by the bundle itself on the test
+    split of dialogues with audio, see ``measure``.
 
     Raises ConfigError for a recipe without two corpora of clips, and errors of ``prepare``.
     """
@@ -90,8 +95,13 @@ def weigh_voice(
             "shares": dict(zip(bundle.labels, shares, strict=True)),
         }
     )
-    weighed = replace(bundle, config=config, familiarity=familiarity_of(recipe, prepared))
-    return weighed, measure(rows, calibration)
+    familiarity = familiarity_of(recipe, prepared)
+    tested = [
+        _rows(f"{one.name}, test", bundle.network, one.gold, familiarity)
+        for one in prepared.scored.get("test", ())
+    ]
+    weighed = replace(bundle, config=config, familiarity=familiarity)
+    return weighed, measure([*rows, *tested], calibration)
 
 
 def weigh_trained(
@@ -190,9 +200,9 @@ def _rows(name: str, network: Network, dataset: Dataset, familiarity: Familiarit
     def logits(version: str | None, *, with_text: bool) -> Float64:
         return predict(network, dataset, version=version, with_text=with_text).astype(np.float64)
 
-    number = np.zeros(len(dataset.labels), np.int64)
+    number, before = np.zeros((2, len(dataset.labels)), np.int64)
     for dialogue, members in enumerate(dataset.dialogues):
-        number[members] = dialogue
+        number[members], before[members] = dialogue, np.arange(len(members))
     unknown = np.full(len(dataset.labels), np.nan)
     return Rows(
         name,
@@ -202,6 +212,7 @@ def _rows(name: str, network: Network, dataset: Dataset, familiarity: Familiarit
         audio=logits(PLAIN, with_text=False) if heard else nothing,
         both=logits(PLAIN, with_text=True) if heard and text_there else nothing,
         familiarity=familiarity(dataset.audio_given(PLAIN)) if heard else unknown,
+        heard=before,
     )
 
 
@@ -242,7 +253,8 @@ def calibrate(rows: Sequence[Rows]) -> Calibration:
 def measure(rows: Sequence[Rows], calibration: Calibration) -> dict[str, Any]:
     """By corpus, what the calibrated answers to networks that never heard it are worth.
 
-    "uar" is of the corpus's own labels, "by_words" the weighted F1 of the words alone.
+    "uar" is of the corpus's own labels, "uar_heard" the same by HEARD, "by_words" the weighted F1
+    of the words alone.
     """
     return {one.corpus: _measured(one, calibration) for one in rows}
 
@@ -258,13 +270,19 @@ def _measured(one: Rows, calibration: Calibration) -> dict[str, Any]:
         logits, pattern=patterns, words=words, familiarity=one.familiarity[known]
     )
     own = np.unique(labels)
+    likeliest, group = own[probabilities[:, own].argmax(1)], np.digitize(one.heard[known], HEARD)
     answers, wrong = probabilities.argmax(1), probabilities.argmax(1) != labels
     answered = ~calibration.abstains(probabilities, pattern=patterns)
     inside = calibration.label_sets(probabilities, pattern=patterns)
     return {
         "given": pattern,
         "utterances": len(labels),
-        "uar": unweighted_recall(labels, own[probabilities[:, own].argmax(1)]),
+        "uar": unweighted_recall(labels, likeliest),
+        "uar_heard": {
+            str(first): unweighted_recall(labels[there], likeliest[there])
+            for n, first in enumerate(HEARD, start=1)
+            if (there := group == n).sum() >= FEWEST
+        },
         "weighted_f1": weighted_f1(labels, answers),
         "by_words": None if words is None else weighted_f1(labels, words.argmax(1)),
         "ece": calibration_error(labels, probabilities),
