@@ -78,7 +78,7 @@ class Refusals:
         for queued in oldest[: min(IN_FLIGHT, client.limits.in_flight)]:
             if queued.aside:  # by an earlier run
                 self._hang_ups.setdefault(queued.message, HANG_UPS - 1)
-            if queued.message in self._hang_ups:
+            if queued.message in self._hang_ups or self._may_be_too_large(queued.message):
                 return selected or [queued]
             selected.append(queued)
         return selected
@@ -139,8 +139,12 @@ class Refusals:
     def _is_reason(self, message: Message, client: Client) -> bool:
         """Whether a message that was unconfirmed alone counts as the reason of the hang-ups."""
         said = client.ending is not None and client.ending.value in ABOUT_MESSAGE
-        also_too_large = self._limit <= LARGEST_PACKET and self._size(message) > self._largest
-        return said or also_too_large or self._hang_ups[message] >= HANG_UPS
+        repeated = self._hang_ups[message] >= HANG_UPS
+        return said or repeated or self._may_be_too_large(message)
+
+    def _may_be_too_large(self, message: Message) -> bool:
+        """Whether the broker hung up at a larger message, and has taken none as large."""
+        return self._limit <= LARGEST_PACKET and self._size(message) > self._largest
 
     def _give_up(self, message: Message) -> bool:
         """Send no more messages of this size; or on its topic, if larger ones were taken."""
