@@ -15,7 +15,7 @@ ROOMS = (
     ("audio",),
     ("networks",),
     ("features", "speech"),
-    ("publish", "client", "stream_client", "pipecat"),
+    ("publish", "client", "stream_client", "agent_stream", "pipecat", "livekit"),
     ("weights",),
     ("bundle", "bundle_config", "bundle_weights", "prediction", "dialogue", "recognizer"),
     ("corpora", "sessions"),
@@ -52,6 +52,7 @@ LIBRARIES = {
     "matplotlib": {"evaluation/plots.py"},
     "opentelemetry": {"publish/traces.py"},
     "paho": {"publish/connection.py", "publish/mqtt_client.py"},
+    "livekit": {"livekit.py"},
     "pipecat": {"pipecat.py"},
     "peft": {"training/text_encoder.py"},
     "shtab": {"cli.py"},
@@ -86,7 +87,9 @@ ASYNC_ROOMS = (
     "dashboard/",
     "serve/",
     "stream_client.py",
+    "agent_stream.py",
     "pipecat.py",
+    "livekit.py",
     "commands/",
 )
 
