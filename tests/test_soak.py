@@ -20,7 +20,7 @@ from stream_hbaf import dialogue
 from stream_hbaf.commands.run import with_broker
 from stream_hbaf.config import SAMPLE_RATE_HZ, Config, DashboardConfig, MqttConfig
 from stream_hbaf.dashboard import feed
-from stream_hbaf.live import decodes, runtime, speakers
+from stream_hbaf.live import runtime, slots, speakers
 from stream_hbaf.recognizer import Recognizer
 from stream_hbaf.sessions import writer
 
@@ -64,7 +64,7 @@ def test_nothing_grows_by_the_utterance_or_the_chunk(
     """One dialogue, published, recorded and shown: what is kept of it is bounded, once and twice
     as many utterances later."""
     limits = [(runtime, "LATENCIES"), (writer, "MOST_IDS"), (speakers, "ENDS_KEPT")]
-    for module, limit in (*limits, (dialogue, "TURNS_KEPT"), (decodes, "WAITS")):
+    for module, limit in (*limits, (dialogue, "TURNS_KEPT"), (slots, "WAITS")):
         monkeypatch.setattr(module, limit, FIRST)
     monkeypatch.setattr(feed, "MAX_EVENTS", 3 * FIRST)  # statuses and switches among them
     silence = np.zeros(SAMPLE_RATE_HZ, np.int16)

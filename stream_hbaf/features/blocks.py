@@ -51,13 +51,16 @@ class BlockFrontEnd:
 
 
 class BlockStream:
-    """One utterance: openSMILE's stream, and its samples for the further representations."""
+    """One utterance: openSMILE's stream, and its samples for the further representations.
+
+    ``pause`` may run in another thread than the other methods, also while more samples come.
+    """
 
     def __init__(self, stream: AcousticStream, front_end: BlockFrontEnd) -> None:
         self._stream = stream
         self._front_end = front_end
         self._pieces: list[Int16] = []
-        self._blocks: Mapping[str, Float32] | None = None  # of all samples so far
+        self._measured: tuple[int, Mapping[str, Float32]] = 0, {}  # of the first so many pieces
 
     @property
     def lld(self) -> Float32:
@@ -68,12 +71,12 @@ class BlockStream:
         """Process the utterance's next samples. Raises ModelError."""
         self._stream.feed(samples)
         self._pieces.append(samples)
-        self._blocks = None
 
     def pause(self) -> None:
         """Compute what needs the whole utterance, in case that this is all of it."""
-        if self._blocks is None and self._pieces:
-            self._blocks = self._front_end.measure(np.concatenate(self._pieces))
+        pieces = tuple(self._pieces)
+        if len(pieces) != self._measured[0]:
+            self._measured = len(pieces), self._front_end.measure(np.concatenate(pieces))
 
     def finish(self) -> Acoustic | None:
         """All features. None under 60 ms. Raises ModelError."""
@@ -81,7 +84,7 @@ class BlockStream:
         if acoustic is None:
             return None
         self.pause()
-        return replace(acoustic, blocks=self._blocks or {})
+        return replace(acoustic, blocks=self._measured[1])
 
     def close(self) -> None:
         """Abandon the utterance, unless it is finished."""

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from stream_hbaf.features.acoustic import Acoustic
 from stream_hbaf.live.runtime import Recognition, Runtime
+from stream_hbaf.live.slots import Urgency
 from stream_hbaf.live.speakers import Revision
 from stream_hbaf.live.stages import SourceStages
 from stream_hbaf.live.tracker import DialogueTracker
@@ -26,7 +27,7 @@ async def publish_finished(
     assert utterance.speakers is not None
     assert utterance.finish is not None
     acoustic, text, embedding = await asyncio.gather(
-        _functionals(utterance, stages), utterance.text, _embedding(utterance, stages)
+        _functionals(utterance, runtime, stages), utterance.text, _embedding(utterance, stages)
     )
     async with utterance.speakers.lock:
         utterance.timing.classify_began = time.monotonic()
@@ -50,12 +51,19 @@ async def publish_finished(
         )
 
 
-async def _functionals(utterance: LiveUtterance, stages: SourceStages) -> Acoustic | None:
+async def _functionals(
+    utterance: LiveUtterance, runtime: Runtime, stages: SourceStages
+) -> Acoustic | None:
     front_end = utterance.recognizer.acoustic
     if utterance.session is not None:
+        if utterance.measured is not None:
+            await utterance.measured
         acoustic = await stages.attempt(utterance, "acoustic", utterance.session.finish)
     elif utterance.part is not None and front_end is not None:
-        acoustic = await stages.attempt(utterance, "acoustic", front_end.extract, utterance.samples)
+        async with runtime.slots.hold(utterance.source.name, lambda: Urgency.FINAL):
+            acoustic = await stages.attempt(
+                utterance, "acoustic", front_end.extract, utterance.samples, thread="embedding"
+            )
     else:
         return None
     utterance.timing.acoustic = time.monotonic()

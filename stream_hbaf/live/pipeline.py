@@ -259,20 +259,20 @@ class LivePipeline:
     def health(self) -> Health:
         """Memory, queues, latency and hints now."""
         waiting = [pipeline.queue_lengths() for pipeline in self.sources.values()]
-        decodes, hints = self._runtime.decodes, list(self._runtime.hints.values())
-        if decodes.is_late:
-            hints.append(LATE.format(decodes.usual_wait_s, streams=len(self.sources)))
+        slots, hints = self._runtime.slots, list(self._runtime.hints.values())
+        if slots.is_late:
+            hints.append(LATE.format(slots.usual_wait_s, streams=len(self.sources)))
         health = Health(
             uptime_s=round(time.monotonic() - self._runtime.began_at, 1),
             memory_mb=round(_resident_mb(), 1),
             utterances=self._runtime.utterances,
             queues={
                 **{name: sum(one[name] for one in waiting) for name in ("chunks", "finished")},
-                "transcripts": decodes.waiting,
+                "transcripts": slots.waiting,
             },
             dropped={
-                "partial_transcripts": decodes.partials_given_up,
-                "speculative_transcripts": decodes.speculations_missed,
+                "partial_transcripts": slots.partials_given_up,
+                "speculative_transcripts": slots.speculations_missed,
             },
             latency_ms=self._runtime.latency(),
             hints=hints,

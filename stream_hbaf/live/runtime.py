@@ -1,9 +1,9 @@
 """What all sources of a run share: models, executors, dialogues, publishers and tasks.
 
-Every model runs in an executor of its own, so that nothing blocks the event loop. Whisper decodes
-several utterances at once, in turns that ``decodes`` gives; of every other model the executor is
-one thread. The recogniser can be swapped while sound comes in: each utterance is finished by the
-one that it began with.
+Every model runs in an executor of its own, so that nothing blocks the event loop. What is heavy,
+Whisper and the embeddings of sound, runs for several utterances at once, in ``slots``. The
+recogniser can be swapped while sound comes in: each utterance is finished by the one that it began
+with.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ from stream_hbaf.events import (
 from stream_hbaf.features.acoustic import Acoustic
 from stream_hbaf.features.turn_model import open_turn_model
 from stream_hbaf.features.whisper_encoder import decoders
-from stream_hbaf.live.decodes import Decodes
+from stream_hbaf.live.slots import PrioritySlots
 from stream_hbaf.live.speakers import Revision
 from stream_hbaf.live.tracker import DialogueTracker
 from stream_hbaf.networks.calibration import MODALITIES, Modality
@@ -48,8 +48,10 @@ STAGES: tuple[Stage, ...] = (
     *("capture", "vad", "transcript", "acoustic", "speaker"),
     "classifier",
 )
-Thread = Stage | Literal["turn"]
-THREADS: tuple[Thread, ...] = (*STAGES[1:], "turn")
+Thread = Stage | Literal["embedding", "turn"]
+# Those of which there are several, since they serve all streams at once; of others there is one.
+SEVERAL: tuple[Thread, ...] = ("transcript", "acoustic", "embedding")
+THREADS: tuple[Thread, ...] = (*STAGES[1:], "embedding", "turn")
 LATENCIES = 100  # newest utterances that the quantiles are computed over
 # Fields of a finished utterance that are published under label_only, besides the label.
 UNREDACTED = {
@@ -107,7 +109,7 @@ class Runtime:
         self.on_recognition = on_recognition
         self.modalities = modalities
         self.turn_model = open_turn_model(self.config.endpoint)
-        self.decodes = Decodes(at_once=decoders())
+        self.slots = PrioritySlots(at_once=decoders())
         self.utterances = 0  # finished
         self.hints: dict[str, str] = {}  # what a person should check, by source
         self.began_at = time.monotonic()
@@ -125,7 +127,7 @@ class Runtime:
             self.executors = {
                 name: executors.enter_context(
                     ThreadPoolExecutor(
-                        decoders() if name == "transcript" else 1, thread_name_prefix=name
+                        decoders() if name in SEVERAL else 1, thread_name_prefix=name
                     )
                 )
                 for name in THREADS

@@ -25,10 +25,11 @@ from stream_hbaf.events import (
     SwitchName,
     Trigger,
 )
+from stream_hbaf.features.acoustic import AcousticStream
 from stream_hbaf.features.turn_model import TurnModel
-from stream_hbaf.live.decodes import Urgency
 from stream_hbaf.live.finishing import publish_finished
 from stream_hbaf.live.runtime import STAGES, Runtime
+from stream_hbaf.live.slots import Urgency
 from stream_hbaf.live.sound_monitor import SoundMonitor
 from stream_hbaf.live.stages import SourceStages, reason_of
 from stream_hbaf.live.utterance import LiveUtterance, Voice
@@ -198,15 +199,10 @@ class SourcePipeline:
                     self._transcribe_soon(part, speech_score=score)
                 if utterance.voice is not None:
                     self._runtime.run_soon("speaker", utterance.voice.pause)
-                if utterance.session is not None:
-                    ahead = self.stages.attempt(utterance, "acoustic", utterance.session.pause)
-                    self._runtime.task(ahead, f"acoustic {utterance.id}")
+                if len(utterance.parts) == 1:
+                    self._measure_soon(utterance)
             case Resume():
-                for part in utterance.parts:
-                    part.drop_text()
-                utterance.parts = []
-                if utterance.turn_probability is not None:
-                    utterance.turn_probability.cancel()
+                utterance.resume()
             case Finish():
                 await self._end(utterance, finish=action, chunk=chunk)
                 return None
@@ -304,6 +300,8 @@ class SourcePipeline:
                 await self._runtime.publish(part.event("new"))
             if part.text is None:
                 self._transcribe_soon(part, speech_score=own.mean_score)
+            if part.measured is None:
+                self._measure_soon(part)
             await self._finished.put(part)
         await self._runtime.publish(Speech(source=self.config.name, on=False))
 
@@ -322,10 +320,9 @@ class SourcePipeline:
             abandon=_is_cancelled(asyncio.current_task()),
         )
 
-        def urgency() -> Urgency:
-            return Urgency.SPECULATIVE if utterance.finish is None else Urgency.FINAL
-
-        async with self._runtime.decodes.turn(self.config.name, urgency):
+        slots, was_open = self._runtime.slots, utterance.finish is None
+        async with slots.hold(self.config.name, partial(_urgency, utterance)) as urgency:
+            slots.speculations_missed += was_open and urgency is Urgency.FINAL
             transcript = await self.stages.attempt(utterance, "transcript", final, samples)
         if transcript is None:
             return None
@@ -337,9 +334,19 @@ class SourcePipeline:
             await self._publish_provisional(utterance, text, partial(utterance.event, "update"))
         return text
 
+    def _measure_soon(self, utterance: LiveUtterance) -> None:
+        if utterance.session is not None:
+            measure = self._measure(utterance, utterance.session)
+            utterance.measured = self._runtime.task(measure, f"embed {utterance.id}")
+
+    async def _measure(self, utterance: LiveUtterance, session: AcousticStream) -> None:
+        """Compute the embeddings of the utterance's sound, which need all of it."""
+        async with self._runtime.slots.hold(self.config.name, partial(_urgency, utterance)):
+            await self.stages.attempt(utterance, "acoustic", session.pause, thread="embedding")
+
     async def _transcribe_partial(self, utterance: LiveUtterance) -> None:
-        decodes, is_cancelled = self._runtime.decodes, _is_cancelled(asyncio.current_task())
-        async with decodes.turn(self.config.name, lambda: Urgency.PARTIAL):
+        slots, is_cancelled = self._runtime.slots, _is_cancelled(asyncio.current_task())
+        async with slots.hold(self.config.name, lambda: Urgency.PARTIAL):
             if utterance.parts:  # speech pauses meanwhile, and its transcript is due
                 return
             utterance.partial_due = utterance.length + self._partial_every
@@ -348,10 +355,10 @@ class SourcePipeline:
                 "transcript",
                 utterance.recognizer.transcriber.partial,
                 utterance.samples,
-                lambda: decodes.is_crowded or is_cancelled(),
+                lambda: slots.is_crowded or is_cancelled(),
             )
         if transcript is None:  # abandoned or failed
-            decodes.partials_given_up += 1
+            slots.partials_given_up += 1
             return
         text = await self.stages.attempt(utterance, "classifier", utterance.encode_text, transcript)
         if text is not None:
@@ -373,6 +380,10 @@ class SourcePipeline:
             await publish_finished(
                 utterance, runtime=self._runtime, tracker=self.tracker, stages=self.stages
             )
+
+
+def _urgency(utterance: LiveUtterance) -> Urgency:
+    return Urgency.SPECULATIVE if utterance.finish is None else Urgency.FINAL
 
 
 def _is_cancelled(task: "asyncio.Task[Any] | None") -> Callable[[], bool]:

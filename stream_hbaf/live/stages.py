@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from stream_hbaf.errors import UTTERANCE_ERRORS
 from stream_hbaf.events import Stage, State, Status
-from stream_hbaf.live.runtime import Runtime
+from stream_hbaf.live.runtime import Runtime, Thread
 from stream_hbaf.live.utterance import LiveUtterance
 
 T = TypeVar("T")
@@ -24,11 +24,19 @@ class SourceStages:
         self._states: dict[Stage, State] = {}
 
     async def attempt(
-        self, utterance: LiveUtterance, stage: Stage, model: Callable[..., T], *arguments: object
+        self,
+        utterance: LiveUtterance,
+        stage: Stage,
+        model: Callable[..., T],
+        *arguments: object,
+        thread: Thread | None = None,
     ) -> T | None:
-        """Run a model on one utterance; if it fails, report that and go on without its result."""
+        """Run a model on one utterance; if it fails, report that and go on without its result.
+
+        It runs in the stage's own thread, unless another one is given.
+        """
         try:
-            result = await self._runtime.run_model(stage, model, *arguments)
+            result = await self._runtime.run_model(thread or stage, model, *arguments)
         except UTTERANCE_ERRORS as error:
             reason = reason_of(error)
             utterance.failures[stage] = reason

@@ -1,4 +1,4 @@
-"""Whose transcript is decoded next, under load: order, fairness, bounds."""
+"""Whose utterance is next, under load: order, fairness, bounds."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from stream_hbaf.live.decodes import LONG_WAIT_S, WAITS, Decodes, Urgency
+from stream_hbaf.live.slots import LONG_WAIT_S, WAITS, PrioritySlots, Urgency
 
 FINAL, SPECULATIVE, PARTIAL = Urgency
 
@@ -23,10 +23,10 @@ def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., Non
 
 
 class Stage:
-    """Requests that hold their turn until ``done`` is called; notes the order of the turns."""
+    """Requests that hold their slot until ``done`` is called; notes their order."""
 
     def __init__(self, *, at_once: int = 1) -> None:
-        self.decodes = Decodes(at_once=at_once)
+        self.slots = PrioritySlots(at_once=at_once)
         self.began: list[str] = []
         self.tasks: dict[str, asyncio.Task[None]] = {}
         self._gates: dict[str, asyncio.Event] = {}
@@ -38,7 +38,7 @@ class Stage:
         gate = self._gates[name] = asyncio.Event()
 
         async def hold() -> None:
-            async with self.decodes.turn(source or name, asked):
+            async with self.slots.hold(source or name, asked):
                 self.began.append(name)
                 await gate.wait()
 
@@ -55,7 +55,7 @@ class Stage:
         await asyncio.wait({self.tasks[name]})
 
     async def finish(self, names: Iterable[str]) -> list[str]:
-        """Let those that wait have their turns, one after the other; returns the order."""
+        """Let those that wait have their slots, one after the other; returns the order."""
         for name in names:
             self._gates[name].set()
         await asyncio.gather(*self.tasks.values(), return_exceptions=True)
@@ -70,27 +70,26 @@ async def test_final_before_speculative_before_partial() -> None:
     await stage.ask("partial", PARTIAL)
     await stage.ask("speculative", SPECULATIVE)
     await stage.ask("final", FINAL)
-    assert stage.decodes.waiting == 3
+    assert stage.slots.waiting == 3
     order = await stage.finish(("first", "final", "speculative", "partial"))
     assert order == ["first", "final", "speculative", "partial"]
-    assert stage.decodes.waiting == 0
+    assert stage.slots.waiting == 0
 
 
 @in_loop
 async def test_an_utterance_that_ends_while_it_waits_is_final() -> None:
-    """And counts as a missed speculation."""
+    """It comes before others that pause."""
     stage, has_ended = Stage(), False
     await stage.ask("first")
     await stage.ask("other", SPECULATIVE)
     await stage.ask("ends", lambda: FINAL if has_ended else SPECULATIVE)
     has_ended = True
     assert await stage.finish(("first", "ends", "other")) == ["first", "ends", "other"]
-    assert stage.decodes.speculations_missed == 1
 
 
 @in_loop
 async def test_what_is_cancelled_never_runs() -> None:
-    """Neither while it waits, nor at the moment at which its turn comes; the next is served."""
+    """Neither while it waits, nor at the moment at which its slot comes; the next is served."""
     stage = Stage()
     await stage.ask("first")
     await stage.ask("resumed", SPECULATIVE)
@@ -102,12 +101,11 @@ async def test_what_is_cancelled_never_runs() -> None:
     stage.tasks["first"].cancel()
     stage.tasks["unlucky"].cancel()
     assert await stage.finish(("last",)) == ["first", "last"]
-    assert stage.decodes.partials_given_up == 1
-    assert stage.decodes.speculations_missed == 0
+    assert stage.slots.partials_given_up == 1
 
 
 @in_loop
-async def test_cancelled_turns_are_given_back() -> None:
+async def test_cancelled_slots_are_given_back() -> None:
     """A holder that is cancelled makes room for the next one."""
     stage = Stage()
     await stage.ask("first")
@@ -117,7 +115,7 @@ async def test_cancelled_turns_are_given_back() -> None:
 
 
 @in_loop
-async def test_one_with_much_to_decode_takes_turns_with_the_others() -> None:
+async def test_one_with_much_to_compute_takes_turns_with_the_others() -> None:
     """Twenty requests of one stream delay another stream by one of them, not by twenty."""
     stage = Stage()
     await stage.ask("greedy 0", source="greedy")
@@ -133,30 +131,30 @@ async def test_one_with_much_to_decode_takes_turns_with_the_others() -> None:
 
 @pytest.mark.parametrize(("at_once", "partials"), [(1, 1), (2, 1), (4, 3)])
 @in_loop
-async def test_partials_leave_a_decoder_free(at_once: int, partials: int) -> None:
-    """So that a final one begins at once; with a single decoder they take it."""
+async def test_partials_leave_a_slot_free(at_once: int, partials: int) -> None:
+    """So that a final one begins at once; with a single slot they take it."""
     stage = Stage(at_once=at_once)
     for n in range(5):
         await stage.ask(f"partial {n}", PARTIAL)
     assert len(stage.began) == partials
     await stage.ask("final", FINAL)
     assert ("final" in stage.began) is (at_once > 1)
-    assert stage.decodes.is_crowded is (at_once < 3)
+    assert stage.slots.is_crowded is (at_once < 3)
     await stage.finish(stage.tasks)
 
 
 @in_loop
-async def test_no_more_at_once_than_there_are_decoders() -> None:
+async def test_no_more_at_once_than_there_are_slots() -> None:
     """Of final ones as many as there are."""
     stage = Stage(at_once=2)
     for n in range(4):
         await stage.ask(str(n))
     assert stage.began == ["0", "1"]
-    assert stage.decodes.is_crowded
+    assert stage.slots.is_crowded
     await stage.done("1")
     assert stage.began == ["0", "1", "2"]
     await stage.finish(stage.tasks)
-    assert not stage.decodes.is_crowded
+    assert not stage.slots.is_crowded
 
 
 @in_loop
@@ -166,11 +164,11 @@ async def test_a_machine_that_does_not_keep_up_is_late() -> None:
     await stage.ask("first")
     await stage.ask("second")
     await asyncio.sleep(LONG_WAIT_S + 0.1)
-    assert not stage.decodes.is_late
+    assert not stage.slots.is_late
     await stage.finish(("first", "second"))
-    assert stage.decodes.usual_wait_s > LONG_WAIT_S / 2
+    assert stage.slots.usual_wait_s > LONG_WAIT_S / 2
     for n in range(WAITS):
         await stage.ask(f"quick {n}")
         await stage.done(f"quick {n}")
-    assert stage.decodes.usual_wait_s < 0.1
-    assert not stage.decodes.is_late
+    assert stage.slots.usual_wait_s < 0.1
+    assert not stage.slots.is_late

@@ -1,8 +1,10 @@
-"""Decides which transcript is decoded next, where many streams wait for a few decoders.
+"""Decides which heavy computation is next, where many streams wait for a few cores.
 
-Finished utterances come before those that pause, and these before utterances that go on. Among
-equals the one that has waited longest is next; a stream waits from when it was last served, so that
-one with much to decode takes turns with the others. What is cancelled while it waits never runs.
+Transcripts and embeddings of sound are heavy: each keeps a core busy for a tenth of a second. What
+finished utterances need comes before what those need that pause, and this before utterances that go
+on. Among equals the one that has waited longest is next; a stream waits from when it was last
+served, so that one with much to compute takes turns with the others. What is cancelled while it
+waits never runs.
 """
 
 import asyncio
@@ -14,12 +16,12 @@ from enum import IntEnum
 
 import numpy as np
 
-WAITS = 20  # newest urgent turns whose wait says whether this machine keeps up
+WAITS = 20  # newest urgent requests whose wait says whether this machine keeps up
 LONG_WAIT_S = 0.5  # median wait above which it doesn't: longer than the endpoint hides
 
 
 class Urgency(IntEnum):
-    """Who waits for a transcript; the least is the most urgent."""
+    """Who waits for the result; the least is the most urgent."""
 
     FINAL = 0  # the ``end`` of an utterance that is over
     SPECULATIVE = 1  # nobody yet: the utterance may be over
@@ -31,20 +33,20 @@ class _Request:
     source: str
     urgency: Callable[[], Urgency]  # now: an utterance may end while it waits
     asked_at: float
-    turn: "asyncio.Future[None]"
-    taken: Urgency | None = None  # its urgency when its turn came
+    granted: "asyncio.Future[None]"
+    taken: Urgency | None = None  # its urgency when it got its slot
 
 
-class Decodes:
-    """Gives turns to those who want to decode; ``at_once`` of them have one at the same time.
+class PrioritySlots:
+    """A semaphore of ``at_once`` slots, whose next holder is the most urgent one.
 
-    Partial transcripts leave one decoder free for what is more urgent, if there are several.
+    Partial transcripts leave one slot free for what is more urgent, if there are several.
     Everything is called from one event loop, except ``is_crowded``, which any thread may read.
     """
 
     def __init__(self, *, at_once: int) -> None:
         self.partials_given_up = 0  # due, but late or abandoned
-        self.speculations_missed = 0  # utterances that ended before their pause's turn came
+        self.speculations_missed = 0  # utterances that ended before their pause got its slot
         self._at_once = at_once
         self._for_partials = max(1, at_once - 1)
         self._waiting: list[_Request] = []
@@ -54,12 +56,12 @@ class Decodes:
 
     @property
     def waiting(self) -> int:
-        """How many wait for a turn."""
+        """How many wait for a slot."""
         return len(self._waiting)
 
     @property
     def usual_wait_s(self) -> float:
-        """The median wait of the newest turns for finished utterances and pauses."""
+        """The median wait of the newest requests for finished utterances and pauses."""
         return float(np.median(self._waits)) if self._waits else 0.0
 
     @property
@@ -75,37 +77,36 @@ class Decodes:
         return waits or urgent >= self._for_partials
 
     @asynccontextmanager
-    async def turn(self, source: str, urgency: Callable[[], Urgency]) -> AsyncIterator[None]:
-        """Wait for a turn, and hold it inside the ``with``; cancelling gives the place up.
+    async def hold(self, source: str, urgency: Callable[[], Urgency]) -> AsyncIterator[Urgency]:
+        """Wait for a slot, and hold it inside the ``with``; cancelling gives the place up.
 
-        ``urgency`` is asked again whenever a decoder becomes free.
+        ``urgency`` is asked again whenever a slot becomes free; yields what it was then.
         """
         loop = asyncio.get_running_loop()
         request = _Request(source, urgency, loop.time(), loop.create_future())
-        before = urgency()
         self._waiting.append(request)
         self._serve()
         try:
-            await request.turn
+            await request.granted
+            assert request.taken is not None
             if request.taken is not Urgency.PARTIAL:
                 self._waits.append(loop.time() - request.asked_at)
-            self.speculations_missed += request.taken is Urgency.FINAL is not before
-            yield
+            yield request.taken
         finally:
             self._leave(request, at=loop.time())
 
     def _serve(self) -> None:
-        """Give turns while there are decoders for those who wait."""
+        """Give slots while there are some for those who wait."""
         while self._waiting and sum(self._running) < self._at_once:
             request = min(self._waiting, key=self._place)
             urgency = request.urgency()
             if urgency is Urgency.PARTIAL and sum(self._running) >= self._for_partials:
                 return
             self._waiting.remove(request)
-            if not request.turn.done():  # else it was cancelled a moment ago
+            if not request.granted.done():  # else it was cancelled a moment ago
                 request.taken = urgency
                 self._running[urgency] += 1
-                request.turn.set_result(None)
+                request.granted.set_result(None)
 
     def _place(self, request: _Request) -> tuple[Urgency, float]:
         since = max(request.asked_at, self._served_at.get(request.source, 0.0))
