@@ -1,15 +1,19 @@
 """Many streams in one process: the same answers as alone, and what load costs."""
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pytest
 from live_kit import EventLog, RandomChunks, assert_same
 from numpy.typing import NDArray
 
 from stream_hbaf.audio.source import AudioSource
 from stream_hbaf.config import SourceConfig
 from stream_hbaf.events import Health
+from stream_hbaf.features.blocks import BlockFrontEnd
+from stream_hbaf.features.whisper_encoder import decoders
 from stream_hbaf.live.pipeline import LivePipeline
 from stream_hbaf.live.runtime import Recognition
 from stream_hbaf.recognizer import Recognizer
@@ -58,3 +62,40 @@ def test_load_costs_partials_first(recognizer: Recognizer, sentences: Sequence[S
     found, health = recognise_streams(recognizer, sounds, pace=10)
     assert all(len(each) == 1 and each[0].text for each in found.values())
     assert health.dropped["partial_transcripts"] >= health.dropped["speculative_transcripts"] > 0
+
+
+def test_embeddings_take_slots(
+    recognizer: Recognizer, sentences: Sequence[Sound], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Embeddings hold slots, no more at once than there are; each ``end`` has one of the whole
+    utterance."""
+    assert recognizer.acoustic is not None
+    slow = Slow()
+    monkeypatch.setattr(recognizer, "acoustic", BlockFrontEnd(recognizer.acoustic, [slow]))
+    sounds = {f"stream{n}": sentences[n % len(sentences)] for n in range(6)}
+    found, _ = recognise_streams(recognizer, sounds, pace=4)
+    for each in found.values():
+        (one,) = each
+        assert one.acoustic is not None
+        assert int(one.acoustic.blocks["slow"][0]) == one.finish.end - one.finish.start
+    assert slow.most_at_once <= decoders()
+
+
+class Slow:
+    """A representation, the number of samples, that takes half a second."""
+
+    name, version, width = "slow", "1", 1
+
+    def __init__(self) -> None:
+        self.most_at_once = 0
+        self._running = 0
+
+    def extract(self, samples: Sound) -> NDArray[np.float32]:
+        self._running += 1
+        self.most_at_once = max(self.most_at_once, self._running)
+        time.sleep(0.5)
+        self._running -= 1
+        return np.array([len(samples)], np.float32)
+
+    def close(self) -> None:
+        pass
