@@ -286,6 +286,9 @@ class Config(Section):
     prior: Literal["auto"] | dict[str, Probability] | None = None
     """Shares of labels where it runs, such as ``{joy: 0.3}``, other labels having the rest as in
     training; ``auto``: estimated from the answers so far; unset: as in training."""
+    adaptive_sets: bool = False
+    """Move the threshold of the label sets at each correction (``feedback``), so that the sets hold
+    the right label as often as the bundle states, on what is heard here."""
     inferences: bool = False
     """Publish phrases for what commonsense infers from an utterance."""
     privacy: Literal["full", "no_text", "label_only"] = "full"

@@ -254,6 +254,17 @@ class Quantiles(Part):
     """The 95th percentile."""
 
 
+class SetCoverage(Part):
+    """How often label sets hold the right label, as far as corrections tell."""
+
+    stated: float
+    """The share that the model's calibration states."""
+    corrections: int
+    """How many of the latest utterances were corrected."""
+    held: float | None = None
+    """The share of these whose published set held the right label; absent without corrections."""
+
+
 class Health(Event):
     """Load and losses of the recogniser. Every minute, retained."""
 
@@ -274,6 +285,8 @@ class Health(Event):
     hints: list[str] = []
     """What a person should check, a line for each source: nothing but silence, sound without any
     speech, channels that cancel each other out. Published at once; usually empty."""
+    sets: SetCoverage | None = None
+    """Of the label sets; only with ``adaptive_sets``."""
 
 
 class DialogueSummary(Event):

@@ -179,11 +179,13 @@ def predict(
     state: State,
     explain: bool,
     odds: Probabilities | None = None,
+    set_shift: float = 0.0,
 ) -> tuple[Prediction, State]:
     """One step of the network: the prediction and the state after it.
 
     To ``explain``, the same step is computed for every coalition of the inputs, in one batch. All
-    probabilities are adjusted by ``odds`` [C], of a deployment's shares of labels to training's.
+    probabilities are adjusted by ``odds`` [C], of a deployment's shares of labels to training's,
+    and the label set by ``set_shift``, what the deployment's corrections say of it.
     """
     given: list[Modality] = ["audio"] if features.audio is not None else []
     if features.text is not None:
@@ -201,7 +203,7 @@ def predict(
     whole = predicted[every[-1]]
     pattern = pattern_of(audio="audio" in given, text="text" in given)
     labels, calibration = bundle.labels, bundle.calibration
-    inside = calibration.label_sets(whole, pattern=pattern)
+    inside = calibration.label_sets(whole, pattern=pattern, shift=set_shift)
     prediction = Prediction(
         dict(zip(labels, map(float, whole), strict=True)),
         tuple(given),

@@ -38,6 +38,7 @@ from stream_hbaf.features.representations import (
 from stream_hbaf.features.speaker import SpeakerEncoder, find_campplus, open_speaker_encoder
 from stream_hbaf.features.text import EMPTY_WINDOW, Turn, TurnWindow
 from stream_hbaf.features.whisper import Transcriber, Transcript
+from stream_hbaf.networks.adaptive_sets import AdaptiveSets
 from stream_hbaf.networks.calibration import MODALITIES, Modality, Probabilities
 from stream_hbaf.networks.network import State
 from stream_hbaf.networks.prior import Prior, open_prior
@@ -70,6 +71,7 @@ class Recognizer(AbstractContextManager["Recognizer"]):
     acoustic: AcousticFrontEnd | None  # None: the bundle takes text only
     speaker_encoder: SpeakerEncoder | None  # None: speakers aren't told apart by their voices
     prior: Prior | None  # of the deployment; None: as in training
+    sets: AdaptiveSets | None  # by the deployment's corrections; None: as calibrated
 
     def __init__(self, config: Config) -> None:
         """Load all models, in parallel; raises ModelError, BundleError or ConfigError."""
@@ -97,6 +99,7 @@ class Recognizer(AbstractContextManager["Recognizer"]):
                 self.transcriber = transcriber.result()
                 self.bundle = bundle.result()
                 self.prior = _open_prior(config, self.bundle)
+                self.sets = _open_sets(config, self.bundle)
                 self.speaker_encoder = voices.result()
                 verified.result()
                 self._digests = verify()  # remembered, but for what was downloaded meanwhile
@@ -223,6 +226,8 @@ class Recognizer(AbstractContextManager["Recognizer"]):
                 modalities=modalities,
                 odds=odds,
             )
+        if turn and self.sets is not None:
+            self.sets.remember(f"{dialogue.id}-{turn}", prediction)
         if learns and self.prior is not None and odds is not None and prediction.modalities:
             self.prior.learn(np.array([*prediction.probabilities.values()]), odds=odds)
         dialogue.state = state
@@ -313,7 +318,14 @@ class Recognizer(AbstractContextManager["Recognizer"]):
             text = replace(text, embedding=None, commonsense=None)
         features = network_input(self.bundle, acoustic, text, speaker=speaker, voices=voices)
         odds = self._odds() if odds is None else odds
-        prediction, after = predict(self.bundle, features, state=state, explain=explain, odds=odds)
+        prediction, after = predict(
+            self.bundle,
+            features,
+            state=state,
+            explain=explain,
+            odds=odds,
+            set_shift=0.0 if self.sets is None else self.sets.shift,
+        )
         if explain:
             known = self.bundle.inferences if self.config.inferences else None
             if known is not None and text is not None and text.commonsense is not None:
@@ -371,6 +383,10 @@ def _described(
 def _open_prior(config: Config, bundle: Bundle) -> Prior | None:
     own = bundle.config
     return open_prior(config.prior, labels=own.labels, training=own.shares, bundle=own.id)
+
+
+def _open_sets(config: Config, bundle: Bundle) -> AdaptiveSets | None:
+    return AdaptiveSets(bundle.calibration, bundle=bundle.id) if config.adaptive_sets else None
 
 
 def require_inferences(config: Config, bundle: Bundle) -> None:

@@ -19,10 +19,11 @@ from stream_hbaf.audio.file import FileSource, read_audio
 from stream_hbaf.audio.source import AudioSource, Chunk
 from stream_hbaf.config import SAMPLE_RATE_HZ, SourceConfig
 from stream_hbaf.errors import BundleError, CorpusError
-from stream_hbaf.events import DialogueSummary, Utterance
+from stream_hbaf.events import DialogueSummary, Feedback, Utterance
 from stream_hbaf.live.pipeline import LivePipeline
 from stream_hbaf.live.replay import Replayed, recorded_config, replay_session
 from stream_hbaf.live.runtime import Recognition
+from stream_hbaf.networks.adaptive_sets import AdaptiveSets
 from stream_hbaf.recognizer import Recognizer
 from stream_hbaf.sessions.format import EVENTS_FILE, HEADER_FILE, Stretch, encode_line
 from stream_hbaf.sessions.recorder import SessionRecorder
@@ -325,6 +326,35 @@ def test_replay_after_requests_gives_the_same(
         assert np.array_equal(one.acoustic.functionals, other.acoustic.functionals)
     ends = [event for event in events if isinstance(event, Utterance)]
     assert [end.trigger for end in ends] == [end.trigger for end in session.ends]
+
+
+def test_replay_adapts_label_sets_where_that_was_done_live(
+    recognizer: Recognizer,
+    conversation: tuple[Session, list[Recognition]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A correction counts from where it stands in the session."""
+    copy = shutil.copytree(conversation[0].folder, tmp_path / "copy")
+    lines = (copy / EVENTS_FILE).read_bytes().splitlines(keepends=True)
+    first = conversation[0].ends[0]
+    at = next(n for n, line in enumerate(lines) if b'"end"' in line) + 1
+    assert first.emotion is not None
+    least = min(first.emotion.probabilities, key=first.emotion.probabilities.__getitem__)
+    lines.insert(at, encode_line(Feedback(id=first.id, label=least)))
+    (copy / EVENTS_FILE).write_bytes(b"".join(lines))
+    calibration = recognizer.bundle.calibration
+    sets = AdaptiveSets(calibration, bundle="b")
+    monkeypatch.setattr(recognizer, "sets", sets)
+    _, events, _ = replay(open_session(copy), recognizer)
+    assert sets.shift > 0.0
+    ends = [event for event in events if isinstance(event, Utterance)]
+    for n, end in enumerate(ends):
+        assert end.emotion is not None
+        found = np.array(list(end.emotion.probabilities.values()))
+        shift = sets.shift if n else 0.0
+        flags = calibration.label_sets(found, pattern="audio+text", shift=shift)
+        assert len(end.emotion.set) == flags.sum()
 
 
 def test_settings_that_a_session_does_not_know_are_those_of_its_time(tmp_path: Path) -> None:

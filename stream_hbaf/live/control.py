@@ -98,9 +98,10 @@ class Controls:
             self._recording.record(source, on=on)
 
     async def correct(self, feedback: Feedback) -> None:
-        """Apply the correction of a speaker, and store any correction with the recorded session.
+        """Apply the correction of a speaker, and of a label where sets adapt; store either with the
+        recorded session.
 
-        Raises ConfigError for an unknown label, and if neither can be done: the dialogue is over,
+        Raises ConfigError for an unknown label, and if nothing can be done: the dialogue is over,
         and nothing is recorded.
         """
         labels = self._pipeline.recognizer.bundle.labels
@@ -108,13 +109,15 @@ class Controls:
             raise ConfigError("feedback: corrects nothing; give a 'label' or a 'speaker'")
         if feedback.label and feedback.label not in labels:
             raise ConfigError(f"no label '{feedback.label}'; there is {', '.join(labels)}")
+        sets = self._pipeline.recognizer.sets
+        learned = sets is not None and sets.correct(feedback.id, feedback.label)
         applied = bool(feedback.speaker) and await self._correct_speaker(feedback)
         try:
             if self._recording is None:
                 raise ConfigError("feedback: nothing is recorded; start with --record DIR")
             await self._recording.correct(feedback)
         except ConfigError:
-            if feedback.label or not applied:
+            if (feedback.label and not learned) or (feedback.speaker and not applied):
                 raise
 
     async def _correct_speaker(self, feedback: Feedback) -> bool:
@@ -173,6 +176,8 @@ class Controls:
             raise ConfigError("forget: give the dialogue's id as 'dialogue_id'")
         # An utterance that is still open would be published, and stored, after the erasure.
         erased = await self._pipeline.finish_dialogue(dialogue_id)
+        if (sets := self._pipeline.recognizer.sets) is not None:
+            sets.forget(dialogue_id)
         problems: list[str] = []
         for store in self._stores():  # all of them, whatever one raises
             try:

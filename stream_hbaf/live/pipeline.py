@@ -260,6 +260,7 @@ class LivePipeline:
         """Memory, queues, latency and hints now."""
         waiting = [pipeline.queue_lengths() for pipeline in self.sources.values()]
         slots, hints = self._runtime.slots, list(self._runtime.hints.values())
+        sets = self.recognizer.sets
         if slots.is_late:
             hints.append(LATE.format(slots.usual_wait_s, streams=len(self.sources)))
         health = Health(
@@ -276,6 +277,7 @@ class LivePipeline:
             },
             latency_ms=self._runtime.latency(),
             hints=hints,
+            sets=None if sets is None else sets.coverage(),
         )
         return self._complete_health(health)
 

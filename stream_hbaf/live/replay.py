@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from stream_hbaf.config import Config, SourceConfig
 from stream_hbaf.dialogue import LiveDialogue
 from stream_hbaf.errors import BundleError, ConfigError, CorpusError
-from stream_hbaf.events import DialogueSummary, Model, Switch, Utterance
+from stream_hbaf.events import DialogueSummary, Feedback, Model, Switch, Utterance
 from stream_hbaf.features.speaker import Part, SpeakerEncoder
 from stream_hbaf.live.runtime import Recognition
 from stream_hbaf.live.speakers import Revision
@@ -88,6 +88,10 @@ def replay_session(
         for event, transcribed in _steps(session):
             if isinstance(event, SpeakerChange):
                 replay.apply(event)
+                continue
+            if isinstance(event, Feedback):
+                if loaded is not None and (sets := replay.recognizer.sets) is not None:
+                    sets.correct(event.id, event.label)
                 continue
             end = event
             wanted = model or end.model or session.header.model
@@ -264,14 +268,14 @@ def _cut(whole: _Detected, encoder: SpeakerEncoder) -> Iterator[_Detected]:
         yield _Detected(whole.samples[part.start : part.end], end, part)
 
 
-def _steps(session: Session) -> Iterator[tuple[Utterance | SpeakerChange, bool]]:
+def _steps(session: Session) -> Iterator[tuple[Utterance | SpeakerChange | Feedback, bool]]:
     """Finished utterances in the order of publication, and whether they were transcribed; between
-    them what people said about the speakers."""
+    them what people said about the speakers and the labels."""
     off: set[str] = set()  # sources that weren't transcribed
     for event in session.events:
         if isinstance(event, Switch) and event.switch == "transcribe":
             (off.discard if event.on else off.add)(event.source)
-        elif isinstance(event, SpeakerChange):
+        elif isinstance(event, SpeakerChange | Feedback):
             yield event, True
         elif isinstance(event, Utterance) and event.type == "end" and event.revision is None:
             yield event, event.source not in off

@@ -163,10 +163,18 @@ class Calibration(Section):
         return softmax(by_words + weight * (whole - by_words))
 
     def label_sets(
-        self, probabilities: Probabilities, *, pattern: Pattern | Sequence[Pattern]
+        self,
+        probabilities: Probabilities,
+        *,
+        pattern: Pattern | Sequence[Pattern],
+        shift: float = 0.0,
     ) -> Flags:
-        """The set of labels [.., C] for probabilities [.., C]; the best label is always in it."""
-        least = np.minimum(_of(self.thresholds, pattern), probabilities.max(-1))
+        """The set of labels [.., C] for probabilities [.., C]; the best label is always in it.
+
+        ``shift`` is that of ``AdaptiveSets``: the higher, the larger the sets.
+        """
+        thresholds = _of(self.thresholds, pattern) * np.exp(-shift)
+        least = np.minimum(thresholds, probabilities.max(-1))
         return np.asarray(probabilities >= least[..., None])
 
     def abstains(
