@@ -31,7 +31,9 @@ class Answer(NamedTuple):
     labels_in_set: tuple[str, ...] = ()
 
 
-def play(sets: AdaptiveSets, *, sharpness: float, count: int, seed: int, dialogue: str = "d") -> float:
+def play(
+    sets: AdaptiveSets, *, sharpness: float, count: int, seed: int, dialogue: str = "d"
+) -> float:
     """Publish that many answers and correct each; the share of sets that held the right label.
 
     Labels are drawn from the probabilities; what is published is ``sharpness`` times as sure.
