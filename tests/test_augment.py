@@ -140,6 +140,29 @@ def test_companding_is_as_noisy_as_a_telephone() -> None:
         assert rms_db(samples) - rms_db(changed - samples) == pytest.approx(snr_db, abs=0.5)
 
 
+def test_a_telephone_keeps_its_band_and_nothing_above() -> None:
+    """1 kHz comes through as noisy as G.711 is; 100 Hz and 6 kHz don't, nor any overtone."""
+    for hz, least, most in ((100, -999, -35), (1000, -0.1, 0.1), (6000, -999, -35)):
+        samples = tone(hz)
+        changed = augment(samples, Condition(telephone=True), QUIET)[SAMPLE_RATE_HZ:]
+        assert least < rms_db(changed) - rms_db(samples) < most
+    spoken = read_audio(SPOKEN)
+    changed = augment(spoken, Condition(telephone=True), QUIET)
+    assert len(changed) == len(spoken)
+    power = np.square(np.abs(np.fft.rfft(changed.astype(np.float64))))
+    above = np.fft.rfftfreq(len(changed), 1 / SAMPLE_RATE_HZ) > 4200
+    assert power[above].sum() < 1e-3 * power.sum()
+
+
+def test_telephones_are_drawn_beside_what_was_drawn_without() -> None:
+    """As many as asked for; everything else of the conditions stays as it is."""
+    without, half = AugmentationConfig(copies=1000), AugmentationConfig(copies=1000, telephone=0.5)
+    plain, drawn = training_conditions(7, without), training_conditions(7, half)
+    assert not any(one.telephone for one in plain)
+    assert np.mean([one.telephone for one in drawn]) == pytest.approx(0.5, abs=0.05)
+    assert [replace(one, telephone=False) for one in drawn] == plain
+
+
 def test_training_meets_every_kind_of_augment() -> None:
     """Of a thousand conditions each kind has its share; levels stay between the two given."""
     draw = np.random.default_rng(0)

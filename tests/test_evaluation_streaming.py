@@ -384,7 +384,7 @@ def test_conditions_that_need_noises_are_left_out_where_there_are_none(
     work = _load(task, corpora=tmp_path, progress=lines.append)
     assert list(work.conditions) == [
         "clean", "gain_minus_20db", "gain_plus_20db", "gain_minus_10db", "gain_plus_10db",
-        "audio_only", "text_only",
+        "telephone", "audio_only", "text_only",
     ]  # fmt: skip
     (line,) = lines
     assert line.startswith(f"mine: without noise_10db, noise_10db_room: {tmp_path / 'speech'}, ")

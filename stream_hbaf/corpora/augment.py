@@ -1,4 +1,4 @@
-"""Augments clips: speed, room, noise, channel, level and codec, as an acoustic condition says.
+"""Augments clips: speed, room, noise, channel, level, codec and telephone, as a condition says.
 
 A corpus is one room and one microphone; a model that is trained on nothing else learns them.
 """
@@ -24,6 +24,7 @@ SPEEDS = tuple(Fraction(n, 20) for n in (17, 18, 19, 21, 22, 23))
 # Pass bands of channels in Hz: a cheap microphone, a voice call, a telephone.
 BANDS = ((80.0, 7000.0), (150.0, 5500.0), (300.0, 3400.0))
 COMPANDING = 255.0  # mu of G.711, the telephone's codec
+TELEPHONE_HZ = 8000  # sample rate of a call
 SUFFIXES = (".flac", ".wav")
 TESTED = 2  # recordings of noise and rooms of each kind that are for tests
 Level = Annotated[float, Field(ge=-120.0, le=0.0)]  # dBFS
@@ -48,6 +49,7 @@ class Condition:
     speed: Fraction = Fraction(1)  # as a tape: pitch and formants go along
     band_hz: tuple[float, float] | None = None  # pass band of the channel, None for all
     companded: bool = False  # to eight bits and back, as G.711 does
+    telephone: bool = False  # its band, sample rate and codec together
     seed: int = 0
 
 
@@ -70,6 +72,9 @@ class AugmentationConfig(Section):
     copies: Annotated[int, Field(ge=0, le=1000)] = 4
     quietest_dbfs: Level = -62.0  # RMS of an augmented version is drawn between these two
     loudest_dbfs: Level = -12.0
+    # Share of augmented versions that are telephone calls besides; others may have its band or its
+    # codec alone. 0 in the shipped bundle's recipe.
+    telephone: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
 
 
@@ -119,11 +124,14 @@ def draw_condition(draw: np.random.Generator, config: AugmentationConfig) -> Con
         band_hz=BANDS[draw.integers(len(BANDS))] if draw.random() < 0.3 else None,
         companded=bool(draw.random() < 0.15),
         seed=int(draw.integers(2**31)),
+        # The last draw, and none without a share: other settings draw what they always drew.
+        telephone=bool(config.telephone and draw.random() < config.telephone),
     )
 
 
 def augment(samples: Samples, condition: Condition, sounds: NoisesAndRooms) -> Samples:
-    """The clip under ``condition``: speed, room, noise, channel, level, gain, codec, in this order.
+    """The clip under ``condition``: speed, room, noise, channel, level, gain, codec and telephone, in
+    this order.
 
     int16 [n] → int16 [m], clipped; m differs from n only where the speed does.
     """
@@ -140,15 +148,29 @@ def augment(samples: Samples, condition: Condition, sounds: NoisesAndRooms) -> S
         noise = _draw_noise(len(wave), draw=draw, noises=sounds.noises)
         wave = add_noise(wave, noise, snr_db=condition.snr_db)
     if condition.band_hz is not None:
-        band = signal.butter(4, condition.band_hz, "bandpass", fs=SAMPLE_RATE_HZ, output="sos")
-        wave = signal.sosfilt(band, wave)  # causal
+        wave = _pass_band(wave, condition.band_hz)
     if condition.level_dbfs is not None:
         wave = wave * (32768 * 10 ** (condition.level_dbfs / 20) / max(_rms(wave), 1e-9))
     wave = wave * 10 ** (condition.gain_db / 20)
     if condition.companded:
         wave = compand(wave)
+    if condition.telephone:
+        wave = call(wave)
     augmented: Samples = np.clip(np.rint(wave), -32768, 32767).astype(np.int16)
     return augmented
+
+
+def call(wave: Waveform) -> Waveform:
+    """As it comes out of a telephone: 300 to 3,400 Hz, at 8 kHz, in the eight bits of G.711."""
+    narrow = signal.resample_poly(_pass_band(wave, BANDS[-1]), TELEPHONE_HZ, SAMPLE_RATE_HZ)
+    heard: Waveform = signal.resample_poly(compand(narrow), SAMPLE_RATE_HZ, TELEPHONE_HZ)
+    return heard[: len(wave)]
+
+
+def _pass_band(wave: Waveform, band_hz: tuple[float, float]) -> Waveform:
+    band = signal.butter(4, band_hz, "bandpass", fs=SAMPLE_RATE_HZ, output="sos")
+    passed: Waveform = signal.sosfilt(band, wave)  # causal
+    return passed
 
 
 def compand(wave: Waveform) -> Waveform:

@@ -1,7 +1,7 @@
 """Conditions of streaming evaluation, and the evaluation of corpora under each of them.
 
-A corpus with clips is played as recorded, in noise, in a room, at other levels, and with one
-modality withheld. A corpus without clips is read as written and with simulated ASR errors.
+A corpus with clips is played as recorded, in noise, in a room, at other levels, through a
+telephone, and with one modality withheld. A corpus without clips is read as written and with simulated ASR errors.
 """
 
 import json
@@ -42,6 +42,7 @@ from stream_hbaf.evaluation.summary import (
     AUDIO_ONLY,
     CONDITION_TITLES,
     REFERENCE_TEXT,
+    TELEPHONE,
     TEXT_ONLY,
     measure_condition,
     summarise_bundle,
@@ -73,6 +74,7 @@ CLIP_CONDITIONS = {
     **{name: EvaluationCondition(condition) for name, condition in CONDITIONS.items()},
     "gain_minus_10db": EvaluationCondition(Condition(gain_db=-10.0)),
     "gain_plus_10db": EvaluationCondition(Condition(gain_db=10.0)),
+    TELEPHONE: EvaluationCondition(Condition(telephone=True)),
     AUDIO_ONLY: EvaluationCondition(modalities=("audio",)),
     TEXT_ONLY: EvaluationCondition(modalities=("text",)),
 }

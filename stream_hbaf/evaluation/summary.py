@@ -28,7 +28,8 @@ from stream_hbaf.evaluation.streaming import TIMED_S, Flags, StreamingPrediction
 # Names of conditions that summaries refer to. The first one of clips is AS_RECORDED, the first one
 # of a corpus without clips REFERENCE_TEXT.
 AS_RECORDED, REFERENCE_TEXT = "clean", "reference_text"
-NOISE_ROOM, AUDIO_ONLY, TEXT_ONLY = "noise_10db_room", "audio_only", "text_only"
+NOISE_ROOM, TELEPHONE = "noise_10db_room", "telephone"
+AUDIO_ONLY, TEXT_ONLY = "audio_only", "text_only"
 ASR_ERRORS, ASR_ERRORS_PLAIN = "asr_errors_15", "asr_errors_15_exclamations_dropped"
 CONDITION_TITLES = {
     AS_RECORDED: "as recorded",
@@ -38,6 +39,7 @@ CONDITION_TITLES = {
     "gain_plus_20db": "20 dB louder, clipped",
     "gain_minus_10db": "10 dB quieter",
     "gain_plus_10db": "10 dB louder",
+    TELEPHONE: "through a telephone, G.711",
     AUDIO_ONLY: "text withheld",
     TEXT_ONLY: "audio withheld",
     REFERENCE_TEXT: "reference text",
@@ -66,6 +68,7 @@ CHANCE_DRAWS = 2000
 CLIP_ROWS = {
     "{}, audio and recognised words, UAR": "uar",
     "the same with noise at 10 dB SNR and a room, change": f"uar_change_{NOISE_ROOM}",
+    "the same through a telephone, change": f"uar_change_{TELEPHONE}",
     "the same from 20 dB quieter to 20 dB louder, worst change": "uar_change_worst_gain",
     "the same, text withheld": f"uar_{AUDIO_ONLY}",
     "that of a network trained on audio alone": "uar_of_audio_only_model",
@@ -132,7 +135,7 @@ def summarise_corpus(conditions: Mapping[str, Figures]) -> dict[str, Any]:
     if gains:
         summary["uar_change_worst_gain"] = min(gains) - first["uar"]
     for name, one in conditions.items():
-        if name == NOISE_ROOM:
+        if name in (NOISE_ROOM, TELEPHONE):
             summary[f"uar_change_{name}"] = one["uar"] - first["uar"]
         elif name in (AUDIO_ONLY, TEXT_ONLY):
             summary[f"uar_{name}"] = one["uar"]
