@@ -130,7 +130,7 @@ def draw_condition(draw: np.random.Generator, config: AugmentationConfig) -> Con
 
 
 def augment(samples: Samples, condition: Condition, sounds: NoisesAndRooms) -> Samples:
-    """The clip under ``condition``: speed, room, noise, channel, level, gain, codec and telephone, in
+    """The clip under ``condition``: speed, room, noise, channel, level, gain, codec, telephone, in
     this order.
 
     int16 [n] → int16 [m], clipped; m differs from n only where the speed does.

@@ -1,7 +1,8 @@
 """Conditions of streaming evaluation, and the evaluation of corpora under each of them.
 
 A corpus with clips is played as recorded, in noise, in a room, at other levels, through a
-telephone, and with one modality withheld. A corpus without clips is read as written and with simulated ASR errors.
+telephone, and with one modality withheld. A corpus without clips is read as written and with
+simulated ASR errors.
 """
 
 import json
