@@ -97,7 +97,8 @@ class Recognizer(AbstractContextManager["Recognizer"]):
             self.acoustic = open_front_end(settings, device=device)
             try:
                 self.transcriber = transcriber.result()
-                self.bundle = bundle.result()
+                # The encoder has its own copy of the tuned layers: 40 MB that only saving needs.
+                self.bundle = replace(bundle.result(), tuned={})
                 self.prior = _open_prior(config, self.bundle)
                 self.sets = _open_sets(config, self.bundle)
                 self.speaker_encoder = voices.result()

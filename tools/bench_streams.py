@@ -156,6 +156,7 @@ def serve(corpora: Path, *, seconds: float, settings: dict[str, Any]) -> None:
     limit_library_caches()
     from stream_hbaf.config import load_config
     from stream_hbaf.features.whisper import Transcriber
+    from stream_hbaf.live.pipeline import release_memory
     from stream_hbaf.recognizer import Recognizer
 
     with Recognizer(load_config(overrides=settings)) as recognizer:
@@ -167,6 +168,7 @@ def serve(corpora: Path, *, seconds: float, settings: dict[str, Any]) -> None:
                 (Recognizer, "classify_final"),
             ),
         )
+        release_memory()  # as the command does
         print("{}", flush=True)
         for line in sys.stdin:
             sounds = [talk(corpora, stream=n, seconds=seconds) for n in range(int(line))]

@@ -267,6 +267,7 @@ class Run:
 
     async def publish_health(self) -> None:
         """Publish the pipeline's health every minute, after ``release_memory``."""
+        await asyncio.to_thread(release_memory)  # loading the models took more than they need
         while True:
             await asyncio.sleep(HEALTH_EVERY_S)
             await self.each_minute()
