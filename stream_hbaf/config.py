@@ -38,7 +38,15 @@ from stream_hbaf.untrusted import (
 SAMPLE_RATE_HZ = 16_000
 ENVIRONMENT_PREFIX = "STREAM_HBAF_"
 SECRETS = ("mqtt.password", "dashboard.token", "metrics.token", "serve.token", "source.token")
-PATHS = ("where", "model", "record", "ca_file", "certificate", "key")  # may be other than UTF-8
+PATHS = (
+    "where",
+    "model",
+    "record",
+    "ca_file",
+    "certificate",
+    "key",
+    "checkpoints",
+)  # may be other than UTF-8
 RESERVED_NAMES = ("request", "response")  # first topic levels that belong to no source
 
 # The types of settings, annotated with their limits and units. The upper limits are far beyond all
@@ -54,6 +62,9 @@ LogProbability = Annotated[float, Field(ge=-100.0, le=100.0), "natural logarithm
 Messages = Annotated[int, Field(gt=0, le=1_000_000), "messages"]
 Port = Annotated[int, Field(ge=0, le=65535), "TCP port"]
 Streams = Annotated[int, Field(gt=0, le=1000), "streams"]
+Replicas = Annotated[int, Field(gt=0, le=1000), "replicas"]
+Gpus = Annotated[float, Field(ge=0.0, le=64.0), "GPUs"]
+Address = Annotated[str, Field(pattern=r"^(auto|local|\S+:\d+)$", max_length=300)]
 Origin = Annotated[str, Field(pattern=r"^https?://[^/\s]+$", max_length=300)]
 Speakers = Annotated[int, Field(gt=0, le=64), "speakers"]
 Index = Annotated[int | None, Field(ge=0, le=1023), "index from 0"]
@@ -274,6 +285,15 @@ class ServeConfig(Section):
     """Streams at once, those that wait for their client included; unset: four for each core."""
     resume_s: Seconds = 120
     """How long a stream waits for its client after a lost connection."""
+    checkpoints: Path | None = None
+    """Folder in which streams and their dialogues are kept, so that a service that was killed goes
+    on with them; unset: they end with it."""
+    ray: Address | None = None
+    """Ray cluster that runs the models, as ``HOST:PORT`` or ``auto``; unset: they run here."""
+    replicas: Replicas = 4
+    """Most replicas of each model on the cluster; there are as many as requests need."""
+    gpus_each: Gpus = 0.0
+    """GPUs that each replica takes, such as 0.5; 0: it runs on CPUs."""
 
 
 class Config(Section):

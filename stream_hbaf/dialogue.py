@@ -8,7 +8,7 @@ import uuid
 from collections import deque
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from stream_hbaf.features.acoustic import Acoustic
 from stream_hbaf.features.baseline import VoicePast
@@ -58,6 +58,17 @@ class LiveDialogue:
         """The number of an utterance that begins, from 1."""
         self.turns += 1
         return self.turns
+
+    def without_past(self) -> "LiveDialogue":
+        """A copy with all that the next utterance needs, but not what earlier ones were."""
+        return replace(self, speakers=[*self.speakers], past=deque(maxlen=TURNS_KEPT))
+
+    def follow(self, after: "LiveDialogue") -> None:
+        """Move on as a copy has that was made by ``without_past``."""
+        self.state, self.window = after.state, after.window
+        self.prosody, self.voices = after.prosody, after.voices
+        self.speakers = [*after.speakers]
+        self.past.extend(after.past)
 
     def number_of(self, speaker: str) -> int:
         """The speaker's place in the order of appearance, the next free one for a new speaker."""

@@ -37,7 +37,8 @@ from stream_hbaf.features.representations import (
 )
 from stream_hbaf.features.speaker import SpeakerEncoder, find_campplus, open_speaker_encoder
 from stream_hbaf.features.text import EMPTY_WINDOW, Turn, TurnWindow
-from stream_hbaf.features.whisper import Transcriber, Transcript
+from stream_hbaf.features.whisper import Transcriber, Transcribing, Transcript
+from stream_hbaf.features.whisper_encoder import decoders
 from stream_hbaf.networks.adaptive_sets import AdaptiveSets
 from stream_hbaf.networks.calibration import MODALITIES, Modality, Probabilities
 from stream_hbaf.networks.network import State
@@ -72,10 +73,15 @@ class Recognizer(AbstractContextManager["Recognizer"]):
     speaker_encoder: SpeakerEncoder | None  # None: speakers aren't told apart by their voices
     prior: Prior | None  # of the deployment; None: as in training
     sets: AdaptiveSets | None  # by the deployment's corrections; None: as calibrated
+    decoders: int  # transcripts, or embeddings of sound, that are computed at once
 
-    def __init__(self, config: Config) -> None:
-        """Load all models, in parallel; raises ModelError, BundleError or ConfigError."""
+    def __init__(self, config: Config, *, transcriber: Transcribing | None = None) -> None:
+        """Load all models, in parallel; raises ModelError, BundleError or ConfigError.
+
+        A ``transcriber`` that is given takes the place of Whisper here.
+        """
         self.config = config
+        self.decoders = decoders()
         self._warned_of_other_language = False
         device = resolve_device(config.device)
         torch.set_num_threads(1)  # the network is small; Whisper makes better use of the cores
@@ -83,8 +89,11 @@ class Recognizer(AbstractContextManager["Recognizer"]):
         require_live(settings)
         encoder = whisper_encoder_of(settings)
         with ThreadPoolExecutor() as pool:
-            transcriber = pool.submit(
-                Transcriber, config.transcript, acoustic_encoder=encoder, device=device
+            whisper = pool.submit(
+                lambda: (
+                    transcriber
+                    or Transcriber(config.transcript, acoustic_encoder=encoder, device=device)
+                )
             )
             bundle = pool.submit(Bundle.load, config.model, device=device)
             extra = [f"whisper:{config.transcript.model}", f"vad:{config.vad.engine}"]
@@ -94,9 +103,9 @@ class Recognizer(AbstractContextManager["Recognizer"]):
             verify = partial(digest_parts, parts, known=settings.digests, bundle=settings.id)
             verified = pool.submit(verify)
             voices = pool.submit(_open_speaker_encoder, config, device=device)
-            self.acoustic = open_front_end(settings, device=device)
+            self.acoustic = self._open_front_end(settings, device=device)
             try:
-                self.transcriber = transcriber.result()
+                self.transcriber: Transcribing = whisper.result()
                 # The encoder has its own copy of the tuned layers: 40 MB that only saving needs.
                 self.bundle = replace(bundle.result(), tuned={})
                 self.prior = _open_prior(config, self.bundle)
@@ -118,6 +127,9 @@ class Recognizer(AbstractContextManager["Recognizer"]):
         """Stop openSMILE's threads; no utterance can be recognised after that."""
         if self.acoustic is not None:
             self.acoustic.close()
+
+    def _open_front_end(self, settings: BundleConfig, *, device: str) -> AcousticFrontEnd | None:
+        return open_front_end(settings, device=device)
 
     def _warn_of_unread_language(self) -> None:
         transcribed, read = self.config.transcript.language, self.bundle.config.language
@@ -198,7 +210,7 @@ class Recognizer(AbstractContextManager["Recognizer"]):
         the utterance can be revised. ``explain`` and ``modalities`` as in ``classify``. With
         ``odds``, the deployment's prior stays as it is; otherwise it learns from the answer.
         """
-        learns = odds is None and self.prior is not None
+        learns = odds is None
         if odds is None:
             odds = self._odds()
         if text is not None:
@@ -227,10 +239,8 @@ class Recognizer(AbstractContextManager["Recognizer"]):
                 modalities=modalities,
                 odds=odds,
             )
-        if turn and self.sets is not None:
-            self.sets.remember(f"{dialogue.id}-{turn}", prediction)
-        if learns and self.prior is not None and odds is not None and prediction.modalities:
-            self.prior.learn(np.array([*prediction.probabilities.values()]), odds=odds)
+        answered = f"{dialogue.id}-{turn}" if turn else ""
+        self._learn(prediction, utterance=answered, odds=odds if learns else None)
         dialogue.state = state
         dialogue.prosody = prosody
         if "audio" in modalities:
@@ -274,6 +284,18 @@ class Recognizer(AbstractContextManager["Recognizer"]):
                 )
                 for one in dialogue.rewind(changed)
             }
+
+    def _learn(
+        self, prediction: Prediction, *, utterance: str, odds: Probabilities | None
+    ) -> None:
+        """Let label sets and the prior, where the settings have them, learn from an answer.
+
+        The sets learn from utterances that have an id, the prior if it was adjusted by its ``odds``.
+        """
+        if utterance and self.sets is not None:
+            self.sets.remember(utterance, prediction)
+        if self.prior is not None and odds is not None and prediction.modalities:
+            self.prior.learn(np.array([*prediction.probabilities.values()]), odds=odds)
 
     def _odds(self) -> Probabilities | None:
         return None if self.prior is None else self.prior.odds

@@ -46,6 +46,7 @@ KEYS = {
     "--traces": "traces",
     "--host": "serve.host",
     "--port": "serve.port",
+    "--ray": "serve.ray",
 }
 
 

@@ -14,6 +14,7 @@ from stream_hbaf.audio.capture import list_devices
 from stream_hbaf.audio.open_source import open_source
 from stream_hbaf.audio.source import AudioSource, OnStatus
 from stream_hbaf.audio.wyoming import WyomingSource
+from stream_hbaf.cluster import connected
 from stream_hbaf.commands import print_status
 from stream_hbaf.config import Config, SourceConfig
 from stream_hbaf.errors import DeviceError
@@ -98,7 +99,7 @@ async def serve(config: Config, *, json: bool) -> None:
         await server.open()
         config = await with_broker(config, opened)
         print_status("loading the models")
-        recognizer = await asyncio.to_thread(Recognizer, config)
+        recognizer = await _open_recognizer(config, opened, stop=stop)
         run = Run(config, recognizer, optional, serving=True)
         opened.callback(lambda: run.pipeline.recognizer.close())  # it may have been swapped
         server.pipeline = run.pipeline
@@ -106,6 +107,22 @@ async def serve(config: Config, *, json: bool) -> None:
         print_status(f"serving up to {server.max_streams} streams at {server.url}; Ctrl-C ends")
         beside = [run.publish_health(), server.start()]
         await run.pipeline.run({}, stop=stop, beside=beside)
+
+
+async def _open_recognizer(
+    config: Config, opened: contextlib.AsyncExitStack, *, stop: asyncio.Event
+) -> Recognizer:
+    """The recogniser, with its models here or on a cluster."""
+    if config.serve.ray is None:
+        return await asyncio.to_thread(Recognizer, config)
+    # Not in the main thread, where Ray would handle SIGTERM.
+    await asyncio.to_thread(opened.enter_context, connected(config.serve.ray))
+    set_on_signals(stop)  # Ray has set handlers that abort
+    from stream_hbaf.serve.remote import RemoteRecognizer
+    from stream_hbaf.serve.replicas import deploy
+
+    models = await asyncio.to_thread(deploy, config)
+    return await asyncio.to_thread(RemoteRecognizer, config, models)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,9 +158,14 @@ def load_optional(config: Config) -> OptionalPublishers:
 def asked_to_stop() -> asyncio.Event:
     """An event that Ctrl-C and SIGTERM set."""
     stop = asyncio.Event()
+    set_on_signals(stop)
+    return stop
+
+
+def set_on_signals(stop: asyncio.Event) -> None:
+    """Have Ctrl-C and SIGTERM set an event, whatever they did before."""
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    return stop
 
 
 async def _unless(stop: asyncio.Event, opening: Coroutine[object, object, T]) -> T | None:

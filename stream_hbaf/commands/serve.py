@@ -19,6 +19,13 @@ def add_serve_command(commands: Commands) -> None:
     )
     serve.add_argument("--host", metavar="ADDRESS", help="listen here (default: 127.0.0.1)")
     serve.add_argument("--port", metavar="PORT", help="listen here (default: 8772)")
+    serve.add_argument(
+        "--ray",
+        nargs="?",
+        const="auto",
+        metavar="HOST:PORT",
+        help="run the models on a Ray cluster (default: this machine's, or a new one)",
+    )
     add_settings(serve)
 
 

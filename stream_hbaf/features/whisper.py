@@ -9,7 +9,7 @@ import re
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -67,6 +67,27 @@ class _Decoded:
 
 
 NOTHING_DECODED = _Decoded("", avg_logprob=0.0, no_speech_prob=1.0, is_complete=True)
+
+
+class Transcribing(Protocol):
+    """What transcribes, here or elsewhere; every method as ``Transcriber``'s."""
+
+    @property
+    def encoder_width(self) -> int:
+        """D, the width of a final transcript's ``encoder_mean``."""
+
+    def final(
+        self,
+        samples: Int16,
+        speech_score: float,
+        *,
+        decode: bool = True,
+        abandon: Callable[[], bool] = lambda: False,
+    ) -> Transcript:
+        """The transcript of a whole utterance."""
+
+    def partial(self, samples: Int16, abandon: Callable[[], bool]) -> Transcript | None:
+        """The transcript of an utterance that isn't over."""
 
 
 class Transcriber:

@@ -33,7 +33,6 @@ from stream_hbaf.events import (
 )
 from stream_hbaf.features.acoustic import Acoustic
 from stream_hbaf.features.turn_model import open_turn_model
-from stream_hbaf.features.whisper_encoder import decoders
 from stream_hbaf.live.slots import PrioritySlots
 from stream_hbaf.live.speakers import Revision
 from stream_hbaf.live.tracker import DialogueTracker
@@ -109,7 +108,7 @@ class Runtime:
         self.on_recognition = on_recognition
         self.modalities = modalities
         self.turn_model = open_turn_model(self.config.endpoint)
-        self.slots = PrioritySlots(at_once=decoders())
+        self.slots = PrioritySlots(at_once=recognizer.decoders)
         self.utterances = 0  # finished
         self.hints: dict[str, str] = {}  # what a person should check, by source
         self.began_at = time.monotonic()
@@ -127,7 +126,8 @@ class Runtime:
             self.executors = {
                 name: executors.enter_context(
                     ThreadPoolExecutor(
-                        decoders() if name in SEVERAL else 1, thread_name_prefix=name
+                        self.recognizer.decoders if name in SEVERAL else 1,
+                        thread_name_prefix=name,
                     )
                 )
                 for name in THREADS

@@ -1,0 +1,157 @@
+"""A Ray cluster: connects to it, sees that its nodes can do the work, and runs functions on it.
+
+Ray is an extra and takes two seconds to import: nothing of it is imported before it is asked for.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any, TypeVar
+
+from stream_hbaf import __version__
+from stream_hbaf.errors import ConfigError, StreamHbafError, shorten
+from stream_hbaf.processes import THREADS, WorkerDiedError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+FOUND = (
+    "auto"  # the address of the cluster that RAY_ADDRESS names or this machine has, or a new one
+)
+OBJECTS_BYTES = 200 << 20  # of a new cluster's object store: what travels is sound and features
+ONE_THREAD = {"env_vars": dict.fromkeys(THREADS, "1")}
+RETRIES = 3  # of an item whose worker or node has died
+
+
+@contextmanager
+def connected(address: str) -> Iterator[None]:
+    """Be connected to the cluster at an address, or to a new one on this machine; see ``FOUND``.
+
+    Raises ConfigError if there is none, or if it has another version of Ray or Python, and
+    ModuleNotFoundError without Ray.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would send reports home
+    import ray
+
+    # Ray's own lines on how it starts. The workers' logs are in the nodes' folders.
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    try:
+        try:
+            ray.init(address=address, **quiet)
+        except ConnectionError:
+            if address != FOUND or "RAY_ADDRESS" in os.environ:
+                raise
+            ray.init(
+                address="local",
+                num_cpus=len(os.sched_getaffinity(0)),
+                object_store_memory=OBJECTS_BYTES,
+                include_dashboard=False,
+                **quiet,
+            )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        where = os.environ.get("RAY_ADDRESS", address) if address == FOUND else address
+        reason = shorten(" ".join(str(error).split()), limit=200)
+        raise ConfigError(
+            f"--ray {where}: no cluster that this Ray {ray.__version__} can use ({reason}); start "
+            "one with 'ray start --head', of the same versions of Ray and Python"
+        ) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def run_on_each_node(function: Callable[..., Result], *arguments: object) -> dict[str, Result]:
+    """What a function returns on every node, by the node's address.
+
+    Raises ConfigError for a node that lacks this version of stream-hbaf.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    running = {}
+    for node in ray.nodes():
+        if node["Alive"]:
+            here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            remote = ray.remote(num_cpus=0, scheduling_strategy=here)(_with_version)
+            name = node["NodeManagerAddress"]
+            name = f"{name} ({node['NodeID'][:8]})" if name in running else name
+            running[name] = remote.remote(function, *arguments)
+    found = {}
+    for name, reference in running.items():
+        try:
+            version, found[name] = ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, StreamHbafError):
+                raise ConfigError(f"node {name}: {error.cause}") from None
+            version = shorten(str(error).strip().rpartition("\n")[2], limit=200)
+        except ray.exceptions.RayError as error:
+            version = shorten(" ".join(str(error).split()), limit=200)
+        if version != __version__:
+            raise ConfigError(
+                f"node {name}: it lacks stream-hbaf {__version__} ({version}); install the same "
+                "on every node: pip install 'stream-hbaf[scale]'"
+            )
+    return found
+
+
+def _with_version(function: Callable[..., Result], *arguments: object) -> tuple[str, Result]:
+    from stream_hbaf import __version__ as there
+
+    return there, function(*arguments)
+
+
+def map_on_cluster(
+    function: Callable[..., Result], items: Sequence[Item], *, shared: tuple[Any, ...] = ()
+) -> Generator[tuple[int, Result], None, None]:
+    """Yield each item's index and ``function(item, *shared)``, as they are completed.
+
+    As ``processes.map_as_completed`` does, with a task of one core each on a cluster that is
+    connected. ``shared`` is sent to each node once. An item whose worker died is done again, a few
+    times; then WorkerDiedError is raised.
+    """
+    import ray
+
+    remote = ray.remote(num_cpus=1, max_retries=RETRIES, runtime_env=ONE_THREAD)(_alone)
+    sent = [ray.put(one) for one in shared]
+    waiting = iter(enumerate(items))
+    # Twice as many as run at once, so that none waits for this process.
+    ahead = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    running: dict[Any, int] = {}
+    try:
+        while True:
+            for index, item in islice(waiting, ahead - len(running)):
+                running[remote.remote(function, item, *sent)] = index
+            if not running:
+                return
+            [done], _ = ray.wait([*running])
+            yield running[done], _result(done, index=running.pop(done))
+    finally:
+        for reference in running:
+            ray.cancel(reference, force=True)
+
+
+def _alone(function: Callable[..., Result], item: object, *shared: object) -> Result:
+    """In a worker: as in one of ``processes``, whose numerics have one thread."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+    return function(item, *shared)
+
+
+def _result(reference: Any, *, index: int) -> Any:
+    import ray
+
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+    except ray.exceptions.RayError as error:
+        reason = shorten(" ".join(str(error).split()), limit=200)
+        raise WorkerDiedError(
+            f"a worker of the cluster died {RETRIES + 1} times ({reason}), perhaps for lack of "
+            "memory; see 'ray status'",
+            index=index,
+        ) from None

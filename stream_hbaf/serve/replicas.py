@@ -1,0 +1,249 @@
+"""The models as deployments of Ray Serve: any number of replicas, on any node, without memory.
+
+``Transcribe`` runs Whisper, ``Understand`` all that makes an emotion of words and sound. A request
+brings all that its answer depends on, the dialogue's state too: any replica can answer it, and
+answers it again if another one died over it.
+"""
+
+import asyncio
+import hashlib
+import logging
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from stream_hbaf.bundle import read_bundle_config
+from stream_hbaf.cluster import run_on_each_node
+from stream_hbaf.config import Config
+from stream_hbaf.dialogue import LiveDialogue
+from stream_hbaf.errors import ConfigError, ModelError, shorten
+from stream_hbaf.features.blocks import BlockFrontEnd
+from stream_hbaf.features.whisper import Transcriber, Transcript
+from stream_hbaf.features.whisper_encoder import decoders
+from stream_hbaf.networks.network import State
+from stream_hbaf.prediction import Prediction, TextFeatures, whisper_encoder_of
+from stream_hbaf.recognizer import Int16, Recognizer, resolve_device
+from stream_hbaf.serve.remote import Models, RemoteTranscriber
+from stream_hbaf.weights import digest_parts
+
+T = TypeVar("T")
+
+HEALTH_EVERY_S = 1.0  # so often a replica is asked whether it lives: a dead one is replaced soon
+HEALTH_WITHIN_S = 30.0  # on a busy machine
+# Settings of the libraries' threads and caches, which replicas have as the service has.
+LIBRARIES = ("OPENBLAS_NUM_THREADS", "OMP_WAIT_POLICY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
+STOP_WITHIN_S = 5.0  # for requests that run when a replica is stopped
+UNDERSTOOD_AT_ONCE = 4  # requests that a replica of Understand takes: one runs, others travel
+# Requests that run or wait, of those that a replica takes at once, above which there should be one
+# more replica: by Little's law those that wait, wait for half of a request's time then.
+BUSY = 0.75
+
+
+class Transcribe:
+    """Whisper, for as many utterances at once as its node decodes."""
+
+    def __init__(self, config: Config) -> None:
+        limit_replica_threads()
+        device = resolve_device(config.device)
+        encoder = whisper_encoder_of(read_bundle_config(config.model))
+        self._transcriber = Transcriber(config.transcript, acoustic_encoder=encoder, device=device)
+        self._threads = ThreadPoolExecutor(decoders(), thread_name_prefix="transcript")
+
+    def encoder_width(self) -> int:
+        """As ``Transcriber.encoder_width``."""
+        return self._transcriber.encoder_width
+
+    def pid(self) -> int:
+        """The number of this replica's process on its node."""
+        return os.getpid()
+
+    async def final(self, samples: Int16, speech_score: float, decode: bool) -> Transcript:
+        """As ``Transcriber.final``; to cancel the request abandons the transcript."""
+        run = partial(self._transcriber.final, samples, speech_score, decode=decode)
+        return await self._run(lambda abandon: run(abandon=abandon))
+
+    async def partial(self, samples: Int16) -> Transcript | None:
+        """As ``Transcriber.partial``; to cancel the request abandons the transcript."""
+        return await self._run(partial(self._transcriber.partial, samples))
+
+    async def _run(self, transcribe: Callable[[Callable[[], bool]], T]) -> T:
+        abandoned = threading.Event()
+        job = self._threads.submit(transcribe, abandoned.is_set)
+        try:
+            return await asyncio.wrap_future(job)
+        except asyncio.CancelledError:
+            abandoned.set()
+            raise
+
+
+class Understand:
+    """A bundle: text features, the voice's embeddings, and steps of the network."""
+
+    async def __init__(self, config: Config, transcribe: DeploymentHandle[Any]) -> None:
+        limit_replica_threads()
+
+        def load() -> Recognizer:  # in a thread, from which requests may be waited for
+            return Recognizer(config, transcriber=RemoteTranscriber(transcribe))
+
+        self._recognizer = await asyncio.to_thread(load)
+        self._device = torch.device(resolve_device(config.device))
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="understand")
+
+    def pid(self) -> int:
+        """The number of this replica's process on its node."""
+        return os.getpid()
+
+    async def measure(self, samples: Int16) -> Mapping[str, np.ndarray]:
+        """As ``BlockFrontEnd.measure``."""
+        front_end = self._recognizer.acoustic
+        assert isinstance(front_end, BlockFrontEnd)  # else it isn't asked for
+        return await self._run(front_end.measure, samples)
+
+    async def encode_text(self, transcript: Transcript, **named: Any) -> TextFeatures:
+        """As ``Recognizer.encode_text``."""
+        return await self._run(self._recognizer.encode_text, transcript, **named)
+
+    async def classify(self, *, state: State, **named: Any) -> tuple[Prediction, State]:
+        """As ``Recognizer.classify``."""
+        own = _moved(state, self._device)
+        prediction, after = await self._run(self._recognizer.classify, state=own, **named)
+        return prediction, _moved(after, torch.device("cpu"))
+
+    async def classify_final(
+        self, dialogue: LiveDialogue, **named: Any
+    ) -> tuple[Prediction, LiveDialogue]:
+        """As ``Recognizer.classify_final``, with the dialogue as it is then."""
+        own = _dialogue_on(self._device, dialogue)
+        prediction = await self._run(self._recognizer.classify_final, dialogue=own, **named)
+        return prediction, _dialogue_on(torch.device("cpu"), own)
+
+    async def _run(self, function: Callable[..., T], *arguments: Any, **named: Any) -> T:
+        run = partial(function, *arguments, **named)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, run)
+
+
+def limit_replica_threads() -> None:
+    """Keep torch's threads from delaying those of other replicas."""
+    torch.set_num_threads(1)
+
+
+def _moved(state: State, device: torch.device) -> State:
+    return state.map(lambda tensor: tensor.to(device))
+
+
+def _dialogue_on(device: torch.device, dialogue: LiveDialogue) -> LiveDialogue:
+    past = (replace(one, state=_moved(one.state, device)) for one in dialogue.past)
+    state = _moved(dialogue.state, device)
+    return replace(dialogue, state=state, past=deque(past, maxlen=dialogue.past.maxlen))
+
+
+def bind_models(config: Config) -> tuple[serve.Application, serve.Application]:
+    """``Transcribe`` and ``Understand``, bound for ``serve.run``."""
+    options = partial(_options, config)
+    transcribe = serve.deployment(Transcribe).options(**options(cpus=1, at_once=decoders()))
+    understand = serve.deployment(Understand).options(
+        **options(cpus=0.5, at_once=UNDERSTOOD_AT_ONCE)
+    )
+    models = model_settings(config)
+    words = transcribe.bind(models)
+    return words, understand.bind(models, words)
+
+
+def _options(config: Config, *, cpus: float, at_once: int) -> dict[str, Any]:
+    return {
+        "max_ongoing_requests": at_once,
+        "autoscaling_config": {
+            "min_replicas": 1,
+            "max_replicas": config.serve.replicas,
+            "target_ongoing_requests": BUSY * at_once,
+        },
+        "ray_actor_options": {
+            "num_cpus": cpus,
+            "num_gpus": config.serve.gpus_each,
+            "runtime_env": {
+                "env_vars": {name: os.environ[name] for name in LIBRARIES if name in os.environ}
+            },
+        },
+        "health_check_period_s": HEALTH_EVERY_S,
+        "health_check_timeout_s": HEALTH_WITHIN_S,
+        "graceful_shutdown_timeout_s": STOP_WITHIN_S,
+    }
+
+
+def model_settings(config: Config) -> Config:
+    """The settings that answers depend on, without passwords: all that replicas are given.
+
+    The deployment's prior is its owner's, who sends what has been learned with each request.
+    """
+    kept = ("model", "device", "inferences", "transcript")
+    return Config(**{name: getattr(config, name) for name in kept})
+
+
+def deploy(config: Config) -> Models:
+    """Have replicas of the models run on the cluster that is connected, and wait for them.
+
+    Those that another service has started with the same settings are shared; they stay when this
+    one ends. Raises ConfigError for a node without the weights, ModelError if they don't start.
+    """
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    require_weights(config)
+    settings = model_settings(config).model_dump_json() + config.serve.model_dump_json(
+        include={"replicas", "gpus_each"}
+    )
+    name = f"stream-hbaf-{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
+    serve.start(proxy_location="Disabled")  # requests come from Python alone
+    known = serve.status().applications.get(name)
+    if known is None or known.status != "RUNNING":
+        try:
+            serve.run(bind_models(config)[1], name=name, route_prefix=None)
+        except RuntimeError:
+            raise ModelError(f"the models' replicas don't start: {_reason(name)}") from None
+    return models_of(name, replicas=config.serve.replicas)
+
+
+def models_of(application: str, *, replicas: int) -> Models:
+    """The models of an application that runs."""
+    transcribe, understand = (
+        serve.get_deployment_handle(one.__name__, app_name=application)
+        for one in (Transcribe, Understand)
+    )
+    return Models(transcribe, understand, decoders=replicas * decoders())
+
+
+def require_weights(config: Config) -> None:
+    """Raise ConfigError if a node of the cluster lacks the weights, or has others than this one."""
+    models = model_settings(config)
+    here = weights_of(models)
+    for node, there in run_on_each_node(weights_of, models).items():
+        for part in here.keys() | there.keys():
+            if here.get(part) != there.get(part):
+                lacks = "has no weights" if part not in there else "has other weights"
+                raise ConfigError(
+                    f"node {node}: {lacks} {part} than this one; install the same packages and "
+                    "models on every node"
+                )
+
+
+def weights_of(config: Config) -> dict[str, str]:
+    """The digests of the bundle and of the weights that it needs, on this machine, by part."""
+    bundle = read_bundle_config(config.model)
+    parts = [*bundle.parts, f"whisper:{config.transcript.model}"]
+    return digest_parts(parts, known=bundle.digests, bundle=bundle.id)
+
+
+def _reason(application: str) -> str:
+    """Why an application doesn't start, in one line."""
+    known = serve.status().applications.get(application)
+    messages = [one.message for one in known.deployments.values() if one.message] if known else []
+    lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
+    return shorten(lines[-1] if lines else "see 'serve status'", limit=200)
