@@ -73,13 +73,13 @@ def run_on_each_node(function: Callable[..., Result], *arguments: object) -> dic
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     running = {}
-    for node in ray.nodes():
-        if node["Alive"]:
-            here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            remote = ray.remote(num_cpus=0, scheduling_strategy=here)(_with_version)
-            name = node["NodeManagerAddress"]
-            name = f"{name} ({node['NodeID'][:8]})" if name in running else name
-            running[name] = remote.remote(function, *arguments)
+    for node in _nodes():
+        here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        options: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": here}
+        remote = ray.remote(**options)(_with_version)
+        name = node["NodeManagerAddress"]
+        name = f"{name} ({node['NodeID'][:8]})" if name in running else name
+        running[name] = remote.remote(function, *arguments)
     found = {}
     for name, reference in running.items():
         try:
@@ -96,6 +96,14 @@ def run_on_each_node(function: Callable[..., Result], *arguments: object) -> dic
                 "on every node: pip install 'stream-hbaf[scale]'"
             )
     return found
+
+
+def _nodes() -> list[dict[str, Any]]:
+    """The nodes that are alive."""
+    import ray
+
+    every: Any = ray.nodes  # without types
+    return [node for node in every() if node["Alive"]]
 
 
 def _with_version(function: Callable[..., Result], *arguments: object) -> tuple[str, Result]:
@@ -119,7 +127,8 @@ def map_on_cluster(
     sent = [ray.put(one) for one in shared]
     waiting = iter(enumerate(items))
     # Twice as many as run at once, so that none waits for this process.
-    ahead = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    cores = sum(int(node["Resources"].get("CPU", 0)) for node in _nodes())
+    ahead = 2 * max(1, cores)
     running: dict[Any, int] = {}
     try:
         while True:

@@ -16,6 +16,7 @@ from stream_hbaf.errors import ConfigError, shorten
 from stream_hbaf.events import AnyEvent, Health, State, SwitchName, Trigger
 from stream_hbaf.live.runtime import Publisher, Recognition, Runtime
 from stream_hbaf.live.source import OnAudio, SourcePipeline
+from stream_hbaf.live.tracker import SavedDialogue
 from stream_hbaf.networks.calibration import MODALITIES, Modality
 from stream_hbaf.recognizer import Recognizer
 from stream_hbaf.sessions.format import SpeakerChange
@@ -247,6 +248,21 @@ class LivePipeline:
             await pipeline.cut("request")
         await self._runtime.wait_closed(dialogue_id)
         return ended
+
+    def save_dialogue(self, source: str) -> SavedDialogue | None:
+        """The dialogue that a source is in, to go on with it in another run; None: in none."""
+        tracker = self.sources[source].tracker
+        return tracker.save(at_s=time.monotonic() - self._runtime.began_at)
+
+    def resume_dialogue(self, source: str, saved: SavedDialogue, *, later_s: float) -> None:
+        """Have a source go on with a dialogue that was saved ``later_s`` seconds ago.
+
+        If others that share it are in a dialogue already, the source takes part in that one.
+        """
+        tracker = self.sources[source].tracker
+        if tracker.dialogue is None:
+            at_s = time.monotonic() - self._runtime.began_at
+            tracker.resume(self.recognizer, saved, at_s=at_s, later_s=later_s)
 
     def dialogues(self) -> dict[str, str]:
         """The id of the dialogue that each source is in, where one has begun."""

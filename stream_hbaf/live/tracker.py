@@ -10,6 +10,16 @@ from stream_hbaf.live.speakers import DialogueSpeakers
 from stream_hbaf.recognizer import Recognizer
 
 
+@dataclass(frozen=True, slots=True)
+class SavedDialogue:
+    """A dialogue with all that going on with it needs: a value, which later turns don't change."""
+
+    dialogue: LiveDialogue  # without its past: what is over can't be revised
+    silent_s: float  # since the newest utterance ended, when it was saved
+    summary: DialogueSummary | None
+    emotions: int  # utterances with an emotion that are in the summary
+
+
 @dataclass(slots=True, eq=False)
 class DialogueTracker:
     """The current dialogue of one source, or of several that share it.
@@ -37,6 +47,21 @@ class DialogueTracker:
         self.dialogue, self.recognizer = dialogue, recognizer
         self.speakers = DialogueSpeakers(recognizer, dialogue)
         return dialogue
+
+    def save(self, *, at_s: float) -> SavedDialogue | None:
+        """The dialogue as it is ``at_s`` seconds after the sources were opened, if there is one."""
+        if self.dialogue is None:
+            return None
+        kept = self.dialogue.without_past()
+        return SavedDialogue(kept, at_s - self.last_end_s, self._summary, self._emotions)
+
+    def resume(
+        self, recognizer: Recognizer, saved: SavedDialogue, *, at_s: float, later_s: float
+    ) -> None:
+        """Go on with a dialogue that was saved ``later_s`` seconds ago, ``at_s`` of this run."""
+        self.begin(recognizer, saved.dialogue)
+        self.last_end_s = at_s - saved.silent_s - later_s
+        self._summary, self._emotions = saved.summary, saved.emotions
 
     def end(self) -> None:
         """End the dialogue: the next utterance is the first of a new one."""

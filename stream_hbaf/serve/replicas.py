@@ -89,15 +89,15 @@ class Transcribe:
 class Understand:
     """A bundle: text features, the voice's embeddings, and steps of the network."""
 
-    async def __init__(self, config: Config, transcribe: DeploymentHandle[Any]) -> None:
+    def __init__(self, config: Config, transcribe: DeploymentHandle[Any]) -> None:
         limit_replica_threads()
 
         def load() -> Recognizer:  # in a thread, from which requests may be waited for
             return Recognizer(config, transcriber=RemoteTranscriber(transcribe))
 
-        self._recognizer = await asyncio.to_thread(load)
-        self._device = torch.device(resolve_device(config.device))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="understand")
+        self._recognizer = self._thread.submit(load).result()
+        self._device = torch.device(resolve_device(config.device))
 
     def pid(self) -> int:
         """The number of this replica's process on its node."""
@@ -150,10 +150,9 @@ def _dialogue_on(device: torch.device, dialogue: LiveDialogue) -> LiveDialogue:
 def bind_models(config: Config) -> tuple[serve.Application, serve.Application]:
     """``Transcribe`` and ``Understand``, bound for ``serve.run``."""
     options = partial(_options, config)
-    transcribe = serve.deployment(Transcribe).options(**options(cpus=1, at_once=decoders()))
-    understand = serve.deployment(Understand).options(
-        **options(cpus=0.5, at_once=UNDERSTOOD_AT_ONCE)
-    )
+    deployment: Any = serve.deployment  # its types know of decorators only
+    transcribe = deployment(Transcribe).options(**options(cpus=1, at_once=decoders()))
+    understand = deployment(Understand).options(**options(cpus=0.5, at_once=UNDERSTOOD_AT_ONCE))
     models = model_settings(config)
     words = transcribe.bind(models)
     return words, understand.bind(models, words)

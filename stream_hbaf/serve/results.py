@@ -7,6 +7,7 @@ again if the connection is lost before.
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from stream_hbaf.events import Event, Utterance
@@ -26,12 +27,13 @@ class Result(NamedTuple):
 class Results:
     """A bounded queue to one client, which comes and goes."""
 
-    def __init__(self) -> None:
+    def __init__(self, ends: Sequence[str] = ()) -> None:
+        """``ends`` are messages that an earlier service has left."""
         self.dropped = 0
         self.are_unread = False  # the client leaves too many ends without acknowledgement
-        self._waiting: deque[Result] = deque()
+        self._waiting = deque(Result(message, n) for n, message in enumerate(ends, 1))
         self._sent: deque[Result] = deque()  # ends that aren't acknowledged
-        self._ends = 0
+        self._ends = len(ends)
         self._has_client = False
         self._closed = False
         self._changed = asyncio.Event()
@@ -40,6 +42,11 @@ class Results:
     def is_delivered(self) -> bool:
         """Whether the client has all of it, and nothing will come."""
         return self._closed and not self._waiting and not self._sent
+
+    @property
+    def unacknowledged(self) -> tuple[str, ...]:
+        """The messages of all ``end``s that the client may not have."""
+        return tuple(one.message for one in (*self._sent, *self._waiting) if one.end)
 
     def put(self, event: Event) -> None:
         """Queue an event; without a client only an ``end``."""

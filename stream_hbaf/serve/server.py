@@ -11,6 +11,7 @@ import os
 import secrets
 import ssl
 import time
+from collections.abc import Callable
 from functools import partial
 from http import HTTPStatus
 
@@ -24,7 +25,9 @@ from stream_hbaf.config import ServeConfig
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.events import AnyEvent, DialogueSummary, Partial, Speech, Status, Utterance
 from stream_hbaf.live.pipeline import LivePipeline
+from stream_hbaf.recognizer import Recognizer
 from stream_hbaf.serve.admission import RefusedError, Wanted, read_wanted
+from stream_hbaf.serve.checkpoints import Checkpoints, SavedStream
 from stream_hbaf.serve.stream import Stream
 
 LOG = logging.getLogger(__name__)
@@ -53,6 +56,8 @@ class StreamServer:
         self._port: Port | None = None
         self._server: Server | None = None
         self._complain_at = 0.0
+        self._checkpoints: Checkpoints | None = None
+        self._keeping = asyncio.Lock()  # checkpoints are written in their order
         self._conversing: set[asyncio.Task[None]] = set()  # connections
 
     @property
@@ -71,10 +76,12 @@ class StreamServer:
         return self._server.connections if self._server is not None else set()
 
     async def open(self) -> None:
-        """Open the port; nobody is let in yet.
+        """Open the port and the checkpoints; nobody is let in yet.
 
-        Raises ConfigError if it can't be opened, or lacks a token where others can connect.
+        Raises ConfigError if they can't be opened, or a token lacks where others can connect.
         """
+        if self._config.checkpoints is not None:
+            self._checkpoints = Checkpoints(self._config.checkpoints)
         if not self._token and not is_loopback(self.address.host):
             raise ConfigError(
                 f"serve: anybody on the network could connect to {self.address}; set a token "
@@ -104,11 +111,45 @@ class StreamServer:
         )
 
     async def send(self, event: AnyEvent) -> None:
-        """Queue an event for the client of its source; never waits."""
+        """Queue an event for the client of its source; waits for no client, only for the disk."""
         if isinstance(event, SENT):
-            for stream in self._streams.values():
+            for stream in [*self._streams.values()]:
                 if stream.config.name == event.source:
                     stream.put(event)
+                    if self._checkpoints is not None:
+                        await self._keep(stream, event, self._checkpoints)
+
+    async def _keep(self, stream: Stream, event: AnyEvent, checkpoints: Checkpoints) -> None:
+        """Keep what a killed service would lose of a stream: turns, ``end``s, the dialogue."""
+        match event:
+            case Utterance(type="end"):
+                kept = SavedStream(config=stream.config, ends=stream.unacknowledged)
+                async with self._keeping:
+                    await asyncio.to_thread(
+                        checkpoints.save_stream,
+                        stream.id,
+                        kept,
+                        privacy=self._recognizer.config.privacy,
+                    )
+            case Utterance(type="new"):
+                await self._keep_dialogue(stream, event.dialogue_id, checkpoints.save_turn)
+            case DialogueSummary():  # until it is published, no other utterance moves it on
+                await self._keep_dialogue(stream, event.dialogue_id, checkpoints.save_dialogue)
+
+    async def _keep_dialogue(
+        self, stream: Stream, dialogue_id: str, save: Callable[..., None]
+    ) -> None:
+        assert self.pipeline is not None
+        async with self._keeping:
+            if stream.config.name in self.pipeline.sources:
+                saved = self.pipeline.save_dialogue(stream.config.name)
+                if saved is not None and saved.dialogue.id == dialogue_id:
+                    await asyncio.to_thread(save, stream.id, stream.config, saved, self._recognizer)
+
+    @property
+    def _recognizer(self) -> Recognizer:
+        assert self.pipeline is not None
+        return self.pipeline.recognizer
 
     async def run(self) -> None:
         """Wait until cancelled: each connection has its own task."""
@@ -191,9 +232,10 @@ class StreamServer:
         return max(1, round(min(waits) - now)) if waits else RETRY_S
 
     def _open(self, wanted: Wanted) -> Stream:
-        """Open a new stream. Raises RefusedError."""
+        """Open a stream, a new one or that of a service that was killed. Raises RefusedError."""
         assert self.pipeline is not None
-        config = wanted.config(free_name=self._free_name())
+        saved = self._saved(wanted)
+        config = saved.config if saved else wanted.config(free_name=self._free_name())
         source = PushSource(
             config.name, chunk_ms=config.chunk_ms, on_status=partial(self._report, config.name)
         )
@@ -208,13 +250,44 @@ class StreamServer:
             source,
             resume_s=self._config.resume_s,
             on_over=self._forget,
+            ends=saved.ends if saved else None,
         )
         self._streams[stream.id] = stream
+        if self._checkpoints is not None:
+            self._go_on(stream, self._checkpoints, is_saved=saved is not None)
         recognising.add_done_callback(lambda _: stream.finish())
         return stream
 
+    def _saved(self, wanted: Wanted) -> SavedStream | None:
+        """What an earlier service has kept under the client's id, under a name that is free."""
+        assert self.pipeline is not None
+        if not wanted.id or self._checkpoints is None:
+            return None
+        saved = self._checkpoints.load_stream(wanted.id)
+        if saved is None or wanted.source not in ("", saved.config.name):
+            return None
+        changed = {"speaker": wanted.speaker} if wanted.speaker else {}
+        if saved.config.name in self.pipeline.sources:
+            changed["name"] = self._free_name()
+        return saved.model_copy(update={"config": saved.config.model_copy(update=changed)})
+
+    def _go_on(self, stream: Stream, checkpoints: Checkpoints, *, is_saved: bool) -> None:
+        """Go on with the dialogue of a stream that was kept, and keep the stream from now on."""
+        assert self.pipeline is not None
+        if is_saved:
+            found = checkpoints.load_dialogue(stream.id, stream.config, self._recognizer)
+            if found is not None:
+                dialogue, later_s = found
+                self.pipeline.resume_dialogue(stream.config.name, dialogue, later_s=later_s)
+        kept = SavedStream(config=stream.config, ends=stream.unacknowledged)
+        checkpoints.save_stream(stream.id, kept, privacy=self._recognizer.config.privacy)
+
     def _forget(self, stream: Stream) -> None:
         del self._streams[stream.id]
+        if self._checkpoints is not None and not stream.may_return:
+            name = stream.config.dialogue
+            shared = any(name and other.config.dialogue == name for other in self._streams.values())
+            self._checkpoints.forget(stream.id, stream.config, shared=shared)
 
     def _free_name(self) -> str:
         """The first name that no source has: few topics and metrics, whoever comes and goes."""

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from websockets.asyncio.server import ServerConnection
@@ -37,27 +37,37 @@ class Stream:
         *,
         resume_s: int,
         on_over: Callable[["Stream"], None],
+        ends: Sequence[str] | None = None,
     ) -> None:
-        """``on_over`` is called once: the stream's sound is recognised, and nobody waits for it."""
+        """``on_over`` is called once: the stream's sound is recognised, and nobody waits for it.
+
+        ``ends`` are those that an earlier service has left; None: the stream is new.
+        """
         self.id = stream_id
         self.config = config
         self.waits_until: float | None = None  # in the loop's time: for its client to come back
+        self.may_return = True  # the client, to this service or the next one
         self._source = source
         self._resume_s = resume_s
         self._on_over = on_over
-        self._results = Results()
+        self._results = Results(ends or ())
         self._connection: ServerConnection | None = None  # the newest
         self._turn = asyncio.Lock()  # of the connection that is served
         self._expiry: asyncio.TimerHandle | None = None
         self._said_end = False
         self._recognised = False
         self._unwanted = False  # nobody waits for what is still to come
-        self._connections = 0
+        self._connections = 0 if ends is None else 1
 
     def put(self, event: AnyEvent) -> None:
         """Queue an event for the client; never waits."""
         if not self._recognised:  # else it is of another stream, whose source got the name
             self._results.put(event)
+
+    @property
+    def unacknowledged(self) -> tuple[str, ...]:
+        """The messages of all ``end``s that the client may not have."""
+        return self._results.unacknowledged
 
     def finish(self) -> None:
         """The sound is recognised to its end: no event follows."""
@@ -138,12 +148,17 @@ class Stream:
         """The client has left; wait for it to come back, unless it said that it won't."""
         closed = (connection.protocol.close_rcvd, connection.protocol.close_sent)
         said_goodbye = any(close is not None and close.code in FINAL for close in closed)
+        self.may_return = not (self._said_end or said_goodbye)
         if self._results.is_delivered or said_goodbye:
             self._end()
             return
         loop = asyncio.get_running_loop()
         self.waits_until = loop.time() + self._resume_s
-        self._expiry = loop.call_at(self.waits_until, self._end)
+        self._expiry = loop.call_at(self.waits_until, self._expire)
+
+    def _expire(self) -> None:
+        self.may_return = False
+        self._end()
 
     def _end(self) -> None:
         self._unwanted = True
