@@ -285,12 +285,10 @@ class Recognizer(AbstractContextManager["Recognizer"]):
                 for one in dialogue.rewind(changed)
             }
 
-    def _learn(
-        self, prediction: Prediction, *, utterance: str, odds: Probabilities | None
-    ) -> None:
+    def _learn(self, prediction: Prediction, *, utterance: str, odds: Probabilities | None) -> None:
         """Let label sets and the prior, where the settings have them, learn from an answer.
 
-        The sets learn from utterances that have an id, the prior if it was adjusted by its ``odds``.
+        The sets learn from utterances that have an id, the prior where there are its ``odds``.
         """
         if utterance and self.sets is not None:
             self.sets.remember(utterance, prediction)

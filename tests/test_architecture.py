@@ -11,7 +11,10 @@ PACKAGE = Path(__file__).parent.parent / "stream_hbaf"
 # A room imports only from its own line or from those above it. Each file and folder right under
 # the package is a room.
 ROOMS = (
-    ("errors", "config", "events", "affect", "files", "onnx", "processes", "untrusted", "__init__"),
+    (
+        *("errors", "config", "events", "affect", "files", "onnx", "processes", "untrusted"),
+        *("cluster", "__init__"),
+    ),
     ("audio",),
     ("networks",),
     ("features", "speech"),
@@ -44,6 +47,7 @@ LIBRARIES = {
     "kaldi_native_fbank": {"features/speaker.py"},
     "opensmile": {"features/acoustic.py"},
     "prometheus_client": {"publish/metrics.py"},
+    "ray": {"cluster.py", "serve/remote.py", "serve/replicas.py"},
     "rich": {"publish/terminal.py"},
     "jellyfish": {"corpora/asr_errors.py"},
     "jinja2": {"evaluation/report.py", "training/card.py"},
