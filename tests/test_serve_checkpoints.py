@@ -47,6 +47,7 @@ async def broken_off(
             await connection.send(piece)
         assert (await next_event(connection, "utterance"))["type"] == "new"
         connection.transport.abort()
+        await service.until(lambda: any(own.glob("*.dialogue")))
         (kept,), (dialogue,) = own.glob("*.stream"), own.glob("*.dialogue")
         await service.until(lambda: b'end\\"' in kept.read_bytes())
         await service.until(lambda: kept.stat().st_mtime_ns < dialogue.stat().st_mtime_ns)
