@@ -56,8 +56,8 @@ async def _functionals(
 ) -> Acoustic | None:
     front_end = utterance.recognizer.acoustic
     if utterance.session is not None:
-        if utterance.measured is not None:
-            await utterance.measured
+        if utterance.embedded is not None:
+            await utterance.embedded
         acoustic = await stages.attempt(utterance, "acoustic", utterance.session.finish)
     elif utterance.part is not None and front_end is not None:
         async with runtime.slots.hold(utterance.source.name, lambda: Urgency.FINAL):

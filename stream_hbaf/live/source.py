@@ -13,27 +13,22 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from stream_hbaf.audio.source import AudioSource, Chunk, Cut
 from stream_hbaf.config import SAMPLE_RATE_HZ, SourceConfig
-from stream_hbaf.errors import UTTERANCE_ERRORS
 from stream_hbaf.events import (
-    AnyEvent,
     Speech,
     Switch,
     SwitchName,
     Trigger,
 )
-from stream_hbaf.features.acoustic import AcousticStream
-from stream_hbaf.features.turn_model import TurnModel
+from stream_hbaf.live.features import LiveFeatures
 from stream_hbaf.live.finishing import publish_finished
 from stream_hbaf.live.runtime import STAGES, Runtime
-from stream_hbaf.live.slots import Urgency
 from stream_hbaf.live.sound_monitor import SoundMonitor
-from stream_hbaf.live.stages import SourceStages, reason_of
+from stream_hbaf.live.stages import SourceStages
 from stream_hbaf.live.utterance import LiveUtterance, Voice
-from stream_hbaf.prediction import TextFeatures
 from stream_hbaf.recognizer import Int16
 from stream_hbaf.speech.detector import Feed, UtteranceAction, UtteranceDetector
 from stream_hbaf.speech.endpointer import Evidence, is_over
@@ -73,7 +68,6 @@ class SourcePipeline:
         self._runtime = runtime
         self._on_audio = on_audio
         self.tracker = runtime.tracker(config)
-        self._partial_every = runtime.config.transcript.partial_every_ms * SAMPLE_RATE_HZ // 1000
         # Where settings say who speaks, the voice is not asked.
         self._by_voice = runtime.recognizer.speaker_encoder is not None and not config.speaker
         asks = runtime.turn_model is not None
@@ -84,8 +78,8 @@ class SourcePipeline:
         self._finished: asyncio.Queue[LiveUtterance | None] = asyncio.Queue(FINISHED_WAITING)
         self._stopped = False
         self._capturing: asyncio.Task[None] | None = None
-        self._partial: asyncio.Task[None] | None = None
         self.stages = SourceStages(runtime, config.name, on_report=self._monitor.report)
+        self._features = LiveFeatures(runtime, config.name, stages=self.stages)
 
     async def run(self, source: AudioSource, *, since: float) -> None:
         """Recognise until the source ends or ``stop``, then finish the utterances.
@@ -191,32 +185,20 @@ class SourcePipeline:
             case Feed(samples=samples):
                 await self._feed(utterance, samples)
             case Pause(mean_score=score):
-                if self._runtime.turn_model is not None:
-                    ends = self._probability(utterance, self._runtime.turn_model)
-                    utterance.turn_probability = self._runtime.task(ends, f"turn {utterance.id}")
+                self._features.ask_turn_model_soon(utterance)
                 utterance.parts = await self._split(utterance)
                 for part in utterance.parts:
                     self._transcribe_soon(part, speech_score=score)
                 if utterance.voice is not None:
                     self._runtime.run_soon("speaker", utterance.voice.pause)
                 if len(utterance.parts) == 1:
-                    self._measure_soon(utterance)
+                    self._features.embed_soon(utterance)
             case Resume():
                 utterance.resume()
             case Finish():
                 await self._end(utterance, finish=action, chunk=chunk)
                 return None
         return utterance
-
-    async def _probability(self, utterance: LiveUtterance, model: TurnModel) -> float | None:
-        """How likely the turn is over; None if the model failed, and silence has to decide."""
-        try:
-            found = await self._runtime.run_model("turn", model.probability, utterance.samples)
-        except UTTERANCE_ERRORS as error:
-            await self.stages.report("vad", "degraded", f"end of turn: {reason_of(error)}")
-            return None
-        await self.stages.report("vad", "online")
-        return found
 
     async def _answer(
         self, last: UtteranceAction, utterance: LiveUtterance | None
@@ -250,7 +232,7 @@ class SourcePipeline:
             start=begin.start,
             started_at=time.time() - time.monotonic() + chunk.time_of(begin.start),
             modalities=self._runtime.modalities,
-            partial_due=self._partial_every,
+            partial_due=self._features.partial_every,
         )
         if recognizer.acoustic is not None:
             utterance.session = await self.stages.attempt(
@@ -270,10 +252,8 @@ class SourcePipeline:
                 utterance.session = None
         if utterance.voice is not None:
             self._runtime.run_soon("speaker", utterance.voice.feed, samples)
-        idle = self._partial is None or self._partial.done()
-        if utterance.length >= utterance.partial_due and idle and self.switches["transcribe"]:
-            transcribe = self._transcribe_partial(utterance)
-            self._partial = self._runtime.task(transcribe, f"partial {utterance.id}")
+        if utterance.length >= utterance.partial_due and self.switches["transcribe"]:
+            self._features.transcribe_partial_soon(utterance)
 
     async def _split(self, utterance: LiveUtterance) -> list[LiveUtterance]:
         """The utterance so far, as one or, where speakers change, as several."""
@@ -290,8 +270,7 @@ class SourcePipeline:
         for part in further:  # before the first one's end, so that the dialogue isn't over with it
             part.turn = part.dialogue.next_turn()
             self._runtime.open_utterance(part.dialogue.id)
-        if self._partial is not None:
-            self._partial.cancel()
+        self._features.cancel_partial()
         for part, own in zip(parts, finish.split([one.start for one in further]), strict=True):
             part.finish = own
             part.timing.speech_end = chunk.time_of(own.speech_end)
@@ -300,79 +279,14 @@ class SourcePipeline:
                 await self._runtime.publish(part.event("new"))
             if part.text is None:
                 self._transcribe_soon(part, speech_score=own.mean_score)
-            if part.measured is None:
-                self._measure_soon(part)
+            if part.embedded is None:
+                self._features.embed_soon(part)
             await self._finished.put(part)
         await self._runtime.publish(Speech(source=self.config.name, on=False))
 
     def _transcribe_soon(self, utterance: LiveUtterance, *, speech_score: float) -> None:
-        text = self._transcribe(utterance, utterance.samples, speech_score=speech_score)
-        utterance.text = self._runtime.task(text, f"transcribe {utterance.id}")
-
-    async def _transcribe(
-        self, utterance: LiveUtterance, samples: Int16, *, speech_score: float
-    ) -> TextFeatures | None:
-        """The text features of ``samples``; None if the transcript failed."""
-        final = partial(
-            utterance.recognizer.transcriber.final,
-            speech_score=speech_score,
-            decode=self.switches["transcribe"],
-            abandon=_is_cancelled(asyncio.current_task()),
-        )
-
-        slots, was_open = self._runtime.slots, utterance.finish is None
-        async with slots.hold(self.config.name, partial(_urgency, utterance)) as urgency:
-            slots.speculations_missed += was_open and urgency is Urgency.FINAL
-            transcript = await self.stages.attempt(utterance, "transcript", final, samples)
-        if transcript is None:
-            return None
-        utterance.timing.transcript = time.monotonic()
-        text = await self.stages.attempt(utterance, "classifier", utterance.encode_text, transcript)
-        utterance.timing.text = time.monotonic()
-        is_open = utterance.finish is None and utterance.turn > 0
-        if text is not None and text.embedding is not None and is_open:
-            await self._publish_provisional(utterance, text, partial(utterance.event, "update"))
-        return text
-
-    def _measure_soon(self, utterance: LiveUtterance) -> None:
-        if utterance.session is not None:
-            measure = self._measure(utterance, utterance.session)
-            utterance.measured = self._runtime.task(measure, f"embed {utterance.id}")
-
-    async def _measure(self, utterance: LiveUtterance, session: AcousticStream) -> None:
-        """Compute the embeddings of the utterance's sound, which need all of it."""
-        async with self._runtime.slots.hold(self.config.name, partial(_urgency, utterance)):
-            await self.stages.attempt(utterance, "acoustic", session.pause, thread="embedding")
-
-    async def _transcribe_partial(self, utterance: LiveUtterance) -> None:
-        slots, is_cancelled = self._runtime.slots, _is_cancelled(asyncio.current_task())
-        async with slots.hold(self.config.name, lambda: Urgency.PARTIAL):
-            if utterance.parts:  # speech pauses meanwhile, and its transcript is due
-                return
-            utterance.partial_due = utterance.length + self._partial_every
-            transcript = await self.stages.attempt(
-                utterance,
-                "transcript",
-                utterance.recognizer.transcriber.partial,
-                utterance.samples,
-                lambda: slots.is_crowded or is_cancelled(),
-            )
-        if transcript is None:  # abandoned or failed
-            slots.partials_given_up += 1
-            return
-        text = await self.stages.attempt(utterance, "classifier", utterance.encode_text, transcript)
-        if text is not None:
-            await self._publish_provisional(utterance, text, utterance.partial)
-
-    async def _publish_provisional(
-        self, utterance: LiveUtterance, text: TextFeatures, event: Callable[..., AnyEvent]
-    ) -> None:
-        """Publish an event with the emotion of the text so far, unless the utterance has ended."""
-        prediction = await self.stages.attempt(
-            utterance, "classifier", utterance.classify_text, text
-        )
-        if prediction is not None and utterance.finish is None:
-            await self._runtime.publish(event(text=text, prediction=prediction))
+        decode = self.switches["transcribe"]
+        self._features.transcribe_soon(utterance, speech_score=speech_score, decode=decode)
 
     async def _classify(self) -> None:
         """Classify and publish finished utterances in their order."""
@@ -380,16 +294,6 @@ class SourcePipeline:
             await publish_finished(
                 utterance, runtime=self._runtime, tracker=self.tracker, stages=self.stages
             )
-
-
-def _urgency(utterance: LiveUtterance) -> Urgency:
-    return Urgency.SPECULATIVE if utterance.finish is None else Urgency.FINAL
-
-
-def _is_cancelled(task: "asyncio.Task[Any] | None") -> Callable[[], bool]:
-    """What tells, in any thread, whether a task has been cancelled."""
-    assert task is not None
-    return lambda: task.cancelling() > 0
 
 
 async def _drain(queue: "asyncio.Queue[T | None]") -> AsyncIterator[T]:

@@ -135,7 +135,7 @@ class LiveUtterance:
     length: int = 0  # samples in ``pieces``
     partial_due: int = 0  # length at which the next partial transcript is due
     text: "asyncio.Task[TextFeatures | None] | None" = None  # of all samples so far
-    measured: "asyncio.Task[None] | None" = None  # computes the embeddings of all samples so far
+    embedded: "asyncio.Task[None] | None" = None  # computes the embeddings of all samples so far
     turn_probability: "asyncio.Task[float | None] | None" = None  # that it is over, at the pause
     finish: Finish | None = None
     failures: dict[Stage, str] = field(default_factory=dict)
@@ -195,10 +195,10 @@ class LiveUtterance:
                 part.text.cancel()
                 part.text = None
         self.parts = []
-        for task in (self.measured, self.turn_probability):
+        for task in (self.embedded, self.turn_probability):
             if task is not None:
                 task.cancel()
-        self.measured = self.turn_probability = None
+        self.embedded = self.turn_probability = None
 
     def attribute(self, embedding: NDArray[np.float32] | None) -> list[Revision]:
         """Say by the voice who spoke the finished utterance; returns what that revises."""
