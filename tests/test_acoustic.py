@@ -1,6 +1,8 @@
 """openSMILE, streamed: the oracle is ``opensmile.Smile`` itself on the whole recording."""
 
 import gc
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -222,6 +224,21 @@ def test_session_abandoned(extractor: AcousticExtractor) -> None:
     gc.collect()
     assert gone() is None
     wait_until_alone(before)
+
+
+def test_process_that_ends_during_an_utterance() -> None:
+    """It ends as it would have otherwise, although openSMILE works on the sound."""
+    program = """
+import numpy as np
+from stream_hbaf.features.acoustic import AcousticExtractor
+noise = np.random.default_rng(0).normal(scale=1000, size=8 * 16_000).astype(np.int16)
+extractor = AcousticExtractor()
+sessions = [extractor.open() for _ in range(3)]
+for session in sessions:
+    session.feed(noise)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_sessions_no_leak(extractor: AcousticExtractor) -> None:

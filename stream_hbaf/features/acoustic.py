@@ -9,6 +9,7 @@ openSMILE is free for research and private use only, whatever the package's clas
 is a dependency, never bundled. A free extractor can replace it behind ``AcousticFrontEnd``.
 """
 
+import atexit
 import threading
 import weakref
 from collections.abc import Mapping
@@ -39,6 +40,7 @@ OPENSMILE_VERSION = str(opensmile.__version__)
 # The component names of standard_external_data_output_multi.conf.inc, which the package lacks.
 _LLD_SINK = "extsinklld"
 _FUNCTIONALS_SINK = "extsinkfunc"
+_EXIT_S = 5.0  # that a thread gets to end when the process does; it takes milliseconds
 _TIMEOUT_S = 30.0  # beyond the utterance's own length; a session needs 0.02 s a second
 
 
@@ -98,7 +100,7 @@ class _Engine:
         self.functionals: list[Float32] = []  # at most one, [1, 6373] (ComParE)
         self.failure: ModelError | None = None
         self.done = threading.Event()
-        self._started = False
+        self._thread: threading.Thread | None = None  # once it has started
         # Guards against calls into a freed instance; re-entrant because garbage collection, and so
         # ``abandon``, may happen in the engine's own thread.
         self._lock = threading.RLock()
@@ -123,14 +125,15 @@ class _Engine:
                 names.EXTERNAL_SOURCE_COMPONENT, samples
             ):
                 raise _broken("takes no more sound")
-            if not self._started:
-                self._started = True
-                threading.Thread(target=self._run, name="acoustic", daemon=True).start()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="acoustic", daemon=True)
+                self._thread.start()
+                _running.add(self)
 
     def end(self) -> None:
         """End the input; ``done`` is set after the last result."""
         with self._lock:
-            if not self._started:
+            if self._thread is None:
                 self._release()
             elif not self.done.is_set():
                 self.smile.external_audio_source_set_eoi(names.EXTERNAL_SOURCE_COMPONENT)
@@ -148,6 +151,11 @@ class _Engine:
                 if error.code != SMILE_INVALID_STATE:
                     raise
 
+    def join(self) -> None:
+        """Wait until the thread has freed the instance."""
+        if self._thread is not None:
+            self._thread.join(_EXIT_S)
+
     def _run(self) -> None:
         try:
             self.smile.run()
@@ -160,6 +168,20 @@ class _Engine:
     def _release(self) -> None:
         self.done.set()
         self.smile.free()
+
+
+_running: "weakref.WeakSet[_Engine]" = weakref.WeakSet()
+
+
+@atexit.register
+def _end_all() -> None:
+    """End what still runs: a thread of openSMILE that calls an interpreter which has ended aborts
+    the process."""
+    engines = list(_running)
+    for engine in engines:
+        engine.abandon()
+    for engine in engines:
+        engine.join()
 
 
 class AcousticSession(AbstractContextManager["AcousticSession"]):
