@@ -24,7 +24,7 @@ import numpy as np
 import opensmile
 from numpy.typing import NDArray
 from opensmile.core.config import config as names
-from opensmile.core.lib import SMILE_INVALID_STATE, OpenSMILE, OpenSmileException
+from opensmile.core.lib import OpenSMILE, OpenSmileException
 
 from stream_hbaf.config import SAMPLE_RATE_HZ
 from stream_hbaf.errors import ModelError
@@ -102,7 +102,7 @@ class _Engine:
         self.done = threading.Event()
         self._thread: threading.Thread | None = None  # once it has started
         # Guards against calls into a freed instance; re-entrant because garbage collection, and so
-        # ``abandon``, may happen in the engine's own thread.
+        # ``end``, may happen in the engine's own thread.
         self._lock = threading.RLock()
         self.smile = OpenSMILE()
         try:
@@ -131,25 +131,17 @@ class _Engine:
                 _running.add(self)
 
     def end(self) -> None:
-        """End the input; ``done`` is set after the last result."""
+        """End the input; ``done`` is set after the last result.
+
+        Also what ends an utterance that nobody waits for: openSMILE is at most milliseconds behind.
+        Its ``abort`` would make the calling thread log with this instance's logger, even after that
+        is freed; and the garbage collector may call from another instance's thread, which logs.
+        """
         with self._lock:
             if self._thread is None:
                 self._release()
             elif not self.done.is_set():
                 self.smile.external_audio_source_set_eoi(names.EXTERNAL_SOURCE_COMPONENT)
-
-    def abandon(self) -> None:
-        """Stop as soon as possible and free the instance, without results."""
-        self.end()
-        with self._lock:
-            if self.done.is_set():
-                return
-            try:
-                self.smile.abort()
-            except OpenSmileException as error:
-                # It doesn't run yet: the end of input, signalled above, will stop it.
-                if error.code != SMILE_INVALID_STATE:
-                    raise
 
     def join(self) -> None:
         """Wait until the thread has freed the instance."""
@@ -179,7 +171,7 @@ def _end_all() -> None:
     the process."""
     engines = list(_running)
     for engine in engines:
-        engine.abandon()
+        engine.end()
     for engine in engines:
         engine.join()
 
@@ -195,7 +187,7 @@ class AcousticSession(AbstractContextManager["AcousticSession"]):
         self._engine = engine
         self._samples = 0
         self._open = True
-        self._abandon = weakref.finalize(self, engine.abandon)
+        self._abandon = weakref.finalize(self, engine.end)
 
     @property
     def lld(self) -> Float32:
@@ -278,7 +270,7 @@ class AcousticExtractor(AbstractContextManager["AcousticExtractor"]):
         """Free the prepared session; open sessions stay open."""
         self._maker.shutdown()
         if self._spare.exception() is None:
-            self._spare.result().abandon()
+            self._spare.result().end()
 
     def __exit__(self, *exception: object) -> None:
         self.close()
@@ -290,7 +282,7 @@ def column_names(level: Literal["lld", "functionals"]) -> tuple[str, ...]:
     engine, sink = _Engine(COMPARE), _LLD_SINK if level == "lld" else _FUNCTIONALS_SINK
     columns = range(engine.smile.external_sink_get_num_elements(sink))
     found = tuple(engine.smile.external_sink_get_element_name(sink, n) for n in columns)
-    engine.abandon()
+    engine.end()
     return found
 
 
