@@ -3,7 +3,9 @@
 Both are from -1 to 1: from unpleasant to pleasant, and from calm to excited. They are derived from
 the probabilities of labels, each of which has a fixed place: the mean ratings of the words on
 Mehrabian's scales of pleasure and arousal (Russell and Mehrabian 1977, "Evidence for a three-factor
-theory of emotions"). Anger and fear lie close together there; dominance is left out.
+theory of emotions"). Anger and fear lie close together there; dominance is left out. Where a bundle
+has a head for the arousal of voices, arousal is the mean of both: the labels' places don't say how
+strongly an emotion is expressed, and the voice alone says less of what emotion it is.
 """
 
 import math
@@ -28,15 +30,20 @@ NEWEST_WEIGHT = 0.3  # in a mood: an utterance counts half after two more
 DEPARTURE = 0.4  # from a mood: about half the way from neutral to sadness (0.69) or anger (0.78)
 
 
-def affect_of(probabilities: Mapping[str, float]) -> Affect | None:
-    """The expected valence and arousal; None if a label has no known place."""
+def affect_of(probabilities: Mapping[str, float], heard: float | None = None) -> Affect | None:
+    """The expected valence and arousal; None if a label has no known place.
+
+    ``heard`` is the arousal of the voice, where a head has measured it.
+    """
     if not probabilities or not probabilities.keys() <= PLACES.keys():
         return None
     valence, arousal = (
         sum(share * PLACES[label][axis] for label, share in probabilities.items())
         for axis in (0, 1)
     )
-    return Affect(valence=valence, arousal=arousal)
+    if heard is None:
+        return Affect(valence=valence, arousal=arousal)
+    return Affect(valence=valence, arousal=(arousal + heard) / 2, source="trained")
 
 
 def mood_after(mood: Affect | None, affect: Affect) -> Affect:
@@ -46,6 +53,7 @@ def mood_after(mood: Affect | None, affect: Affect) -> Affect:
     return Affect(
         valence=mood.valence + NEWEST_WEIGHT * (affect.valence - mood.valence),
         arousal=mood.arousal + NEWEST_WEIGHT * (affect.arousal - mood.arousal),
+        source=affect.source,
     )
 
 

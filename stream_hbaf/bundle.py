@@ -30,9 +30,12 @@ from torch import Tensor
 
 from stream_hbaf.bundle_config import FORMAT, NONE, BundleConfig
 from stream_hbaf.bundle_weights import (
+    AROUSAL,
     FAMILIARITY,
+    arousal_tensors,
     familiarity_tensors,
     narrow,
+    read_arousal,
     read_familiarity,
     read_scaling,
     read_weights,
@@ -50,6 +53,7 @@ from stream_hbaf.features.pretrained import download
 from stream_hbaf.features.representations import Scaling
 from stream_hbaf.features.text import TextEncoder
 from stream_hbaf.files import atomic_write_bytes, atomic_write_text, is_file, is_folder
+from stream_hbaf.networks.arousal import ArousalHead
 from stream_hbaf.networks.calibration import Calibration
 from stream_hbaf.networks.familiarity import Familiarity
 from stream_hbaf.networks.network import Network
@@ -89,6 +93,7 @@ class Bundle:
     inferences: Inferences | None = None  # phrases for what the commonsense heads infer
     sha256: str = ""  # of SHA256SUMS, so of the folder and the digests in it; "" until loaded
     familiarity: Familiarity | None = None  # of the training sound; None: not measured
+    arousal: ArousalHead | None = None  # of voices; None: none was fitted
 
     @property
     def id(self) -> str:
@@ -212,6 +217,7 @@ class Bundle:
             width = config.network.audio_width
             scaling = read_scaling(tensors, width=width) if config.network.use_audio else None
             familiarity = read_familiarity(tensors, width=width)
+            arousal = read_arousal(tensors, width=width)
             commonsense = _commonsense(config, tensors, device=device)
             phrases = tensors_under(tensors, "inferences.")
             inferences = Inferences.from_tensors(phrases) if phrases else None
@@ -234,6 +240,7 @@ class Bundle:
             inferences,
             sha256,
             familiarity,
+            arousal,
         )
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -245,6 +252,8 @@ class Bundle:
             parts[""] = scaling_tensors(self.scaling)
         if self.familiarity is not None:
             parts[FAMILIARITY] = familiarity_tensors(self.familiarity)
+        if self.arousal is not None:
+            parts[AROUSAL] = arousal_tensors(self.arousal)
         if isinstance(self.commonsense, Event2MindHeads):
             parts["commonsense."] = self.commonsense.state_dict()
         if self.inferences is not None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from stream_hbaf.features.representations import Scaling
+from stream_hbaf.networks.arousal import ArousalHead
 from stream_hbaf.networks.familiarity import Block, Familiarity
 from stream_hbaf.networks.network import Network, NetworkConfig
 from stream_hbaf.networks.registry import build, join
@@ -18,7 +19,8 @@ from stream_hbaf.networks.registry import build, join
 MOST_COLUMNS = 65_536  # of acoustic features; ComParE's functionals are 6,373
 FAMILIARITY = "familiarity."
 BLOCK_PARTS = ("mean", "projection", "neighbours")
-EXACT = ("acoustic.", FAMILIARITY)  # kept in float32, for their range of values
+AROUSAL = "arousal."
+EXACT = ("acoustic.", FAMILIARITY, AROUSAL)  # kept in float32, for their range of values
 
 
 def read_weights(
@@ -43,7 +45,9 @@ def require_finite(tensors: Mapping[str, Tensor]) -> None:
     """Raises ValueError naming a tensor whose NaN or infinity would reach every prediction."""
     for name, tensor in tensors.items():
         if (
-            name.startswith(("network.", "encoder.", "commonsense.", f"{FAMILIARITY}blocks."))
+            name.startswith(
+                ("network.", "encoder.", "commonsense.", f"{FAMILIARITY}blocks.", AROUSAL)
+            )
             and not tensor.isfinite().all()
         ):
             raise ValueError(f"{name} holds a number that isn't finite")
@@ -124,6 +128,26 @@ def familiarity_tensors(familiarity: Familiarity) -> dict[str, Tensor]:
         arrays[start + "columns"] = block.columns.astype(np.int32)
         arrays |= {start + part: getattr(block, part) for part in BLOCK_PARTS}
     return {name: torch.from_numpy(np.ascontiguousarray(one)) for name, one in arrays.items()}
+
+
+def read_arousal(tensors: Mapping[str, Tensor], *, width: int) -> ArousalHead | None:
+    """The head for the arousal of voices, ``width`` features wide; None if there is none.
+
+    Raises LookupError or ValueError for sizes that don't fit each other or the width.
+    """
+    found = tensors_under(tensors, AROUSAL)
+    if not found:
+        return None
+    weights, bias = found["weights"], found["bias"]
+    if weights.shape != (width,) or bias.shape != (1,):
+        raise ValueError("the head for arousal has other sizes")
+    return ArousalHead(weights.numpy(), float(bias))
+
+
+def arousal_tensors(head: ArousalHead) -> dict[str, Tensor]:
+    """What ``read_arousal`` reads under its prefix."""
+    weights = torch.from_numpy(np.ascontiguousarray(head.weights))
+    return {"weights": weights, "bias": torch.tensor([head.bias], dtype=torch.float32)}
 
 
 def narrow(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

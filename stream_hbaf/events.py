@@ -43,9 +43,10 @@ class Affect(Part):
     """From -1, unpleasant, to 1, pleasant."""
     arousal: float
     """From -1, calm, to 1, excited."""
-    source: Literal["derived"] = "derived"
+    source: Literal["derived", "trained"] = "derived"
     """Where they are from: ``derived`` from the probabilities of the labels, of which each has a
-    fixed place."""
+    fixed place; ``trained``: the arousal is the mean of that and of what a head of the model says
+    of the voice."""
 
 
 class Emotion(Part):

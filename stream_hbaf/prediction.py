@@ -72,6 +72,7 @@ class Prediction:
     contributions: Contributions | None = None  # where an explanation was asked for
     conflict: bool | None = None  # likewise, if there were both audio and text
     familiarity: float | None = None  # of the voice; None without audio or statistics
+    arousal: float | None = None  # of the voice; None without audio or a head for it
     inferences: Inferred | None = None  # likewise, if there was text and the settings ask for them
 
     @property
@@ -210,6 +211,7 @@ def predict(
         abstained=bool(calibration.abstains(whole, pattern=pattern)),
         labels_in_set=tuple(labels[n] for n in np.argsort(-whole) if inside[n]),
         familiarity=familiarity,
+        arousal=_arousal(bundle, features),
     )
     return (_explained(bundle, prediction, predicted) if explain else prediction), after
 
@@ -220,6 +222,13 @@ def _familiarity(bundle: Bundle, features: Features) -> float | None:
         return None
     [found] = bundle.familiarity(features.audio.numpy(force=True)[None])
     return float(found) if np.isfinite(found) else None
+
+
+def _arousal(bundle: Bundle, features: Features) -> float | None:
+    """How aroused the voice sounds; None without audio or a head for it."""
+    if bundle.arousal is None or features.audio is None:
+        return None
+    return float(bundle.arousal(features.audio.numpy(force=True)))
 
 
 def _step_with(
@@ -309,7 +318,7 @@ def emotion_of(prediction: Prediction) -> Emotion:
         set=list(prediction.labels_in_set),
         probabilities=prediction.probabilities,
         familiarity=prediction.familiarity,
-        affect=affect_of(prediction.probabilities),
+        affect=affect_of(prediction.probabilities, prediction.arousal),
     )
 
 

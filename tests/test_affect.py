@@ -27,6 +27,16 @@ def test_affect_is_the_expectation_over_labels() -> None:
     assert half.source == "derived"
 
 
+def test_arousal_of_a_voice_is_half_of_it() -> None:
+    """Where a head has heard the voice; valence stays, and a mood says where its newest is from."""
+    found = affect_of({"joy": 1.0}, 0.9)
+    assert found is not None
+    assert (found.valence, found.source) == (0.76, "trained")
+    assert found.arousal == pytest.approx((0.48 + 0.9) / 2)
+    assert mood_after(affect_of({"joy": 1.0}), found).source == "trained"
+    assert affect_of({"bored": 1.0}, 0.9) is None
+
+
 def test_every_label_of_the_published_corpora_has_a_place() -> None:
     """All are within -1 to 1, and a label of one's own has none."""
     assert {*LABELS, *IEMOCAP_LABELS} <= PLACES.keys() | {"other"}

@@ -95,6 +95,7 @@ def test_ravdess_reads_the_file_name(tmp_path: Path) -> None:
     assert (angry.label, angry.text) == ("anger", "Dogs are sitting by the door.")
     assert (angry.speaker, others[0].speaker) == ("Actor_19", "Actor_20")
     assert angry.audio == folder / "Actor_19" / "03-01-05-02-02-01-19.flac"
+    assert (angry.strong, calm.strong) == (True, None)
 
 
 def test_ravdess_splits_share_no_actor() -> None:

@@ -95,6 +95,16 @@ def test_release_reads_turns_as_they_end(release: Path) -> None:
     ]
 
 
+def test_release_reads_the_rated_arousal(release: Path) -> None:
+    """The second rating of a turn, from 1 to 5, as from -1 to 1; none where it isn't one."""
+    assert read_iemocap(release, "train")[0].utterances[0].arousal == -0.25
+    evaluation = next(release.rglob("EmoEvaluation/Ses01F_impro01.txt"))
+    text = evaluation.read_text()
+    for rated, arousal in (("2.0000, 5.0000, 1.0000", 1.0), ("0, 0.0000, 0", None)):
+        evaluation.write_text(text.replace("2.5000, 2.5000, 2.5000", rated))
+        assert read_iemocap(release, "train")[0].utterances[0].arousal == arousal
+
+
 def test_release_names_every_turns_recording(release: Path) -> None:
     """A turn's audio is sentences/wav/<dialogue>/<turn>.wav of its session."""
     (dialogue,) = read_iemocap(release, "test")

@@ -32,6 +32,7 @@ SUFFIXES = (".flac", ".wav")
 RAVDESS_ORDER = ("neutral", "neutral", "joy", "sadness", "anger", "fear", "disgust", "surprise")
 RAVDESS_EMOTIONS = {f"{code:02}": name for code, name in enumerate(RAVDESS_ORDER, start=1)}
 RAVDESS_STATEMENTS = {"01": "Kids are talking by the door.", "02": "Dogs are sitting by the door."}
+RAVDESS_INTENSITIES = {"01": False, "02": True}  # normal, strong
 RAVDESS_ACTORS: dict[Split, range] = {
     "train": range(1, 19),
     "dev": range(19, 21),
@@ -76,11 +77,14 @@ def read_ravdess(folder: Path, split: Split) -> list[Dialogue]:
         )
         for clip in _clips(place, "*", corpus="RAVDESS"):
             match clip.stem.split("-"):
-                case [_, _, emotion, _, statement, _, actor_code] if (
+                case [_, _, emotion, intensity, statement, _, actor_code] if (
                     emotion in RAVDESS_EMOTIONS and statement in RAVDESS_STATEMENTS
                 ):
                     label, text = RAVDESS_EMOTIONS[emotion], RAVDESS_STATEMENTS[statement]
-                    dialogues.append(_one_clip(clip, f"Actor_{actor_code}", text, label))
+                    excited = label != "neutral"  # who is strongly calm isn't more aroused
+                    strong = RAVDESS_INTENSITIES.get(intensity) if excited else None
+                    speaker = f"Actor_{actor_code}"
+                    dialogues.append(_one_clip(clip, speaker, text, label, strong=strong))
                 case _:
                     raise CorpusError(
                         f"RAVDESS: {clip}: the name isn't seven two-digit fields such as "
@@ -210,5 +214,8 @@ def _clips(folder: Path, pattern: str, *, corpus: str) -> list[Path]:
     return clips
 
 
-def _one_clip(clip: Path, speaker: str, text: str, label: str) -> Dialogue:
-    return Dialogue(clip.stem, (LabelledUtterance(clip.stem, speaker, text, label, clip),))
+def _one_clip(
+    clip: Path, speaker: str, text: str, label: str, *, strong: bool | None = None
+) -> Dialogue:
+    own = LabelledUtterance(clip.stem, speaker, text, label, clip, strong=strong)
+    return Dialogue(clip.stem, (own,))

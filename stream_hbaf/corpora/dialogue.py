@@ -51,6 +51,8 @@ class LabelledUtterance:
     end_s: float | None = None  # in `audio`; None: to its end
     length_s: float | None = None  # of its own clip, as the corpus's table has it
     votes: tuple[tuple[str, ...], ...] = ()  # without a label: the labels that each annotator gave
+    arousal: float | None = None  # annotators' mean rating, from -1, calm, to 1, excited
+    strong: bool | None = None  # acted with strong or with normal intensity
     # Published embedding [256] of its audio, for a corpus whose audio isn't.
     ge2e: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
 

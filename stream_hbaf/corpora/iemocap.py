@@ -88,6 +88,7 @@ VOTES_COLUMN = "votes_if_undecided"  # annotators between |, several labels of o
 EVALUATED = re.compile(
     r"\[\s*(?P<start>\d+\.?\d*)\s*-\s*(?P<end>\d+\.?\d*)\s*\]"
     r"\s+(?P<id>\S+_[FM]\d+)\s+(?P<emotion>[a-z]{3})\b"
+    r"(?:\s+\[\s*[\d.]+\s*,\s*(?P<arousal>[\d.]+)\s*,\s*[\d.]+\s*\])?"  # valence, dominance
 )
 VOTED = re.compile(r"C-E\d+:\s*(?P<labels>[^(]*)")
 TRANSCRIBED = re.compile(r"(?P<id>\S+_[FM]\d+)\s+\[[^\]]*\]:(?P<text>.*)")
@@ -179,10 +180,20 @@ def _read_dialogue(
             audio=clips / name / f"{turn}.wav" if clips.is_dir() else None,
             prosody=prosody.get(turn),
             votes=votes,
+            arousal=_arousal(found["arousal"]),
             ge2e=_embedding(turn, embeddings),
         )
         times[turn] = (float(found["start"]), float(found["end"]))
     return _dialogue(name, turns, times)
+
+
+def _arousal(rated: str | None) -> float | None:
+    """The mean rating, from 1 to 5, as from -1 to 1; None where there is none."""
+    try:
+        rating = float(rated or "nan")
+    except ValueError:
+        return None
+    return (rating - 3.0) / 2.0 if 1.0 <= rating <= 5.0 else None
 
 
 def _evaluated(path: Path) -> list[tuple[str, re.Match[str], Votes]]:

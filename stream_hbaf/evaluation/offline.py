@@ -7,7 +7,6 @@ the window of past utterances that it has live.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +24,7 @@ from stream_hbaf.corpora.dataset import (
     rows_of,
 )
 from stream_hbaf.corpora.dialogue import Corpus, Dialogue, Split, has_sound, utterances_of
-from stream_hbaf.corpora.extraction import ExtractedCorpus, extract_corpus
+from stream_hbaf.corpora.extraction import extract_corpus
 from stream_hbaf.errors import BundleError, CorpusError
 from stream_hbaf.evaluation.metrics import Labels, Probabilities
 from stream_hbaf.features.commonsense import RELATIONS
@@ -129,9 +128,9 @@ def predict_corpus(
     if not corpus.splits[split]:
         raise CorpusError(f"{corpus.name}: its {split} split is empty; choose another with --split")
     one = replace(corpus, splits={split: corpus.splits[split]})
-    place = cache / "audio"  # as training does, so that both share it
-    extract = partial(extract_corpus, one, cache=place, workers=workers, device=device)
-    audio = _audio_features(bundle, one, split, extract=extract, progress=progress)
+    audio = measure_audio(
+        bundle, one, split, cache=cache, device=device, workers=workers, progress=progress
+    )
     dataset = _dataset(bundle, one, split, audio=audio, cache=cache)
     if not dataset.labelled.any():
         raise CorpusError(f"{corpus.name}: its {split} split has no labelled utterance; label some")
@@ -139,12 +138,14 @@ def predict_corpus(
     return _labelled_predictions(bundle, one, split, dataset=dataset, probabilities=probabilities)
 
 
-def _audio_features(
+def measure_audio(
     bundle: Bundle,
     corpus: Corpus,
     split: Split,
     *,
-    extract: Callable[..., ExtractedCorpus],
+    cache: Path,
+    device: str,
+    workers: int,
     progress: Progress,
 ) -> Float32 | None:
     """Scaled audio features [N, A], or tokens [N, F, A], NaN for an utterance without audio.
@@ -166,7 +167,14 @@ def _audio_features(
         if done % 100 == 0 or done == total:
             progress(f"audio features: {done} of {total} clips, {clip.name}")
 
-    extracted = extract(representation=acoustic, progress=report)
+    extracted = extract_corpus(
+        replace(corpus, splits={split: dialogues}),
+        representation=acoustic,
+        cache=cache / "audio",  # as training does, so that both share it
+        workers=workers,
+        device=device,
+        progress=report,
+    )
     if extracted.leftovers:
         progress(extracted.leftovers)
     if extracted.skipped:
