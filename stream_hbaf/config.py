@@ -210,6 +210,9 @@ class DialogueConfig(Section):
 
     gap_s: Seconds = 300
     """Silence that ends a dialogue: the next utterance begins a new one."""
+    keep_voices: bool = False
+    """Go on measuring known speakers, enrolled or named by their source, against how they sounded
+    in the source's dialogues before; kept in memory until ``reset``, ``forget`` or the end."""
 
 
 class MqttConfig(Section):

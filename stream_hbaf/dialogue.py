@@ -6,12 +6,12 @@ somebody else spoke, the dialogue is rewound to before that turn, and classified
 
 import uuid
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from stream_hbaf.features.acoustic import Acoustic
-from stream_hbaf.features.baseline import VoicePast
+from stream_hbaf.features.baseline import Float32, VoicePast
 from stream_hbaf.features.prosody import ProsodyPast
 from stream_hbaf.features.text import EMPTY_WINDOW, TurnWindow
 from stream_hbaf.networks.calibration import Modality, Probabilities
@@ -21,6 +21,7 @@ from stream_hbaf.prediction import TextFeatures
 # Turns that can be classified again: about five minutes of talk. With the shipped bundle that takes
 # half a second and 10 MB; with low-level descriptors as input 20 MB.
 TURNS_KEPT = 64
+FOLLOWED = 1000  # dialogues in a row, whose ids are kept so that each can be forgotten; then anew
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,37 @@ class LiveDialogue:
     turns: int = 0
     speakers: list[str] = field(default_factory=list)  # in order of appearance
     past: deque[ClassifiedTurn] = field(default_factory=lambda: deque(maxlen=TURNS_KEPT))
+    known: set[str] = field(default_factory=set)  # speakers whom other dialogues name alike
+    follows: tuple[str, ...] = ()  # ids of the dialogues that it goes on from, newest first
+    _before: "LiveDialogue | None" = None  # the newest of them, until its voices are taken over
+    _kept: Mapping[str, Float32] = field(default_factory=dict)  # of known speakers before it
+
+    def go_on_from(self, before: "LiveDialogue") -> None:
+        """Measure the known voices of another dialogue against how they sounded there.
+
+        They are taken over with the first utterance here: those of the other one may be classified
+        later than this one begins, but not later than that.
+        """
+        if len(before.follows) < FOLLOWED:
+            self.follows = (before.id, *before.follows)
+            self._before = before
+
+    def voices_with(self, speaker: str) -> VoicePast:
+        """What an utterance of a speaker is relative to: what was heard here, and where the speaker
+        is new here, what is kept of earlier dialogues."""
+        if self._before is not None:
+            self._kept, self._before = self._before._known_voices(), None
+        number = self.number_of(speaker)
+        if number < len(self.speakers) or speaker not in self._kept:
+            return self.voices
+        return VoicePast({**self.voices.sums, number: self._kept[speaker]})
+
+    def _known_voices(self) -> dict[str, Float32]:
+        kept = dict(self._kept if self._before is None else self._before._known_voices())
+        for number, speaker in enumerate(self.speakers):
+            if speaker in self.known and number in self.voices.sums:
+                kept[speaker] = self.voices.sums[number]
+        return kept
 
     def next_turn(self) -> int:
         """The number of an utterance that begins, from 1."""

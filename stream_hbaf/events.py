@@ -298,6 +298,9 @@ class DialogueSummary(Event):
     """The source of the latest utterance."""
     dialogue_id: str
     """As in its utterances."""
+    follows: str | None = None
+    """The dialogue before it at the same source, by which known voices are measured on; only with
+    ``dialogue.keep_voices``."""
     start_time: str
     """When the first utterance began, ISO 8601, UTC."""
     end_time: str

@@ -219,7 +219,7 @@ class Recognizer(AbstractContextManager["Recognizer"]):
             if named or text.window_before != dialogue.window:
                 text = self.encode_text(text.transcript, speaker=speaker, window=dialogue.window)
         described, prosody = _described(acoustic, speaker=speaker, past=dialogue.prosody)
-        number = dialogue.number_of(speaker)
+        number, voices = dialogue.number_of(speaker), dialogue.voices_with(speaker)
         prediction, state = self.classify(
             acoustic=described,
             text=text,
@@ -228,7 +228,7 @@ class Recognizer(AbstractContextManager["Recognizer"]):
             explain=explain,
             modalities=modalities,
             odds=odds,
-            voices=dialogue.voices,
+            voices=voices,
         )
         if turn:
             dialogue.keep(
@@ -243,9 +243,10 @@ class Recognizer(AbstractContextManager["Recognizer"]):
         self._learn(prediction, utterance=answered, odds=odds if learns else None)
         dialogue.state = state
         dialogue.prosody = prosody
+        dialogue.voices = voices
         if "audio" in modalities:
             dialogue.voices = remember_voice(
-                self.bundle, described, text, speaker=number, voices=dialogue.voices
+                self.bundle, described, text, speaker=number, voices=voices
             )
         if number == len(dialogue.speakers):
             dialogue.speakers.append(speaker)

@@ -74,7 +74,11 @@ def test_corpora_weigh_the_same() -> None:
 
 def with_audio(place: Path, **changes: Any) -> str:
     network = HbafConfig(**SIZES, use_audio=True, audio_width=256)
-    fields = {"acoustic": "ge2e", "acoustic_widths": (256,), "network": network} | changes
+    fields: dict[str, Any] = {
+        "acoustic": "ge2e",
+        "acoustic_widths": (256,),
+        "network": network,
+    } | changes
     return str(save_bundle(place, **fields).model)
 
 

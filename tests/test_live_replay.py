@@ -328,6 +328,29 @@ def test_replay_after_requests_gives_the_same(
     assert [end.trigger for end in ends] == [end.trigger for end in session.ends]
 
 
+def test_replay_goes_on_with_voices_where_that_was_done_live(
+    recognizer: Recognizer,
+    sentences: list[Sound],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The second dialogue's first answer is as live, which isn't what it is without the first."""
+    keeping = recognizer.config.dialogue.model_copy(update={"gap_s": 2, "keep_voices": True})
+    config = recognizer.config.model_copy(update={"dialogue": keeping})
+    monkeypatch.setattr(recognizer, "config", config)
+    wav = write_wav(tmp_path / "a.wav", sentences[1], np.zeros(48_000, np.int16), sentences[4])
+    source = {SourceConfig(name="a", speaker="Ann"): file_source(wav, chunk_ms=53)}
+    session, live = record(recognizer, source, tmp_path / "recorded")
+    first, second = dict.fromkeys(end.dialogue_id for end in session.ends)
+    summaries = [one for one in session.events if isinstance(one, DialogueSummary)]
+    assert {one.follows for one in summaries if one.dialogue_id == second} == {first}
+    _, _, again = replay(session, recognizer)
+    for one, other in zip(live, again, strict=True):
+        assert one.prediction.probabilities == pytest.approx(
+            other.prediction.probabilities, abs=1e-5
+        )
+
+
 def test_replay_adapts_label_sets_where_that_was_done_live(
     recognizer: Recognizer,
     conversation: tuple[Session, list[Recognition]],

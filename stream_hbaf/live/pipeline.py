@@ -244,6 +244,10 @@ class LivePipeline:
             if pipeline.tracker.dialogue and pipeline.tracker.dialogue.id == dialogue_id
         ]
         ended = self.end_dialogues(dialogue_id=dialogue_id)
+        for pipeline in self.sources.values():  # what was kept of its voices goes as well
+            dialogue = pipeline.tracker.dialogue
+            if dialogue is not None and dialogue_id in dialogue.follows:
+                pipeline.tracker.end()
         for pipeline in speaking:
             await pipeline.cut("request")
         await self._runtime.wait_closed(dialogue_id)

@@ -125,6 +125,11 @@ class _Replay:
     _next: dict[str, _Detected] = field(default_factory=dict)  # detected, not matched yet
     _counted: Replayed = field(default_factory=Replayed)
     _speakers: dict[str, str] = field(default_factory=dict)  # by utterance, as replayed
+    _followed: dict[str, str] = field(init=False)  # by dialogue, the one that it goes on from
+
+    def __post_init__(self) -> None:
+        summaries = (one for one in self.session.events if isinstance(one, DialogueSummary))
+        self._followed = {one.dialogue_id: one.follows for one in summaries if one.follows}
 
     def recognise(self, end: Utterance, *, transcribed: bool) -> None:
         """Find a recorded utterance in the sound, classify it and pass its events on.
@@ -239,6 +244,9 @@ class _Replay:
             dialogue = LiveDialogue(initial_state(self.recognizer.bundle), id=dialogue_id)
             known = DialogueTracker()
             known.begin(self.recognizer, dialogue)
+            before = self._trackers.get(self._followed.get(dialogue_id, ""))
+            if before is not None and before.dialogue is not None:
+                dialogue.go_on_from(before.dialogue)
             self._trackers[dialogue_id] = known
         return known
 

@@ -38,8 +38,12 @@ class DialogueTracker:
         """The dialogue of an utterance that begins at ``at_s`` seconds, and its turn there."""
         late = at_s - self.last_end_s > recognizer.config.dialogue.gap_s
         if self.dialogue is None or self.recognizer is not recognizer or late:
+            keeps = recognizer.config.dialogue.keep_voices and self.recognizer is recognizer
+            before = self.dialogue if keeps else None
             self.end()
             self.dialogue = self.begin(recognizer, recognizer.new_dialogue())
+            if before is not None:
+                self.dialogue.go_on_from(before)
         return self.dialogue, self.dialogue.next_turn()
 
     def begin(self, recognizer: Recognizer, dialogue: LiveDialogue) -> LiveDialogue:
@@ -92,6 +96,7 @@ class DialogueTracker:
         self._summary = DialogueSummary(
             source=end.source,
             dialogue_id=end.dialogue_id,
+            follows=next(iter(self.dialogue.follows), None),
             start_time=before.start_time if before else end.start_time,
             end_time=end.end_time or end.start_time,
             turns=(before.turns if before else 0) + 1,

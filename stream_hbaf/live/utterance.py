@@ -227,6 +227,8 @@ class LiveUtterance:
 
     def classify_final(self, acoustic: Acoustic | None, text: TextFeatures | None) -> Prediction:
         """The emotion of the whole utterance, explained; moves the dialogue on."""
+        if self.speaker_source in ("source", "enrolled"):
+            self.dialogue.known.add(self.speaker)
         return self.recognizer.classify_final(
             acoustic=acoustic,
             text=text,
