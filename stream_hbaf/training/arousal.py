@@ -28,6 +28,7 @@ from stream_hbaf.errors import BundleError, ConfigError, CorpusError
 from stream_hbaf.evaluation.offline import measure_audio
 from stream_hbaf.features.baseline import VoicePast
 from stream_hbaf.networks.arousal import ArousalHead, fit_head
+from stream_hbaf.training.card import model_card
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -207,7 +208,7 @@ def _order(found: Float64, voices: Voices) -> float:
 def save_arousal(
     bundle: Bundle, head: ArousalHead, judged: Judged, *, out: Path, source: Path
 ) -> None:
-    """Write the bundle with the head, its figures and its card."""
+    """Write the bundle with the head, its figures and, where it has a card of ours, a new one."""
     try:
         metrics = json.loads((source / METRICS).read_text(encoding="utf-8"))
         card = (source / CARD).read_text(encoding="utf-8")
@@ -215,5 +216,8 @@ def save_arousal(
         raise BundleError(
             f"bundle {source}: {METRICS} or {CARD} can't be read; get the bundle again"
         ) from None
-    metrics["arousal"] = asdict(judged)
-    replace(bundle, arousal=head).save(out, metrics=metrics, card=card)
+    metrics |= {"id": out.name, "arousal": asdict(judged)}
+    if "recipe" in metrics and "adapted" not in metrics:
+        card = model_card(metrics)
+    config = bundle.config.model_copy(update={"id": out.name, "replaces": ()})
+    replace(bundle, config=config, arousal=head).save(out, metrics=metrics, card=card)

@@ -137,6 +137,7 @@ def _context(metrics: Mapping[str, Any]) -> dict[str, Any]:
         "heads": (metrics["commonsense"] or {}).get("test"),
         "live": metrics.get("live"),
         "strangers": metrics.get("strangers"),
+        "arousal": metrics.get("arousal"),
         "summary_table": summary_table,
         "class_table": class_table,
         "condition_table": condition_table,
