@@ -49,7 +49,8 @@ def say(recognizer: Recognizer, dialogue: LiveDialogue, speaker: str, seed: int)
 
 
 def scaled(recognizer: Recognizer, seed: int) -> NDArray[np.float32]:
-    return recognizer.bundle.scale(voice(seed)[None])[0]
+    [found] = recognizer.bundle.scale(voice(seed)[None])
+    return np.asarray(found)
 
 
 def expected(recognizer: Recognizer, past: VoicePast, seed: int, *, speaker: int) -> Prediction:
