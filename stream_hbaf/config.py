@@ -153,20 +153,25 @@ class SegmenterConfig(Section):
 class EndpointConfig(Section):
     """When a pause ends an utterance."""
 
-    engine: Literal["silence", "turn", "auto"] = "silence"
-    """``silence``: ``segmenter.min_silence_ms`` decides; ``turn``: a model of turns has a say;
-    ``auto``: the model where its weights are installed."""
+    engine: Literal["silence", "pause", "turn", "auto"] = "silence"
+    """``silence``: ``segmenter.min_silence_ms`` decides; ``pause``: how still the pause is, and how
+    the source pauses, have a say; ``turn``: and a model of turns; ``auto``: ``turn`` where the
+    model's weights are installed, else ``pause``."""
     silence_ms: Milliseconds = 352
-    """Silence that ends an utterance whose turn sounds finished."""
+    """Silence that ends an utterance if the pause is still and the source seldom goes on."""
     max_silence_ms: Milliseconds = 800
-    """Silence that ends an utterance whose turn sounds unfinished."""
-    finished: Probability = 0.8
-    """The model's probability from which a turn sounds finished, at a source that often goes on."""
-    unfinished: Probability = 0.2
+    """Silence that ends an utterance whose pause isn't still, or whose turn sounds unfinished."""
+    still: Probability = 0.085
+    """The highest speech score within a pause's last 256 ms up to which it is still; more where the
+    source's pauses that last are mostly less still than that."""
+    finished: Probability = 0.1
+    """The model's probability from which a turn may end after ``silence_ms``, at a source that
+    often goes on."""
+    unfinished: Probability = 0.1
     """The model's probability below which a turn sounds unfinished, at such a source."""
-    max_resumed: Probability = 0.2
-    """Share of the source's pauses of ``silence_ms`` after which speech went on, up to which an
-    utterance may end there; 1: always."""
+    max_resumed: Probability = 0.5
+    """Share of the source's pauses after which speech went on before ``segmenter.min_silence_ms``,
+    up to which an utterance may end after ``silence_ms``; 1: always."""
 
 
 class SpeakersConfig(Section):

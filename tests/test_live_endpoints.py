@@ -1,4 +1,4 @@
-"""Endpoints by the turn model, live and replayed: the same, and without the model in the replay."""
+"""Endpoints by pauses and the turn model, live and replayed: the same, and without the model."""
 
 import json
 from pathlib import Path
@@ -25,6 +25,7 @@ from stream_hbaf.sessions.session import open_session
 needs_weights = pytest.mark.skipif(find_turn_model() is None, reason="pipecat-ai isn't installed")
 # Whatever the source's habit: the sentences are too few to learn it.
 AT_ONCE = EndpointConfig(engine="turn", max_resumed=1.0)
+BY_PAUSES = EndpointConfig(engine="pause", max_resumed=1.0)
 
 
 @pytest.fixture
@@ -46,6 +47,31 @@ def test_turns_whatever_the_chunks(by_turns: Recognizer, sentences: list[Sound])
     for finish in finishes:
         if finish.trigger == "turn":
             assert finish.confirmed_at - finish.speech_end == 11 * 512  # 352 ms
+
+
+def test_pauses_need_no_model(
+    recognizer: Recognizer,
+    sentences: list[Sound],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Still pauses end utterances early, whatever the chunks, live and replayed."""
+    monkeypatch.setattr(turn_model, "package_folder", None)  # nothing is looked for
+    config = recognizer.config.model_copy(update={"endpoint": BY_PAUSES})
+    monkeypatch.setattr(recognizer, "config", config)
+    assert choose_engine(config) == config
+    sound = np.concatenate(sentences)
+    first, second = (recognise(recognizer, RandomChunks(sound, seed=seed)) for seed in (1, 2))
+    finishes = [one.finish for one in first]
+    assert finishes == [one.finish for one in second]
+    assert "turn" in {finish.trigger for finish in finishes}
+    wav = write_wav(tmp_path / "one.wav", *sentences)
+    source = {SourceConfig(name="a"): file_source(wav, chunk_ms=53)}
+    session, live = record(recognizer, source, tmp_path / "recorded")
+    counted, _, again = replay(session, recognizer)
+    assert (counted.missing, counted.extra) == (0, 0)
+    assert [one.finish for one in again] == [one.finish for one in live]
+    assert "turn" in {end.trigger for end in session.ends}
 
 
 @needs_weights
@@ -79,7 +105,7 @@ def test_session_from_before_is_replayed_by_silence(
 
 
 @needs_weights
-def test_failing_turn_model_leaves_it_to_silence(
+def test_failing_turn_model_leaves_it_to_the_pause(
     by_turns: Recognizer, sentences: list[Sound], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The source is reported as degraded, and utterances end as without a model."""
@@ -90,7 +116,10 @@ def test_failing_turn_model_leaves_it_to_silence(
     monkeypatch.setattr(TurnModel, "probability", fail)
     log = EventLog()
     [one] = recognise(by_turns, RandomChunks(sentences[1], seed=3), [log])
-    assert one.finish.trigger == "silence"
+    config = by_turns.config.model_copy(update={"endpoint": BY_PAUSES})
+    monkeypatch.setattr(by_turns, "config", config)
+    [other] = recognise(by_turns, RandomChunks(sentences[1], seed=3))
+    assert one.finish == other.finish
     reports = [event for event in log.events if isinstance(event, Status)]
     assert ("vad", "degraded", "end of turn: out of memory") in {
         (report.stage, report.state, report.detail) for report in reports
@@ -98,19 +127,13 @@ def test_failing_turn_model_leaves_it_to_silence(
 
 
 @needs_weights
-def test_auto_uses_the_model_where_it_is(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Without its weights, silence decides, and one line says how to get them."""
+def test_auto_uses_the_model_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its weights the pause alone decides."""
     config = Config(endpoint=EndpointConfig(engine="auto"))
     assert choose_engine(config).endpoint.engine == "turn"
     monkeypatch.setattr(turn_model, "package_folder", lambda name: None)
-    assert choose_engine(config).endpoint.engine == "silence"
+    assert choose_engine(config).endpoint.engine == "pause"
     assert open_turn_model(config.endpoint) is None
-    assert [record.getMessage() for record in caplog.records] == [
-        "utterances end after 600 ms of silence; "
-        "pip install --no-deps pipecat-ai==1.14.0 lets them end sooner"
-    ]
 
 
 def test_silence_opens_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,5 +158,5 @@ def test_what_is_wrong_is_said_before_anything_is_loaded(monkeypatch: pytest.Mon
 
 def test_unknown_engine() -> None:
     """Settings name what there is."""
-    with pytest.raises(ValueError, match="'silence', 'turn' or 'auto'"):
+    with pytest.raises(ValueError, match="'silence', 'pause', 'turn' or 'auto'"):
         EndpointConfig.model_validate({"engine": "words"})

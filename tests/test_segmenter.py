@@ -429,24 +429,56 @@ def test_contradictory_endpoint_settings(change: dict[str, float], message: str)
     UtteranceDetector(config)
 
 
-def habits(pattern: str, *, over: set[str]) -> list[float]:
-    """The share of short pauses that comes with each question, in percent."""
-    segmenter = Segmenter(CONFIG, VAD, frame_samples=F, endpoint=ENDPOINT)
+def asked(pattern: str, *, over: set[str], habit: Habit | None = None) -> list[Consult]:
+    """The questions at the pauses of a pattern."""
+    segmenter = Segmenter(CONFIG, VAD, frame_samples=F, endpoint=ENDPOINT, habit=habit)
     found = []
     for score in scores_of(pattern):
         for action in segmenter.feed(score):
             if isinstance(action, Consult):
-                found.append(round(100 * action.habit.resumed, 1))
+                found.append(action)
                 segmenter.answer(is_over=action.trigger in over)
     return found
 
 
 @pytest.mark.parametrize("over", [set(), {"turn", "silence"}])
-def test_habit_of_a_source(over: set[str]) -> None:
-    """Learned from pauses of ``silence_ms``, that of speech going on, whatever is decided there."""
-    assert habits("sssss ....", over=over) == [30]
-    assert habits("sssss ......... sss ....", over=over)[-1] == 27
-    assert habits("sssss ..... sss ....", over=over)[-1] == 37
+@pytest.mark.parametrize(
+    ("pattern", "shares"),
+    [
+        ("sssss ....", [50]),
+        ("sssss ......... sss ....", [50, 45]),
+        ("sssss ..... sss ....", [50, 55]),
+        ("sssss ... sss ....", [55]),
+        ("sssss .. sss ....", [50]),
+    ],
+)
+def test_habit_of_a_source(pattern: str, shares: list[float], over: set[str]) -> None:
+    """Learned from pauses of ``pause_ms``, whatever is decided in them."""
+    found = [
+        round(100 * one.habit.resumed, 1)
+        for one in asked(pattern, over=over, habit=Habit(0.5))
+        if one.trigger == "turn"
+    ]
+    assert found == shares
+
+
+def test_stillness_of_a_pause() -> None:
+    """The highest score of its newest 256 ms, without its first 96 ms; that at the first question
+    is learned once the pause has lasted."""
+    config = CONFIG.model_copy(update={"min_silence_ms": 400, "soft_limit_s": 2})
+    endpoint = EndpointConfig(silence_ms=360, max_silence_ms=480)
+    segmenter = Segmenter(config, VAD, frame_samples=F, endpoint=endpoint, habit=Habit(0.5, 0.1))
+    # Frames of 20 ms: 5 fade, 13 count. The questions are asked after 18 and 20.
+    pause = [0.29] * 5 + [0.2] + [0.05] * 6 + [0.15] + [0.05] * 7
+    found = []
+    for score in [*scores_of("sssss"), *pause]:
+        for action in segmenter.feed(score):
+            if isinstance(action, Consult):
+                found.append(action)
+                segmenter.answer(is_over=False)
+    assert [(one.trigger, one.score) for one in found] == [("turn", 0.2), ("silence", 0.15)]
+    assert [one.habit for one in found] == [Habit(0.5, 0.1)] * 2  # before this pause
+    assert segmenter.habit == Habit(pytest.approx(0.45), pytest.approx(0.11))
 
 
 def test_habit_outlasts_a_restart() -> None:

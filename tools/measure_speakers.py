@@ -2,7 +2,7 @@
 """Measure how well speakers are found: joined dialogues, emotions, enrolled voices, meetings.
 
     tools/measure_speakers.py SHARED [--split test] [--cache FOLDER] [--dialogues 60] [--only PART]
-    tools/measure_speakers.py SHARED --emotions 1 2 3 4 [--cache FOLDER]
+    tools/measure_speakers.py SHARED --emotions 1 2 3 4 [--seeds 0 1 2] [--cache FOLDER]
 
 Prints Markdown tables. Clips are cut by the live segmenter and embedded as live; dialogues join
 utterances of 2 to 4 people whom no setting was chosen on (split test). Found speakers are mapped
@@ -78,10 +78,11 @@ def main() -> None:
         metavar="SESSION",
         help="only emotions of IEMOCAP; for each session, a network is trained without it",
     )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of these networks")
     arguments = parser.parse_args()
     if arguments.emotions:
-        cache = arguments.cache or Path("cache")
-        print_emotions(arguments.data, cache=cache, sessions=arguments.emotions)
+        cache, seeds = arguments.cache or Path("cache"), arguments.seeds
+        print_emotions(arguments.data, cache=cache, sessions=arguments.emotions, seeds=seeds)
         return
     split, number = arguments.split, arguments.dialogues
     wanted = arguments.only or PARTS

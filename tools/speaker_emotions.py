@@ -1,13 +1,13 @@
 """Emotions of IEMOCAP with its speakers given or found by voice, for tools/measure_speakers.py.
 
 A network with states of each speaker is trained without one session, and predicts that session:
-with the speakers that the corpus gives, the same people under the names of a live run, and those
-that the published GE2E embeddings tell apart, turn after turn in the order of their ends. Names
-are part of the text that is encoded and of the speaker's own prosody, as live.
+with the speakers that the corpus gives, and with those that the published GE2E embeddings tell
+apart, turn after turn in the order of their ends. Names are part of the text that is encoded and of
+the speaker's own prosody, as live.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -98,50 +98,99 @@ def renamed(corpus: Corpus, name: Name) -> Corpus:
     return replace(corpus, splits={"dev": dialogues})
 
 
-def print_emotions(data: Path, *, cache: Path, sessions: Sequence[int]) -> None:
-    """Weighted F1 of each session left out, and of all of them together."""
-    print("\n| IEMOCAP, session left out | speakers | right speaker | weighted F1 |")
-    print("| --- | --- | --- | --- |")
-    gold: list[NDArray[np.int64]] = []
-    every: dict[str, list[NDArray[np.floating]]] = {}
+def print_emotions(
+    data: Path, *, cache: Path, sessions: Sequence[int], seeds: Sequence[int]
+) -> None:
+    """Weighted F1 of each session left out, and of all of them together: mean and spread of seeds.
+
+    The loss is what a seed's network loses against given speakers.
+    """
+    print("\n| IEMOCAP, session left out | speakers | right speaker | weighted F1 | loss |")
+    print("| --- | --- | --- | --- | --- |")
+    every: dict[str, list[Predicted]] = {}
     for session in sessions:
-        (run,) = (
-            run
-            for run in read_experiment(EXPERIMENT).candidates()
-            if run.facts.row == ROW and run.recipe.corpora["iemocap"].dev_fold == session
+        found = dict(predicted(session, data, cache=cache, seeds=seeds))
+        print_session(str(session), found)
+        for kind, one in found.items():
+            every.setdefault(kind, []).append(one)
+    print_session("all", {kind: Predicted.of_all(found) for kind, found in every.items()})
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What some networks, one a seed, say of the same turns."""
+
+    right: NDArray[np.bool_]  # of every turn: whether it was given the right speaker
+    gold: NDArray[np.int64]  # [N], of the labelled ones
+    probabilities: list[NDArray[np.floating]]  # [N, C], by seed
+
+    @classmethod
+    def of_all(cls, parts: "Sequence[Predicted]") -> "Predicted":
+        by_seed = zip(*(part.probabilities for part in parts), strict=True)
+        return cls(
+            np.concatenate([part.right for part in parts]),
+            np.concatenate([part.gold for part in parts]),
+            [np.concatenate(one) for one in by_seed],
         )
-        corpus = open_corpora(run.recipe, data).used["iemocap"]
-        bundle = trained(run, data, cache=cache)
-        for number, (kind, right, one) in enumerate(variants(corpus)):
-            found = predict_corpus(bundle, one, "dev", cache=cache, progress=lambda line: None)
-            gold += [found.gold] if number == 0 else []
-            every.setdefault(kind, []).append(found.probabilities)
-            f1 = score(found.gold, found.probabilities).weighted_f1
-            print(f"| {session} | {kind} | {right:.1%} | {100 * f1:.1f} |", flush=True)
-    for kind, probabilities in every.items():
-        f1 = score(np.concatenate(gold), np.concatenate(probabilities)).weighted_f1
-        print(f"| all | {kind} | | {100 * f1:.1f} |", flush=True)
+
+    @property
+    def scores(self) -> NDArray[np.float64]:
+        """Weighted F1 of each seed, in percent."""
+        return 100 * np.array([score(self.gold, one).weighted_f1 for one in self.probabilities])
 
 
-def variants(corpus: Corpus) -> Iterator[tuple[str, float, Corpus]]:
-    """Ways to say who speaks: the share of turns given the right speaker, and the corpus so."""
+def print_session(name: str, found: Mapping[str, Predicted]) -> None:
+    given = next(iter(found.values())).scores
+    for kind, one in found.items():
+        loss = given - one.scores
+        cells = [name, kind, f"{one.right.mean():.1%}", spread(one.scores), spread(loss)]
+        print("| " + " | ".join(cells) + " |", flush=True)
+
+
+def spread(values: NDArray[np.float64]) -> str:
+    """The mean, the standard deviation between seeds, and all of them."""
+    shown = ", ".join(f"{value:.1f}" for value in values)
+    deviation = f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else ""
+    return f"{values.mean():.2f}{deviation} ({shown})"
+
+
+def predicted(
+    session: int, data: Path, *, cache: Path, seeds: Sequence[int]
+) -> Iterator[tuple[str, Predicted]]:
+    """Networks that are trained without a session, one a seed, and what each kind makes of it."""
+    (run,) = (
+        run
+        for run in read_experiment(EXPERIMENT).candidates()
+        if run.facts.row == ROW and run.recipe.corpora["iemocap"].dev_fold == session
+    )
+    corpus = open_corpora(run.recipe, data).used["iemocap"]
+    prepared = prepare(run.recipe, data, splits=("dev",), cache=cache)
+    bundles = [trained(run, prepared, seed=seed, cache=cache) for seed in seeds]
+    for kind, right, one in variants(corpus):
+        found = [
+            predict_corpus(bundle, one, "dev", cache=cache, progress=lambda line: None)
+            for bundle in bundles
+        ]
+        yield kind, Predicted(right, found[0].gold, [each.probabilities for each in found])
+
+
+def variants(corpus: Corpus) -> Iterator[tuple[str, NDArray[np.bool_], Corpus]]:
+    """Ways to say who speaks: which turns are given the right speaker, and the corpus so."""
     voices = Voices(corpus.splits["train"])
     names: dict[str, Name] = {
         "given": lambda dialogue: [one.speaker for one in dialogue.utterances],
-        "given, numbered": numbered,
         "found, revised": voices.found,
         "found, at once": lambda dialogue: voices.found(dialogue, at_once=True),
     }
     for kind, name in names.items():
         right = [count_right(numbered(one), name(one)) for one in corpus.splits["dev"]]
-        yield kind, float(np.concatenate(right).mean()), renamed(corpus, name)
+        yield kind, np.concatenate(right), renamed(corpus, name)
 
 
-def trained(run: Run, data: Path, *, cache: Path) -> Bundle:
-    """The network of one run, with the encoders of its preparation."""
-    prepared = prepare(run.recipe, data, splits=("dev",), cache=cache)
-    folder = cache / "speakers" / f"{run.facts.row}-{run.facts.recipe}"
-    fitted = fit_network(run.recipe, prepared, seed=run.facts.seed, folder=folder)
+def trained(run: Run, prepared: Prepared, *, seed: int, cache: Path) -> Bundle:
+    """The network of one run and seed, with the encoders of its preparation."""
+    folder = cache / "speakers" / f"{run.facts.row}-{run.facts.recipe}-{seed}"
+    fitted = fit_network(run.recipe, prepared, seed=seed, folder=folder)
     return bundle_of(run, prepared, fitted.network)
 
 

@@ -4,7 +4,6 @@ The weights are those in the package ``pipecat-ai``, of which nothing else is ne
 is Whisper's spectrogram of the last 8 s, normalised, with silence before a shorter turn.
 """
 
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +15,6 @@ from stream_hbaf.features.pretrained import package_folder, require_digest
 from stream_hbaf.features.whisper_encoder import FFT, HOP, log_mel, mel_filters
 from stream_hbaf.onnx import open_network
 from stream_hbaf.speech.segmenter import check_segmentation
-
-LOG = logging.getLogger(__name__)
 
 Float32 = NDArray[np.float32]
 
@@ -52,31 +49,26 @@ class TurnModel:
 
 def choose_engine(config: Config) -> Config:
     """The settings with ``endpoint.engine`` chosen where it is ``auto``, so that a session holds
-    which one it was; one line is logged where the weights are missing.
+    which one it was.
 
-    Raises ModelError if a model is asked for that isn't there, and ConfigError when its settings
-    contradict each other.
+    Raises ModelError if the model is asked for and isn't there, and ConfigError when the settings
+    of endpoints contradict each other.
     """
     engine = config.endpoint.engine
-    if engine == "auto" and find_turn_model() is None:
-        LOG.warning(
-            "utterances end after %d ms of silence; %s lets them end sooner",
-            config.segmenter.min_silence_ms,
-            INSTALL,
-        )
-        engine = "silence"
+    if engine == "auto":
+        engine = "pause" if find_turn_model() is None else "turn"
     if engine != "silence":
         check_segmentation(config.segmenter, config.vad, config.endpoint)
+    if engine == "turn":
         require_turn_model()
-        engine = "turn"
     endpoint = config.endpoint.model_copy(update={"engine": engine})
     return config.model_copy(update={"endpoint": endpoint})
 
 
 def open_turn_model(config: EndpointConfig) -> TurnModel | None:
-    """The model; None where silence alone ends utterances. Raises ModelError."""
-    without = config.engine == "silence" or (config.engine == "auto" and not find_turn_model())
-    return None if without else TurnModel()
+    """The model; None where ends are found without. Raises ModelError."""
+    is_wanted = config.engine == "turn" or (config.engine == "auto" and find_turn_model())
+    return TurnModel() if is_wanted else None
 
 
 def turn_features(samples: NDArray[np.int16], *, filters: Float32) -> Float32:

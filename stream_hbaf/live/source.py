@@ -70,7 +70,7 @@ class SourcePipeline:
         self.tracker = runtime.tracker(config)
         # Where settings say who speaks, the voice is not asked.
         self._by_voice = runtime.recognizer.speaker_encoder is not None and not config.speaker
-        asks = runtime.turn_model is not None
+        asks = runtime.config.endpoint.engine != "silence"
         self._detector = UtteranceDetector(runtime.config, asks=asks)
         self._monitor = SoundMonitor(config.name, runtime, on_hint=on_hint)
         self._chunks: asyncio.Queue[Chunk | Cut | None] = asyncio.Queue(CHUNKS_WAITING)
@@ -210,9 +210,9 @@ class SourcePipeline:
         if not isinstance(last, Consult):
             return []
         assert utterance is not None
-        assert utterance.turn_probability is not None  # a Pause came before
-        probability = await utterance.turn_probability
-        evidence = Evidence(last.trigger, last.habit, probability)
+        ends = utterance.turn_probability  # computed since the Pause
+        probability = None if ends is None else await ends
+        evidence = Evidence(last.trigger, last.habit, last.score, probability)
         over = is_over(evidence, config=self._runtime.config.endpoint)
         answer = partial(self._detector.answer, is_over=over)
         return await self._runtime.run_model("vad", answer)

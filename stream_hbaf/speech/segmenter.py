@@ -7,13 +7,18 @@ depend on samples and answers alone.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from stream_hbaf.config import SAMPLE_RATE_HZ, EndpointConfig, SegmenterConfig, VadConfig
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.events import Trigger
 from stream_hbaf.speech.endpointer import Habit
+
+# Of a pause, the frames whose speech score tells how still it is: the newest, after the first ones,
+# in which speech fades away.
+FADING_MS = 96
+STILLNESS_MS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +56,7 @@ class Consult:
     end: int  # of the utterance, if it is over; the last Pause's
     trigger: Trigger  # of Finish, if it is over: "turn" is asked early, "silence" late
     habit: Habit  # of the source, before this pause
+    score: float  # the highest speech score of the pause's newest frames
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +92,7 @@ class _Run:
     speech_frames: int = 0
     score_sum: float = 0.0  # from first to last
     silent_score_sum: float = 0.0  # since last
+    silent_scores: list[float] = field(default_factory=list)  # the same frames'
     begin: int | None = None  # of the utterance
     given: int = 0  # end of the last Extend
     paused: bool = False
@@ -137,6 +144,7 @@ class Segmenter:
                 frames(endpoint.silence_ms): "turn",
                 self._min_silence: "silence",
             }
+        self._fading, self._stillness = frames(FADING_MS), frames(STILLNESS_MS)
         self._pre_roll = frames(config.pre_roll_ms)
         self._post_roll = frames(config.post_roll_ms)
         self._longest = frames_within(config.max_utterance_s)
@@ -152,6 +160,7 @@ class Segmenter:
         self._asked: Trigger | None = None
         self.habit = habit or Habit()
         self._watched: int | None = None  # end of speech before a pause that may be short
+        self._watched_score: float | None = None  # of that pause, at its first question
 
     @property
     def in_speech(self) -> bool:
@@ -175,12 +184,13 @@ class Segmenter:
         if self._is_speech and self._run is None:
             self._run = _Run(first=self._frames, last=self._frames)
         self._frames += 1
+        run, actions = self._run, []
+        if run is not None:
+            self._count(run, score)
+            begin = run.begin
+            actions = self._await_speech(run) if begin is None else self._continue(run, begin)
         self._watch()
-        run = self._run
-        if run is None:
-            return []
-        self._count(run, score)
-        return self._await_speech(run) if run.begin is None else self._continue(run, run.begin)
+        return actions
 
     def answer(self, *, is_over: bool) -> list[SegmenterAction]:
         """What the answer to a Consult brings about: the end, or nothing."""
@@ -204,26 +214,32 @@ class Segmenter:
         self._run = None
         self._floor = self._frames
         self._is_speech = False
-        self._asked = self._watched = None
+        self._asked = self._watched = self._watched_score = None
         return actions
 
     def _watch(self) -> None:
-        """Learn from a pause of ``silence_ms``, whatever was decided then."""
+        """Learn from a pause of ``pause_ms``, whatever is decided in it."""
         if self._watched is None:
             return
-        if self._is_speech or self._frames - self._watched >= self._min_silence:
-            self.habit = self.habit.after(resumed=self._is_speech)
-            self._watched = None
+        if self._is_speech:
+            self.habit = self.habit.after_short()
+        elif self._frames - self._watched >= self._min_silence:
+            self.habit = self.habit.after_long(self._watched_score)
+        else:
+            return
+        self._watched = self._watched_score = None
 
     def _count(self, run: _Run, score: float) -> None:
         if not self._is_speech:
             run.silent_score_sum += score
+            run.silent_scores.append(score)
             return
         run.last = self._frames
         run.speech_frames += 1
         # Silent frames count once speech after them shows that they were inside.
         run.score_sum += run.silent_score_sum + score
         run.silent_score_sum = 0.0
+        run.silent_scores.clear()
 
     def _await_speech(self, run: _Run) -> list[SegmenterAction]:
         """Wait for enough speech without a gap in it that would be a pause."""
@@ -260,11 +276,14 @@ class Segmenter:
         elif is_pause and not run.paused:
             actions.append(Pause(self._sample(run.given), run.mean_score))
             run.paused = True
+        if is_pause and self._questions and self._watched is None and silence < self._min_silence:
+            self._watched = run.last
         if run is self._run and silence in self._questions:
             self._asked = self._questions[silence]
-            actions.append(Consult(self._sample(run.given), self._asked, self.habit))
+            score = max(run.silent_scores[self._fading :][-self._stillness :], default=1.0)
+            actions.append(Consult(self._sample(run.given), self._asked, self.habit, score))
             if self._asked == "turn":
-                self._watched = run.last
+                self._watched_score = score
         return actions
 
     def _finish(self, run: _Run, begin: int, *, trigger: Trigger) -> Finish:
