@@ -177,9 +177,9 @@ class Utterance(Event):
     audio_end_ms: float | None = None
     """When speech ended, since the source was opened. Only in an ``end``."""
     trigger: Trigger | None = None
-    """What ended the utterance. Only in an ``end``. ``turn`` is a pause after a turn that sounds
-    finished, ``silence`` a longer one, ``timeout`` the longest, after a turn that doesn't.
-    ``speaker``: somebody else speaks on."""
+    """What ended the utterance. Only in an ``end``. ``turn`` is a short pause where the turn seems
+    over, ``silence`` a longer one, ``timeout`` the longest, where it doesn't. ``speaker``: somebody
+    else speaks on."""
     text: str = ""
     """The transcript; empty if there are no words, or if privacy keeps them back."""
     language: str = ""

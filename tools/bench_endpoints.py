@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Measures end of speech → event with silence alone, with the turn model, and with voices too.
+"""Measures end of speech → event with each way to find its end, without and with voices.
 
-    tools/bench_endpoints.py --corpora DIR [--utterances 26] [--set KEY=VALUE]
+    tools/bench_endpoints.py --corpora DIR [--engine NAME …] [--utterances 26] [--set KEY=VALUE]
 
 The utterances of ``bench_latency.py`` are played in real time through the whole live path, once
-with each of them. Split utterances are those beyond one a recording. The CPU is that of the whole
-process, broker and subscriber included.
+with each engine; the first one is what the others are compared with. Split utterances are those
+beyond one a recording. The CPU is that of the whole process, broker and subscriber included.
 """
 
 import argparse
@@ -24,9 +24,12 @@ from stream_hbaf.events import Trigger
 from stream_hbaf.recognizer import Recognizer
 
 ENGINES = {
-    "silence": {"endpoint.engine": "silence", "speakers.engine": "none"},
-    "turn": {"endpoint.engine": "turn", "speakers.engine": "none"},
-    "turn, voices": {"endpoint.engine": "turn", "speakers.engine": "campplus"},
+    f"{engine}{', voices' * voices}": {
+        "endpoint.engine": engine,
+        "speakers.engine": "campplus" if voices else "none",
+    }
+    for engine in ("silence", "pause", "turn")
+    for voices in (False, True)
 }
 
 
@@ -61,6 +64,7 @@ def run(sound: Path, *, seconds: float, port: int, settings: dict[str, str]) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--corpora", type=Path, required=True)
+    parser.add_argument("--engine", choices=ENGINES, action="append", help="all by default")
     parser.add_argument("--utterances", type=int, default=26)
     parser.add_argument("--port", type=int, default=18832)
     parser.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE")
@@ -77,9 +81,9 @@ def main() -> None:
                 sound,
                 seconds=len(stream) / SAMPLE_RATE_HZ,
                 port=options.port,
-                settings=settings | engines,
+                settings=settings | ENGINES[engine],
             )
-            for engine, engines in ENGINES.items()
+            for engine in options.engine or ENGINES
         }
     for engine, one in runs.items():
         counts = {trigger: one.triggers.count(trigger) for trigger in sorted(set(one.triggers))}
@@ -89,10 +93,10 @@ def main() -> None:
         for stage in STAGES:
             print(row(stage, one.stages[stage]))
         print(row("**end of speech → at the subscriber**", one.received) + "\n")
-    silence, *others = runs.values()
-    for engine, one in zip(list(runs)[1:], others, strict=True):
-        ratio = statistics.median(one.received) / statistics.median(silence.received)
-        print(f"{engine} / silence: {ratio:.3f}; CPU {one.cpu - silence.cpu:+.1f} % of a core")
+    (name, first), *others = runs.items()
+    for engine, one in others:
+        ratio = statistics.median(one.received) / statistics.median(first.received)
+        print(f"{engine} / {name}: {ratio:.3f}; CPU {one.cpu - first.cpu:+.1f} % of a core")
 
 
 if __name__ == "__main__":
