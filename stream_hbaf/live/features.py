@@ -98,7 +98,7 @@ class LiveFeatures:
             await self._stages.attempt(utterance, "acoustic", session.pause, thread="embedding")
 
     async def _turn_probability(self, utterance: LiveUtterance, model: TurnModel) -> float | None:
-        """How likely the turn is over; None if the model failed, and silence has to decide."""
+        """How likely the turn is over; None if the model failed, and has no say."""
         try:
             found = await self._runtime.run_model("turn", model.probability, utterance.samples)
         except UTTERANCE_ERRORS as error:
