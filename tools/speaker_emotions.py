@@ -18,7 +18,7 @@ from stream_hbaf.bundle_config import BundleConfig
 from stream_hbaf.config import SpeakersConfig
 from stream_hbaf.corpora.dialogue import Corpus, Dialogue, LabelledUtterance
 from stream_hbaf.evaluation.diarization import count_right
-from stream_hbaf.evaluation.metrics import score
+from stream_hbaf.evaluation.metrics import Probabilities, score
 from stream_hbaf.evaluation.offline import predict_corpus
 from stream_hbaf.networks.network import Network
 from stream_hbaf.speech.clustering import VoiceModel
@@ -122,7 +122,7 @@ class Predicted:
 
     right: NDArray[np.bool_]  # of every turn: whether it was given the right speaker
     gold: NDArray[np.int64]  # [N], of the labelled ones
-    probabilities: list[NDArray[np.floating]]  # [N, C], by seed
+    probabilities: list[Probabilities]  # [N, C], by seed
 
     @classmethod
     def of_all(cls, parts: "Sequence[Predicted]") -> "Predicted":
