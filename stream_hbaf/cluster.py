@@ -5,15 +5,17 @@ Ray is an extra and takes two seconds to import: nothing of it is imported befor
 
 import logging
 import os
+import socket
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
+from pathlib import Path
 from typing import Any, TypeVar
 
 from stream_hbaf import __version__
 from stream_hbaf.errors import ConfigError, StreamHbafError, shorten
-from stream_hbaf.processes import THREADS, WorkerDiedError
+from stream_hbaf.processes import THREADS, WorkerDiedError, mapped_by
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -130,10 +132,11 @@ def map_on_cluster(
     cores = sum(int(node["Resources"].get("CPU", 0)) for node in _nodes())
     ahead = 2 * max(1, cores)
     running: dict[Any, int] = {}
+    folder = Path.cwd()
     try:
         while True:
             for index, item in islice(waiting, ahead - len(running)):
-                running[remote.remote(function, item, *sent)] = index
+                running[remote.remote(function, folder, item, *sent)] = index
             if not running:
                 return
             [done], _ = ray.wait([*running])
@@ -143,11 +146,34 @@ def map_on_cluster(
             ray.cancel(reference, force=True)
 
 
-def _alone(function: Callable[..., Result], item: object, *shared: object) -> Result:
-    """In a worker: as in one of ``processes``, whose numerics have one thread."""
+def _alone(
+    function: Callable[..., Result], folder: Path, item: object, *shared: object
+) -> Result:
+    """In a worker: as in one of ``processes``, in its folder, with one thread for numerics.
+
+    Raises ConfigError if this node doesn't have the folder.
+    """
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        raise ConfigError(
+            f"node {socket.gethostname()}: {folder}: {error.strerror}; --ray needs folders that "
+            "all nodes share"
+        ) from None
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
     return function(item, *shared)
+
+
+@contextmanager
+def work_on(address: str | None) -> Iterator[None]:
+    """In the block, a cluster does what worker processes would do; None: they do it."""
+    if address is None:
+        yield
+        return
+    with connected(address), mapped_by(map_on_cluster):
+        run_on_each_node(os.getpid)  # each has this version
+        yield
 
 
 def _result(reference: Any, *, index: int) -> Any:

@@ -17,7 +17,9 @@ import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from multiprocessing.connection import Connection, wait
 from typing import Any, NoReturn, TypeVar
 
@@ -27,6 +29,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+Mapper = Callable[..., Generator[tuple[int, Any], None, None]]  # as map_as_completed
+ELSEWHERE: ContextVar[Mapper | None] = ContextVar("ELSEWHERE", default=None)
 END_S = 3.0  # a worker that hasn't ended by then is killed
 
 
@@ -36,6 +40,16 @@ class WorkerDiedError(StreamHbafError):
     def __init__(self, message: str, *, index: int = -1) -> None:
         super().__init__(message)
         self.index = index  # of the item that it was given
+
+
+@contextmanager
+def mapped_by(mapper: Mapper) -> Iterator[None]:
+    """In the block, ``map_as_completed`` has its items done elsewhere, as on a cluster."""
+    former = ELSEWHERE.set(mapper)
+    try:
+        yield
+    finally:
+        ELSEWHERE.reset(former)
 
 
 def map_as_completed(
@@ -53,6 +67,9 @@ def map_as_completed(
     An exception of the function is raised here. It ends the other workers, as Ctrl-C does and
     closing the generator. Raises WorkerDiedError if a worker ends before its item is done.
     """
+    if (elsewhere := ELSEWHERE.get()) is not None:
+        yield from elsewhere(function, items, shared=shared)
+        return
     if workers <= 1 and not isolated:
         for index, item in enumerate(items):
             yield index, function(item, *shared)

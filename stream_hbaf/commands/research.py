@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from stream_hbaf.cluster import work_on
 from stream_hbaf.commands import (
     CORPORA,
     Commands,
@@ -76,6 +77,26 @@ def _add_corpora(parser: argparse.ArgumentParser, *, models: bool = True) -> Non
     if models:
         parser.add_argument("--workers", type=int, default=2, help="processes (default: 2)")
         parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+        _add_ray(parser)
+
+
+def _add_ray(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--ray",
+        nargs="?",
+        const="auto",
+        metavar="HOST:PORT",
+        help="work on the CPUs of a Ray cluster (default: this machine's, or a new one)",
+    )
+
+
+def _device(options: argparse.Namespace) -> str:
+    """The device of features. Raises ConfigError for one that isn't there."""
+    if options.ray is None:
+        return device_of(options)
+    if options.device == "cuda":
+        raise ConfigError("--device cuda: --ray works on CPUs; leave one of them out")
+    return "cpu"
 
 
 def _add_evaluate(commands: Commands) -> None:
@@ -110,6 +131,7 @@ def _add_evaluate(commands: Commands) -> None:
         default=Path("report"),
         help="folder of the report (default: report), or of a folder for each if there are several",
     )
+    _add_ray(evaluate)
     _add_offline(evaluate.add_argument_group("with --corpus"))
     _add_live(evaluate.add_argument_group("with --live"))
 
@@ -158,13 +180,14 @@ def _extract(options: argparse.Namespace) -> None:
 
     corpus = open_corpus(options.corpus, options.corpora, all_splits=False)
     for representation in options.features.split(","):
-        with show_progress(f"{corpus.name}, {representation}") as progress:
+        title = f"{corpus.name}, {representation}"
+        with work_on(options.ray), show_progress(title) as progress:
             extracted = extract_corpus(
                 corpus,
                 representation=representation,
                 cache=options.cache / "audio",
                 workers=options.workers,
-                device=device_of(options),
+                device=_device(options),
                 progress=progress,
             )
         if extracted.leftovers:
@@ -206,16 +229,17 @@ def _experiment(options: argparse.Namespace) -> None:
     from stream_hbaf.training.experiment import run_experiment
     from stream_hbaf.training.recipe import find_recipe
 
-    run_experiment(
-        find_recipe(options.file),
-        corpora=options.corpora,
-        results=options.results,
-        cache=options.cache,
-        workers=options.workers,
-        device=device_of(options),
-        test=options.test,
-        progress=print_line,
-    )
+    with work_on(options.ray):
+        run_experiment(
+            find_recipe(options.file),
+            corpora=options.corpora,
+            results=options.results,
+            cache=options.cache,
+            workers=options.workers,
+            device=_device(options),
+            test=options.test,
+            progress=print_line,
+        )
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -226,7 +250,8 @@ def _evaluate(options: argparse.Namespace) -> None:
             option = name.replace("_", "-")
             raise ConfigError(f"--{option}: goes with {other} only; leave it out")
     evaluate = _evaluate_offline if options.live is None else _evaluate_live
-    evaluate(options)
+    with work_on(options.ray):
+        evaluate(options)
 
 
 def _evaluate_offline(options: argparse.Namespace) -> None:
@@ -242,7 +267,7 @@ def _evaluate_offline(options: argparse.Namespace) -> None:
         against=options.against or (),
         out=options.out,
         cache=options.cache or Path("cache"),
-        device=device_of(options),
+        device=_device(options),
         workers=options.workers or 2,
         progress=print_line,
     )
@@ -261,6 +286,7 @@ def _evaluate_live(options: argparse.Namespace) -> None:
     from stream_hbaf.config import load_config
     from stream_hbaf.evaluation.conditions import evaluate_streaming
 
+    device = options.device if options.ray is None else _device(options)
     live = evaluate_streaming(
         options.bundle[0],
         options.live,
@@ -272,7 +298,7 @@ def _evaluate_live(options: argparse.Namespace) -> None:
         speed=speed,
         resume=options.resume,
         out=options.out,
-        config=load_config(environ=os.environ, overrides={"device": options.device}),
+        config=load_config(environ=os.environ, overrides={"device": device}),
         progress=print_line,
     )
     if options.update_card:

@@ -7,7 +7,7 @@ simulated ASR errors.
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -50,6 +50,7 @@ from stream_hbaf.evaluation.summary import (
     summarise_corpus,
 )
 from stream_hbaf.networks.calibration import MODALITIES, Modality
+from stream_hbaf.processes import ELSEWHERE, map_as_completed
 from stream_hbaf.recognizer import Recognizer
 
 NOISES = "speech"  # folder of noise/ and rir/ (room impulse responses), among the corpora
@@ -254,13 +255,12 @@ class _Player:
         if made is not None:
             self.progress(f"{out / METRICS}: kept, made of the same bundle")
             return made
-        measured: dict[str, Any] = {}
-        for name, condition in work.conditions.items():
-            title = f"{work.task.name}, {name}: "
-            predictions = self._predict(work, condition, _prefixed(title, self.progress))
+        found: dict[str, Any] = {}
+        for name, predictions in self._predict_all(work):
             figures = measure_condition(predictions, self.recognizer.bundle.labels)
-            measured[name] = {"description": CONDITION_TITLES[name], **figures}
-            self.progress(title + _main_figures(figures))
+            found[name] = {"description": CONDITION_TITLES[name], **figures}
+            self.progress(f"{work.task.name}, {name}: {_main_figures(figures)}")
+        measured = {name: found[name] for name in work.conditions}
         report = {**described, "summary": summarise_corpus(measured), "conditions": measured}
         write_report(report, out, progress=self.progress)
         self.progress(str(out / REPORT))
@@ -281,25 +281,56 @@ class _Player:
             "version": __version__,
         }
 
-    def _predict(
-        self, work: _Work, condition: EvaluationCondition, progress: Progress
-    ) -> StreamingPredictions:
-        given = self.recognizer, work.corpus, work.split
-        if condition.error_rate is None:
-            return predict_clips(
-                *given,
-                condition=condition.acoustic,
-                sounds=self.sounds,
-                modalities=condition.modalities,
-                speed=self.speed,
-                progress=progress,
-            )
-        return predict_text(
+    def _predict_all(self, work: _Work) -> Iterator[tuple[str, StreamingPredictions]]:
+        """Each condition's predictions, as they are completed; on a cluster, if there is one."""
+        names = [*work.conditions]
+        if ELSEWHERE.get() is None:
+            for name in names:
+                progress = _prefixed(f"{work.task.name}, {name}: ", self.progress)
+                yield name, _predict(self.recognizer, work, name, self.sounds, self.speed, progress)
+            return
+        shared = (work, self.recognizer.config, self.sounds, self.speed)
+        for index, predictions in map_as_completed(_predict_alone, names, workers=1, shared=shared):
+            yield names[index], predictions
+
+
+def _predict(
+    recognizer: Recognizer,
+    work: _Work,
+    name: str,
+    sounds: NoisesAndRooms | None,
+    speed: float | None,
+    progress: Progress,
+) -> StreamingPredictions:
+    """The predictions under one of the conditions."""
+    condition, given = work.conditions[name], (recognizer, work.corpus, work.split)
+    if condition.error_rate is None:
+        return predict_clips(
             *given,
-            error_rate=condition.error_rate,
-            exclamations_dropped=condition.exclamations_dropped,
+            condition=condition.acoustic,
+            sounds=sounds,
+            modalities=condition.modalities,
+            speed=speed,
             progress=progress,
         )
+    return predict_text(
+        *given,
+        error_rate=condition.error_rate,
+        exclamations_dropped=condition.exclamations_dropped,
+        progress=progress,
+    )
+
+
+def _predict_alone(
+    name: str,
+    work: _Work,
+    config: Config,
+    sounds: NoisesAndRooms | None,
+    speed: float | None,
+) -> StreamingPredictions:
+    """As ``_predict``, in a worker of a cluster, with a recogniser of its own."""
+    with open_recognizer(work.task.bundle, config=config) as recognizer:
+        return _predict(recognizer, work, name, sounds, speed, lambda line: None)
 
 
 def _read_report(
