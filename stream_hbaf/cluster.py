@@ -25,6 +25,9 @@ FOUND = (
 )
 OBJECTS_BYTES = 200 << 20  # of a new cluster's object store: what travels is sound and features
 ONE_THREAD = {"env_vars": dict.fromkeys(THREADS, "1")}
+# Read when nodes are started: Ray sends no reports home, and its workers, which answer within
+# milliseconds, have the priority of other programs (its default is that of background work).
+ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
 RETRIES = 3  # of an item whose worker or node has died
 
 
@@ -35,7 +38,8 @@ def connected(address: str) -> Iterator[None]:
     Raises ConfigError if there is none, or if it has another version of Ray or Python, and
     ModuleNotFoundError without Ray.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would send reports home
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     import ray
 
     # Ray's own lines on how it starts. The workers' logs are in the nodes' folders.
@@ -146,9 +150,7 @@ def map_on_cluster(
             ray.cancel(reference, force=True)
 
 
-def _alone(
-    function: Callable[..., Result], folder: Path, item: object, *shared: object
-) -> Result:
+def _alone(function: Callable[..., Result], folder: Path, item: object, *shared: object) -> Result:
     """In a worker: as in one of ``processes``, in its folder, with one thread for numerics.
 
     Raises ConfigError if this node doesn't have the folder.

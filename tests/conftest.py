@@ -28,6 +28,7 @@ PROVIDERS = {"mosquitto": "broker", "chromium": "browser", "virtual_microphone":
 SLOW = [
     "audio_file",
     "baselines",
+    "cluster",
     "command",
     "control",
     "downloads",
@@ -61,6 +62,7 @@ SLOW = [
 # training in depth, which take a third of the time of all tests.
 LONG = [
     "case_study",
+    "cluster",
     "downloads",
     "drill",
     "experiment_networks",

@@ -10,7 +10,6 @@ from live_kit import EventLog, RandomChunks
 from numpy.typing import NDArray
 
 from stream_hbaf.audio.source import AudioSource, Chunk
-from stream_hbaf.commands.run import _sources
 from stream_hbaf.config import SourceConfig, load_config
 from stream_hbaf.errors import ConfigError
 from stream_hbaf.events import (
@@ -26,6 +25,7 @@ from stream_hbaf.live.control import Controls
 from stream_hbaf.live.pipeline import LivePipeline
 from stream_hbaf.publish.messages import COMMANDS
 from stream_hbaf.recognizer import Recognizer
+from stream_hbaf.running import sources_of
 
 Sound = NDArray[np.int16]
 
@@ -332,5 +332,5 @@ def test_the_token_of_the_environment_is_that_of_every_source() -> None:
         environ={"STREAM_HBAF_SOURCE__TOKEN": "word"},
         overrides={"sources": [{"name": "ann", "where": "ws://0.0.0.0:1"}, own]},
     )
-    tokens = [source.token for source in _sources(config)]
+    tokens = [source.token for source in sources_of(config)]
     assert [token.get_secret_value() for token in tokens if token] == ["word", "other"]

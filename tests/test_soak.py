@@ -17,11 +17,11 @@ from soak import CHUNK, Report, soak, sound_of
 from soak_sound import HOUR_S, Block, Kind, day
 
 from stream_hbaf import dialogue
-from stream_hbaf.commands.run import with_broker
 from stream_hbaf.config import SAMPLE_RATE_HZ, Config, DashboardConfig, MqttConfig
 from stream_hbaf.dashboard import feed
 from stream_hbaf.live import runtime, slots, speakers
 from stream_hbaf.recognizer import Recognizer
+from stream_hbaf.running import with_broker
 from stream_hbaf.sessions import writer
 
 Sound = NDArray[np.int16]

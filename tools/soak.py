@@ -43,11 +43,12 @@ from soak_mqtt import Broker  # noqa: E402
 from soak_sound import HOUR_S, Block, Kind, Sound, day, load_clips, play  # noqa: E402
 
 from stream_hbaf.audio.source import Chunk  # noqa: E402
-from stream_hbaf.commands.run import FULL_SPEED_CHUNK_MS, Run, load_optional, with_broker  # noqa: E402
+from stream_hbaf.commands.run import FULL_SPEED_CHUNK_MS  # noqa: E402
 from stream_hbaf.config import SAMPLE_RATE_HZ, Config, SourceConfig, load_config  # noqa: E402
 from stream_hbaf.events import AnyEvent, Level, Speech, Utterance  # noqa: E402
 from stream_hbaf.features.turn_model import choose_engine  # noqa: E402
 from stream_hbaf.recognizer import Recognizer  # noqa: E402
+from stream_hbaf.running import Run, load_optional, with_broker  # noqa: E402
 
 LIMIT_MB = 1.0  # an hour, of resident memory that is no file's
 FLAT = 1.25  # the mean chunk of the last third, relative to the first third's
@@ -259,7 +260,7 @@ async def soak(
 ) -> None:
     """Recognise the sound, publish, record and show it as ``config`` says."""
     optional = load_optional(config)
-    run = Run(config, recognizer, optional)
+    run = Run(config, recognizer, optional, tell=print)
     await run.start(report.following)
     source = PlayedSound(sound, report, each_minute=run.each_minute)
     beside = [read_page(optional.page.address)] if optional.page else []

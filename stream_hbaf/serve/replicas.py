@@ -173,6 +173,13 @@ def _options(config: Config, *, cpus: float, at_once: int) -> dict[str, Any]:
                 "env_vars": {name: os.environ[name] for name in LIBRARIES if name in os.environ}
             },
         },
+        **health_options(),
+    }
+
+
+def health_options() -> dict[str, Any]:
+    """When a replica counts as dead, and how long one that is stopped has."""
+    return {
         "health_check_period_s": HEALTH_EVERY_S,
         "health_check_timeout_s": HEALTH_WITHIN_S,
         "graceful_shutdown_timeout_s": STOP_WITHIN_S,
@@ -216,6 +223,13 @@ def models_of(application: str, *, replicas: int) -> Models:
         serve.get_deployment_handle(one.__name__, app_name=application)
         for one in (Transcribe, Understand)
     )
+    return models_behind(transcribe, understand, replicas=replicas)
+
+
+def models_behind(
+    transcribe: DeploymentHandle[Any], understand: DeploymentHandle[Any], *, replicas: int
+) -> Models:
+    """The models behind two handles."""
     return Models(transcribe, understand, decoders=replicas * decoders())
 
 
