@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures how many streams one process carries: end of speech → event, by the number of streams.
 
-    tools/bench_streams.py --corpora DIR [--streams 8 16 24] [--seconds 40] [--asr base]
+    tools/bench_streams.py --corpora DIR [--streams 8 16 24] [--seconds 40] [--asr base] [--json F]
     tools/bench_streams.py --corpora DIR [--streams 8 16 24] [--against TREE]
 
 Each stream is another person: sentences of one RAVDESS actor and passages of LibriSpeech's readers
@@ -9,7 +9,8 @@ with pauses between them, in real time, from memory. All go through one live pip
 broker. What a source would have captured while the pipeline was behind counts as waiting.
 
 With ``--against`` this source tree and another one, such as a worktree of an earlier version, are
-measured in turns, in one run. ``--set`` changes settings of this tree.
+measured in turns, in one run. ``--set`` changes settings of this tree. ``--json`` also writes all
+figures to a file, a line for each row.
 """
 
 import argparse
@@ -21,11 +22,14 @@ import subprocess
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
+
+Int16 = NDArray[np.int16]
 
 TREE = Path(__file__).parents[1]
 RATE_HZ = 16_000
@@ -38,7 +42,7 @@ SPEECH_DBFS = -26.0  # of every clip
 STAGES = ("vad", "transcript", "acoustic", "text", "classify", "total")
 
 
-def talk(corpora: Path, *, stream: int, seconds: float) -> np.ndarray:
+def talk(corpora: Path, *, stream: int, seconds: float) -> Int16:
     """One person's sentences and passages, with pauses between them: int16 [n]."""
     from stream_hbaf.audio.file import read_audio
 
@@ -56,7 +60,7 @@ def talk(corpora: Path, *, stream: int, seconds: float) -> np.ndarray:
         length += len(clip) + len(pause)
     sound = np.concatenate(parts)[: int(seconds * RATE_HZ)]
     sound += np.random.default_rng(stream).normal(0, FLOOR, len(sound))
-    clipped: np.ndarray = np.clip(sound, -32768, 32767).astype(np.int16)
+    clipped: Int16 = np.clip(sound, -32768, 32767).astype(np.int16)
     return clipped
 
 
@@ -65,7 +69,7 @@ class Talk:
 
     name = "talk"
 
-    def __init__(self, sound: np.ndarray, *, delay_s: float) -> None:
+    def __init__(self, sound: Int16, *, delay_s: float) -> None:
         self._sound = sound
         self._delay_s = delay_s
         self.lost = 0  # chunks
@@ -176,13 +180,15 @@ def serve(corpora: Path, *, seconds: float, settings: dict[str, Any]) -> None:
             print(json.dumps(measured | {"calls": profile.taken()}), flush=True)
 
 
-async def run(recognizer: Any, sounds: list[np.ndarray], *, seconds: float) -> dict[str, Any]:
-    """The latencies in ms, and what they cost."""
+async def run(
+    recognizer: Any, sounds: list[Int16], *, seconds: float, beside: Sequence[Any] = ()
+) -> dict[str, Any]:
+    """The latencies in ms, and what they cost; ``beside`` are further publishers."""
     from stream_hbaf.config import SourceConfig
     from stream_hbaf.live.pipeline import LivePipeline
 
     ends, delay = Ends(), random.Random(0)
-    pipeline = LivePipeline(recognizer, [ends])
+    pipeline = LivePipeline(recognizer, [ends, *beside])
     sources = {
         SourceConfig(name=f"stream{n}", where="talk"): Talk(
             sound, delay_s=delay.uniform(0, STAGGER_S)
@@ -267,9 +273,20 @@ def compare(options: argparse.Namespace) -> None:
                 found = trees[name].ask(streams)
                 print(row(asr, streams, name, found), flush=True)
                 details(asr, streams, name, found)
+                if options.json:
+                    keep(options, asr=asr, streams=streams, tree=name, found=found)
             order.reverse()
         for tree in trees.values():
             tree.close()
+
+
+def keep(
+    options: argparse.Namespace, *, asr: str, streams: int, tree: str, found: dict[str, Any]
+) -> None:
+    """Append a line of JSON with all that was measured."""
+    setting = {"asr": asr, "streams": streams, "seconds": options.seconds, "tree": tree}
+    with options.json.open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps(setting | found) + "\n")
 
 
 def details(asr: str, streams: int, tree: str, found: dict[str, Any]) -> None:
@@ -301,6 +318,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=40)
     parser.add_argument("--asr", nargs="+", default=["base"], metavar="MODEL")
     parser.add_argument("--against", type=Path, metavar="TREE", help="another source tree")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="append all figures to a file")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE")
     parser.add_argument(
         "--first", action="store_true", help="before all other programs; on Linux, as root"
