@@ -14,20 +14,22 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bench_streams import CHUNK, RATE_HZ, Ends, Int16, Talk, talk
+from talks import CHUNK, RATE_HZ, Int16, Talk, talk
 
 PEOPLE = 40  # whose talk is kept, as speech scores
 TALK_S = 40.0  # of each
-TRIED = 64  # utterances that each model is timed on
-RATES_S = 4.0  # that each number of threads computes together
+TRIED = 48  # utterances that each model is timed on
+RATES_S, ROUNDS = 2.0, 3  # that each number of threads computes together, and how often
 SILENT, SILENT_S = 8, 6.0  # streams and seconds that the event loop is measured with
 STEADY_S = 0.05  # without CPU time after which openSMILE has caught up
 WARM_UPS = 3
-
+PACE_S = 2.0  # that the machine's pace is measured for
+PACE_CLIP_S, PACE_CLIPS = 3, 6  # seconds of sound at once, and how many different ones
 
 Job = tuple[Callable[[Any], object], list[Any]]  # a function, and what it is called with
 
@@ -52,6 +54,7 @@ class ServiceTimes:
     asr: str
     machine: str
     measured_at: str
+    pace: float  # of the machine when this was measured; see ``pace``
     rates: tuple[float, ...]  # what 1, 2, … threads compute together, of one that is alone
     vad_s: float  # a frame
     hop_s: float  # of the event loop, a call of a model
@@ -79,12 +82,16 @@ def measure(recognizer: Any, corpora: Path) -> ServiceTimes:
     """Measure everything, in a minute or two on a quiet machine."""
     scores, utterances, vad_s = listen(recognizer, corpora)
     tried = random.Random(0).sample(utterances, min(TRIED, len(utterances)))
+    before = pace(recognizer, corpora)
     costs = dict(model_costs(recognizer, tried))
+    between = pace(recognizer, corpora)
+    rates = measured_rates(recognizer, tried)
     return ServiceTimes(
         asr=recognizer.config.transcript.model,
         machine=f"{os.cpu_count()} × {processor()}",
         measured_at=time.strftime("%Y-%m-%d"),
-        rates=measured_rates(recognizer, tried),
+        pace=(before + between) / 2,
+        rates=rates,
         vad_s=vad_s,
         hop_s=max(0.0, silent_chunk_s(recognizer) - 2 * vad_s),
         costs=costs,
@@ -187,14 +194,21 @@ def opensmile_times(front_end: Any, tried: list[Int16]) -> tuple[list[float], li
         began = time.process_time()
         for start in range(0, len(samples), CHUNK):
             session.feed(samples[start : start + CHUNK])
-        caught_up = time.process_time()
-        while (time.sleep(STEADY_S), time.process_time())[1] - caught_up > STEADY_S / 10:
-            caught_up = time.process_time()
+        caught_up = steady_cpu_s()
         fed.append(caught_up - began)
         began = time.process_time()
         session.finish()
         finished.append(time.process_time() - began)
     return fed, finished
+
+
+def steady_cpu_s() -> float:
+    """The process's CPU time once it computes no more."""
+    before, now = -1.0, time.process_time()
+    while now - before > STEADY_S / 10:
+        time.sleep(STEADY_S)
+        before, now = now, time.process_time()
+    return now
 
 
 def fitted(length_s: list[float], spent: list[float]) -> Cost:
@@ -214,21 +228,32 @@ def fitted(length_s: list[float], spent: list[float]) -> Cost:
 
 
 def measured_rates(recognizer: Any, tried: list[Int16]) -> tuple[float, ...]:
-    """What 1, 2, … of the program's threads compute together, of what one does alone."""
-    transcriber, front_end = recognizer.transcriber, recognizer.acoustic
-    first = (lambda one: transcriber.final(one, 1.0), tried)
-    second = (lambda one: transcriber.final(one, 1.0), tried[::-1])
-    voice = (getattr(front_end, "measure", front_end.extract), tried)
-    words = (recognizer.encode_text, [transcriber.final(one, 1.0) for one in tried])
-    alone = {id(job): done_in(RATES_S, [job])[0] for job in (first, second, voice, words)}
+    """What 1, 2, … of the program's threads compute together, of what one does alone.
 
-    def rate(*jobs: Job) -> float:
-        done = zip(done_in(RATES_S, jobs), jobs, strict=True)
-        return sum(n / alone[id(job)] for n, job in done)
-
-    two = (rate(first, second) + rate(first, voice)) / 2
-    rates = (1.0, two, rate(first, second, voice), rate(first, second, voice, words))
-    return tuple(round(max(1.0, one), 3) for one in rates)
+    Utterances of middle length only, so that it doesn't matter which of them are done; several
+    rounds, since a machine's speed drifts.
+    """
+    final = partial(recognizer.transcriber.final, speech_score=1.0)
+    front_end = recognizer.acoustic
+    middle = sorted(tried, key=len)[len(tried) // 2 - 4 :][:8]
+    words: Job = (final, middle)
+    more: Job = (final, middle)
+    voice: Job = (getattr(front_end, "measure", front_end.extract), middle)
+    text: Job = (recognizer.encode_text, [final(one) for one in middle])
+    together = [(words, more), (words, voice), (words, more, voice), (words, more, voice, text)]
+    found = []
+    for _ in range(ROUNDS):
+        alone = {id(job): done_in(RATES_S, [job])[0] for job in (words, voice, text)}
+        alone[id(more)] = alone[id(words)]
+        found.append(
+            [
+                sum(n / alone[id(job)] for n, job in zip(done_in(RATES_S, jobs), jobs, strict=True))
+                for jobs in together
+            ]
+        )
+    decoders, mixed, three, four = np.mean(found, axis=0)
+    rates = (1.0, (decoders + mixed) / 2, three, four)
+    return tuple(round(max(1.0, float(one)), 3) for one in rates)
 
 
 def done_in(duration_s: float, jobs: Sequence[Job]) -> list[float]:
@@ -256,6 +281,18 @@ def done_in(duration_s: float, jobs: Sequence[Job]) -> list[float]:
     return done
 
 
+def pace(recognizer: Any, corpora: Path) -> float:
+    """How many clips two decoders and a thread of embeddings get through a second, just now.
+
+    Other programs, and other guests of the same computer, slow a machine down by a third and more.
+    """
+    sound = talk(corpora, stream=0, seconds=PACE_CLIP_S * PACE_CLIPS)
+    clips = np.split(sound, PACE_CLIPS)
+    words = partial(recognizer.transcriber.final, speech_score=1.0)
+    voice = getattr(recognizer.acoustic, "measure", recognizer.acoustic.extract)
+    return sum(done_in(PACE_S, [(words, clips), (words, clips[::-1]), (voice, clips)])) / PACE_S
+
+
 def silent_chunk_s(recognizer: Any) -> float:
     """CPU seconds of the process for a chunk of silence, through the whole pipeline."""
     from stream_hbaf.config import SourceConfig
@@ -266,7 +303,7 @@ def silent_chunk_s(recognizer: Any) -> float:
         SourceConfig(name=f"stream{n}", where="talk"): Talk(quiet, delay_s=0.1 * n)
         for n in range(SILENT)
     }
-    pipeline = LivePipeline(recognizer, [Ends()])
+    pipeline = LivePipeline(recognizer, [])
     began = time.process_time()
     asyncio.run(pipeline.run(sources, stop=asyncio.Event()))
     return (time.process_time() - began) / (SILENT * len(quiet) / CHUNK)

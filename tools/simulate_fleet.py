@@ -21,15 +21,16 @@ import math
 import os
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-SEEDS = 5  # simulations of each number of streams; the median is given
+SEEDS = 5  # simulations of each number of streams that was measured; the median is given
+PLAN_SEEDS = 3  # and for a plan
 CHECK_WITHIN = 0.15  # of the measured latency
-PLAN_S = 60.0  # of talk in each simulation for a plan
+PLAN_S = 40.0  # of talk in each simulation for a plan
 MOST = 512  # streams a process that a plan considers
 CORES_EACH = 2  # of a process: two decoders, as measured
 REFUSED = 0.01  # of the connections, where they are placed at random
@@ -78,12 +79,14 @@ class Point:
     found: dict[str, Any]  # of the first simulation
 
 
-def simulated(times: Any, streams: int, *, seconds: float, speech: float = 1.0) -> Point:
+def simulated(
+    times: Any, streams: int, *, seconds: float, speech: float = 1.0, seeds: int = SEEDS
+) -> Point:
+    """The median of several simulations."""
     from timed_models import simulate
 
     found = [
-        simulate(times, streams, seconds=seconds, speech=speech, seed=seed)
-        for seed in range(SEEDS)
+        simulate(times, streams, seconds=seconds, speech=speech, seed=seed) for seed in range(seeds)
     ]
     p95 = [one["p95"] for one in found]
     return Point(
@@ -97,23 +100,28 @@ def simulated(times: Any, streams: int, *, seconds: float, speech: float = 1.0) 
 
 
 def check(options: argparse.Namespace) -> None:
-    """Print what is simulated beside what was measured, and how much it is off."""
+    """Print what is simulated beside what was measured, and how much it is off.
+
+    The machine is as fast as it was before and after each measurement.
+    """
     from service_times import ServiceTimes
 
     times = ServiceTimes.load(options.times)
     lines = options.curve.read_text(encoding="utf-8").splitlines()
     rows = [row for row in map(json.loads, lines) if row["asr"] == times.asr]
     print(
-        "| streams | measured: median · p95, ms | simulated | p95 of five simulations | off by "
-        "| cores |"
+        "| streams | pace | measured: median · p95, ms | simulated | p95 of five simulations "
+        "| off by | cores |"
     )
-    print("|" + " --- |" * 6)
+    print("|" + " --- |" * 7)
     for row in rows:
-        point = simulated(times, row["streams"], seconds=row["seconds"])
+        speed = row.get("pace", times.pace) / times.pace
+        slowed = replace(times, rates=tuple(rate * speed for rate in times.rates))
+        point = simulated(slowed, row["streams"], seconds=row["seconds"])
         off = [point.median / row["median"] - 1, point.p95 / row["p95"] - 1]
         within = "" if max(map(abs, off)) <= CHECK_WITHIN else " (over 15 %)"
         print(
-            f"| {row['streams']} | {row['median']:.0f} · {row['p95']:.0f} "
+            f"| {row['streams']} | {speed:.2f} | {row['median']:.0f} · {row['p95']:.0f} "
             f"| {point.median:.0f} · {point.p95:.0f} "
             f"| {point.lowest_p95:.0f} to {point.highest_p95:.0f} "
             f"| {off[0]:+.0%} · {off[1]:+.0%}{within} "
@@ -139,7 +147,7 @@ def capacity(times: Any, *, speech: float, limit_ms: float) -> tuple[int, Point]
 
 
 def _below(times: Any, streams: int, speech: float, limit_ms: float) -> Point | None:
-    point = simulated(times, streams, seconds=PLAN_S, speech=speech)
+    point = simulated(times, streams, seconds=PLAN_S, speech=speech, seeds=PLAN_SEEDS)
     return point if point.p95 <= limit_ms and not point.lost else None
 
 

@@ -12,8 +12,8 @@ from unittest import mock
 
 import bench_streams
 import numpy as np
-from bench_streams import RATE_HZ, Int16
 from service_times import ServiceTimes
+from talks import RATE_HZ, Int16
 from virtual_time import Machine, run_virtually
 
 from stream_hbaf.config import Config
@@ -176,7 +176,7 @@ class TimedRecognizer:
         self.acoustic = BlockFrontEnd(TimedOpenSmile(models), blocks)
         self.transcriber = TimedTranscriber(models)
         self.speaker_encoder = None
-        self.prior = None
+        self.prior = self.sets = None
         self.model = Model(id="simulated", sha256="0" * 64)
         self._prediction = Prediction(
             probabilities=dict.fromkeys(LABELS, 1 / len(LABELS)),
@@ -238,12 +238,13 @@ def simulate(
     ]
     with (
         mock.patch.object(runtime, "ThreadPoolExecutor", machine.executor),
-        mock.patch.object(detector, "open_detector", lambda engine: ScoredVad(models)),
+        mock.patch.object(detector, "open_detector", return_value=ScoredVad(models)),
     ):
         found = run_virtually(
             lambda: bench_streams.run(recognizer, sounds, seconds=seconds, beside=[traffic]),
             machine,
         )
+    del found["memory_mb"]  # of this process
     return found | {
         "messages": sum(traffic.messages.values()) / streams / seconds,
         "payload_bytes": traffic.payload_bytes / streams / seconds,

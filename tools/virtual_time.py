@@ -200,8 +200,7 @@ def run_virtually(main: Callable[[], Coroutine[Any, Any, T]], machine: Machine) 
     """
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         loop = runner.get_loop()
-        clocks = {name: loop.time for name in ("monotonic", "time", "perf_counter")}
-        with mock.patch.multiple(
-            time, **clocks, process_time=lambda: machine.cores.spent_s
-        ):
+        clocks: dict[str, Any] = dict.fromkeys(("monotonic", "time", "perf_counter"), loop.time)
+        clocks["process_time"] = lambda: machine.cores.spent_s
+        with mock.patch.multiple(time, **clocks):
             return runner.run(main())
