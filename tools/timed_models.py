@@ -30,6 +30,7 @@ from stream_hbaf.speech.vad import SILERO_FRAME
 
 ROUND_S = 20.0  # in which each person has their turn once
 LOUDEST = 10_000  # the sample that stands for a speech score of 1
+DECODERS = 2  # as on two cores
 BLOCKS = ("ge2e", "campplus")
 WORDS = Transcript("words", "en", avg_logprob=-0.3, no_speech_prob=0.01)
 LABELS = ("anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise")
@@ -176,6 +177,7 @@ class TimedRecognizer:
         self.acoustic = BlockFrontEnd(TimedOpenSmile(models), blocks)
         self.transcriber = TimedTranscriber(models)
         self.speaker_encoder = None
+        self.decoders = DECODERS
         self.prior = self.sets = None
         self.model = Model(id="simulated", sha256="0" * 64)
         self._prediction = Prediction(
