@@ -279,12 +279,15 @@ class Segmenter:
         if is_pause and self._questions and self._watched is None and silence < self._min_silence:
             self._watched = run.last
         if run is self._run and silence in self._questions:
-            self._asked = self._questions[silence]
-            score = max(run.silent_scores[self._fading :][-self._stillness :], default=1.0)
-            actions.append(Consult(self._sample(run.given), self._asked, self.habit, score))
-            if self._asked == "turn":
-                self._watched_score = score
+            actions.append(self._ask(run, self._questions[silence]))
         return actions
+
+    def _ask(self, run: _Run, trigger: Trigger) -> Consult:
+        self._asked = trigger
+        score = max(run.silent_scores[self._fading :][-self._stillness :], default=1.0)
+        if trigger == "turn":
+            self._watched_score = score
+        return Consult(self._sample(run.given), trigger, self.habit, score)
 
     def _finish(self, run: _Run, begin: int, *, trigger: Trigger) -> Finish:
         self._run = None
