@@ -29,7 +29,7 @@ AUDIO = {
     "jfk": JFK[16_000:40_000],
     "quiet": (JFK[40_000:64_000] // 200).astype(np.int16),
     "short": JFK[8000:20_000],
-    "meeting": read_audio(RECORDINGS / "sample.flac")[200_000:224_000],
+    "meeting": read_audio(RECORDINGS / "meeting.flac")[200_000:224_000],
     "austen": read_audio(RECORDINGS / "sense_and_sensibility_01_austen_64kb-0870.flac")[:24_000],
 }
 

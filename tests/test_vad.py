@@ -20,7 +20,7 @@ ENGINES: tuple[vad.Engine, ...] = ("silero", "webrtc")
 
 @pytest.fixture(scope="module")
 def meeting() -> NDArray[np.int16]:
-    return read_audio(RECORDINGS / "sample.flac")
+    return read_audio(RECORDINGS / "meeting.flac")
 
 
 @pytest.fixture(scope="module")
