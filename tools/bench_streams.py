@@ -2,11 +2,14 @@
 """Measures how many streams one process carries: end of speech → event, by the number of streams.
 
     tools/bench_streams.py --corpora DIR [--streams 8 16 24] [--seconds 40] [--asr base] [--json F]
-    tools/bench_streams.py --corpora DIR [--streams 8 16 24] [--against TREE]
+    tools/bench_streams.py --corpora DIR [--streams 8 16 24] [--against TREE] [--ray]
 
 Each stream is another person: sentences of one RAVDESS actor and passages of LibriSpeech's readers
 with pauses between them, in real time, from memory. All go through one live pipeline, without a
 broker. What a source would have captured while the pipeline was behind counts as waiting.
+
+With ``--ray`` the same is measured with the models as replicas on a Ray cluster of two nodes on
+this machine, in turns with one process. Cores and memory are then of the streams' process alone.
 
 With ``--against`` this source tree and another one, such as a worktree of an earlier version, are
 measured in turns, in one run. ``--set`` changes settings of this tree. ``--json`` also writes all
@@ -22,7 +25,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +36,7 @@ from talks import CHUNK, RATE_HZ, Int16, Talk, talk
 
 TREE = Path(__file__).parents[1]
 STAGGER_S = 4.0  # streams begin within these seconds
+ONE_REPLICA = ["serve.replicas=1"]  # as many decoders as one process has
 STAGES = ("vad", "transcript", "acoustic", "text", "classify", "total")
 
 
@@ -86,7 +91,7 @@ class Profile:
         return found
 
 
-def serve(corpora: Path, *, seconds: float, settings: dict[str, Any]) -> None:
+def serve(corpora: Path, *, seconds: float, settings: dict[str, Any], ray: bool) -> None:
     """Read numbers of streams from stdin; run each and print what was measured as a line."""
     from stream_hbaf.commands import limit_library_caches, limit_library_threads
 
@@ -97,7 +102,9 @@ def serve(corpora: Path, *, seconds: float, settings: dict[str, Any]) -> None:
     from stream_hbaf.live.pipeline import release_memory
     from stream_hbaf.recognizer import Recognizer
 
-    with Recognizer(load_config(overrides=settings)) as recognizer:
+    with ExitStack() as opened:
+        config = load_config(overrides=settings)
+        recognizer = opened.enter_context(on_two_nodes(config) if ray else Recognizer(config))
         profile = Profile(
             *((Transcriber, "final"), (Transcriber, "partial")),
             *(
@@ -116,6 +123,19 @@ def serve(corpora: Path, *, seconds: float, settings: dict[str, Any]) -> None:
             measured["calls"] = profile.taken()
             measured["pace"] = (before + pace(recognizer, corpora)) / 2
             print(json.dumps(measured), flush=True)
+
+
+@contextmanager
+def on_two_nodes(config: Any) -> Iterator[Any]:
+    """A recogniser whose models are replicas on a Ray cluster, ``Transcribe`` on one node."""
+    from ray_nodes import two_nodes
+
+    with two_nodes(cpus=1):
+        from stream_hbaf.serve.remote import RemoteRecognizer
+        from stream_hbaf.serve.replicas import deploy
+
+        with RemoteRecognizer(config, deploy(config)) as recognizer:
+            yield recognizer
 
 
 async def run(
@@ -161,7 +181,7 @@ async def run(
 class Tree:
     """A source tree's models, loaded in a process of their own, which runs streams when asked."""
 
-    def __init__(self, tree: Path, arguments: list[str], *, first: bool) -> None:
+    def __init__(self, tree: Path, arguments: list[str], *, first: bool = False) -> None:
         self._process = subprocess.Popen(
             [sys.executable, __file__, *arguments, "--child"],
             env=os.environ | {"PYTHONPATH": str(tree)},
@@ -201,6 +221,8 @@ def compare(options: argparse.Namespace) -> None:
         shared = ["--corpora", str(options.corpora), "--seconds", str(options.seconds)]
         shared += ["--asr", asr]
         trees = {"this": Tree(TREE, [*shared, "--set", *options.set], first=options.first)}
+        if options.ray:
+            trees["ray"] = Tree(TREE, [*shared, "--ray", "--set", *options.set, *ONE_REPLICA])
         if options.against:
             trees["other"] = Tree(options.against.resolve(), shared, first=options.first)
         for tree in trees.values():
@@ -258,6 +280,7 @@ def main() -> None:
     parser.add_argument("--asr", nargs="+", default=["base"], metavar="MODEL")
     parser.add_argument("--against", type=Path, metavar="TREE", help="another source tree")
     parser.add_argument("--json", type=Path, metavar="FILE", help="append all figures to a file")
+    parser.add_argument("--ray", action="store_true", help="and with models on a Ray cluster")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE")
     parser.add_argument(
         "--first", action="store_true", help="before all other programs; on Linux, as root"
@@ -269,7 +292,7 @@ def main() -> None:
         return
     settings = dict(setting.split("=", 1) for setting in options.set)
     settings["transcript.model"] = options.asr[0]
-    serve(options.corpora, seconds=options.seconds, settings=settings)
+    serve(options.corpora, seconds=options.seconds, settings=settings, ray=options.ray)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ OBJECTS_BYTES = 100 << 20  # of each node's object store
 
 
 @contextmanager
-def two_nodes(*, cpus: int = 2) -> Iterator[Any]:
-    """A cluster that this process is connected to."""
+def two_nodes(*, cpus: int = 4) -> Iterator[Any]:
+    """A cluster that this process is connected to; its nodes have so many CPUs to their name."""
     os.environ.update(ENVIRONMENT)
     from ray.cluster_utils import Cluster
 
