@@ -35,12 +35,15 @@ RETRIES = 3  # of an item whose worker or node has died
 def connected(address: str) -> Iterator[None]:
     """Be connected to the cluster at an address, or to a new one on this machine; see ``FOUND``.
 
-    Raises ConfigError if there is none, or if it has another version of Ray or Python, and
-    ModuleNotFoundError without Ray.
+    Raises ConfigError if there is none, or if it has another version of Ray or Python, and without
+    Ray.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    import ray
+    try:
+        import ray
+    except ModuleNotFoundError:
+        raise ConfigError("ray is not installed; pip install 'stream-hbaf[scale]'") from None
 
     # Ray's own lines on how it starts. The workers' logs are in the nodes' folders.
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}

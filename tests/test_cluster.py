@@ -40,7 +40,8 @@ def cluster() -> Iterator[Any]:
     import ray.cloudpickle
 
     # Workers can't import a module of tests: they get its functions themselves.
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    cloudpickle: Any = ray.cloudpickle
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
     with two_nodes() as nodes:
         yield nodes
 

@@ -92,6 +92,24 @@ def test_serve_with_a_broker_and_metrics(tmp_path: Path) -> None:
         asyncio.run(scene(broker.port))
 
 
+@pytest.mark.parametrize("command", [["serve", "--mqtt", "none"], ["extract", "meld"]])
+def test_without_ray(
+    command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: Any, tmp_path: Path
+) -> None:
+    """One line says what to install."""
+    monkeypatch.setitem(sys.modules, "ray", None)
+    (tmp_path / "meld").mkdir()
+    for split in ("train", "dev", "test"):
+        header = "Utterance,Speaker,Emotion,Dialogue_ID,Utterance_ID"
+        rows = f"{header}\nHi.,Ann,joy,0,0\n"
+        (tmp_path / "meld" / f"{split}_sent_emo.csv").write_text(rows, encoding="utf-8")
+    corpora = ["--corpora", str(tmp_path)] if command[0] == "extract" else []
+    assert main([*command, *corpora, "--ray"]) == 2
+    error = capsys.readouterr().err
+    assert error.endswith("ray is not installed; pip install 'stream-hbaf[scale]'\n")
+    assert error.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("options", "line"),
     [
