@@ -167,13 +167,13 @@ def report(what: str, tally: Tally, waited: list[float]) -> None:
     unended = tally.begun - tally.ended.keys()
     degraded = {one.id for one in tally.ended.values() if one.degraded}
     if what == REPLICAS:
-        lost, apart = len(unended | degraded), "none was being said to it"
+        lost, apart = len(unended | degraded), ""
     else:
         lost = len(tally.published - tally.ended.keys())
-        apart = f"{len(unended)} were being said"
+        apart = f" ({len(unended)} more were being said)"
     print(
         f"{what} killed {len(waited)} times: {lost} finished utterances lost of "
-        f"{len(tally.ended)}; {apart}; successor after {np.median(waited):.1f} s "
+        f"{len(tally.ended)}{apart}; successor after {np.median(waited):.1f} s "
         f"(at most {max(waited):.1f})",
         flush=True,
     )
