@@ -28,6 +28,7 @@ ONE_THREAD = {"env_vars": dict.fromkeys(THREADS, "1")}
 # Read when nodes are started: Ray sends no reports home, and its workers, which answer within
 # milliseconds, have the priority of other programs (its default is that of background work).
 ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
+LISTENS_WITHIN_S = 5.0
 RETRIES = 3  # of an item whose worker or node has died
 
 
@@ -48,6 +49,7 @@ def connected(address: str) -> Iterator[None]:
     # Ray's own lines on how it starts. The workers' logs are in the nodes' folders.
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     try:
+        _require_listener(os.environ.get("RAY_ADDRESS", address) if address == FOUND else address)
         try:
             ray.init(address=address, **quiet)
         except ConnectionError:
@@ -60,7 +62,7 @@ def connected(address: str) -> Iterator[None]:
                 include_dashboard=False,
                 **quiet,
             )
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, OverflowError, ValueError, RuntimeError) as error:
         where = os.environ.get("RAY_ADDRESS", address) if address == FOUND else address
         reason = shorten(" ".join(str(error).split()), limit=200)
         raise ConfigError(
@@ -71,6 +73,13 @@ def connected(address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _require_listener(address: str) -> None:
+    """Raise OSError if nothing listens at HOST:PORT: Ray would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=LISTENS_WITHIN_S).close()
 
 
 def run_on_each_node(function: Callable[..., Result], *arguments: object) -> dict[str, Result]:

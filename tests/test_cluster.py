@@ -29,7 +29,7 @@ pytest.importorskip("ray", reason="needs the extra scale")
 
 from ray_nodes import two_nodes
 
-from stream_hbaf.cluster import RETRIES, map_on_cluster, run_on_each_node
+from stream_hbaf.cluster import RETRIES, connected, map_on_cluster, run_on_each_node
 from stream_hbaf.serve.remote import Models, RemoteRecognizer, ask
 
 pytestmark = pytest.mark.timeout(400)  # the first cluster of a busy machine
@@ -211,3 +211,12 @@ def _die(item: int) -> None:
 
 def _refuse(item: int) -> None:
     raise StreamHbafError(f"no such clip: {item}")
+
+
+def test_nothing_listens_at_the_address() -> None:
+    """One line within seconds, where Ray itself would try for minutes."""
+    with (
+        pytest.raises(ConfigError, match=r"^--ray 127\.0\.0\.1:9: no cluster .*refused"),
+        connected("127.0.0.1:9"),
+    ):
+        raise AssertionError
