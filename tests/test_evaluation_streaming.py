@@ -222,7 +222,7 @@ def test_conditions_are_those_of_the_corpus() -> None:
     assert list(choose_conditions(clips, "test", names=names)) == ["clean"]
     assert list(choose_conditions(texts, "test", names=names)) == ["reference_text"]
     every = [*choose_conditions(clips, "test"), *choose_conditions(texts, "test")]
-    assert (len(every), set(every)) == (12, set(CONDITION_TITLES))
+    assert sorted(every) == sorted(CONDITION_TITLES)
 
 
 def test_a_wrong_speed_is_refused(tmp_path: Path) -> None:

@@ -108,6 +108,17 @@ class Client(aiomqtt.Client):
             self._refused[mid] = reason_code
         super()._on_publish(client, userdata, mid, reason_code, properties)
 
+    def _on_socket_register_write(self, client: Any, userdata: Any, sock: Any) -> None:
+        """As aiomqtt's, which may be called in the thread that connects, and then adds a writer to
+        a socket that a broker which refuses has closed meanwhile."""
+        register = super()._on_socket_register_write
+
+        def in_loop() -> None:
+            if sock.fileno() >= 0:
+                register(client, userdata, sock)
+
+        self._loop.call_soon_threadsafe(in_loop)
+
     @contextlib.contextmanager
     def _pending_call(self, mid: int, value: Any, pending_dict: dict[int, Any]) -> Iterator[None]:
         self._refused.pop(mid, None)
