@@ -20,9 +20,8 @@ from stream_hbaf.processes import THREADS, WorkerDiedError, mapped_by
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-FOUND = (
-    "auto"  # the address of the cluster that RAY_ADDRESS names or this machine has, or a new one
-)
+# The address of the cluster that RAY_ADDRESS names or this machine has, or of a new one.
+FOUND = "auto"
 OBJECTS_BYTES = 200 << 20  # of a new cluster's object store: what travels is sound and features
 ONE_THREAD = {"env_vars": dict.fromkeys(THREADS, "1")}
 # Read when nodes are started: Ray sends no reports home, and its workers, which answer within

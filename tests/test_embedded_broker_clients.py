@@ -16,7 +16,7 @@ from mqtt_kit import INFO, config, partial, utterance
 from stream_hbaf.errors import BrokerError
 from stream_hbaf.publish import broker
 from stream_hbaf.publish.broker import embedded_broker
-from stream_hbaf.publish.connection import close_client, open_client
+from stream_hbaf.publish.connection import Client, close_client, open_client
 from stream_hbaf.publish.mqtt import MqttPublisher
 
 SUBSCRIBE = bytes([0x82, 6, 0, 1, 0, 1, ord("#"), 1])
@@ -138,5 +138,18 @@ def test_clients_that_vanish(caplog: pytest.LogCaptureFixture) -> None:
             await asyncio.sleep(0.3)
             assert await publisher.close(5) == 0
             await running
+
+    run(main(), caplog)
+
+
+def test_writer_of_a_closed_socket(caplog: pytest.LogCaptureFixture) -> None:
+    """A broker that refuses may have closed it before the loop adds the writer: nothing happens."""
+
+    async def main() -> None:
+        client = Client("127.0.0.1")
+        with socket.socket() as closed:
+            pass
+        client._on_socket_register_write(None, None, closed)
+        await asyncio.sleep(0.01)
 
     run(main(), caplog)

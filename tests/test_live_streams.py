@@ -1,8 +1,10 @@
 """Many streams in one process: the same answers as alone, and what load costs."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from stream_hbaf.audio.source import AudioSource
 from stream_hbaf.config import SourceConfig
 from stream_hbaf.events import Health
 from stream_hbaf.features.blocks import BlockFrontEnd
+from stream_hbaf.features.whisper import Transcript
 from stream_hbaf.features.whisper_encoder import decoders
 from stream_hbaf.live.pipeline import LivePipeline
 from stream_hbaf.live.runtime import Recognition
@@ -64,13 +67,20 @@ def test_load_costs_partials_first(recognizer: Recognizer, sentences: Sequence[S
     assert health.dropped["partial_transcripts"] >= health.dropped["speculative_transcripts"] > 0
 
 
-def test_embeddings_take_slots(
+def test_embeddings_and_transcripts_share_slots(
     recognizer: Recognizer, sentences: Sequence[Sound], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Embeddings hold slots, no more at once than there are; each ``end`` has one of the whole
+    """No more of both together at once than there are; each ``end`` has an embedding of the whole
     utterance."""
     assert recognizer.acoustic is not None
-    slow = Slow()
+    load, transcribe = Load(), recognizer.transcriber.final
+
+    def final(*arguments: Any, **named: Any) -> Transcript:
+        with load:
+            return transcribe(*arguments, **named)
+
+    slow = Slow(load)
+    monkeypatch.setattr(recognizer.transcriber, "final", final)
     monkeypatch.setattr(recognizer, "acoustic", BlockFrontEnd(recognizer.acoustic, [slow]))
     sounds = {f"stream{n}": sentences[n % len(sentences)] for n in range(6)}
     found, _ = recognise_streams(recognizer, sounds, pace=4)
@@ -78,7 +88,25 @@ def test_embeddings_take_slots(
         (one,) = each
         assert one.acoustic is not None
         assert int(one.acoustic.blocks["slow"][0]) == one.finish.end - one.finish.start
-    assert slow.most_at_once <= decoders()
+    assert load.most == decoders()
+
+
+class Load:
+    """How many are inside at once, at most."""
+
+    def __init__(self) -> None:
+        self.most = 0
+        self._inside = 0
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            self.most = max(self.most, self._inside)
+
+    def __exit__(self, *exception: object) -> None:
+        with self._lock:
+            self._inside -= 1
 
 
 class Slow:
@@ -86,15 +114,12 @@ class Slow:
 
     name, version, width = "slow", "1", 1
 
-    def __init__(self) -> None:
-        self.most_at_once = 0
-        self._running = 0
+    def __init__(self, load: Load) -> None:
+        self._load = load
 
     def extract(self, samples: Sound) -> NDArray[np.float32]:
-        self._running += 1
-        self.most_at_once = max(self.most_at_once, self._running)
-        time.sleep(0.5)
-        self._running -= 1
+        with self._load:
+            time.sleep(0.5)
         return np.array([len(samples)], np.float32)
 
     def close(self) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stream_hbaf.cluster import work_on
+from stream_hbaf.cluster import FOUND, work_on
 from stream_hbaf.commands import (
     CORPORA,
     Commands,
@@ -84,7 +84,7 @@ def _add_ray(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ray",
         nargs="?",
-        const="auto",
+        const=FOUND,
         metavar="HOST:PORT",
         help="work on the CPUs of a Ray cluster (default: this machine's, or a new one)",
     )

@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 
+from stream_hbaf.cluster import FOUND
 from stream_hbaf.commands import (
     Commands,
     add_command,
@@ -22,7 +23,7 @@ def add_serve_command(commands: Commands) -> None:
     serve.add_argument(
         "--ray",
         nargs="?",
-        const="auto",
+        const=FOUND,
         metavar="HOST:PORT",
         help="run the models on a Ray cluster (default: this machine's, or a new one)",
     )
