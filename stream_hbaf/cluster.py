@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from stream_hbaf import __version__
 from stream_hbaf.errors import ConfigError, StreamHbafError, shorten
-from stream_hbaf.processes import THREADS, WorkerDiedError, mapped_by
+from stream_hbaf.processes import THREADS, WorkerDiedError, map_as_completed, mapped_by
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -28,6 +28,9 @@ ONE_THREAD = {"env_vars": dict.fromkeys(THREADS, "1")}
 # milliseconds, have the priority of other programs (its default is that of background work).
 ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
 LISTENS_WITHIN_S = 5.0
+ANSWERS_WITHIN_S = 10.0  # on a busy machine
+WHO = "/ray.rpc.NodeInfoGcsService/GetClusterId"  # what a cluster's head answers, of any version
+CLIENT = "ray://"  # addresses of Ray's proxy for drivers elsewhere, which has other methods
 RETRIES = 3  # of an item whose worker or node has died
 
 
@@ -45,24 +48,10 @@ def connected(address: str) -> Iterator[None]:
     except ModuleNotFoundError:
         raise ConfigError("ray is not installed; pip install 'stream-hbaf[scale]'") from None
 
-    # Ray's own lines on how it starts. The workers' logs are in the nodes' folders.
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    where = os.environ.get("RAY_ADDRESS") or address if address == FOUND else address
     try:
-        _require_listener(os.environ.get("RAY_ADDRESS", address) if address == FOUND else address)
-        try:
-            ray.init(address=address, **quiet)
-        except ConnectionError:
-            if address != FOUND or "RAY_ADDRESS" in os.environ:
-                raise
-            ray.init(
-                address="local",
-                num_cpus=len(os.sched_getaffinity(0)),
-                object_store_memory=OBJECTS_BYTES,
-                include_dashboard=False,
-                **quiet,
-            )
+        _connect(where)
     except (OSError, OverflowError, ValueError, RuntimeError) as error:
-        where = os.environ.get("RAY_ADDRESS", address) if address == FOUND else address
         reason = shorten(" ".join(str(error).split()), limit=200)
         raise ConfigError(
             f"--ray {where}: no cluster that this Ray {ray.__version__} can use ({reason}); start "
@@ -74,11 +63,59 @@ def connected(address: str) -> Iterator[None]:
         ray.shutdown()
 
 
-def _require_listener(address: str) -> None:
-    """Raise OSError if nothing listens at HOST:PORT: Ray would try for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdecimal():
-        socket.create_connection((host, int(port)), timeout=LISTENS_WITHIN_S).close()
+def _connect(address: str) -> None:
+    """Connect to a cluster, or for ``FOUND`` to a new one if this machine has none.
+
+    Raises OSError, OverflowError, ValueError or RuntimeError.
+    """
+    import ray
+    from ray._private.services import canonicalize_bootstrap_address
+
+    # Ray's own lines on how it starts. The workers' logs are in the nodes' folders.
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    try:
+        # Ray also finds clusters that were killed, and would wait for them.
+        found = canonicalize_bootstrap_address(FOUND) if address == FOUND else address
+        _require_ray(found or "")
+        ray.init(address=address, **quiet)
+    except ConnectionError:
+        if address != FOUND:
+            raise
+        ray.init(
+            address="local",
+            num_cpus=len(os.sched_getaffinity(0)),
+            object_store_memory=OBJECTS_BYTES,
+            include_dashboard=False,
+            **quiet,
+        )
+
+
+def _require_ray(address: str) -> None:
+    """Raise OSError if it isn't Ray that listens at HOST:PORT: Ray would try for minutes."""
+    host, _, port = address.removeprefix(CLIENT).rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    socket.create_connection((host, int(port)), timeout=LISTENS_WITHIN_S).close()
+    if os.environ.get("RAY_USE_TLS", "").lower() not in ("1", "true"):  # else it needs Ray's keys
+        # In a process of its own: where gRPC was used, Ray can't start nodes.
+        within_s = (ANSWERS_WITHIN_S,)
+        list(map_as_completed(_ask_who, [address], workers=1, shared=within_s, isolated=True))
+
+
+def _ask_who(address: str, within_s: float) -> None:
+    """Raise ConnectionError if what listens isn't Ray."""
+    import grpc
+
+    options = [("grpc.enable_http_proxy", 0)]  # as Ray
+    with grpc.insecure_channel(address.removeprefix(CLIENT), options=options) as channel:
+        try:
+            channel.unary_unary(WHO)(b"", timeout=within_s)
+        except grpc.RpcError as error:
+            others = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
+            if not address.startswith(CLIENT):
+                others.add(grpc.StatusCode.UNIMPLEMENTED)
+            if error.code() in others:  # else Ray says what is wrong, such as the token
+                raise ConnectionError("what listens there isn't Ray's head node") from None
 
 
 def run_on_each_node(function: Callable[..., Result], *arguments: object) -> dict[str, Result]:

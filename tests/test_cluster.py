@@ -3,9 +3,12 @@
 import asyncio
 import os
 import signal
+import socket
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ import numpy as np
 import pytest
 from conftest import RECORDINGS
 from experiment_kit import Workspace
-from mosquitto import free_port
+from mosquitto import free_port, mosquitto
 from serve_kit import Sound, assert_same, ends, ends_of, pieces, serving
 
 from stream_hbaf.config import Config, load_config
@@ -29,7 +32,7 @@ pytest.importorskip("ray", reason="needs the extra scale")
 
 from ray_nodes import two_nodes
 
-from stream_hbaf.cluster import RETRIES, connected, map_on_cluster, run_on_each_node
+from stream_hbaf.cluster import RETRIES, _nodes, connected, map_on_cluster, run_on_each_node
 from stream_hbaf.serve.remote import Models, RemoteRecognizer, ask
 
 pytestmark = pytest.mark.timeout(400)  # the first cluster of a busy machine
@@ -213,10 +216,43 @@ def _refuse(item: int) -> None:
     raise StreamHbafError(f"no such clip: {item}")
 
 
+# ---- addresses
+
+
 def test_nothing_listens_at_the_address() -> None:
     """One line within seconds, where Ray itself would try for minutes."""
     with (
         pytest.raises(ConfigError, match=r"^--ray 127\.0\.0\.1:9: no cluster .*refused"),
         connected("127.0.0.1:9"),
     ):
+        raise AssertionError
+
+
+@pytest.fixture(params=["HTTP", "MQTT", "silent", "a node that isn't the head"])
+def elsewhere(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The address of a server that isn't the head of a cluster."""
+    if request.param == "HTTP":
+        with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+            thread = threading.Thread(target=server.serve_forever)
+            thread.start()
+            yield f"127.0.0.1:{server.server_port}"
+            server.shutdown()
+            thread.join()
+    elif request.param == "MQTT":
+        with mosquitto(request.getfixturevalue("tmp_path")) as broker:
+            yield f"127.0.0.1:{broker.port}"
+    elif request.param == "silent":
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            yield f"127.0.0.1:{silent.getsockname()[1]}"
+    else:
+        request.getfixturevalue("cluster")
+        node = _nodes()[0]
+        yield f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}"
+
+
+def test_no_head_listens_at_the_address(elsewhere: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused as if nothing did, whatever it speaks."""
+    monkeypatch.setattr("stream_hbaf.cluster.ANSWERS_WITHIN_S", 3.0)
+    line = rf"^--ray {elsewhere}: no cluster .*what listens there isn't Ray's head node"
+    with pytest.raises(ConfigError, match=line), connected(elsewhere):
         raise AssertionError
