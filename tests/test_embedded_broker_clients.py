@@ -153,3 +153,21 @@ def test_writer_of_a_closed_socket(caplog: pytest.LogCaptureFixture) -> None:
         await asyncio.sleep(0.01)
 
     run(main(), caplog)
+
+
+def test_client_that_outlasts_the_program(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A broker that has no time left to say goodbye ends without a word too."""
+    monkeypatch.setattr(broker, "SHUTDOWN_S", 0)
+    port = free_port()
+
+    async def main() -> None:
+        async with embedded_broker(port):
+            clients = [socket.create_connection(("127.0.0.1", port)) for _ in range(2)]
+            clients[0].send(connect("c"))
+            await asyncio.sleep(0.1)
+        for client in clients:
+            client.close()
+
+    run(main(), caplog)
