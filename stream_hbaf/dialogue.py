@@ -137,12 +137,12 @@ class LiveDialogue:
     @contextmanager
     def restored_on_failure(self) -> Iterator[None]:
         """The dialogue is as it was before if the block raises."""
-        state, window, heard = self.state, self.window, (self.prosody, self.voices)
+        state, window, sound = self.state, self.window, (self.prosody, self.voices)
         speakers, past = [*self.speakers], self.past.copy()
         try:
             yield
         except BaseException:
-            self.state, self.window, (self.prosody, self.voices) = state, window, heard
+            self.state, self.window, (self.prosody, self.voices) = state, window, sound
             self.speakers, self.past = speakers, past
             raise
 

@@ -215,7 +215,7 @@ def spoken() -> TrainingSet:
     """The second dialogue of texts has audio of its own, all sevens."""
     training = with_clips(audio_mask=np.arange(8) >= 4)
     own = replace(training.dialogues, audio={"": np.full((8, 6), 7.0, np.float32)})
-    return replace(training, dialogues=own, spoken=(np.arange(4, 8),))
+    return replace(training, dialogues=own, with_audio=(np.arange(4, 8),))
 
 
 def test_dialogues_with_audio_keep_it() -> None:

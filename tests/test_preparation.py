@@ -295,8 +295,8 @@ def test_dialogues_with_audio_of_their_own_stand_beside_clips(spoken: Prepared) 
     """They have one block, clips have both; what is missing is 0, the training set's mean."""
     training = spoken.training
     mfcc, ge2e = training.blocks
-    rows = np.concatenate(training.spoken)
-    assert len(training.spoken) == 3
+    rows = np.concatenate(training.with_audio)
+    assert len(training.with_audio) == 3
     assert not set(rows) & set(np.concatenate([v for one in training.versions for v in one]))
     audio, mask = training.dialogues.audio[""], training.dialogues.audio_mask
     assert mask is not None

@@ -44,7 +44,7 @@ class TrainingSet:
     dialogues: Dataset  # of all corpora of dialogues, each version of a text a row of its own
     versions: tuple[tuple[Rows, ...], ...]  # the main corpus's dialogues: gold text, ASR errors
     further: tuple[Rows, ...] = ()  # the other corpora's dialogues, of texts alone
-    spoken: tuple[Rows, ...] = ()  # those that have audio of their own, beside clips
+    with_audio: tuple[Rows, ...] = ()  # those that have audio of their own, beside clips
     clips: Clips | None = None
     neutral: int | None = None  # the label of texts that contradict no emotion; None: there is none
     blocks: tuple[slice, ...] = ()  # columns of each part of the acoustic features, of several
@@ -79,9 +79,9 @@ def draw_steps(
     draw = np.random.default_rng([seed, epoch])
     main = _draw_main(training.versions, plan.dialogue_share, draw=draw)
     further = _draw_further(training.further, main, plan.further_text_share, draw=draw)
-    spoken = _draw_spoken(training.spoken, plan.spoken_turns, draw=draw)
+    with_audio = _draw_with_audio(training.with_audio, plan.spoken_turns, draw=draw)
     if training.clips is None:
-        batches = _of_like_length([*main, *further, *spoken], size=size, draw=draw)
+        batches = _of_like_length([*main, *further, *with_audio], size=size, draw=draw)
         return [Step(rows, [], (seed, epoch, n)) for n, rows in enumerate(batches)]
     speakers = training.clips.dataset.dialogues
     rounds = [
@@ -90,10 +90,10 @@ def draw_steps(
     ]
     clips = [dialogue for one in rounds for dialogue in one]
     number = -(-len(main or clips) // size)
-    shares = zip(*(_deal(rows, number) for rows in (main, further, spoken, clips)), strict=True)
+    shares = zip(*(_deal(rows, number) for rows in (main, further, with_audio, clips)), strict=True)
     return [
-        Step([*own, *others, *spoken], clips, (seed, epoch, step))
-        for step, (own, others, spoken, clips) in enumerate(shares)
+        Step([*own, *others, *with_audio], clips, (seed, epoch, step))
+        for step, (own, others, with_audio, clips) in enumerate(shares)
         if clips
     ]
 
@@ -117,10 +117,10 @@ def _draw_further(
     return [further[n] for n in order[: int(np.searchsorted(ends, utterances, side="right"))]]
 
 
-def _draw_spoken(spoken: Sequence[Rows], longest: int, *, draw: Draw) -> list[Rows]:
+def _draw_with_audio(with_audio: Sequence[Rows], longest: int, *, draw: Draw) -> list[Rows]:
     """Every dialogue with audio of its own, from a random turn on in pieces of at most so many."""
     pieces = []
-    for rows in spoken:
+    for rows in with_audio:
         first = 1 + int(draw.integers(min(longest, len(rows))))
         starts = [0, *range(first, len(rows), longest)]
         pieces += [rows[a:b] for a, b in pairwise([*starts, len(rows)])]
@@ -211,12 +211,12 @@ def _paired_batch(
     labels[relabelled] = clips.dataset.labels[partners[relabelled]]
     audio = _any_version(clips.relative, partners, draw=draw)
     audio = _drop_blocks(audio, training.blocks, share=plan.block_dropout, draw=draw)
-    spoken = np.flatnonzero(own.any(axis=1))
-    if len(spoken):
-        rows, there = index[spoken], own[spoken]
-        heard = _any_version(texts.audio, rows, draw=draw)
-        heard = _drop_blocks(heard, training.blocks, share=plan.block_dropout, draw=draw)
-        audio[spoken] = texts.relative(heard, rows, given=there)
+    of_dialogues = np.flatnonzero(own.any(axis=1))
+    if len(of_dialogues):
+        rows, there = index[of_dialogues], own[of_dialogues]
+        original = _any_version(texts.audio, rows, draw=draw)
+        original = _drop_blocks(original, training.blocks, share=plan.block_dropout, draw=draw)
+        audio[of_dialogues] = texts.relative(original, rows, given=there)
     audio = _drop_columns(audio, share=plan.audio_dropout, draw=draw)
     audio_mask = own | made_up
     dropped = audio_mask & (draw.random(index.shape) < plan.paired_text_dropout)

@@ -319,7 +319,7 @@ class _DatasetMaker:
         together, rows = _join(parts)
         versions = tuple(zip(*rows[: 1 + errors.versions], strict=True))
         others = list(zip(parts, rows, strict=True))[1 + errors.versions :]
-        further, spoken = (
+        further, with_audio = (
             tuple(
                 dialogue
                 for part, of_part in others
@@ -328,7 +328,7 @@ class _DatasetMaker:
             )
             for audio in (False, True)
         )
-        return TrainingSet(together, versions, further, spoken, clips, neutral, blocks)
+        return TrainingSet(together, versions, further, with_audio, clips, neutral, blocks)
 
     def _clips(self) -> Clips:
         """All corpora's train clips; dialogues are speakers."""
@@ -368,7 +368,7 @@ class _DatasetMaker:
         return ScoredCorpus(name, texts)
 
     def _further(self, name: str, split: Split) -> ScoredCorpus:
-        """Another corpus with audio; clips are heard in one sitting if a baseline asks for it."""
+        """Another corpus with audio; with a baseline a speaker's clips are one dialogue."""
         gold = self.make(name, split)
         dialogues = self.opened.corpus(name).splits[split]
         are_clips = all(len(dialogue.utterances) == 1 for dialogue in dialogues)

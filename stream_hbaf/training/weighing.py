@@ -141,10 +141,10 @@ def familiarity_of(recipe: Recipe, prepared: Prepared) -> Familiarity:
     training = prepared.training
     assert training.clips is not None
     sound, names = [training.clips.relative[PLAIN]], list(_corpora_of_clips(prepared))
-    if training.spoken:
-        spoken = replace(training.dialogues, dialogues=training.spoken)
-        chosen = np.concatenate(training.spoken)
-        sound.append(spoken.audio_given(PLAIN)[chosen])
+    if training.with_audio:
+        with_audio = replace(training.dialogues, dialogues=training.with_audio)
+        chosen = np.concatenate(training.with_audio)
+        sound.append(with_audio.audio_given(PLAIN)[chosen])
         names += ["dialogues"] * len(chosen)
     dev = [one for one in prepared.scored["dev"] if one.are_clips]
     held_out = [one.gold.audio_given(PLAIN) for one in dev]
