@@ -1,13 +1,16 @@
 """Promises of valence and arousal, and of moods."""
 
 import pytest
+import torch
 from mqtt_kit import utterance
 
 from stream_hbaf.affect import DEPARTURE, PLACES, affect_of, departs, mood_after, moods_of
 from stream_hbaf.corpora.dialogue import LABELS
 from stream_hbaf.corpora.iemocap import IEMOCAP_LABELS
+from stream_hbaf.dialogue import LiveDialogue
 from stream_hbaf.events import Affect, Emotion, Utterance
-from stream_hbaf.live.tracker import DialogueTracker
+from stream_hbaf.live.summary import RunningSummary
+from stream_hbaf.networks.network import Stateless
 
 
 def end(turn: int, speaker: str, **probabilities: float) -> Utterance:
@@ -61,28 +64,17 @@ def test_a_departure_is_from_the_mood_before() -> None:
     assert not departs(None, Affect(valence=1.0, arousal=1.0))
 
 
-def test_a_dialogue_tells_each_speakers_mood(recorded_tracker: DialogueTracker) -> None:
+def test_a_dialogue_tells_each_speakers_mood() -> None:
     """Ann's anger isn't Bob's, and shows as a shift; moods are those of ``moods_of``."""
     ends = [
         end(1, "Ann", neutral=1.0, anger=0.0),
         end(2, "Bob", neutral=0.0, anger=1.0),
         end(3, "Ann", neutral=0.0, anger=1.0),
     ]
-    summaries = [recorded_tracker.summarise(one) for one in ends]
-    assert [one.shift for one in summaries if one] == [False, False, True]
+    summary = RunningSummary(LiveDialogue(Stateless(torch.zeros(0)), id="d"))
+    summaries = [summary.add(one) for one in ends]
+    assert [one.shift for one in summaries] == [False, False, True]
     last = summaries[-1]
-    assert last is not None
     assert last.mood == moods_of(ends)
     assert last.mood["Ann"].valence == pytest.approx(-0.51 * 0.3)
     assert last.mood["Bob"].arousal == pytest.approx(0.59)
-
-
-@pytest.fixture
-def recorded_tracker() -> DialogueTracker:
-    """A tracker in dialogue "d", as in a replay, whose network never runs."""
-    import torch
-
-    from stream_hbaf.dialogue import LiveDialogue
-    from stream_hbaf.networks.network import Stateless
-
-    return DialogueTracker(dialogue=LiveDialogue(Stateless(torch.zeros(0)), id="d"))

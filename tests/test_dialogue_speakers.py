@@ -79,7 +79,6 @@ class Talk:
         event = utterance.event("end", text=text, prediction=prediction)
         self.published.append(event)
         self.speakers.add(event)
-        self.tracker.summarise(event)
         self._publish(revisions)
         return event
 
@@ -91,9 +90,9 @@ class Talk:
         return revisions
 
     def _publish(self, revisions: Sequence[Revision]) -> None:
-        for before, after in revisions:
-            self.published.append(after)
-            self.tracker.summarise_revision(before, after)
+        for revision in revisions:
+            self.published.append(revision.after)
+            self.speakers.summarise(revision)
 
     def latest(self) -> dict[int, Utterance]:
         return {end.turn: end for end in self.published}
@@ -209,7 +208,7 @@ def test_the_summary_follows_revisions(recognizer: Recognizer) -> None:
     revisions = talk.change("merge", "speaker 1", speaker="speaker 2")
     assert revisions[-1].before == before
     ends = [end for _, end in sorted(talk.latest().items())]
-    summary = talk.tracker.summarise_revision(ends[0], ends[0])
+    summary = talk.speakers.summary.latest
     assert summary is not None
     labels = [end.emotion.label for end in ends if end.emotion is not None]
     assert summary.turns == len(labels) == 4
@@ -285,6 +284,6 @@ def test_a_revision_is_published_if_it_says_anything_new(
     after = before.model_copy(update={"rev": before.rev + 1, "revision": 1, **changes})
     runtime = Runtime(recognizer, [log], on_recognition=lambda one: None)
     runtime.config = runtime.config.model_copy(update={"privacy": privacy})
-    asyncio.run(runtime.publish_revisions(talk.tracker, [Revision(before, after)]))
+    asyncio.run(runtime.publish_revisions(talk.speakers, [Revision(before, after)]))
     assert [end.revision for end in log.ends()] == [1] * count
     assert len([e for e in log.events if isinstance(e, DialogueSummary)]) == 1

@@ -9,17 +9,16 @@ from dialogue_samples import LABELS, utterance
 
 from stream_hbaf.dialogue import LiveDialogue
 from stream_hbaf.events import DialogueSummary, Emotion
-from stream_hbaf.live.tracker import DialogueTracker
+from stream_hbaf.live.summary import RunningSummary
 
 
-def tracker(dialogue_id: str) -> DialogueTracker:
-    dialogue = LiveDialogue(cast(Any, None), id=dialogue_id)
-    return DialogueTracker(dialogue=dialogue)
+def running() -> RunningSummary:
+    return RunningSummary(LiveDialogue(cast(Any, None), id="a"))
 
 
 def test_summary_of_many_turns() -> None:
     """Counts, latest labels and means are those of a plain computation over all turns."""
-    followed, rng = tracker("a"), np.random.default_rng(0)
+    followed, rng = running(), np.random.default_rng(0)
     rows = rng.dirichlet(np.ones(len(LABELS)), size=500)
     labels = [LABELS[row.argmax()] for row in rows]
     summary: DialogueSummary | None = None
@@ -27,7 +26,7 @@ def test_summary_of_many_turns() -> None:
         probabilities = dict(zip(LABELS, row.tolist(), strict=True))
         emotion = Emotion(label=label, score=max(row), probabilities=probabilities)
         end = utterance(turn, dialogue="a", emotion=emotion)
-        summary = followed.summarise(end.model_copy(update={"speaker": "AB"[turn % 2]}))
+        summary = followed.add(end.model_copy(update={"speaker": "AB"[turn % 2]}))
     assert summary is not None
     assert summary.turns == 500
     assert summary.speakers == {"A": labels[-2], "B": labels[-1]}
@@ -37,25 +36,21 @@ def test_summary_of_many_turns() -> None:
 
 def test_summary_grows_with_no_turn() -> None:
     """A dialogue that never pauses takes as much memory after 2,000 turns as after 20."""
-    followed = tracker("a")
+    followed = running()
 
     def held() -> int:
-        return sum(sys.getsizeof(getattr(followed, name)) for name in DialogueTracker.__slots__)
+        return sum(sys.getsizeof(getattr(followed, name)) for name in RunningSummary.__slots__)
 
     sizes = []
     for turn in range(2_000):
-        followed.summarise(utterance(turn, dialogue="a"))
+        followed.add(utterance(turn, dialogue="a"))
         sizes.append(held())
     assert sizes[20] == sizes[-1]
 
 
 def test_summary_without_an_emotion() -> None:
-    """An utterance that failed counts as a turn, and the next dialogue begins anew."""
-    followed = tracker("a")
+    """An utterance that failed counts as a turn."""
+    followed = running()
     end = utterance(1, dialogue="a").model_copy(update={"emotion": None})
-    first = followed.summarise(end)
-    assert first is not None
+    first = followed.add(end)
     assert (first.turns, first.emotions, first.probabilities) == (1, {}, {})
-    assert followed.summarise(end.model_copy(update={"dialogue_id": "b"})) is None
-    followed.end()
-    assert followed.summarise(end) is None

@@ -124,9 +124,8 @@ def test_a_silence_goes_on_and_a_reset_does_not(recognizer: Recognizer) -> None:
     second, _ = tracker.next_turn(recognizer, at_s=20.0)
     assert (first.follows, second.follows) == ((), (first.id,))
     end = utterance(1).model_copy(update={"dialogue_id": second.id})
-    summary = tracker.summarise(end)
-    assert summary is not None
-    assert summary.follows == first.id
+    assert tracker.speakers is not None
+    assert tracker.speakers.add(end).follows == first.id
     tracker.last_end_s = 25.0
     third, _ = tracker.next_turn(recognizer, at_s=40.0)
     assert third.follows == (second.id, first.id)

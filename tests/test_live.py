@@ -16,7 +16,7 @@ from stream_hbaf.audio.file import FileSource
 from stream_hbaf.audio.source import Chunk
 from stream_hbaf.config import SAMPLE_RATE_HZ
 from stream_hbaf.errors import ModelError
-from stream_hbaf.events import AnyEvent, Level, Partial, Speech, Status, Utterance
+from stream_hbaf.events import AnyEvent, DialogueSummary, Level, Partial, Speech, Status, Utterance
 from stream_hbaf.features.blocks import BlockFrontEnd
 from stream_hbaf.features.commonsense import Inferences
 from stream_hbaf.features.whisper import Transcript
@@ -304,21 +304,40 @@ def test_utterance_ends_when_the_device_is_lost(
     assert states == ["online", "offline"]
 
 
+class SlowAtTheSecondEnd(EventLog):
+    """Takes the second ``end`` only when a third utterance has begun."""
+
+    async def send(self, event: AnyEvent) -> None:
+        await super().send(event)
+        if len(self.ends()) == 2 and event is self.ends()[-1]:
+            await self.until(lambda: self.begun() == 3)
+
+    def begun(self) -> int:
+        return sum(isinstance(one, Utterance) and one.type == "new" for one in self.events)
+
+
 def test_long_silence_begins_a_new_dialogue(
     recognizer: Recognizer, sentences: list[Sound], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After dialogue.gap_s the state is forgotten: a new dialogue id, turn 1."""
+    """After dialogue.gap_s the state is forgotten: a new dialogue id, turn 1.
+
+    The summary of the first counts its last utterance, which was published later than that.
+    """
     config = recognizer.config.model_copy(
         update={"dialogue": recognizer.config.dialogue.model_copy(update={"gap_s": 3})}
     )
     monkeypatch.setattr(recognizer, "config", config)
     silence = np.zeros(4 * SAMPLE_RATE_HZ, np.int16)
     sound = np.concatenate([sentences[1], sentences[4], silence, sentences[4]])
-    log = EventLog()
+    log = SlowAtTheSecondEnd()
     recognise(recognizer, RandomChunks(sound, seed=7), [log])
     ends = log.ends()
     assert [end.turn for end in ends] == [1, 2, 1]
     assert ends[0].dialogue_id == ends[1].dialogue_id != ends[2].dialogue_id
+    summaries = [event for event in log.events if isinstance(event, DialogueSummary)]
+    assert [(one.dialogue_id, one.turns) for one in summaries] == [
+        (end.dialogue_id, end.turn) for end in ends
+    ]
 
 
 def test_recording_replayed_from_a_file_equals_live(

@@ -157,8 +157,8 @@ def measure_audio(
         return None
     dialogues = corpus.splits[split]
     enough = any if bundle.config.acoustic_widths else all  # of earlier bundles every part
-    measured = enough(has_sound(dialogues, part) for part in acoustic.split("+"))
-    if not measured and bundle.config.network.use_text:
+    has_audio = enough(has_sound(dialogues, part) for part in acoustic.split("+"))
+    if not has_audio and bundle.config.network.use_text:
         kind = "prosody" if acoustic == "prosody" else "audio"
         progress(f"{corpus.name}: has no {kind}, so bundle {bundle.id} is given text alone")
         return None

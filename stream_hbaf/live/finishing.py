@@ -15,12 +15,11 @@ from stream_hbaf.live.runtime import Recognition, Runtime
 from stream_hbaf.live.slots import Urgency
 from stream_hbaf.live.speakers import Revision
 from stream_hbaf.live.stages import SourceStages
-from stream_hbaf.live.tracker import DialogueTracker
 from stream_hbaf.live.utterance import LiveUtterance
 
 
 async def publish_finished(
-    utterance: LiveUtterance, *, runtime: Runtime, tracker: DialogueTracker, stages: SourceStages
+    utterance: LiveUtterance, *, runtime: Runtime, stages: SourceStages
 ) -> None:
     """Wait for what a finished utterance is classified from, classify it and publish its end."""
     assert utterance.text is not None
@@ -40,10 +39,8 @@ async def publish_finished(
         utterance.timing.classified = now = time.monotonic()
         end = utterance.event("end", text=text, prediction=prediction, now=now)
         await runtime.publish(end)
-        utterance.speakers.add(end)
-        if (summary := tracker.summarise(end)) is not None:
-            await runtime.publish(summary)
-        await runtime.publish_revisions(tracker, revisions)
+        await runtime.publish(utterance.speakers.add(end))
+        await runtime.publish_revisions(utterance.speakers, revisions)
     await runtime.close_utterance(end)
     if prediction is not None:
         runtime.on_recognition(

@@ -215,7 +215,7 @@ class LivePipeline:
             async with speakers.lock:
                 revisions = await self._runtime.run_model("classifier", speakers.apply, change)
                 self._on_speaker_change(change)
-                await self._runtime.publish_revisions(tracker, revisions)
+                await self._runtime.publish_revisions(speakers, revisions)
             return len(revisions)
         going_on = ", ".join(sorted(set(self.dialogues().values()))) or "none"
         raise ConfigError(

@@ -21,7 +21,7 @@ from stream_hbaf.errors import BundleError, ConfigError, CorpusError
 from stream_hbaf.events import DialogueSummary, Feedback, Model, Switch, Utterance
 from stream_hbaf.features.speaker import Part, SpeakerEncoder
 from stream_hbaf.live.runtime import Recognition
-from stream_hbaf.live.speakers import Revision
+from stream_hbaf.live.speakers import DialogueSpeakers, Revision
 from stream_hbaf.live.tracker import DialogueTracker
 from stream_hbaf.live.utterance import LiveUtterance
 from stream_hbaf.prediction import initial_state
@@ -162,18 +162,15 @@ class _Replay:
         self.on_recognition(recognition)
         self.on_event(event)
         assert tracker.speakers is not None
-        tracker.speakers.add(event)
-        summary = tracker.summarise(event)
-        if summary is not None:
-            self.on_event(summary)
-        self._pass_on(tracker, revisions)
+        self.on_event(tracker.speakers.add(event))
+        self._pass_on(tracker.speakers, revisions)
 
     def apply(self, change: SpeakerChange) -> None:
         """Do as a person said about the speakers; what can't be done here is passed over."""
         tracker = self._trackers.get(change.dialogue_id)
         if tracker is not None and tracker.speakers is not None:
             with contextlib.suppress(ConfigError):  # of somebody who isn't found in this replay
-                self._pass_on(tracker, tracker.speakers.apply(change))
+                self._pass_on(tracker.speakers, tracker.speakers.apply(change))
 
     def report_other_speakers(self, progress: Progress) -> None:
         """One line if voices have other names than they had live."""
@@ -195,12 +192,12 @@ class _Replay:
             encoder.embed(detected.samples) if part is None else part.embedding
         )
 
-    def _pass_on(self, tracker: DialogueTracker, revisions: list[Revision]) -> None:
+    def _pass_on(self, speakers: DialogueSpeakers, revisions: list[Revision]) -> None:
         summary = None
-        for before, after in revisions:
-            self._speakers[after.id] = after.speaker
-            self.on_event(after)
-            summary = tracker.summarise_revision(before, after) or summary
+        for revision in revisions:
+            self._speakers[revision.after.id] = revision.after.speaker
+            self.on_event(revision.after)
+            summary = speakers.summarise(revision) or summary
         if summary is not None:
             self.on_event(summary)
 

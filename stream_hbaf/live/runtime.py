@@ -34,7 +34,7 @@ from stream_hbaf.events import (
 from stream_hbaf.features.acoustic import Acoustic
 from stream_hbaf.features.turn_model import open_turn_model
 from stream_hbaf.live.slots import PrioritySlots
-from stream_hbaf.live.speakers import Revision
+from stream_hbaf.live.speakers import DialogueSpeakers, Revision
 from stream_hbaf.live.tracker import DialogueTracker
 from stream_hbaf.networks.calibration import MODALITIES, Modality
 from stream_hbaf.prediction import Prediction, TextFeatures
@@ -176,15 +176,15 @@ class Runtime:
             await publisher.send(allowed)
 
     async def publish_revisions(
-        self, tracker: DialogueTracker, revisions: Sequence[Revision]
+        self, speakers: DialogueSpeakers, revisions: Sequence[Revision]
     ) -> None:
         """Publish the new ``end`` of earlier utterances, and the summary with them."""
         summary = None
-        for before, after in revisions:
-            was, now = (redact(end, self.config.privacy) for end in (before, after))
+        for revision in revisions:
+            was, now = (redact(end, self.config.privacy) for end in revision)
             if was is not None and now is not None and _differ(was, now):
-                await self.publish(after)
-            summary = tracker.summarise_revision(before, after) or summary
+                await self.publish(revision.after)
+            summary = speakers.summarise(revision) or summary
         if summary is not None:
             await self.publish(summary)
 

@@ -291,9 +291,7 @@ class SourcePipeline:
     async def _classify(self) -> None:
         """Classify and publish finished utterances in their order."""
         async for utterance in _drain(self._finished):
-            await publish_finished(
-                utterance, runtime=self._runtime, tracker=self.tracker, stages=self.stages
-            )
+            await publish_finished(utterance, runtime=self._runtime, stages=self.stages)
 
 
 async def _drain(queue: "asyncio.Queue[T | None]") -> AsyncIterator[T]:

@@ -1,4 +1,4 @@
-"""Who spoke the turns of a live dialogue: by voice, by correction, and what is revised thereby.
+"""Who spoke the turns of a live dialogue, by voice or by correction, and what that revises.
 
 Plain calls. Several sources may share a dialogue, so whoever makes calls that belong together holds
 ``lock``: a turn is attributed, classified and published before the next one is.
@@ -6,7 +6,7 @@ Plain calls. Several sources may share a dialogue, so whoever makes calls that b
 
 import asyncio
 import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from stream_hbaf.config import SAMPLE_RATE_HZ
 from stream_hbaf.dialogue import LiveDialogue
 from stream_hbaf.errors import UTTERANCE_ERRORS, ConfigError, shorten
-from stream_hbaf.events import Utterance
+from stream_hbaf.events import DialogueSummary, Utterance
 from stream_hbaf.features.voice_prints import enrolled_voices, require_name
+from stream_hbaf.live.summary import RunningSummary
 from stream_hbaf.prediction import Prediction, emotion_of
 from stream_hbaf.recognizer import Recognizer
 from stream_hbaf.sessions.format import SpeakerChange
@@ -38,8 +39,11 @@ class Revision(NamedTuple):
 class DialogueSpeakers:
     """Who spoke the turns of one dialogue. Changes classify the dialogue again from there on."""
 
-    def __init__(self, recognizer: Recognizer, dialogue: LiveDialogue) -> None:
+    def __init__(
+        self, recognizer: Recognizer, dialogue: LiveDialogue, summary: RunningSummary
+    ) -> None:
         self.lock = asyncio.Lock()
+        self.summary = summary
         self._recognizer = recognizer
         self._dialogue = dialogue
         self._diarizer: Diarizer | None = None  # since the first voice
@@ -57,22 +61,16 @@ class DialogueSpeakers:
         *earlier, own = self._diarizer.add(turn, embedding, duration_s=duration_s)
         return own, self._revise(earlier)
 
-    def add(self, end: Utterance) -> None:
-        """Remember an ``end`` that is published."""
+    def add(self, end: Utterance) -> DialogueSummary:
+        """Remember an ``end`` that is published; the summary that includes it."""
         self._ends[end.turn] = end
         if len(self._ends) > ENDS_KEPT:
             del self._ends[next(iter(self._ends))]
+        return self.summary.add(end)
 
-    @property
-    def ends(self) -> Collection[Utterance]:
-        """The latest ``end`` of each of the newest utterances, in the order of publication."""
-        return self._ends.values()
-
-    def latest_labels(self) -> dict[str, str]:
-        """The label of each speaker's newest utterance."""
-        return {
-            end.speaker: end.emotion.label for end in self._ends.values() if end.emotion is not None
-        }
+    def summarise(self, revision: Revision) -> DialogueSummary | None:
+        """The summary after a revision; None before the first utterance."""
+        return self.summary.revise(*revision, ends=self._ends.values())
 
     def apply(self, change: SpeakerChange) -> list[Revision]:
         """What a person says about the speakers. Raises ConfigError if it can't be."""
