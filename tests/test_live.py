@@ -26,6 +26,8 @@ from stream_hbaf.recognizer import Recognizer
 
 Sound = NDArray[np.int16]
 
+PATIENT_MS = 4_000  # of silence end an utterance; a busy machine has measured it before
+
 
 def test_chunks_of_any_size_give_the_same_utterances(
     recognizer: Recognizer, sentences: list[Sound]
@@ -382,7 +384,13 @@ def test_what_needs_the_whole_utterance_is_there_when_it_ends(
     log = EventLog()
     watched = Watched(log)
     monkeypatch.setattr(recognizer, "acoustic", BlockFrontEnd(recognizer.acoustic, [watched]))
-    found = recognise(recognizer, RandomChunks(sentences[4], seed=8, pace=1), [log])
+    patient = recognizer.config.segmenter.model_copy(update={"min_silence_ms": PATIENT_MS})
+    monkeypatch.setattr(
+        recognizer, "config", recognizer.config.model_copy(update={"segmenter": patient})
+    )
+    silence = np.zeros(PATIENT_MS * SAMPLE_RATE_HZ // 1000, np.int16)
+    sound = np.concatenate([sentences[4], silence])
+    found = recognise(recognizer, RandomChunks(sound, seed=8, pace=1), [log])
     assert found
     for number, one in enumerate(found):
         assert one.acoustic is not None
