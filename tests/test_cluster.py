@@ -1,6 +1,7 @@
 """A real Ray cluster of two nodes: the same answers as in one process, whatever is killed."""
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -23,6 +24,7 @@ from stream_hbaf.config import Config, load_config
 from stream_hbaf.corpora.clips import ClipJob
 from stream_hbaf.corpora.extraction import extract_features
 from stream_hbaf.errors import ConfigError, StreamHbafError
+from stream_hbaf.evaluation.conditions import evaluate_streaming
 from stream_hbaf.events import Connected, Utterance
 from stream_hbaf.processes import WorkerDiedError, mapped_by
 from stream_hbaf.recognizer import Recognizer
@@ -180,6 +182,31 @@ def test_an_experiment_has_the_same_records(cluster: Any, tmp_path: Path) -> Non
     assert here == there
 
 
+def test_a_streaming_evaluation_has_the_same_figures(
+    cluster: Any, settings: Config, tmp_path: Path
+) -> None:
+    """Conditions as tasks: equal, but for what an utterance costs."""
+    table = tmp_path / "clips.csv"
+    clips = sorted(RECORDINGS.glob("sense*.flac"))[:2]
+    rows = [f"{clip},{label}" for clip, label in zip(clips, ("joy", "neutral"), strict=True)]
+    table.write_text("\n".join(["audio,label", *rows]), encoding="utf-8")
+
+    def evaluated(folder: Path) -> dict[str, Any]:
+        given = {"corpora": tmp_path, "conditions": ("clean", "audio_only"), "config": settings}
+        evaluate_streaming("live-en", [str(table)], out=folder, progress=_silent, **given)
+        report = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        for measured in (report["summary"], *report["conditions"].values()):
+            assert measured.pop("cost_ms")
+        return dict(report)
+
+    here = evaluated(tmp_path / "here")
+    with mapped_by(map_on_cluster):
+        there = evaluated(tmp_path / "there")
+    assert here == there
+    assert here["conditions"]["clean"]["count"] == 2
+    assert here["conditions"]["clean"]["ece"] != here["conditions"]["audio_only"]["ece"]
+
+
 def test_an_item_is_done_again_where_its_worker_died(cluster: Any, tmp_path: Path) -> None:
     done = dict(map_on_cluster(_die_once, [1, 2, 3], shared=(tmp_path,)))
     assert done == {0: 1, 1: 4, 2: 9}
@@ -197,6 +224,10 @@ def test_errors_come_back_as_they_are(cluster: Any) -> None:
 
 
 def _quiet(done: int, total: int, clip: Path) -> None:
+    pass
+
+
+def _silent(line: str) -> None:
     pass
 
 
