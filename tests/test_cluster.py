@@ -192,8 +192,15 @@ def test_a_streaming_evaluation_has_the_same_figures(
     table.write_text("\n".join(["audio,label", *rows]), encoding="utf-8")
 
     def evaluated(folder: Path) -> dict[str, Any]:
-        given = {"corpora": tmp_path, "conditions": ("clean", "audio_only"), "config": settings}
-        evaluate_streaming("live-en", [str(table)], out=folder, progress=_silent, **given)
+        evaluate_streaming(
+            "live-en",
+            [str(table)],
+            corpora=tmp_path,
+            conditions=("clean", "audio_only"),
+            out=folder,
+            config=settings,
+            progress=_silent,
+        )
         report = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         for measured in (report["summary"], *report["conditions"].values()):
             assert measured.pop("cost_ms")

@@ -3,6 +3,7 @@
 
     tools/bench_streams.py --corpora DIR [--streams 8 16 24] [--seconds 40] [--asr base] [--json F]
     tools/bench_streams.py --corpora DIR [--streams 8 16 24] [--against TREE] [--ray]
+                           [--through-serve]
 
 Each stream is another person: sentences of one RAVDESS actor and passages of LibriSpeech's readers
 with pauses between them, in real time, from memory. All go through one live pipeline, without a
@@ -10,6 +11,10 @@ broker. What a source would have captured while the pipeline was behind counts a
 
 With ``--ray`` the same is measured with the models as replicas on a Ray cluster of two nodes on
 this machine, in turns with one process. Cores and memory are then of the streams' process alone.
+
+With ``--through-serve`` it is measured through ``stream-hbaf serve`` as well, in turns: clients in
+another process send the same sound by ``stream_hbaf.client.stream``, and latency is until they have
+the event. Cores and memory are the service's; what is lost and what was given up isn't counted.
 
 With ``--against`` this source tree and another one, such as a worktree of an earlier version, are
 measured in turns, in one run. ``--set`` changes settings of this tree. ``--json`` also writes all
@@ -33,6 +38,7 @@ from typing import Any
 import numpy as np
 from service_times import pace
 from talks import CHUNK, RATE_HZ, Int16, Talk, talk
+from through_serve import Service, follow, service
 
 TREE = Path(__file__).parents[1]
 STAGGER_S = 4.0  # streams begin within these seconds
@@ -48,11 +54,37 @@ class Ends:
         self.counts: Counter[str] = Counter()
 
     async def send(self, event: Any) -> None:
+        self.note(event)
+
+    def note(self, event: Any, total_ms: float | None = None) -> None:
+        """Count an event; ``total_ms`` is when it was received, if not when it was published."""
         kind = type(event).__name__
         self.counts[f"{kind} {event.type}" if kind == "Utterance" else kind] += 1
         if kind == "Utterance" and event.type == "end":
             latency = {stage: getattr(event.latency_ms, stage) for stage in STAGES}
+            latency["total"] = latency["total"] if total_ms is None else total_ms
             self.ends.append(latency | {"at": time.monotonic(), "words": bool(event.text)})
+
+    def figures(self, *, began: float, seconds: float, cpu_s: float) -> dict[str, Any]:
+        """What was measured since ``began``: latencies in ms, and what they cost."""
+        spent = time.monotonic() - began
+        total = np.array([end["total"] for end in self.ends])
+        middle = began + (seconds + STAGGER_S) / 2
+        halves = [[end["total"] for end in self.ends if (end["at"] > middle) is late]
+                  for late in (False, True)]  # fmt: skip
+        return {
+            "median": float(np.median(total)),
+            "p95": float(np.percentile(total, 95)),
+            "halves": [float(np.median(half)) if half else 0.0 for half in halves],
+            "ends": len(total),
+            "new": self.counts["Utterance new"],
+            "partials": self.counts["Partial"],
+            "updates": self.counts["Utterance update"],
+            "without_words": sum(not end["words"] for end in self.ends),
+            "late_s": spent - seconds - STAGGER_S,
+            "cores": cpu_s / spent,
+            "stages": {s: float(np.median([end[s] for end in self.ends])) for s in STAGES},
+        }
 
     async def run(self) -> None:
         await asyncio.Event().wait()
@@ -155,27 +187,38 @@ async def run(
     }
     began, cpu = time.monotonic(), time.process_time()
     await pipeline.run(sources, stop=asyncio.Event())
-    spent = time.monotonic() - began
-    total = np.array([end["total"] for end in ends.ends])
-    middle = began + (seconds + STAGGER_S) / 2
-    halves = [[end["total"] for end in ends.ends if (end["at"] > middle) is late]
-              for late in (False, True)]  # fmt: skip
-    return {
-        "median": float(np.median(total)),
-        "p95": float(np.percentile(total, 95)),
-        "halves": [float(np.median(half)) if half else 0.0 for half in halves],
-        "ends": len(total),
-        "new": ends.counts["Utterance new"],
-        "partials": ends.counts["Partial"],
-        "updates": ends.counts["Utterance update"],
-        "without_words": sum(not end["words"] for end in ends.ends),
+    cpu_s = time.process_time() - cpu
+    return ends.figures(began=began, seconds=seconds, cpu_s=cpu_s) | {
         "lost": sum(source.lost for source in sources.values()),
-        "late_s": spent - seconds - STAGGER_S,
-        "cores": (time.process_time() - cpu) / spent,
         "memory_mb": pipeline.health().memory_mb,
         "health": pipeline.health().model_dump(include={"queues", "dropped", "hints"}),
-        "stages": {s: float(np.median([end[s] for end in ends.ends])) for s in STAGES},
     }
+
+
+def serve_clients(corpora: Path, *, seconds: float, settings: dict[str, Any]) -> None:
+    """As ``serve``, with the streams as clients of a service."""
+    with service(settings) as running:
+        print("{}", flush=True)
+        for line in sys.stdin:
+            sounds = [talk(corpora, stream=n, seconds=seconds) for n in range(int(line))]
+            print(
+                json.dumps(asyncio.run(run_clients(running, sounds, seconds=seconds))), flush=True
+            )
+
+
+async def run_clients(running: Service, sounds: list[Int16], *, seconds: float) -> dict[str, Any]:
+    """As ``run``, with the streams as clients of a service."""
+    ends, delay = Ends(), random.Random(0)
+    began, cpu, own = time.monotonic(), running.cpu_s(), time.process_time()
+    async with asyncio.TaskGroup() as clients:
+        for sound in sounds:
+            delay_s = delay.uniform(0, STAGGER_S)
+            clients.create_task(follow(running.url, sound, delay_s=delay_s, note=ends.note))
+    found = ends.figures(began=began, seconds=seconds, cpu_s=running.cpu_s() - cpu)
+    clients_s = time.process_time() - own
+    unknown = {"lost": float("nan"), "health": {}, "pace": float("nan")}
+    calls = {"clients": (len(sounds), round(clients_s, 1), round(clients_s * 1000 / len(sounds)))}
+    return found | unknown | {"memory_mb": running.memory_mb(), "calls": calls}
 
 
 class Tree:
@@ -223,6 +266,9 @@ def compare(options: argparse.Namespace) -> None:
         trees = {"this": Tree(TREE, [*shared, "--set", *options.set], first=options.first)}
         if options.ray:
             trees["ray"] = Tree(TREE, [*shared, "--ray", "--set", *options.set, *ONE_REPLICA])
+        if options.through_serve:
+            own = [*shared, "--through-serve", "--set", *options.set]
+            trees["serve"] = Tree(TREE, own, first=options.first)
         if options.against:
             trees["other"] = Tree(options.against.resolve(), shared, first=options.first)
         for tree in trees.values():
@@ -281,6 +327,7 @@ def main() -> None:
     parser.add_argument("--against", type=Path, metavar="TREE", help="another source tree")
     parser.add_argument("--json", type=Path, metavar="FILE", help="append all figures to a file")
     parser.add_argument("--ray", action="store_true", help="and with models on a Ray cluster")
+    parser.add_argument("--through-serve", action="store_true", help="and as clients of a service")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE")
     parser.add_argument(
         "--first", action="store_true", help="before all other programs; on Linux, as root"
@@ -292,7 +339,10 @@ def main() -> None:
         return
     settings = dict(setting.split("=", 1) for setting in options.set)
     settings["transcript.model"] = options.asr[0]
-    serve(options.corpora, seconds=options.seconds, settings=settings, ray=options.ray)
+    if options.through_serve:
+        serve_clients(options.corpora, seconds=options.seconds, settings=settings)
+    else:
+        serve(options.corpora, seconds=options.seconds, settings=settings, ray=options.ray)
 
 
 if __name__ == "__main__":
