@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bundle_kit import rewritten
 from conftest import RECORDINGS
 from experiment_kit import Workspace
 from mosquitto import free_port, mosquitto
@@ -75,16 +77,46 @@ def remote(models: Models, settings: Config) -> Iterator[Recognizer]:
 def test_the_same_answers(remote: Recognizer, settings: Config, sentences: list[Sound]) -> None:
     """Segments and words equal, probabilities within 1e-5, in a dialogue of two sentences."""
 
-    async def recognised(recognizer: Recognizer) -> list[Utterance]:
-        async with serving(recognizer) as service:
-            return await ends_of(service, np.concatenate(sentences[1:3]))
-
-    found = asyncio.run(recognised(remote))
+    sound = np.concatenate(sentences[1:3])
+    found = asyncio.run(_recognised(remote, sound))
     with Recognizer(settings) as local:
-        expected = asyncio.run(recognised(local))
+        expected = asyncio.run(_recognised(local, sound))
         assert remote.model == local.model
     assert_same(found, expected)
     assert all(one.contributions is not None for one in found)
+
+
+async def _recognised(recognizer: Recognizer, sound: Sound) -> list[Utterance]:
+    async with serving(recognizer) as service:
+        return await ends_of(service, sound)
+
+
+def test_bundles_share_whisper(
+    models: Models, settings: Config, sentences: list[Sound], tmp_path: Path
+) -> None:
+    """A service of another bundle has its own ``Understand``, with its own answers."""
+    from ray import serve
+
+    from stream_hbaf.bundle import resolve_bundle
+    from stream_hbaf.serve.replicas import deploy
+
+    shipped = resolve_bundle("live-en")
+    config = (shipped / "config.yaml").read_text(encoding="utf-8")
+    warm = re.search(r"audio\+text: (\S+)", config)
+    assert warm
+    config = config.replace(warm[0], f"audio+text: {float(warm[1]) / 2}", 1)
+    colder = rewritten(shipped, tmp_path / "colder", config=config.encode())
+    other = settings.model_copy(update={"model": str(colder)})
+    theirs = deploy(other)
+    try:
+        assert theirs.transcribe.app_name == models.transcribe.app_name
+        with RemoteRecognizer(other, theirs) as remote, Recognizer(other) as local:
+            found, expected = (
+                asyncio.run(_recognised(one, sentences[1])) for one in (remote, local)
+            )
+        assert_same(found, expected)
+    finally:
+        serve.delete(theirs.understand.app_name)
 
 
 def test_a_killed_replica_costs_a_retry(

@@ -44,6 +44,7 @@ TREE = Path(__file__).parents[1]
 STAGGER_S = 4.0  # streams begin within these seconds
 ONE_REPLICA = ["serve.replicas=1"]  # as many decoders as one process has
 STAGES = ("vad", "transcript", "acoustic", "text", "classify", "total")
+MEASURED = (*STAGES, "transit")  # to a service and back to its client
 
 
 class Ends:
@@ -62,7 +63,8 @@ class Ends:
         self.counts[f"{kind} {event.type}" if kind == "Utterance" else kind] += 1
         if kind == "Utterance" and event.type == "end":
             latency = {stage: getattr(event.latency_ms, stage) for stage in STAGES}
-            latency["total"] = latency["total"] if total_ms is None else total_ms
+            latency["transit"] = 0.0 if total_ms is None else total_ms - latency["total"]
+            latency["total"] += latency["transit"]
             self.ends.append(latency | {"at": time.monotonic(), "words": bool(event.text)})
 
     def figures(self, *, began: float, seconds: float, cpu_s: float) -> dict[str, Any]:
@@ -83,7 +85,7 @@ class Ends:
             "without_words": sum(not end["words"] for end in self.ends),
             "late_s": spent - seconds - STAGGER_S,
             "cores": cpu_s / spent,
-            "stages": {s: float(np.median([end[s] for end in self.ends])) for s in STAGES},
+            "stages": {s: float(np.median([end[s] for end in self.ends])) for s in MEASURED},
         }
 
     async def run(self) -> None:
@@ -214,11 +216,12 @@ async def run_clients(running: Service, sounds: list[Int16], *, seconds: float) 
         for sound in sounds:
             delay_s = delay.uniform(0, STAGGER_S)
             clients.create_task(follow(running.url, sound, delay_s=delay_s, note=ends.note))
-    found = ends.figures(began=began, seconds=seconds, cpu_s=running.cpu_s() - cpu)
-    clients_s = time.process_time() - own
-    unknown = {"lost": float("nan"), "health": {}, "pace": float("nan")}
-    calls = {"clients": (len(sounds), round(clients_s, 1), round(clients_s * 1000 / len(sounds)))}
-    return found | unknown | {"memory_mb": running.memory_mb(), "calls": calls}
+    clients_s = (time.process_time() - own) / len(sounds)
+    return ends.figures(began=began, seconds=seconds, cpu_s=running.cpu_s() - cpu) | {
+        **{"lost": float("nan"), "pace": float("nan"), "health": {}},
+        "memory_mb": running.memory_mb(),
+        "calls": {"clients": (len(sounds), clients_s * len(sounds), clients_s * 1000)},
+    }
 
 
 class Tree:
@@ -299,7 +302,7 @@ def details(asr: str, streams: int, tree: str, found: dict[str, Any]) -> None:
     """Say on stderr where the time went."""
     stages = ", ".join(f"{stage} {ms:.0f}" for stage, ms in found["stages"].items())
     calls = ", ".join(
-        f"{what} {n} × {ms} ms = {s} s" for what, (n, s, ms) in found["calls"].items()
+        f"{what} {n} × {ms:.1f} ms = {s:.1f} s" for what, (n, s, ms) in found["calls"].items()
     )
     sys.stderr.write(
         f"{asr}, {streams} streams, {tree} tree: medians {stages} ms\n  {calls}\n"

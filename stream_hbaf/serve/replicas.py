@@ -24,7 +24,7 @@ from ray.serve.handle import DeploymentHandle
 
 from stream_hbaf.bundle import read_bundle_config
 from stream_hbaf.cluster import run_on_each_node
-from stream_hbaf.config import Config
+from stream_hbaf.config import Config, TranscriptConfig
 from stream_hbaf.dialogue import LiveDialogue
 from stream_hbaf.errors import ConfigError, ModelError, shorten
 from stream_hbaf.features.blocks import BlockFrontEnd
@@ -52,11 +52,11 @@ BUSY = 0.75
 class Transcribe:
     """Whisper, for as many utterances at once as its node decodes."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: TranscriptConfig, *, encoder: str | None, device: str) -> None:
+        """``encoder`` as ``acoustic_encoder`` of ``Transcriber``."""
         limit_replica_threads()
-        device = resolve_device(config.device)
-        encoder = whisper_encoder_of(read_bundle_config(config.model))
-        self._transcriber = Transcriber(config.transcript, acoustic_encoder=encoder, device=device)
+        device = resolve_device(device)
+        self._transcriber = Transcriber(config, acoustic_encoder=encoder, device=device)
         self._threads = ThreadPoolExecutor(decoders(), thread_name_prefix="transcript")
 
     def encoder_width(self) -> int:
@@ -149,13 +149,29 @@ def _dialogue_on(device: torch.device, dialogue: LiveDialogue) -> LiveDialogue:
 
 def bind_models(config: Config) -> tuple[serve.Application, serve.Application]:
     """``Transcribe`` and ``Understand``, bound for ``serve.run``."""
-    options = partial(_options, config)
-    deployment: Any = serve.deployment  # its types know of decorators only
-    transcribe = deployment(Transcribe).options(**options(cpus=1, at_once=decoders()))
-    understand = deployment(Understand).options(**options(cpus=0.5, at_once=UNDERSTOOD_AT_ONCE))
-    models = model_settings(config)
-    words = transcribe.bind(models)
-    return words, understand.bind(models, words)
+    words = _bind_transcribe(config)
+    return words, _bind_understand(config, words)
+
+
+def _bind_transcribe(config: Config) -> serve.Application:
+    deployment: Any = serve.deployment(Transcribe)  # its types know of decorators only
+    bound: serve.Application = deployment.options(
+        **_options(config, cpus=1, at_once=decoders())
+    ).bind(config.transcript, encoder=_encoder_of(config), device=config.device)
+    return bound
+
+
+def _bind_understand(config: Config, transcribe: object) -> serve.Application:
+    """``transcribe`` is bound, or the handle of one that runs."""
+    deployment: Any = serve.deployment(Understand)
+    bound: serve.Application = deployment.options(
+        **_options(config, cpus=0.5, at_once=UNDERSTOOD_AT_ONCE)
+    ).bind(model_settings(config), transcribe)
+    return bound
+
+
+def _encoder_of(config: Config) -> str | None:
+    return whisper_encoder_of(read_bundle_config(config.model))
 
 
 def _options(config: Config, *, cpus: float, at_once: int) -> dict[str, Any]:
@@ -198,32 +214,34 @@ def model_settings(config: Config) -> Config:
 def deploy(config: Config) -> Models:
     """Have replicas of the models run on the cluster that is connected, and wait for them.
 
-    Those that another service has started with the same settings are shared; they stay when this
-    one ends. Raises ConfigError for a node without the weights, ModelError if they don't start.
+    Those that another service has started with the same settings are shared, and ``Transcribe`` by
+    all bundles that want the same of it; they stay when this one ends. Raises ConfigError for a
+    node without the weights, ModelError if they don't start.
     """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     require_weights(config)
-    settings = model_settings(config).model_dump_json() + config.serve.model_dump_json(
-        include={"replicas", "gpus_each"}
-    )
-    name = f"stream-hbaf-{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
     serve.start(proxy_location="Disabled")  # requests come from Python alone
+    size = config.serve.model_dump_json(include={"replicas", "gpus_each"})
+    of_words = (config.transcript.model_dump_json(), _encoder_of(config), config.device, size)
+    transcribe = _run(Transcribe, _bind_transcribe(config), settings=of_words)
+    of_all = (model_settings(config).model_dump_json(), size)
+    understand = _run(Understand, _bind_understand(config, transcribe), settings=of_all)
+    return models_behind(transcribe, understand, replicas=config.serve.replicas)
+
+
+def _run(
+    kind: type, bound: serve.Application, *, settings: tuple[str | None, ...]
+) -> DeploymentHandle[Any]:
+    """The handle of an application that has these settings; it is started if there is none."""
+    digest = hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
+    name = f"stream-hbaf-{kind.__name__.lower()}-{digest}"
     known = serve.status().applications.get(name)
     if known is None or known.status != "RUNNING":
         try:
-            serve.run(bind_models(config)[1], name=name, route_prefix=None)
+            serve.run(bound, name=name, route_prefix=None)
         except RuntimeError:
             raise ModelError(f"the models' replicas don't start: {_reason(name)}") from None
-    return models_of(name, replicas=config.serve.replicas)
-
-
-def models_of(application: str, *, replicas: int) -> Models:
-    """The models of an application that runs."""
-    transcribe, understand = (
-        serve.get_deployment_handle(one.__name__, app_name=application)
-        for one in (Transcribe, Understand)
-    )
-    return models_behind(transcribe, understand, replicas=replicas)
+    return serve.get_deployment_handle(kind.__name__, app_name=name)
 
 
 def models_behind(
