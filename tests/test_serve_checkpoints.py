@@ -55,7 +55,7 @@ async def broken_off(
         async with open_client(service, f"id={ID}"):
             pass
         await service.until_gone("ann")
-    assert [*own.iterdir()] == []  # the client has said goodbye
+    assert [path.name for path in own.iterdir()] == [".lock"]  # the client has said goodbye
     (end,) = service.log.ends()
     return end
 
@@ -196,3 +196,15 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"serve\.checkpoints: .*correct the folder"):
         Checkpoints(tmp_path / "file" / "kept")
+
+
+def test_a_folder_of_two_services_is_refused(recognizer: Recognizer, tmp_path: Path) -> None:
+    """They would both go on with the same dialogue; one that has ended leaves the folder."""
+
+    async def scene() -> None:
+        async with serving(recognizer, checkpoints=tmp_path):
+            with pytest.raises(ConfigError, match=rf"^serve\.checkpoints: another .* {tmp_path};"):
+                Checkpoints(tmp_path)
+        Checkpoints(tmp_path).close()
+
+    asyncio.run(scene())

@@ -34,6 +34,7 @@ from stream_hbaf.files import (
     WriteError,
     atomic_write_bytes,
     is_own_file,
+    lock_file,
     private_files,
     write_error,
 )
@@ -71,22 +72,33 @@ class _Names:
 
 
 class Checkpoints:
-    """The files of one service, which alone writes them."""
+    """The files of one service, which alone writes them: two would both go on with a dialogue."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises ConfigError if the folder can't be written."""
+        """Raises ConfigError if the folder can't be written, or another service uses it."""
         self._folder = folder
         self._complain_at = 0.0
         self._latest: dict[Path, SavedDialogue] = {}  # as of the newest utterance
         try:
             with private_files():
                 folder.mkdir(parents=True, exist_ok=True)
+            lock = lock_file(folder / ".lock")
+            if lock is None:
+                raise ConfigError(
+                    f"serve.checkpoints: another service uses {folder}; end it, or choose another "
+                    "folder"
+                )
+            self._lock = lock
             atomic_write_bytes(folder / ".writable", b"", mode=PRIVATE)
             (folder / ".writable").unlink()
             self._remove_old()
         except (WriteError, OSError) as error:
             line = error if isinstance(error, WriteError) else write_error(folder, error)
             raise ConfigError(f"serve.checkpoints: {line}") from None
+
+    def close(self) -> None:
+        """Leave the folder to another service."""
+        self._lock.close()
 
     def save_stream(self, stream_id: str, saved: SavedStream, *, privacy: Privacy) -> None:
         """Keep a stream; a disk that is full is logged, and the stream goes on without."""

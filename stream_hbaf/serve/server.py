@@ -156,13 +156,14 @@ class StreamServer:
         await asyncio.Event().wait()
 
     async def close(self, timeout_s: float) -> None:
-        """Send what is queued, and close all connections and the port."""
-        if self._server is None:
-            return
-        if self._conversing:  # each stream closes its connection behind its last event
-            await asyncio.wait(self._conversing, timeout=timeout_s)
-        self._server.close()
-        await self._server.wait_closed()
+        """Send what is queued, and close all connections, the port and the checkpoints."""
+        if self._server is not None:
+            if self._conversing:  # each stream closes its connection behind its last event
+                await asyncio.wait(self._conversing, timeout=timeout_s)
+            self._server.close()
+            await self._server.wait_closed()
+        if self._checkpoints is not None:
+            self._checkpoints.close()
 
     def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
         """None lets a connection in."""
