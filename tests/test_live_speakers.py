@@ -269,6 +269,7 @@ def test_a_recorded_dialogue_is_replayed_with_its_speakers(
         for arguments in ({"speaker": "speaker 2", "name": "Jack"}, {"speaker": "nobody"}):
             answer = await controls.answer(Request(command="rename_speaker", arguments=arguments))
             assert (answer.status == "ok") == ("name" in arguments)
+        assert answer.error == "rename: give the speaker as 'speaker' and the name as 'name'"
 
     folder = tmp_path / "sessions"
     log = run(by_voice, talk, folder=folder, meanwhile=put_right)

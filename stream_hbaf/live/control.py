@@ -197,6 +197,9 @@ class Controls:
     async def _change_speakers(
         self, change: Literal["rename", "merge"], arguments: Mapping[str, Any], *, into: str
     ) -> dict[str, Any]:
+        speaker, new = _text(arguments, "speaker"), _text(arguments, into)
+        if not speaker or not new:
+            raise ConfigError(f"{change}: give the speaker as 'speaker' and the name as '{into}'")
         dialogues = set(self._pipeline.dialogues().values())
         dialogue_id = _text(arguments, "dialogue_id")
         if not dialogue_id and len(dialogues) != 1:
@@ -206,8 +209,8 @@ class Controls:
             SpeakerChange(
                 dialogue_id=dialogue_id or dialogues.pop(),
                 change=change,
-                speaker=_text(arguments, "speaker"),
-                into=require_name(_text(arguments, into)),
+                speaker=speaker,
+                into=require_name(new),
             )
         )
         return {"changed": changed}
