@@ -24,9 +24,15 @@ Result = TypeVar("Result")
 FOUND = "auto"
 OBJECTS_BYTES = 200 << 20  # of a new cluster's object store: what travels is sound and features
 ONE_THREAD = {"env_vars": dict.fromkeys(THREADS, "1")}
-# Read when nodes are started: Ray sends no reports home, and its workers, which answer within
-# milliseconds, have the priority of other programs (its default is that of background work).
-ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
+LOCAL = "local"  # the address of a new one
+# Read when Ray is imported and nodes are started: Ray sends no reports home; its workers, which
+# answer within milliseconds, have the priority of other programs (its default is that of background
+# work); and Serve's threads, which outlive the connection, don't start a cluster to ask once more.
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",
+    "RAY_ENABLE_AUTO_CONNECT": "0",
+}
 LISTENS_WITHIN_S = 5.0
 ANSWERS_WITHIN_S = 10.0  # on a busy machine
 WHO = "/ray.rpc.NodeInfoGcsService/GetClusterId"  # what a cluster's head answers, of any version
@@ -60,11 +66,12 @@ def connected(address: str) -> Iterator[None]:
     try:
         yield
     finally:
+        logging.getLogger("ray.serve").setLevel(logging.CRITICAL)  # of these threads' failures
         ray.shutdown()
 
 
 def _connect(address: str) -> None:
-    """Connect to a cluster, or for ``FOUND`` to a new one if this machine has none.
+    """Connect to a cluster; to a new one for ``LOCAL``, and for ``FOUND`` if there is none here.
 
     Raises OSError, OverflowError, ValueError or RuntimeError.
     """
@@ -77,17 +84,20 @@ def _connect(address: str) -> None:
         # Ray also finds clusters that were killed, and would wait for them.
         found = canonicalize_bootstrap_address(FOUND) if address == FOUND else address
         _require_ray(found or "")
-        ray.init(address=address, **quiet)
     except ConnectionError:
         if address != FOUND:
             raise
-        ray.init(
-            address="local",
-            num_cpus=len(os.sched_getaffinity(0)),
-            object_store_memory=OBJECTS_BYTES,
-            include_dashboard=False,
-            **quiet,
-        )
+        address = LOCAL
+    if address != LOCAL:
+        ray.init(address=address, **quiet)
+        return
+    ray.init(
+        address=LOCAL,
+        num_cpus=len(os.sched_getaffinity(0)),
+        object_store_memory=OBJECTS_BYTES,
+        include_dashboard=False,
+        **quiet,
+    )
 
 
 def _require_ray(address: str) -> None:

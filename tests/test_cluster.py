@@ -22,16 +22,18 @@ from experiment_kit import Workspace
 from mosquitto import free_port, mosquitto
 from serve_kit import Sound, assert_same, ends, ends_of, pieces, serving
 
+from stream_hbaf.cluster import ENVIRONMENT
 from stream_hbaf.config import Config, load_config
 from stream_hbaf.corpora.clips import ClipJob
 from stream_hbaf.corpora.extraction import extract_features
-from stream_hbaf.errors import ConfigError, StreamHbafError
+from stream_hbaf.errors import ConfigError, ModelError, StreamHbafError
 from stream_hbaf.evaluation.conditions import evaluate_streaming
 from stream_hbaf.events import Connected, Utterance
 from stream_hbaf.processes import WorkerDiedError, mapped_by
 from stream_hbaf.recognizer import Recognizer
 from stream_hbaf.stream_client import stream
 
+os.environ.update(ENVIRONMENT)  # read when Ray is imported
 pytest.importorskip("ray", reason="needs the extra scale")
 
 from ray_nodes import two_nodes
@@ -117,6 +119,23 @@ def test_bundles_share_whisper(
         assert_same(found, expected)
     finally:
         serve.delete(theirs.understand.app_name)
+
+
+def test_a_cluster_without_room_is_refused(
+    cluster: Any, settings: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line, where Serve itself would wait for a node without end."""
+    from ray import serve
+
+    from stream_hbaf.serve import replicas
+
+    monkeypatch.setattr(replicas, "START_WITHIN_S", 1.0)
+    on_gpus = settings.serve.model_copy(update={"gpus_each": 1.0})
+    before = {*serve.status().applications}
+    with pytest.raises(ModelError, match=r"^replicas of Transcribe don't start within 1 s: "):
+        replicas.deploy(settings.model_copy(update={"serve": on_gpus}))
+    for name in {*serve.status().applications} - before:
+        serve.delete(name)
 
 
 def test_a_killed_replica_costs_a_retry(

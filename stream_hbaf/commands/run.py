@@ -86,17 +86,17 @@ async def serve(config: Config, *, json: bool) -> None:
             # Not in the main thread, where Ray would handle SIGTERM.
             await asyncio.to_thread(opened.enter_context, connected(config.serve.ray))
             set_on_signals(stop)  # Ray has set handlers that abort
-            load = _deploy
+            load = partial(_deploy, abandon=stop.is_set)
         screen = JsonLines(stop=stop) if json else Terminal()
         await serve_streams(config, load, screens=[screen], tell=print_status, stop=stop)
 
 
-def _deploy(config: Config) -> Recognizer:
+def _deploy(config: Config, *, abandon: Callable[[], bool]) -> Recognizer:
     """A recogniser whose models are replicas on the cluster that is connected."""
     from stream_hbaf.serve.remote import RemoteRecognizer
     from stream_hbaf.serve.replicas import deploy
 
-    return RemoteRecognizer(config, deploy(config))
+    return RemoteRecognizer(config, deploy(config, abandon=abandon))
 
 
 def asked_to_stop() -> asyncio.Event:

@@ -10,6 +10,7 @@ import hashlib
 import logging
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -36,12 +37,18 @@ from stream_hbaf.recognizer import Int16, Recognizer, resolve_device
 from stream_hbaf.serve.remote import Models, RemoteTranscriber
 from stream_hbaf.weights import digest_parts
 
+LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 
 HEALTH_EVERY_S = 1.0  # so often a replica is asked whether it lives: a dead one is replaced soon
 HEALTH_WITHIN_S = 30.0  # on a busy machine
 # Settings of the libraries' threads and caches, which replicas have as the service has.
 LIBRARIES = ("OPENBLAS_NUM_THREADS", "OMP_WAIT_POLICY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
+# Of a replica, after which the cluster has no room for it, nor a node that it could add. It loads
+# weights that are on its node, which takes half a minute on a busy one.
+START_WITHIN_S = 300.0
+SAID_AFTER_S = 35.0  # Serve says after 30 s what it waits for
+LOOK_EVERY_S = 0.2  # whether it has started
 STOP_WITHIN_S = 5.0  # for requests that run when a replica is stopped
 UNDERSTOOD_AT_ONCE = 4  # requests that a replica of Understand takes: one runs, others travel
 # Requests that run or wait, of those that a replica takes at once, above which there should be one
@@ -211,37 +218,56 @@ def model_settings(config: Config) -> Config:
     return Config(**{name: getattr(config, name) for name in kept})
 
 
-def deploy(config: Config) -> Models:
+def deploy(config: Config, *, abandon: Callable[[], bool] = lambda: False) -> Models:
     """Have replicas of the models run on the cluster that is connected, and wait for them.
 
     Those that another service has started with the same settings are shared, and ``Transcribe`` by
     all bundles that want the same of it; they stay when this one ends. Raises ConfigError for a
-    node without the weights, ModelError if they don't start.
+    node without the weights, ModelError if they don't start or once ``abandon()`` is true.
     """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     require_weights(config)
     serve.start(proxy_location="Disabled")  # requests come from Python alone
     size = config.serve.model_dump_json(include={"replicas", "gpus_each"})
     of_words = (config.transcript.model_dump_json(), _encoder_of(config), config.device, size)
-    transcribe = _run(Transcribe, _bind_transcribe(config), settings=of_words)
+    run = partial(_run, abandon=abandon)
+    transcribe = run(Transcribe, _bind_transcribe(config), settings=of_words)
     of_all = (model_settings(config).model_dump_json(), size)
-    understand = _run(Understand, _bind_understand(config, transcribe), settings=of_all)
+    understand = run(Understand, _bind_understand(config, transcribe), settings=of_all)
     return models_behind(transcribe, understand, replicas=config.serve.replicas)
 
 
 def _run(
-    kind: type, bound: serve.Application, *, settings: tuple[str | None, ...]
+    kind: type,
+    bound: serve.Application,
+    *,
+    settings: tuple[str | None, ...],
+    abandon: Callable[[], bool],
 ) -> DeploymentHandle[Any]:
     """The handle of an application that has these settings; it is started if there is none."""
     digest = hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
     name = f"stream-hbaf-{kind.__name__.lower()}-{digest}"
-    known = serve.status().applications.get(name)
-    if known is None or known.status != "RUNNING":
-        try:
-            serve.run(bound, name=name, route_prefix=None)
-        except RuntimeError:
-            raise ModelError(f"the models' replicas don't start: {_reason(name)}") from None
+    if _status(name) != "RUNNING":
+        target = serve.RunTarget(bound, name=name, route_prefix=None)
+        serve.run_many([target], wait_for_applications_running=False)
+    began, said = time.monotonic(), False
+    while (status := _status(name)) != "RUNNING":
+        if abandon():
+            raise ModelError(f"ended before replicas of {kind.__name__} had started")
+        late = time.monotonic() > began + START_WITHIN_S
+        if late or status == "DEPLOY_FAILED":
+            why = f" within {START_WITHIN_S:g} s" if late else ""
+            raise ModelError(f"replicas of {kind.__name__} don't start{why}: {_reason(name)}")
+        if not said and time.monotonic() > began + SAID_AFTER_S:
+            LOG.warning("waiting for replicas of %s: %s", kind.__name__, _reason(name))
+            said = True
+        time.sleep(LOOK_EVERY_S)
     return serve.get_deployment_handle(kind.__name__, app_name=name)
+
+
+def _status(application: str) -> str:
+    known = serve.status().applications.get(application)
+    return known.status if known is not None else ""
 
 
 def models_behind(
@@ -277,4 +303,4 @@ def _reason(application: str) -> str:
     known = serve.status().applications.get(application)
     messages = [one.message for one in known.deployments.values() if one.message] if known else []
     lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
-    return shorten(lines[-1] if lines else "see 'serve status'", limit=200)
+    return shorten(lines[-1] if lines else "see 'serve status'", limit=400)
