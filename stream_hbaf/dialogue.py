@@ -14,7 +14,12 @@ from stream_hbaf.features.acoustic import Acoustic
 from stream_hbaf.features.baseline import Float32, VoicePast
 from stream_hbaf.features.prosody import ProsodyPast
 from stream_hbaf.features.text import EMPTY_WINDOW, TurnWindow
-from stream_hbaf.networks.calibration import Modality, Probabilities
+from stream_hbaf.networks.calibration import (
+    NOTHING_SUMMED,
+    Modality,
+    Probabilities,
+    RunningSums,
+)
 from stream_hbaf.networks.network import State
 from stream_hbaf.prediction import TextFeatures
 
@@ -40,6 +45,7 @@ class ClassifiedTurn:
     voices: VoicePast
     speakers: tuple[str, ...]
     odds: Probabilities | None = None  # of the deployment's prior at that time
+    sums: RunningSums = NOTHING_SUMMED
 
 
 @dataclass(slots=True)
@@ -58,6 +64,7 @@ class LiveDialogue:
     follows: tuple[str, ...] = ()  # ids of the dialogues that it goes on from, newest first
     _before: "LiveDialogue | None" = None  # the newest of them, until its voices are taken over
     _kept: Mapping[str, Float32] = field(default_factory=dict)  # of known speakers before it
+    sums: RunningSums = NOTHING_SUMMED  # how familiar its voices are, how much its words tell
 
     def go_on_from(self, before: "LiveDialogue") -> None:
         """Measure the known voices of another dialogue against how they sounded there.
@@ -98,7 +105,7 @@ class LiveDialogue:
     def follow(self, after: "LiveDialogue") -> None:
         """Move on as a copy has that was made by ``without_past``."""
         self.state, self.window = after.state, after.window
-        self.prosody, self.voices = after.prosody, after.voices
+        self.prosody, self.voices, self.sums = after.prosody, after.voices, after.sums
         self.speakers = [*after.speakers]
         self.past.extend(after.past)
 
@@ -131,18 +138,20 @@ class LiveDialogue:
             voices=self.voices,
             speakers=tuple(self.speakers),
             odds=odds,
+            sums=self.sums,
         )
         self.past.append(kept)
 
     @contextmanager
     def restored_on_failure(self) -> Iterator[None]:
         """The dialogue is as it was before if the block raises."""
-        state, window, sound = self.state, self.window, (self.prosody, self.voices)
+        state, window, sound = self.state, self.window, (self.prosody, self.voices, self.sums)
         speakers, past = [*self.speakers], self.past.copy()
         try:
             yield
         except BaseException:
-            self.state, self.window, (self.prosody, self.voices) = state, window, sound
+            self.state, self.window = state, window
+            self.prosody, self.voices, self.sums = sound
             self.speakers, self.past = speakers, past
             raise
 
@@ -157,6 +166,6 @@ class LiveDialogue:
         if undone:
             before = undone[0]
             self.state, self.window = before.state, before.window
-            self.prosody, self.voices = before.prosody, before.voices
+            self.prosody, self.voices, self.sums = before.prosody, before.voices, before.sums
             self.speakers = [*before.speakers]
         return undone

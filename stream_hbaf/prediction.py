@@ -30,8 +30,10 @@ from stream_hbaf.features.representations import (
 from stream_hbaf.features.text import EMPTY_WINDOW, TurnWindow
 from stream_hbaf.features.whisper import Transcript
 from stream_hbaf.networks.calibration import (
+    NOTHING_SUMMED,
     Modality,
     Probabilities,
+    RunningSums,
     coalitions,
     pattern_of,
     shapley,
@@ -72,6 +74,7 @@ class Prediction:
     contributions: Contributions | None = None  # where an explanation was asked for
     conflict: bool | None = None  # likewise, if there were both audio and text
     familiarity: float | None = None  # of the voice; None without audio or statistics
+    telling: float | None = None  # how much the words tell; None without words, or with no voice
     arousal: float | None = None  # of the voice; None without audio or a head for it
     inferences: Inferred | None = None  # likewise, if there was text and the settings ask for them
 
@@ -181,12 +184,14 @@ def predict(
     explain: bool,
     odds: Probabilities | None = None,
     set_shift: float = 0.0,
+    sums: RunningSums = NOTHING_SUMMED,
 ) -> tuple[Prediction, State]:
     """One step of the network: the prediction and the state after it.
 
     To ``explain``, the same step is computed for every coalition of the inputs, in one batch. All
     probabilities are adjusted by ``odds`` [C], of a deployment's shares of labels to training's,
-    and the label set by ``set_shift``, what the deployment's corrections say of it.
+    and the label set by ``set_shift``, what the deployment's corrections say of it. ``sums`` are
+    those of the dialogue's utterances before this one.
     """
     given: list[Modality] = ["audio"] if features.audio is not None else []
     if features.text is not None:
@@ -196,8 +201,8 @@ def predict(
         parts.remove("context")
     every = coalitions(parts) if explain else [frozenset(parts)]
     familiarity = _familiarity(bundle, features)
-    predicted, after = _step_with(
-        bundle, every, features=features, state=state, familiarity=familiarity
+    predicted, after, telling = _step_with(
+        bundle, every, features=features, state=state, familiarity=familiarity, sums=sums
     )
     if odds is not None:
         predicted = {parts: adjust(found, odds) for parts, found in predicted.items()}
@@ -211,6 +216,7 @@ def predict(
         abstained=bool(calibration.abstains(whole, pattern=pattern)),
         labels_in_set=tuple(labels[n] for n in np.argsort(-whole) if inside[n]),
         familiarity=familiarity,
+        telling=telling if "text" in given else None,
         arousal=_arousal(bundle, features),
     )
     return (_explained(bundle, prediction, predicted) if explain else prediction), after
@@ -238,8 +244,10 @@ def _step_with(
     features: Features,
     state: State,
     familiarity: float | None,
-) -> tuple[dict[frozenset[str], Probabilities], State]:
-    """Probabilities [C] for each coalition of inputs, and the state after the last.
+    sums: RunningSums,
+) -> tuple[dict[frozenset[str], Probabilities], State, float | None]:
+    """Probabilities [C] for each coalition of inputs, the state after the last, and how much the
+    words of this one tell, where voices are weighed.
 
     Without "context" the network starts from its initial state. Text features stay as they are:
     encoded with the dialogue's earlier text, if the encoder does that. Where voices are weighed,
@@ -252,17 +260,51 @@ def _step_with(
         steps += [(parts, 1) for parts in dict.fromkeys(parts - {"audio"} for parts in every)]
     streams = [state.map(itemgetter(n)) for n in (0, 1)] if weighs else [state]
     logits, after = _step_streams(bundle, steps, features=features, streams=streams)
+    words = np.stack([logits[parts - {"audio"}, 1] for parts in every]) if weighs else None
+    familiar, means, telling = _means(
+        bundle, every, words=words, familiarity=familiarity, sums=sums
+    )
     found = bundle.calibration.probabilities(
         np.stack([logits[parts, int(weighs and "audio" not in parts)] for parts in every]),
         pattern=[pattern_of(audio="audio" in parts, text="text" in parts) for parts in every],
-        words=np.stack([logits[parts - {"audio"}, 1] for parts in every]) if weighs else None,
-        familiarity=familiarity,
+        words=words,
+        familiarity=familiar,
+        mean_telling=means,
     )
     last = [steps.index((whole, 0))]
     if weighs:
         last.append(steps.index((whole - {"audio"}, 1)))
     kept = after.map(lambda part: part[last if weighs else last[0]].clone())
-    return dict(zip(every, found, strict=True)), kept
+    return dict(zip(every, found, strict=True)), kept, telling
+
+
+def _means(
+    bundle: Bundle,
+    every: Sequence[frozenset[str]],
+    *,
+    words: NDArray[np.floating] | None,
+    familiarity: float | None,
+    sums: RunningSums,
+) -> tuple[Probabilities | None, Probabilities | None, float | None]:
+    """The running means of familiarity and of how much words tell, [P] each, for P coalitions of
+    inputs, and how much the last one's words tell. None where that isn't weighed.
+
+    What was heard before is part of the "context".
+    """
+    reliability = bundle.calibration.reliability
+    if reliability is None:
+        return None, None, None
+    before = [sums if "context" in parts else NOTHING_SUMMED for parts in every]
+    familiar = [reliability.mean_familiarity(familiarity, one) for one in before]
+    known = np.array(familiar, np.float64)  # None: NaN
+    if words is None:
+        return known, None, None
+    telling = bundle.calibration.telling(words)
+    means = [
+        reliability.mean_telling(float(own) if "text" in parts else None, one)
+        for own, parts, one in zip(telling, every, before, strict=True)
+    ]
+    return known, np.array(means, np.float64), float(telling[-1])
 
 
 def _step_streams(

@@ -40,7 +40,13 @@ from stream_hbaf.features.text import EMPTY_WINDOW, Turn, TurnWindow
 from stream_hbaf.features.whisper import Transcriber, Transcribing, Transcript
 from stream_hbaf.features.whisper_encoder import decoders
 from stream_hbaf.networks.adaptive_sets import AdaptiveSets
-from stream_hbaf.networks.calibration import MODALITIES, Modality, Probabilities
+from stream_hbaf.networks.calibration import (
+    MODALITIES,
+    NOTHING_SUMMED,
+    Modality,
+    Probabilities,
+    RunningSums,
+)
 from stream_hbaf.networks.network import State
 from stream_hbaf.networks.prior import Prior, open_prior
 from stream_hbaf.prediction import (
@@ -229,6 +235,7 @@ class Recognizer(AbstractContextManager["Recognizer"]):
             modalities=modalities,
             odds=odds,
             voices=voices,
+            sums=dialogue.sums,
         )
         if turn:
             dialogue.keep(
@@ -243,6 +250,9 @@ class Recognizer(AbstractContextManager["Recognizer"]):
         self._learn(prediction, utterance=answered, odds=odds if learns else None)
         dialogue.state = state
         dialogue.prosody = prosody
+        dialogue.sums = dialogue.sums.add(
+            familiarity=prediction.familiarity, telling=prediction.telling
+        )
         dialogue.voices = voices
         if "audio" in modalities:
             dialogue.voices = remember_voice(
@@ -324,14 +334,16 @@ class Recognizer(AbstractContextManager["Recognizer"]):
         modalities: Collection[Modality] = MODALITIES,
         odds: Probabilities | None = None,
         voices: VoicePast = NOTHING_HEARD,
+        sums: RunningSums = NOTHING_SUMMED,
     ) -> tuple[Prediction, State]:
         """The utterance's emotion and the dialogue's state after it; the dialogue stays as it is.
 
         Either modality may be missing; one that isn't among ``modalities`` is withheld from the
         network. Prosody among the blocks must be described relative to the dialogue's past, as
-        ``classify_final`` does; ``voices`` is what other parts are relative to. ``speaker`` is the
-        number of a speaker in the dialogue. With ``explain``, the prediction has contributions and
-        inferences. ``odds`` of labels are those of the deployment's prior unless they are given.
+        ``classify_final`` does; ``voices`` is what other parts are relative to, ``sums`` those of
+        the utterances before. ``speaker`` is the number of a speaker in the dialogue. With
+        ``explain``, the prediction has contributions and inferences. ``odds`` of labels are those
+        of the deployment's prior unless they are given.
         """
         if "audio" not in modalities:
             acoustic = None
@@ -347,6 +359,7 @@ class Recognizer(AbstractContextManager["Recognizer"]):
             explain=explain,
             odds=odds,
             set_shift=0.0 if self.sets is None else self.sets.shift,
+            sums=sums,
         )
         if explain:
             known = self.bundle.inferences if self.config.inferences else None

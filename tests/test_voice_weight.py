@@ -33,8 +33,13 @@ def calibration(**changes: float) -> Calibration:
     )
 
 
-@pytest.fixture(scope="module")
-def recognizer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recognizer]:
+RUNNING = {"prior": 2.0, "past": 9.0, "enough": 0.8, "softness": 2.0}  # means of the dialogue
+
+
+@pytest.fixture(scope="module", params=[{}, RUNNING], ids=["each", "running"])
+def recognizer(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Recognizer]:
     """A recogniser that weighs voices, with statistics of made-up training audio."""
     network = HbafConfig(**SIZES, use_audio=True, audio_width=WIDTH, audio_skip=True)
     place = tmp_path_factory.mktemp("weighs")
@@ -44,7 +49,7 @@ def recognizer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recognizer]
         place,
         acoustic="compare",
         network=network,
-        calibration=calibration(),
+        calibration=calibration(**request.param),
         familiarity=familiarity,
     )
     with Recognizer(config) as loaded:
@@ -128,7 +133,11 @@ def test_a_voice_without_weight_changes_nothing(recognizer: Recognizer) -> None:
     Also in later turns: what the network remembers of earlier sound doesn't reach them.
     """
     bundle = recognizer.bundle
-    silent = bundle.config.model_copy(update={"calibration": calibration(base=-LARGEST)})
+    settings = bundle.calibration.reliability
+    assert settings is not None
+    mute = settings.model_copy(update={"base": -LARGEST})
+    weighed = bundle.calibration.model_copy(update={"reliability": mute})
+    silent = bundle.config.model_copy(update={"calibration": weighed})
     try:
         recognizer.bundle = replace(bundle, config=silent)
         dialogue, written = recognizer.new_dialogue(), recognizer.new_dialogue()
@@ -139,6 +148,19 @@ def test_a_voice_without_weight_changes_nothing(recognizer: Recognizer) -> None:
                 np.testing.assert_allclose(values(both), values(by_words), atol=1e-6)
     finally:
         recognizer.bundle = bundle
+
+
+def test_a_dialogue_remembers_what_its_voices_and_words_were_worth(
+    recognizer: Recognizer,
+) -> None:
+    """The sums of what each answer says of itself, of those that have it."""
+    dialogue = recognizer.new_dialogue()
+    found = [classify(recognizer, dialogue, turn) for turn in range(len(GIVEN))]
+    assert [one.familiarity is not None for one in found] == [audio for audio, _ in GIVEN]
+    assert [one.telling is not None for one in found] == [text for _, text in GIVEN]
+    assert (dialogue.sums.voices, dialogue.sums.texts) == (4, 4)
+    assert dialogue.sums.familiarity == pytest.approx(sum(one.familiarity or 0.0 for one in found))
+    assert dialogue.sums.telling == pytest.approx(sum(one.telling or 0.0 for one in found))
 
 
 def test_contributions_sum_to_what_the_inputs_changed(recognizer: Recognizer) -> None:

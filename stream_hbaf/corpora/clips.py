@@ -179,7 +179,8 @@ class Preparation:
 
 MARGIN_S = 0.5  # of the clip's noise and room before and after it: real noise doesn't stop
 TURN_S = 1.0  # between two clips of a dialogue; 0.6 s end an utterance
-GAP_S = 3  # silence after which a dialogue ends; to be set where the playlist is played
+GAP_S = 20  # silence after which a dialogue ends; to be set where the playlist is played. Clips may
+# begin and end with seconds of it, and one in which nothing is detected mustn't end a sitting
 DIALOGUE_S = GAP_S + 1.0  # utterances reach into the silence by 0.4 s, pre-roll and post-roll
 PROGRESS_EVERY = 20  # clips
 

@@ -220,16 +220,23 @@ def probabilities_of(bundle: Bundle, dataset: Dataset, *, batch: int = 64) -> Pr
     if not np.isfinite(logits[labelled]).all():
         raise BundleError(f"bundle {bundle.id}: its network gives NaN; train it again")
     text = dataset.text_mask if bundle.config.network.use_text else None
-    words, familiarity = None, None
+    words, familiarity, telling = None, None, None
     if bundle.weighs_voices and audio is not None:
         words = predict(bundle.network, dataset, version=None, batch=batch)
     if bundle.familiarity is not None and audio is not None and audio.ndim == 2:
         familiarity = bundle.familiarity(dataset.audio_given(""))
+    if bundle.calibration.reliability is not None:
+        read = None if words is None else np.where(_mask(text, dataset)[:, None], words, np.nan)
+        known = np.full(len(logits), np.nan) if familiarity is None else familiarity
+        familiarity, telling = bundle.calibration.running_means(
+            known, read, dialogues=dataset.dialogues
+        )
     return bundle.calibration.probabilities(
         logits,
         pattern=patterns_of(audio=_mask(dataset.audio_mask, dataset), text=_mask(text, dataset)),
         words=words,
         familiarity=familiarity,
+        mean_telling=telling,
     )
 
 

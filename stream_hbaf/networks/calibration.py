@@ -2,11 +2,12 @@
 
 Plain numpy, so that evaluation and live use make the same calls. How reliable a network is depends
 on the modalities that it was given, so every setting is kept by modality pattern. How reliable a
-voice is depends on how familiar it sounds, so it moves the answer and sharpens it by that. Shape
-letters: C classes, N predictions.
+voice is depends on how familiar its dialogue sounds and on how much the dialogue's words tell: it
+moves the answer and sharpens it by that. Shape letters: C classes, N predictions.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from math import factorial
 from typing import Annotated, Literal, Self, get_args
@@ -40,27 +41,84 @@ WITH_AUDIO: Mapping[Pattern, float] = {p: float("audio" in p) for p in PATTERNS}
 UNKNOWN = 0.0  # the familiarity of a voice of which nothing is known
 
 
+@dataclass(frozen=True, slots=True)
+class RunningSums:
+    """What is remembered of a dialogue's utterances, for the running means of ``Reliability``."""
+
+    voices: int = 0  # utterances whose voice has a familiarity
+    familiarity: float = 0.0  # the sum of theirs
+    texts: int = 0  # utterances with words
+    telling: float = 0.0  # the sum of how much these tell
+
+    def add(self, *, familiarity: float | None, telling: float | None) -> "RunningSums":
+        """With an utterance more; None where it has no voice, or no words."""
+        return RunningSums(
+            self.voices + (familiarity is not None),
+            self.familiarity + (familiarity or 0.0),
+            self.texts + (telling is not None),
+            self.telling + (telling or 0.0),
+        )
+
+
+NOTHING_SUMMED = RunningSums()
+
+
 class Reliability(Section):
     """How much a voice may move the answer, and how sure it may be, by its familiarity f.
 
     With words, the voice's evidence has a weight w in a log-linear pool (Genest & Zidek 1986):
     log p = log p_words + w (log p_both - log p_words), renormalised, where w is the logistic
-    function of ``base + familiar f - telling t``. How much the words tell, t in [0, 1], is how far
-    p_words lies from the words' ``typical`` answer: 1 less the Bhattacharyya coefficient, so 0 for
-    words that say nothing. By the voice alone, the temperature is multiplied by
-    exp(``softness`` (1 - f)). ``training/reliability.py`` fits all of them.
+    function of ``base + familiar f - telling t - past m``. How much the words tell, t in [0, 1], is
+    how far p_words lies from the words' ``typical`` answer: 1 less the Bhattacharyya coefficient,
+    so 0 for words that say nothing. By the voice alone, the temperature is multiplied by
+    exp(``softness`` (``enough`` - f)) where f is below ``enough``. ``training/reliability.py`` fits
+    all of them.
+
+    A single utterance says little of where it comes from. So with a ``prior``, f is the mean of the
+    dialogue's familiarities up to the utterance, beginning as if ``prior`` utterances of UNKNOWN
+    familiarity had been heard, and m is the mean of how much the dialogue's words told so far, the
+    utterance's included. Without, f is the utterance's own, and m is t.
     """
 
     base: Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
     familiar: Annotated[float, Field(ge=0, le=LARGEST)]
     telling: Annotated[float, Field(ge=0, le=LARGEST)]
-    softness: Annotated[float, Field(ge=0, le=5)]
+    past: Annotated[float, Field(ge=0, le=1000)] = 0.0  # m is some hundredths
+    softness: Annotated[float, Field(ge=0, le=LARGEST)]
+    enough: Annotated[float, Field(gt=0, le=1)] = 1.0
     typical: tuple[Probability, ...]  # [C]
+    prior: Annotated[float, Field(gt=0, le=1000)] | None = None
 
-    def weight(self, words: Probabilities, familiarity: Probabilities | float) -> Probabilities:
-        """w [..] of voices beside the words' probabilities [.., C]."""
-        tells = 1.0 - np.sqrt(words * np.array(self.typical)).sum(-1)
-        evidence = self.base + self.familiar * familiarity - self.telling * tells
+    def tells(self, words: Probabilities) -> Probabilities:
+        """How much words with these probabilities [.., C] tell, t [..]."""
+        return np.asarray(1.0 - np.sqrt(words * np.array(self.typical)).sum(-1))
+
+    def mean_familiarity(self, own: float | None, before: RunningSums) -> float | None:
+        """f of an utterance after those that are summed up."""
+        if self.prior is None:
+            return own
+        after = before.add(familiarity=own, telling=None)
+        return (self.prior * UNKNOWN + after.familiarity) / (self.prior + after.voices)
+
+    def mean_telling(self, own: float | None, before: RunningSums) -> float | None:
+        """m of an utterance after those that are summed up; None without words."""
+        after = before.add(familiarity=None, telling=own)
+        if self.prior is None or not after.texts:
+            return own
+        return after.telling / after.texts
+
+    def weight(
+        self,
+        words: Probabilities,
+        familiarity: Probabilities | float,
+        mean_telling: Probabilities | float | None = None,
+    ) -> Probabilities:
+        """w [..] of voices beside the words' probabilities [.., C]; m is t unless it is given."""
+        tells = self.tells(words)
+        before = tells if mean_telling is None else mean_telling
+        evidence = (
+            self.base + self.familiar * familiarity - self.telling * tells - self.past * before
+        )
         return np.asarray(1.0 / (1.0 + np.exp(-evidence)))
 
 
@@ -119,12 +177,14 @@ class Calibration(Section):
         pattern: Pattern | Sequence[Pattern],
         words: NDArray[np.floating] | None = None,
         familiarity: Probabilities | float | None = None,
+        mean_telling: Probabilities | float | None = None,
     ) -> Probabilities:
         """Logits [.., C] → probabilities [.., C]; one pattern for all, or one for each row.
 
         With a ``reliability``, also the logits ``words`` [.., C] of a network that was given no
         sound in the whole dialogue, which answer for utterances without sound, and the voices'
-        ``familiarity`` [..], NaN or None where it isn't known.
+        ``familiarity`` f [..], NaN or None where it isn't known. f and m are as ``running_means``
+        gives them.
         """
         wide = np.asarray(logits, dtype=np.float64)
         if self.reliability is None:
@@ -136,9 +196,42 @@ class Calibration(Section):
                 wide if words is None else np.asarray(words, dtype=np.float64),
                 pattern=pattern,
                 familiarity=np.nan_to_num(known, nan=UNKNOWN),
+                mean_telling=None if mean_telling is None else np.nan_to_num(mean_telling),
                 reliability=self.reliability,
             )
         return found if self.head is None else self.head(found)
+
+    def telling(self, words: NDArray[np.floating]) -> Probabilities:
+        """How much words with these logits [.., C] tell [..]; needs a ``reliability``."""
+        assert self.reliability is not None
+        return self.reliability.tells(softmax(words / self.temperatures["text"]))
+
+    def running_means(
+        self,
+        familiarity: Probabilities,
+        words: NDArray[np.floating] | None = None,
+        *,
+        dialogues: Sequence[NDArray[np.integer]],
+    ) -> tuple[Probabilities, Probabilities]:
+        """f and m [N] of all utterances, by their familiarity [N] and their words' logits [N, C].
+
+        NaN: no voice, or no words. ``dialogues`` has the rows of each in order. Live, the same is
+        computed utterance by utterance.
+        """
+        assert self.reliability is not None
+        found = np.full((2, len(familiarity)), np.nan)
+        telling = found[1].copy() if words is None else self.telling(words)
+        for rows in dialogues:
+            before = NOTHING_SUMMED
+            for n in rows:
+                own = [float(a[n]) if np.isfinite(a[n]) else None for a in (familiarity, telling)]
+                means = (
+                    self.reliability.mean_familiarity(own[0], before),
+                    self.reliability.mean_telling(own[1], before),
+                )
+                found[:, n] = [np.nan if mean is None else mean for mean in means]
+                before = before.add(familiarity=own[0], telling=own[1])
+        return found[0], found[1]
 
     def _weighed(
         self,
@@ -147,18 +240,20 @@ class Calibration(Section):
         *,
         pattern: Pattern | Sequence[Pattern],
         familiarity: Probabilities,
+        mean_telling: Probabilities | float | None,
         reliability: Reliability,
     ) -> Probabilities:
         """Probabilities [.., C] in which each voice counts for what it is worth."""
         temperature = _of(self.temperatures, pattern)
         alone = _of(dict.fromkeys(PATTERNS, 0.0) | {"audio": 1.0}, pattern)
-        softer = np.exp(alone * reliability.softness * (1.0 - familiarity))
+        strange = np.maximum(0.0, reliability.enough - familiarity)
+        softer = np.exp(alone * reliability.softness * strange)
         whole = log_softmax(logits / (temperature * softer)[..., None])
         without = {
             p: self.temperatures[pattern_of(audio=False, text="text" in p)] for p in PATTERNS
         }
         by_words = log_softmax(words / _of(without, pattern)[..., None])
-        moved = reliability.weight(np.exp(by_words), familiarity)
+        moved = reliability.weight(np.exp(by_words), familiarity, mean_telling)
         weight = np.where(alone > 0, 1.0, moved * _of(WITH_AUDIO, pattern))[..., None]
         return softmax(by_words + weight * (whole - by_words))
 

@@ -39,6 +39,7 @@ from stream_hbaf.files import (
     write_error,
 )
 from stream_hbaf.live.tracker import SavedDialogue
+from stream_hbaf.networks.calibration import RunningSums
 from stream_hbaf.recognizer import Recognizer
 from stream_hbaf.untrusted import UntrustedError, read_limited
 
@@ -50,7 +51,7 @@ MOST_BYTES = 64 << 20  # of one file: a dialogue takes 0.7 MB with the shipped b
 COMPLAIN_EVERY_S = 60.0  # a full disk must not flood the log
 # All that a dialogue's file may hold, beside its network's state: nothing else is ever made of it.
 KINDS: tuple[Any, ...] = (
-    *(LiveDialogue, VoicePast, ProsodyPast, TurnWindow, deque),
+    *(LiveDialogue, VoicePast, ProsodyPast, RunningSums, TurnWindow, deque),
     *(np.ndarray, np.dtype, np.dtypes.Float32DType, np.dtypes.Float64DType),
     np.empty(0).__reduce__()[0],  # what makes an array of its parts
 )
@@ -166,13 +167,21 @@ class Checkpoints:
                 return None
             summary = fields["summary"]
             found = SavedDialogue(
-                fields["dialogue"],
+                replace(fields["dialogue"]),  # an earlier version's lacks a field
                 fields["silent_s"],
                 DialogueSummary.model_validate_json(summary) if summary else None,
                 fields["emotions"],
             )
             return found, max(0.0, time.time() - fields["saved_at"])
-        except (UnpicklingError, RuntimeError, ValueError, LookupError, TypeError, EOFError) as bad:
+        except (
+            UnpicklingError,
+            RuntimeError,
+            ValueError,
+            LookupError,
+            TypeError,
+            EOFError,
+            AttributeError,
+        ) as bad:
             self._complain(f"a dialogue can't be read ({shorten(str(bad))!r}); a new one begins")
             return None
 

@@ -32,6 +32,7 @@ TEMPERATURES = np.geomspace(0.4, 5.0, 60)  # those that are tried
 CONFIDENCE = 0.9  # with which the error rate among the answered stays under the stated risk
 FEWEST_ANSWERS = 10  # of a corpus, of which an error rate says something
 SHARES = tuple(n / 20 for n in range(20, 0, -1))  # of the utterances, that may be answered
+SHORTFALL = 0.03  # by which a corpus's own sets may miss the coverage that all have together
 
 
 @dataclass(frozen=True)
@@ -125,13 +126,22 @@ def set_threshold(dev: Sample, coverage: float) -> float:
 
     The score's (conservative) quantile: of N utterances of one corpus the ceil((N+1) coverage)-th
     smallest of 1 - p. Of several, with weights as in Tibshirani et al. 2019, the utterance to come
-    counting as the heaviest of them. 0, so every label, where there are too few to tell.
+    counting as the heaviest of them. Where corpora are given, each by itself may have as much as
+    SHORTFALL less. 0, so every label, where there are too few to tell.
     """
-    order = np.argsort(-dev.gold, kind="stable")
-    needed = coverage * (dev.weights.sum() + np.bincount(dev.clips, dev.weights).max())
+    found = _quantile(dev, np.ones(len(dev.gold), bool), coverage)
+    for corpus in () if dev.corpora is None else np.unique(dev.corpora):
+        found = min(found, _quantile(dev, dev.corpora == corpus, coverage - SHORTFALL))
+    return found
+
+
+def _quantile(dev: Sample, chosen: NDArray[np.bool_], coverage: float) -> float:
+    gold, weights = dev.gold[chosen], dev.weights[chosen]
+    order = np.argsort(-gold, kind="stable")
+    needed = coverage * (weights.sum() + np.bincount(dev.clips[chosen], weights).max())
     # What adds up to exactly ``needed`` on paper may miss it by a rounding error.
-    last = int(np.searchsorted(np.cumsum(dev.weights[order]), needed * (1 - 1e-12)))
-    return float(dev.gold[order[last]]) if last < len(order) else 0.0
+    last = int(np.searchsorted(np.cumsum(weights[order]), needed * (1 - 1e-12)))
+    return float(gold[order[last]]) if last < len(order) else 0.0
 
 
 def answers_above(dev: Sample, risk: float) -> float:
@@ -140,18 +150,22 @@ def answers_above(dev: Sample, risk: float) -> float:
     As many as possible are answered, the surest first: of 20 shares the largest whose bound on
     the error rate is ``risk`` (Geifman & El-Yaniv 2017, with their binomial bound; every share
     tested, at a 20th of the doubt, as bisection would trust the error rate to rise evenly). Where
-    corpora are given, the first share of which no corpus has more errors than ``risk``, by more
-    than noise; if none is so small, they are taken together.
+    several corpora are given, the first share of which no corpus has more errors than ``risk``:
+    that asks for more than the bound, so it is tested as if it were the only share. If none is so
+    small, they are taken together.
     """
     surest = -np.sort(-dev.sure)
+    several = dev.corpora is not None and len(np.unique(dev.corpora)) > 1
     together = ALWAYS_ABSTAIN
     for share in SHARES:
         least = surest[int(np.ceil(share * len(surest))) - 1]
         answered = dev.sure >= least
-        if _doubt(dev, answered, risk=risk) <= (1.0 - CONFIDENCE) / len(SHARES):
-            found = 0.0 if share == 1.0 else float(least)
-            if not _exceeds_somewhere(dev, answered, risk=risk):
-                return found
+        doubt = _doubt(dev, answered, risk=risk)
+        found = 0.0 if share == 1.0 else float(least)
+        each = not _exceeds_somewhere(dev, answered, risk=risk)
+        if each and doubt <= (1.0 - CONFIDENCE) / (1 if several else len(SHARES)):
+            return found
+        if doubt <= (1.0 - CONFIDENCE) / len(SHARES):
             together = min(together, found)
     return together
 
@@ -175,12 +189,11 @@ def _doubt(dev: Sample, answered: NDArray[np.bool_], *, risk: float) -> float:
 
 
 def _exceeds_somewhere(dev: Sample, answered: NDArray[np.bool_], *, risk: float) -> bool:
-    """Whether more than ``risk`` of a corpus's answers are wrong, by more than a standard error."""
+    """Whether more than ``risk`` of a corpus's answers are wrong; of a few that says nothing."""
     if dev.corpora is None:
         return False
     for corpus in np.unique(dev.corpora):
         wrong = dev.wrong[answered & (dev.corpora == corpus)]
-        noise = np.sqrt(risk * (1.0 - risk) / max(1, len(wrong)))
-        if len(wrong) >= FEWEST_ANSWERS and wrong.mean() > risk + noise:
+        if len(wrong) >= FEWEST_ANSWERS and wrong.mean() > risk:
             return True
     return False

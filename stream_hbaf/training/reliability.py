@@ -5,17 +5,17 @@ as much as one. Plain arrays in, a calibration out.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
-from numpy.typing import NDArray
 
-from stream_hbaf.errors import ConfigError
+from stream_hbaf.evaluation.metrics import weighted_f1
 from stream_hbaf.networks.calibration import (
     ALWAYS_ABSTAIN,
     LARGEST,
     PATTERNS,
+    UNKNOWN,
     Calibration,
     Pattern,
     Reliability,
@@ -24,60 +24,37 @@ from stream_hbaf.networks.calibration import (
 )
 from stream_hbaf.training.calibration_fit import (
     TEMPERATURES,
-    Sample,
     answers_above,
     require_shares,
     set_threshold,
 )
-
-Float64 = NDArray[np.float64]
-Labels = NDArray[np.int64]
-Flags = NDArray[np.bool_]
+from stream_hbaf.training.stranger_rows import (
+    Flags,
+    Float64,
+    Labels,
+    StrangerRows,
+    dialogues_of,
+    evenly_drawn,
+    having,
+    informed,
+    labelled_rows,
+)
 
 # Settings that are tried. The first base is a voice that doesn't count.
-BASES = (-LARGEST, *np.linspace(-10.0, 4.0, 15))
-FAMILIAR = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0)
-TELLING = (0.0, 2.0, 4.0, 8.0, 16.0, 32.0)
-SOFTNESS = tuple(np.linspace(0.0, 2.0, 21))
+BASES = (-LARGEST, *np.linspace(-10.0, 10.0, 21))
+FAMILIAR = (0.0, 2.0, 4.0, 8.0)
+TELLING = (0.0, 8.0, 16.0, 24.0, 32.0)
+PAST = (0.0, 12.5, 25.0, 37.5, 50.0, 75.0, 100.0)
+SOFTNESS = (0.0, 0.2, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0, 12.0)
+ENOUGH = (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 1.0)
+PRIOR = 4.0  # utterances that count before a dialogue's own, as for how a speaker sounds
+AS_LIKELY = 0.002  # nats a prediction, by which a softer voice may be less likely than the best
 OF_BOTH = tuple(np.geomspace(0.5, 4.0, 8))  # temperatures of what sound and words say together
-MOST = 400  # clips a corpus by which settings are ranked; what does no harm is decided on all
-INFORMED = 0.01  # nats by which words that tell something beat their corpus's mean answer
 FOLDS = 10  # of the clips of a corpus with fewer speakers than FEWEST
 FEWEST = 4  # speakers between whom a difference is compared
 NOISE = 1.0  # standard errors by which answers may be worse than those by the words alone
 NEGLIGIBLE = 0.005  # so much worse is no harm, in nats and in weighted F1
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """N labelled predictions; logits [N, C] are NaN where an input was missing."""
-
-    labels: Labels
-    text: Float64
-    audio: Float64
-    both: Float64
-    familiarity: Float64  # [N]
-    corpora: Labels
-    speakers: Labels
-    clips: Labels
-    weights: Float64  # [N], which sum to 1 in each corpus
-
-    def where(self, chosen: Flags) -> "_Rows":
-        """Some of the rows, each corpus of them with the same weight again."""
-        picked = {name: getattr(self, name)[chosen] for name in self.__dataclass_fields__}
-        weights, corpora = picked["weights"], picked["corpora"]
-        picked["weights"] = weights / np.maximum(np.bincount(corpora, weights), 1e-300)[corpora]
-        return _Rows(**picked)
-
-    def loss(self, log_probabilities: Float64) -> float:
-        """Mean over corpora of what the labels' log probabilities lack."""
-        gold = log_probabilities[np.arange(len(self.labels)), self.labels]
-        return float(-(self.weights @ gold))
-
-    def sample(self, probabilities: Float64) -> Sample:
-        """The rows as label sets and abstention are fitted on."""
-        groups = {"clips": self.clips, "speakers": self.speakers, "corpora": self.corpora}
-        return Sample.of(probabilities, self.labels, self.weights, **groups)
+CONTRADICTED = 0.025  # weighted F1 that a voice which contradicts the words may cost
 
 
 def fit_reliability(
@@ -90,6 +67,7 @@ def fit_reliability(
     both: Float64,
     familiarity: Float64,
     clips: Sequence[str] | None = None,
+    heard: Sequence[int] | None = None,
     made_up: Mapping[str, float] | None = None,
     coverage: float = 0.9,
     risk: float = 0.3,
@@ -99,154 +77,127 @@ def fit_reliability(
     Of each: corpus, speaker, label (below 0: none), the logits [C] that a network gives with text
     alone, with audio alone and with both in the whole dialogue (NaN where an input is missing), and
     the voice's familiarity. ``clips`` names rows that are one utterance under several conditions.
-    The network, and the statistics of familiarity, must be trained without the row's speaker; let
-    some rows be of corpora that they were trained without.
+    With ``heard``, how many rows came before each in the dialogue, or sitting, of its corpus and
+    speaker, familiarity and how much words tell count as running means; without, each utterance by
+    itself. The network, and the statistics of familiarity, must be trained without the row's
+    speaker; let some rows be of corpora that they were trained without.
 
     Where the words of a corpus tell nothing of its labels, such as one sentence that actors say in
     every emotion, they don't count in what holds of words alone. The weight of voices is the
     likeliest under which the answer is no worse than by the words alone on any corpus, by more than
     noise, in likelihood and weighted F1. Corpora that are ``made_up``, of words with a stranger's
     voice of another label, count in that likelihood, as much as is said of each beside 1 of a real
-    one, and in nothing else. Raises ConfigError for arrays of other lengths, and where a modality
-    pattern has no labelled row.
+    one; on none of them may the answer lose more than CONTRADICTED. Raises ConfigError for arrays
+    of other lengths, and where a modality pattern has no labelled row.
     """
     require_shares(coverage=coverage, risk=risk)
-    every = _rows(corpora, speakers, labels, text, audio, both, familiarity, clips)
+    every = labelled_rows(corpora, speakers, labels, text, audio, both, familiarity, clips)
     shares = made_up or {}
     kept = [name for name, label in zip(corpora, labels, strict=True) if label >= 0]
     counted = np.array([shares.get(name, np.nan) for name in kept])
-    rows = every.where(np.isnan(counted))
-    given: dict[Pattern, Float64] = {
-        "text": rows.text,
-        "audio": rows.audio,
-        "audio+text": rows.both,
+    real = np.isnan(counted)
+    read = having(every.where(real), "text")
+    telling = informed(read)
+    settings = _of_words(
+        read, telling, prior=None if heard is None else PRIOR, coverage=coverage, risk=risk
+    )
+    dialogues = dialogues_of(corpora, speakers, heard)
+    means = settings.running_means(np.asarray(familiarity), np.asarray(text), dialogues=dialogues)
+    labelled = np.asarray(labels) >= 0
+    every = replace(every, familiarity=means[0][labelled], mean_telling=means[1][labelled])
+    of: dict[Pattern, StrangerRows] = {
+        "text": telling,
+        "audio": having(every.where(real), "audio"),
+        "audio+text": having(every.where(real), "audio+text"),
     }
-    of = {pattern: _having(rows, logits, pattern) for pattern, logits in given.items()}
-    read = of["text"]
-    of["text"] = telling = _informed(read)
-    by_words = min(TEMPERATURES, key=lambda t: telling.loss(log_softmax(telling.text / t)))
-    by_voice, softness = _fit_voice(of["audio"])
-    alone = Reliability(
-        base=-LARGEST,
-        familiar=0.0,
-        telling=0.0,
-        softness=softness,
-        typical=tuple(read.weights @ softmax(read.text / by_words) / read.weights.sum()),
-    )
-    temperatures = {"": by_words, "text": by_words, "audio": by_voice, "audio+text": 1.0}
-    settings = Calibration(
-        temperatures=temperatures,
-        thresholds=dict.fromkeys(PATTERNS, 0.0),
-        coverage=coverage,
-        answers_above=dict.fromkeys(PATTERNS, ALWAYS_ABSTAIN),
-        risk=risk,
-        reliability=alone,
-    )
+    settings = _fit_voice(of["audio"], settings)
     complete: Flags = np.asarray(np.isfinite(every.both + every.text).all(1))
     settings = _fit_weight(every.where(complete), settings, made_up=counted[complete])
     return _with_promises(settings, of)
 
 
-def _rows(
-    corpora: Sequence[str],
-    speakers: Sequence[str],
-    labels: Sequence[int] | Labels,
-    text: Float64,
-    audio: Float64,
-    both: Float64,
-    familiarity: Float64,
-    clips: Sequence[str] | None,
-) -> _Rows:
-    """The labelled rows with numbers for names; raises ConfigError for arrays that don't fit."""
-    count = len(labels)
-    clips = [str(n) for n in range(count)] if clips is None else clips
-    tables = {"text": text, "audio": audio, "both": both}
-    named = {"corpora": corpora, "speakers": speakers, "clips": clips}
-    for name, column in [*named.items(), *tables.items(), ("familiarity", familiarity)]:
-        if len(column) != count:
-            raise ConfigError(f"reliability: {count} labels but {len(column)} of {name}")
-    if len({np.shape(table)[1:] for table in tables.values()}) > 1:
-        raise ConfigError("reliability: text, audio and both have logits of other label numbers")
-    known = np.asarray(labels) >= 0
-    if not known.any():
-        raise ConfigError("reliability: no prediction has a label; give a corpus that has them")
-    # The same name in two corpora is two speakers, and two clips.
-    clip = _numbers(list(zip(corpora, clips, strict=True)), known)
-    rows = _Rows(
-        labels=np.asarray(labels, dtype=np.int64)[known],
-        **{name: np.asarray(table, np.float64)[known] for name, table in tables.items()},
-        familiarity=np.asarray(familiarity, np.float64)[known],
-        corpora=_numbers(list(corpora), known),
-        speakers=_numbers(list(zip(corpora, speakers, strict=True)), known),
-        clips=clip,
-        weights=1.0 / np.bincount(clip)[clip],
+def _of_words(
+    read: StrangerRows,
+    telling: StrangerRows,
+    *,
+    prior: float | None,
+    coverage: float,
+    risk: float,
+) -> Calibration:
+    """Settings under which the words alone answer, and nothing is promised yet."""
+    by_words = min(TEMPERATURES, key=lambda t: telling.loss(log_softmax(telling.text / t)))
+    return Calibration(
+        temperatures={"": by_words, "text": by_words, "audio": 1.0, "audio+text": 1.0},
+        thresholds=dict.fromkeys(PATTERNS, 0.0),
+        coverage=coverage,
+        answers_above=dict.fromkeys(PATTERNS, ALWAYS_ABSTAIN),
+        risk=risk,
+        reliability=Reliability(
+            base=-LARGEST,
+            familiar=0.0,
+            telling=0.0,
+            softness=0.0,
+            prior=prior,
+            typical=tuple(read.weights @ softmax(read.text / by_words) / read.weights.sum()),
+        ),
     )
-    return rows.where(np.ones(len(clip), bool))
 
 
-def _numbers(names: Sequence[object], known: Flags) -> Labels:
-    """Each labelled row's name as a number from 0."""
-    kept = [name for name, labelled in zip(names, known, strict=True) if labelled]
-    number = {name: n for n, name in enumerate(dict.fromkeys(kept))}
-    return np.array([number[name] for name in kept], dtype=np.int64)
+def _fit_voice(rows: StrangerRows, settings: Calibration) -> Calibration:
+    """The settings with the temperature of a familiar voice alone and how much it grows.
+
+    Few corpora are strange enough to tell how soft a stranger's answers must be. So of settings
+    that are about as likely as the best, the one with the highest temperature of an unknown voice.
+    """
+    rows = rows.where(evenly_drawn(rows))
+    familiarity, found = np.nan_to_num(rows.familiarity), []
+    for softness, enough in product(SOFTNESS, ENOUGH):
+        if softness == 0 and enough < ENOUGH[-1]:
+            continue
+        softer = np.exp(softness * np.maximum(0.0, enough - familiarity))[:, None]
+        tried = [
+            (rows.loss(log_softmax(rows.audio / (t * softer))), float(t)) for t in TEMPERATURES
+        ]
+        loss, temperature = min(tried)
+        found.append((loss, temperature, softness, enough))
+    least = min(found)[0]
+    likely = [one for one in found if one[0] <= least + AS_LIKELY]
+    _, temperature, softness, enough = max(
+        likely, key=lambda one: (one[1] * np.exp(one[2] * (one[3] - UNKNOWN)), -one[0])
+    )
+    reliability = settings.reliability
+    assert reliability is not None
+    voice = reliability.model_copy(update={"softness": softness, "enough": enough})
+    temperatures = {**settings.temperatures, "audio": temperature}
+    return settings.model_copy(update={"temperatures": temperatures, "reliability": voice})
 
 
-def _having(rows: _Rows, logits: Float64, pattern: Pattern) -> _Rows:
-    """The rows that have these logits; of both, those that have all three."""
-    given: Flags = np.asarray(np.isfinite(logits).all(1))
-    if pattern == "audio+text":
-        given &= np.isfinite(rows.text).all(1)
-    if not given.any():
-        raise ConfigError(f"reliability: no labelled prediction by {pattern}; give some")
-    return rows.where(given)
-
-
-def _informed(rows: _Rows) -> _Rows:
-    """The rows of corpora whose words tell something of the labels; all if none do."""
-    gold = np.arange(len(rows.labels)), rows.labels
-    answers = softmax(rows.text)
-    telling = np.zeros(len(rows.labels), bool)
-    for corpus in np.unique(rows.corpora):
-        own = rows.corpora == corpus
-        mean = answers[own].mean(0)
-        gain = np.log(answers[gold][own]).mean() - np.log(mean[rows.labels[own]]).mean()
-        telling |= own & (gain > INFORMED)
-    return rows.where(telling) if telling.any() else rows
-
-
-def _fit_voice(rows: _Rows) -> tuple[float, float]:
-    """The temperature of a familiar voice alone, and how much it grows, that are likeliest."""
-    strange = 1.0 - np.nan_to_num(rows.familiarity)
-
-    def loss(setting: tuple[float, float]) -> float:
-        temperature, softness = setting
-        scale = temperature * np.exp(softness * strange)
-        return rows.loss(log_softmax(rows.audio / scale[:, None]))
-
-    temperature, softness = min(product(TEMPERATURES, SOFTNESS), key=loss)
-    return float(temperature), float(softness)
-
-
-def _fit_weight(rows: _Rows, settings: Calibration, *, made_up: Float64) -> Calibration:
-    """The settings with the likeliest weight of voices that does no harm on any real corpus.
+def _fit_weight(rows: StrangerRows, settings: Calibration, *, made_up: Float64) -> Calibration:
+    """The settings with the likeliest weight of voices that does no harm on any real corpus, and
+    little on those that are made up.
 
     ``made_up`` [N] is how much a row's corpus counts, if it is made up; NaN: it is real.
     """
     reliability, by_words = settings.reliability, settings.temperatures["text"]
     assert reliability is not None
-    sample, found = _sample(rows), []
+    sample, found = evenly_drawn(rows), []
     some = rows.where(sample)
     some = replace(some, weights=some.weights * np.nan_to_num(made_up[sample], nan=1.0))
-    real = rows.where(np.isnan(made_up))
-    for base, familiar, telling in product(BASES, FAMILIAR, TELLING):
-        weights = {"base": float(base), "familiar": familiar, "telling": telling}
+    real, pairs = rows.where(np.isnan(made_up)), rows.where(~np.isnan(made_up))
+    past = (0.0,) if reliability.prior is None else PAST
+    for base, familiar, telling, before in product(BASES, FAMILIAR, TELLING, past):
+        weights = {"base": float(base), "familiar": familiar, "telling": telling, "past": before}
         one = reliability.model_copy(update=weights)
         for temperature, answer in _pooled(some, one, by_words, OF_BOTH):
             found.append((some.loss(answer), temperature, one))
     # Among settings that are as likely, the one that depends on the least.
     for _, temperature, one in sorted(
-        found, key=lambda each: (round(each[0], 4), each[2].familiar + each[2].telling)
+        found,
+        key=lambda each: (round(each[0], 4), each[2].familiar + each[2].telling + each[2].past),
     ):
+        [(_, contradicted)] = _pooled(pairs, one, by_words, (temperature,))
+        if _costs(pairs, contradicted, pairs.text) > CONTRADICTED:
+            continue
         [(_, fused)] = _pooled(real, one, by_words, (temperature,))
         if _does_no_harm(real, fused, log_softmax(real.text / by_words)):
             break
@@ -254,27 +205,19 @@ def _fit_weight(rows: _Rows, settings: Calibration, *, made_up: Float64) -> Cali
     return settings.model_copy(update={"temperatures": temperatures, "reliability": one})
 
 
-def _sample(rows: _Rows) -> Flags:
-    """The rows of at most ``MOST`` clips of each corpus, evenly drawn."""
-    chosen = []
-    for corpus in np.unique(rows.corpora):
-        clips = np.unique(rows.clips[rows.corpora == corpus])
-        chosen.append(clips[np.linspace(0, len(clips) - 1, min(MOST, len(clips))).astype(int)])
-    return np.asarray(np.isin(rows.clips, np.concatenate(chosen)))
-
-
 def _pooled(
-    rows: _Rows, reliability: Reliability, by_words: float, of_both: Sequence[float]
+    rows: StrangerRows, reliability: Reliability, by_words: float, of_both: Sequence[float]
 ) -> Iterator[tuple[float, Float64]]:
     """Each temperature of both, and the log probabilities [N, C] under it."""
     words = log_softmax(rows.text / by_words)
-    weight = reliability.weight(np.exp(words), np.nan_to_num(rows.familiarity))[:, None]
+    means = np.nan_to_num(rows.mean_telling)
+    weight = reliability.weight(np.exp(words), np.nan_to_num(rows.familiarity), means)[:, None]
     for temperature in of_both:
         pooled = words + weight * (rows.both / temperature - words)
         yield float(temperature), log_softmax(pooled)
 
 
-def _does_no_harm(rows: _Rows, fused: Float64, by_words: Float64) -> bool:
+def _does_no_harm(rows: StrangerRows, fused: Float64, by_words: Float64) -> bool:
     """Whether log probabilities [N, C] are no worse than others on any corpus, beyond noise."""
     gold = np.arange(len(rows.labels)), rows.labels
     worse = by_words[gold] - fused[gold]
@@ -297,7 +240,19 @@ def _does_no_harm(rows: _Rows, fused: Float64, by_words: Float64) -> bool:
     return True
 
 
-def _folds(rows: _Rows, own: Flags) -> Labels:
+def _costs(rows: StrangerRows, fused: Float64, by_words: Float64) -> float:
+    """The most weighted F1 that answers [N, C] cost on any corpus, against those by the words."""
+    lost = [0.0]
+    for corpus in np.unique(rows.corpora):
+        own = rows.corpora == corpus
+        words, both = (
+            weighted_f1(rows.labels[own], answer[own].argmax(1)) for answer in (by_words, fused)
+        )
+        lost.append(words - both)
+    return max(lost)
+
+
+def _folds(rows: StrangerRows, own: Flags) -> Labels:
     """A corpus's speakers, or where they are few, folds of its clips, numbered from 0."""
     speakers = np.unique(rows.speakers[own], return_inverse=True)[1]
     if speakers.max() + 1 >= FEWEST:
@@ -328,7 +283,7 @@ def _weighted_f1(labels: Labels, predicted: Labels, groups: Labels, *, classes: 
     return np.asarray((f1 * gold).sum(1) / np.maximum(gold.sum(1), 1.0))
 
 
-def _with_promises(settings: Calibration, of: dict[Pattern, _Rows]) -> Calibration:
+def _with_promises(settings: Calibration, of: dict[Pattern, StrangerRows]) -> Calibration:
     """The settings with label sets and abstention, fitted on the weighed probabilities."""
     logits = {"text": "text", "audio": "audio", "audio+text": "both"}
     thresholds, answers = {**settings.thresholds}, {**settings.answers_above}
@@ -338,6 +293,7 @@ def _with_promises(settings: Calibration, of: dict[Pattern, _Rows]) -> Calibrati
             pattern=[pattern] * len(rows.labels),
             words=rows.text if pattern == "audio+text" else None,
             familiarity=rows.familiarity,
+            mean_telling=rows.mean_telling,
         )
         sample = rows.sample(probabilities)
         thresholds[pattern] = set_threshold(sample, settings.coverage)

@@ -41,7 +41,7 @@ FEWEST = 16  # utterances of which a figure is given
 # How much each corpus counts of the main one's words with a stranger's voice of another label,
 # beside 1 of a real corpus. Where a voice may move neutral words, it may also be wrong: more would
 # take from real conversation what it saves in such pairs (docs/results.md).
-MADE_UP = 0.25
+MADE_UP = 0.5
 
 
 @dataclass(frozen=True)
@@ -244,6 +244,7 @@ def calibrate(rows: Sequence[Rows]) -> Calibration:
         audio=joined("audio"),
         both=joined("both"),
         familiarity=joined("familiarity"),
+        heard=joined("heard"),
         made_up={one.corpus: MADE_UP for one in rows if one.made_up},
     )
     words = next((one for one in rows if np.isnan(one.audio).all() and not one.made_up), None)
@@ -266,8 +267,13 @@ def _measured(one: Rows, calibration: Calibration) -> dict[str, Any]:
     pattern, logits = next((p, rows[known]) for p, rows in given.items() if np.isfinite(rows).all())
     patterns = [pattern] * len(labels)
     words = one.text[known] if np.isfinite(one.text).all() else None
+    familiarity, means = _running_means(one, calibration)
     probabilities = calibration.probabilities(
-        logits, pattern=patterns, words=words, familiarity=one.familiarity[known]
+        logits,
+        pattern=patterns,
+        words=words,
+        familiarity=familiarity[known],
+        mean_telling=means[known],
     )
     own = np.unique(labels)
     likeliest, group = own[probabilities[:, own].argmax(1)], np.digitize(one.heard[known], HEARD)
@@ -290,6 +296,14 @@ def _measured(one: Rows, calibration: Calibration) -> dict[str, Any]:
         "abstention": float(1.0 - answered.mean()),
         "risk": float(wrong[answered].mean()) if answered.any() else None,
     }
+
+
+def _running_means(one: Rows, calibration: Calibration) -> tuple[Float64, Float64]:
+    if calibration.reliability is None:
+        return one.familiarity, np.full(len(one.labels), np.nan)
+    order = np.lexsort((one.heard, one.speakers))
+    starts = np.flatnonzero(np.diff(one.speakers[order])) + 1
+    return calibration.running_means(one.familiarity, one.text, dialogues=np.split(order, starts))
 
 
 def _with_words(found: Calibration, rows: Rows) -> Calibration:
