@@ -100,16 +100,22 @@ class _Worker:
     def __init__(self, function: Callable[..., Any], shared: tuple[Any, ...]) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, far_end = context.Pipe()
-        self.process = context.Process(target=_serve, args=(far_end, function, shared))
+        self.process = context.Process(target=_serve, args=(far_end,))
         self.process.start()
         far_end.close()  # of the parent's copy: the connection then ends with the worker
         self._index = -1
+        # Not as arguments of the process: while multiprocessing sends those it holds the worker's
+        # end of the pipe open, and if the worker dies then it waits for ever.
+        self._send((function, shared))
 
     def send(self, index: int, item: object) -> None:
         """Have the worker work on an item. Raises WorkerDiedError."""
         self._index = index
+        self._send(item)
+
+    def _send(self, message: object) -> None:
         try:
-            self.connection.send(item)
+            self.connection.send(message)
         except (BrokenPipeError, ConnectionResetError):
             self._raise_died()
 
@@ -153,12 +159,15 @@ def _end(workers: Sequence[_Worker]) -> None:
 # ---- in a worker
 
 
-def _serve(connection: Connection, function: Callable[..., Any], shared: tuple[Any, ...]) -> None:
-    """Answer each item with (True, result) or (False, exception), until the parent hangs up."""
+def _serve(connection: Connection) -> None:
+    """Receive a function and what all its calls share, then answer each item with (True, result)
+    or (False, exception), until the parent hangs up.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # ``finally`` blocks remove their files
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ.update(dict.fromkeys(THREADS, "1"))  # read when a library is loaded
+    function, shared = connection.recv()
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
     while True:

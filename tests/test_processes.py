@@ -118,6 +118,18 @@ if __name__ == "__main__":
 """
 
 
+class EndsItsReceiver:
+    def __reduce__(self) -> tuple[object, ...]:
+        return os._exit, (3,)
+
+
+def test_a_worker_that_dies_at_its_start_is_not_waited_for() -> None:
+    """Also with more on its way to it than a pipe holds."""
+    shared = (EndsItsReceiver(), bytes(2**20))
+    with pytest.raises(WorkerDiedError, match=r"died \(status 3\)"):
+        list(map_as_completed(square, [1], workers=1, shared=shared, isolated=True))
+
+
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_workers_end_with_their_parent(tmp_path: Path, ending: signal.Signals) -> None:
     """In the middle of an item, whether the parent is killed or interrupted."""
