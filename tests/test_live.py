@@ -117,11 +117,13 @@ def test_failing_transcript_degrades_one_utterance_only(
     recognizer: Recognizer, sentences: list[Sound], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A Whisper that fails once costs that utterance its text; other parts of the sound remain."""
-    real = recognizer.transcriber.final
+    real, failed = recognizer.transcriber.final, threading.Event()
 
     def failing_first(samples: Sound, **named: Any) -> Any:
         if is_of(sentences[1], samples):
+            failed.set()
             raise ModelError("out of memory; close other programs")
+        failed.wait(10)  # else the second may be transcribed before the first has failed
         return real(samples, **named)
 
     monkeypatch.setattr(recognizer.transcriber, "final", failing_first)
