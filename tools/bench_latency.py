@@ -220,6 +220,7 @@ async def compare(other: Path, sounds: list[np.ndarray], *, port: int) -> None:
             for _, its_port in trees:
                 await send(one_stream([sound]), port=its_port)
             trees.reverse()
+        await asyncio.sleep(GAP_S)  # for the last one's event
     print(f"{len(sounds)} recordings, {len(ends[0])} and {len(ends[1])} utterances\n")
     print("| median, ms | this tree | the other | ratio |\n| --- | --- | --- | --- |")
     for stage in (*STAGES[:-1], "after", "total"):
