@@ -333,6 +333,26 @@ def test_protocol_anything(messages: list[str | bytes]) -> None:
     asyncio.run(scene())
 
 
+@pytest.mark.parametrize("rounds", range(5))
+def test_a_cancellation_beside_a_new_item_is_not_lost(rounds: int) -> None:
+    """However many rounds of the event loop lie between the two, waiting for sound ends."""
+
+    async def scene() -> None:
+        received = SourceLog()
+        async with PushSource("push", chunk_ms=32, on_status=received.on_status) as source:
+            following = asyncio.create_task(received.follow(source))
+            source.feed(np.ones(16, np.int16), captured_at=0.0)  # then a pause is waited for, too
+            await asyncio.sleep(0.01)
+            source.report("offline", "somebody has left")
+            for _ in range(rounds):
+                await asyncio.sleep(0)
+            following.cancel()
+            await asyncio.wait({following}, timeout=1)
+            assert following.cancelled()
+
+    asyncio.run(scene())
+
+
 def test_websocket_large_message() -> None:
     """A message of more than 64 KiB ends its connection, and the next sender is received."""
 

@@ -213,7 +213,9 @@ class PushSource:
                 return None
             self._changed.clear()
             try:
-                await asyncio.wait_for(self._changed.wait(), SILENCE_S if self._sounding else None)
+                # Not wait_for: before 3.12 it loses a cancellation that comes with a new item.
+                async with asyncio.timeout(SILENCE_S if self._sounding else None):
+                    await self._changed.wait()
             except TimeoutError:
                 self.pause()
         self._taken.set()

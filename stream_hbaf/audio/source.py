@@ -296,7 +296,8 @@ async def retries(closed: asyncio.Event, *, longest_s: float) -> AsyncIterator[N
     wait_s = FIRST_RETRY_S
     while True:
         try:
-            await asyncio.wait_for(closed.wait(), wait_s)
+            async with asyncio.timeout(wait_s):
+                await closed.wait()
         except TimeoutError:
             yield
             wait_s = min(2 * wait_s, longest_s)
