@@ -50,12 +50,12 @@ def service(settings: Mapping[str, object]) -> Iterator[Service]:
     )
     try:
         assert process.stderr is not None
-        said = ""
-        while (found := STARTED.search(said)) is None:
+        lines = ""
+        while (found := STARTED.search(lines)) is None:
             line = process.stderr.readline()
             if not line:
-                raise SystemExit(f"the service doesn't start: {said}")
-            said += line
+                raise SystemExit(f"the service doesn't start: {lines}")
+            lines += line
         threading.Thread(target=process.stderr.read, daemon=True).start()  # else it could block
         yield Service(process.pid, found[1])
     finally:

@@ -43,10 +43,17 @@ class DialogueTracker:
                 self.dialogue.go_on_from(before)
         return self.dialogue, self.dialogue.next_turn()
 
-    def begin(self, recognizer: Recognizer, dialogue: LiveDialogue) -> LiveDialogue:
-        """Go on with a dialogue that has no utterance yet."""
+    def begin(
+        self,
+        recognizer: Recognizer,
+        dialogue: LiveDialogue,
+        *,
+        summary: RunningSummary | None = None,
+    ) -> LiveDialogue:
+        """Go on with a dialogue: one that has no utterance yet, or one with its summary so far."""
         self.dialogue, self.recognizer = dialogue, recognizer
-        self.speakers = DialogueSpeakers(recognizer, dialogue, RunningSummary(dialogue))
+        summary = summary or RunningSummary(dialogue)
+        self.speakers = DialogueSpeakers(recognizer, dialogue, summary)
         return dialogue
 
     def save(self, *, at_s: float) -> SavedDialogue | None:
@@ -60,9 +67,8 @@ class DialogueTracker:
         self, recognizer: Recognizer, saved: SavedDialogue, *, at_s: float, later_s: float
     ) -> None:
         """Go on with a dialogue that was saved ``later_s`` seconds ago, ``at_s`` of this run."""
-        self.dialogue, self.recognizer = saved.dialogue, recognizer
         summary = RunningSummary(saved.dialogue, saved.summary, saved.emotions)
-        self.speakers = DialogueSpeakers(recognizer, saved.dialogue, summary)
+        self.begin(recognizer, saved.dialogue, summary=summary)
         self.last_end_s = at_s - saved.silent_s - later_s
 
     def end(self) -> None:

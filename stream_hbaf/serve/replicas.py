@@ -250,7 +250,7 @@ def _run(
     if _status(name) != "RUNNING":
         target = serve.RunTarget(bound, name=name, route_prefix=None)
         serve.run_many([target], wait_for_applications_running=False)
-    began, said = time.monotonic(), False
+    began, warned = time.monotonic(), False
     while (status := _status(name)) != "RUNNING":
         if abandon():
             raise ModelError(f"ended before replicas of {kind.__name__} had started")
@@ -258,9 +258,9 @@ def _run(
         if late or status == "DEPLOY_FAILED":
             why = f" within {START_WITHIN_S:g} s" if late else ""
             raise ModelError(f"replicas of {kind.__name__} don't start{why}: {_reason(name)}")
-        if not said and time.monotonic() > began + SAID_AFTER_S:
+        if not warned and time.monotonic() > began + SAID_AFTER_S:
             LOG.warning("waiting for replicas of %s: %s", kind.__name__, _reason(name))
-            said = True
+            warned = True
         time.sleep(LOOK_EVERY_S)
     return serve.get_deployment_handle(kind.__name__, app_name=name)
 
